@@ -1,0 +1,161 @@
+//! What one run is: the validated, immutable outcome of flags and defaults.
+//!
+//! Owns the vocabulary that `config` (which fills it in), `launch` (which carries it out) and the
+//! command line (which explains it) share. Nothing here looks at the host.
+
+use std::ffi::OsString;
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+
+use crate::sentry::Features;
+
+/// One run, complete. Immutable once [`crate::config::resolve`] has returned it.
+#[derive(Debug, Clone)]
+pub struct RunSpec {
+    /// The program as the user named it and its arguments; never empty.
+    pub argv: Vec<OsString>,
+    /// The guest's whole environment, in order.
+    pub environment: Vec<(OsString, OsString)>,
+    /// Names of variables of the caller that were left out because they look like secrets or lead
+    /// to services of the host.
+    pub withheld: Vec<OsString>,
+    /// Where the program starts: absolute, as the guest sees it.
+    pub workdir: PathBuf,
+    /// The host name inside; `None` keeps the host's.
+    pub hostname: Option<OsString>,
+    /// Who the guest is.
+    pub identity: Identity,
+    /// Which network it lives in.
+    pub network: Network,
+    /// The file view, in the order in which it is mounted (later entries lie over earlier ones).
+    pub mounts: Vec<Mount>,
+    /// Descriptors besides the three standard ones that the guest inherits (`--fd`).
+    pub descriptors: Vec<RawFd>,
+    /// Decides which rows of the syscall table trap.
+    pub features: Features,
+    /// Facilities of the host that this run does without, as if they were absent (`--without`,
+    /// hidden: the fallbacks are tested with it).
+    pub without: Without,
+    /// How much is said on stderr.
+    pub voice: Voice,
+}
+
+/// Who the guest is, inside and outside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The user and group id that the guest's processes have *inside*.
+    pub uid: u32,
+    /// See `uid`.
+    pub gid: u32,
+    /// Supplementary groups to set (only where the caller is root: an ordinary user may not change
+    /// them, see user_namespaces(7) on `setgroups`).
+    pub groups: Option<Vec<u32>>,
+    /// Lines of uid_map.
+    pub uid_map: Vec<IdRange>,
+    /// Lines of gid_map.
+    pub gid_map: Vec<IdRange>,
+}
+
+/// One line of a uid_map or gid_map (user_namespaces(7)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IdRange {
+    /// First id inside.
+    pub inside: u32,
+    /// First id outside.
+    pub outside: u32,
+    /// How many.
+    pub count: u32,
+}
+
+/// Which network the guest lives in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Network {
+    /// Its own, empty but for a working loopback.
+    None,
+    /// The host's.
+    Host,
+}
+
+/// One piece of the file view.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    /// Where the guest finds it: absolute, without `.` or `..`, symlinks of the host resolved.
+    pub target: PathBuf,
+    /// What is there.
+    pub kind: MountKind,
+    /// Which rule put it there.
+    pub why: Why,
+}
+
+/// What lies at a place of the file view.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MountKind {
+    /// A path of the host (with everything mounted below it) that can only be read.
+    ReadOnly {
+        /// Absolute, symlinks resolved.
+        source: PathBuf,
+    },
+    /// A path of the host that can be changed.
+    Writable {
+        /// Absolute, symlinks resolved.
+        source: PathBuf,
+    },
+    /// An empty directory in memory, private to the sandbox.
+    Tmpfs {
+        /// Permission bits of its root.
+        mode: u32,
+    },
+    /// A directory of the host shown as an empty one that cannot be entered.
+    HiddenDirectory,
+    /// A file of the host shown as an empty one that cannot be opened.
+    HiddenFile,
+    /// A proc file system of the guest's own pid namespace.
+    Proc,
+    /// A sysfs of the guest's own network namespace, read-only.
+    Sys,
+    /// The minimal /dev: null, zero, full, random, urandom, tty, pts, ptmx, shm, mqueue.
+    Dev,
+}
+
+/// Which rule decided something; printed by `-v`, `--dry-run` and `why`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Why {
+    /// A default of every run, with the words that describe it.
+    Default(&'static str),
+    /// The working directory of the run.
+    WorkingDirectory,
+    /// A flag, as the user wrote it.
+    Flag(String),
+}
+
+/// How much is said on stderr.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Voice {
+    /// Errors only; refusals are not explained (`--quiet`).
+    Quiet,
+    /// Errors, and at the end what was refused.
+    Normal,
+    /// Also what was decided and why (`-v`).
+    Verbose,
+}
+
+bitflags::bitflags! {
+    /// Facilities of the host to do without.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+    pub struct Without: u32 {
+        /// User namespaces: creating one fails as on a host that refuses it.
+        const USER_NAMESPACES = 1;
+        /// Seccomp user notification.
+        const SECCOMP_NOTIFY = 1 << 1;
+        /// SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV (Linux 5.19).
+        const WAIT_KILLABLE = 1 << 2;
+        /// SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP (Linux 6.6).
+        const SYNC_WAKE_UP = 1 << 3;
+        /// process_vm_readv(2) and process_vm_writev(2).
+        const PROCESS_VM = 1 << 4;
+        /// Landlock.
+        const LANDLOCK = 1 << 5;
+        /// Time namespaces.
+        const TIME_NAMESPACES = 1 << 6;
+    }
+}

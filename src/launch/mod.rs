@@ -1,0 +1,1 @@
+//! From a plan to a running init process behind its walls.

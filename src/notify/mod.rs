@@ -1,0 +1,1 @@
+//! Seccomp user notification: the filter, the listener, the engine.

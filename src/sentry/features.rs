@@ -1,0 +1,18 @@
+//! The one mask that decides which rows of the syscall table trap.
+
+bitflags::bitflags! {
+    /// What a run asked for. A row traps when it names a feature that is on.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct Features: u32 {
+        /// On in every run.
+        const ALWAYS = 1;
+        /// Somebody reads exec events: `-v`, or an event stream.
+        const EXEC_EVENTS = 1 << 1;
+    }
+}
+
+impl Default for Features {
+    fn default() -> Self {
+        Features::ALWAYS
+    }
+}

@@ -1,0 +1,5 @@
+//! The kernel state of the sandbox and the handlers of trapped syscalls.
+
+mod features;
+
+pub use features::Features;
