@@ -1,1 +1,15 @@
-//! Seccomp user notification: the filter, the listener, the engine.
+//! Seccomp user notification: the filter, the listener, notifications, guest memory, the engine.
+//!
+//! Owns the mechanics of trapping and answering. It does not know what a syscall means: who serves
+//! a notification is behind [`Dispatch`].
+
+mod engine;
+pub mod filter;
+mod listener;
+mod memory;
+mod notification;
+
+pub use engine::{Dispatch, Engine, Outcome, hand_over};
+pub use listener::{Listener, Options};
+pub use memory::GuestMemory;
+pub use notification::{Answer, Cancelled, Descriptor, Notification, Received, Trapped};

@@ -3,3 +3,6 @@
 mod features;
 
 pub use features::Features;
+pub mod call;
+pub mod kernel;
+pub mod syscalls;

@@ -1,0 +1,228 @@
+//! The engine: receives notifications, has them served, answers them.
+//!
+//! One thread at a time, the *leader*, blocks in RECV: the kernel wakes every thread that waits
+//! there for each notification, so a second one would only be disturbed. The leader decodes, has
+//! the call served and answers it on the same thread (handing a notification to another thread
+//! costs three times the trap itself). A handler that is about to do something slow calls
+//! [`hand_over`] first: a follower becomes the leader and the slow thread a follower once it is
+//! done. A future that is not ready at its first poll is parked in the runtime; the leader goes on.
+
+use std::cell::{Cell, RefCell};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::thread::JoinHandle;
+
+use futures::future::BoxFuture;
+
+use super::listener::Listener;
+use super::notification::{Answer, Cancelled, Notification, Received, Trapped};
+
+/// Who serves notifications.
+pub trait Dispatch: Send + Sync + 'static {
+    /// Serves one call: with its answer at once, or with a future that gives it.
+    fn dispatch(self: &Arc<Self>, trapped: &Trapped) -> Outcome;
+
+    /// The answer did not reach the guest: its task has died, or (without WAIT_KILLABLE_RECV) a
+    /// signal has cancelled the call, which may arrive again.
+    fn undelivered(&self, received: &Received);
+}
+
+/// What became of a dispatched call.
+pub enum Outcome {
+    /// Its answer.
+    Now(Answer),
+    /// A future that gives its answer.
+    Later(BoxFuture<'static, Answer>),
+}
+
+/// The threads that receive, and what they share.
+pub struct Engine<D> {
+    shared: Arc<Shared<D>>,
+}
+
+struct Shared<D> {
+    listener: Arc<Listener>,
+    dispatch: Arc<D>,
+    runtime: tokio::runtime::Handle,
+    /// Innermost lock of the engine: held for a few instructions, never across a call out of it.
+    crew: Mutex<Crew>,
+    /// Signalled when leadership is free or the engine ends.
+    changed: Condvar,
+}
+
+/// Protected by `Shared::crew`.
+#[derive(Default)]
+struct Crew {
+    /// Somebody leads, or has been woken to lead.
+    led: bool,
+    /// Threads that wait to lead.
+    followers: usize,
+    /// No guest is left.
+    ended: bool,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// More followers than this are not kept waiting for the next slow handler.
+const IDLE_FOLLOWERS: usize = 2;
+
+thread_local! {
+    /// Whether this thread is the leader.
+    static LEADS: Cell<bool> = const { Cell::new(false) };
+    /// The crew that a receiving thread belongs to; empty on other threads.
+    static CREW: RefCell<Option<Arc<dyn Promote>>> = const { RefCell::new(None) };
+}
+
+/// Makes somebody else the leader.
+trait Promote {
+    fn promote(self: Arc<Self>);
+}
+
+/// Lets another thread receive while this one does something slow. A handler calls it before
+/// anything that can block: file input and output, copying much memory, waiting for a lock that is
+/// held across such work. Calling it again in the same handler, or in a future, costs nothing.
+pub fn hand_over() {
+    if LEADS.replace(false) {
+        let crew = CREW.with(|crew| crew.borrow().clone());
+        if let Some(crew) = crew {
+            crew.promote();
+        }
+    }
+}
+
+impl<D: Dispatch> Engine<D> {
+    /// Starts receiving. Futures that have to wait are parked in `runtime`.
+    pub fn start(
+        listener: Arc<Listener>,
+        dispatch: Arc<D>,
+        runtime: tokio::runtime::Handle,
+    ) -> std::io::Result<Engine<D>> {
+        let shared = Arc::new(Shared {
+            listener,
+            dispatch,
+            runtime,
+            crew: Mutex::new(Crew { led: true, ..Crew::default() }),
+            changed: Condvar::new(),
+        });
+        Shared::spawn(&shared)?;
+        Ok(Engine { shared })
+    }
+
+    /// Waits until no guest is left and every thread has ended. Before Linux 6.11 the end of the
+    /// last guest does not wake the leader: leave the thread to the end of the process there.
+    pub fn join(self) {
+        loop {
+            let Some(thread) = self.shared.lock().threads.pop() else { return };
+            if thread.join().is_err() {
+                tracing::error!("a receiving thread has panicked");
+            }
+        }
+    }
+}
+
+impl<D: Dispatch> Shared<D> {
+    fn lock(&self) -> MutexGuard<'_, Crew> {
+        self.crew.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a thread, which leads at once. The caller has already set `led`.
+    fn spawn(shared: &Arc<Self>) -> std::io::Result<()> {
+        let own = Arc::clone(shared);
+        let thread = std::thread::Builder::new()
+            .name("receive".into())
+            .stack_size(512 << 10)
+            .spawn(move || own.work())?;
+        shared.lock().threads.push(thread);
+        Ok(())
+    }
+
+    /// A thread's life: lead, and after having given leadership away wait to lead again.
+    fn work(self: Arc<Self>) {
+        let _runtime = self.runtime.enter();
+        CREW.with(|crew| *crew.borrow_mut() = Some(Arc::clone(&self) as Arc<dyn Promote>));
+        loop {
+            LEADS.set(true);
+            self.lead();
+            let mut crew = self.lock();
+            if crew.ended || crew.followers >= IDLE_FOLLOWERS {
+                return;
+            }
+            crew.followers += 1;
+            while crew.led && !crew.ended {
+                crew = self.changed.wait(crew).unwrap_or_else(PoisonError::into_inner);
+            }
+            crew.followers -= 1;
+            if crew.ended {
+                return;
+            }
+            crew.led = true;
+        }
+    }
+
+    /// Receives and serves until leadership has been given away or no guest is left.
+    fn lead(self: &Arc<Self>) {
+        while LEADS.get() {
+            match self.listener.receive() {
+                Ok(Some(notification)) => self.serve(notification),
+                Ok(None) => return self.end(),
+                Err(errno) => {
+                    tracing::error!(%errno, "the listener cannot be received from any more");
+                    return self.end();
+                }
+            }
+        }
+    }
+
+    fn end(&self) {
+        let mut crew = self.lock();
+        crew.ended = true;
+        self.changed.notify_all();
+    }
+
+    fn serve(self: &Arc<Self>, notification: Notification) {
+        match self.dispatch.dispatch(notification.trapped()) {
+            Outcome::Now(answer) => self.deliver(notification, answer),
+            Outcome::Later(mut future) => match poll_once(&mut future) {
+                Poll::Ready(answer) => self.deliver(notification, answer),
+                Poll::Pending => {
+                    let own = Arc::clone(self);
+                    self.runtime.spawn(async move {
+                        let answer = future.await;
+                        own.deliver(notification, answer);
+                    });
+                }
+            },
+        }
+    }
+
+    fn deliver(&self, notification: Notification, answer: Answer) {
+        let received = *notification.trapped().received();
+        if notification.answer(answer) == Err(Cancelled) {
+            self.dispatch.undelivered(&received);
+        }
+    }
+}
+
+impl<D: Dispatch> Promote for Shared<D> {
+    fn promote(self: Arc<Self>) {
+        let waiting = {
+            let mut crew = self.lock();
+            let waiting = crew.followers > 0;
+            crew.led = !waiting;
+            waiting
+        };
+        if waiting {
+            self.changed.notify_one();
+        } else if let Err(error) = Shared::spawn(&self) {
+            // Without a second thread the slow handler holds the others up, and this thread leads
+            // again when it is done.
+            tracing::warn!(%error, "no thread could be added to receive");
+            self.lock().led = false;
+        }
+    }
+}
+
+/// The first poll: most futures are ready, and one that is not is polled again with a real waker
+/// as soon as it is parked.
+fn poll_once(future: &mut BoxFuture<'static, Answer>) -> Poll<Answer> {
+    future.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+}

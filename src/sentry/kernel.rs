@@ -1,0 +1,5 @@
+//! The root of the state.
+
+/// The kernel of one sandbox.
+#[derive(Debug)]
+pub struct Kernel {}

@@ -1,0 +1,10 @@
+//! The syscall table and the handlers that its rows name.
+//!
+//! One row per syscall decides everything: what the filter does, who serves it, what the
+//! documentation says. Handlers live in one file per man-page topic.
+
+pub mod args;
+pub mod row;
+pub mod table;
+
+pub use row::{Class, Handler, Row};

@@ -1,0 +1,49 @@
+//! Processes: memory of another one, pidfds, descriptors.
+
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use libc::{c_int, c_uint, c_void, iovec, pid_t};
+use nix::errno::Errno;
+
+/// Copies from the memory of `tid` (process_vm_readv(2)) and gives how much was readable.
+pub fn read_memory(tid: pid_t, address: u64, into: &mut [u8]) -> Result<usize, Errno> {
+    let local = iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
+    let remote = iovec { iov_base: address as *mut c_void, iov_len: into.len() };
+    // SAFETY: `local` covers a valid exclusive slice; `remote` is only used in the other process.
+    let done = unsafe { libc::process_vm_readv(tid, &local, 1, &remote, 1, 0) };
+    Errno::result(done).map(|count| count as usize)
+}
+
+/// Copies to the memory of `tid` (process_vm_writev(2)) and gives how much was writable.
+pub fn write_memory(tid: pid_t, address: u64, bytes: &[u8]) -> Result<usize, Errno> {
+    let local = iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    let remote = iovec { iov_base: address as *mut c_void, iov_len: bytes.len() };
+    // SAFETY: `local` covers a valid slice that is only read; `remote` is used in the other process.
+    let done = unsafe { libc::process_vm_writev(tid, &local, 1, &remote, 1, 0) };
+    Errno::result(done).map(|count| count as usize)
+}
+
+/// A descriptor that stands for a process, or with `thread` for one thread (PIDFD_THREAD, 6.9).
+pub fn pidfd_open(pid: pid_t, thread: bool) -> Result<OwnedFd, Errno> {
+    const PIDFD_THREAD: c_uint = libc::O_EXCL as c_uint;
+    let flags = if thread { PIDFD_THREAD } else { 0 };
+    // SAFETY: plain numbers.
+    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, flags) })?;
+    // SAFETY: the kernel has just given this descriptor to us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as c_int) })
+}
+
+/// Sends a signal to the process behind a pidfd (pidfd_send_signal(2)).
+pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: c_int) -> Result<(), Errno> {
+    // SAFETY: a null siginfo asks the kernel to make one, as kill(2) does.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    };
+    Errno::result(done).map(drop)
+}
