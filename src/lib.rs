@@ -4,10 +4,10 @@
 //! (`cargo xtask tidy` checks that).
 
 pub mod cli;
-pub mod config;
-pub mod launch;
-pub mod notify;
 pub mod runtime;
-pub mod sentry;
-pub mod sys;
+pub mod launch;
 pub mod terminal;
+pub mod config;
+pub mod sentry;
+pub mod notify;
+pub mod sys;

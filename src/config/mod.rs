@@ -1,5 +1,223 @@
 //! Flags and defaults become one validated, immutable description of a run.
+//!
+//! Owns what a run is allowed: the rules, their order of precedence (the most specific path wins),
+//! the defaults, and every refusal that can be given before anything is started. It reads the host
+//! through [`Host`] only and changes nothing on it; carrying the description out is `launch`'s work.
 
+mod environment;
+mod error;
+mod files;
+mod host;
+mod identity;
+mod options;
+mod paths;
+mod secrets;
 mod spec;
+#[cfg(test)]
+pub(crate) mod testing;
+mod view;
 
-pub use spec::{IdRange, Identity, Mount, MountKind, Network, RunSpec, Voice, Why, Without};
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
+use std::os::fd::RawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+pub use error::ConfigError;
+pub(crate) use files::absolute;
+pub use host::{Account, Accounts, Host};
+pub use options::{Options, Rule, RuleKind};
+pub(crate) use paths::{Found, Kind, quoted, walk};
+pub use spec::{
+    IdRange, Identity, Mount, MountKind, Network, RunSpec, Voice, Why, Withheld, Without,
+};
+pub use view::{Shown, View};
+
+use crate::sentry::Features;
+use error::refuse;
+
+/// Bytes in a host name at most (`__NEW_UTS_LEN`, uname(2)).
+const HOSTNAME_MAX: usize = 64;
+
+/// The run that `options` describe on `host`.
+///
+/// # Errors
+/// The first wish that cannot be granted, with what to write instead.
+pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
+    check_program(&options.argv)?;
+    let (identity, account) = identity::choose(host, options.user.as_deref())?;
+    let homes = homes(host, account.as_ref());
+    let (view, workdir) = files::arrange(host, &options.rules, options.workdir.as_deref(), &homes)?;
+    let (mut environment, withheld) =
+        environment::choose(&host.environment, options.clear_env, &options.env, |name, value| {
+            unusable_directory(&view, host, name, value)
+        })?;
+    let changes_user = host.uid == 0 && identity.uid != host.uid;
+    if let Some(account) = account.filter(|_| changes_user) {
+        follow_account(&mut environment, &account, &options.env);
+    }
+    follow_workdir(&mut environment, &workdir, host, &options.env);
+    Ok(RunSpec {
+        argv: options.argv.clone(),
+        environment,
+        withheld,
+        workdir,
+        hostname: options.hostname.as_deref().map(check_hostname).transpose()?,
+        identity,
+        network: options.network,
+        mounts: view.into_mounts(),
+        descriptors: check_descriptors(&options.descriptors, host)?,
+        features: features(options),
+        without: options.without,
+        voice: options.voice,
+    })
+}
+
+/// The file view of the run that `options` describe: enough to tell what it may touch, where no
+/// program is named.
+///
+/// # Errors
+/// The first wish about users or files that cannot be granted.
+pub fn file_view(options: &Options, host: &Host) -> Result<View, ConfigError> {
+    let (_, account) = identity::choose(host, options.user.as_deref())?;
+    let homes = homes(host, account.as_ref());
+    let arranged = files::arrange(host, &options.rules, options.workdir.as_deref(), &homes)?;
+    Ok(arranged.0)
+}
+
+/// Which rows trap. The only place that decides it.
+fn features(options: &Options) -> Features {
+    match options.voice {
+        Voice::Verbose => Features::ALWAYS | Features::EXEC_EVENTS,
+        Voice::Normal | Voice::Quiet => Features::ALWAYS,
+    }
+}
+
+/// The home directories whose secrets matter: the caller's, and that of the user that the guest
+/// becomes.
+fn homes(host: &Host, guest: Option<&Account>) -> Vec<PathBuf> {
+    let mut homes = host.homes();
+    homes.extend(guest.map(|account| account.home.clone()));
+    homes.retain(|home| home != Path::new("/"));
+    homes
+}
+
+fn check_program(argv: &[OsString]) -> Result<(), ConfigError> {
+    let Some(program) = argv.first() else {
+        return Err(refuse!("no program to run: write sandbox [OPTIONS] -- PROG ARGS..."));
+    };
+    if program.is_empty() {
+        return Err(refuse!("cannot run '': the program's name is empty; name a program after --"));
+    }
+    match argv.iter().find(|word| word.as_bytes().contains(&0)) {
+        Some(word) => Err(refuse!(
+            "cannot pass the argument {}: it contains a NUL byte, which execve(2) cannot carry; \
+             remove it",
+            quoted(word)
+        )),
+        None => Ok(()),
+    }
+}
+
+fn check_hostname(name: &OsStr) -> Result<OsString, ConfigError> {
+    let bytes = name.as_bytes();
+    let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._".contains(byte);
+    let bad = bytes.iter().find(|byte| !allowed(byte));
+    let cause = if bytes.is_empty() {
+        "it is empty".to_owned()
+    } else if let Some(&bad) = bad {
+        format!("it contains {}", quoted(OsStr::from_bytes(&[bad])))
+    } else if bytes.len() > HOSTNAME_MAX {
+        format!("it has {} bytes", bytes.len())
+    } else if b"-.".contains(&bytes[0]) {
+        "it begins with a dash or a dot".to_owned()
+    } else {
+        return Ok(name.to_owned());
+    };
+    Err(refuse!(
+        "cannot use --hostname {}: {cause}; choose at most {HOSTNAME_MAX} letters, digits, dashes, \
+         dots and underscores",
+        quoted(name)
+    ))
+}
+
+/// The descriptors besides the standard ones, in ascending order; each must be open.
+fn check_descriptors(wished: &[RawFd], host: &Host) -> Result<Vec<RawFd>, ConfigError> {
+    let wished: BTreeSet<RawFd> =
+        wished.iter().copied().filter(|fd| !(0..=2).contains(fd)).collect();
+    if let Some(closed) = wished.iter().find(|fd| !host.descriptors.contains(fd)) {
+        return Err(refuse!(
+            "cannot inherit --fd {closed}: no such descriptor is open; open it in the calling \
+             shell, for example with {closed}<FILE"
+        ));
+    }
+    Ok(wished.into_iter().collect())
+}
+
+/// Withholds the directory for temporary files if the guest could not write into it: programs then
+/// take /tmp.
+fn unusable_directory(
+    view: &View,
+    host: &Host,
+    name: &OsStr,
+    value: &OsStr,
+) -> Option<&'static str> {
+    if !["TMPDIR", "TMP", "TEMP", "TEMPDIR"].iter().any(|known| name == *known) {
+        return None;
+    }
+    let place = host.walk(Path::new(value)).ok()?;
+    let usable = match view.shown(&place.path) {
+        Shown::Host { by: Some(mount), .. } => matches!(mount.kind, MountKind::Writable { .. }),
+        Shown::Private(mount) => mount.target == place.path || view.has_below(&place.path),
+        Shown::Host { by: None, .. } | Shown::Hidden(_) => false,
+    };
+    (!usable).then_some("names a directory that cannot be written in the sandbox")
+}
+
+/// A guest that runs as another user finds that user's home, as under su(1).
+fn follow_account(environment: &mut environment::Variables, account: &Account, flags: &[OsString]) {
+    let Account { name, home, shell, .. } = account;
+    for (variable, value) in [
+        ("HOME", home.as_os_str()),
+        ("USER", OsStr::new(name)),
+        ("LOGNAME", OsStr::new(name)),
+        ("SHELL", shell.as_os_str()),
+    ] {
+        replace(environment, variable, value.to_owned(), flags);
+    }
+}
+
+/// `PWD` names the directory in which the guest starts.
+fn follow_workdir(
+    environment: &mut environment::Variables,
+    workdir: &Path,
+    host: &Host,
+    flags: &[OsString],
+) {
+    let logical = host.variable("PWD").map(Path::new);
+    // A shell's PWD may name the directory through a symlink: that is still true inside.
+    let leads_here = |path: &Path| host.walk(path).is_ok_and(|place| place.path == workdir);
+    if !logical.is_some_and(|path| path.is_absolute() && leads_here(path)) {
+        replace(environment, "PWD", workdir.into(), flags);
+    }
+}
+
+/// Gives a variable that is passed another value, unless a flag set it.
+fn replace(
+    environment: &mut environment::Variables,
+    name: &str,
+    value: OsString,
+    flags: &[OsString],
+) {
+    let flagged = flags.iter().any(|flag| {
+        let bytes = flag.as_bytes();
+        bytes.strip_prefix(name.as_bytes()).is_some_and(|rest| rest.is_empty() || rest[0] == b'=')
+    });
+    let passed = environment.iter_mut().find(|(known, _)| known == name);
+    if let Some((_, old)) = passed.filter(|_| !flagged) {
+        *old = value;
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -16,9 +16,9 @@ pub struct RunSpec {
     pub argv: Vec<OsString>,
     /// The guest's whole environment, in order.
     pub environment: Vec<(OsString, OsString)>,
-    /// Names of variables of the caller that were left out because they look like secrets or lead
-    /// to services of the host.
-    pub withheld: Vec<OsString>,
+    /// Variables of the caller that were left out because they look like secrets or lead to
+    /// services of the host.
+    pub withheld: Vec<Withheld>,
     /// Where the program starts: absolute, as the guest sees it.
     pub workdir: PathBuf,
     /// The host name inside; `None` keeps the host's.
@@ -38,6 +38,15 @@ pub struct RunSpec {
     pub without: Without,
     /// How much is said on stderr.
     pub voice: Voice,
+}
+
+/// A variable of the caller that the guest does not get.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Withheld {
+    /// Its name.
+    pub name: OsString,
+    /// Why, as the end of a sentence that begins with the name.
+    pub reason: &'static str,
 }
 
 /// Who the guest is, inside and outside.
@@ -115,6 +124,13 @@ pub enum MountKind {
     Sys,
     /// The minimal /dev: null, zero, full, random, urandom, tty, pts, ptmx, shm, mqueue.
     Dev,
+}
+
+impl MountKind {
+    /// Whether this takes something of the host out of sight.
+    pub fn hides(&self) -> bool {
+        matches!(self, MountKind::HiddenDirectory | MountKind::HiddenFile)
+    }
 }
 
 /// Which rule decided something; printed by `-v`, `--dry-run` and `why`.

@@ -1,1 +1,14 @@
-//! From a plan to a running init process behind its walls.
+//! From a run's description to a running init process behind its walls.
+//!
+//! Owns the plan (what the child will do, allocated beforehand), the child side (`init`) and the
+//! handshake between the two. It does not know what a trapped syscall means and reads no flags.
+
+mod handshake;
+pub mod host;
+mod init;
+mod plan;
+mod protocol;
+
+pub use handshake::{Behind, Launch, LaunchError};
+pub use plan::{Plan, PlanError};
+pub use protocol::{Event, Order};

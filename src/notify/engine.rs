@@ -13,6 +13,7 @@ use std::task::{Context, Poll, Waker};
 use std::thread::JoinHandle;
 
 use futures::future::BoxFuture;
+use nix::errno::Errno;
 
 use super::listener::Listener;
 use super::notification::{Answer, Cancelled, Notification, Received, Trapped};
@@ -22,9 +23,9 @@ pub trait Dispatch: Send + Sync + 'static {
     /// Serves one call: with its answer at once, or with a future that gives it.
     fn dispatch(self: &Arc<Self>, trapped: &Trapped) -> Outcome;
 
-    /// The answer did not reach the guest: its task has died, or (without WAIT_KILLABLE_RECV) a
-    /// signal has cancelled the call, which may arrive again.
-    fn undelivered(&self, received: &Received);
+    /// A result did not reach the guest because a signal has cancelled the call, which may arrive
+    /// again (without WAIT_KILLABLE_RECV only), or because its task has died meanwhile.
+    fn undelivered(&self, received: &Received, result: Result<i64, Errno>);
 }
 
 /// What became of a dispatched call.
@@ -196,8 +197,16 @@ impl<D: Dispatch> Shared<D> {
 
     fn deliver(&self, notification: Notification, answer: Answer) {
         let received = *notification.trapped().received();
-        if notification.answer(answer) == Err(Cancelled) {
-            self.dispatch.undelivered(&received);
+        let result = match answer {
+            Answer::Return(value) => Some(Ok(value)),
+            Answer::Fail(errno) => Some(Err(errno)),
+            Answer::Restart(_) | Answer::Continue | Answer::Descriptor(_) => None,
+        };
+        if notification.answer(answer) == Err(Cancelled)
+            && !self.listener.wait_killable()
+            && let Some(result) = result
+        {
+            self.dispatch.undelivered(&received, result);
         }
     }
 }

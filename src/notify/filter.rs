@@ -28,6 +28,8 @@ pub enum Action {
 pub enum Test {
     /// The argument equals this.
     Is(u64),
+    /// The argument equals one of these.
+    In(&'static [u64]),
     /// Any bit of this mask is set in the argument.
     Has(u64),
 }
@@ -37,6 +39,7 @@ impl Test {
     pub fn holds(self, value: u64) -> bool {
         match self {
             Test::Is(expected) => value == expected,
+            Test::In(expected) => expected.contains(&value),
             Test::Has(mask) => value & mask != 0,
         }
     }
@@ -49,8 +52,19 @@ pub struct Rule {
     pub number: u32,
     /// What happens where no exception applies.
     pub action: Action,
-    /// Argument index, width in bits that the kernel looks at, test, and what happens then.
-    pub exceptions: Vec<(u8, u8, Test, Action)>,
+    /// Conditions that must all hold, and what happens then.
+    pub exceptions: Vec<(Vec<Condition>, Action)>,
+}
+
+/// What an exception asks of one argument.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Condition {
+    /// The argument's index.
+    pub arg: u8,
+    /// How many bits of it the kernel looks at: 32 or 64.
+    pub bits: u8,
+    /// What is asked.
+    pub test: Test,
 }
 
 /// Why a program could not be made.
@@ -75,7 +89,7 @@ impl From<SeccompError> for FilterError {
 /// points become notifications (the sentry refuses them with an event).
 ///
 /// libseccomp allows what no rule names. That keeps the rules of exceptions simple (one comparison
-/// each) and makes an always-allowed number constant, which the kernel caches in a bitmap
+/// an argument) and makes an always-allowed number constant, which the kernel caches in a bitmap
 /// (kernel/seccomp.c, seccomp_is_const_allow, Linux 5.11). The numbers without a rule are caught
 /// by a prologue in front of libseccomp's program, since it has no test for ranges of numbers.
 pub fn generate(rules: &[Rule]) -> Result<Vec<sock_filter>, FilterError> {
@@ -94,7 +108,7 @@ fn add_rule(context: &mut ScmpFilterContext, rule: &Rule) -> Result<(), FilterEr
     if rule.action != Action::Allow {
         // An unconditional rule hides conditional ones in libseccomp, so exceptions of a row that
         // is not native would be lost silently.
-        if rule.exceptions.iter().any(|(.., action)| *action != rule.action) {
+        if rule.exceptions.iter().any(|(_, action)| *action != rule.action) {
             return Err(FilterError(format!(
                 "rule {number} has exceptions although it is not native"
             )));
@@ -102,17 +116,36 @@ fn add_rule(context: &mut ScmpFilterContext, rule: &Rule) -> Result<(), FilterEr
         context.add_rule_exact(scmp(rule.action), number)?;
         return Ok(());
     }
-    for (arg, bits, test, action) in &rule.exceptions {
+    // A number whose arguments are tested is looked up first: it is one that programs may call often,
+    // while the speed of a call that is answered or trapped does not depend on the filter.
+    if !rule.exceptions.is_empty() {
+        context.set_syscall_priority(number, u8::MAX)?;
+    }
+    for (conditions, action) in &rule.exceptions {
         if *action == Action::Allow {
             continue;
         }
-        for (mask, datum) in comparisons(*test, *bits) {
-            let compare =
-                ScmpArgCompare::new(u32::from(*arg), ScmpCompareOp::MaskedEqual(mask), datum);
-            context.add_rule_conditional_exact(scmp(*action), number, &[compare])?;
+        for comparisons in alternatives(conditions) {
+            context.add_rule_conditional_exact(scmp(*action), number, &comparisons)?;
         }
     }
     Ok(())
+}
+
+/// Every way in which all conditions hold, each as one comparison an argument.
+fn alternatives(conditions: &[Condition]) -> Vec<Vec<ScmpArgCompare>> {
+    conditions.iter().fold(vec![Vec::new()], |ways, condition| {
+        let compares: Vec<_> = comparisons(condition.test, condition.bits)
+            .into_iter()
+            .map(|(mask, datum)| {
+                let operator = ScmpCompareOp::MaskedEqual(mask);
+                ScmpArgCompare::new(u32::from(condition.arg), operator, datum)
+            })
+            .collect();
+        ways.iter()
+            .flat_map(|way| compares.iter().map(|compare| [way.as_slice(), &[*compare]].concat()))
+            .collect()
+    })
 }
 
 /// `(argument & mask) == datum` for a test: "any bit of" becomes one comparison a bit.
@@ -120,6 +153,7 @@ fn comparisons(test: Test, bits: u8) -> Vec<(u64, u64)> {
     let width = if bits == 32 { u64::from(u32::MAX) } else { u64::MAX };
     match test {
         Test::Is(value) => vec![(width, value & width)],
+        Test::In(values) => values.iter().map(|value| (width, value & width)).collect(),
         Test::Has(mask) => (0..64)
             .map(|bit| 1u64 << bit)
             .filter(|bit| mask & width & bit != 0)
@@ -211,11 +245,11 @@ fn export(context: &ScmpFilterContext) -> Result<Vec<sock_filter>, FilterError> 
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// Runs a classic BPF program of the kind that seccomp takes, as the kernel does.
-    fn run(program: &[sock_filter], nr: u32, arch: u32, args: [u64; 6]) -> u32 {
+    pub(crate) fn run(program: &[sock_filter], nr: u32, arch: u32, args: [u64; 6]) -> u32 {
         let word = |offset: u32| -> u32 {
             match offset {
                 0 => nr,
@@ -246,11 +280,15 @@ mod tests {
         }
     }
 
-    const ALLOW: u32 = 0x7fff_0000;
-    const ERRNO: u32 = 0x0005_0000;
+    pub(crate) const ALLOW: u32 = 0x7fff_0000;
+    pub(crate) const ERRNO: u32 = 0x0005_0000;
 
     fn rule(number: u32, action: Action) -> Rule {
         Rule { number, action, exceptions: Vec::new() }
+    }
+
+    fn when(arg: u8, test: Test) -> Condition {
+        Condition { arg, bits: 32, test }
     }
 
     fn sample() -> Vec<sock_filter> {
@@ -261,12 +299,20 @@ mod tests {
             Rule {
                 number: 2,
                 action: Action::Allow,
-                exceptions: vec![(1, 32, Test::Is(tiocsti), Action::Errno(Errno::EPERM))],
+                exceptions: vec![(vec![when(1, Test::Is(tiocsti))], Action::Errno(Errno::EPERM))],
             },
             Rule {
                 number: 5,
                 action: Action::Allow,
-                exceptions: vec![(0, 32, Test::Has(0x30), Action::Notify)],
+                exceptions: vec![(vec![when(0, Test::Has(0x30))], Action::Notify)],
+            },
+            Rule {
+                number: 7,
+                action: Action::Allow,
+                exceptions: vec![(
+                    vec![when(1, Test::Has(0x44)), when(2, Test::In(&[8, 9]))],
+                    Action::Errno(Errno::EACCES),
+                )],
             },
             rule(9, Action::Notify),
         ])
@@ -289,6 +335,23 @@ mod tests {
     }
 
     #[test]
+    fn tests_of_several_arguments_must_all_hold() {
+        let program = sample();
+        let run = |flags, value| run(&program, 7, native_arch(), [0, flags, value, 0, 0, 0]);
+        let denied = ERRNO | Errno::EACCES as u32;
+        for (flags, value, expected) in [
+            (0x04, 8, denied),
+            (0x40, 9, denied),
+            (0xff, 9, denied),
+            (0x40, 10, ALLOW),
+            (0x03, 9, ALLOW),
+            (0, 0, ALLOW),
+        ] {
+            assert_eq!(run(flags, value), expected, "{flags:#x} {value}");
+        }
+    }
+
+    #[test]
     fn upper_half_of_a_32_bit_argument_cannot_hide_a_value() {
         let program = sample();
         let args = [0, 0x1_0000_5412, 0, 0, 0, 0];
@@ -299,7 +362,7 @@ mod tests {
     fn numbers_without_a_rule_and_foreign_entry_points_notify() {
         let program = sample();
         // (All ones is what a tracer sets to skip a call; the kernel itself answers ENOSYS.)
-        for number in [3, 4, 6, 8, 10, 470, 0x3fff_ffff, 0x4000_0000, 0x4000_0027] {
+        for number in [3, 4, 6, 8, 10, 11, 470, 0x3fff_ffff, 0x4000_0000, 0x4000_0027] {
             assert_eq!(run(&program, number, native_arch(), [0; 6]), RET_USER_NOTIF, "{number}");
         }
         const I386: u32 = 0x4000_0003;
@@ -311,7 +374,7 @@ mod tests {
         let bad = Rule {
             number: 7,
             action: Action::Errno(Errno::EPERM),
-            exceptions: vec![(0, 32, Test::Is(1), Action::Notify)],
+            exceptions: vec![(vec![when(0, Test::Is(1))], Action::Notify)],
         };
         assert!(generate(&[bad]).unwrap_err().to_string().contains("rule 7"));
     }

@@ -1,5 +1,352 @@
 //! The root of the state.
+//!
+//! Lock order, outermost first; a lock is only taken while none further right or below is held:
+//!
+//! ```text
+//! Kernel::lifecycle
+//!   TaskSet::inner
+//!     Task::filters
+//!       Undelivered::results, Refusals::kinds, Events::limit, KernelLog::ring   (leaves)
+//! ```
 
-/// The kernel of one sandbox.
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use nix::errno::Errno;
+use tokio::sync::watch;
+
+use super::events::{Event, Events};
+use super::features::Features;
+use super::log::{KernelLog, Level};
+use super::refusals::Refusals;
+use super::syscalls::Row;
+use super::task_set::TaskSet;
+use crate::notify::Received;
+use crate::notify::filter::Rule;
+use crate::sys::process;
+
+/// What a kernel is made of.
 #[derive(Debug)]
-pub struct Kernel {}
+pub struct KernelArgs {
+    /// Decides which rows trap. Must contain [`Features::ALWAYS`].
+    pub features: Features,
+    /// Stands for the guest's init: ending it ends every guest.
+    pub init: Option<OwnedFd>,
+    /// What the log says first.
+    pub banner: String,
+    /// Print events on stderr as they happen.
+    pub announce: bool,
+}
+
+/// Why there is no kernel, or why it does not do what it was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KernelError {
+    /// `features` lacks ALWAYS: the refused and handled rows would run natively.
+    FeaturesWithoutAlways,
+    /// No init was given.
+    NoInit,
+    /// `start` was called a second time.
+    AlreadyStarted,
+    /// There is no program to signal: not started, or ended.
+    NoTasks,
+    /// The host refused a signal.
+    Signal(Errno),
+}
+
+impl std::fmt::Display for KernelError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            KernelError::FeaturesWithoutAlways => {
+                f.write_str("the kernel's features lack ALWAYS, without which nothing is refused")
+            }
+            KernelError::NoInit => f.write_str("the kernel was given no init process"),
+            KernelError::AlreadyStarted => f.write_str("kernel already started"),
+            KernelError::NoTasks => f.write_str("kernel contains no tasks"),
+            KernelError::Signal(errno) => write!(f, "cannot signal the program: {}", errno.desc()),
+        }
+    }
+}
+
+impl std::error::Error for KernelError {}
+
+/// The kernel of one sandbox. Made once, started once.
+#[derive(Debug)]
+pub struct Kernel {
+    /// Immutable.
+    features: Features,
+    /// Immutable.
+    init: OwnedFd,
+    lifecycle: Mutex<Lifecycle>,
+    /// The program's wait status, once it has ended.
+    exit: watch::Sender<Option<i32>>,
+    tasks: TaskSet,
+    log: KernelLog,
+    events: Events,
+    refusals: Refusals,
+    /// How often each row trapped.
+    pub(super) traps: TrapCounts,
+    pub(super) undelivered: Undelivered,
+}
+
+/// Protected by `Kernel::lifecycle`.
+#[derive(Debug)]
+enum Lifecycle {
+    Created,
+    /// The program is remembered after its end: `None` where the host gave no descriptor.
+    Started(Option<OwnedFd>),
+}
+
+impl Kernel {
+    /// Checks the arguments and makes a kernel without tasks.
+    pub fn new(args: KernelArgs) -> Result<Arc<Kernel>, KernelError> {
+        if !args.features.contains(Features::ALWAYS) {
+            return Err(KernelError::FeaturesWithoutAlways);
+        }
+        let init = args.init.ok_or(KernelError::NoInit)?;
+        let log = KernelLog::new();
+        log.write(Level::Info, &args.banner);
+        Ok(Arc::new(Kernel {
+            features: args.features,
+            init,
+            lifecycle: Mutex::new(Lifecycle::Created),
+            exit: watch::Sender::new(None),
+            tasks: TaskSet::default(),
+            log,
+            events: Events::new(args.announce),
+            refusals: Refusals::default(),
+            traps: TrapCounts::new(),
+            undelivered: Undelivered::default(),
+        }))
+    }
+
+    /// The program runs; `program` stands for its process. Exactly once.
+    pub fn start(&self, program: Option<OwnedFd>) -> Result<(), KernelError> {
+        let mut lifecycle = self.lock();
+        if matches!(*lifecycle, Lifecycle::Started(_)) {
+            return Err(KernelError::AlreadyStarted);
+        }
+        *lifecycle = Lifecycle::Started(program);
+        self.log.write(Level::Info, "the program was started");
+        Ok(())
+    }
+
+    /// Sends a signal to the program.
+    pub fn signal(&self, signal: i32) -> Result<(), KernelError> {
+        match &*self.lock() {
+            Lifecycle::Started(Some(program)) if self.exit.borrow().is_none() => {
+                process::pidfd_send_signal(program.as_fd(), signal).map_err(KernelError::Signal)
+            }
+            _ => Err(KernelError::NoTasks),
+        }
+    }
+
+    /// Ends every guest at once. Does not wait.
+    pub fn kill(&self) -> Result<(), KernelError> {
+        match process::pidfd_send_signal(self.init.as_fd(), libc::SIGKILL) {
+            Ok(()) | Err(Errno::ESRCH) => Ok(()),
+            Err(errno) => Err(KernelError::Signal(errno)),
+        }
+    }
+
+    /// The program has ended with this wait status.
+    pub fn exited(&self, status: i32) {
+        self.exit.send_replace(Some(status));
+        self.log.write(Level::Info, "the program ended");
+    }
+
+    /// Waits for the end of the program and gives its wait status.
+    pub async fn wait_exited(&self) -> i32 {
+        let mut exit = self.exit.subscribe();
+        loop {
+            if let Some(status) = *exit.borrow_and_update() {
+                return status;
+            }
+            // The sender lives as long as `self`.
+            if exit.changed().await.is_err() {
+                return 0;
+            }
+        }
+    }
+
+    /// What the filter of this kernel's guests does, row by row.
+    pub fn rules(features: Features) -> Vec<Rule> {
+        super::syscalls::table::ROWS.iter().map(|row| row.rule(features)).collect()
+    }
+
+    /// The features of this run.
+    pub fn features(&self) -> Features {
+        self.features
+    }
+
+    /// Guest threads of which something is remembered.
+    pub fn tasks(&self) -> &TaskSet {
+        &self.tasks
+    }
+
+    /// The guest's kernel log.
+    pub fn log(&self) -> &KernelLog {
+        &self.log
+    }
+
+    /// What was refused.
+    pub fn refusals(&self) -> &Refusals {
+        &self.refusals
+    }
+
+    /// Records an event.
+    pub fn emit(&self, event: &Event) {
+        self.events.emit(&self.log, event);
+    }
+
+    /// How often each row trapped, of those that did: (name, count).
+    pub fn trap_counts(&self) -> Vec<(&'static str, u64)> {
+        self.traps.all()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Lifecycle> {
+        self.lifecycle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One counter a syscall number.
+#[derive(Debug)]
+pub(super) struct TrapCounts(Vec<AtomicU64>);
+
+impl TrapCounts {
+    fn new() -> Self {
+        let last = super::syscalls::table::ROWS.iter().map(|row| row.number).max().unwrap_or(0);
+        TrapCounts((0..=last).map(|_| AtomicU64::new(0)).collect())
+    }
+
+    pub(super) fn count(&self, row: &Row) {
+        if let Some(counter) = self.0.get(row.number as usize) {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn all(&self) -> Vec<(&'static str, u64)> {
+        super::syscalls::table::ROWS
+            .iter()
+            .filter_map(|row| {
+                let count = self.0.get(row.number as usize)?.load(Ordering::Relaxed);
+                (count > 0).then_some((row.name, count))
+            })
+            .collect()
+    }
+}
+
+/// Results of calls that were served but cancelled before the answer arrived.
+///
+/// Without WAIT_KILLABLE_RECV (Linux before 5.19) a signal cancels a notification, and the
+/// restarted call arrives as a new one. What a handler has done must not be done twice: the kept
+/// result answers the same call of the same thread. A thread has one call at a time, so one result
+/// each is enough; any other call of the thread forgets it.
+#[derive(Debug, Default)]
+pub(super) struct Undelivered {
+    /// A leaf of the lock order.
+    results: Mutex<HashMap<i32, Kept>>,
+}
+
+/// A call and its result.
+type Kept = (Identity, Result<i64, Errno>);
+
+/// What makes a restarted call the same one: number, arguments, place.
+type Identity = (u32, [u64; 6], u64);
+
+/// Threads may die with a result kept; beyond this many the rest is forgotten.
+const MOST_KEPT: usize = 1024;
+
+impl Undelivered {
+    pub(super) fn keep(&self, received: &Received, result: Result<i64, Errno>) {
+        let mut results = self.results.lock().unwrap_or_else(PoisonError::into_inner);
+        if results.len() >= MOST_KEPT {
+            results.clear();
+        }
+        results.insert(received.tid, (Self::identity(received), result));
+    }
+
+    pub(super) fn take(&self, received: &Received) -> Option<Result<i64, Errno>> {
+        let mut results = self.results.lock().unwrap_or_else(PoisonError::into_inner);
+        let (identity, result) = results.remove(&received.tid)?;
+        (identity == Self::identity(received)).then_some(result)
+    }
+
+    fn identity(received: &Received) -> Identity {
+        (received.number, received.args, received.instruction_pointer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn own_pidfd() -> OwnedFd {
+        process::pidfd_open(std::process::id() as i32, false).unwrap()
+    }
+
+    fn kernel() -> Arc<Kernel> {
+        let banner = String::from("test");
+        let init = Some(own_pidfd());
+        let args = KernelArgs { features: Features::ALWAYS, init, banner, announce: false };
+        Kernel::new(args).unwrap()
+    }
+
+    #[test]
+    fn missing_and_impossible_arguments_are_named() {
+        let args = |features, init| {
+            let banner = String::new();
+            KernelArgs { features, init, banner, announce: false }
+        };
+        let without_init = Kernel::new(args(Features::ALWAYS, None));
+        assert_eq!(without_init.unwrap_err(), KernelError::NoInit);
+        let without_always = Kernel::new(args(Features::EXEC_EVENTS, Some(own_pidfd())));
+        assert_eq!(without_always.unwrap_err(), KernelError::FeaturesWithoutAlways);
+    }
+
+    #[test]
+    fn starts_once_and_signals_only_a_running_program() {
+        let kernel = kernel();
+        assert_eq!(kernel.signal(0), Err(KernelError::NoTasks));
+        kernel.start(Some(own_pidfd())).unwrap();
+        assert_eq!(kernel.start(None), Err(KernelError::AlreadyStarted));
+        assert_eq!(kernel.signal(0), Ok(()));
+        kernel.exited(0);
+        assert_eq!(kernel.signal(0), Err(KernelError::NoTasks));
+        assert_eq!(kernel.signal(0).unwrap_err().to_string(), "kernel contains no tasks");
+    }
+
+    #[tokio::test]
+    async fn wait_exited_gives_the_status_before_and_after_the_end() {
+        let kernel = kernel();
+        let waiting = tokio::spawn({
+            let kernel = Arc::clone(&kernel);
+            async move { kernel.wait_exited().await }
+        });
+        tokio::task::yield_now().await;
+        kernel.exited(0x0700);
+        assert_eq!(waiting.await.unwrap(), 0x0700);
+        assert_eq!(kernel.wait_exited().await, 0x0700);
+    }
+
+    #[test]
+    fn a_kept_result_answers_only_the_same_call_of_the_same_thread() {
+        let kept = Undelivered::default();
+        let call = Received {
+            id: 1,
+            tid: 10,
+            arch: 0,
+            number: 83,
+            instruction_pointer: 0x1000,
+            args: [1, 2, 3, 4, 5, 6],
+        };
+        kept.keep(&call, Ok(0));
+        assert_eq!(kept.take(&Received { tid: 11, ..call }), None);
+        assert_eq!(kept.take(&Received { id: 2, ..call }), Some(Ok(0)));
+        assert_eq!(kept.take(&call), None);
+        kept.keep(&call, Err(Errno::EEXIST));
+        assert_eq!(kept.take(&Received { args: [9; 6], ..call }), None);
+        assert_eq!(kept.take(&call), None);
+    }
+}

@@ -1,8 +1,28 @@
-//! The kernel state of the sandbox and the handlers of trapped syscalls.
+//! The kernel state of a sandbox and the handlers of trapped syscalls.
+//!
+//! Owns what a kernel keeps: tasks and thread groups, the log, events, refusals, counters,
+//! identifiers. It knows nothing of the command line or of how guests are launched: those come from
+//! above, as arguments of [`Kernel::new`].
 
-mod features;
-
-pub use features::Features;
+mod block;
 pub mod call;
-pub mod kernel;
+mod dispatch;
+mod events;
+mod features;
+mod ids;
+mod kernel;
+mod log;
+mod refusals;
 pub mod syscalls;
+mod task;
+mod task_set;
+
+pub use block::Interrupted;
+pub use events::{Event, Events};
+pub use features::Features;
+pub use ids::{Cookies, UniqueIds};
+pub use kernel::{Kernel, KernelArgs, KernelError};
+pub use log::{KernelLog, Level};
+pub use refusals::{Refusal, Refusals};
+pub use task::{RecordedFilter, Task, ThreadGroup};
+pub use task_set::TaskSet;

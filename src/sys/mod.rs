@@ -5,7 +5,16 @@
 
 #![allow(unsafe_code)]
 
+pub mod files;
+pub mod landlock;
 pub mod memfd;
+pub mod message;
+pub mod mount;
 pub mod numbers;
+pub mod probe;
 pub mod process;
+pub mod pty;
+pub mod ready;
 pub mod seccomp;
+pub mod spawn;
+pub mod terminal;

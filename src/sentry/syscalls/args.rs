@@ -89,8 +89,34 @@ values! {
     ClockId = i32, 32;
     /// A POSIX timer id.
     TimerId = i32, 32;
-    /// A device number.
-    Dev = u64, 64;
+    /// A device number, as stat(2) of the kernel encodes it (not makedev(3)).
+    Dev = u32, 32;
+    /// A process descriptor (pidfd_open(2)).
+    PidFd = i32, 32;
+    /// Where an offset counts from (SEEK_*).
+    Whence = u32, 32;
+    /// What access(2) asks for (R_OK, W_OK, X_OK, F_OK).
+    AccessMode = i32, 32;
+    /// A type of socket with flags (SOCK_*).
+    SockType = i32, 32;
+    /// A resource with a limit (RLIMIT_*).
+    Resource = u32, 32;
+    /// An fcntl command (F_*).
+    FcntlCommand = u32, 32;
+    /// A futex operation with flags (FUTEX_*).
+    FutexOperation = i32, 32;
+    /// A ptrace request (PTRACE_*).
+    PtraceRequest = i64, 64;
+    /// A scheduling policy (SCHED_*).
+    SchedPolicy = i32, 32;
+    /// Advice about memory (MADV_*).
+    Advice = i32, 32;
+    /// Advice about a file (POSIX_FADV_*).
+    FileAdvice = i32, 32;
+    /// What wait4(2) waits for (W*).
+    WaitOptions = i32, 32;
+    /// A context of asynchronous input and output (io_setup(2)).
+    IoContext = u64, 64;
     /// Seconds since 1970 passed in a register.
     Seconds = i64, 64;
     /// An address family (AF_*).
@@ -116,13 +142,15 @@ values! {
     /// Flags: MS_*.
     MountFlags = u64, 64;
     /// Flags: MAP_*.
-    MapFlags = u32, 32;
+    MapFlags = u64, 64;
     /// Flags: PROT_*.
-    Prot = u32, 32;
+    Prot = u64, 64;
     /// Flags: MSG_*.
     MsgFlags = u32, 32;
     /// Flags of one call, described in its man page.
     Flags = u32, 32;
+    /// The same where the kernel takes the whole register.
+    WideFlags = u64, 64;
 }
 
 /// A structure or element that a pointer argument points to: a name for people, no layout.
@@ -321,6 +349,42 @@ pointees! {
     PidCell;
     /// A timer id.
     TimerIdCell;
+    /// A `size_t`.
+    SizeCell;
+    /// A 64-bit number.
+    U64Cell;
+    /// An address.
+    AddrCell;
+    /// Two descriptors (pipe(2), socketpair(2)).
+    FdPair;
+    /// Two `struct timespec`: access and modification (utimensat(2)).
+    TimespecPair;
+    /// Two `struct timeval`: access and modification (utimes(2)).
+    TimevalPair;
+    /// `struct linux_dirent`, one behind another.
+    Dirent;
+    /// `struct linux_dirent64`, one behind another.
+    Dirent64;
+    /// `struct ustat`.
+    Ustat;
+    /// Address and size of a `sigset_t`: the sixth argument of pselect6.
+    SigMaskArg;
+    /// `struct __aio_sigset`: the same of io_pgetevents.
+    AioSigSet;
+    /// `aio_context_t`.
+    IoContextCell;
+    /// An array of addresses of `struct iocb`.
+    IocbArray;
+    /// `struct io_uring_params`.
+    IoUringParams;
+    /// `struct cachestat_range`.
+    CachestatRange;
+    /// `struct cachestat`.
+    Cachestat;
+    /// `struct statmount`.
+    StatMount;
+    /// `struct lsm_ctx`.
+    LsmContext;
     /// A structure described in the call's man page.
     Struct;
 }

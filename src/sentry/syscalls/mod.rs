@@ -4,6 +4,9 @@
 //! documentation says. Handlers live in one file per man-page topic.
 
 pub mod args;
+pub mod exec;
+pub mod filters;
+pub mod klog;
 pub mod row;
 pub mod table;
 

@@ -5,7 +5,7 @@ use nix::errno::Errno;
 
 use super::args::{Arg, ArgReader};
 use crate::notify::Answer;
-use crate::notify::filter::{Action, Rule, Test};
+use crate::notify::filter::{Action, Condition, Rule, Test};
 use crate::sentry::Features;
 use crate::sentry::call::{Call, TaskCall};
 
@@ -35,15 +35,24 @@ pub struct ArgSpec {
     pub bits: u8,
 }
 
-/// A call whose argument passes `test` has this class instead of the row's.
+/// A call whose arguments pass all `tests` has this class instead of the row's.
 #[derive(Debug)]
 pub struct Exception {
+    /// What is asked of the arguments; never empty, each argument at most once.
+    pub tests: &'static [ArgTest],
+    /// What happens then.
+    pub class: Class,
+}
+
+/// What an exception asks of one argument.
+#[derive(Debug, Clone, Copy)]
+pub struct ArgTest {
     /// The argument's index.
     pub arg: u8,
     /// What is asked of it.
     pub test: Test,
-    /// What happens then.
-    pub class: Class,
+    /// The same, as the row writes it (`is TIOCSTI`).
+    pub text: &'static str,
 }
 
 /// What happens to a call.
@@ -122,8 +131,10 @@ impl Row {
             exceptions: exceptions
                 .iter()
                 .map(|exception| {
-                    let action = exception.class.action(features);
-                    (exception.arg, self.bits(exception.arg), exception.test, action)
+                    let conditions = exception.tests.iter().map(|ArgTest { arg, test, .. }| {
+                        Condition { arg: *arg, bits: self.bits(*arg), test: *test }
+                    });
+                    (conditions.collect(), exception.class.action(features))
                 })
                 .collect(),
         }
@@ -136,8 +147,10 @@ impl Row {
 
 impl Exception {
     fn holds(&self, row: &Row, args: &[u64; 6]) -> bool {
-        let value = args[usize::from(self.arg)];
-        self.test.holds(if row.bits(self.arg) == 32 { value & 0xffff_ffff } else { value })
+        self.tests.iter().all(|ArgTest { arg, test, .. }| {
+            let value = args[usize::from(*arg)];
+            test.holds(if row.bits(*arg) == 32 { value & 0xffff_ffff } else { value })
+        })
     }
 }
 
@@ -181,6 +194,12 @@ const fn same(a: &[u8], b: &[u8]) -> bool {
     true
 }
 
+/// An argument's name without the `_` that sets it apart from a keyword of Rust (`type_`).
+pub const fn plain_name(name: &'static str) -> &'static str {
+    let bytes = name.as_bytes();
+    if bytes[bytes.len() - 1] == b'_' { name.split_at(bytes.len() - 1).0 } else { name }
+}
+
 /// How many bits of the register an argument of type `T` takes.
 pub const fn bits_of<T: Arg>() -> u8 {
     T::BITS
@@ -200,23 +219,27 @@ pub const fn bits_of<T: Arg>() -> u8 {
 /// SYS_clone(flags: CloneFlags, ...) => native, except {
 ///     flags has libc::CLONE_NEWUSER | libc::CLONE_NEWNS => refused(EPERM, "...", "..."),
 /// };
+/// SYS_open(pathname: Path, flags: OpenFlags, mode: Mode) => native, except {
+///     flags has libc::O_CREAT, mode has libc::S_ISUID => denied(EPERM, "..."),
+/// };
 /// ```
 ///
-/// `is` compares the whole argument, `has` is true when any bit of the mask is set. A row whose
-/// types disagree with its handler's parameters does not compile.
+/// `is` compares the whole argument, `in` compares it with each element of an array, `has` is true
+/// when any bit of the mask is set; tests of several arguments, separated by commas, must all hold.
+/// A row whose types disagree with its handler's parameters does not compile.
 macro_rules! syscalls {
     ($(
         $name:ident ( $($arg:ident : $ty:ty),* $(,)? )
             => $class:ident $( ( $($body:tt)* ) )? $( , except { $($except:tt)* } )? ;
     )*) => {
         /// Every row, in the order of the numbers.
-        pub const ROWS: &[$crate::sentry::syscalls::row::Row] = &[$(
+        pub static ROWS: &[$crate::sentry::syscalls::row::Row] = &[$(
             $crate::sentry::syscalls::row::Row {
                 number: $name as u32,
                 name: stringify!($name).split_at(4).1,
                 args: &[$(
                     $crate::sentry::syscalls::row::ArgSpec {
-                        name: stringify!($arg),
+                        name: $crate::sentry::syscalls::row::plain_name(stringify!($arg)),
                         type_name: stringify!($ty),
                         bits: $crate::sentry::syscalls::row::bits_of::<$ty>(),
                     },
@@ -235,20 +258,20 @@ macro_rules! syscalls {
 /// One class, as a row writes it.
 macro_rules! class {
     ([$($ty:ty),*] native) => { $crate::sentry::syscalls::row::Class::Native };
-    ([$($ty:ty),*] denied($errno:ident, $reason:expr)) => {
+    ([$($ty:ty),*] denied($errno:ident, $reason:expr $(,)?)) => {
         $crate::sentry::syscalls::row::Class::Denied {
             errno: nix::errno::Errno::$errno,
             reason: $reason,
         }
     };
-    ([$($ty:ty),*] refused($errno:ident, $reason:expr, $remedy:expr)) => {
+    ([$($ty:ty),*] refused($errno:ident, $reason:expr, $remedy:expr $(,)?)) => {
         $crate::sentry::syscalls::row::Class::Refused {
             errno: nix::errno::Errno::$errno,
             reason: $reason,
             remedy: $remedy,
         }
     };
-    ([$($ty:ty),*] unimplemented($reason:expr)) => {
+    ([$($ty:ty),*] unimplemented($reason:expr $(,)?)) => {
         $crate::sentry::syscalls::row::Class::Unimplemented { reason: $reason }
     };
     ([$($ty:ty),*] handled(sync $($handler:ident)::+, $($when:ident)|+)) => {
@@ -274,18 +297,30 @@ macro_rules! class {
 /// The exceptions of a row.
 macro_rules! exceptions {
     ($names:tt $types:tt $(
-        $arg:ident $test:ident $value:expr => $class:ident $( ( $($body:tt)* ) )?
+        $( $arg:ident $test:ident $value:expr ),+ => $class:ident $( ( $($body:tt)* ) )?
     ),* $(,)?) => {
         &[$(
             $crate::sentry::syscalls::row::Exception {
+                tests: $crate::sentry::syscalls::row::tests!($names $( $arg $test ($value) )+),
+                class: $crate::sentry::syscalls::row::class!($types $class $( ( $($body)* ) )?),
+            },
+        )*]
+    };
+}
+
+/// The tests of an exception.
+macro_rules! tests {
+    ($names:tt $( $arg:ident $test:ident ($value:expr) )+) => {
+        &[$(
+            $crate::sentry::syscalls::row::ArgTest {
                 arg: $crate::sentry::syscalls::row::arg_index(
                     $crate::sentry::syscalls::row::names!($names),
                     stringify!($arg),
                 ),
                 test: $crate::sentry::syscalls::row::test!($test $value),
-                class: $crate::sentry::syscalls::row::class!($types $class $( ( $($body)* ) )?),
+                text: concat!(stringify!($test), " ", stringify!($value)),
             },
-        )*]
+        )+]
     };
 }
 
@@ -294,14 +329,17 @@ macro_rules! names {
     ([$($name:ident),*]) => { &[$(stringify!($name)),*] };
 }
 
-/// The test of an exception.
+/// One test of one argument.
 macro_rules! test {
     (is $value:expr) => {
         $crate::notify::filter::Test::Is($value as u64)
+    };
+    (in $values:expr) => {
+        $crate::notify::filter::Test::In($values)
     };
     (has $mask:expr) => {
         $crate::notify::filter::Test::Has($mask as u64)
     };
 }
 
-pub(crate) use {class, exceptions, names, syscalls, test};
+pub(crate) use {class, exceptions, names, syscalls, test, tests};

@@ -1,0 +1,243 @@
+//! The words of the command line, as clap reads them.
+//!
+//! Owns names, help texts and which flags exclude each other. What the words mean for a run is
+//! decided in `config`; here they only become its [`Options`].
+
+use std::ffi::OsString;
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+use crate::config::{Network, Options, Rule, RuleKind, Voice, Without};
+
+/// Runs a Linux program natively behind the kernel's walls.
+///
+/// The program sees the host's files read-only, may write in the working directory and in a /tmp
+/// of its own, sees no secrets of yours, has no network, and ends with the sandbox.
+#[derive(Debug, Parser)]
+#[command(
+    name = "sandbox",
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_help_heading = "Verbs",
+    subcommand_value_name = "VERB",
+    override_usage = "sandbox [OPTIONS] -- PROG ARGS...\n       sandbox VERB ...",
+    after_help = EXIT_STATUS
+)]
+pub(super) struct CommandLine {
+    #[command(flatten)]
+    pub(super) run: RunCommand,
+    #[command(subcommand)]
+    pub(super) verb: Option<Verb>,
+}
+
+const EXIT_STATUS: &str = "Exit status: the program's own; 128+N if signal N ended it; 125 an error of \
+    sandbox itself; 126 PROG cannot be executed; 127 PROG was not found.";
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Verb {
+    /// Run a program (the same as without a verb)
+    #[command(override_usage = "sandbox run [OPTIONS] -- PROG ARGS...", after_help = EXIT_STATUS)]
+    Run(RunCommand),
+    /// Tell whether a path, a host or a system call would be allowed, and by which rule
+    #[command(
+        override_usage = "sandbox why [RUN OPTIONS] [--] PATH|HOST[:PORT]|SYSCALL",
+        after_help = "A word with a slash in it, or that names something in the current directory, \
+            is a path (./mount is always a path); else the name of a system call is that; else it \
+            is a host if it looks like one. A path counts as allowed if it can be read.\n\n\
+            Exit status: 0 allowed, 1 refused, 125 no answer."
+    )]
+    Why(WhyCommand),
+    /// Tell what this host offers to a sandbox, what is missing and what to do about it
+    Doctor {
+        /// For programs to read
+        #[arg(long)]
+        json: bool,
+        /// Do without facilities of the host, as if they were absent
+        #[arg(long, value_enum, value_delimiter = ',', value_name = "FACILITY,...", hide = true)]
+        without: Vec<Facility>,
+    },
+    /// List every system call and what becomes of it
+    Syscalls {
+        /// For programs to read
+        #[arg(long, conflicts_with = "markdown")]
+        json: bool,
+        /// As a page of documentation
+        #[arg(long)]
+        markdown: bool,
+    },
+    /// Print completions for a shell
+    Completions {
+        /// Which shell
+        #[arg(value_name = "SHELL")]
+        shell: Shell,
+    },
+    /// Write the manual pages into a directory
+    Man {
+        /// Where to; it must exist
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
+}
+
+/// `sandbox run`
+#[derive(Debug, Args)]
+pub(super) struct RunCommand {
+    #[command(flatten)]
+    pub(super) options: RunOptions,
+    /// Say on stderr what was decided and why
+    #[arg(short, long, conflicts_with = "quiet")]
+    pub(super) verbose: bool,
+    /// Say nothing but errors; refusals are not explained
+    #[arg(short, long)]
+    pub(super) quiet: bool,
+    /// Print what was decided and why, and run nothing
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// The program and its arguments
+    #[arg(value_name = "PROG", trailing_var_arg = true)]
+    pub(super) argv: Vec<OsString>,
+}
+
+/// `sandbox why`
+#[derive(Debug, Args)]
+pub(super) struct WhyCommand {
+    #[command(flatten)]
+    pub(super) options: RunOptions,
+    /// For programs to read
+    #[arg(long)]
+    pub(super) json: bool,
+    /// What to ask about
+    #[arg(value_name = "PATH|HOST|SYSCALL", required = true)]
+    pub(super) question: OsString,
+}
+
+const FILES: &str = "Files (the most specific path wins, in whatever order)";
+const WHO: &str = "Environment and identity";
+const NETWORK: &str = "Network and descriptors";
+
+/// What a run is allowed.
+#[derive(Debug, Args)]
+pub(super) struct RunOptions {
+    /// Show PATH, read-only, at DST (`\:` is a colon of the path itself)
+    #[arg(long, value_name = "PATH[:DST]", help_heading = FILES)]
+    ro: Vec<OsString>,
+    /// Show PATH, writable, at DST
+    #[arg(long, value_name = "PATH[:DST]", help_heading = FILES)]
+    rw: Vec<OsString>,
+    /// Hide a file or a directory
+    #[arg(long, value_name = "PATH", help_heading = FILES)]
+    hide: Vec<OsString>,
+    /// Put an empty directory in memory at PATH
+    #[arg(long, value_name = "PATH", help_heading = FILES)]
+    tmpfs: Vec<OsString>,
+    /// Start in DIR and make it writable, instead of the current directory
+    #[arg(long, value_name = "DIR", help_heading = FILES)]
+    workdir: Option<PathBuf>,
+    /// Set a variable; NAME alone passes yours, even if it looks like a secret
+    #[arg(long, value_name = "NAME[=VALUE]", help_heading = WHO)]
+    env: Vec<OsString>,
+    /// Pass no variables but those of --env
+    #[arg(long, help_heading = WHO)]
+    clear_env: bool,
+    /// Give the sandbox a host name of its own
+    #[arg(long, value_name = "NAME", help_heading = WHO)]
+    hostname: Option<OsString>,
+    /// Be this user inside
+    #[arg(long, value_name = "UID[:GID]|NAME", help_heading = WHO)]
+    user: Option<OsString>,
+    /// Which network the program is in
+    #[arg(
+        long,
+        value_enum,
+        default_value = "none",
+        value_name = "none|host",
+        hide_possible_values = true,
+        help_heading = NETWORK
+    )]
+    net: Net,
+    /// Let the program inherit this open descriptor
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(0..), help_heading = NETWORK)]
+    fd: Vec<RawFd>,
+    /// Do without facilities of the host, as if they were absent
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "FACILITY,...", hide = true)]
+    without: Vec<Facility>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Net {
+    /// A network of its own with nothing but a loopback
+    None,
+    /// The host's
+    Host,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum Facility {
+    UserNamespaces,
+    SeccompNotify,
+    WaitKillable,
+    SyncWakeUp,
+    ProcessVm,
+    Landlock,
+    TimeNamespaces,
+}
+
+impl From<Facility> for Without {
+    fn from(facility: Facility) -> Self {
+        match facility {
+            Facility::UserNamespaces => Without::USER_NAMESPACES,
+            Facility::SeccompNotify => Without::SECCOMP_NOTIFY,
+            Facility::WaitKillable => Without::WAIT_KILLABLE,
+            Facility::SyncWakeUp => Without::SYNC_WAKE_UP,
+            Facility::ProcessVm => Without::PROCESS_VM,
+            Facility::Landlock => Without::LANDLOCK,
+            Facility::TimeNamespaces => Without::TIME_NAMESPACES,
+        }
+    }
+}
+
+impl RunOptions {
+    /// The wishes of a run, with no program yet.
+    pub(super) fn into_options(self) -> Options {
+        let kinds = [
+            (RuleKind::ReadOnly, self.ro),
+            (RuleKind::Writable, self.rw),
+            (RuleKind::Hide, self.hide),
+            (RuleKind::Tmpfs, self.tmpfs),
+        ];
+        let rules = kinds
+            .into_iter()
+            .flat_map(|(kind, texts)| texts.into_iter().map(move |text| Rule { kind, text }));
+        Options {
+            argv: Vec::new(),
+            rules: rules.collect(),
+            env: self.env,
+            clear_env: self.clear_env,
+            workdir: self.workdir,
+            hostname: self.hostname,
+            user: self.user,
+            network: match self.net {
+                Net::None => Network::None,
+                Net::Host => Network::Host,
+            },
+            descriptors: self.fd,
+            without: self.without.into_iter().map(Without::from).collect(),
+            voice: Voice::Normal,
+        }
+    }
+}
+
+impl RunCommand {
+    /// The wishes of the run.
+    pub(super) fn into_options(self) -> Options {
+        let voice = match (self.quiet, self.verbose) {
+            (true, _) => Voice::Quiet,
+            (_, true) => Voice::Verbose,
+            _ => Voice::Normal,
+        };
+        Options { argv: self.argv, voice, ..self.options.into_options() }
+    }
+}

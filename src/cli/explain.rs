@@ -1,0 +1,206 @@
+//! What was decided about a run, and why: for people, aligned and grouped.
+//!
+//! Owns the words only; everything that it says is in the [`RunSpec`].
+
+use std::fmt::Write;
+
+use crate::config::{
+    IdRange, Identity, Mount, MountKind, Network, RunSpec, View, Why, Without, quoted,
+};
+
+/// Columns of the headings at the left.
+const HEADING: usize = 13;
+
+/// The whole run, for `-v` and `--dry-run`.
+pub(super) fn decisions(spec: &RunSpec) -> String {
+    let mut text = Text(String::new());
+    let argv: Vec<String> = spec.argv.iter().map(quoted).collect();
+    text.group("program", [argv.join(" "), format!("in {}", quoted(&spec.workdir))]);
+    text.group("identity", identity(&spec.identity));
+    text.group("host name", [spec.hostname.as_ref().map_or("the host's".to_owned(), quoted)]);
+    text.group("network", [network(spec.network)]);
+    text.group("files", files(&spec.mounts));
+    text.group("environment", environment(spec));
+    text.group("descriptors", [descriptors(spec)]);
+    text.group("walls", walls(spec));
+    text.0
+}
+
+/// Lines under headings.
+struct Text(String);
+
+impl Text {
+    fn group(&mut self, heading: &str, lines: impl IntoIterator<Item = String>) {
+        for (number, line) in lines.into_iter().enumerate() {
+            let heading = if number == 0 { heading } else { "" };
+            let line = format!("{heading:HEADING$}{line}");
+            // A String takes every word.
+            let _ = writeln!(self.0, "{}", line.trim_end());
+        }
+    }
+}
+
+/// Lines of cells, each column as wide as its widest cell.
+fn aligned<const N: usize>(rows: Vec<[String; N]>) -> impl Iterator<Item = String> {
+    let mut widths = [0; N];
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    rows.into_iter().map(move |row| {
+        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    })
+}
+
+fn identity(identity: &Identity) -> Vec<String> {
+    let Identity { uid, gid, groups, uid_map, gid_map } = identity;
+    let groups = match groups {
+        None => "your supplementary groups".to_owned(),
+        Some(groups) if groups.is_empty() => "no supplementary groups".to_owned(),
+        Some(groups) => {
+            let groups: Vec<String> = groups.iter().map(u32::to_string).collect();
+            format!("groups {}", groups.join(" "))
+        }
+    };
+    let outside = |id, map: &[IdRange]| {
+        let number = map.iter().find_map(|range| {
+            let n = u32::checked_sub(id, range.inside).filter(|n| *n < range.count)?;
+            range.outside.checked_add(n)
+        });
+        number.map_or("nobody".to_owned(), |number| number.to_string())
+    };
+    vec![
+        format!("uid {uid}, gid {gid}, {groups}"),
+        format!("on the host: uid {}, gid {}", outside(*uid, uid_map), outside(*gid, gid_map)),
+    ]
+}
+
+fn network(network: Network) -> String {
+    match network {
+        Network::None => "none but a loopback of its own (--net host for the host's)".to_owned(),
+        Network::Host => "the host's (--net host)".to_owned(),
+    }
+}
+
+fn files(mounts: &[Mount]) -> Vec<String> {
+    let rows = View::of(mounts)
+        .mounts()
+        .map(|mount| [quoted(&mount.target), what(mount), format!("{}", Reason(&mount.why))])
+        .collect();
+    let first = "the host's, read-only, and on top of them:".to_owned();
+    std::iter::once(first).chain(aligned(rows)).collect()
+}
+
+/// What a mount shows, in a few words.
+pub(super) fn what(mount: &Mount) -> String {
+    let of = |source: &std::path::Path, how: &str| match source == mount.target {
+        true => how.to_owned(),
+        false => format!("{how}, shows {}", quoted(source)),
+    };
+    match &mount.kind {
+        MountKind::ReadOnly { source } => of(source, "read-only"),
+        MountKind::Writable { source } => of(source, "writable"),
+        MountKind::Tmpfs { .. } => "empty, in memory".to_owned(),
+        MountKind::HiddenDirectory | MountKind::HiddenFile => "hidden".to_owned(),
+        MountKind::Proc => "its own processes".to_owned(),
+        MountKind::Sys => "read-only".to_owned(),
+        MountKind::Dev => "null zero full random urandom tty pts shm mqueue".to_owned(),
+    }
+}
+
+/// A rule, in the words of a reader.
+pub(super) struct Reason<'w>(pub(super) &'w Why);
+
+impl std::fmt::Display for Reason<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Why::Default(words) => write!(f, "default: {words}"),
+            Why::WorkingDirectory => write!(f, "the working directory"),
+            Why::Flag(flag) => f.write_str(flag),
+        }
+    }
+}
+
+fn environment(spec: &RunSpec) -> Vec<String> {
+    let passed = match spec.environment.len() {
+        1 => "1 variable".to_owned(),
+        n => format!("{n} variables"),
+    };
+    if spec.withheld.is_empty() {
+        return vec![passed];
+    }
+    let rows =
+        spec.withheld.iter().map(|variable| [quoted(&variable.name), variable.reason.to_owned()]);
+    let first = format!("{passed}; withheld (--env NAME passes one):");
+    std::iter::once(first).chain(aligned(rows.collect())).collect()
+}
+
+fn descriptors(spec: &RunSpec) -> String {
+    let numbers: Vec<String> =
+        (0..=2).chain(spec.descriptors.iter().copied()).map(|fd| fd.to_string()).collect();
+    numbers.join(" ")
+}
+
+fn walls(spec: &RunSpec) -> Vec<String> {
+    let lacks = |facility| spec.without.contains(facility);
+    let mut namespaces = vec!["user", "pid", "mount", "ipc", "uts", "cgroup"];
+    if spec.network == Network::None {
+        namespaces.push("net");
+    }
+    if !lacks(Without::TIME_NAMESPACES) {
+        namespaces.push("time");
+    }
+    let mut lines = vec![
+        format!("namespaces: {}", namespaces.join(" ")),
+        "no capabilities, no new privileges, a seccomp filter".to_owned(),
+    ];
+    let features: Vec<String> =
+        spec.features.iter_names().map(|(name, _)| name.to_lowercase()).collect();
+    lines.push(format!("traps for: {}", features.join(" ").replace('_', "-")));
+    if !spec.without.is_empty() {
+        let names: Vec<String> =
+            spec.without.iter_names().map(|(name, _)| name.to_lowercase()).collect();
+        lines.push(format!("without: {}", names.join(" ").replace('_', "-")));
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::testing::{TestHost, options};
+    use crate::config::{Options, Without, resolve};
+
+    #[test]
+    fn every_decision_is_named_with_its_rule() {
+        let mut host = TestHost::ordinary();
+        host.file("/home/me/.netrc");
+        host.set("MY_TOKEN", "hunter2");
+        let wishes = Options {
+            argv: vec!["echo".into(), "a b".into()],
+            descriptors: vec![7],
+            without: Without::LANDLOCK | Without::SYNC_WAKE_UP,
+            ..options(&["--ro /etc:/data"])
+        };
+        let text = decisions(&resolve(&wishes, &host.host).unwrap());
+        let has = |parts: &[&str]| {
+            let line = text.lines().find(|line| parts.iter().all(|part| line.contains(part)));
+            assert!(line.is_some(), "no line with {parts:?} in:\n{text}");
+        };
+        has(&["program", "echo 'a b'"]);
+        has(&["in /home/me/project"]);
+        has(&["identity", "uid 1000, gid 1000"]);
+        has(&["/data ", "read-only, shows /etc", "--ro /etc:/data"]);
+        has(&["/home/me/project ", "writable", "the working directory"]);
+        has(&["/home/me/.netrc ", "hidden", "default: network logins"]);
+        has(&["MY_TOKEN", "its name looks like a secret's"]);
+        has(&["descriptors", "0 1 2 7"]);
+        has(&["without: sync-wake-up landlock"]);
+        assert!(!text.contains("hunter2"), "a secret is printed:\n{text}");
+        // The reasons of all mounts begin in one column.
+        let column = |part: &str| text.lines().find_map(|line| line.find(part));
+        assert_eq!(column("default: network logins"), column("the working directory"));
+    }
+}

@@ -1,0 +1,92 @@
+//! The command line as a whole: words in, verbs and errors out.
+
+use super::*;
+
+fn parse(words: &[&str]) -> Result<CommandLine, String> {
+    let words = std::iter::once("sandbox").chain(words.iter().copied());
+    CommandLine::try_parse_from(words).map_err(|error| one_line(&error))
+}
+
+fn argv(words: &[&str]) -> Vec<String> {
+    let argv = parse(words).unwrap().run.argv;
+    argv.into_iter().map(|word| word.into_string().unwrap()).collect()
+}
+
+#[test]
+fn the_definition_is_sound() {
+    CommandLine::command().debug_assert();
+}
+
+#[test]
+fn the_program_begins_where_the_options_end() {
+    assert_eq!(argv(&["--", "ls", "-l", "--", "x"]), ["ls", "-l", "--", "x"]);
+    assert_eq!(argv(&["ls", "-l", "--ro", "/x"]), ["ls", "-l", "--ro", "/x"]);
+    assert_eq!(argv(&["ls", "--", "x"]), ["ls", "--", "x"]);
+    assert_eq!(argv(&["--ro", "/x", "ls", "--help"]), ["ls", "--help"]);
+    assert_eq!(argv(&["-v", "--", "run"]), ["run"]);
+    assert!(matches!(parse(&["run", "--", "ls"]).unwrap().verb, Some(Verb::Run(_))));
+    match parse(&["run", "-q", "ls", "-v"]).unwrap().verb {
+        Some(Verb::Run(command)) => assert!(command.quiet && command.argv == ["ls", "-v"]),
+        other => panic!("{other:?}"),
+    }
+    match parse(&["why", "--rw", "/data", "--", "/data/x"]).unwrap().verb {
+        Some(Verb::Why(command)) => assert_eq!(command.question, "/data/x"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_program_named_as_a_verb_needs_its_dashes() {
+    let asked = |words: &[&str]| {
+        let all: Vec<OsString> =
+            std::iter::once(&"sandbox").chain(words).map(OsString::from).collect();
+        ambiguous(&parse(words).unwrap().run.argv, &all)
+    };
+    assert!(asked(&["ps"]).is_some_and(|words| words.contains("-- ps")));
+    assert!(asked(&["-v", "run", "--", "ls"]).is_some());
+    assert_eq!(asked(&["--", "ps"]), None);
+    assert_eq!(asked(&["-v", "--", "kill", "1"]), None);
+    assert_eq!(asked(&["ls", "ps"]), None);
+}
+
+#[test]
+fn a_refused_word_is_one_line_with_a_suggestion() {
+    for (words, part) in [
+        (&["--rr", "/x", "--", "ls"][..], "--rr"),
+        (&["--hostnam", "x", "--", "ls"], "--hostname"),
+        (&["--net", "all", "--", "ls"], "none, host"),
+        (&["-v", "-q", "--", "ls"], "cannot be used with"),
+        (&["--fd", "x", "--", "ls"], "--fd"),
+        (&["--fd", "-1", "--", "ls"], "-1"),
+        (&["--workdir", "/a", "--workdir", "/b", "--", "ls"], "--workdir"),
+        (&["--ro"], "--ro"),
+        (&["why"], "missing on the line: <PATH"),
+        (&["--without", "gravity", "--", "ls"], "gravity"),
+        (&["completions", "tcsh"], "tcsh"),
+    ] {
+        let line = parse(words).unwrap_err();
+        assert!(line.contains(part), "{words:?}: {line}");
+        assert!(!line.contains('\n') && !line.contains("Usage"), "{words:?}: {line}");
+    }
+}
+
+#[test]
+fn every_facility_has_its_bit() {
+    let all = "user-namespaces,seccomp-notify,wait-killable,sync-wake-up,process-vm,landlock,time-namespaces";
+    let options = parse(&["--without", all, "--", "ls"]).unwrap().run.into_options();
+    assert_eq!(options.without, crate::config::Without::all());
+}
+
+#[test]
+fn completions_and_manuals_know_the_verbs() {
+    let mut script = Vec::new();
+    clap_complete::generate(Shell::Bash, &mut CommandLine::command(), "sandbox", &mut script);
+    assert!(String::from_utf8(script).unwrap().contains("doctor"));
+    let directory = std::env::temp_dir().join(format!("sandbox-man-{}", std::process::id()));
+    assert_eq!(manual(&directory), OWN_ERROR);
+    std::fs::create_dir(&directory).unwrap();
+    assert_eq!(manual(&directory), 0);
+    let page = std::fs::read_to_string(directory.join("sandbox-why.1"));
+    std::fs::remove_dir_all(&directory).unwrap();
+    assert!(page.unwrap().contains("PATH"));
+}

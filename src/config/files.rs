@@ -1,0 +1,537 @@
+//! The file view of a run: rules, defaults, working directory and hidden secrets become mounts.
+//!
+//! The order of business: the user's rules (which contradict each other or do not), the defaults
+//! where no rule says otherwise, the working directory, then every place at which a secret would
+//! still show. Under all mounts lies the host's tree, which the launch makes read-only.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::path::{Path, PathBuf};
+
+use nix::unistd::AccessFlags;
+
+use super::error::refuse;
+use super::paths::{Found, Kind, Place, check, parse_pair, quoted};
+use super::view::translate;
+use super::{ConfigError, Host, Mount, MountKind, Rule, RuleKind, Shown, View, Why, secrets};
+
+/// Mounts in one mount namespace at most, by default (fs.mount-max, proc_sys_fs(5)).
+const MOUNTS_MAX: usize = 100_000;
+
+/// What every run has, unless a rule names the same place.
+const DEFAULTS: &[(&str, MountKind, &str)] = &[
+    ("/dev", MountKind::Dev, "a minimal /dev"),
+    ("/proc", MountKind::Proc, "its own /proc"),
+    ("/sys", MountKind::Sys, "its own /sys"),
+    ("/run", MountKind::Tmpfs { mode: 0o755 }, "an empty /run"),
+    ("/var/run", MountKind::Tmpfs { mode: 0o755 }, "an empty /var/run"),
+    ("/tmp", MountKind::Tmpfs { mode: 0o1777 }, "a private /tmp"),
+    ("/var/tmp", MountKind::Tmpfs { mode: 0o1777 }, "a private /var/tmp"),
+];
+
+/// The view, and the working directory in it.
+pub(crate) fn arrange(
+    host: &Host,
+    rules: &[Rule],
+    workdir: Option<&Path>,
+    homes: &[PathBuf],
+) -> Result<(View, PathBuf), ConfigError> {
+    let real = |home: &PathBuf| host.walk(home).map_or_else(|_| home.clone(), |place| place.path);
+    let homes: Vec<PathBuf> = homes.iter().map(real).collect();
+    let mut plan = Plan { host, homes, view: View::default(), root_rule: false };
+    for rule in rules {
+        plan.add_rule(rule)?;
+    }
+    plan.add_defaults();
+    let objects = plan.secret_objects();
+    let workdir = plan.add_workdir(workdir, &objects)?;
+    plan.check_targets()?;
+    plan.hide(objects)?;
+    plan.check_workdir(&workdir)?;
+    Ok((plan.view, workdir))
+}
+
+/// The absolute path that `path` means for the caller.
+pub(crate) fn absolute(host: &Host, path: &Path) -> Result<PathBuf, ConfigError> {
+    if path.is_absolute() {
+        return Ok(path.to_owned());
+    }
+    match &host.cwd {
+        // getcwd(3): a directory that was unmounted or moved out of sight is "(unreachable)...".
+        Ok(cwd) if cwd.is_absolute() => Ok(cwd.join(path)),
+        Ok(_) => Err(no_cwd("it is out of reach")),
+        Err(errno) => Err(no_cwd(errno.desc())),
+    }
+}
+
+fn no_cwd(cause: &str) -> ConfigError {
+    refuse!(
+        "cannot find the current directory: {cause}; change to one that exists, or use absolute \
+         paths and --workdir"
+    )
+}
+
+/// Something of the host that must not show, wherever a mount would bring it.
+struct Object {
+    directory: bool,
+    why: Why,
+}
+
+/// Objects by their place on the host.
+type Objects = BTreeMap<PathBuf, Object>;
+
+struct Plan<'h> {
+    host: &'h Host,
+    /// Symlinks resolved.
+    homes: Vec<PathBuf>,
+    view: View,
+    /// `--ro /` was given: it adds nothing, but it covers the working directory.
+    root_rule: bool,
+}
+
+impl Plan<'_> {
+    /// Adds one of the user's rules.
+    fn add_rule(&mut self, rule: &Rule) -> Result<(), ConfigError> {
+        let flag = rule.flag();
+        let why = Why::Flag(flag.clone());
+        let mount = match rule.kind {
+            RuleKind::ReadOnly | RuleKind::Writable => {
+                let (source, target) = parse_pair(rule.kind.flag(), &rule.text)?;
+                let source = self.source(&flag, &source)?;
+                let target = match target {
+                    Some(target) => self.find(&flag, &target)?.path,
+                    None => source.clone(),
+                };
+                let kind = match rule.kind {
+                    RuleKind::Writable => MountKind::Writable { source },
+                    _ => MountKind::ReadOnly { source },
+                };
+                Mount { target, kind, why }
+            }
+            RuleKind::Tmpfs | RuleKind::Hide => {
+                let path = Path::new(&rule.text);
+                check(rule.kind.flag(), path)?;
+                let place = self.find(&flag, path)?;
+                let kind = match (rule.kind, place.kind) {
+                    (RuleKind::Tmpfs, _) => MountKind::Tmpfs { mode: 0o755 },
+                    (_, Kind::Directory) => MountKind::HiddenDirectory,
+                    (_, Kind::File | Kind::Missing) => MountKind::HiddenFile,
+                };
+                Mount { target: place.path, kind, why }
+            }
+        };
+        self.insert_rule(flag, mount)
+    }
+
+    /// Puts a rule's mount in the view, unless it may not be there or another rule contradicts it.
+    fn insert_rule(&mut self, flag: String, mount: Mount) -> Result<(), ConfigError> {
+        let root = Path::new("/");
+        if mount.target == root {
+            if mount.kind == (MountKind::ReadOnly { source: root.into() }) {
+                self.root_rule = true;
+                return Ok(());
+            }
+            return Err(refuse!(
+                "cannot use {flag}: it would replace or open the whole file system; name the \
+                 directories that it is about"
+            ));
+        }
+        if mount.target == Path::new("/proc") || mount.target == Path::new("/dev") {
+            let target = mount.target.display();
+            return Err(refuse!(
+                "cannot use {flag}: {target} is always the sandbox's own; name what you need below \
+                 it, for example {}",
+                if target.to_string() == "/dev" {
+                    "--rw /dev/kvm"
+                } else {
+                    "--hide /proc/kallsyms"
+                }
+            ));
+        }
+        match self.view.at(&mount.target) {
+            Some(other) if other.kind != mount.kind => Err(refuse!(
+                "cannot use {flag} together with {}: they contradict each other about {}; keep one \
+                 of them",
+                flag_of(&other.why),
+                quoted(&mount.target)
+            )),
+            Some(_) => Ok(()),
+            None => {
+                self.view.insert(mount);
+                Ok(())
+            }
+        }
+    }
+
+    /// Where the path of a flag leads.
+    fn find(&self, flag: &str, path: &Path) -> Result<Place, ConfigError> {
+        let path = absolute(self.host, path)?;
+        self.host.walk(&path).map_err(|trouble| refuse!("cannot use {flag}: {}", trouble.words()))
+    }
+
+    /// What a flag wants to show: it must exist and be readable for the caller.
+    fn source(&self, flag: &str, path: &Path) -> Result<PathBuf, ConfigError> {
+        let place = self.find(flag, path)?;
+        let needed = match place.kind {
+            Kind::Directory => AccessFlags::X_OK,
+            Kind::File => AccessFlags::R_OK,
+            Kind::Missing => {
+                return Err(refuse!(
+                    "cannot use {flag}: {} does not exist; create it first or correct the path",
+                    quoted(&place.path)
+                ));
+            }
+        };
+        self.host.access(&place.path, needed).map_err(|errno| {
+            refuse!(
+                "cannot use {flag}: you may not read {} ({}); ask its owner for access or leave \
+                 the flag out",
+                quoted(&place.path),
+                errno.desc()
+            )
+        })?;
+        check(flag, &place.path)?;
+        Ok(place.path)
+    }
+
+    fn add_defaults(&mut self) {
+        for (path, kind, words) in DEFAULTS {
+            let Ok(place) = self.host.walk(Path::new(path)) else { continue };
+            let free = place.path != Path::new("/") && self.view.at(&place.path).is_none();
+            if place.kind == Kind::Directory && free {
+                let why = Why::Default(words);
+                self.view.insert(Mount { target: place.path, kind: kind.clone(), why });
+            }
+        }
+    }
+
+    /// Makes the working directory writable, where no rule of the user covers it.
+    fn add_workdir(
+        &mut self,
+        wished: Option<&Path>,
+        objects: &Objects,
+    ) -> Result<PathBuf, ConfigError> {
+        let flag = wished.map(|path| format!("--workdir {}", quoted(path)));
+        let flag = flag.unwrap_or_else(|| "the current directory".to_owned());
+        if let Some(path) = wished {
+            check("--workdir", path)?;
+        }
+        let place = self.find(&flag, wished.unwrap_or(Path::new(".")))?;
+        check("as working directory", &place.path)?;
+        if self.covers(&place.path)? {
+            return Ok(place.path);
+        }
+        let words = quoted(&place.path);
+        match place.kind {
+            Kind::Directory => {}
+            Kind::Missing => {
+                return Err(refuse!(
+                    "cannot start in {words}: it does not exist; create it or name another with \
+                     --workdir"
+                ));
+            }
+            Kind::File => {
+                return Err(refuse!(
+                    "cannot start in {words}: it is not a directory; name one with --workdir"
+                ));
+            }
+        }
+        if let Some(what) = self.too_wide(&place.path, objects) {
+            let allow =
+                if words == "/" { String::new() } else { format!(" (--rw {words} to allow it)") };
+            return Err(refuse!(
+                "cannot make the working directory {words} writable: it is {what}; change to a \
+                 directory of the project, or add --ro {words} to run here without writing{allow}"
+            ));
+        }
+        let kind = MountKind::Writable { source: place.path.clone() };
+        let target = place.path.clone();
+        self.view.insert(Mount { target, kind, why: Why::WorkingDirectory });
+        Ok(place.path)
+    }
+
+    /// Whether the view already says what the working directory is.
+    fn covers(&self, workdir: &Path) -> Result<bool, ConfigError> {
+        let Some(mount) = self.view.covering(workdir) else { return Ok(self.root_rule) };
+        let exact = mount.target == workdir;
+        match mount.kind {
+            MountKind::ReadOnly { .. } | MountKind::Writable { .. } => Ok(true),
+            MountKind::Tmpfs { .. } => Ok(exact || !self.is_host_directory(workdir)),
+            MountKind::Proc | MountKind::Sys => Ok(true),
+            // The guest's /dev has a shm of its own, under which a directory can be shown.
+            MountKind::Dev => Ok(exact || !workdir.starts_with("/dev/shm/")),
+            MountKind::HiddenDirectory | MountKind::HiddenFile => Err(refuse!(
+                "cannot start in {}: {} hides it; name another directory with --workdir",
+                quoted(workdir),
+                flag_of(&mount.why)
+            )),
+        }
+    }
+
+    fn is_host_directory(&self, path: &Path) -> bool {
+        self.host.look(path) == Ok(Found::Directory)
+    }
+
+    /// Why `path` is too much to be writable without being asked for.
+    fn too_wide(&self, path: &Path, objects: &Objects) -> Option<String> {
+        if path == Path::new("/") {
+            return Some("the root of the file system".to_owned());
+        }
+        if let Some(home) = self.homes.iter().find(|home| home.starts_with(path)) {
+            let words = if home == path { "a home directory" } else { "above a home directory" };
+            return Some(words.to_owned());
+        }
+        let runtime = self.host.variable("XDG_RUNTIME_DIR").map(Path::new);
+        if runtime.is_some_and(|runtime| runtime.starts_with(path)) {
+            return Some("where the services of your session listen".to_owned());
+        }
+        let mut above = path.ancestors();
+        let (place, object) = above.find_map(|a| Some((a, objects.get(a)?)))?;
+        let what = match object.why {
+            Why::Default(what) => what,
+            _ => "what a flag hides",
+        };
+        Some(format!("in {}, which is hidden ({what})", quoted(place)))
+    }
+
+    /// Every mount needs something to be mounted on: what the view shows there, or a directory in
+    /// memory in which the launch can make it.
+    fn check_targets(&mut self) -> Result<(), ConfigError> {
+        // Parents come before their children, so that what is dropped drops what depends on it.
+        let mounts: Vec<Mount> = self.view.mounts().cloned().collect();
+        for mount in mounts {
+            let hides = mount.kind.hides();
+            let default = matches!(mount.why, Why::Default(_));
+            let under = match self.view.shown_under(&mount.target) {
+                Shown::Private(_) | Shown::Hidden(_) if hides => {
+                    // Not there to begin with.
+                    self.view.remove(&mount.target);
+                    continue;
+                }
+                Shown::Hidden(_) if default => {
+                    self.view.remove(&mount.target);
+                    continue;
+                }
+                Shown::Private(_) | Shown::Hidden(_) => continue,
+                Shown::Host { path, .. } => path,
+            };
+            let flag = flag_of(&mount.why);
+            let found = self.host.look(&under).unwrap_or(Found::Missing);
+            let kind = match found {
+                Found::Directory if hides => MountKind::HiddenDirectory,
+                Found::File if hides => MountKind::HiddenFile,
+                Found::Missing | Found::Link(_) if default => {
+                    self.view.remove(&mount.target);
+                    continue;
+                }
+                Found::Missing | Found::Link(_) => return Err(no_target(&flag, &mount, &found)),
+                found => {
+                    self.same_type(&flag, &mount, &found)?;
+                    continue;
+                }
+            };
+            self.view.insert(Mount { kind, ..mount });
+        }
+        Ok(())
+    }
+
+    /// mount(2) puts directories on directories and files on files.
+    fn same_type(&self, flag: &str, mount: &Mount, under: &Found) -> Result<(), ConfigError> {
+        let brings_directory = match &mount.kind {
+            MountKind::ReadOnly { source } | MountKind::Writable { source } => {
+                self.is_host_directory(source)
+            }
+            _ => true,
+        };
+        if brings_directory == (*under == Found::Directory) {
+            return Ok(());
+        }
+        let name = |directory| if directory { "a directory" } else { "a file" };
+        Err(refuse!(
+            "cannot use {flag}: it would put {} over {}, which is {}; choose a target of the same \
+             kind",
+            name(brings_directory),
+            quoted(&mount.target),
+            name(!brings_directory)
+        ))
+    }
+
+    /// The secrets that exist on this host.
+    fn secret_objects(&self) -> Objects {
+        let mut objects = Objects::new();
+        for secret in secrets::places(self.host, &self.homes) {
+            let Ok(place) = self.host.walk(&secret.path) else { continue };
+            // A link or a variable that leads to the home itself (or above it) names no secret.
+            let wide = self.homes.iter().any(|home| home.starts_with(&place.path));
+            if place.kind != Kind::Missing && !wide && place.path != Path::new("/") {
+                let directory = place.kind == Kind::Directory;
+                objects
+                    .entry(place.path)
+                    .or_insert(Object { directory, why: Why::Default(secret.what) });
+            }
+        }
+        objects
+    }
+
+    /// Hides every object at every place at which a mount would show it, unless a rule names that
+    /// very place.
+    fn hide(&mut self, mut objects: Objects) -> Result<(), ConfigError> {
+        self.add_hidden_by_rules(&mut objects);
+        self.add_hidden_by_defaults(&mut objects);
+        let mut hidden: BTreeMap<PathBuf, Mount> = BTreeMap::new();
+        let root = (PathBuf::from("/"), None);
+        let binds = self.view.mounts().filter_map(|mount| match &mount.kind {
+            MountKind::ReadOnly { source } | MountKind::Writable { source } => {
+                Some((source.clone(), Some(mount)))
+            }
+            _ => None,
+        });
+        for (source, mount) in std::iter::once(root).chain(binds) {
+            let target = mount.map_or(Path::new("/"), |mount| &mount.target);
+            let below = objects.range::<Path, _>((Bound::Excluded(&*source), Bound::Unbounded));
+            for (path, object) in below.take_while(|(path, _)| path.starts_with(&source)) {
+                let place = translate(path, &source, target);
+                // Nothing lies between this mount and the place, and no rule at the place itself.
+                if self.view.covering(&place).map(|m| &m.target) == mount.map(|m| &m.target) {
+                    hidden.insert(place.clone(), object.at(place));
+                }
+                if hidden.len() > MOUNTS_MAX {
+                    return Err(refuse!(
+                        "cannot hide {} in every place where the rules show it: that would take \
+                         more than {MOUNTS_MAX} mounts; use fewer rules",
+                        quoted(path)
+                    ));
+                }
+            }
+        }
+        self.insert_hidden(hidden);
+        Ok(())
+    }
+
+    /// What `--hide` names must not show under another name either.
+    fn add_hidden_by_rules(&self, objects: &mut Objects) {
+        for mount in self.view.mounts() {
+            let directory = match mount.kind {
+                MountKind::HiddenDirectory => true,
+                MountKind::HiddenFile => false,
+                _ => continue,
+            };
+            if let Shown::Host { path, .. } = self.view.shown_under(&mount.target) {
+                objects.insert(path, Object { directory, why: mount.why.clone() });
+            }
+        }
+    }
+
+    /// Nor must the host's processes, devices and sockets, which the defaults cover in their own
+    /// place only: a socket in /run takes connections through a read-only mount, too.
+    fn add_hidden_by_defaults(&self, objects: &mut Objects) {
+        for (path, _, words) in DEFAULTS {
+            let Ok(place) = self.host.walk(Path::new(path)) else { continue };
+            if place.kind == Kind::Directory && place.path != Path::new("/") {
+                let object = Object { directory: true, why: Why::Default(words) };
+                objects.entry(place.path).or_insert(object);
+            }
+        }
+    }
+
+    /// Adds what is hidden to the view, but for what is out of sight already; and opens a hidden
+    /// directory as an empty one where a rule shows something below it.
+    fn insert_hidden(&mut self, mut hidden: BTreeMap<PathBuf, Mount>) {
+        let ruled = self.view.mounts().filter(|mount| mount.kind.hides());
+        let ruled: Vec<Mount> = ruled.cloned().collect();
+        for mount in ruled {
+            self.view.remove(&mount.target);
+            hidden.insert(mount.target.clone(), mount);
+        }
+        let out_of_sight = |mount: &Mount| {
+            let above = mount.target.ancestors().skip(1).find(|above| hidden.contains_key(*above));
+            let shown = self.view.above(&mount.target);
+            above.is_some_and(|above| shown.is_none_or(|shown| above.starts_with(&shown.target)))
+        };
+        let mut mounts: Vec<Mount> =
+            hidden.values().filter(|mount| !out_of_sight(mount)).cloned().collect();
+        for mount in &mut mounts {
+            if mount.kind == MountKind::HiddenDirectory && self.view.has_below(&mount.target) {
+                mount.kind = MountKind::Tmpfs { mode: 0o755 };
+            }
+        }
+        for mount in mounts {
+            self.view.insert(mount);
+        }
+    }
+
+    /// The program must find itself somewhere.
+    fn check_workdir(&self, workdir: &Path) -> Result<(), ConfigError> {
+        let words = quoted(workdir);
+        match self.view.shown(workdir) {
+            Shown::Hidden(mount) => Err(refuse!(
+                "cannot start in {words}: {} is hidden ({}); add --rw {words} if the program may \
+                 have it, or name another directory with --workdir",
+                quoted(&mount.target),
+                flag_of(&mount.why)
+            )),
+            Shown::Private(mount) => {
+                let made = matches!(mount.kind, MountKind::Proc | MountKind::Sys | MountKind::Dev)
+                    || mount.target == workdir
+                    || self.view.has_below(workdir);
+                if made {
+                    return Ok(());
+                }
+                Err(refuse!(
+                    "cannot start in {words}: the sandbox's own {} is empty; add --tmpfs {words} or \
+                     name another directory with --workdir",
+                    quoted(&mount.target)
+                ))
+            }
+            Shown::Host { path, .. } => match self.host.walk(&path) {
+                Ok(Place { kind: Kind::Directory, .. }) => Ok(()),
+                Ok(Place { kind: Kind::File, .. }) => Err(refuse!(
+                    "cannot start in {words}: it is not a directory; name one with --workdir"
+                )),
+                Ok(_) => Err(refuse!(
+                    "cannot start in {words}: it does not exist in the sandbox; create it or name \
+                     another with --workdir"
+                )),
+                Err(trouble) => Err(refuse!("cannot start in {words}: {}", trouble.words())),
+            },
+        }
+    }
+}
+
+impl Object {
+    /// The mount that hides it at `target`.
+    fn at(&self, target: PathBuf) -> Mount {
+        let kind = if self.directory { MountKind::HiddenDirectory } else { MountKind::HiddenFile };
+        Mount { target, kind, why: self.why.clone() }
+    }
+}
+
+/// A rule in the words of an error.
+fn flag_of(why: &Why) -> String {
+    match why {
+        Why::Flag(flag) => flag.clone(),
+        Why::Default(words) => (*words).to_owned(),
+        Why::WorkingDirectory => "the working directory".to_owned(),
+    }
+}
+
+fn no_target(flag: &str, mount: &Mount, found: &Found) -> ConfigError {
+    let target = quoted(&mount.target);
+    if *found != Found::Missing {
+        return refuse!(
+            "cannot use {flag}: {target} is a symlink there; name the path that it leads to"
+        );
+    }
+    match mount.kind {
+        MountKind::HiddenFile | MountKind::HiddenDirectory => {
+            refuse!("cannot use {flag}: {target} does not exist; correct the path or leave it out")
+        }
+        _ => refuse!(
+            "cannot use {flag}: there is no {target} to mount it on; create it first, or choose a \
+             place below /tmp or a --tmpfs"
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests;

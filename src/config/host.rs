@@ -1,0 +1,211 @@
+//! What a run's description needs to know of the host, read once.
+//!
+//! Owns every look at the real host that `config` takes, so that a test can describe another one:
+//! a [`Host`] whose `root` is a temporary directory finds its files there. Decides nothing.
+
+use std::cell::RefCell;
+use std::collections::{BTreeSet, HashMap};
+use std::ffi::{CString, OsStr, OsString};
+use std::os::fd::RawFd;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::unistd::{AccessFlags, Gid, Uid, User};
+
+use super::IdRange;
+use super::paths::{Found, Place, Trouble, walk};
+
+/// The caller and the machine, as far as a run depends on them.
+pub struct Host {
+    /// The directory under which absolute paths are looked up: `/`, or another one in a test.
+    pub root: PathBuf,
+    /// The caller's working directory (getcwd(3)), or why there is none.
+    pub cwd: Result<PathBuf, Errno>,
+    /// Effective user id.
+    pub uid: u32,
+    /// Effective group id.
+    pub gid: u32,
+    /// The caller's environment, in order.
+    pub environment: Vec<(OsString, OsString)>,
+    /// The lines of /proc/self/uid_map: which ids exist for the caller.
+    pub uid_ranges: Vec<IdRange>,
+    /// The lines of /proc/self/gid_map.
+    pub gid_ranges: Vec<IdRange>,
+    /// The caller's open descriptors.
+    pub descriptors: BTreeSet<RawFd>,
+    /// The user database.
+    pub accounts: Box<dyn Accounts>,
+    /// What was found at a path, so that ten thousand rules about one directory look at its
+    /// ancestors once.
+    pub(crate) seen: RefCell<HashMap<PathBuf, Result<Found, Errno>>>,
+}
+
+/// A user as passwd(5) describes one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Account {
+    /// Login name.
+    pub name: String,
+    /// User id.
+    pub uid: u32,
+    /// Primary group.
+    pub gid: u32,
+    /// Home directory.
+    pub home: PathBuf,
+    /// Login shell.
+    pub shell: PathBuf,
+}
+
+/// The user database.
+pub trait Accounts {
+    /// The user of that name.
+    fn by_name(&self, name: &str) -> Result<Option<Account>, Errno>;
+    /// The user of that id.
+    fn by_uid(&self, uid: u32) -> Result<Option<Account>, Errno>;
+    /// The groups of `account`, its primary one among them (getgrouplist(3)).
+    fn groups(&self, account: &Account) -> Result<Vec<u32>, Errno>;
+}
+
+impl Host {
+    /// This process and this machine. What cannot be read is taken as absent: the launch will say
+    /// what is missing if it turns out to matter.
+    pub fn current() -> Self {
+        Host {
+            root: PathBuf::from("/"),
+            cwd: nix::unistd::getcwd(),
+            uid: Uid::effective().as_raw(),
+            gid: Gid::effective().as_raw(),
+            environment: std::env::vars_os().collect(),
+            uid_ranges: id_ranges("/proc/self/uid_map"),
+            gid_ranges: id_ranges("/proc/self/gid_map"),
+            descriptors: open_descriptors(),
+            accounts: Box::new(SystemAccounts),
+            seen: RefCell::default(),
+        }
+    }
+
+    /// The value of a variable of the caller, unless it is unset or empty.
+    pub fn variable(&self, name: &str) -> Option<&OsStr> {
+        let found = self.environment.iter().find(|(n, _)| n == name);
+        found.map(|(_, value)| value.as_os_str()).filter(|value| !value.is_empty())
+    }
+
+    /// The caller's home directories, as written: `$HOME`, the one in the user database, and that
+    /// of the user who became root with sudo(8) or pkexec(1).
+    pub fn homes(&self) -> Vec<PathBuf> {
+        let mut homes: Vec<PathBuf> =
+            self.variable("HOME").map(PathBuf::from).into_iter().collect();
+        let ids = ["SUDO_UID", "PKEXEC_UID"].iter().filter(|_| self.uid == 0);
+        let before = ids.filter_map(|name| self.variable(name)?.to_str()?.parse().ok());
+        for uid in std::iter::once(self.uid).chain(before) {
+            homes.extend(self.accounts.by_uid(uid).ok().flatten().map(|account| account.home));
+        }
+        homes.retain(|home| home.is_absolute() && home != Path::new("/"));
+        homes.dedup();
+        homes
+    }
+
+    /// Where `path` (absolute) leads on the host, its symlinks followed.
+    pub(crate) fn walk(&self, path: &Path) -> Result<Place, Trouble> {
+        walk(path, |at| self.look(at))
+    }
+
+    /// What is at `path`, its last component not followed.
+    pub(crate) fn look(&self, path: &Path) -> Result<Found, Errno> {
+        if let Some(known) = self.seen.borrow().get(path) {
+            return known.clone();
+        }
+        let found = Found::at(&self.real(path));
+        self.seen.borrow_mut().insert(path.to_owned(), found.clone());
+        found
+    }
+
+    /// The names in a directory; none if it cannot be read.
+    pub(crate) fn names(&self, directory: &Path) -> Vec<OsString> {
+        let entries = std::fs::read_dir(self.real(directory));
+        entries.into_iter().flatten().flatten().map(|entry| entry.file_name()).collect()
+    }
+
+    /// Whether the caller may use `path` so (eaccess(3), with the effective ids).
+    pub(crate) fn access(&self, path: &Path, how: AccessFlags) -> Result<(), Errno> {
+        nix::unistd::eaccess(&self.real(path), how)
+    }
+
+    /// Where a path of this host really is.
+    fn real(&self, path: &Path) -> PathBuf {
+        self.root.join(path.strip_prefix("/").unwrap_or(path))
+    }
+}
+
+/// The lines of a uid_map or gid_map file (user_namespaces(7)).
+fn id_ranges(file: &str) -> Vec<IdRange> {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    text.lines().filter_map(parse_id_range).collect()
+}
+
+/// `inside outside count`.
+fn parse_id_range(line: &str) -> Option<IdRange> {
+    let mut numbers = line.split_whitespace().map(|word| word.parse().ok());
+    let (inside, outside, count) = (numbers.next()??, numbers.next()??, numbers.next()??);
+    Some(IdRange { inside, outside, count })
+}
+
+/// What /proc/self/fd lists (proc_pid_fd(5)).
+fn open_descriptors() -> BTreeSet<RawFd> {
+    let directory = Path::new("/proc/self/fd");
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let numbers: Vec<RawFd> =
+        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    // The descriptor that did the listing is in the list and gone by now.
+    let open = |fd: &RawFd| directory.join(fd.to_string()).symlink_metadata().is_ok();
+    numbers.into_iter().filter(open).collect()
+}
+
+/// The user database of the host's libc (nsswitch.conf(5)).
+struct SystemAccounts;
+
+impl Accounts for SystemAccounts {
+    fn by_name(&self, name: &str) -> Result<Option<Account>, Errno> {
+        Ok(User::from_name(name)?.map(Account::from))
+    }
+
+    fn by_uid(&self, uid: u32) -> Result<Option<Account>, Errno> {
+        Ok(User::from_uid(Uid::from_raw(uid))?.map(Account::from))
+    }
+
+    fn groups(&self, account: &Account) -> Result<Vec<u32>, Errno> {
+        let name = CString::new(account.name.as_str()).map_err(|_| Errno::EINVAL)?;
+        let groups = nix::unistd::getgrouplist(&name, Gid::from_raw(account.gid))?;
+        Ok(groups.into_iter().map(Gid::as_raw).collect())
+    }
+}
+
+impl From<User> for Account {
+    fn from(user: User) -> Self {
+        let User { name, uid, gid, dir, shell, .. } = user;
+        Account { name, uid: uid.as_raw(), gid: gid.as_raw(), home: dir, shell }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_map_line_is_three_numbers() {
+        let line = "         0       1000          1";
+        assert_eq!(parse_id_range(line), Some(IdRange { inside: 0, outside: 1000, count: 1 }));
+        assert_eq!(parse_id_range("0 1000"), None);
+        assert_eq!(parse_id_range("a b c"), None);
+    }
+
+    #[test]
+    fn this_host_can_be_read() {
+        let host = Host::current();
+        assert!(host.cwd.as_ref().is_ok_and(|cwd| cwd.is_absolute()), "{:?}", host.cwd);
+        assert!(!host.uid_ranges.is_empty() && !host.gid_ranges.is_empty());
+        assert!(host.uid_ranges.iter().any(|r| r.inside <= host.uid));
+        let file = std::fs::File::open("/dev/null").unwrap();
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&file);
+        assert!(open_descriptors().contains(&fd));
+    }
+}

@@ -1,0 +1,102 @@
+//! What the user asked for, word by word, before anything of it is checked.
+//!
+//! Owns no knowledge of how the words were written (the command line does that) and none of the
+//! host: two equal `Options` can become two different runs on two hosts.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+
+use super::paths::quoted;
+use super::{Network, Voice, Without};
+
+/// The wishes of one run.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The program and its arguments.
+    pub argv: Vec<OsString>,
+    /// Rules about files; their order means nothing.
+    pub rules: Vec<Rule>,
+    /// `NAME=VALUE` sets a variable, `NAME` passes the caller's. The last one of a name counts.
+    pub env: Vec<OsString>,
+    /// Pass nothing of the caller's environment but what `env` names.
+    pub clear_env: bool,
+    /// Where the program starts; `None` is the caller's working directory.
+    pub workdir: Option<PathBuf>,
+    /// The host name inside.
+    pub hostname: Option<OsString>,
+    /// `UID[:GID]` or the name of a user.
+    pub user: Option<OsString>,
+    /// Which network.
+    pub network: Network,
+    /// Descriptors to inherit.
+    pub descriptors: Vec<RawFd>,
+    /// Facilities to do without.
+    pub without: Without,
+    /// How much is said on stderr.
+    pub voice: Voice,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            argv: Vec::new(),
+            rules: Vec::new(),
+            env: Vec::new(),
+            clear_env: false,
+            workdir: None,
+            hostname: None,
+            user: None,
+            network: Network::None,
+            descriptors: Vec::new(),
+            without: Without::empty(),
+            voice: Voice::Normal,
+        }
+    }
+}
+
+/// One rule about files, as the user wrote it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    /// What to do with the path.
+    pub kind: RuleKind,
+    /// `PATH[:DST]` for [`RuleKind::ReadOnly`] and [`RuleKind::Writable`], else `PATH`.
+    pub text: OsString,
+}
+
+impl Rule {
+    /// A rule of `kind` about `text`.
+    pub fn new(kind: RuleKind, text: impl AsRef<OsStr>) -> Self {
+        Rule { kind, text: text.as_ref().to_owned() }
+    }
+
+    /// The rule as a flag that can be pasted into a shell.
+    pub fn flag(&self) -> String {
+        format!("{} {}", self.kind.flag(), quoted(&self.text))
+    }
+}
+
+/// What a rule does with its path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RuleKind {
+    /// `--ro`
+    ReadOnly,
+    /// `--rw`
+    Writable,
+    /// `--hide`
+    Hide,
+    /// `--tmpfs`
+    Tmpfs,
+}
+
+impl RuleKind {
+    /// The flag's name.
+    pub fn flag(self) -> &'static str {
+        match self {
+            RuleKind::ReadOnly => "--ro",
+            RuleKind::Writable => "--rw",
+            RuleKind::Hide => "--hide",
+            RuleKind::Tmpfs => "--tmpfs",
+        }
+    }
+}

@@ -1,0 +1,550 @@
+//! Everything that the child will do, decided and allocated before it exists.
+//!
+//! The child side runs on a copy of the supervisor's memory and may neither allocate nor take a
+//! lock, so each string, array and table it needs lies ready here.
+
+use std::cell::Cell;
+use std::ffi::{CString, OsStr, OsString};
+use std::os::fd::{OwnedFd, RawFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use libc::{c_int, c_ulong};
+
+use crate::config::{Mount, MountKind, Network, RunSpec, Without};
+use crate::sys::memfd::SharedMemory;
+use crate::sys::mount::{ATTR_NODEV, ATTR_NOSUID, ATTR_RDONLY};
+use crate::sys::spawn::StringArray;
+use crate::terminal::Settings;
+
+/// The most instructions that the kernel takes (BPF_MAXINSNS).
+const PROGRAM_LIMIT: usize = 4096;
+
+/// The child's life, prepared.
+pub struct Plan {
+    /// Flags of clone(2).
+    pub(super) namespaces: c_int,
+    /// Whether the program gets a time namespace of its own.
+    pub(super) time_namespace: bool,
+    /// Building the file view, in order.
+    pub(super) steps: Vec<Step>,
+    /// Detached mount trees between the step that makes them and the one that uses them.
+    pub(super) trees: Vec<Cell<Option<OwnedFd>>>,
+    pub(super) hostname: Option<Vec<u8>>,
+    pub(super) loopback: bool,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) groups: Option<Vec<u32>>,
+    pub(super) landlock_scopes: bool,
+    pub(super) wait_killable: bool,
+    /// The guest's terminal, and which of the standard streams it replaces.
+    pub(super) terminal: Option<(Settings, [bool; 3])>,
+    /// Standard streams to open again read-only: descriptor, index of the tree, offset.
+    pub(super) reopened: Vec<Reopen>,
+    /// Descriptors from 3 on that the program keeps.
+    pub(super) descriptors: Vec<RawFd>,
+    pub(super) workdir: CString,
+    /// What is tried, in order: the path and, for a script without `#!`, how a shell runs it.
+    pub(super) candidates: Vec<Candidate>,
+    pub(super) argv: StringArray,
+    pub(super) envp: StringArray,
+    /// The signals that were blocked when the supervisor was started.
+    pub(super) signal_mask: nix::sys::signal::SigSet,
+    /// Where the filter's program is handed over.
+    pub(super) program: SharedMemory,
+}
+
+/// A standard stream that is a file open for reading only. The guest could open it again for
+/// writing through /proc/self/fd, since its mount is the host's own writable one; so the guest
+/// gets it through a read-only mount instead, at the same offset.
+#[derive(Debug)]
+pub(super) struct Reopen {
+    pub(super) fd: RawFd,
+    pub(super) tree: usize,
+    pub(super) device: u64,
+    pub(super) inode: u64,
+}
+
+/// One way to execute the program.
+#[derive(Debug)]
+pub(super) struct Candidate {
+    pub(super) path: CString,
+    pub(super) by_shell: StringArray,
+}
+
+/// One step of building the file view.
+#[derive(Debug)]
+pub(super) enum Step {
+    /// Nothing mounted outside appears later.
+    Private,
+    /// Detaches a copy of the tree at `source`, with attributes added, as tree `tree`.
+    Clone { tree: usize, source: CString, recursive: bool, attributes: u64 },
+    /// Attaches tree `tree`.
+    Attach { tree: usize, target: CString },
+    /// Adds attributes.
+    Attributes { target: CString, recursive: bool, attributes: u64 },
+    /// Mounts a file system.
+    Mount { kind: CString, target: CString, flags: c_ulong, data: CString, required: bool },
+    /// Makes a directory to mount on.
+    Directory { path: CString, mode: u32 },
+    /// Makes an empty file to mount on.
+    File { path: CString },
+    /// Makes a symbolic link.
+    Symlink { content: CString, path: CString },
+    /// Writes a setting of the namespace.
+    Setting { path: CString, value: &'static [u8] },
+}
+
+/// Why there is no plan: one sentence with object and remedy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlanError(String);
+
+impl std::fmt::Display for PlanError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for PlanError {}
+
+impl Plan {
+    /// Plans `spec` on this host.
+    pub fn new(
+        spec: &RunSpec,
+        terminal: Option<(Settings, [bool; 3])>,
+        signal_mask: nix::sys::signal::SigSet,
+    ) -> Result<Plan, PlanError> {
+        let mut view = View::default();
+        let reopened = reopened_streams(&mut view, terminal.as_ref().map(|(_, streams)| streams))?;
+        view.build(spec)?;
+        let own_network = spec.network == Network::None;
+        let argv = spec.argv.iter().map(|s| c_string(s)).collect::<Result<Vec<_>, _>>()?;
+        let envp = spec.environment.iter().map(environment_entry).collect::<Result<_, _>>()?;
+        Ok(Plan {
+            namespaces: libc::CLONE_NEWUSER
+                | libc::CLONE_NEWPID
+                | libc::CLONE_NEWNS
+                | libc::CLONE_NEWIPC
+                | libc::CLONE_NEWUTS
+                | libc::CLONE_NEWCGROUP
+                | if own_network { libc::CLONE_NEWNET } else { 0 },
+            time_namespace: !spec.without.contains(Without::TIME_NAMESPACES),
+            steps: view.steps,
+            trees: (0..view.trees).map(|_| Cell::new(None)).collect(),
+            hostname: spec.hostname.as_ref().map(|name| name.as_bytes().to_vec()),
+            loopback: own_network,
+            uid: spec.identity.uid,
+            gid: spec.identity.gid,
+            groups: spec.identity.groups.clone(),
+            landlock_scopes: !spec.without.contains(Without::LANDLOCK)
+                && crate::sys::landlock::abi() >= 6,
+            wait_killable: !spec.without.contains(Without::WAIT_KILLABLE)
+                && crate::sys::seccomp::knows_filter_flag(
+                    crate::sys::seccomp::FILTER_FLAG_WAIT_KILLABLE_RECV,
+                ),
+            terminal,
+            reopened,
+            descriptors: spec.descriptors.clone(),
+            workdir: c_string(spec.workdir.as_os_str())?,
+            candidates: candidates(spec)?,
+            argv: StringArray::new(argv),
+            envp: StringArray::new(envp),
+            signal_mask,
+            program: SharedMemory::new(PROGRAM_LIMIT * 8)
+                .map_err(|e| PlanError(format!("cannot map memory for the filter: {e}")))?,
+        })
+    }
+
+    /// The filter is loaded with WAIT_KILLABLE_RECV.
+    pub fn wait_killable(&self) -> bool {
+        self.wait_killable
+    }
+}
+
+/// Where execvp(3) would look, in order.
+fn candidates(spec: &RunSpec) -> Result<Vec<Candidate>, PlanError> {
+    let name = &spec.argv[0];
+    let paths = if name.as_bytes().contains(&b'/') {
+        vec![PathBuf::from(name)]
+    } else {
+        let path = spec.environment.iter().rev().find(|(key, _)| key == "PATH");
+        let path = path.map_or(OsString::from("/usr/local/bin:/usr/bin:/bin"), |(_, v)| v.clone());
+        std::env::split_paths(&path).map(|directory| directory.join(name)).collect()
+    };
+    paths
+        .into_iter()
+        .map(|path| {
+            let path = c_string(path.as_os_str())?;
+            let mut shell = vec![c"/bin/sh".to_owned(), path.clone()];
+            for argument in &spec.argv[1..] {
+                shell.push(c_string(argument)?);
+            }
+            Ok(Candidate { path, by_shell: StringArray::new(shell) })
+        })
+        .collect()
+}
+
+fn environment_entry((name, value): &(OsString, OsString)) -> Result<CString, PlanError> {
+    let mut entry = name.clone();
+    entry.push("=");
+    entry.push(value);
+    c_string(&entry)
+}
+
+fn c_string(text: &OsStr) -> Result<CString, PlanError> {
+    CString::new(text.as_bytes()).map_err(|_| {
+        PlanError(format!("{text:?} contains a NUL byte; no program can be given that"))
+    })
+}
+
+fn c_path(path: &Path) -> Result<CString, PlanError> {
+    c_string(path.as_os_str())
+}
+
+/// Looks at the standard streams: a directory is refused, since `..` from it leads out of the walls.
+fn reopened_streams(
+    view: &mut View,
+    terminals: Option<&[bool; 3]>,
+) -> Result<Vec<Reopen>, PlanError> {
+    let mut reopened = Vec::new();
+    for (fd, name) in [(0, "standard input"), (1, "standard output"), (2, "standard error")] {
+        if terminals.is_some_and(|streams| streams[fd as usize]) {
+            continue;
+        }
+        let link = PathBuf::from(format!("/proc/self/fd/{fd}"));
+        // A closed stream stays closed.
+        let Ok(metadata) = std::fs::metadata(&link) else { continue };
+        if metadata.is_dir() {
+            return Err(PlanError(format!(
+                "{name} is a directory, which would lead out of the sandbox; redirect it from a \
+                 file, a pipe or /dev/null"
+            )));
+        }
+        if metadata.file_type().is_block_device() {
+            return Err(PlanError(format!(
+                "{name} is a block device; pass its content through a pipe (cat DEVICE | sandbox ...)"
+            )));
+        }
+        let writable = descriptor_flags(fd) & libc::O_ACCMODE != libc::O_RDONLY;
+        if !metadata.is_file() || writable || metadata.nlink() == 0 {
+            continue;
+        }
+        let path = std::fs::read_link(&link).unwrap_or_default();
+        let same = std::fs::metadata(&path)
+            .is_ok_and(|found| (found.dev(), found.ino()) == (metadata.dev(), metadata.ino()));
+        if !same {
+            // A memfd or a file of another mount namespace: nothing of this host's tree.
+            continue;
+        }
+        let tree = view.new_tree();
+        view.clones.push(Step::Clone {
+            tree,
+            source: c_path(&path)?,
+            recursive: false,
+            attributes: ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV,
+        });
+        reopened.push(Reopen { fd, tree, device: metadata.dev(), inode: metadata.ino() });
+    }
+    Ok(reopened)
+}
+
+fn descriptor_flags(fd: RawFd) -> c_int {
+    std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}"))
+        .ok()
+        .and_then(|info| {
+            let flags = info.lines().find_map(|line| line.strip_prefix("flags:"))?;
+            c_int::from_str_radix(flags.trim(), 8).ok()
+        })
+        .unwrap_or(libc::O_RDONLY)
+}
+
+/// The file view as it is put together.
+#[derive(Debug, Default)]
+struct View {
+    trees: usize,
+    /// Copies that are made before the whole tree becomes read-only.
+    clones: Vec<Step>,
+    /// What is mounted on top of it then.
+    mounts: Vec<Step>,
+    steps: Vec<Step>,
+    /// Directories in memory mounted so far: what lies below them has to be made.
+    fresh: Vec<PathBuf>,
+    /// Paths of the host shown so far: (where, what).
+    bound: Vec<(PathBuf, PathBuf)>,
+}
+
+/// Where a mount point lies.
+enum Ground {
+    /// Below this directory in memory: it has to be made.
+    Memory(PathBuf),
+    /// On the host, at this path: it has to be there.
+    Host(PathBuf),
+}
+
+/// Files of procfs that change or reveal the host: read-only, or not to be opened at all.
+const PROC_READ_ONLY: [&str; 8] =
+    ["sys", "sysrq-trigger", "irq", "bus", "fs", "acpi", "scsi", "mtrr"];
+const PROC_HIDDEN: [&str; 7] =
+    ["kcore", "kmsg", "keys", "key-users", "timer_list", "latency_stats", "sched_debug"];
+const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
+
+impl View {
+    fn build(&mut self, spec: &RunSpec) -> Result<(), PlanError> {
+        for mount in &spec.mounts {
+            self.add(mount)?;
+        }
+        let all = ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV;
+        self.steps.push(Step::Private);
+        // No user namespace can be made inside (namespaces(7), user.max_user_namespaces): clone3
+        // may then stay native, although its flags cannot be seen by the filter.
+        self.steps.push(Step::Setting {
+            path: c"/proc/sys/user/max_user_namespaces".to_owned(),
+            value: b"0",
+        });
+        self.steps.append(&mut self.clones);
+        self.steps.push(Step::Attributes {
+            target: c"/".to_owned(),
+            recursive: true,
+            attributes: all,
+        });
+        self.steps.append(&mut self.mounts);
+        Ok(())
+    }
+
+    fn add(&mut self, mount: &Mount) -> Result<(), PlanError> {
+        let target = mount.target.as_path();
+        match &mount.kind {
+            MountKind::ReadOnly { source } => self.bind(source, target, ATTR_RDONLY),
+            MountKind::Writable { source } => self.bind(source, target, 0),
+            MountKind::Tmpfs { mode } => {
+                self.make_directory(target)?;
+                self.tmpfs(target, libc::MS_NOSUID | libc::MS_NODEV, &format!("mode={mode:o}"))?;
+                self.fresh.push(target.to_owned());
+                Ok(())
+            }
+            MountKind::HiddenDirectory => {
+                let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC | libc::MS_RDONLY;
+                self.tmpfs(target, flags, "mode=0,size=4k,nr_inodes=2")
+            }
+            MountKind::HiddenFile => self.hide_file(target),
+            MountKind::Proc => self.proc(target),
+            MountKind::Sys => self.sys(target),
+            MountKind::Dev => self.dev(target),
+        }
+    }
+
+    fn new_tree(&mut self) -> usize {
+        self.trees += 1;
+        self.trees - 1
+    }
+
+    /// Shows `source` of the host at `target`.
+    fn bind(&mut self, source: &Path, target: &Path, attributes: u64) -> Result<(), PlanError> {
+        if source.is_dir() {
+            self.make_directory(target)?;
+        } else {
+            self.make_file(target)?;
+        }
+        let attributes = attributes | ATTR_NOSUID | ATTR_NODEV;
+        let step = |tree, source| Step::Clone { tree, source, recursive: true, attributes };
+        self.bound.push((target.to_owned(), source.to_owned()));
+        self.clone_and_attach(step, source, target)
+    }
+
+    fn clone_and_attach(
+        &mut self,
+        step: impl FnOnce(usize, CString) -> Step,
+        source: &Path,
+        target: &Path,
+    ) -> Result<(), PlanError> {
+        let tree = self.new_tree();
+        self.clones.push(step(tree, c_path(source)?));
+        self.mounts.push(Step::Attach { tree, target: c_path(target)? });
+        Ok(())
+    }
+
+    fn tmpfs(&mut self, target: &Path, flags: c_ulong, data: &str) -> Result<(), PlanError> {
+        self.mount("tmpfs", target, flags, data, true)
+    }
+
+    fn mount(
+        &mut self,
+        kind: &str,
+        target: &Path,
+        flags: c_ulong,
+        data: &str,
+        required: bool,
+    ) -> Result<(), PlanError> {
+        self.mounts.push(Step::Mount {
+            kind: c_string(OsStr::new(kind))?,
+            target: c_path(target)?,
+            flags,
+            data: c_string(OsStr::new(data))?,
+            required,
+        });
+        Ok(())
+    }
+
+    /// An unopenable file: the null device through a mount that allows no devices.
+    fn hide_file(&mut self, target: &Path) -> Result<(), PlanError> {
+        let attributes = ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV;
+        let step = |tree, source| Step::Clone { tree, source, recursive: false, attributes };
+        self.clone_and_attach(step, Path::new("/dev/null"), target)
+    }
+
+    fn proc(&mut self, target: &Path) -> Result<(), PlanError> {
+        let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+        self.mount("proc", target, flags, "", true)?;
+        for name in PROC_READ_ONLY {
+            let path = target.join(name);
+            if Path::new("/proc").join(name).exists() {
+                // A copy of the fresh proc's own entry, so the two steps come after its mount.
+                let tree = self.new_tree();
+                self.mounts.push(Step::Clone {
+                    tree,
+                    source: c_path(&path)?,
+                    recursive: false,
+                    attributes: ATTR_RDONLY,
+                });
+                self.mounts.push(Step::Attach { tree, target: c_path(&path)? });
+            }
+        }
+        for name in PROC_HIDDEN {
+            if Path::new("/proc").join(name).exists() {
+                self.hide_file(&target.join(name))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Shows the guest's own network devices. Where the host's sysfs is covered in part, as in
+    /// containers, the kernel refuses a new one (mount_too_revealing), and the host's stays,
+    /// read-only.
+    fn sys(&mut self, target: &Path) -> Result<(), PlanError> {
+        let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC | libc::MS_RDONLY;
+        self.mount("sysfs", target, flags, "", false)
+    }
+
+    fn dev(&mut self, target: &Path) -> Result<(), PlanError> {
+        let plain = libc::MS_NOSUID | libc::MS_NOEXEC;
+        self.tmpfs(target, plain, "mode=755")?;
+        for name in DEVICES {
+            let source = Path::new("/dev").join(name);
+            if source.exists() {
+                let path = target.join(name);
+                self.mounts.push(Step::File { path: c_path(&path)? });
+                let step = |tree, source| Step::Clone {
+                    tree,
+                    source,
+                    recursive: false,
+                    attributes: ATTR_NOSUID,
+                };
+                self.clone_and_attach(step, &source, &path)?;
+            }
+        }
+        for (name, content) in [
+            ("fd", "/proc/self/fd"),
+            ("stdin", "/proc/self/fd/0"),
+            ("stdout", "/proc/self/fd/1"),
+            ("stderr", "/proc/self/fd/2"),
+            ("ptmx", "pts/ptmx"),
+        ] {
+            self.mounts.push(Step::Symlink {
+                content: c_string(OsStr::new(content))?,
+                path: c_path(&target.join(name))?,
+            });
+        }
+        for name in ["pts", "shm", "mqueue"] {
+            let path = c_path(&target.join(name))?;
+            self.mounts.push(Step::Directory { path, mode: 0o755 });
+        }
+        let pts = "newinstance,ptmxmode=0666,mode=0620";
+        self.mount("devpts", &target.join("pts"), plain, pts, true)?;
+        self.tmpfs(&target.join("shm"), plain | libc::MS_NODEV, "mode=1777")?;
+        self.fresh.push(target.join("shm"));
+        self.mount("mqueue", &target.join("mqueue"), plain | libc::MS_NODEV, "", false)?;
+        self.mounts.push(Step::Attributes {
+            target: c_path(target)?,
+            recursive: false,
+            attributes: ATTR_RDONLY,
+        });
+        Ok(())
+    }
+
+    /// Makes `target` and what leads to it where that lies in a fresh directory in memory.
+    fn make_directory(&mut self, target: &Path) -> Result<(), PlanError> {
+        match self.ground(target) {
+            Ground::Memory(root) => self.make_ancestors(&root, Some(target)),
+            Ground::Host(path) if path.is_dir() => Ok(()),
+            Ground::Host(_) => Err(no_mount_point(target, "directory")),
+        }
+    }
+
+    fn make_file(&mut self, target: &Path) -> Result<(), PlanError> {
+        match self.ground(target) {
+            Ground::Memory(root) => {
+                self.make_ancestors(&root, target.parent())?;
+                self.mounts.push(Step::File { path: c_path(target)? });
+                Ok(())
+            }
+            Ground::Host(path) if path.exists() && !path.is_dir() => Ok(()),
+            Ground::Host(_) => Err(no_mount_point(target, "file")),
+        }
+    }
+
+    /// What the deepest mount above `target` says about it.
+    fn ground(&self, target: &Path) -> Ground {
+        let depth = |path: &PathBuf| path.as_os_str().len();
+        let above = |root: &PathBuf| target.starts_with(root) && target != root.as_path();
+        let memory = self.fresh.iter().filter(|root| above(root)).max_by_key(|root| depth(root));
+        let bound = self.bound.iter().filter(|(root, _)| above(root)).max_by_key(|(r, _)| depth(r));
+        match (memory, bound) {
+            (Some(memory), Some((root, _))) if depth(memory) > depth(root) => {
+                Ground::Memory(memory.clone())
+            }
+            (Some(memory), None) => Ground::Memory(memory.clone()),
+            (_, Some((root, source))) => {
+                Ground::Host(target.strip_prefix(root).map_or(source.clone(), |p| source.join(p)))
+            }
+            (None, None) => Ground::Host(target.to_owned()),
+        }
+    }
+
+    fn make_ancestors(&mut self, root: &Path, last: Option<&Path>) -> Result<(), PlanError> {
+        let Some(below) = last.and_then(|last| last.strip_prefix(root).ok()) else { return Ok(()) };
+        let mut path = root.to_owned();
+        for component in below {
+            path.push(component);
+            self.mounts.push(Step::Directory { path: c_path(&path)?, mode: 0o755 });
+        }
+        Ok(())
+    }
+}
+
+fn no_mount_point(target: &Path, what: &str) -> PlanError {
+    PlanError(format!(
+        "there is no {what} {} to mount on, and the host's files are read-only inside; create it, \
+         or give its parent with --tmpfs",
+        target.display()
+    ))
+}
+
+impl std::fmt::Display for Step {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let show = |s: &CString| OsString::from_vec(s.as_bytes().to_vec()).display().to_string();
+        match self {
+            Step::Private => write!(f, "make the mounts private"),
+            Step::Clone { source, .. } => write!(f, "copy the mount at {}", show(source)),
+            Step::Attach { target, .. } => write!(f, "mount on {}", show(target)),
+            Step::Attributes { target, .. } => write!(f, "make {} read-only", show(target)),
+            Step::Mount { kind, target, .. } => {
+                write!(f, "mount {} on {}", show(kind), show(target))
+            }
+            Step::Directory { path, .. } => write!(f, "make the directory {}", show(path)),
+            Step::File { path } => write!(f, "make the file {}", show(path)),
+            Step::Symlink { path, .. } => write!(f, "make the link {}", show(path)),
+            Step::Setting { path, .. } => write!(f, "write {}", show(path)),
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! What the guests' empty network refused, counted by the kernel at no cost to anybody.
+//!
+//! A connect or send to an address without a route fails in the network namespace itself, which
+//! the sentry does not see; but the namespace counts such packets (OutNoRoutes: tcp_v4_connect,
+//! udp_sendmsg, ip6_dst_lookup_tail).
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use crate::sentry::Refusals;
+
+/// The counters of one network namespace, held open beyond its last process.
+#[derive(Debug)]
+pub(super) struct RefusedPackets {
+    v4: Option<File>,
+    v6: Option<File>,
+}
+
+impl RefusedPackets {
+    /// Opens the counters of the network namespace that `pid` lives in.
+    pub(super) fn watch(pid: i32) -> Option<RefusedPackets> {
+        let v4 = File::open(format!("/proc/{pid}/net/snmp")).ok();
+        let v6 = File::open(format!("/proc/{pid}/net/snmp6")).ok();
+        (v4.is_some() || v6.is_some()).then_some(RefusedPackets { v4, v6 })
+    }
+
+    /// Adds what was refused so far to the explanations.
+    pub(super) fn note(&self, refusals: &Refusals) {
+        let v4 = self.v4.as_ref().map_or(0, |file| out_no_routes(&read(file)));
+        let v6 = self.v6.as_ref().map_or(0, |file| out_no_routes_v6(&read(file)));
+        if v4 + v6 > 0 {
+            refusals.note(
+                "the network",
+                "the sandbox has no network but its own loopback",
+                "--net host gives it the host's",
+                v4 + v6,
+                || None,
+            );
+        }
+    }
+}
+
+fn read(file: &File) -> String {
+    let mut text = vec![0; 64 << 10];
+    let count = file.read_at(&mut text, 0).unwrap_or(0);
+    String::from_utf8_lossy(&text[..count]).into_owned()
+}
+
+/// /proc/net/snmp: a line of names, then a line of numbers, for each protocol.
+fn out_no_routes(text: &str) -> u64 {
+    let mut lines = text.lines().filter(|line| line.starts_with("Ip:"));
+    let (Some(names), Some(numbers)) = (lines.next(), lines.next()) else { return 0 };
+    names
+        .split_whitespace()
+        .zip(numbers.split_whitespace())
+        .find(|(name, _)| *name == "OutNoRoutes")
+        .and_then(|(_, number)| number.parse().ok())
+        .unwrap_or(0)
+}
+
+/// /proc/net/snmp6: a name and a number a line.
+fn out_no_routes_v6(text: &str) -> u64 {
+    text.lines()
+        .find_map(|line| line.strip_prefix("Ip6OutNoRoutes"))
+        .and_then(|number| number.trim().parse().ok())
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_are_found_by_name() {
+        let v4 = "Ip: Forwarding DefaultTTL OutNoRoutes ReasmTimeout\nIp: 2 64 3 0\nIcmp: InMsgs\n";
+        assert_eq!(out_no_routes(v4), 3);
+        assert_eq!(out_no_routes_v6("Ip6InReceives \t1\nIp6OutNoRoutes                  \t7\n"), 7);
+        assert_eq!((out_no_routes(""), out_no_routes_v6("")), (0, 0));
+    }
+}

@@ -1,0 +1,82 @@
+//! The one way in which a handler waits.
+//!
+//! A task inside a received notification sits in a killable wait (WAIT_KILLABLE_RECV): a signal
+//! does not end it, and no descriptor tells that one has arrived. So the wait looks for a
+//! deliverable signal from time to time, less and less often, and answers as the kernel would.
+
+use std::future::Future;
+use std::time::Duration;
+
+use nix::errno::Errno;
+
+use super::call::TaskCall;
+use super::task::Status;
+use crate::notify::Answer;
+
+/// Why a wait ended early.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Interrupted {
+    /// The thread has a signal to handle: the call is restarted or fails with EINTR, as its
+    /// handler's SA_RESTART says.
+    Signal,
+    /// A signal for the whole process is pending, which another thread may still take: EINTR, since
+    /// a restart code would leak into the guest if nothing were pending for this thread.
+    SharedSignal,
+    /// The task has died, or (without WAIT_KILLABLE_RECV) the call was cancelled.
+    Gone,
+}
+
+impl Interrupted {
+    /// ERESTARTSYS (include/linux/errno.h): restart unless the handler forbids it.
+    const ERESTARTSYS: i32 = 512;
+}
+
+impl From<Interrupted> for Answer {
+    fn from(interrupted: Interrupted) -> Self {
+        match interrupted {
+            Interrupted::Signal => Answer::Restart(Interrupted::ERESTARTSYS),
+            Interrupted::SharedSignal | Interrupted::Gone => Answer::Fail(Errno::EINTR),
+        }
+    }
+}
+
+const FIRST_LOOK: Duration = Duration::from_millis(1);
+const LONGEST_LOOK: Duration = Duration::from_millis(20);
+
+impl TaskCall {
+    /// Waits for `wanted`, or until the task has to handle a signal or has died.
+    ///
+    /// Cancelling drops `wanted` at an await: it must not hold progress that would be lost.
+    pub async fn block<T>(&self, wanted: impl Future<Output = T>) -> Result<T, Interrupted> {
+        tokio::select! {
+            biased;
+            done = wanted => Ok(done),
+            interrupted = self.interrupted() => Err(interrupted),
+        }
+    }
+
+    async fn interrupted(&self) -> Interrupted {
+        let mut pause = FIRST_LOOK;
+        let mut shared_before = 0;
+        loop {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_LOOK);
+            let status = Status::read(self.received().tid);
+            // The number may belong to somebody else by now: what was read counts only if the
+            // notification is still valid.
+            if !self.trapped().is_valid() {
+                return Interrupted::Gone;
+            }
+            let Ok(status) = status else { continue };
+            let shared = status.shared_pending & !status.blocked;
+            if status.pending & !status.blocked != 0 || (shared != 0 && status.threads == 1) {
+                return Interrupted::Signal;
+            }
+            // Seen twice: the thread that the kernel chose for it is a waiting one, maybe ours.
+            if shared & shared_before != 0 {
+                return Interrupted::SharedSignal;
+            }
+            shared_before = shared;
+        }
+    }
+}

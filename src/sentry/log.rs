@@ -1,0 +1,220 @@
+//! The guest's own kernel log: what dmesg(1) and syslog(2) show inside.
+
+use std::collections::VecDeque;
+use std::fmt::Write;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use tokio::sync::Notify;
+
+/// How much text is kept; older lines are dropped (the kernel's default, CONFIG_LOG_BUF_SHIFT 17).
+pub(super) const CAPACITY: usize = 128 << 10;
+
+/// Severities of kernel messages (syslog(2)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    /// Something did not work.
+    Warning = 4,
+    /// Something is as it is.
+    Info = 6,
+}
+
+/// A ring of lines in the kernel's format, `<6>[    0.012345] text`.
+#[derive(Debug)]
+pub struct KernelLog {
+    started: Instant,
+    /// A leaf of the lock order: nothing else is locked while it is held.
+    ring: Mutex<Ring>,
+    /// Wakes readers that wait for a new line.
+    grown: Notify,
+}
+
+/// Protected by `KernelLog::ring`.
+#[derive(Debug, Default)]
+struct Ring {
+    lines: VecDeque<String>,
+    /// Bytes in `lines`.
+    size: usize,
+    /// Lines ever dropped from the front.
+    dropped: u64,
+    /// The next line that syslog(2) READ gives, counted from the first ever, and how many of its
+    /// bytes have been given.
+    unread: (u64, usize),
+    /// The first line that READ_ALL gives (moved by CLEAR).
+    cleared: u64,
+}
+
+impl KernelLog {
+    /// An empty log whose times count from now.
+    pub fn new() -> Self {
+        KernelLog { started: Instant::now(), ring: Mutex::default(), grown: Notify::new() }
+    }
+
+    /// Adds a line. Control characters are shown as escapes: the text may come from a guest.
+    pub fn write(&self, level: Level, text: &str) {
+        let elapsed = self.started.elapsed();
+        let mut line =
+            format!("<{}>[{:>5}.{:06}] ", level as u8, elapsed.as_secs(), elapsed.subsec_micros());
+        for c in text.chars() {
+            if c.is_control() {
+                let _ = write!(line, "\\x{:02x}", c as u32);
+            } else {
+                line.push(c);
+            }
+        }
+        line.push('\n');
+        let mut ring = self.lock();
+        ring.size += line.len();
+        ring.lines.push_back(line);
+        while ring.size > CAPACITY {
+            let Some(oldest) = ring.lines.pop_front() else { break };
+            ring.size -= oldest.len();
+            ring.dropped += 1;
+        }
+        drop(ring);
+        self.grown.notify_waiters();
+    }
+
+    /// At most `limit` bytes of text that READ has not given yet; empty when there is none.
+    pub fn read(&self, limit: usize) -> String {
+        let mut ring = self.lock();
+        let mut text = String::new();
+        loop {
+            let (next, given) = ring.position();
+            let Some(line) = ring.lines.get((next - ring.dropped) as usize) else { break };
+            let rest = &line[given..];
+            let room = limit - text.len();
+            if rest.len() > room {
+                let mut end = room;
+                while !rest.is_char_boundary(end) {
+                    end -= 1;
+                }
+                text.push_str(&rest[..end]);
+                ring.unread = (next, given + end);
+                break;
+            }
+            text.push_str(rest);
+            ring.unread = (next + 1, 0);
+        }
+        text
+    }
+
+    /// The last whole lines that fit into `limit` bytes, of those since the last clear.
+    pub fn tail(&self, limit: usize) -> String {
+        let ring = self.lock();
+        let first = ring.cleared.saturating_sub(ring.dropped) as usize;
+        let mut size = 0;
+        let count = ring
+            .lines
+            .iter()
+            .skip(first)
+            .rev()
+            .take_while(|line| {
+                size += line.len();
+                size <= limit
+            })
+            .count();
+        ring.lines.iter().skip(first.max(ring.lines.len() - count)).map(String::as_str).collect()
+    }
+
+    /// READ_ALL gives only later lines from now on.
+    pub fn clear(&self) {
+        let mut ring = self.lock();
+        ring.cleared = ring.dropped + ring.lines.len() as u64;
+    }
+
+    /// Bytes that READ has not given yet.
+    pub fn unread(&self) -> usize {
+        let ring = self.lock();
+        let (next, given) = ring.position();
+        let waiting = ring.lines.iter().skip((next - ring.dropped) as usize);
+        waiting.map(String::len).sum::<usize>().saturating_sub(given)
+    }
+
+    /// Waits until READ has something to give. Nothing is lost when the wait is given up.
+    pub async fn readable(&self) {
+        loop {
+            let grown = self.grown.notified();
+            if self.unread() > 0 {
+                return;
+            }
+            grown.await;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Ring> {
+        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for KernelLog {
+    fn default() -> Self {
+        KernelLog::new()
+    }
+}
+
+impl Ring {
+    /// Where READ goes on; what was dropped meanwhile is lost to it, as in the kernel.
+    fn position(&self) -> (u64, usize) {
+        if self.unread.0 < self.dropped { (self.dropped, 0) } else { self.unread }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn read_gives_each_byte_once_and_in_pieces() {
+        let log = KernelLog::new();
+        log.write(Level::Info, "first");
+        log.write(Level::Warning, "second");
+        let whole = log.tail(CAPACITY);
+        assert!(whole.starts_with("<6>["), "{whole}");
+        assert_eq!(log.unread(), whole.len());
+        let mut pieces = String::new();
+        loop {
+            let piece = log.read(7);
+            if piece.is_empty() {
+                break;
+            }
+            assert!(piece.len() <= 7);
+            pieces.push_str(&piece);
+        }
+        assert_eq!(pieces, whole);
+        assert_eq!(log.unread(), 0);
+    }
+
+    #[test]
+    fn tail_gives_whole_lines_since_the_last_clear() {
+        let log = KernelLog::new();
+        log.write(Level::Info, "one");
+        log.clear();
+        assert_eq!(log.tail(CAPACITY), "");
+        log.write(Level::Info, "two");
+        log.write(Level::Info, "three");
+        assert_eq!(log.tail(CAPACITY).lines().count(), 2);
+        let last = log.tail(30);
+        assert!(last.ends_with("three\n") && last.lines().count() == 1, "{last}");
+    }
+
+    #[test]
+    fn old_lines_are_dropped_and_a_slow_reader_goes_on_behind_them() {
+        let log = KernelLog::new();
+        let line = "x".repeat(1000);
+        for _ in 0..300 {
+            log.write(Level::Info, &line);
+        }
+        assert!(log.tail(usize::MAX).len() <= CAPACITY);
+        assert_eq!(log.unread(), log.tail(usize::MAX).len());
+        assert!(!log.read(100).is_empty());
+    }
+
+    #[test]
+    fn control_characters_of_guests_cannot_forge_lines() {
+        let log = KernelLog::new();
+        log.write(Level::Info, "a\n<0>[ 0.0] forged\x1b[31m");
+        assert_eq!(log.tail(CAPACITY).lines().count(), 1);
+        assert!(!log.tail(CAPACITY).contains('\x1b'));
+    }
+}

@@ -1,0 +1,171 @@
+//! Files and descriptors, for the child side: no allocation, no locks.
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use libc::{c_int, c_uint, mode_t};
+use nix::errno::Errno;
+
+/// open(2), always close-on-exec.
+pub fn open(path: &CStr, flags: c_int, mode: mode_t) -> Result<OwnedFd, Errno> {
+    // SAFETY: `path` is NUL-terminated and outlives the call.
+    let fd = Errno::result(unsafe { libc::open(path.as_ptr(), flags | libc::O_CLOEXEC, mode) })?;
+    // SAFETY: the kernel has just given this descriptor to us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// mkdir(2) that accepts an existing directory. The mode is exact, whatever the umask.
+pub fn make_directory(path: &CStr, mode: mode_t) -> Result<(), Errno> {
+    // SAFETY: `path` is NUL-terminated and outlives both calls.
+    match Errno::result(unsafe { libc::mkdir(path.as_ptr(), mode) }) {
+        // SAFETY: as above.
+        Ok(_) => Errno::result(unsafe { libc::chmod(path.as_ptr(), mode) }).map(drop),
+        Err(Errno::EEXIST) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// An empty file to mount over; an existing one is left as it is.
+pub fn make_file(path: &CStr) -> Result<(), Errno> {
+    open(path, libc::O_CREAT | libc::O_RDONLY | libc::O_NOFOLLOW, 0o644).map(drop)
+}
+
+/// symlink(2).
+pub fn make_symlink(content: &CStr, path: &CStr) -> Result<(), Errno> {
+    // SAFETY: both strings are NUL-terminated and outlive the call.
+    Errno::result(unsafe { libc::symlink(content.as_ptr(), path.as_ptr()) }).map(drop)
+}
+
+/// chdir(2).
+pub fn change_directory(path: &CStr) -> Result<(), Errno> {
+    // SAFETY: `path` is NUL-terminated and outlives the call.
+    Errno::result(unsafe { libc::chdir(path.as_ptr()) }).map(drop)
+}
+
+/// Writes all of `bytes` in one write(2), as the files of procfs want it.
+pub fn write_whole(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<(), Errno> {
+    // SAFETY: the pointer and length are those of a valid slice.
+    let done = unsafe { libc::write(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) };
+    let count = Errno::result(done)?;
+    if count as usize == bytes.len() { Ok(()) } else { Err(Errno::EIO) }
+}
+
+/// Reads once, and again where a signal came first.
+pub fn read_once(fd: BorrowedFd<'_>, into: &mut [u8]) -> Result<usize, Errno> {
+    loop {
+        // SAFETY: the pointer and length are those of a valid exclusive slice.
+        let done = unsafe { libc::read(fd.as_raw_fd(), into.as_mut_ptr().cast(), into.len()) };
+        match Errno::result(done) {
+            Err(Errno::EINTR) => {}
+            done => return done.map(|count| count as usize),
+        }
+    }
+}
+
+/// Makes `target` another name of `source`, without close-on-exec; the same number only loses the
+/// flag.
+pub fn place(source: RawFd, target: RawFd) -> Result<(), Errno> {
+    if source == target {
+        // SAFETY: plain numbers.
+        return Errno::result(unsafe { libc::fcntl(source, libc::F_SETFD, 0) }).map(drop);
+    }
+    // SAFETY: plain numbers; whoever owned `target` has given it up.
+    Errno::result(unsafe { libc::dup2(source, target) }).map(drop)
+}
+
+/// Marks every descriptor from `first` on close-on-exec (close_range(2), Linux 5.11).
+pub fn close_on_exec_from(first: RawFd) -> Result<(), Errno> {
+    const CLOSE_RANGE_CLOEXEC: c_uint = 4;
+    // SAFETY: plain numbers.
+    let done = unsafe {
+        libc::syscall(libc::SYS_close_range, first as c_uint, c_uint::MAX, CLOSE_RANGE_CLOEXEC)
+    };
+    Errno::result(done).map(drop)
+}
+
+/// Sets or clears close-on-exec.
+pub fn set_close_on_exec(fd: RawFd, on: bool) -> Result<(), Errno> {
+    let flags = if on { libc::FD_CLOEXEC } else { 0 };
+    // SAFETY: plain numbers.
+    Errno::result(unsafe { libc::fcntl(fd, libc::F_SETFD, flags) }).map(drop)
+}
+
+/// A pipe, both ends close-on-exec: (read, write).
+pub fn pipe() -> Result<(OwnedFd, OwnedFd), Errno> {
+    let mut ends = [0; 2];
+    // SAFETY: the kernel writes two descriptors to the array.
+    Errno::result(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) })?;
+    // SAFETY: the kernel has just given both to us alone.
+    Ok(unsafe { (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) })
+}
+
+/// Takes a descriptor over that nobody else owns.
+pub fn adopt(fd: RawFd) -> OwnedFd {
+    // SAFETY: the callers pass descriptors that they have just been given and keep no other owner
+    // of (launch::init: its own copy of a socket after clone, a fresh signalfd).
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// close(2) of a descriptor that a copy of this process owns.
+pub fn close_now(fd: RawFd) -> Result<(), Errno> {
+    // SAFETY: the caller runs after clone and never uses the number again.
+    Errno::result(unsafe { libc::close(fd) }).map(drop)
+}
+
+/// Device and inode of an open file.
+pub fn identity(fd: BorrowedFd<'_>) -> Result<(u64, u64), Errno> {
+    // SAFETY: an all-zero stat is valid.
+    let mut stat: libc::stat = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes one stat.
+    Errno::result(unsafe { libc::fstat(fd.as_raw_fd(), &mut stat) })?;
+    Ok((stat.st_dev, stat.st_ino))
+}
+
+/// Opens what a descriptor (O_PATH too) stands for once more, through its mount.
+pub fn open_descriptor(fd: BorrowedFd<'_>, flags: c_int) -> Result<OwnedFd, Errno> {
+    const PREFIX: &[u8] = b"/proc/self/fd/";
+    let mut path = [0u8; 32];
+    path[..PREFIX.len()].copy_from_slice(PREFIX);
+    let mut digits = [0u8; 10];
+    let mut count = 0;
+    let mut number = fd.as_raw_fd();
+    while number > 0 || count == 0 {
+        digits[count] = b'0' + (number % 10) as u8;
+        number /= 10;
+        count += 1;
+    }
+    for (place, digit) in path[PREFIX.len()..].iter_mut().zip(digits[..count].iter().rev()) {
+        *place = *digit;
+    }
+    open(CStr::from_bytes_until_nul(&path).map_err(|_| Errno::EINVAL)?, flags, 0)
+}
+
+/// Gives `to` the file offset of `from`.
+pub fn copy_offset(from: RawFd, to: RawFd) -> Result<(), Errno> {
+    // SAFETY: plain numbers.
+    let offset = Errno::result(unsafe { libc::lseek(from, 0, libc::SEEK_CUR) })?;
+    // SAFETY: plain numbers.
+    Errno::result(unsafe { libc::lseek(to, offset, libc::SEEK_SET) }).map(drop)
+}
+
+/// Reads and forgets what a non-blocking descriptor holds.
+pub fn drain(fd: BorrowedFd<'_>) {
+    let mut room = [0; 1024];
+    while matches!(read_once(fd, &mut room), Ok(count) if count > 0) {}
+}
+
+/// Whether the file begins with these bytes (at most 16).
+pub fn starts_with(path: &CStr, bytes: &[u8]) -> bool {
+    let mut room = [0; 16];
+    open(path, libc::O_RDONLY, 0)
+        .and_then(|file| read_once(file.as_fd(), &mut room))
+        .is_ok_and(|count| room[..count].starts_with(bytes))
+}
+
+/// Another descriptor for the same open file, close-on-exec.
+pub fn duplicate(fd: RawFd) -> Result<OwnedFd, Errno> {
+    // SAFETY: plain numbers.
+    let copy = Errno::result(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) })?;
+    // SAFETY: the kernel has just given this descriptor to us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}

@@ -1,0 +1,108 @@
+//! The mount interface (mount_namespaces(7)). Everything here is child side: no allocation.
+
+use std::ffi::CStr;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::ptr::null;
+
+use libc::{c_int, c_uint, c_ulong};
+use nix::errno::Errno;
+
+/// Attributes of mount_setattr(2) (linux/mount.h).
+pub const ATTR_RDONLY: u64 = 1;
+/// No setuid effect.
+pub const ATTR_NOSUID: u64 = 2;
+/// No devices.
+pub const ATTR_NODEV: u64 = 4;
+
+/// struct mount_attr.
+#[repr(C)]
+struct MountAttr {
+    attr_set: u64,
+    attr_clr: u64,
+    propagation: u64,
+    userns_fd: u64,
+}
+
+/// Makes every mount of this namespace private: nothing mounted outside appears later.
+pub fn make_all_private() -> Result<(), Errno> {
+    mount(None, c"/", None, libc::MS_REC | libc::MS_PRIVATE, None)
+}
+
+/// mount(2).
+pub fn mount(
+    source: Option<&CStr>,
+    target: &CStr,
+    kind: Option<&CStr>,
+    flags: c_ulong,
+    data: Option<&CStr>,
+) -> Result<(), Errno> {
+    let pointer = |s: Option<&CStr>| s.map_or(null(), CStr::as_ptr);
+    // SAFETY: every pointer is null or a NUL-terminated string that outlives the call.
+    let done = unsafe {
+        libc::mount(pointer(source), target.as_ptr(), pointer(kind), flags, pointer(data).cast())
+    };
+    Errno::result(done).map(drop)
+}
+
+/// A detached copy of the mount tree at `path` (open_tree(2) with OPEN_TREE_CLONE, Linux 5.2).
+pub fn clone_tree(path: &CStr, recursive: bool) -> Result<OwnedFd, Errno> {
+    const OPEN_TREE_CLONE: c_uint = 1;
+    const OPEN_TREE_CLOEXEC: c_uint = libc::O_CLOEXEC as c_uint;
+    let recurse = if recursive { libc::AT_RECURSIVE as c_uint } else { 0 };
+    // SAFETY: `path` is NUL-terminated and outlives the call.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_open_tree,
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | recurse,
+        )
+    };
+    let fd = Errno::result(fd)?;
+    // SAFETY: the kernel has just given this descriptor to us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as c_int) })
+}
+
+/// Attaches a detached tree at `target` (move_mount(2), Linux 5.2).
+pub fn attach_tree(tree: BorrowedFd<'_>, target: &CStr) -> Result<(), Errno> {
+    const MOVE_MOUNT_F_EMPTY_PATH: c_uint = 4;
+    // SAFETY: both paths are NUL-terminated and outlive the call.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_FDCWD,
+            target.as_ptr(),
+            MOVE_MOUNT_F_EMPTY_PATH,
+        )
+    };
+    Errno::result(done).map(drop)
+}
+
+/// Adds attributes to the mount at `path` and with `recursive` to all below it (mount_setattr(2),
+/// Linux 5.12).
+pub fn set_attributes(path: &CStr, recursive: bool, set: u64) -> Result<(), Errno> {
+    setattr(libc::AT_FDCWD, path, if recursive { libc::AT_RECURSIVE } else { 0 }, set)
+}
+
+/// The same for a detached tree.
+pub fn set_tree_attributes(tree: BorrowedFd<'_>, set: u64) -> Result<(), Errno> {
+    setattr(tree.as_raw_fd(), c"", libc::AT_RECURSIVE | libc::AT_EMPTY_PATH, set)
+}
+
+fn setattr(dir: c_int, path: &CStr, flags: c_int, set: u64) -> Result<(), Errno> {
+    let attr = MountAttr { attr_set: set, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    // SAFETY: `attr` is a struct mount_attr of the size given; `path` is NUL-terminated.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            dir,
+            path.as_ptr(),
+            flags as c_uint,
+            &attr as *const MountAttr,
+            size_of::<MountAttr>(),
+        )
+    };
+    Errno::result(done).map(drop)
+}

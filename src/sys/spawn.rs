@@ -1,0 +1,244 @@
+//! Making processes and what one does to itself between clone and exec. Child side throughout.
+
+use std::ffi::{CStr, CString, c_char};
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use libc::{c_int, c_ulong, gid_t, pid_t, uid_t};
+use nix::errno::Errno;
+
+/// Makes a process which runs `child(argument)` on a copy of this one's memory, and gives its pid.
+///
+/// A raw clone(2): no handlers of pthread_atfork run and no lock of the C library is taken. Where
+/// other threads exist, what they held locked stays locked in the child, so `child` may only use
+/// functions marked "child side".
+pub fn spawn<T>(flags: c_int, argument: &T, child: fn(&T) -> !) -> Result<pid_t, Errno> {
+    let flags = (flags | libc::SIGCHLD) as c_ulong;
+    // SAFETY: without CLONE_VM the child has its own copy of the whole address space and runs on
+    // the same stack contents; with a null stack it continues right here.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
+    match Errno::result(pid)? {
+        0 => child(argument),
+        pid => Ok(pid as pid_t),
+    }
+}
+
+/// Ends the calling process without running destructors or exit handlers.
+pub fn exit_now(status: c_int) -> ! {
+    // SAFETY: ends the process.
+    unsafe { libc::_exit(status) }
+}
+
+/// unshare(2).
+pub fn unshare(flags: c_int) -> Result<(), Errno> {
+    // SAFETY: plain number.
+    Errno::result(unsafe { libc::unshare(flags) }).map(drop)
+}
+
+/// prctl(2) with numbers only.
+fn prctl(option: c_int, arg2: c_ulong, arg3: c_ulong) -> Result<c_int, Errno> {
+    // SAFETY: only options without pointer arguments are passed (see the callers).
+    Errno::result(unsafe { libc::prctl(option, arg2, arg3, 0, 0) })
+}
+
+/// The calling process gets `signal` when the thread that made it ends. Forgotten when ids change,
+/// so it is asked for after them.
+pub fn die_with_parent(signal: c_int) -> Result<(), Errno> {
+    prctl(libc::PR_SET_PDEATHSIG, signal as c_ulong, 0).map(drop)
+}
+
+/// Nobody of the same user may trace this process or open its /proc files.
+pub fn forbid_tracing() -> Result<(), Errno> {
+    prctl(libc::PR_SET_DUMPABLE, 0, 0).map(drop)
+}
+
+/// No exec gives privileges any more; needed to load a filter.
+pub fn no_new_privileges() -> Result<(), Errno> {
+    prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).map(drop)
+}
+
+/// Names the calling thread for `ps`.
+pub fn set_name(name: &CStr) {
+    // SAFETY: the kernel copies at most 16 bytes of a NUL-terminated string.
+    unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
+}
+
+/// Gives up every capability for good: bounding, ambient, and the three sets (capabilities(7)).
+pub fn drop_capabilities() -> Result<(), Errno> {
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: c_int,
+    }
+    #[repr(C)]
+    struct Data {
+        effective: u32,
+        permitted: u32,
+        inheritable: u32,
+    }
+    const VERSION_3: u32 = 0x2008_0522;
+    const CAPABILITIES: c_ulong = 64;
+    for capability in 0..CAPABILITIES {
+        match prctl(libc::PR_CAPBSET_DROP, capability, 0) {
+            // The kernel knows no more of them.
+            Err(Errno::EINVAL) => break,
+            done => done?,
+        };
+    }
+    prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as c_ulong, 0)?;
+    let header = Header { version: VERSION_3, pid: 0 };
+    let none = [const { Data { effective: 0, permitted: 0, inheritable: 0 } }; 2];
+    // SAFETY: version 3 takes a header and two data elements.
+    let done = unsafe { libc::syscall(libc::SYS_capset, &header as *const Header, none.as_ptr()) };
+    Errno::result(done).map(drop)
+}
+
+/// Becomes `uid` and `gid`, with exactly these supplementary groups where `groups` is given. Raw
+/// system calls: the C library's would ask its other threads to follow.
+pub fn become_user(uid: uid_t, gid: gid_t, groups: Option<&[gid_t]>) -> Result<(), Errno> {
+    if let Some(groups) = groups {
+        // SAFETY: pointer and count are those of a valid slice.
+        let done = unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) };
+        Errno::result(done)?;
+    }
+    // SAFETY: plain numbers.
+    Errno::result(unsafe { libc::syscall(libc::SYS_setresgid, gid, gid, gid) })?;
+    // SAFETY: plain numbers.
+    Errno::result(unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) })?;
+    Ok(())
+}
+
+/// Starts a new, empty session keyring: the caller's keys stay outside (keyrings(7)).
+pub fn new_session_keyring() -> Result<(), Errno> {
+    const KEYCTL_JOIN_SESSION_KEYRING: c_int = 1;
+    // SAFETY: a null name asks for an anonymous keyring.
+    let done = unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, 0) };
+    Errno::result(done).map(drop)
+}
+
+/// sethostname(2).
+pub fn set_hostname(name: &[u8]) -> Result<(), Errno> {
+    // SAFETY: pointer and length are those of a valid slice.
+    Errno::result(unsafe { libc::sethostname(name.as_ptr().cast(), name.len()) }).map(drop)
+}
+
+/// Brings the loopback of this network namespace up (netdevice(7)).
+pub fn raise_loopback() -> Result<(), Errno> {
+    // SAFETY: plain numbers.
+    let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+    let fd = Errno::result(fd)?;
+    // SAFETY: an all-zero ifreq is valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name[0] = b'l' as c_char;
+    request.ifr_name[1] = b'o' as c_char;
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as i16;
+    // SAFETY: the ioctl reads one ifreq.
+    let done = unsafe { libc::ioctl(fd, libc::SIOCSIFFLAGS, &request as *const libc::ifreq) };
+    let done = Errno::result(done).map(drop);
+    // SAFETY: `fd` is ours and not used again.
+    unsafe { libc::close(fd) };
+    done
+}
+
+/// No core dumps unless the program asks for them: a host's core_pattern may name a program that
+/// runs outside.
+pub fn soft_core_limit_zero() -> Result<(), Errno> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel writes one rlimit.
+    Errno::result(unsafe { libc::getrlimit(libc::RLIMIT_CORE, &mut limit) })?;
+    limit.rlim_cur = 0;
+    // SAFETY: the kernel reads one rlimit.
+    Errno::result(unsafe { libc::setrlimit(libc::RLIMIT_CORE, &limit) }).map(drop)
+}
+
+/// Starts a session (setsid(2)): the caller leaves its controlling terminal behind.
+pub fn new_session() -> Result<(), Errno> {
+    // SAFETY: no arguments.
+    Errno::result(unsafe { libc::setsid() }).map(drop)
+}
+
+/// Moves the caller to a process group of its own.
+pub fn new_process_group() -> Result<(), Errno> {
+    // SAFETY: plain numbers.
+    Errno::result(unsafe { libc::setpgid(0, 0) }).map(drop)
+}
+
+/// The caller's pid as its own namespace numbers it.
+pub fn own_pid() -> pid_t {
+    // SAFETY: no arguments.
+    unsafe { libc::syscall(libc::SYS_getpid) as pid_t }
+}
+
+/// kill(2); a negative pid names a process group.
+pub fn kill(pid: pid_t, signal: c_int) -> Result<(), Errno> {
+    // SAFETY: plain numbers.
+    Errno::result(unsafe { libc::kill(pid, signal) }).map(drop)
+}
+
+/// A change of state of a child of the caller, if there is one now: (pid, wait status). Stops are
+/// reported too.
+pub fn reap() -> Option<(pid_t, c_int)> {
+    let mut status = 0;
+    let flags = libc::WNOHANG | libc::WUNTRACED;
+    // SAFETY: the kernel writes one int.
+    let pid = unsafe { libc::waitpid(-1, &mut status, flags) };
+    (pid > 0).then_some((pid, status))
+}
+
+/// A NULL-terminated array of strings, as execve(2) wants it. Made before the clone.
+#[derive(Debug)]
+pub struct StringArray {
+    /// Keeps what `pointers` points to; the heap blocks do not move with the vector.
+    strings: Vec<CString>,
+    pointers: Vec<*const c_char>,
+}
+
+impl StringArray {
+    /// Allocates.
+    pub fn new(strings: Vec<CString>) -> Self {
+        let pointers =
+            strings.iter().map(|s| s.as_ptr()).chain(std::iter::once(std::ptr::null())).collect();
+        StringArray { strings, pointers }
+    }
+
+    /// The strings.
+    pub fn strings(&self) -> &[CString] {
+        &self.strings
+    }
+}
+
+/// execve(2); returns only on failure.
+pub fn execute(path: &CStr, argv: &StringArray, envp: &StringArray) -> Errno {
+    // SAFETY: both arrays are NULL-terminated and their strings are alive (StringArray).
+    unsafe { libc::execve(path.as_ptr(), argv.pointers.as_ptr(), envp.pointers.as_ptr()) };
+    Errno::last()
+}
+
+/// Gives signals that the supervisor's runtime changed their default action back, and unblocks all
+/// those that were not blocked in the caller of the supervisor.
+pub fn restore_signals(mask: &nix::sys::signal::SigSet) {
+    // SAFETY: SIG_DFL is a valid disposition for SIGPIPE.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    // SAFETY: the set is valid and outlives the call.
+    unsafe { libc::sigprocmask(libc::SIG_SETMASK, mask.as_ref(), std::ptr::null_mut()) };
+}
+
+/// A signalfd(2) for `mask`, whose signals the caller blocks too.
+pub fn signal_descriptor(mask: &nix::sys::signal::SigSet) -> Result<c_int, Errno> {
+    // SAFETY: the set is valid and outlives both calls.
+    unsafe { libc::sigprocmask(libc::SIG_BLOCK, mask.as_ref(), std::ptr::null_mut()) };
+    // SAFETY: as above.
+    let fd = unsafe { libc::signalfd(-1, mask.as_ref(), libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
+    Errno::result(fd)
+}
+
+/// Waits until one of two descriptors is readable or hung up; no limit. (first, second).
+pub fn wait_readable(fds: [BorrowedFd<'_>; 2]) -> Result<(bool, bool), Errno> {
+    let mut polls =
+        fds.map(|fd| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 });
+    // SAFETY: two valid pollfds.
+    match Errno::result(unsafe { libc::poll(polls.as_mut_ptr(), 2, -1) }) {
+        Ok(_) => Ok((polls[0].revents != 0, polls[1].revents != 0)),
+        Err(Errno::EINTR) => Ok((false, false)),
+        Err(errno) => Err(errno),
+    }
+}

@@ -1,0 +1,103 @@
+//! A check that a run leaves nothing on the host: no process, no mount, no file.
+//!
+//! Processes are recognised by the mark that their workspace put into their environment, wherever
+//! they went and whoever their parent is; other tests that run at the same time do not disturb.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::{Workspace, comes_true};
+
+/// The host before a run; [`Leftovers::check`] compares it with the host after.
+pub struct Leftovers {
+    mark: String,
+    mounts: BTreeSet<String>,
+    files: BTreeSet<PathBuf>,
+}
+
+impl Leftovers {
+    /// Takes the state before; processes of `workspace` are looked for later.
+    pub fn before(workspace: &Workspace) -> Leftovers {
+        Leftovers { mark: workspace.mark().to_owned(), mounts: mounts(), files: files() }
+    }
+
+    /// Waits until nothing of the runs since is left, and fails with a list of what is.
+    ///
+    /// The kernel ends a pid namespace's processes and unmounts its file systems a moment after its
+    /// init has been reaped, so this waits; other tests' own files may come and go meanwhile.
+    #[track_caller]
+    pub fn check(&self) {
+        let mut left = Vec::new();
+        let nothing = comes_true(Duration::from_secs(20), || {
+            left = self.left();
+            left.is_empty()
+        });
+        assert!(nothing, "left over after the run:\n{}", left.join("\n"));
+    }
+
+    /// What there is now and was not before.
+    pub fn left(&self) -> Vec<String> {
+        let processes = marked_processes(&self.mark);
+        let mounts = mounts();
+        let files = files();
+        processes
+            .into_iter()
+            .map(|pid| format!("process {pid}: {}", describe(pid)))
+            .chain(mounts.difference(&self.mounts).map(|it| format!("mount {it}")))
+            .chain(files.difference(&self.files).map(|it| format!("file {}", it.display())))
+            .collect()
+    }
+}
+
+/// Processes of the host that carry this mark in their environment (those that may be looked into;
+/// root may look into all).
+pub fn marked_processes(mark: &str) -> Vec<i32> {
+    let wanted = format!("SANDBOX_TEST_MARK={mark}").into_bytes();
+    host_processes()
+        .into_iter()
+        .filter(|pid| {
+            let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            environment.split(|byte| *byte == 0).any(|entry| entry == wanted)
+        })
+        .collect()
+}
+
+/// All processes of the host.
+pub fn host_processes() -> Vec<i32> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
+fn describe(pid: i32) -> String {
+    let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    String::from_utf8_lossy(&words).replace('\0', " ")
+}
+
+/// The mounts of the host, by their mount points and kinds.
+fn mounts() -> BTreeSet<String> {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    table.lines().map(str::to_owned).collect()
+}
+
+/// Files that sandbox might leave: whatever bears its name in the places for temporary files and
+/// run-time state.
+fn files() -> BTreeSet<PathBuf> {
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    let places = ["/tmp", "/var/tmp", "/dev/shm", "/run", "/sys/fs/cgroup"].map(PathBuf::from);
+    places.into_iter().chain(runtime).flat_map(|place| files_in(&place)).collect()
+}
+
+fn files_in(place: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(place) else { return Vec::new() };
+    entries
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            // Workspaces and guest programs of other tests are theirs to remove.
+            name.contains("sandbox") && !name.starts_with("sandbox-test")
+        })
+        .collect()
+}

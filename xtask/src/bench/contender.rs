@@ -1,0 +1,170 @@
+//! Who is measured: each contender wraps a command line in its own.
+//!
+//! Owns the command lines of the peers. A contender is tried once before anything is measured;
+//! one that is missing or does not work here is left out, with a sentence that says so.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::time::Duration;
+
+use super::process::{Failure, Output, Runner};
+use super::workshop::Workshop;
+
+/// How long a contender may take to run `echo`.
+const PROBE_LIMIT: Duration = Duration::from_secs(20);
+
+/// One way to run a command.
+#[derive(Debug, Clone)]
+pub(super) struct Contender {
+    /// The table's word for it.
+    pub(super) name: &'static str,
+    /// What stands before the command.
+    prefix: Vec<OsString>,
+    /// Takes many times as long as the others, and gets fewer rounds and smaller inputs.
+    pub(super) slow: bool,
+}
+
+impl Contender {
+    fn new(name: &'static str, prefix: &[&str]) -> Contender {
+        Contender { name, prefix: prefix.iter().map(OsString::from).collect(), slow: false }
+    }
+
+    fn slow(mut self) -> Contender {
+        self.slow = true;
+        self
+    }
+
+    /// The command line that runs `argv` under this contender.
+    pub(super) fn wrap(&self, argv: &[OsString]) -> Vec<OsString> {
+        self.prefix.iter().chain(argv).cloned().collect()
+    }
+}
+
+/// Those that work here, and why the others do not.
+#[derive(Debug)]
+pub(super) struct Contenders {
+    present: Vec<Contender>,
+    /// `skipped: no runsc (why)`, one sentence each.
+    pub(super) skipped: Vec<String>,
+}
+
+impl Contenders {
+    /// Tries every contender with a command whose output is known.
+    ///
+    /// # Errors
+    /// `Interrupted` only.
+    pub(super) fn probe(
+        ours: &Path,
+        workshop: &Workshop,
+        runner: &Runner,
+    ) -> Result<Contenders, &'static str> {
+        let mut contenders = Contenders { present: Vec::new(), skipped: Vec::new() };
+        for (name, variants) in candidates(ours, workshop) {
+            let mut reason = String::new();
+            for contender in variants {
+                match works(&contender, workshop.path(), runner) {
+                    Ok(()) => {
+                        contenders.present.push(contender);
+                        reason.clear();
+                        break;
+                    }
+                    Err(Failure::Interrupted) => return Err("interrupted"),
+                    Err(Failure::Failed(why)) if reason.is_empty() => reason = why,
+                    Err(Failure::Failed(_)) => {}
+                }
+            }
+            if !reason.is_empty() {
+                contenders.skipped.push(format!("skipped: no {name} ({reason})"));
+            }
+        }
+        Ok(contenders)
+    }
+
+    /// Those of the names that work here, in the order of the names.
+    pub(super) fn select(&self, names: &[&str]) -> Vec<&Contender> {
+        names.iter().filter_map(|name| self.get(name)).collect()
+    }
+
+    /// The contender of that name, if it works here.
+    pub(super) fn get(&self, name: &str) -> Option<&Contender> {
+        self.present.iter().find(|contender| contender.name == name)
+    }
+
+    /// All that work here, with the command lines they put before a command.
+    pub(super) fn prefixes(&self) -> impl Iterator<Item = (&'static str, String)> {
+        self.present.iter().map(|contender| {
+            let words: Vec<_> =
+                contender.prefix.iter().map(|word| word.to_string_lossy()).collect();
+            (contender.name, words.join(" "))
+        })
+    }
+}
+
+/// All contenders by name; of several variants the first that works is taken, and the first
+/// one's complaint is told when none does.
+fn candidates(ours: &Path, workshop: &Workshop) -> Vec<(&'static str, Vec<Contender>)> {
+    let ours = ours.to_string_lossy();
+    let floor = workshop.file("floor");
+    let here = workshop.path().to_string_lossy();
+    // The walls and the view of a default run of ours, except for the time namespace, which bwrap
+    // does not know.
+    let bwrap = [
+        "bwrap",
+        "--unshare-all",
+        "--unshare-user",
+        "--die-with-parent",
+        "--ro-bind",
+        "/",
+        "/",
+        "--proc",
+        "/proc",
+        "--dev",
+        "/dev",
+        "--tmpfs",
+        "/tmp",
+        "--tmpfs",
+        "/run",
+        "--bind",
+        &here,
+        &here,
+        "--chdir",
+        &here,
+        "--",
+    ];
+    let with_time =
+        |unshare: &[&str]| Contender::new("bwrap+time", &[unshare, bwrap.as_slice()].concat());
+    vec![
+        ("native", vec![Contender::new("native", &[])]),
+        ("floor", vec![Contender::new("floor", &[&floor.to_string_lossy()])]),
+        ("bwrap", vec![Contender::new("bwrap", &bwrap)]),
+        (
+            "bwrap+time",
+            vec![
+                with_time(&["unshare", "--time", "--"]),
+                with_time(&["unshare", "--user", "--map-current-user", "--time", "--"]),
+            ],
+        ),
+        ("ours", vec![Contender::new("ours", &[&ours, "--"])]),
+        (
+            "strace",
+            vec![Contender::new("strace", &["strace", "-f", "-o", "/dev/null", "--"]).slow()],
+        ),
+        (
+            "runsc",
+            vec![
+                Contender::new("runsc", &["runsc", "--network=none", "do"]).slow(),
+                Contender::new("runsc", &["runsc", "--rootless", "--network=none", "do"]).slow(),
+            ],
+        ),
+    ]
+}
+
+/// An exit status of 0 proves little: the guest must have said what it was asked to say.
+fn works(contender: &Contender, directory: &Path, runner: &Runner) -> Result<(), Failure> {
+    let script = ["sh", "-c", "echo $((6 * 7))"].map(OsString::from);
+    let finished = runner.run(&contender.wrap(&script), directory, PROBE_LIMIT, Output::Keep)?;
+    match finished.stdout.trim() {
+        "42" => Ok(()),
+        other => Err(Failure::Failed(format!("it ran a guest and said {other:?}, not 42"))),
+    }
+}
