@@ -15,6 +15,7 @@ use libc::{c_int, c_ulong};
 use crate::config::{Mount, MountKind, Network, RunSpec, Without};
 use crate::sys::memfd::SharedMemory;
 use crate::sys::mount::{ATTR_NODEV, ATTR_NOSUID, ATTR_RDONLY};
+use crate::sys::seccomp;
 use crate::sys::spawn::StringArray;
 use crate::terminal::Settings;
 
@@ -140,8 +141,8 @@ impl Plan {
             landlock_scopes: !spec.without.contains(Without::LANDLOCK)
                 && crate::sys::landlock::abi() >= 6,
             wait_killable: !spec.without.contains(Without::WAIT_KILLABLE)
-                && crate::sys::seccomp::knows_filter_flag(
-                    crate::sys::seccomp::FILTER_FLAG_WAIT_KILLABLE_RECV,
+                && seccomp::knows_filter_flags(
+                    seccomp::FILTER_FLAG_NEW_LISTENER | seccomp::FILTER_FLAG_WAIT_KILLABLE_RECV,
                 ),
             terminal,
             reopened,

@@ -131,15 +131,16 @@ pub fn load_with_listener(program: &[sock_filter], wait_killable: bool) -> Resul
     Ok(unsafe { OwnedFd::from_raw_fd(fd as c_int) })
 }
 
-/// Whether seccomp(2) knows a filter flag: with a null program a known one gives EFAULT, an
-/// unknown one EINVAL (kernel/seccomp.c, seccomp_set_mode_filter).
-pub fn knows_filter_flag(flag: c_ulong) -> bool {
+/// Whether seccomp(2) knows these filter flags together: with a null program known ones give
+/// EFAULT, unknown ones EINVAL (kernel/seccomp.c, seccomp_set_mode_filter). WAIT_KILLABLE_RECV
+/// is known only beside NEW_LISTENER.
+pub fn knows_filter_flags(flags: c_ulong) -> bool {
     // SAFETY: the null program is refused before anything is changed.
     let done = unsafe {
         libc::syscall(
             libc::SYS_seccomp,
             libc::SECCOMP_SET_MODE_FILTER,
-            flag,
+            flags,
             std::ptr::null::<libc::sock_fprog>(),
         )
     };
