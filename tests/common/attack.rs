@@ -10,7 +10,7 @@ use std::process::Command;
 use super::{LIMIT, Outcome, Workspace, copy_tree, guest, remove_tree, run};
 
 /// The names of errno with which a call counts as refused.
-pub const REFUSALS: &[&str] = &["EPERM", "EACCES", "ENOSYS", "EROFS", "EXDEV"];
+pub const REFUSALS: &[&str] = &["EPERM", "EACCES", "ENOSYS", "EROFS", "EXDEV", "EAFNOSUPPORT"];
 
 /// A workspace, which the guest may write to, and beside it a victim, which it may not.
 pub struct Attack {
