@@ -304,10 +304,9 @@ pub struct Workspace {
 }
 
 impl Workspace {
-    /// A directory that a guest can see: not under /tmp, which is private inside.
+    /// A directory that a guest can see.
     pub fn new(test: &str) -> Workspace {
-        let parent = std::env::var_os("SANDBOX_TEST_DIR").unwrap_or_else(|| "/var/tmp".into());
-        Workspace::below(Path::new(&parent), test)
+        Workspace::below(&visible_directory("SANDBOX_TEST_DIR", "work"), test)
     }
 
     /// A directory under /tmp, for tests of the private /tmp.
@@ -323,7 +322,7 @@ impl Workspace {
         let path = parent.join(&mark);
         fs::create_dir_all(&path)
             .unwrap_or_else(|error| panic!("cannot create {}: {error}", path.display()));
-        // The guest sees resolved paths, and /var/tmp may be a symlink.
+        // The guest sees resolved paths, and a directory above may be a symlink.
         let path = path.canonicalize().expect("resolve a directory just made");
         Workspace { path, mark }
     }
@@ -476,7 +475,7 @@ pub fn guest(name: &str) -> PathBuf {
 /// What the compiler printed.
 pub fn try_guest(name: &str) -> Result<PathBuf, String> {
     let source = repository().join("tests/guests").join(name).with_extension("c");
-    guests::compile(&source, &guest_directory())
+    guests::compile(&source, &visible_directory("SANDBOX_TEST_GUESTS", "guests"))
 }
 
 /// The repository, or a copy of its files that an ordinary user can read.
@@ -485,17 +484,19 @@ pub fn repository() -> PathBuf {
         .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from)
 }
 
-/// Where guest programs are: visible inside, so never under /tmp.
-fn guest_directory() -> PathBuf {
-    if let Some(directory) = std::env::var_os("SANDBOX_TEST_GUESTS") {
+/// A directory for files that a guest must see, so neither below /tmp nor below /var/tmp, which are
+/// private inside: what `variable` says, else `name` in cargo's directory for tests.
+fn visible_directory(variable: &str, name: &str) -> PathBuf {
+    if let Some(directory) = std::env::var_os(variable) {
         return directory.into();
     }
     let built = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    if built.starts_with("/tmp") {
-        let user = nix::unistd::getuid();
-        return PathBuf::from(format!("/var/tmp/sandbox-test-guests-{user}"));
+    if built.starts_with("/tmp") || built.starts_with("/var/tmp") {
+        let home =
+            std::env::var_os("HOME").expect("HOME, since the repository is in a private place");
+        return Path::new(&home).join(".cache/sandbox-test").join(name);
     }
-    built.join("guests")
+    built.join(name)
 }
 
 /// Says that a test (or a part of it) cannot run here, for lack of `what`: `skipped: no WHAT (TEST)`.

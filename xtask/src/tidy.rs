@@ -182,7 +182,10 @@ mod tests {
                 "src/c.rs",
                 "//! Doc.\nfn f() { todo!() }\n#[cfg(test)]\nmod tests {\n x.unwrap() }\n",
             ),
-            ("src/d.rs", "//! Doc.\n#[cfg(test)]\nmod checks;\nfn f() { x.unwrap_or(1) }\n"),
+            (
+                "src/d.rs",
+                "//! Doc.\n#[cfg(test)]\npub(crate) mod checks;\nfn f() { x.unwrap_or(1) }\n",
+            ),
             ("src/d/checks.rs", "//! Doc.\nfn f() { x.unwrap() }\n"),
         ];
         assert_eq!(complaints(&files), ["src/a.rs:1", "src/b.rs:3", "src/c.rs:2"]);
