@@ -123,7 +123,6 @@ fn the_first_process_cannot_be_read_or_traced() {
     let calls = [
         format!("{} {} 1 0 0", libc::SYS_ptrace, libc::PTRACE_ATTACH),
         format!("{} {} 1 0 0", libc::SYS_ptrace, libc::PTRACE_SEIZE),
-        format!("{} 1 {} 0 z:16", libc::SYS_prlimit64, libc::RLIMIT_NOFILE),
         format!("{} 1 1 2 0 0", libc::SYS_kcmp),
         open("mem", libc::O_RDONLY),
         open("mem", libc::O_RDWR),

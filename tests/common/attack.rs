@@ -9,8 +9,10 @@ use std::process::Command;
 
 use super::{LIMIT, Outcome, Workspace, copy_tree, guest, remove_tree, run};
 
-/// The names of errno with which a call counts as refused.
-pub const REFUSALS: &[&str] = &["EPERM", "EACCES", "ENOSYS", "EROFS", "EXDEV", "EAFNOSUPPORT"];
+/// The names of errno with which a call counts as refused. ENOSPC is what the kernel says where the
+/// limit on namespaces (namespaces(7), /proc/sys/user) is none.
+pub const REFUSALS: &[&str] =
+    &["EPERM", "EACCES", "ENOSYS", "EROFS", "EXDEV", "EAFNOSUPPORT", "ENOSPC"];
 
 /// A workspace, which the guest may write to, and beside it a victim, which it may not.
 pub struct Attack {
