@@ -138,6 +138,8 @@ struct Supervisor<'p> {
     kernel: Arc<Kernel>,
     relay: Option<Relay>,
     packets: Option<RefusedPackets>,
+    /// Signals that arrived before the program was known to run.
+    early: Vec<i32>,
 }
 
 /// What happened next.
@@ -172,7 +174,7 @@ impl<'p> Supervisor<'p> {
         let packets = (spec.network == Network::None)
             .then(|| RefusedPackets::watch(behind.init_pid()))
             .flatten();
-        Ok(Supervisor { spec, plan, behind, kernel, relay: None, packets })
+        Ok(Supervisor { spec, plan, behind, kernel, relay: None, packets, early: Vec::new() })
     }
 
     /// Starts the program and follows it to its end.
@@ -217,7 +219,12 @@ impl<'p> Supervisor<'p> {
     /// Gives the program's wait status once it has ended.
     fn on_event(&mut self, event: Event, fd: Option<OwnedFd>) -> Result<Option<i32>, Error> {
         match event {
-            Event::Started => self.kernel.start(fd)?,
+            Event::Started => {
+                self.kernel.start(fd)?;
+                for signal in std::mem::take(&mut self.early) {
+                    self.signal(signal)?;
+                }
+            }
             Event::Stopped(signal) => self.suspend(signal)?,
             Event::Ended(status) => return Ok(Some(status)),
             Event::NotExecuted(errno, _) => {
@@ -277,10 +284,18 @@ impl<'p> Supervisor<'p> {
             }
             // A key of the terminal is meant for the whole job, a signal of a process for one.
             _ if signal.ssi_code > 0 => self.behind.order(Order::Group(number))?,
-            _ => match self.kernel.signal(number) {
-                Err(KernelError::NoTasks) => self.kernel.kill()?,
-                done => done?,
-            },
+            _ => self.signal(number)?,
+        }
+        Ok(())
+    }
+
+    /// Sends a signal to the program. One that comes before init has told of the start waits.
+    fn signal(&mut self, number: i32) -> Result<(), Error> {
+        match self.kernel.signal(number) {
+            Err(KernelError::NoTasks) => self.early.push(number),
+            // It has ended; init is about to say so.
+            Err(KernelError::Signal(Errno::ESRCH)) => {}
+            done => done?,
         }
         Ok(())
     }

@@ -177,6 +177,7 @@ fn give_up_privileges(plan: &Plan) -> Result<(), Errno> {
     }
     spawn::soft_core_limit_zero()?;
     spawn::no_new_privileges()?;
+    spawn::drop_bounding_set()?;
     spawn::become_user(plan.uid, plan.gid, plan.groups.as_deref())?;
     spawn::drop_capabilities()?;
     if plan.landlock_scopes {
@@ -206,11 +207,13 @@ fn serve(
     terminal: Option<BorrowedFd<'_>>,
     foreground: bool,
 ) -> Result<(), Fault> {
-    let mut children = SigSet::empty();
-    children.add(Signal::SIGCHLD);
-    // SIGTTOU: putting the program into the foreground must not stop init.
-    children.add(Signal::SIGTTOU);
-    let signals = spawn::signal_descriptor(&children).at(Stage::Process)?;
+    let mut taken = SigSet::empty();
+    taken.add(Signal::SIGCHLD);
+    // A terminal that hangs up tells the leader of its session, which is init (__tty_hangup).
+    taken.add(Signal::SIGHUP);
+    // Putting the program into the foreground must not stop init.
+    taken.add(Signal::SIGTTOU);
+    let signals = spawn::signal_descriptor(&taken).at(Stage::Process)?;
     let signals = files::adopt(signals);
     let Some(program) = start_program(plan, socket, terminal, foreground)? else { return Ok(()) };
     let mut aside = None;
@@ -218,7 +221,12 @@ fn serve(
         let (ordered, changed) =
             spawn::wait_readable([socket, signals.as_fd()]).at(Stage::Process)?;
         if changed {
-            files::drain(signals.as_fd());
+            while let Some(signal) = spawn::read_signal(signals.as_fd()) {
+                if signal == libc::SIGHUP {
+                    let _ = spawn::kill(-program, libc::SIGHUP);
+                    let _ = spawn::kill(-program, libc::SIGCONT);
+                }
+            }
             while let Some((pid, status)) = spawn::reap() {
                 if pid != program {
                     continue;

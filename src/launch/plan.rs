@@ -41,7 +41,7 @@ pub struct Plan {
     pub(super) wait_killable: bool,
     /// The guest's terminal, and which of the standard streams it replaces.
     pub(super) terminal: Option<(Settings, [bool; 3])>,
-    /// Standard streams to open again read-only: descriptor, index of the tree, offset.
+    /// Descriptors to open again read-only.
     pub(super) reopened: Vec<Reopen>,
     /// Descriptors from 3 on that the program keeps.
     pub(super) descriptors: Vec<RawFd>,
@@ -56,7 +56,7 @@ pub struct Plan {
     pub(super) program: SharedMemory,
 }
 
-/// A standard stream that is a file open for reading only. The guest could open it again for
+/// An inherited descriptor that is a file open for reading only. The guest could open it again for
 /// writing through /proc/self/fd, since its mount is the host's own writable one; so the guest
 /// gets it through a read-only mount instead, at the same offset.
 #[derive(Debug)]
@@ -117,7 +117,8 @@ impl Plan {
         signal_mask: nix::sys::signal::SigSet,
     ) -> Result<Plan, PlanError> {
         let mut view = View::default();
-        let reopened = reopened_streams(&mut view, terminal.as_ref().map(|(_, streams)| streams))?;
+        let terminals = terminal.as_ref().map(|(_, streams)| streams);
+        let reopened = inherited_descriptors(&mut view, spec, terminals)?;
         view.build(spec)?;
         let own_network = spec.network == Network::None;
         let argv = spec.argv.iter().map(|s| c_string(s)).collect::<Result<Vec<_>, _>>()?;
@@ -203,23 +204,28 @@ fn c_path(path: &Path) -> Result<CString, PlanError> {
     c_string(path.as_os_str())
 }
 
-/// Looks at the standard streams: a directory is refused, since `..` from it leads out of the walls.
-fn reopened_streams(
+/// Looks at the descriptors that the guest inherits: a directory is refused, since `..` from it
+/// leads out of the walls, and so is a device with the host's data.
+fn inherited_descriptors(
     view: &mut View,
+    spec: &RunSpec,
     terminals: Option<&[bool; 3]>,
 ) -> Result<Vec<Reopen>, PlanError> {
     let mut reopened = Vec::new();
-    for (fd, name) in [(0, "standard input"), (1, "standard output"), (2, "standard error")] {
-        if terminals.is_some_and(|streams| streams[fd as usize]) {
-            continue;
-        }
+    let streams = (0..3).filter(|fd| !terminals.is_some_and(|streams| streams[*fd as usize]));
+    for fd in streams.chain(spec.descriptors.iter().copied()) {
+        let name = match fd {
+            0 => "standard input".to_owned(),
+            1 => "standard output".to_owned(),
+            2 => "standard error".to_owned(),
+            fd => format!("descriptor {fd}"),
+        };
         let link = PathBuf::from(format!("/proc/self/fd/{fd}"));
         // A closed stream stays closed.
         let Ok(metadata) = std::fs::metadata(&link) else { continue };
         if metadata.is_dir() {
             return Err(PlanError(format!(
-                "{name} is a directory, which would lead out of the sandbox; redirect it from a \
-                 file, a pipe or /dev/null"
+                "{name} is a directory, which would lead out of the sandbox; pass a file or a pipe"
             )));
         }
         if metadata.file_type().is_block_device() {

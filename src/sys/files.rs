@@ -148,12 +148,6 @@ pub fn copy_offset(from: RawFd, to: RawFd) -> Result<(), Errno> {
     Errno::result(unsafe { libc::lseek(to, offset, libc::SEEK_SET) }).map(drop)
 }
 
-/// Reads and forgets what a non-blocking descriptor holds.
-pub fn drain(fd: BorrowedFd<'_>) {
-    let mut room = [0; 1024];
-    while matches!(read_once(fd, &mut room), Ok(count) if count > 0) {}
-}
-
 /// Whether the file begins with these bytes (at most 16).
 pub fn starts_with(path: &CStr, bytes: &[u8]) -> bool {
     let mut room = [0; 16];

@@ -62,7 +62,21 @@ pub fn set_name(name: &CStr) {
     unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
 }
 
-/// Gives up every capability for good: bounding, ambient, and the three sets (capabilities(7)).
+/// No exec gives a capability any more: empties the bounding and the ambient set
+/// (capabilities(7)). Needs CAP_SETPCAP, so it comes before a change of user.
+pub fn drop_bounding_set() -> Result<(), Errno> {
+    const CAPABILITIES: c_ulong = 64;
+    for capability in 0..CAPABILITIES {
+        match prctl(libc::PR_CAPBSET_DROP, capability, 0) {
+            // The kernel knows no more of them.
+            Err(Errno::EINVAL) => break,
+            done => done?,
+        };
+    }
+    prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as c_ulong, 0).map(drop)
+}
+
+/// Gives up every capability that the caller holds.
 pub fn drop_capabilities() -> Result<(), Errno> {
     #[repr(C)]
     struct Header {
@@ -76,15 +90,6 @@ pub fn drop_capabilities() -> Result<(), Errno> {
         inheritable: u32,
     }
     const VERSION_3: u32 = 0x2008_0522;
-    const CAPABILITIES: c_ulong = 64;
-    for capability in 0..CAPABILITIES {
-        match prctl(libc::PR_CAPBSET_DROP, capability, 0) {
-            // The kernel knows no more of them.
-            Err(Errno::EINVAL) => break,
-            done => done?,
-        };
-    }
-    prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as c_ulong, 0)?;
     let header = Header { version: VERSION_3, pid: 0 };
     let none = [const { Data { effective: 0, permitted: 0, inheritable: 0 } }; 2];
     // SAFETY: version 3 takes a header and two data elements.
@@ -229,6 +234,18 @@ pub fn signal_descriptor(mask: &nix::sys::signal::SigSet) -> Result<c_int, Errno
     // SAFETY: as above.
     let fd = unsafe { libc::signalfd(-1, mask.as_ref(), libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
     Errno::result(fd)
+}
+
+/// The next signal of a signalfd, if one is there.
+pub fn read_signal(fd: BorrowedFd<'_>) -> Option<c_int> {
+    let mut info = [0; size_of::<libc::signalfd_siginfo>()];
+    match super::files::read_once(fd, &mut info) {
+        // `ssi_signo`, an u32, comes first (signalfd(2)).
+        Ok(count) if count == info.len() => {
+            Some(u32::from_ne_bytes([info[0], info[1], info[2], info[3]]) as c_int)
+        }
+        _ => None,
+    }
 }
 
 /// Waits until one of two descriptors is readable or hung up; no limit. (first, second).
