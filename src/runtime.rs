@@ -13,7 +13,7 @@ use crate::config::{Network, RunSpec, Voice, Without};
 use crate::launch::{Behind, Event, Launch, LaunchError, Order, Plan, PlanError};
 use crate::notify::filter::{self, FilterError};
 use crate::notify::{Engine, Listener, Options};
-use crate::sentry::{Kernel, KernelArgs, KernelError};
+use crate::sentry::{self, Kernel, KernelArgs, KernelError};
 use crate::sys::process;
 use crate::sys::ready::watch_readable;
 use crate::terminal::{Relay, Resume, Terminal};
@@ -221,6 +221,8 @@ impl<'p> Supervisor<'p> {
         match event {
             Event::Started => {
                 self.kernel.start(fd)?;
+                let path = self.spec.argv[0].to_string_lossy().into_owned();
+                self.kernel.emit(&sentry::Event::Started { path });
                 for signal in std::mem::take(&mut self.early) {
                     self.signal(signal)?;
                 }

@@ -350,8 +350,10 @@ fn execute(plan: &Plan) -> (Errno, usize) {
         };
         match errno {
             Errno::ENOENT | Errno::ENOTDIR | Errno::ESTALE | Errno::ENODEV => {}
-            // Another directory of PATH may hold one that can be executed.
-            Errno::EACCES => outcome = (errno, index),
+            // Another directory of PATH may hold one that can be executed; and a directory that
+            // may not be searched holds nothing.
+            Errno::EACCES if files::exists(&candidate.path) => outcome = (errno, index),
+            Errno::EACCES => {}
             _ => return (errno, index),
         }
     }

@@ -28,7 +28,12 @@ pub enum Event {
         /// Why.
         reason: String,
     },
-    /// A guest executes a program.
+    /// The program of the run was started.
+    Started {
+        /// As the user named it.
+        path: String,
+    },
+    /// A guest executes another program.
     Exec {
         /// The thread, as the host numbers it.
         tid: i32,
@@ -46,6 +51,7 @@ impl std::fmt::Display for Event {
             Event::Refused { tid, comm, call, reason } => {
                 write!(f, "refused: {call} to {comm} ({tid}): {reason}")
             }
+            Event::Started { path } => write!(f, "started: {path}"),
             Event::Exec { tid, path } => write!(f, "exec: {path} ({tid})"),
         }
     }
@@ -82,7 +88,10 @@ impl Events {
             eprint!("sandbox: {event}\r\n");
         }
         tracing::info!(target: "sandbox::events", "{event}");
-        let level = if matches!(event, Event::Exec { .. }) { Level::Info } else { Level::Warning };
+        let level = match event {
+            Event::Started { .. } | Event::Exec { .. } => Level::Info,
+            Event::Unimplemented { .. } | Event::Refused { .. } => Level::Warning,
+        };
         log.write(level, &event.to_string());
     }
 }

@@ -128,7 +128,6 @@ impl Kernel {
             return Err(KernelError::AlreadyStarted);
         }
         *lifecycle = Lifecycle::Started(program);
-        self.log.write(Level::Info, "the program was started");
         Ok(())
     }
 

@@ -148,6 +148,12 @@ pub fn copy_offset(from: RawFd, to: RawFd) -> Result<(), Errno> {
     Errno::result(unsafe { libc::lseek(to, offset, libc::SEEK_SET) }).map(drop)
 }
 
+/// Whether there is something at `path` that the caller can see.
+pub fn exists(path: &CStr) -> bool {
+    // SAFETY: `path` is NUL-terminated and outlives the call.
+    unsafe { libc::access(path.as_ptr(), libc::F_OK) == 0 }
+}
+
 /// Whether the file begins with these bytes (at most 16).
 pub fn starts_with(path: &CStr, bytes: &[u8]) -> bool {
     let mut room = [0; 16];

@@ -1,4 +1,14 @@
 //! Exec events: execve(2) and execveat(2) are watched, never decided here.
+//!
+//! A shell tries one directory of PATH after another, and whether an exec succeeds is known to the
+//! kernel alone. So an absolute path that leads to no file in the guest's view is left out; the
+//! look is for the report only, and the call continues whatever it shows.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::sys::stat::Mode;
 
 use super::args::{AtFlags, DirFd, Path, StrArray};
 use crate::notify::Answer;
@@ -23,9 +33,24 @@ pub fn execveat(
 }
 
 fn report(call: &Call<'_>, pathname: Path) -> Answer {
-    if let Ok(path) = call.memory().read_string(pathname.0) {
+    let tid = call.received().tid;
+    // The memory of the program's own process before its first exec is closed to an ordinary user;
+    // the kernel reports that exec when the program starts.
+    if let Ok(path) = call.memory().read_string(pathname.0)
+        && (!path.starts_with(b"/") || leads_somewhere(tid, &path))
+    {
         let path = String::from_utf8_lossy(&path).into_owned();
-        call.kernel.emit(&Event::Exec { tid: call.received().tid, path });
+        call.kernel.emit(&Event::Exec { tid, path });
     }
     Answer::Continue
+}
+
+/// Whether an absolute path leads to something, seen from the guest's root.
+fn leads_somewhere(tid: i32, path: &[u8]) -> bool {
+    let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+    let Ok(root) = open(format!("/proc/{tid}/root").as_str(), flags, Mode::empty()) else {
+        return false;
+    };
+    let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_IN_ROOT);
+    openat2(&root, OsStr::from_bytes(path), how).is_ok()
 }

@@ -21,7 +21,8 @@ pub fn seccomp(call: &Call<'_>, operation: Operation, flags: Flags, args: Addr) 
     if operation.0 as u32 != libc::SECCOMP_SET_MODE_FILTER {
         return Answer::Continue;
     }
-    if u64::from(flags.0) & FILTER_FLAG_NEW_LISTENER != 0 {
+    // A null program only asks which flags the kernel knows.
+    if args.0 != 0 && u64::from(flags.0) & FILTER_FLAG_NEW_LISTENER != 0 {
         call.kernel.refuse(
             call.received().tid,
             "a seccomp listener of a guest's own",
