@@ -6,7 +6,7 @@
 use std::io::{Read, Seek, SeekFrom};
 
 use libseccomp::error::SeccompError;
-use libseccomp::{ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext};
+use libseccomp::{ScmpAction, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext};
 use nix::errno::Errno;
 
 use crate::sys::memfd::anonymous_file;
@@ -216,13 +216,10 @@ fn gaps(rules: &[Rule]) -> Vec<(u32, u32)> {
 }
 
 /// AUDIT_ARCH_* of this program's own architecture.
-pub fn native_arch() -> u32 {
+pub const fn native_arch() -> u32 {
     const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
     const AUDIT_ARCH_AARCH64: u32 = 0xc000_00b7;
-    match ScmpArch::native() {
-        ScmpArch::Aarch64 => AUDIT_ARCH_AARCH64,
-        _ => AUDIT_ARCH_X86_64,
-    }
+    if cfg!(target_arch = "aarch64") { AUDIT_ARCH_AARCH64 } else { AUDIT_ARCH_X86_64 }
 }
 
 /// libseccomp before 2.6 exports to a descriptor only.
