@@ -104,6 +104,21 @@ fn by_a_socket_in_run() {
     listing.success().expect_out("");
 }
 
+/// A connection to a socket's path is no writing: a read-only mount lets it through.
+#[test]
+fn by_a_socket_elsewhere() {
+    let host = Workspace::new("daemon");
+    let path = host.path().join("socket");
+    let listener = UnixListener::bind(&path).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let workspace = Workspace::new("client");
+    let calls = raw(&connect(libc::AF_UNIX, &unix_address(path.to_str().unwrap().as_bytes())));
+    assert_eq!(last_line(workspace.native(&calls).success()), "0");
+    listener.accept().unwrap();
+    assert_eq!(last_line(workspace.inside(&calls).success()), "ECONNREFUSED");
+    assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+}
+
 #[test]
 fn by_the_loopback_of_the_host() {
     let workspace = Workspace::new("loopback");

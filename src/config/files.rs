@@ -378,6 +378,7 @@ impl Plan<'_> {
     fn hide(&mut self, mut objects: Objects) -> Result<(), ConfigError> {
         self.add_hidden_by_rules(&mut objects);
         self.add_hidden_by_defaults(&mut objects);
+        self.add_sockets(&mut objects);
         let mut hidden: BTreeMap<PathBuf, Mount> = BTreeMap::new();
         let root = (PathBuf::from("/"), None);
         let binds = self.view.mounts().filter_map(|mount| match &mount.kind {
@@ -429,6 +430,23 @@ impl Plan<'_> {
             let Ok(place) = self.host.walk(Path::new(path)) else { continue };
             if place.kind == Kind::Directory && place.path != Path::new("/") {
                 let object = Object { directory: true, why: Why::Default(words) };
+                objects.entry(place.path).or_insert(object);
+            }
+        }
+    }
+
+    /// Nor sockets that somebody on the host is bound to elsewhere, for the same reason. One in a
+    /// place that the run may write to belongs to the run.
+    fn add_sockets(&self, objects: &mut Objects) {
+        for path in &self.host.sockets {
+            let covering = self.view.covering(path);
+            if covering.is_some_and(|it| matches!(it.kind, MountKind::Writable { .. })) {
+                continue;
+            }
+            if let Ok(place) = self.host.walk(path)
+                && place.kind == Kind::File
+            {
+                let object = Object { directory: false, why: Why::Default("a socket of the host") };
                 objects.entry(place.path).or_insert(object);
             }
         }

@@ -7,6 +7,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::RawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -33,6 +34,8 @@ pub struct Host {
     pub gid_ranges: Vec<IdRange>,
     /// The caller's open descriptors.
     pub descriptors: BTreeSet<RawFd>,
+    /// Where unix sockets of the caller's network namespace are bound, as paths.
+    pub sockets: Vec<PathBuf>,
     /// The user database.
     pub accounts: Box<dyn Accounts>,
     /// What was found at a path, so that ten thousand rules about one directory look at its
@@ -78,6 +81,7 @@ impl Host {
             uid_ranges: id_ranges("/proc/self/uid_map"),
             gid_ranges: id_ranges("/proc/self/gid_map"),
             descriptors: open_descriptors(),
+            sockets: sockets(&std::fs::read("/proc/net/unix").unwrap_or_default()),
             accounts: Box::new(SystemAccounts),
             seen: RefCell::default(),
         }
@@ -150,6 +154,24 @@ fn parse_id_range(line: &str) -> Option<IdRange> {
 }
 
 /// What /proc/self/fd lists (proc_pid_fd(5)).
+/// The paths in /proc/net/unix (proc_net(5)): the eighth field, which may hold spaces. Names in the
+/// abstract namespace begin with `@`, and the sandbox's own network namespace keeps those out.
+fn sockets(table: &[u8]) -> Vec<PathBuf> {
+    let path = |line: &[u8]| {
+        let mut fields = line.splitn(8, |byte| *byte == b' ').skip(7);
+        // The inode is padded with spaces.
+        let path = fields.next()?.trim_ascii_start();
+        let path = match path.iter().position(|byte| *byte == b'/') {
+            Some(start) if path[..start].iter().all(|b| b.is_ascii_digit() || *b == b' ') => {
+                &path[start..]
+            }
+            _ => return None,
+        };
+        Some(PathBuf::from(OsStr::from_bytes(path)))
+    };
+    table.split(|byte| *byte == b'\n').filter_map(path).collect()
+}
+
 fn open_descriptors() -> BTreeSet<RawFd> {
     let directory = Path::new("/proc/self/fd");
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();

@@ -40,6 +40,7 @@ impl TestHost {
             uid_ranges: all.clone(),
             gid_ranges: all,
             descriptors: [0, 1, 2, 7].into(),
+            sockets: Vec::new(),
             accounts: Box::new(TestAccounts),
             seen: Default::default(),
         };

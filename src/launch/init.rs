@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal};
 
-use super::plan::{Plan, Reopen, Step};
+use super::plan::{Need, Plan, Reopen, Step};
 use super::protocol::{Event, Order, Stage};
 use crate::sys::{files, landlock, mount, process, pty, seccomp, spawn};
 
@@ -100,6 +100,16 @@ fn live(plan: &Plan, socket: BorrowedFd<'_>) -> Result<(), Fault> {
     serve(plan, socket, terminal.as_ref().map(AsFd::as_fd), foreground)
 }
 
+impl Need {
+    /// What `done` means for the whole.
+    fn of(self, done: Result<(), Errno>) -> Result<(), Errno> {
+        match (self, done) {
+            (Need::Optional, Err(_)) | (Need::UnlessGone, Err(Errno::ENOENT)) => Ok(()),
+            (_, done) => done,
+        }
+    }
+}
+
 fn build(plan: &Plan, step: &Step) -> Result<(), Errno> {
     match step {
         Step::Private => mount::make_all_private(),
@@ -109,18 +119,15 @@ fn build(plan: &Plan, step: &Step) -> Result<(), Errno> {
             plan.trees[*tree].set(Some(fd));
             Ok(())
         }
-        Step::Attach { tree, target } => match plan.trees[*tree].take() {
-            Some(fd) => mount::attach_tree(fd.as_fd(), target),
+        Step::Attach { tree, target, need } => match plan.trees[*tree].take() {
+            Some(fd) => need.of(mount::attach_tree(fd.as_fd(), target)),
             None => Err(Errno::EBADF),
         },
         Step::Attributes { target, recursive, attributes } => {
             mount::set_attributes(target, *recursive, *attributes)
         }
-        Step::Mount { kind, target, flags, data, required } => {
-            match mount::mount(Some(kind), target, Some(kind), *flags, Some(data)) {
-                Err(_) if !required => Ok(()),
-                done => done,
-            }
+        Step::Mount { kind, target, flags, data, need } => {
+            need.of(mount::mount(Some(kind), target, Some(kind), *flags, Some(data)))
         }
         Step::Directory { path, mode } => files::make_directory(path, *mode),
         Step::File { path } => files::make_file(path),

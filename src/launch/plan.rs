@@ -74,6 +74,17 @@ pub(super) struct Candidate {
     pub(super) by_shell: StringArray,
 }
 
+/// Whether a step may fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Need {
+    /// It may not.
+    Required,
+    /// What it hides may have gone meanwhile: then nothing is left to hide.
+    UnlessGone,
+    /// There is something to fall back on.
+    Optional,
+}
+
 /// One step of building the file view.
 #[derive(Debug)]
 pub(super) enum Step {
@@ -82,11 +93,11 @@ pub(super) enum Step {
     /// Detaches a copy of the tree at `source`, with attributes added, as tree `tree`.
     Clone { tree: usize, source: CString, recursive: bool, attributes: u64 },
     /// Attaches tree `tree`.
-    Attach { tree: usize, target: CString },
+    Attach { tree: usize, target: CString, need: Need },
     /// Adds attributes.
     Attributes { target: CString, recursive: bool, attributes: u64 },
     /// Mounts a file system.
-    Mount { kind: CString, target: CString, flags: c_ulong, data: CString, required: bool },
+    Mount { kind: CString, target: CString, flags: c_ulong, data: CString, need: Need },
     /// Makes a directory to mount on.
     Directory { path: CString, mode: u32 },
     /// Makes an empty file to mount on.
@@ -332,7 +343,7 @@ impl View {
             }
             MountKind::HiddenDirectory => {
                 let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC | libc::MS_RDONLY;
-                self.tmpfs(target, flags, "mode=0,size=4k,nr_inodes=2")
+                self.mount("tmpfs", target, flags, "mode=0,size=4k,nr_inodes=2", Need::UnlessGone)
             }
             MountKind::HiddenFile => self.hide_file(target),
             MountKind::Proc => self.proc(target),
@@ -356,7 +367,7 @@ impl View {
         let attributes = attributes | ATTR_NOSUID | ATTR_NODEV;
         let step = |tree, source| Step::Clone { tree, source, recursive: true, attributes };
         self.bound.push((target.to_owned(), source.to_owned()));
-        self.clone_and_attach(step, source, target)
+        self.clone_and_attach(step, source, target, Need::Required)
     }
 
     fn clone_and_attach(
@@ -364,15 +375,16 @@ impl View {
         step: impl FnOnce(usize, CString) -> Step,
         source: &Path,
         target: &Path,
+        need: Need,
     ) -> Result<(), PlanError> {
         let tree = self.new_tree();
         self.clones.push(step(tree, c_path(source)?));
-        self.mounts.push(Step::Attach { tree, target: c_path(target)? });
+        self.mounts.push(Step::Attach { tree, target: c_path(target)?, need });
         Ok(())
     }
 
     fn tmpfs(&mut self, target: &Path, flags: c_ulong, data: &str) -> Result<(), PlanError> {
-        self.mount("tmpfs", target, flags, data, true)
+        self.mount("tmpfs", target, flags, data, Need::Required)
     }
 
     fn mount(
@@ -381,14 +393,14 @@ impl View {
         target: &Path,
         flags: c_ulong,
         data: &str,
-        required: bool,
+        need: Need,
     ) -> Result<(), PlanError> {
         self.mounts.push(Step::Mount {
             kind: c_string(OsStr::new(kind))?,
             target: c_path(target)?,
             flags,
             data: c_string(OsStr::new(data))?,
-            required,
+            need,
         });
         Ok(())
     }
@@ -397,12 +409,12 @@ impl View {
     fn hide_file(&mut self, target: &Path) -> Result<(), PlanError> {
         let attributes = ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV;
         let step = |tree, source| Step::Clone { tree, source, recursive: false, attributes };
-        self.clone_and_attach(step, Path::new("/dev/null"), target)
+        self.clone_and_attach(step, Path::new("/dev/null"), target, Need::UnlessGone)
     }
 
     fn proc(&mut self, target: &Path) -> Result<(), PlanError> {
         let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
-        self.mount("proc", target, flags, "", true)?;
+        self.mount("proc", target, flags, "", Need::Required)?;
         for name in PROC_READ_ONLY {
             let path = target.join(name);
             if Path::new("/proc").join(name).exists() {
@@ -414,7 +426,11 @@ impl View {
                     recursive: false,
                     attributes: ATTR_RDONLY,
                 });
-                self.mounts.push(Step::Attach { tree, target: c_path(&path)? });
+                self.mounts.push(Step::Attach {
+                    tree,
+                    target: c_path(&path)?,
+                    need: Need::Required,
+                });
             }
         }
         for name in PROC_HIDDEN {
@@ -430,7 +446,7 @@ impl View {
     /// read-only.
     fn sys(&mut self, target: &Path) -> Result<(), PlanError> {
         let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC | libc::MS_RDONLY;
-        self.mount("sysfs", target, flags, "", false)
+        self.mount("sysfs", target, flags, "", Need::Optional)
     }
 
     fn dev(&mut self, target: &Path) -> Result<(), PlanError> {
@@ -447,7 +463,7 @@ impl View {
                     recursive: false,
                     attributes: ATTR_NOSUID,
                 };
-                self.clone_and_attach(step, &source, &path)?;
+                self.clone_and_attach(step, &source, &path, Need::Required)?;
             }
         }
         for (name, content) in [
@@ -467,10 +483,10 @@ impl View {
             self.mounts.push(Step::Directory { path, mode: 0o755 });
         }
         let pts = "newinstance,ptmxmode=0666,mode=0620";
-        self.mount("devpts", &target.join("pts"), plain, pts, true)?;
+        self.mount("devpts", &target.join("pts"), plain, pts, Need::Required)?;
         self.tmpfs(&target.join("shm"), plain | libc::MS_NODEV, "mode=1777")?;
         self.fresh.push(target.join("shm"));
-        self.mount("mqueue", &target.join("mqueue"), plain | libc::MS_NODEV, "", false)?;
+        self.mount("mqueue", &target.join("mqueue"), plain | libc::MS_NODEV, "", Need::Optional)?;
         self.mounts.push(Step::Attributes {
             target: c_path(target)?,
             recursive: false,
