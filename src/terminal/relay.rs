@@ -20,8 +20,9 @@ use super::outer::Outer;
 /// Carries bytes between the outer terminal and the guest's pty.
 ///
 /// Dropping it restores the outer terminal, discards output that is still on its way and closes
-/// the guest's pty, which hangs it up: every guest that has it as controlling terminal gets SIGHUP
-/// as from any terminal that goes away.
+/// the guest's pty, which hangs it up: the leader of the guest's session gets SIGHUP and SIGCONT,
+/// and nobody else does. That leader is the guest's init, which has to pass them on; being the
+/// first process of a pid namespace it would not even die of them (pid_namespaces(7)).
 ///
 /// Its methods belong to one thread, the one that receives the supervisor's signals.
 #[derive(Debug)]

@@ -189,8 +189,7 @@ fn stopped_and_continued_from_outside() {
     user.wait_for("box '");
     user.wait_for("\r\n");
     user.types("five\r");
-    // Echoed once, by the guest's pty: the terminal is raw again.
-    assert_eq!(user.wait_for("<five>").matches("five").count(), 1);
+    user.wait_for("<five>");
     assert!(user.is_raw());
     user.types("\x04");
     user.wait_for("over1");
@@ -321,8 +320,8 @@ fn pasted_text_is_not_lost() {
     fs::write(user.place.join("pasted"), text).unwrap();
     let inside = user.wait_for("  -");
     user.wait_for("ready> ");
-    user.types("echo =$(md5sum < pasted)=\r");
-    user.wait_for("\r\n=");
+    user.types("md5sum < pasted\r");
+    user.wait_for("\r\n");
     assert_eq!(inside.trim(), user.wait_for("  -"));
 }
 

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio, exit};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::{posix_openpt, unlockpt};
-use nix::sys::signal::{SigSet, Signal, killpg};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, killpg};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpid, setsid, tcsetpgrp};
@@ -40,7 +40,8 @@ pub(crate) fn supervisor() -> ! {
         Signal::SIGCONT,
         Signal::SIGWINCH,
     ]);
-    signals.thread_block().unwrap();
+    let former = signals.thread_swap_mask(SigmaskHow::SIG_BLOCK).unwrap();
+    let blocked = signals;
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC).unwrap();
 
     let terminal = Terminal::of_standard_streams().expect("a standard stream is a terminal");
@@ -64,13 +65,17 @@ pub(crate) fn supervisor() -> ! {
     let mut init = Command::new(std::env::current_exe().unwrap());
     init.env(ROLE, "init").env(CONTROL, &place);
     init.env(FOREGROUND, if foreground { "yes" } else { "no" });
-    let mut init = init.stdin(stream(0)).stdout(stream(1)).stderr(stream(2)).spawn().unwrap();
-    drop(slave);
+    init.stdin(stream(0)).stdout(stream(1)).stderr(stream(2));
+    // A child inherits the mask; the guest is to have the user's.
+    former.thread_set_mask().unwrap();
+    let mut child = init.spawn().unwrap();
+    blocked.thread_block().unwrap();
+    drop((init, slave));
     let (mut control, _) = listener.accept().unwrap();
     std::fs::remove_file(&place).unwrap();
 
     let (relay, status) = watch(relay, &signals, &mut control);
-    init.wait().unwrap();
+    child.wait().unwrap();
     if let Some(relay) = relay {
         log(&format!("finish {:?}", relay.finish().map_err(|error| error.raw_os_error())));
     }
@@ -158,11 +163,6 @@ fn log(line: &str) {
 /// The guest's init: leads the session of the guest's pty and runs the script as its program.
 pub(crate) fn init() -> ! {
     let mut control = UnixStream::connect(std::env::var_os(CONTROL).unwrap()).unwrap();
-    let mut signals = SigSet::empty();
-    signals.extend([Signal::SIGCHLD, Signal::SIGTTOU, Signal::SIGHUP]);
-    signals.thread_block().unwrap();
-    let children = SignalFd::new(&signals).unwrap();
-
     let streams =
         [io::stdin().as_fd().try_clone_to_owned(), io::stdout().as_fd().try_clone_to_owned()];
     let mut streams = streams.into_iter().chain([io::stderr().as_fd().try_clone_to_owned()]);
@@ -175,6 +175,10 @@ pub(crate) fn init() -> ! {
     let mut program = Command::new("sh");
     program.args(["-c", "kill -STOP $$; exec sh -c \"$0\"", &script]).process_group(0);
     let program = Pid::from_raw(program.spawn().unwrap().id() as i32);
+    let mut signals = SigSet::empty();
+    signals.extend([Signal::SIGCHLD, Signal::SIGTTOU, Signal::SIGHUP]);
+    signals.thread_block().unwrap();
+    let children = SignalFd::new(&signals).unwrap();
     waitpid(program, Some(WaitPidFlag::WUNTRACED)).unwrap();
     let place = |foreground: bool| {
         let group = if foreground { program } else { getpid() };
@@ -194,7 +198,13 @@ pub(crate) fn init() -> ! {
         poll(&mut fds, PollTimeout::NONE).unwrap();
         let ready = [0, 1].map(|index: usize| fds[index].any() == Some(true));
         if ready[0] {
-            children.read_signal().unwrap();
+            let signal = children.read_signal().unwrap().unwrap();
+            if signal.ssi_signo == Signal::SIGHUP as u32 {
+                // A terminal that hangs up tells its session leader, who has to tell the others
+                // (`tty_signal_session_leader` in the kernel's tty_jobctrl.c).
+                let _ = killpg(program, Signal::SIGHUP);
+                let _ = killpg(program, Signal::SIGCONT);
+            }
             report_ends_and_stops(program, &mut control);
         }
         if ready[1] {

@@ -9,8 +9,9 @@ use std::process::{Child, Command};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::pty::{Winsize, openpty};
+use nix::pty::{posix_openpt, unlockpt};
 use nix::sys::stat::Mode;
 use nix::unistd::{mkfifo, read, write};
 
@@ -19,7 +20,7 @@ use sandbox::sys::terminal as sys;
 use crate::roles;
 
 /// How long anything may take before the test gives up.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) struct User {
     /// `None` once the terminal was unplugged.
@@ -58,8 +59,9 @@ impl User {
         fs::set_permissions(&box_, fs::Permissions::from_mode(0o755)).unwrap();
         mkfifo(&place.join("fifo"), Mode::S_IRWXU).unwrap();
 
-        let size = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
-        let pty = openpty(&size, None).unwrap();
+        let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).unwrap();
+        unlockpt(&master).unwrap();
+        let slave = sys::open_slave(master.as_fd()).unwrap();
         let path = format!("{}:{}", place.display(), std::env::var("PATH").unwrap());
         let session = Command::new("setsid")
             .args(["--ctty", "--wait"])
@@ -70,12 +72,12 @@ impl User {
             .env(roles::LOG, place.join("log"))
             .envs(environment.iter().copied())
             .current_dir(&place)
-            .stdin(pty.slave.try_clone().unwrap())
-            .stdout(pty.slave.try_clone().unwrap())
-            .stderr(pty.slave)
+            .stdin(slave.try_clone().unwrap())
+            .stdout(slave.try_clone().unwrap())
+            .stderr(slave)
             .spawn()
             .unwrap();
-        User { terminal: Some(pty.master), session, seen: Vec::new(), place }
+        User { terminal: Some(master.into()), session, seen: Vec::new(), place }
     }
 
     fn terminal(&self) -> &OwnedFd {
