@@ -9,7 +9,9 @@
 mod common;
 
 mod builds;
+mod endings;
 mod languages;
 mod processes;
 mod servers;
+mod streams;
 mod tools;
