@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 pub mod files;
+pub mod inherited;
 pub mod landlock;
 pub mod memfd;
 pub mod message;

@@ -218,11 +218,13 @@ pub fn execute(path: &CStr, argv: &StringArray, envp: &StringArray) -> Errno {
     Errno::last()
 }
 
-/// Gives signals that the supervisor's runtime changed their default action back, and unblocks all
+/// Gives signals back their actions of before the supervisor's runtime changed them, and unblocks all
 /// those that were not blocked in the caller of the supervisor.
 pub fn restore_signals(mask: &nix::sys::signal::SigSet) {
-    // SAFETY: SIG_DFL is a valid disposition for SIGPIPE.
-    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    if !super::inherited::sigpipe_ignored() {
+        // SAFETY: SIG_DFL is a valid disposition for SIGPIPE.
+        unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    }
     // SAFETY: the set is valid and outlives the call.
     unsafe { libc::sigprocmask(libc::SIG_SETMASK, mask.as_ref(), std::ptr::null_mut()) };
 }
