@@ -46,6 +46,7 @@ const RARE_FAMILIES: &[u64] = &families_without::<36>(&[
 ]);
 
 const SETUID: &str = "a setuid file would outlive the sandbox";
+const SET_OUTSIDE: &str = "give it the setuid bit outside the sandbox";
 const BEHIND_POINTER: &str =
     "its mode, which could ask for a setuid file, lies behind a pointer; openat takes its place";
 const RARE_FAMILY: &str = "reaches rarely used parts of the host kernel";
@@ -100,7 +101,7 @@ syscalls! {
     SYS_read(fd: Fd, buf: OutBuf, count: Len) => native;
     SYS_write(fd: Fd, buf: InBuf, count: Len) => native;
     SYS_open(pathname: Path, flags: OpenFlags, mode: Mode) => native, except {
-        flags has CREATES, mode has S_ISUID => denied(EPERM, SETUID),
+        flags has CREATES, mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
     };
     SYS_close(fd: Fd) => native;
     SYS_stat(pathname: Path, statbuf: Out<Stat>) => native;
@@ -222,17 +223,17 @@ syscalls! {
     SYS_mkdir(pathname: Path, mode: Mode) => native;
     SYS_rmdir(pathname: Path) => native;
     SYS_creat(pathname: Path, mode: Mode) => native, except {
-        mode has S_ISUID => denied(EPERM, SETUID),
+        mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
     };
     SYS_link(oldpath: Path, newpath: Path) => native;
     SYS_unlink(pathname: Path) => native;
     SYS_symlink(target: Path, linkpath: Path) => native;
     SYS_readlink(pathname: Path, buf: OutBuf, bufsiz: Int) => native;
     SYS_chmod(pathname: Path, mode: Mode) => native, except {
-        mode has S_ISUID => denied(EPERM, SETUID),
+        mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
     };
     SYS_fchmod(fd: Fd, mode: Mode) => native, except {
-        mode has S_ISUID => denied(EPERM, SETUID),
+        mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
     };
     SYS_chown(pathname: Path, owner: Uid, group: Gid) => native;
     SYS_fchown(fd: Fd, owner: Uid, group: Gid) => native;
@@ -280,7 +281,7 @@ syscalls! {
     SYS_sigaltstack(ss: In<SigStack>, old_ss: Out<SigStack>) => native;
     SYS_utime(filename: Path, times: In<Utimbuf>) => native;
     SYS_mknod(pathname: Path, mode: Mode, dev: Dev) => native, except {
-        mode has S_ISUID => denied(EPERM, SETUID),
+        mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
     };
     SYS_uselib(library: Path)
         => unimplemented("loaded shared libraries in the a.out format; Linux dropped it");
@@ -453,11 +454,11 @@ syscalls! {
     SYS_migrate_pages(pid: Pid, maxnode: ULong, old_nodes: In<NodeMask>, new_nodes: In<NodeMask>)
         => native;
     SYS_openat(dirfd: DirFd, pathname: Path, flags: OpenFlags, mode: Mode) => native, except {
-        flags has CREATES, mode has S_ISUID => denied(EPERM, SETUID),
+        flags has CREATES, mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
     };
     SYS_mkdirat(dirfd: DirFd, pathname: Path, mode: Mode) => native;
     SYS_mknodat(dirfd: DirFd, pathname: Path, mode: Mode, dev: Dev) => native, except {
-        mode has S_ISUID => denied(EPERM, SETUID),
+        mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
     };
     SYS_fchownat(dirfd: DirFd, pathname: Path, owner: Uid, group: Gid, flags: AtFlags) => native;
     SYS_futimesat(dirfd: DirFd, pathname: Path, times: In<TimevalPair>) => native;
@@ -469,7 +470,7 @@ syscalls! {
     SYS_symlinkat(target: Path, newdirfd: DirFd, linkpath: Path) => native;
     SYS_readlinkat(dirfd: DirFd, pathname: Path, buf: OutBuf, bufsiz: Int) => native;
     SYS_fchmodat(dirfd: DirFd, pathname: Path, mode: Mode) => native, except {
-        mode has S_ISUID => denied(EPERM, SETUID),
+        mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
     };
     SYS_faccessat(dirfd: DirFd, pathname: Path, mode: AccessMode) => native;
     SYS_pselect6(
@@ -644,7 +645,7 @@ syscalls! {
     SYS_cachestat(fd: Fd, cstat_range: In<CachestatRange>, cstat: Out<Cachestat>, flags: Flags)
         => native;
     SYS_fchmodat2(dirfd: DirFd, pathname: Path, mode: Mode, flags: AtFlags) => native, except {
-        mode has S_ISUID => denied(EPERM, SETUID),
+        mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
     };
     SYS_map_shadow_stack(addr: Addr, size: Len, flags: Flags) => native;
     SYS_futex_wake(uaddr: In<FutexWord>, mask: ULong, nr: Int, flags: Flags) => native;
