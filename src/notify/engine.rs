@@ -8,9 +8,9 @@
 //! done. A future that is not ready at its first poll is parked in the runtime; the leader goes on.
 
 use std::cell::{Cell, RefCell};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
-use std::thread::JoinHandle;
 
 use futures::future::BoxFuture;
 use nix::errno::Errno;
@@ -49,6 +49,8 @@ struct Shared<D> {
     crew: Mutex<Crew>,
     /// Signalled when leadership is free or the engine ends.
     changed: Condvar,
+    /// Signalled when a thread has ended.
+    left: Condvar,
 }
 
 /// Protected by `Shared::crew`.
@@ -60,7 +62,8 @@ struct Crew {
     followers: usize,
     /// No guest is left.
     ended: bool,
-    threads: Vec<JoinHandle<()>>,
+    /// Threads that have been made and have not ended.
+    threads: usize,
 }
 
 /// More followers than this are not kept waiting for the next slow handler.
@@ -103,6 +106,7 @@ impl<D: Dispatch> Engine<D> {
             runtime,
             crew: Mutex::new(Crew { led: true, ..Crew::default() }),
             changed: Condvar::new(),
+            left: Condvar::new(),
         });
         Shared::spawn(&shared)?;
         Ok(Engine { shared })
@@ -111,12 +115,15 @@ impl<D: Dispatch> Engine<D> {
     /// Waits until no guest is left and every thread has ended. Before Linux 6.11 the end of the
     /// last guest does not wake the leader: leave the thread to the end of the process there.
     pub fn join(self) {
-        loop {
-            let Some(thread) = self.shared.lock().threads.pop() else { return };
-            if thread.join().is_err() {
-                tracing::error!("a receiving thread has panicked");
-            }
+        let mut crew = self.shared.lock();
+        while crew.threads > 0 {
+            crew = self.shared.left.wait(crew).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// How many threads receive, serve or wait to receive.
+    pub fn threads(&self) -> usize {
+        self.shared.lock().threads
     }
 }
 
@@ -127,13 +134,22 @@ impl<D: Dispatch> Shared<D> {
 
     /// Adds a thread, which leads at once. The caller has already set `led`.
     fn spawn(shared: &Arc<Self>) -> std::io::Result<()> {
+        shared.lock().threads += 1;
         let own = Arc::clone(shared);
-        let thread = std::thread::Builder::new()
+        let spawned = std::thread::Builder::new()
             .name("receive".into())
             .stack_size(512 << 10)
-            .spawn(move || own.work())?;
-        shared.lock().threads.push(thread);
-        Ok(())
+            .spawn(move || {
+                Arc::clone(&own).work();
+                own.leave();
+            });
+        // Nobody joins a single thread: one that ends gives its stack back at once.
+        spawned.map(drop).inspect_err(|_| shared.leave())
+    }
+
+    fn leave(&self) {
+        self.lock().threads -= 1;
+        self.left.notify_all();
     }
 
     /// A thread's life: lead, and after having given leadership away wait to lead again.
@@ -163,7 +179,11 @@ impl<D: Dispatch> Shared<D> {
     fn lead(self: &Arc<Self>) {
         while LEADS.get() {
             match self.listener.receive() {
-                Ok(Some(notification)) => self.serve(notification),
+                // A handler's bug costs its own call: the notification answers as it is dropped,
+                // and this thread, which the other guests need, goes on.
+                Ok(Some(notification)) => {
+                    let _ = catch_unwind(AssertUnwindSafe(|| self.serve(notification)));
+                }
                 Ok(None) => return self.end(),
                 Err(errno) => {
                     tracing::error!(%errno, "the listener cannot be received from any more");
@@ -222,10 +242,11 @@ impl<D: Dispatch> Promote for Shared<D> {
         if waiting {
             self.changed.notify_one();
         } else if let Err(error) = Shared::spawn(&self) {
-            // Without a second thread the slow handler holds the others up, and this thread leads
-            // again when it is done.
+            // Without a second thread the slow handler holds the others up, until this thread or
+            // one that is done earlier leads again.
             tracing::warn!(%error, "no thread could be added to receive");
             self.lock().led = false;
+            self.changed.notify_one();
         }
     }
 }
