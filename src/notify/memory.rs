@@ -43,7 +43,11 @@ impl<'t> GuestMemory<'t> {
         let tid = self.trapped.received().tid;
         let written = match self.by_syscall(|| process::write_memory(tid, address, bytes)) {
             Some(done) => done?,
-            None => self.open_mem(true)?.write_at(bytes, address).map_err(memory_error)?,
+            None => {
+                let mem = self.open_mem(true)?;
+                let allowed = self.allowed(address, bytes.len(), b'w')?;
+                mem.write_at(&bytes[..allowed], address).map_err(memory_error)?
+            }
         };
         if written < bytes.len() { Err(Errno::EFAULT) } else { Ok(()) }
     }
@@ -56,6 +60,7 @@ impl<'t> GuestMemory<'t> {
             let at = address.checked_add(string.len() as u64).ok_or(Errno::EFAULT)?;
             // A chunk does not cross a page, so that a string at the end of a mapping is read.
             let room = (PAGE - at % PAGE).min(chunk.len() as u64) as usize;
+            let room = room.min(STRING_LIMIT - string.len());
             let count = self.read_some(at, &mut chunk[..room])?;
             let bytes = &chunk[..count];
             match bytes.iter().position(|byte| *byte == 0) {
@@ -77,7 +82,11 @@ impl<'t> GuestMemory<'t> {
         let tid = self.trapped.received().tid;
         let count = match self.by_syscall(|| process::read_memory(tid, address, into)) {
             Some(done) => done?,
-            None => self.open_mem(false)?.read_at(into, address).map_err(memory_error)?,
+            None => {
+                let mem = self.open_mem(false)?;
+                let allowed = self.allowed(address, into.len(), b'r')?;
+                mem.read_at(&mut into[..allowed], address).map_err(memory_error)?
+            }
         };
         self.still_ours()?;
         Ok(count)
@@ -103,9 +112,41 @@ impl<'t> GuestMemory<'t> {
         std::fs::OpenOptions::new().read(!write).write(write).open(path).map_err(memory_error)
     }
 
+    /// How many of `count` bytes at `address` the guest itself may access so (`r` or `w`), by
+    /// `/proc/<pid>/maps`: reading and writing `/proc/<pid>/mem` passes over the protection of a
+    /// mapping (FOLL_FORCE in fs/proc/base.c, mem_rw), as the guest's own kernel would not.
+    fn allowed(&self, address: u64, count: usize, access: u8) -> Result<usize, Errno> {
+        let path = format!("/proc/{}/maps", self.trapped.received().tid);
+        let maps = std::fs::read(path).map_err(memory_error)?;
+        let end = address.saturating_add(count as u64);
+        let mut reached = address;
+        for (first, last, access_of) in String::from_utf8_lossy(&maps).lines().filter_map(mapping) {
+            if last <= reached {
+                continue;
+            }
+            if reached >= end || first > reached || !access_of.as_bytes().contains(&access) {
+                break;
+            }
+            reached = last;
+        }
+        if reached == address {
+            self.still_ours()?;
+            return Err(Errno::EFAULT);
+        }
+        Ok((reached.min(end) - address) as usize)
+    }
+
     fn still_ours(&self) -> Result<(), Errno> {
         if self.trapped.is_valid() { Ok(()) } else { Err(Errno::ESRCH) }
     }
+}
+
+/// First address, address behind the last, and access of a line of `/proc/<pid>/maps`.
+fn mapping(line: &str) -> Option<(u64, u64, &str)> {
+    let mut words = line.split(' ');
+    let (first, last) = words.next()?.split_once('-')?;
+    let number = |hex| u64::from_str_radix(hex, 16).ok();
+    Some((number(first)?, number(last)?, words.next()?))
 }
 
 /// `/proc/<pid>/mem` says EIO for an unmapped address.

@@ -11,4 +11,5 @@ mod stage;
 mod answers;
 mod deaths;
 mod load;
+mod memory;
 mod receivers;
