@@ -19,8 +19,9 @@ pub enum Interrupted {
     /// The thread has a signal to handle: the call is restarted or fails with EINTR, as its
     /// handler's SA_RESTART says.
     Signal,
-    /// A signal for the whole process is pending, which another thread may still take: EINTR, since
-    /// a restart code would leak into the guest if nothing were pending for this thread.
+    /// A signal for the whole process is pending, and it cannot be told whether the kernel chose
+    /// this thread for it or another one, which is about to take it: EINTR, since a restart code
+    /// would leak into the guest if nothing were pending for this thread.
     SharedSignal,
     /// The task has died, or (without WAIT_KILLABLE_RECV) the call was cancelled.
     Gone,
@@ -35,7 +36,9 @@ impl From<Interrupted> for Answer {
     fn from(interrupted: Interrupted) -> Self {
         match interrupted {
             Interrupted::Signal => Answer::Restart(Interrupted::ERESTARTSYS),
-            Interrupted::SharedSignal | Interrupted::Gone => Answer::Fail(Errno::EINTR),
+            Interrupted::SharedSignal => Answer::Fail(Errno::EINTR),
+            // It reaches nobody, and unlike a result it is not kept for the restarted call.
+            Interrupted::Gone => Answer::Restart(Interrupted::ERESTARTSYS),
         }
     }
 }
@@ -69,7 +72,10 @@ impl TaskCall {
             }
             let Ok(status) = status else { continue };
             let shared = status.shared_pending & !status.blocked;
-            if status.pending & !status.blocked != 0 || (shared != 0 && status.threads == 1) {
+            if status.pending & !status.blocked != 0 {
+                return Interrupted::Signal;
+            }
+            if shared != 0 && self.is_chosen(&status, shared) {
                 return Interrupted::Signal;
             }
             // Seen twice: the thread that the kernel chose for it is a waiting one, maybe ours.
@@ -79,4 +85,35 @@ impl TaskCall {
             shared_before = shared;
         }
     }
+
+    /// Whether the kernel must have chosen this thread for the signals in `shared`, which are
+    /// pending for the whole process: no other thread could be about to take them. Looked at twice,
+    /// since a signal may come and go between two looks.
+    fn is_chosen(&self, status: &Status, shared: u64) -> bool {
+        let tid = self.received().tid;
+        let still_pending =
+            || Status::read(tid).is_ok_and(|status| status.shared_pending & shared != 0);
+        status.threads == 1
+            || (status.threads <= MOST_LOOKED_AT
+                && (0..2).all(|_| others_leave(tid, status.tgid, shared) && still_pending()))
+    }
+}
+
+/// In a process with more threads than this, looking at each would take too long.
+const MOST_LOOKED_AT: u32 = 64;
+
+/// Whether every other thread of the process leaves these signals alone: it blocks them, or it
+/// sleeps although the kernel wakes the thread that it chooses (complete_signal in
+/// kernel/signal.c).
+fn others_leave(tid: i32, tgid: i32, signals: u64) -> bool {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{tgid}/task")) else { return false };
+    threads.flatten().all(|thread| {
+        let Some(other) = thread.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            return false;
+        };
+        other == tid
+            || Status::read(other).is_ok_and(|other| {
+                signals & !other.blocked == 0 || matches!(other.state, b'S' | b'Z' | b'X')
+            })
+    })
 }

@@ -259,6 +259,11 @@ const MOST_KEPT: usize = 1024;
 
 impl Undelivered {
     pub(super) fn keep(&self, received: &Received, result: Result<i64, Errno>) {
+        // The call was cancelled before its handler could use the guest's memory (GuestMemory says
+        // so in this way): nothing was done.
+        if result == Err(Errno::ESRCH) {
+            return;
+        }
         let mut results = self.results.lock().unwrap_or_else(PoisonError::into_inner);
         if results.len() >= MOST_KEPT {
             results.clear();
@@ -346,6 +351,8 @@ mod tests {
         assert_eq!(kept.take(&call), None);
         kept.keep(&call, Err(Errno::EEXIST));
         assert_eq!(kept.take(&Received { args: [9; 6], ..call }), None);
+        assert_eq!(kept.take(&call), None);
+        kept.keep(&call, Err(Errno::ESRCH));
         assert_eq!(kept.take(&call), None);
     }
 }

@@ -75,28 +75,35 @@ impl KernelLog {
         self.grown.notify_waiters();
     }
 
-    /// At most `limit` bytes of text that READ has not given yet; empty when there is none.
-    pub fn read(&self, limit: usize) -> String {
-        let mut ring = self.lock();
-        let mut text = String::new();
-        loop {
-            let (next, given) = ring.position();
-            let Some(line) = ring.lines.get((next - ring.dropped) as usize) else { break };
-            let rest = &line[given..];
+    /// At most `limit` bytes of text that READ has not given yet, and where they are; nothing when
+    /// there is none. They count as given once [`KernelLog::given`] says so.
+    pub fn next(&self, limit: usize) -> (Vec<u8>, Span) {
+        let ring = self.lock();
+        let start = ring.position();
+        let (mut next, mut given) = start;
+        let mut text = Vec::new();
+        while let Some(line) = ring.lines.get((next - ring.dropped) as usize) {
+            let rest = &line.as_bytes()[given..];
             let room = limit - text.len();
             if rest.len() > room {
-                let mut end = room;
-                while !rest.is_char_boundary(end) {
-                    end -= 1;
-                }
-                text.push_str(&rest[..end]);
-                ring.unread = (next, given + end);
+                text.extend_from_slice(&rest[..room]);
+                given += room;
                 break;
             }
-            text.push_str(rest);
-            ring.unread = (next + 1, 0);
+            text.extend_from_slice(rest);
+            (next, given) = (next + 1, 0);
         }
-        text
+        (text, Span { start, end: (next, given) })
+    }
+
+    /// The reader has this piece of text, unless another one was faster (`false`).
+    pub fn given(&self, span: Span) -> bool {
+        let mut ring = self.lock();
+        let first = ring.position() == span.start;
+        if first {
+            ring.unread = span.end;
+        }
+        first
     }
 
     /// The last whole lines that fit into `limit` bytes, of those since the last clear.
@@ -147,6 +154,13 @@ impl KernelLog {
     }
 }
 
+/// A piece of the log, for a reader that may fail to take it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    start: (u64, usize),
+    end: (u64, usize),
+}
+
 impl Default for KernelLog {
     fn default() -> Self {
         KernelLog::new()
@@ -164,6 +178,13 @@ impl Ring {
 mod tests {
     use super::*;
 
+    /// What READ does.
+    fn read(log: &KernelLog, limit: usize) -> Vec<u8> {
+        let (text, span) = log.next(limit);
+        assert!(log.given(span));
+        text
+    }
+
     #[test]
     fn read_gives_each_byte_once_and_in_pieces() {
         let log = KernelLog::new();
@@ -172,17 +193,37 @@ mod tests {
         let whole = log.tail(CAPACITY);
         assert!(whole.starts_with("<6>["), "{whole}");
         assert_eq!(log.unread(), whole.len());
-        let mut pieces = String::new();
+        let mut pieces = Vec::new();
         loop {
-            let piece = log.read(7);
+            let piece = read(&log, 7);
             if piece.is_empty() {
                 break;
             }
             assert!(piece.len() <= 7);
-            pieces.push_str(&piece);
+            pieces.extend(piece);
         }
-        assert_eq!(pieces, whole);
+        assert_eq!(pieces, whole.into_bytes());
         assert_eq!(log.unread(), 0);
+    }
+
+    #[test]
+    fn text_that_a_reader_did_not_take_is_given_again_and_never_twice() {
+        let log = KernelLog::new();
+        log.write(Level::Info, "text");
+        let (first, span) = log.next(7);
+        assert_eq!(log.next(7).0, first);
+        assert!(log.given(span));
+        assert!(!log.given(span));
+        assert_ne!(log.next(7).0, first);
+    }
+
+    #[test]
+    fn characters_of_several_bytes_are_given_byte_by_byte() {
+        let log = KernelLog::new();
+        log.write(Level::Info, "\u{e9}\u{4e16}");
+        let whole = log.tail(CAPACITY).into_bytes();
+        let pieces: Vec<u8> = (0..whole.len()).flat_map(|_| read(&log, 1)).collect();
+        assert_eq!(pieces, whole);
     }
 
     #[test]
@@ -207,7 +248,7 @@ mod tests {
         }
         assert!(log.tail(usize::MAX).len() <= CAPACITY);
         assert_eq!(log.unread(), log.tail(usize::MAX).len());
-        assert!(!log.read(100).is_empty());
+        assert!(!read(&log, 100).is_empty());
     }
 
     #[test]

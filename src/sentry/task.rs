@@ -83,6 +83,8 @@ impl Task {
 /// What `/proc/<tid>/status` says of a thread (proc_pid_status(5)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Status {
+    /// One letter, as in ps(1).
+    pub(super) state: u8,
     pub(super) tgid: i32,
     pub(super) guest_tid: i32,
     pub(super) guest_tgid: i32,
@@ -112,6 +114,7 @@ impl Status {
         let last = |name: &str| field(name)?.split_whitespace().next_back()?.parse().ok();
         let set = |name: &str| u64::from_str_radix(field(name)?, 16).ok();
         Some(Status {
+            state: *field("State")?.as_bytes().first()?,
             tgid: last("Tgid")?,
             guest_tid: last("NSpid")?,
             guest_tgid: last("NStgid")?,
@@ -135,7 +138,7 @@ mod tests {
 
     #[test]
     fn status_is_read_by_field_whatever_the_name_says() {
-        let text = "Name:\tTgid: 7\\nTgid:\\t8\nTgid:\t40\nNStgid:\t40\t2\nNSpid:\t41\t3\nThreads:\t2\n\
+        let text = "Name:\tTgid: 7\\nTgid:\\t8\nState:\tS (sleeping)\nTgid:\t40\nNStgid:\t40\t2\nNSpid:\t41\t3\nThreads:\t2\n\
                     SigPnd:\t0000000000000000\nShdPnd:\t0000000000004000\nSigBlk:\t0000000000000200\n";
         let status = Status::parse(text).unwrap();
         assert_eq!((status.tgid, status.guest_tid, status.guest_tgid), (40, 3, 2));

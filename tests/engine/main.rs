@@ -10,6 +10,8 @@ mod stage;
 
 mod answers;
 mod deaths;
+mod interrupts;
 mod load;
 mod memory;
 mod receivers;
+mod storms;

@@ -42,7 +42,7 @@ pub fn syslog(call: &Call<'_>, action: Operation, buffer: OutBuf, length: Int) -
         }
         action::READ_ALL | action::READ_CLEAR => match room(buffer, length) {
             Ok(room) => {
-                let given = give(call.memory(), buffer, &log.tail(room));
+                let given = give(call.memory(), buffer, log.tail(room).as_bytes());
                 if action.0 == action::READ_CLEAR && given.is_ok() {
                     log.clear();
                 }
@@ -62,10 +62,19 @@ pub async fn read(call: TaskCall, _action: Operation, buffer: OutBuf, length: In
         Err(errno) => return Answer::Fail(errno),
     };
     let log = call.kernel.log();
-    if let Err(interrupted) = call.block(log.readable()).await {
-        return interrupted.into();
+    loop {
+        if let Err(interrupted) = call.block(log.readable()).await {
+            return interrupted.into();
+        }
+        let (text, span) = log.next(room);
+        // Text that could not be given is still there for the next reader, and where another one
+        // was faster with it, this one waits for more.
+        match give(call.memory(), buffer, &text) {
+            Ok(count) if log.given(span) && count > 0 => return Answer::Return(count),
+            Ok(_) => {}
+            Err(errno) => return Answer::Fail(errno),
+        }
     }
-    give(call.memory(), buffer, &log.read(room)).into()
 }
 
 /// do_syslog (kernel/printk/printk.c): a null buffer or a negative length is EINVAL.
@@ -76,7 +85,7 @@ fn room(buffer: OutBuf, length: Int) -> Result<usize, Errno> {
     usize::try_from(length.0).map_err(|_| Errno::EINVAL)
 }
 
-fn give(memory: GuestMemory<'_>, buffer: OutBuf, text: &str) -> Result<i64, Errno> {
-    memory.write(buffer.0, text.as_bytes())?;
+fn give(memory: GuestMemory<'_>, buffer: OutBuf, text: &[u8]) -> Result<i64, Errno> {
+    memory.write(buffer.0, text)?;
     Ok(text.len() as i64)
 }
