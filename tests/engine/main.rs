@@ -15,3 +15,5 @@ mod load;
 mod memory;
 mod receivers;
 mod storms;
+mod table;
+mod walls;
