@@ -227,4 +227,43 @@ mod tests {
         drop(ours);
         assert_eq!(Order::receive(theirs.as_fd()), Err(Errno::EPIPE));
     }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_arrives_is_a_message_or_an_error(
+            tag in 0u32..12,
+            words: [u32; 3],
+            length in proptest::sample::select(vec![16, 16, 16, 15, 1, 0]),
+        ) {
+            let raw = encode([tag, words[0], words[1], words[2]]);
+            let arrived = || {
+                let (ours, theirs) = message::pair().unwrap();
+                message::send(ours.as_fd(), &raw[..length], None).unwrap();
+                (ours, theirs)
+            };
+            // A message of no bytes cannot be told from the end.
+            let bad = if length == 0 { Errno::EPIPE } else { Errno::EBADMSG };
+
+            let (ours, theirs) = arrived();
+            let order = Order::receive(theirs.as_fd());
+            assert_eq!(order.is_ok(), tag <= 4 && length == 16);
+            match order {
+                Ok(order) => {
+                    order.send(ours.as_fd()).unwrap();
+                    assert_eq!(Order::receive(theirs.as_fd()), Ok(order));
+                }
+                Err(errno) => assert_eq!(errno, bad),
+            }
+
+            let (ours, theirs) = arrived();
+            match Event::receive(theirs.as_fd()) {
+                Ok((event, _)) => {
+                    assert!(tag <= 6 && length == 16);
+                    event.send(ours.as_fd(), None).unwrap();
+                    assert_eq!(Event::receive(theirs.as_fd()).unwrap().0, event);
+                }
+                Err(errno) => assert_eq!(errno, bad),
+            }
+        }
+    }
 }

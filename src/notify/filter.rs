@@ -375,4 +375,91 @@ pub(crate) mod tests {
         };
         assert!(generate(&[bad]).unwrap_err().to_string().contains("rule 7"));
     }
+
+    /// What the rules say, read one after the other.
+    fn expected(rules: &[Rule], number: u32, args: [u64; 6]) -> Action {
+        let Some(rule) = rules.iter().find(|rule| rule.number == number) else {
+            return Action::Notify;
+        };
+        let holds = |condition: &Condition| {
+            let value = args[usize::from(condition.arg)];
+            let mask = if condition.bits == 32 { u64::from(u32::MAX) } else { u64::MAX };
+            condition.test.holds(value & mask)
+        };
+        let exception = rule.exceptions.iter().find(|(conditions, _)| conditions.iter().all(holds));
+        exception.map_or(rule.action, |(_, action)| *action)
+    }
+
+    mod random {
+        use proptest::prelude::*;
+        use proptest::sample::{select, subsequence};
+
+        use super::*;
+
+        /// Values that come up in tests and in arguments, so that they often meet.
+        const VALUES: [u64; 8] =
+            [0, 1, 2, 0x30, 0x5412, 0x8000_0000, 0x1_0000_0001, 0xffff_ffff_ffff_ffff];
+
+        fn action() -> impl Strategy<Value = Action> {
+            let denied = [Action::Errno(Errno::EPERM), Action::Errno(Errno::ENOSYS)];
+            select([&[Action::Allow, Action::Allow, Action::Notify], denied.as_slice()].concat())
+        }
+
+        /// A condition on `arg`, of values that the bits it looks at can have.
+        fn condition(arg: u8) -> impl Strategy<Value = Condition> {
+            let test = prop_oneof![
+                select(VALUES.as_slice()).prop_map(|value| Test::Is(value & 0xffff_ffff)),
+                select(&VALUES[1..]).prop_map(|value| Test::Has(value & 0xffff_ffff)),
+                Just(Test::In(&[1, 0x30, 0x5412])),
+            ];
+            let wide = select(VALUES.as_slice()).prop_map(Test::Is);
+            prop_oneof![
+                test.prop_map(move |test| Condition { arg, bits: 32, test }),
+                wide.prop_map(move |test| Condition { arg, bits: 64, test }),
+            ]
+        }
+
+        /// All exceptions of a rule do the same, and only a native one has any.
+        fn what_happens() -> impl Strategy<Value = (Action, Vec<(Vec<Condition>, Action)>)> {
+            let conditions = subsequence(vec![0u8, 2, 5], 1..=2)
+                .prop_flat_map(|args| args.into_iter().map(condition).collect::<Vec<_>>());
+            let exceptions = proptest::collection::vec(conditions, 0..3);
+            (action(), action(), exceptions).prop_map(|(action, other, exceptions)| {
+                let exceptions = exceptions.into_iter().filter(|_| action == Action::Allow);
+                (action, exceptions.map(|conditions| (conditions, other)).collect())
+            })
+        }
+
+        fn rules() -> impl Strategy<Value = Vec<Rule>> {
+            proptest::collection::btree_map(0u32..30, what_happens(), 0..20).prop_map(|rules| {
+                let rule = |(number, (action, exceptions))| Rule { number, action, exceptions };
+                rules.into_iter().map(rule).collect()
+            })
+        }
+
+        fn call() -> impl Strategy<Value = (u32, [u64; 6])> {
+            let number = prop_oneof![9 => 0u32..32, 1 => 0u32..0x3fff_ffff];
+            let value = prop_oneof![9 => select(VALUES.as_slice()), 1 => any::<u64>()];
+            (number, proptest::array::uniform6(value))
+        }
+
+        proptest! {
+            #[test]
+            fn program_does_what_the_rules_say(
+                rules in rules(),
+                calls in proptest::collection::vec(call(), 200),
+            ) {
+                let program = generate(&rules).unwrap();
+                for (number, args) in calls {
+                    let wanted = match expected(&rules, number, args) {
+                        Action::Allow => ALLOW,
+                        Action::Errno(errno) => ERRNO | errno as u32,
+                        Action::Notify => RET_USER_NOTIF,
+                    };
+                    let got = run(&program, number, native_arch(), args);
+                    prop_assert_eq!(got, wanted, "{} {:x?}", number, args);
+                }
+            }
+        }
+    }
 }

@@ -287,7 +287,7 @@ static void mode_memory(void)
 }
 
 /*
- * descriptors: own(0) gives the sole descriptor of a locked file, own(1) one that closes on exec,
+ * descriptors: own(0) gives the sole descriptor of a file, own(1) one that closes on exec,
  * own(2) one that does not, own(3, 77) one at 77, own(4) an O_PATH one
  */
 static void mode_descriptors(void)
@@ -299,6 +299,7 @@ static void mode_descriptors(void)
 
 		if (fd < 0)
 			fail("the sole descriptor", fd, 3);
+		expect("flock", flock(fd, LOCK_EX), 0);
 		snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
 		other = open(path, O_RDWR | O_CLOEXEC);
 		close(fd);
@@ -311,8 +312,10 @@ static void mode_descriptors(void)
 	expect("the number", own(3, 77, 0), 77);
 	expect("the number, replaced", own(3, 77, 0), 77);
 	expect("F_GETFD of 77", fcntl(77, F_GETFD), 0);
-	expect("O_PATH", own(4, 0, 0), -1);
-	expect("errno", errno, EBADF);
+	for (int kind = 0; kind < 2; kind++) {
+		expect("O_PATH", own(4, 0, kind), -1);
+		expect("errno", errno, EBADF);
+	}
 }
 
 /* answers: own(0, N) answers N; own(1, N) fails with errno N; own(2) is run natively */
