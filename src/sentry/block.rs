@@ -61,6 +61,7 @@ impl TaskCall {
     async fn interrupted(&self) -> Interrupted {
         let mut pause = FIRST_LOOK;
         let mut shared_before = 0;
+        let mut look = 0;
         loop {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LONGEST_LOOK);
@@ -78,11 +79,15 @@ impl TaskCall {
             if shared != 0 && self.is_chosen(&status, shared) {
                 return Interrupted::Signal;
             }
+            if status.threads > 1 && is_stopped(status.tgid, look) {
+                return Interrupted::Signal;
+            }
             // Seen twice: the thread that the kernel chose for it is a waiting one, maybe ours.
             if shared & shared_before != 0 {
                 return Interrupted::SharedSignal;
             }
             shared_before = shared;
+            look += 1;
         }
     }
 
@@ -106,14 +111,28 @@ const MOST_LOOKED_AT: u32 = 64;
 /// sleeps although the kernel wakes the thread that it chooses (complete_signal in
 /// kernel/signal.c).
 fn others_leave(tid: i32, tgid: i32, signals: u64) -> bool {
-    let Ok(threads) = std::fs::read_dir(format!("/proc/{tgid}/task")) else { return false };
-    threads.flatten().all(|thread| {
-        let Some(other) = thread.file_name().to_str().and_then(|name| name.parse().ok()) else {
-            return false;
-        };
-        other == tid
-            || Status::read(other).is_ok_and(|other| {
-                signals & !other.blocked == 0 || matches!(other.state, b'S' | b'Z' | b'X')
-            })
+    threads(tgid).is_ok_and(|mut threads| {
+        threads.all(|other| {
+            other == tid
+                || Status::read(other).is_ok_and(|other| {
+                    signals & !other.blocked == 0 || matches!(other.state, b'S' | b'Z' | b'X')
+                })
+        })
     })
+}
+
+/// Whether the process is being stopped, as far as one of its threads shows it; another one each
+/// time, since those that wait as this one does show nothing. The stop has reached all threads at
+/// once (do_signal_stop in kernel/signal.c marks each as having a signal), and it is complete only
+/// when the last of them has left its call.
+fn is_stopped(tgid: i32, look: usize) -> bool {
+    let all: Vec<i32> = threads(tgid).map(Iterator::collect).unwrap_or_default();
+    let one = all.get(look % all.len().max(1));
+    one.is_some_and(|one| Status::read(*one).is_ok_and(|status| status.state == b'T'))
+}
+
+/// The threads of a process.
+fn threads(tgid: i32) -> std::io::Result<impl Iterator<Item = i32>> {
+    let entries = std::fs::read_dir(format!("/proc/{tgid}/task"))?;
+    Ok(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()))
 }

@@ -54,7 +54,7 @@ fn what_is_waited_for_wakes() {
 
 #[test]
 fn stopping_and_continuing_restarts_the_call() {
-    in_every_process("stopped", &THREADS[..1]);
+    in_every_process("stopped", &["alone", "idle"]);
 }
 
 #[test]

@@ -290,21 +290,36 @@ static void mode_exit(void)
 	wait_until_asleep(getpid(), shared[1]);
 }
 
-/* And a stop and its end do not. */
+static void *thread_until_signal(void *argument)
+{
+	(void)argument;
+	shared[1] = gettid();
+	shared[0] = 1;
+	check("READ", wait_for_text() == -1 && errno == EINTR, errno);
+	check("handled", others == 1, others);
+	_exit(7);
+}
+
+/* A stop of the process and its end restart the call, whichever thread takes the signal. */
 static void mode_stopped(void)
 {
 	int status;
 	pid_t child = fork();
 
 	if (!child) {
+		pthread_t thread;
+
 		handle(SIGUSR1, on_other, 0);
-		shared[0] = 1;
-		check("READ", wait_for_text() == -1 && errno == EINTR, errno);
-		check("handled", others == 1, others);
-		_exit(7);
+		if (!strcmp(threads, "alone"))
+			thread_until_signal(NULL);
+		if (pthread_create(&thread, NULL, thread_until_signal, NULL))
+			fail("pthread_create", -1);
+		other_thread(NULL);
 	}
-	wait_until_asleep(child, child);
+	while (!shared[0])
+		usleep(100);
 	for (int i = 0; i < 3; i++) {
+		wait_until_asleep(child, shared[1]);
 		kill(child, SIGSTOP);
 		waitpid(child, &status, WUNTRACED);
 		check("stopped", WIFSTOPPED(status), status);
@@ -312,7 +327,7 @@ static void mode_stopped(void)
 		waitpid(child, &status, WCONTINUED);
 		check("continued", WIFCONTINUED(status), status);
 	}
-	kill(child, SIGUSR1);
+	syscall(SYS_tgkill, child, shared[1], SIGUSR1);
 	waitpid(child, &status, 0);
 	check("status", WIFEXITED(status) && WEXITSTATUS(status) == 7, status);
 }
@@ -353,7 +368,8 @@ int main(int argc, char **argv)
 	static const struct { const char *name; void (*run)(void); } modes[] = {
 		{"interrupted", mode_interrupted}, {"restarted", mode_restarted},
 		{"ignored", mode_ignored}, {"text", mode_text}, {"killed", mode_killed},
-		{"exit", mode_exit}, {"killable", mode_killable}, {"stopped", mode_stopped}, {"stress", mode_stress},
+		{"exit", mode_exit}, {"killable", mode_killable}, {"stopped", mode_stopped},
+		{"stress", mode_stress},
 	};
 
 	if (argc > 2)
