@@ -137,6 +137,8 @@ struct Supervisor<'p> {
     behind: Behind,
     kernel: Arc<Kernel>,
     relay: Option<Relay>,
+    /// Whether the program starts in the foreground of its terminal, if it has one.
+    foreground: bool,
     packets: Option<RefusedPackets>,
     /// Signals that arrived before the program was known to run.
     early: Vec<i32>,
@@ -174,7 +176,8 @@ impl<'p> Supervisor<'p> {
         let packets = (spec.network == Network::None)
             .then(|| RefusedPackets::watch(behind.init_pid()))
             .flatten();
-        Ok(Supervisor { spec, plan, behind, kernel, relay: None, packets, early: Vec::new() })
+        let (relay, foreground, early) = (None, true, Vec::new());
+        Ok(Supervisor { spec, plan, behind, kernel, relay, foreground, packets, early })
     }
 
     /// Starts the program and follows it to its end.
@@ -183,28 +186,29 @@ impl<'p> Supervisor<'p> {
         signals: Signals,
         terminal: Option<Terminal>,
     ) -> Result<Finished, Error> {
-        let foreground = terminal.as_ref().is_some_and(Terminal::starts_in_foreground);
-        if let (Some(terminal), Some(master)) = (terminal, self.behind.master.take()) {
-            let relay = terminal.relay(master);
-            self.relay = Some(relay.map_err(|error| Error::Own("carry the terminal", error))?);
-        }
-        self.behind.start(foreground)?;
+        self.foreground = terminal.as_ref().is_none_or(Terminal::starts_in_foreground);
+        self.behind.start(terminal.is_some() && self.foreground)?;
 
         let own = |error| Error::Own("wait for the sandbox", error);
-        let sources = Sources {
+        let mut terminal = terminal.zip(self.behind.master.take());
+        let mut sources = Sources {
             signalled: watch_readable(signals.fd.as_fd()).map_err(own)?,
             signals: signals.fd,
             init: watch_readable(self.behind.socket()).map_err(own)?,
-            terminal: match &self.relay {
-                Some(relay) => Some(watch_readable(relay.notice()).map_err(own)?),
-                None => None,
-            },
+            terminal: None,
         };
         let status = loop {
             match sources.next(&self.behind, self.relay.is_some()).await? {
                 Next::Init(event, fd) => {
+                    let started = matches!(event, Event::Started);
                     if let Some(status) = self.on_event(event, fd)? {
                         break status;
+                    }
+                    // Not before the program runs: a key that the guest's pty turned into a signal
+                    // would find nobody there. Until then the outer terminal does that, and what it
+                    // sends to the supervisor is passed on in order.
+                    if let (true, Some((terminal, master))) = (started, terminal.take()) {
+                        sources.terminal = Some(self.carry(terminal, master)?);
                     }
                 }
                 Next::Signal(signal) => self.on_signal(&signal)?,
@@ -214,6 +218,13 @@ impl<'p> Supervisor<'p> {
             }
         };
         Ok(self.finish(status))
+    }
+
+    /// Begins to carry the terminal; gives what becomes readable when it is gone.
+    fn carry(&mut self, terminal: Terminal, master: OwnedFd) -> Result<AsyncFd<OwnedFd>, Error> {
+        let own = |error| Error::Own("carry the terminal", error);
+        let relay = self.relay.insert(terminal.relay(master).map_err(own)?);
+        watch_readable(relay.notice()).map_err(own)
     }
 
     /// Gives the program's wait status once it has ended.
@@ -275,7 +286,7 @@ impl<'p> Supervisor<'p> {
             Ok(Signal::SIGCONT) => {
                 let resume = match &mut self.relay {
                     Some(relay) => relay.continued().ok(),
-                    None => Some(Resume { foreground: true }),
+                    None => Some(Resume { foreground: self.foreground }),
                 };
                 match resume {
                     Some(Resume { foreground }) => {
