@@ -34,7 +34,7 @@ fn descriptors_are_installed_as_asked_and_a_sole_one_is_let_go_before_the_guest_
             0 => descriptor(open(), Place::Lowest, false, true),
             1 => descriptor(open(), Place::Lowest, true, false),
             2 => descriptor(open(), Place::Lowest, false, false),
-            3 => descriptor(open(), Place::At(77), false, trapped.received().id % 2 == 0),
+            3 => descriptor(open(), Place::At(77), false, trapped.received().id.is_multiple_of(2)),
             // The kernel takes no O_PATH descriptor: the call fails, it does not hang.
             4 => {
                 let flags = OFlag::O_PATH.bits();

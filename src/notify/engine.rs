@@ -17,6 +17,7 @@ use nix::errno::Errno;
 
 use super::listener::Listener;
 use super::notification::{Answer, Cancelled, Notification, Received, Trapped};
+use super::turns::{Turn, Turns};
 
 /// Who serves notifications.
 pub trait Dispatch: Send + Sync + 'static {
@@ -45,6 +46,8 @@ struct Shared<D> {
     listener: Arc<Listener>,
     dispatch: Arc<D>,
     runtime: tokio::runtime::Handle,
+    /// Only where signals can cancel calls.
+    turns: Option<Arc<Turns>>,
     /// Innermost lock of the engine: held for a few instructions, never across a call out of it.
     crew: Mutex<Crew>,
     /// Signalled when leadership is free or the engine ends.
@@ -101,6 +104,7 @@ impl<D: Dispatch> Engine<D> {
         runtime: tokio::runtime::Handle,
     ) -> std::io::Result<Engine<D>> {
         let shared = Arc::new(Shared {
+            turns: (!listener.wait_killable()).then(Arc::default),
             listener,
             dispatch,
             runtime,
@@ -200,22 +204,40 @@ impl<D: Dispatch> Shared<D> {
     }
 
     fn serve(self: &Arc<Self>, notification: Notification) {
+        let Some(turns) = &self.turns else { return self.dispatch(notification, None) };
+        let tid = notification.trapped().received().tid;
+        match turns.take(tid) {
+            Ok(turn) => self.dispatch(notification, Some(turn)),
+            Err(former) => {
+                let (own, turns) = (Arc::clone(self), Arc::clone(turns));
+                self.runtime.spawn(async move {
+                    // Its sender is never dropped unsent while the engine runs.
+                    let _ = former.await;
+                    own.dispatch(notification, Some(turns.turn(tid)));
+                });
+            }
+        }
+    }
+
+    fn dispatch(self: &Arc<Self>, notification: Notification, turn: Option<Turn>) {
         match self.dispatch.dispatch(notification.trapped()) {
-            Outcome::Now(answer) => self.deliver(notification, answer),
+            Outcome::Now(answer) => self.deliver(notification, answer, turn),
             Outcome::Later(mut future) => match poll_once(&mut future) {
-                Poll::Ready(answer) => self.deliver(notification, answer),
+                Poll::Ready(answer) => self.deliver(notification, answer, turn),
                 Poll::Pending => {
                     let own = Arc::clone(self);
                     self.runtime.spawn(async move {
                         let answer = future.await;
-                        own.deliver(notification, answer);
+                        own.deliver(notification, answer, turn);
                     });
                 }
             },
         }
     }
 
-    fn deliver(&self, notification: Notification, answer: Answer) {
+    /// Answers; the next call of the same thread may be served when what became of this one is
+    /// known.
+    fn deliver(&self, notification: Notification, answer: Answer, turn: Option<Turn>) {
         let received = *notification.trapped().received();
         let result = match answer {
             Answer::Return(value) => Some(Ok(value)),
@@ -228,6 +250,7 @@ impl<D: Dispatch> Shared<D> {
         {
             self.dispatch.undelivered(&received, result);
         }
+        drop(turn);
     }
 }
 

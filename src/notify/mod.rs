@@ -8,6 +8,7 @@ pub mod filter;
 mod listener;
 mod memory;
 mod notification;
+mod turns;
 
 pub use engine::{Dispatch, Engine, Outcome, hand_over};
 pub use listener::{Listener, Options};

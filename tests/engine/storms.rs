@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use sandbox::notify::{Answer, Dispatch, Options, Outcome, Received, Trapped};
+use sandbox::notify::{Answer, Dispatch, Options, Outcome, Received, Trapped, hand_over};
 use sandbox::sentry::{Features, Kernel, KernelArgs, Level};
 
 use crate::common::Workspace;
@@ -63,6 +63,62 @@ fn without_the_flag_signals_do_repeat_calls() {
     assert_eq!(stage.finish(), 1);
     assert!(executed.lock().unwrap().values().any(|count| *count >= 2));
     assert!(!dispatch.undelivered.lock().unwrap().is_empty());
+}
+
+/// Keeps the results that did not arrive for the calls that are made again.
+struct Keeping<F> {
+    serve: F,
+    kept: Mutex<HashMap<u64, Result<i64, Errno>>>,
+    used: AtomicU64,
+}
+
+impl<F: Fn(&Trapped) -> Outcome + Send + Sync + 'static> Dispatch for Keeping<F> {
+    fn dispatch(self: &Arc<Self>, trapped: &Trapped) -> Outcome {
+        if trapped.received().number == REPORT {
+            return now(0);
+        }
+        match self.kept.lock().unwrap().remove(&trapped.received().args[0]) {
+            Some(result) => {
+                self.used.fetch_add(1, Ordering::Relaxed);
+                Outcome::Now(result.into())
+            }
+            None => (self.serve)(trapped),
+        }
+    }
+
+    fn undelivered(&self, received: &Received, result: Result<i64, Errno>) {
+        self.kept.lock().unwrap().insert(received.args[0], result);
+    }
+}
+
+/// The call that a signal repeats arrives while the first one is still being served, by a thread
+/// that has handed over or by a parked future.
+#[test]
+fn without_the_flag_a_repeated_call_waits_for_the_first() {
+    for parked in [false, true] {
+        let workspace = Workspace::new("storm-turns");
+        let executed = Executions::default();
+        let make = make_directories(&workspace, &executed);
+        let make = Arc::new(make);
+        let serve = move |trapped: &Trapped| {
+            if !parked {
+                hand_over();
+                return make(trapped);
+            }
+            let (make, trapped) = (Arc::clone(&make), trapped.clone());
+            Outcome::Later(Box::pin(async move {
+                let Outcome::Now(answer) = make(&trapped) else { panic!("it answers at once") };
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                answer
+            }))
+        };
+        let (kept, used) = (Mutex::default(), AtomicU64::new(0));
+        let keeping = Arc::new(Keeping { serve, kept, used });
+        let stage = Stage::start(OLD, &["traps", "storm", "100", "1000"], Arc::clone(&keeping));
+        assert_eq!(stage.finish(), 0);
+        assert!(executed.lock().unwrap().values().all(|count| *count == 1));
+        assert!(keeping.used.load(Ordering::Relaxed) > 10);
+    }
 }
 
 #[test]
