@@ -1,5 +1,7 @@
 //! What happened in the sandbox, for the log and for whoever reads events.
 
+use std::fmt::Write as _;
+use std::io::Write as _;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -46,14 +48,27 @@ impl std::fmt::Display for Event {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Event::Unimplemented { tid, comm, call } => {
-                write!(f, "unimplemented: {call} by {comm} ({tid})")
+                write!(f, "unimplemented: {call} by {} ({tid})", Plain(comm))
             }
             Event::Refused { tid, comm, call, reason } => {
-                write!(f, "refused: {call} to {comm} ({tid}): {reason}")
+                write!(f, "refused: {call} to {} ({tid}): {reason}", Plain(comm))
             }
-            Event::Started { path } => write!(f, "started: {path}"),
-            Event::Exec { tid, path } => write!(f, "exec: {path} ({tid})"),
+            Event::Started { path } => write!(f, "started: {}", Plain(path)),
+            Event::Exec { tid, path } => write!(f, "exec: {} ({tid})", Plain(path)),
         }
+    }
+}
+
+/// Words that a guest chose, for a terminal: its control characters would move the cursor or forge
+/// lines of the supervisor's.
+struct Plain<'t>(&'t str);
+
+impl std::fmt::Display for Plain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.chars().try_for_each(|c| match c {
+            c if c.is_control() => write!(f, "\\x{:02x}", c as u32),
+            c => f.write_char(c),
+        })
     }
 }
 
@@ -84,8 +99,10 @@ impl Events {
             log.write(Level::Warning, &format!("{suppressed} events were suppressed"));
         }
         if self.announce {
-            // Line by line as it happens; a terminal in raw mode needs the carriage return.
-            eprint!("sandbox: {event}\r\n");
+            // Line by line as it happens; a terminal in raw mode needs the carriage return. A
+            // guest that shares stderr can close its other end or make it non-blocking and fill
+            // it: then there is nobody to tell, and nothing else may come of it.
+            let _ = write!(std::io::stderr(), "sandbox: {event}\r\n");
         }
         tracing::info!(target: "sandbox::events", "{event}");
         let level = match event {
@@ -152,6 +169,22 @@ mod tests {
         assert_eq!(limit.admit(later), Some(4000));
         let admitted = 1 + (0..5000).filter(|_| limit.admit(later).is_some()).count();
         assert_eq!(admitted, 200);
+    }
+
+    #[test]
+    fn words_of_guests_cannot_steer_a_terminal_or_forge_lines() {
+        let evil = || "a\n\x1b[2Jsandbox: \u{9b}5m\x7f".to_owned();
+        let reason = "reason".to_owned();
+        for event in [
+            Event::Exec { tid: 7, path: evil() },
+            Event::Started { path: evil() },
+            Event::Unimplemented { tid: 7, comm: evil(), call: "call".into() },
+            Event::Refused { tid: 7, comm: evil(), call: "call".into(), reason },
+        ] {
+            let text = event.to_string();
+            assert!(!text.contains(char::is_control), "{text:?}");
+            assert!(text.contains("a\\x0a\\x1b[2Jsandbox: \\x9b5m\\x7f"), "{text}");
+        }
     }
 
     #[test]
