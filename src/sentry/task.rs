@@ -45,6 +45,11 @@ pub struct RecordedFilter {
     pub program: Vec<u8>,
 }
 
+/// The most instructions in all filters of one thread, and what each filter counts besides its own
+/// (kernel/seccomp.c, MAX_INSNS_PER_PATH and seccomp_attach_filter: at most 256 KiB).
+const FILTERS_LIMIT: usize = (1 << 18) / 8;
+const FILTER_PENALTY: usize = 4;
+
 impl Task {
     /// Looks a live thread up on the host. ESRCH: there is none.
     pub(super) fn discover(id: u64, tid: i32) -> Result<Task, Errno> {
@@ -69,9 +74,17 @@ impl Task {
         poll(&mut fds, PollTimeout::ZERO) != Ok(0)
     }
 
-    /// Remembers a filter that the guest loads.
+    /// Remembers a filter that the guest loads, unless the kernel will refuse it for length.
+    ///
+    /// What the kernel says is not seen here, so a guest that keeps on loading what is refused
+    /// would fill the supervisor's memory otherwise.
     pub fn record_filter(&self, filter: RecordedFilter) {
-        self.filters.lock().unwrap_or_else(PoisonError::into_inner).push(filter);
+        let mut filters = self.filters.lock().unwrap_or_else(PoisonError::into_inner);
+        let length = |filter: &RecordedFilter| filter.program.len() / 8 + FILTER_PENALTY;
+        let total: usize = filters.iter().map(length).sum();
+        if total + length(&filter) <= FILTERS_LIMIT {
+            filters.push(filter);
+        }
     }
 
     /// The filters that the guest has loaded, in order.
@@ -135,6 +148,17 @@ pub(super) fn comm(tid: i32) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn filters_that_the_kernel_cannot_have_taken_fill_no_memory() {
+        let task = Task::discover(1, std::process::id() as i32).unwrap();
+        let filter = RecordedFilter { flags: 0, program: vec![0; 4096 * 8] };
+        for _ in 0..1000 {
+            task.record_filter(filter.clone());
+        }
+        // As many of the longest as the kernel takes (MAX_INSNS_PER_PATH).
+        assert_eq!(task.filters().len(), 7);
+    }
 
     #[test]
     fn status_is_read_by_field_whatever_the_name_says() {
