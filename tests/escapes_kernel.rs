@@ -6,6 +6,7 @@
 mod common;
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::process::Stdio;
 
 use common::attack::{must_be_refused, raw};
@@ -239,4 +240,49 @@ fn scheduling_above_others_is_refused() {
     let io = format!("{} 1 0 0x2000", libc::SYS_ioprio_set);
     let calls = [("SCHED_FIFO", real_time), ("nice -20", nice), ("real-time io", io)];
     must_be_refused(&workspace, &[], &calls);
+}
+
+/// The guest's devices are the host's own: their mode, owner and times are nobody's inside, also
+/// where the guest is root and owns them.
+#[test]
+fn the_hosts_devices_cannot_be_changed() {
+    let workspace = Workspace::new("devices");
+    let facts = || {
+        let metadata = ["null", "zero", "full", "random", "urandom", "tty"]
+            .map(|name| std::fs::metadata(format!("/dev/{name}")).unwrap());
+        metadata.map(|it| (it.mode(), it.uid(), it.gid()))
+    };
+    let before = facts();
+    let script = "cd /dev; for d in null zero full random urandom tty; do \
+                  touch -c -d 2001-02-03 $d && echo touched $d; \
+                  chmod $(stat -c %a $d) $d && echo chmod $d; \
+                  chown $(stat -c %u $d) $d && echo chown $d; done; \
+                  echo text > null && echo written";
+    workspace.inside_sh(script).success().expect_out("written\n");
+    assert_eq!(facts(), before);
+}
+
+/// What only the host's root may read of the kernel's memory is not for a guest of root's either.
+#[test]
+fn files_of_the_hosts_root_in_proc_cannot_be_read() {
+    let workspace = Workspace::new("proc-root");
+    let script = "for f in kpagecount kpageflags kpagecgroup slabinfo vmallocinfo pagetypeinfo \
+                  allocinfo kcore kmsg; do head -c 8 /proc/$f; done; \
+                  find /proc/pressure /proc/driver /proc/dynamic_debug -type f -writable";
+    workspace.inside_sh(script).expect_out("");
+}
+
+/// A crash must not start the host's crash handler (core(5), core_pattern with `|`), which runs
+/// outside: it is run whatever the limit, unless that is 1.
+#[test]
+fn a_crash_starts_no_program_of_the_host() {
+    let workspace = Workspace::new("core");
+    let limits = "sed -n 's/^Max core file size *//p' /proc/self/limits";
+    let native = workspace.native(&["sh", "-c", limits]).out();
+    let hard = native.split_whitespace().nth(1).unwrap();
+    let soft = if hard == "0" { "0" } else { "1" };
+    let inside = workspace.inside_sh(limits);
+    let inside = inside.success().out();
+    let seen: Vec<&str> = inside.split_whitespace().take(2).collect();
+    assert_eq!(seen, [soft, hard]);
 }

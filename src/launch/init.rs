@@ -182,7 +182,7 @@ fn give_up_privileges(plan: &Plan) -> Result<(), Errno> {
         Ok(()) | Err(Errno::ENOSYS | Errno::EPERM | Errno::EDQUOT) => {}
         Err(errno) => return Err(errno),
     }
-    spawn::soft_core_limit_zero()?;
+    spawn::soft_core_limit_one()?;
     spawn::no_new_privileges()?;
     spawn::drop_bounding_set()?;
     spawn::become_user(plan.uid, plan.gid, plan.groups.as_deref())?;

@@ -301,10 +301,36 @@ enum Ground {
 }
 
 /// Files of procfs that change or reveal the host: read-only, or not to be opened at all.
-const PROC_READ_ONLY: [&str; 8] =
-    ["sys", "sysrq-trigger", "irq", "bus", "fs", "acpi", "scsi", "mtrr"];
-const PROC_HIDDEN: [&str; 7] =
-    ["kcore", "kmsg", "keys", "key-users", "timer_list", "latency_stats", "sched_debug"];
+const PROC_READ_ONLY: [&str; 11] = [
+    "sys",
+    "sysrq-trigger",
+    "irq",
+    "bus",
+    "fs",
+    "acpi",
+    "scsi",
+    "mtrr",
+    "pressure",
+    "dynamic_debug",
+    "driver",
+];
+/// The last seven are open to the owner alone, whom a guest of root's is without any capability.
+const PROC_HIDDEN: [&str; 14] = [
+    "kcore",
+    "kmsg",
+    "keys",
+    "key-users",
+    "timer_list",
+    "latency_stats",
+    "sched_debug",
+    "kpagecount",
+    "kpageflags",
+    "kpagecgroup",
+    "slabinfo",
+    "vmallocinfo",
+    "pagetypeinfo",
+    "allocinfo",
+];
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 
 impl View {
@@ -457,11 +483,13 @@ impl View {
             if source.exists() {
                 let path = target.join(name);
                 self.mounts.push(Step::File { path: c_path(&path)? });
+                // Read-only: a device can be written to all the same, but its mode, owner and times,
+                // which are the host's, cannot be changed by a guest that is root.
                 let step = |tree, source| Step::Clone {
                     tree,
                     source,
                     recursive: false,
-                    attributes: ATTR_NOSUID,
+                    attributes: ATTR_RDONLY | ATTR_NOSUID,
                 };
                 self.clone_and_attach(step, &source, &path, Need::Required)?;
             }

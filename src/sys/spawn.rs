@@ -146,11 +146,14 @@ pub fn raise_loopback() -> Result<(), Errno> {
 
 /// No core dumps unless the program asks for them: a host's core_pattern may name a program that
 /// runs outside.
-pub fn soft_core_limit_zero() -> Result<(), Errno> {
+///
+/// The limit is one byte, not none: such a program is run whatever the limit, except for exactly 1
+/// (fs/coredump.c, coredump_pipe), and a file needs a page at least. A hard limit of 0 stays.
+pub fn soft_core_limit_one() -> Result<(), Errno> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the kernel writes one rlimit.
     Errno::result(unsafe { libc::getrlimit(libc::RLIMIT_CORE, &mut limit) })?;
-    limit.rlim_cur = 0;
+    limit.rlim_cur = limit.rlim_max.min(1);
     // SAFETY: the kernel reads one rlimit.
     Errno::result(unsafe { libc::setrlimit(libc::RLIMIT_CORE, &limit) }).map(drop)
 }
