@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
 use common::attack::{Attack, must_be_refused, raw};
-use common::{guest, is_root, sandbox_program, skip};
+use common::{LIMIT, Workspace, guest, is_root, run, sandbox_program, skip};
 use libc::{O_CREAT, O_RDONLY, O_TRUNC, O_WRONLY};
 
 #[test]
@@ -278,4 +278,23 @@ fn by_the_directory_of_the_standard_output() {
     command.status().unwrap();
     assert_eq!(attack.victim.read("log"), "line\n");
     assert_eq!(attack.victim.read("victim"), "untouched\n");
+}
+
+/// What is read-only or hidden below a writable directory stays where it is: no directory above it
+/// can be moved aside, so that something else comes to its path.
+#[test]
+fn by_moving_what_lies_above_a_protected_place() {
+    let workspace = Workspace::new("above");
+    workspace.write("a/b/hooks/hook", "untouched\n");
+    workspace.write("a/c/secret", "text\n");
+    let script = "echo damage > a/b/hooks/hook; mv a/b a/aside; mv a/c a/gone; mv a away; \
+                  mkdir -p a/b/hooks a/c; echo damage > a/b/hooks/hook; \
+                  mv a/b/hooks a/b/aside; rm -rf a; cat a/c/secret; \
+                  echo new > a/b/new && mv a/b/new a/b/newer && echo done";
+    let mut command = workspace.sandbox();
+    command.args(["--ro", "a/b/hooks", "--hide", "a/c/secret", "--", "sh", "-c", script]);
+    run(command, b"", LIMIT).success().expect_out("done\n");
+    assert_eq!(workspace.read("a/b/hooks/hook"), "untouched\n");
+    assert_eq!(workspace.read("a/c/secret"), "text\n");
+    assert_eq!(workspace.read("a/b/newer"), "new\n");
 }

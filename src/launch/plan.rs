@@ -290,6 +290,8 @@ struct View {
     fresh: Vec<PathBuf>,
     /// Paths of the host shown so far: (where, what).
     bound: Vec<(PathBuf, PathBuf)>,
+    /// Every mount so far: where, and what of the host can be written to there, if anything.
+    placed: Vec<(PathBuf, Option<PathBuf>)>,
 }
 
 /// Where a mount point lies.
@@ -358,6 +360,14 @@ impl View {
 
     fn add(&mut self, mount: &Mount) -> Result<(), PlanError> {
         let target = mount.target.as_path();
+        let writable = match &mount.kind {
+            MountKind::Writable { source } => Some(source.clone()),
+            _ => None,
+        };
+        if writable.is_none() {
+            self.pin(target)?;
+        }
+        self.placed.push((target.to_owned(), writable));
         match &mount.kind {
             MountKind::ReadOnly { source } => self.bind(source, target, ATTR_RDONLY),
             MountKind::Writable { source } => self.bind(source, target, 0),
@@ -394,6 +404,24 @@ impl View {
         let step = |tree, source| Step::Clone { tree, source, recursive: true, attributes };
         self.bound.push((target.to_owned(), source.to_owned()));
         self.clone_and_attach(step, source, target, Need::Required)
+    }
+
+    /// Makes what leads from a writable mount to `target` mount points as well, which cannot be
+    /// renamed or removed. Otherwise a guest moves a directory above `target` aside, mount and
+    /// all, and puts what it likes at the path that the user protects.
+    fn pin(&mut self, target: &Path) -> Result<(), PlanError> {
+        let above = self.placed.iter().filter(|(root, _)| target.starts_with(root));
+        let nearest = above.max_by_key(|(root, _)| root.as_os_str().len());
+        let Some((root, Some(source))) = nearest.cloned() else { return Ok(()) };
+        let between = target.parent().and_then(|parent| parent.strip_prefix(&root).ok());
+        let (mut place, mut path) = (root.clone(), source);
+        for component in between.into_iter().flatten() {
+            place.push(component);
+            path.push(component);
+            self.bind(&path, &place, 0)?;
+            self.placed.push((place.clone(), Some(path.clone())));
+        }
+        Ok(())
     }
 
     fn clone_and_attach(
