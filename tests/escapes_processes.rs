@@ -315,3 +315,37 @@ fn guests_may_signal_each_other() {
         "sleep 1000 & kill -TERM $!; wait $!; echo $?; trap 'echo caught' USR1; kill -USR1 $$";
     workspace.same(&["sh", "-c", script]).expect_out("143\ncaught\n");
 }
+
+/// The children of a process of the host.
+fn children(pid: i32) -> Vec<i32> {
+    let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    list.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+}
+
+fn state(pid: i32) -> Option<char> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("State:\t"))?.chars().next()
+}
+
+/// A user may press Ctrl-Z before the program is executed: it stops, as a job, and goes on. A start
+/// that hung would outlive its terminal.
+#[test]
+fn a_stop_before_the_program_is_executed_stops_the_job() {
+    let workspace = Workspace::new("early-stop");
+    if fs::metadata(format!("/proc/self/task/{}/children", nix::unistd::gettid())).is_err() {
+        return common::skip("lists of children in /proc");
+    }
+    // So many directories to look through that the process is found before it is executed.
+    let path = format!("PATH={}/bin:/usr/bin", "x:".repeat(50_000));
+    let mut command = workspace.sandbox();
+    command.args(["--env", &path, "--", "cat"]).stdin(Stdio::piped());
+    let line = command_line(&command);
+    let supervisor = start(command);
+    let pid = supervisor.id() as i32;
+    let program = || children(pid).first().and_then(|init| children(*init).first().copied());
+    wait_for("the program's process", || program().is_some());
+    kill(Pid::from_raw(program().unwrap()), Signal::SIGTSTP).unwrap();
+    wait_for("the stop of the job", || state(pid) == Some('T'));
+    kill(Pid::from_raw(pid), Signal::SIGCONT).unwrap();
+    finish(supervisor, line, b"text", LIMIT).success().expect_out("text");
+}

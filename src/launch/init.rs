@@ -222,11 +222,17 @@ fn serve(
     taken.add(Signal::SIGTTOU);
     let signals = spawn::signal_descriptor(&taken).at(Stage::Process)?;
     let signals = files::adopt(signals);
-    let Some(program) = start_program(plan, socket, terminal, foreground)? else { return Ok(()) };
+    let Some(program) = start_program(plan, socket, terminal, signals.as_fd(), foreground)? else {
+        return Ok(());
+    };
     let mut aside = None;
+    // What became of the program may have been told while it was started.
+    let mut told = true;
     loop {
-        let (ordered, changed) =
-            spawn::wait_readable([socket, signals.as_fd()]).at(Stage::Process)?;
+        let (ordered, changed) = match std::mem::take(&mut told) {
+            true => (false, true),
+            false => spawn::wait_readable([socket, signals.as_fd()]).at(Stage::Process)?,
+        };
         if changed {
             while let Some(signal) = spawn::read_signal(signals.as_fd()) {
                 if signal == libc::SIGHUP {
@@ -306,17 +312,22 @@ fn start_program(
     plan: &Plan,
     socket: BorrowedFd<'_>,
     terminal: Option<BorrowedFd<'_>>,
+    signals: BorrowedFd<'_>,
     foreground: bool,
 ) -> Result<Option<i32>, Fault> {
     let (result, report) = files::pipe().at(Stage::Process)?;
     let program = Program { plan, terminal, foreground, report: report.as_fd() };
     let pid = spawn::spawn(0, &program, become_program).at(Stage::Process)?;
     drop(report);
+    let stopped = await_exec(pid, result.as_fd(), signals).at(Stage::Process)?;
     let mut failure = [0; 8];
     match files::read_once(result.as_fd(), &mut failure).at(Stage::Process)? {
         0 => {
             let pidfd = process::pidfd_open(pid, false).ok();
             let _ = Event::Started.send(socket, pidfd.as_ref().map(AsFd::as_fd));
+            if let Some(signal) = stopped {
+                let _ = spawn::kill(-pid, signal);
+            }
             Ok(Some(pid))
         }
         _ => {
@@ -325,6 +336,34 @@ fn start_program(
             let candidate = u32::from_ne_bytes([e, f, g, h]);
             let _ = Event::NotExecuted(errno, candidate).send(socket, None);
             Ok(None)
+        }
+    }
+}
+
+/// Waits until the program's process is executed or says why not. The user's keys reach it before
+/// that: a process that stopped then would never say anything, so it goes on, and the program gets
+/// the signal that is given here.
+fn await_exec(
+    pid: i32,
+    result: BorrowedFd<'_>,
+    signals: BorrowedFd<'_>,
+) -> Result<Option<i32>, Errno> {
+    let mut stopped = None;
+    loop {
+        let (told, changed) = spawn::wait_readable([result, signals])?;
+        if told {
+            return Ok(stopped);
+        }
+        if changed {
+            while let Some(signal) = spawn::read_signal(signals) {
+                if signal == libc::SIGHUP {
+                    let _ = spawn::kill(pid, libc::SIGHUP);
+                }
+            }
+            if let Some(signal) = spawn::stopped(pid) {
+                stopped = Some(signal);
+                let _ = spawn::kill(pid, libc::SIGCONT);
+            }
         }
     }
 }

@@ -192,6 +192,19 @@ pub fn reap() -> Option<(pid_t, c_int)> {
     (pid > 0).then_some((pid, status))
 }
 
+/// The signal by which child `pid` has stopped, if it has and that was not told yet. An end is left
+/// for [`reap`].
+pub fn stopped(pid: pid_t) -> Option<c_int> {
+    // SAFETY: an all-zero siginfo is valid.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let flags = libc::WSTOPPED | libc::WNOHANG;
+    // SAFETY: the kernel writes one siginfo.
+    let done = unsafe { libc::waitid(libc::P_PID, pid as libc::id_t, &mut info, flags) };
+    // SAFETY: the kernel has filled in the fields of SIGCHLD, or left zeros (waitid(2)).
+    let (found, signal) = unsafe { (info.si_pid(), info.si_status()) };
+    (done == 0 && found == pid).then_some(signal)
+}
+
 /// A NULL-terminated array of strings, as execve(2) wants it. Made before the clone.
 #[derive(Debug)]
 pub struct StringArray {
