@@ -157,8 +157,11 @@ fn is_not_mistaken(options: Options) -> bool {
 fn spawn_numbered(wanted: i32) -> Option<i32> {
     while !exists(wanted) {
         std::fs::write("/proc/sys/kernel/ns_last_pid", (wanted - 1).to_string()).unwrap();
-        let sleep = |(): &()| loop {
-            nix::unistd::pause();
+        let sleep = |(): &()| {
+            let _ = spawn::die_with_parent(libc::SIGKILL);
+            loop {
+                nix::unistd::pause();
+            }
         };
         let pid = spawn::spawn(0, &(), sleep).unwrap();
         if pid == wanted {
