@@ -51,18 +51,19 @@ fn ctrl_z_stops_the_whole_sandbox_and_fg_goes_on() {
     let workspace = Workspace::new("ctrl-z");
     let mut user = User::at_a_shell(&workspace);
     let before = user.modes();
-    user.enters("$S -- cat", "cat\r\n");
+    // What cat has written, marked by its dollar, it has written while it runs.
+    user.enters("$S -- cat -E", "cat -E\r\n");
     for round in ["one", "two", "three"] {
-        user.enters(round, &format!("{round}\r\n{round}\r\n"));
+        user.enters(round, &format!("{round}$\r\n"));
         user.types("\x1a");
         user.wait_for("Stopped");
         user.wait_for(PROMPT);
         assert_eq!(user.modes(), before);
         user.enters("echo outer$((1))", "outer1");
         user.wait_for(PROMPT);
-        user.enters("fg", "$S -- cat\r\n");
+        user.enters("fg", "$S -- cat -E\r\n");
     }
-    user.enters("four", "four\r\nfour\r\n");
+    user.enters("four", "four$\r\n");
     user.types("\x04");
     user.wait_for(PROMPT);
     user.enters("echo status=$?=", "status=0=");

@@ -42,7 +42,10 @@ fn window_size_is_carried() {
     user.types("\x1a");
     user.wait_for(PROMPT);
     user.resizes(20, 60);
+    let before = user.modes();
     user.enters("fg", "cat\r\n");
+    // The kernel turns a Ctrl-D that it took in before the terminal became raw into a NUL.
+    wait_for("the raw terminal", || user.modes() != before);
     user.types("\x04");
     user.wait_for(PROMPT);
     let guest =
