@@ -134,7 +134,7 @@ impl Notification {
         self.answered = true;
         match answer {
             Answer::Return(value) => self.send(value, 0, 0),
-            Answer::Fail(errno) => self.send(0, -(errno as i32), 0),
+            Answer::Fail(errno) => self.fail(errno),
             Answer::Restart(code) => self.send(0, -code, 0),
             Answer::Continue => self.send(0, 0, libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32),
             Answer::Descriptor(descriptor) => self.install(descriptor),
@@ -150,7 +150,7 @@ impl Notification {
                 Err(Errno::ENOENT | Errno::EINPROGRESS) => return Err(Cancelled),
                 // Linux before 5.14 does not know the one step.
                 Err(Errno::EINVAL) => {}
-                Err(errno) => return self.send(0, -(errno as i32), 0),
+                Err(errno) => return self.fail(errno),
             }
         }
         let installed = seccomp::add_fd(listener, id, fd.as_fd(), place, cloexec, false);
@@ -158,8 +158,14 @@ impl Notification {
         match installed {
             Ok(number) => self.send(i64::from(number), 0, 0),
             Err(Errno::ENOENT) => Err(Cancelled),
-            Err(errno) => self.send(0, -(errno as i32), 0),
+            Err(errno) => self.fail(errno),
         }
+    }
+
+    fn fail(&self, errno: Errno) -> Result<(), Cancelled> {
+        // A number that nix does not know is 0 to it, which would tell the guest of success.
+        let errno = if errno == Errno::UnknownErrno { Errno::EIO } else { errno };
+        self.send(0, -(errno as i32), 0)
     }
 
     fn send(&self, val: i64, error: i32, flags: u32) -> Result<(), Cancelled> {

@@ -11,7 +11,7 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::sys::stat::Mode;
 
 use super::args::{AtFlags, DirFd, Path, StrArray};
-use crate::notify::Answer;
+use crate::notify::{Answer, hand_over};
 use crate::sentry::Event;
 use crate::sentry::call::Call;
 
@@ -47,6 +47,8 @@ fn report(call: &Call<'_>, pathname: Path) -> Answer {
 
 /// Whether an absolute path leads to something, seen from the guest's root.
 fn leads_somewhere(tid: i32, path: &[u8]) -> bool {
+    // A file system of the host may take its time.
+    hand_over();
     let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
     let Ok(root) = open(format!("/proc/{tid}/root").as_str(), flags, Mode::empty()) else {
         return false;
