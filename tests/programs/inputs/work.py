@@ -66,7 +66,7 @@ def subprocesses():
     sleeper.send_signal(signal.SIGKILL)
     print("killed:", sleeper.wait())
     try:
-        subprocess.run(["no-such-program"])
+        subprocess.run(["./no-such-program"])
     except FileNotFoundError as error:
         print("missing:", error.errno)
     with ThreadPoolExecutor(8) as pool:
