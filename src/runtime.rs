@@ -7,6 +7,7 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
+use nix::unistd::Pid;
 use tokio::io::unix::AsyncFd;
 
 use crate::config::{Network, RunSpec, Voice, Without};
@@ -29,6 +30,9 @@ pub struct Finished {
     pub status: i32,
     /// What was refused and what would allow it, a sentence each.
     pub notes: Vec<String>,
+    /// The program was ended by Ctrl-C on a terminal that the sandbox carried. Without a sandbox
+    /// the key would have reached the whole job: the shell's loop, the script around it.
+    pub interrupted: bool,
 }
 
 /// Why there was no run: one sentence with operation, object, cause and remedy.
@@ -130,6 +134,14 @@ pub fn run(spec: &RunSpec) -> Result<Finished, Error> {
     finished
 }
 
+/// Ends this process and its job by SIGINT, as the key would have without a sandbox. Returns only
+/// if that signal is ignored.
+pub fn interrupt_job() {
+    // Still blocked since the run: the whole job gets it, this process when it lets it through.
+    let _ = nix::sys::signal::kill(Pid::from_raw(0), Signal::SIGINT);
+    let _ = SigSet::from_iter([Signal::SIGINT]).thread_unblock();
+}
+
 /// What keeps a started sandbox going.
 struct Supervisor<'p> {
     spec: &'p RunSpec,
@@ -140,6 +152,8 @@ struct Supervisor<'p> {
     /// Whether the program starts in the foreground of its terminal, if it has one.
     foreground: bool,
     packets: Option<RefusedPackets>,
+    /// A SIGINT came to the supervisor itself: it was no key.
+    passed_interrupt: bool,
     /// Signals that arrived before the program was known to run.
     early: Vec<i32>,
 }
@@ -177,7 +191,18 @@ impl<'p> Supervisor<'p> {
             .then(|| RefusedPackets::watch(behind.init_pid()))
             .flatten();
         let (relay, foreground, early) = (None, true, Vec::new());
-        Ok(Supervisor { spec, plan, behind, kernel, relay, foreground, packets, early })
+        let passed_interrupt = false;
+        Ok(Supervisor {
+            spec,
+            plan,
+            behind,
+            kernel,
+            relay,
+            foreground,
+            packets,
+            passed_interrupt,
+            early,
+        })
     }
 
     /// Starts the program and follows it to its end.
@@ -277,6 +302,7 @@ impl<'p> Supervisor<'p> {
 
     fn on_signal(&mut self, signal: &siginfo) -> Result<(), Error> {
         let number = signal.ssi_signo as i32;
+        self.passed_interrupt |= number == libc::SIGINT;
         match Signal::try_from(number) {
             Ok(Signal::SIGWINCH) => {
                 if let Some(relay) = &self.relay {
@@ -317,6 +343,10 @@ impl<'p> Supervisor<'p> {
     fn finish(mut self, status: i32) -> Finished {
         self.behind.wait();
         self.kernel.exited(status);
+        let interrupted = self.relay.is_some()
+            && !self.passed_interrupt
+            && libc::WIFSIGNALED(status)
+            && libc::WTERMSIG(status) == libc::SIGINT;
         if let Some(relay) = self.relay.take() {
             // The terminal is gone or the user is in a hurry: nobody is left to tell.
             let _ = relay.finish();
@@ -325,7 +355,7 @@ impl<'p> Supervisor<'p> {
             packets.note(self.kernel.refusals());
         }
         let notes = self.kernel.refusals().all().iter().map(ToString::to_string).collect();
-        Finished { status: exit_status(status), notes }
+        Finished { status: exit_status(status), notes, interrupted }
     }
 }
 

@@ -25,6 +25,9 @@ pub(super) fn run(command: RunCommand) -> i32 {
     match runtime::run(&spec) {
         Ok(finished) => {
             explain_refusals(&spec, &finished.notes);
+            if finished.interrupted {
+                runtime::interrupt_job();
+            }
             finished.status
         }
         Err(error) => {

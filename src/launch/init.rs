@@ -14,8 +14,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal};
 
-use super::plan::{Need, Plan, Reopen, Step};
+use super::plan::{Plan, Reopen};
 use super::protocol::{Event, Order, Stage};
+use super::view::{Need, Step};
 use crate::sys::{files, landlock, mount, process, pty, seccomp, spawn};
 
 /// What the child is given besides the plan.

@@ -8,6 +8,7 @@ pub mod host;
 mod init;
 mod plan;
 mod protocol;
+mod view;
 
 pub use handshake::{Behind, Launch, LaunchError};
 pub use plan::{Plan, PlanError};

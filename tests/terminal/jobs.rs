@@ -144,6 +144,24 @@ fn keys_become_signals() {
     user.enters("echo status=$?=", "status=131=");
 }
 
+/// Without a sandbox the key reaches the whole job, and the shell gives up its loop or script.
+#[test]
+fn ctrl_c_ends_the_loop_and_the_script_around_it() {
+    let workspace = Workspace::new("around");
+    let mut user = User::at_a_shell(&workspace);
+    let rounds = "for i in 1 2; do $S -- sh -c 'echo round$((10 + 1)); exec sleep 1000'; done";
+    user.enters(rounds, "round11");
+    user.types("\x03");
+    user.wait_for(PROMPT);
+    user.enters("echo status=$?=", "status=130=");
+    user.wait_for(PROMPT);
+    workspace.write("script", "$S -- sh -c 'echo up; exec sleep 1000'\necho went on\n");
+    user.enters("S=$S bash script; echo status=$?=", "up");
+    user.types("\x03");
+    user.wait_for(PROMPT);
+    user.enters("echo status=$?=", "status=130=");
+}
+
 #[test]
 fn statuses_and_pipelines() {
     let workspace = Workspace::new("pipelines");

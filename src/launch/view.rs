@@ -1,0 +1,401 @@
+//! The file view: from the mounts of a run to the steps that build it.
+//!
+//! Owns the order of the steps, the mounts that every run has, and what must be there to mount on.
+//! Carries nothing out: `init` does.
+
+use std::ffi::{CString, OsStr, OsString};
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+use libc::c_ulong;
+
+use super::plan::{PlanError, c_path, c_string};
+use crate::config::{Mount, MountKind, RunSpec};
+use crate::sys::mount::{ATTR_NODEV, ATTR_NOSUID, ATTR_RDONLY};
+
+/// Whether a step may fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Need {
+    /// It may not.
+    Required,
+    /// What it hides may have gone meanwhile: then nothing is left to hide.
+    UnlessGone,
+    /// There is something to fall back on.
+    Optional,
+}
+
+/// One step of building the file view.
+#[derive(Debug)]
+pub(super) enum Step {
+    /// Nothing mounted outside appears later.
+    Private,
+    /// Detaches a copy of the tree at `source`, with attributes added, as tree `tree`.
+    Clone { tree: usize, source: CString, recursive: bool, attributes: u64 },
+    /// Attaches tree `tree`.
+    Attach { tree: usize, target: CString, need: Need },
+    /// Adds attributes.
+    Attributes { target: CString, recursive: bool, attributes: u64 },
+    /// Mounts a file system.
+    Mount { kind: CString, target: CString, flags: c_ulong, data: CString, need: Need },
+    /// Makes a directory to mount on.
+    Directory { path: CString, mode: u32 },
+    /// Makes an empty file to mount on.
+    File { path: CString },
+    /// Makes a symbolic link.
+    Symlink { content: CString, path: CString },
+    /// Writes a setting of the namespace.
+    Setting { path: CString, value: &'static [u8] },
+}
+
+/// The file view as it is put together.
+#[derive(Debug, Default)]
+pub(super) struct View {
+    /// How many detached trees the steps need.
+    pub(super) trees: usize,
+    /// Copies that are made before the whole tree becomes read-only.
+    pub(super) clones: Vec<Step>,
+    /// What is mounted on top of it then.
+    mounts: Vec<Step>,
+    pub(super) steps: Vec<Step>,
+    /// Directories in memory mounted so far: what lies below them has to be made.
+    fresh: Vec<PathBuf>,
+    /// Paths of the host shown so far: (where, what).
+    bound: Vec<(PathBuf, PathBuf)>,
+    /// Every mount so far: where, and what of the host can be written to there, if anything.
+    placed: Vec<(PathBuf, Option<PathBuf>)>,
+}
+
+/// Where a mount point lies.
+enum Ground {
+    /// Below this directory in memory: it has to be made.
+    Memory(PathBuf),
+    /// On the host, at this path: it has to be there.
+    Host(PathBuf),
+}
+
+/// Files of procfs that change or reveal the host: read-only, or not to be opened at all.
+const PROC_READ_ONLY: [&str; 11] = [
+    "sys",
+    "sysrq-trigger",
+    "irq",
+    "bus",
+    "fs",
+    "acpi",
+    "scsi",
+    "mtrr",
+    "pressure",
+    "dynamic_debug",
+    "driver",
+];
+/// The last seven are open to the owner alone, whom a guest of root's is without any capability.
+const PROC_HIDDEN: [&str; 14] = [
+    "kcore",
+    "kmsg",
+    "keys",
+    "key-users",
+    "timer_list",
+    "latency_stats",
+    "sched_debug",
+    "kpagecount",
+    "kpageflags",
+    "kpagecgroup",
+    "slabinfo",
+    "vmallocinfo",
+    "pagetypeinfo",
+    "allocinfo",
+];
+const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
+
+impl View {
+    /// Fills `steps` in.
+    pub(super) fn build(&mut self, spec: &RunSpec) -> Result<(), PlanError> {
+        for mount in &spec.mounts {
+            self.add(mount)?;
+        }
+        let all = ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV;
+        self.steps.push(Step::Private);
+        // No user namespace can be made inside (namespaces(7), user.max_user_namespaces): clone3
+        // may then stay native, although its flags cannot be seen by the filter.
+        self.steps.push(Step::Setting {
+            path: c"/proc/sys/user/max_user_namespaces".to_owned(),
+            value: b"0",
+        });
+        self.steps.append(&mut self.clones);
+        self.steps.push(Step::Attributes {
+            target: c"/".to_owned(),
+            recursive: true,
+            attributes: all,
+        });
+        self.steps.append(&mut self.mounts);
+        Ok(())
+    }
+
+    fn add(&mut self, mount: &Mount) -> Result<(), PlanError> {
+        let target = mount.target.as_path();
+        let writable = match &mount.kind {
+            MountKind::Writable { source } => Some(source.clone()),
+            _ => None,
+        };
+        if writable.is_none() {
+            self.pin(target)?;
+        }
+        self.placed.push((target.to_owned(), writable));
+        match &mount.kind {
+            MountKind::ReadOnly { source } => self.bind(source, target, ATTR_RDONLY),
+            MountKind::Writable { source } => self.bind(source, target, 0),
+            MountKind::Tmpfs { mode } => {
+                self.make_directory(target)?;
+                self.tmpfs(target, libc::MS_NOSUID | libc::MS_NODEV, &format!("mode={mode:o}"))?;
+                self.fresh.push(target.to_owned());
+                Ok(())
+            }
+            MountKind::HiddenDirectory => {
+                let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC | libc::MS_RDONLY;
+                self.mount("tmpfs", target, flags, "mode=0,size=4k,nr_inodes=2", Need::UnlessGone)
+            }
+            MountKind::HiddenFile => self.hide_file(target),
+            MountKind::Proc => self.proc(target),
+            MountKind::Sys => self.sys(target),
+            MountKind::Dev => self.dev(target),
+        }
+    }
+
+    pub(super) fn new_tree(&mut self) -> usize {
+        self.trees += 1;
+        self.trees - 1
+    }
+
+    /// Shows `source` of the host at `target`.
+    fn bind(&mut self, source: &Path, target: &Path, attributes: u64) -> Result<(), PlanError> {
+        if source.is_dir() {
+            self.make_directory(target)?;
+        } else {
+            self.make_file(target)?;
+        }
+        let attributes = attributes | ATTR_NOSUID | ATTR_NODEV;
+        let step = |tree, source| Step::Clone { tree, source, recursive: true, attributes };
+        self.bound.push((target.to_owned(), source.to_owned()));
+        self.clone_and_attach(step, source, target, Need::Required)
+    }
+
+    /// Makes what leads from a writable mount to `target` mount points as well, which cannot be
+    /// renamed or removed. Otherwise a guest moves a directory above `target` aside, mount and
+    /// all, and puts what it likes at the path that the user protects.
+    fn pin(&mut self, target: &Path) -> Result<(), PlanError> {
+        let above = self.placed.iter().filter(|(root, _)| target.starts_with(root));
+        let nearest = above.max_by_key(|(root, _)| root.as_os_str().len());
+        let Some((root, Some(source))) = nearest.cloned() else { return Ok(()) };
+        let between = target.parent().and_then(|parent| parent.strip_prefix(&root).ok());
+        let (mut place, mut path) = (root.clone(), source);
+        for component in between.into_iter().flatten() {
+            place.push(component);
+            path.push(component);
+            self.bind(&path, &place, 0)?;
+            self.placed.push((place.clone(), Some(path.clone())));
+        }
+        Ok(())
+    }
+
+    fn clone_and_attach(
+        &mut self,
+        step: impl FnOnce(usize, CString) -> Step,
+        source: &Path,
+        target: &Path,
+        need: Need,
+    ) -> Result<(), PlanError> {
+        let tree = self.new_tree();
+        self.clones.push(step(tree, c_path(source)?));
+        self.mounts.push(Step::Attach { tree, target: c_path(target)?, need });
+        Ok(())
+    }
+
+    fn tmpfs(&mut self, target: &Path, flags: c_ulong, data: &str) -> Result<(), PlanError> {
+        self.mount("tmpfs", target, flags, data, Need::Required)
+    }
+
+    fn mount(
+        &mut self,
+        kind: &str,
+        target: &Path,
+        flags: c_ulong,
+        data: &str,
+        need: Need,
+    ) -> Result<(), PlanError> {
+        self.mounts.push(Step::Mount {
+            kind: c_string(OsStr::new(kind))?,
+            target: c_path(target)?,
+            flags,
+            data: c_string(OsStr::new(data))?,
+            need,
+        });
+        Ok(())
+    }
+
+    /// An unopenable file: the null device through a mount that allows no devices.
+    fn hide_file(&mut self, target: &Path) -> Result<(), PlanError> {
+        let attributes = ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV;
+        let step = |tree, source| Step::Clone { tree, source, recursive: false, attributes };
+        self.clone_and_attach(step, Path::new("/dev/null"), target, Need::UnlessGone)
+    }
+
+    fn proc(&mut self, target: &Path) -> Result<(), PlanError> {
+        let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+        self.mount("proc", target, flags, "", Need::Required)?;
+        for name in PROC_READ_ONLY {
+            let path = target.join(name);
+            if Path::new("/proc").join(name).exists() {
+                // A copy of the fresh proc's own entry, so the two steps come after its mount.
+                let tree = self.new_tree();
+                self.mounts.push(Step::Clone {
+                    tree,
+                    source: c_path(&path)?,
+                    recursive: false,
+                    attributes: ATTR_RDONLY,
+                });
+                self.mounts.push(Step::Attach {
+                    tree,
+                    target: c_path(&path)?,
+                    need: Need::Required,
+                });
+            }
+        }
+        for name in PROC_HIDDEN {
+            if Path::new("/proc").join(name).exists() {
+                self.hide_file(&target.join(name))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Shows the guest's own network devices. Where the host's sysfs is covered in part, as in
+    /// containers, the kernel refuses a new one (mount_too_revealing), and the host's stays,
+    /// read-only.
+    fn sys(&mut self, target: &Path) -> Result<(), PlanError> {
+        let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC | libc::MS_RDONLY;
+        self.mount("sysfs", target, flags, "", Need::Optional)
+    }
+
+    fn dev(&mut self, target: &Path) -> Result<(), PlanError> {
+        let plain = libc::MS_NOSUID | libc::MS_NOEXEC;
+        self.tmpfs(target, plain, "mode=755")?;
+        for name in DEVICES {
+            let source = Path::new("/dev").join(name);
+            if source.exists() {
+                let path = target.join(name);
+                self.mounts.push(Step::File { path: c_path(&path)? });
+                // Read-only: a device can be written to all the same, but its mode, owner and times,
+                // which are the host's, cannot be changed by a guest that is root.
+                let step = |tree, source| Step::Clone {
+                    tree,
+                    source,
+                    recursive: false,
+                    attributes: ATTR_RDONLY | ATTR_NOSUID,
+                };
+                self.clone_and_attach(step, &source, &path, Need::Required)?;
+            }
+        }
+        for (name, content) in [
+            ("fd", "/proc/self/fd"),
+            ("stdin", "/proc/self/fd/0"),
+            ("stdout", "/proc/self/fd/1"),
+            ("stderr", "/proc/self/fd/2"),
+            ("ptmx", "pts/ptmx"),
+        ] {
+            self.mounts.push(Step::Symlink {
+                content: c_string(OsStr::new(content))?,
+                path: c_path(&target.join(name))?,
+            });
+        }
+        for name in ["pts", "shm", "mqueue"] {
+            let path = c_path(&target.join(name))?;
+            self.mounts.push(Step::Directory { path, mode: 0o755 });
+        }
+        let pts = "newinstance,ptmxmode=0666,mode=0620";
+        self.mount("devpts", &target.join("pts"), plain, pts, Need::Required)?;
+        self.tmpfs(&target.join("shm"), plain | libc::MS_NODEV, "mode=1777")?;
+        self.fresh.push(target.join("shm"));
+        self.mount("mqueue", &target.join("mqueue"), plain | libc::MS_NODEV, "", Need::Optional)?;
+        self.mounts.push(Step::Attributes {
+            target: c_path(target)?,
+            recursive: false,
+            attributes: ATTR_RDONLY,
+        });
+        Ok(())
+    }
+
+    /// Makes `target` and what leads to it where that lies in a fresh directory in memory.
+    fn make_directory(&mut self, target: &Path) -> Result<(), PlanError> {
+        match self.ground(target) {
+            Ground::Memory(root) => self.make_ancestors(&root, Some(target)),
+            Ground::Host(path) if path.is_dir() => Ok(()),
+            Ground::Host(_) => Err(no_mount_point(target, "directory")),
+        }
+    }
+
+    fn make_file(&mut self, target: &Path) -> Result<(), PlanError> {
+        match self.ground(target) {
+            Ground::Memory(root) => {
+                self.make_ancestors(&root, target.parent())?;
+                self.mounts.push(Step::File { path: c_path(target)? });
+                Ok(())
+            }
+            Ground::Host(path) if path.exists() && !path.is_dir() => Ok(()),
+            Ground::Host(_) => Err(no_mount_point(target, "file")),
+        }
+    }
+
+    /// What the deepest mount above `target` says about it.
+    fn ground(&self, target: &Path) -> Ground {
+        let depth = |path: &PathBuf| path.as_os_str().len();
+        let above = |root: &PathBuf| target.starts_with(root) && target != root.as_path();
+        let memory = self.fresh.iter().filter(|root| above(root)).max_by_key(|root| depth(root));
+        let bound = self.bound.iter().filter(|(root, _)| above(root)).max_by_key(|(r, _)| depth(r));
+        match (memory, bound) {
+            (Some(memory), Some((root, _))) if depth(memory) > depth(root) => {
+                Ground::Memory(memory.clone())
+            }
+            (Some(memory), None) => Ground::Memory(memory.clone()),
+            (_, Some((root, source))) => {
+                Ground::Host(target.strip_prefix(root).map_or(source.clone(), |p| source.join(p)))
+            }
+            (None, None) => Ground::Host(target.to_owned()),
+        }
+    }
+
+    fn make_ancestors(&mut self, root: &Path, last: Option<&Path>) -> Result<(), PlanError> {
+        let Some(below) = last.and_then(|last| last.strip_prefix(root).ok()) else { return Ok(()) };
+        let mut path = root.to_owned();
+        for component in below {
+            path.push(component);
+            self.mounts.push(Step::Directory { path: c_path(&path)?, mode: 0o755 });
+        }
+        Ok(())
+    }
+}
+
+fn no_mount_point(target: &Path, what: &str) -> PlanError {
+    PlanError::new(format!(
+        "there is no {what} {} to mount on, and the host's files are read-only inside; create it, \
+         or give its parent with --tmpfs",
+        target.display()
+    ))
+}
+
+impl std::fmt::Display for Step {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let show = |s: &CString| OsString::from_vec(s.as_bytes().to_vec()).display().to_string();
+        match self {
+            Step::Private => write!(f, "make the mounts private"),
+            Step::Clone { source, .. } => write!(f, "copy the mount at {}", show(source)),
+            Step::Attach { target, .. } => write!(f, "mount on {}", show(target)),
+            Step::Attributes { target, .. } => write!(f, "make {} read-only", show(target)),
+            Step::Mount { kind, target, .. } => {
+                write!(f, "mount {} on {}", show(kind), show(target))
+            }
+            Step::Directory { path, .. } => write!(f, "make the directory {}", show(path)),
+            Step::File { path } => write!(f, "make the file {}", show(path)),
+            Step::Symlink { path, .. } => write!(f, "make the link {}", show(path)),
+            Step::Setting { path, .. } => write!(f, "write {}", show(path)),
+        }
+    }
+}
