@@ -378,6 +378,7 @@ impl Plan<'_> {
     fn hide(&mut self, mut objects: Objects) -> Result<(), ConfigError> {
         self.add_hidden_by_rules(&mut objects);
         self.add_hidden_by_defaults(&mut objects);
+        self.add_process_views(&mut objects);
         self.add_sockets(&mut objects);
         let mut hidden: BTreeMap<PathBuf, Mount> = BTreeMap::new();
         let root = (PathBuf::from("/"), None);
@@ -432,6 +433,14 @@ impl Plan<'_> {
                 let object = Object { directory: true, why: Why::Default(words) };
                 objects.entry(place.path).or_insert(object);
             }
+        }
+    }
+
+    /// Nor another view of the host's processes.
+    fn add_process_views(&self, objects: &mut Objects) {
+        for path in &self.host.process_views {
+            let why = Why::Default("the host's processes");
+            objects.entry(path.clone()).or_insert(Object { directory: true, why });
         }
     }
 

@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::RawFd;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -36,6 +36,8 @@ pub struct Host {
     pub descriptors: BTreeSet<RawFd>,
     /// Where unix sockets of the caller's network namespace are bound, as paths.
     pub sockets: Vec<PathBuf>,
+    /// Where the host's processes can be seen besides /proc.
+    pub process_views: Vec<PathBuf>,
     /// The user database.
     pub accounts: Box<dyn Accounts>,
     /// What was found at a path, so that ten thousand rules about one directory look at its
@@ -82,6 +84,9 @@ impl Host {
             gid_ranges: id_ranges("/proc/self/gid_map"),
             descriptors: open_descriptors(),
             sockets: sockets(&std::fs::read("/proc/net/unix").unwrap_or_default()),
+            process_views: process_views(
+                &std::fs::read("/proc/self/mountinfo").unwrap_or_default(),
+            ),
             accounts: Box::new(SystemAccounts),
             seen: RefCell::default(),
         }
@@ -153,7 +158,6 @@ fn parse_id_range(line: &str) -> Option<IdRange> {
     Some(IdRange { inside, outside, count })
 }
 
-/// What /proc/self/fd lists (proc_pid_fd(5)).
 /// The paths in /proc/net/unix (proc_net(5)): the eighth field, which may hold spaces. Names in the
 /// abstract namespace begin with `@`, and the sandbox's own network namespace keeps those out.
 fn sockets(table: &[u8]) -> Vec<PathBuf> {
@@ -172,6 +176,39 @@ fn sockets(table: &[u8]) -> Vec<PathBuf> {
     table.split(|byte| *byte == b'\n').filter_map(path).collect()
 }
 
+/// Where /proc/self/mountinfo (proc_pid_mountinfo(5)) has a proc file system besides /proc itself, as
+/// a changed root has one: it shows the host's processes.
+fn process_views(table: &[u8]) -> Vec<PathBuf> {
+    let place = |line: &[u8]| {
+        let separator = line.windows(3).position(|words| words == b" - ")?;
+        let kind = line[separator + 3..].split(|byte| *byte == b' ').next()?;
+        let place = unescape(line.split(|byte| *byte == b' ').nth(4)?);
+        (kind == b"proc" && place != Path::new("/proc")).then_some(place)
+    };
+    table.split(|byte| *byte == b'\n').filter_map(place).collect()
+}
+
+/// White space and backslashes of a path in mountinfo are three octal digits behind a backslash.
+fn unescape(text: &[u8]) -> PathBuf {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((byte, after)) = rest.split_first() {
+        let digits = after.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
+        match digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(escaped) if *byte == b'\\' => {
+                bytes.push(escaped);
+                rest = &after[3..];
+            }
+            _ => {
+                bytes.push(*byte);
+                rest = after;
+            }
+        }
+    }
+    PathBuf::from(OsString::from_vec(bytes))
+}
+
+/// What /proc/self/fd lists (proc_pid_fd(5)).
 fn open_descriptors() -> BTreeSet<RawFd> {
     let directory = Path::new("/proc/self/fd");
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();

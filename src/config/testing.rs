@@ -41,6 +41,7 @@ impl TestHost {
             gid_ranges: all,
             descriptors: [0, 1, 2, 7].into(),
             sockets: Vec::new(),
+            process_views: Vec::new(),
             accounts: Box::new(TestAccounts),
             seen: Default::default(),
         };
