@@ -17,7 +17,7 @@ use nix::sys::signal::{SigSet, Signal};
 use super::plan::{Plan, Reopen};
 use super::protocol::{Event, Order, Stage};
 use super::view::{Need, Step};
-use crate::sys::{files, landlock, mount, process, pty, seccomp, spawn};
+use crate::sys::{files, landlock, mount, process, pty, seccomp, spawn, terminal};
 
 /// What the child is given besides the plan.
 pub(super) struct Start<'p> {
@@ -146,7 +146,7 @@ fn open_terminal(plan: &Plan) -> Result<Option<(OwnedFd, OwnedFd)>, Fault> {
     let Some((settings, streams)) = &plan.terminal else { return Ok(None) };
     let (master, slave) = pty::open_pair().at(Stage::Terminal)?;
     settings.apply(slave.as_fd()).at(Stage::Terminal)?;
-    pty::control(slave.as_fd()).at(Stage::Terminal)?;
+    terminal::make_controlling(slave.as_fd()).at(Stage::Terminal)?;
     for (fd, replaced) in streams.iter().enumerate() {
         if *replaced {
             files::place(slave.as_raw_fd(), fd as RawFd).at(Stage::Terminal)?;

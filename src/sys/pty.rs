@@ -1,6 +1,6 @@
 //! Pseudoterminals, the side of a new session (pty(7), tty_ioctl(4)). Child side.
 
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use libc::{c_int, pid_t};
 use nix::errno::Errno;
@@ -13,18 +13,8 @@ pub fn open_pair() -> Result<(OwnedFd, OwnedFd), Errno> {
     let unlock: c_int = 0;
     // SAFETY: the ioctl reads one int.
     Errno::result(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSPTLCK, &unlock) })?;
-    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
-    // SAFETY: plain numbers (TIOCGPTPEER, Linux 4.13).
-    let slave = unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, flags) };
-    let slave = Errno::result(slave)?;
-    // SAFETY: the kernel has just given this descriptor to us alone.
-    Ok((master, unsafe { OwnedFd::from_raw_fd(slave) }))
-}
-
-/// Makes `terminal` the controlling terminal of the caller's session, which it leads.
-pub fn control(terminal: BorrowedFd<'_>) -> Result<(), Errno> {
-    // SAFETY: plain numbers.
-    Errno::result(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSCTTY, 0) }).map(drop)
+    let slave = super::terminal::open_slave(master.as_fd())?;
+    Ok((master, slave))
 }
 
 /// Puts a process group into the terminal's foreground (tcsetpgrp(3)).
