@@ -321,6 +321,19 @@ mod tests {
         assert_eq!(kernel.signal(0).unwrap_err().to_string(), "kernel contains no tasks");
     }
 
+    #[test]
+    fn kill_ends_the_guests_init_and_is_content_when_it_has_ended() {
+        use std::os::unix::process::ExitStatusExt;
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let init = Some(process::pidfd_open(child.id() as i32, false).unwrap());
+        let banner = String::new();
+        let args = KernelArgs { features: Features::ALWAYS, init, banner, announce: false };
+        let kernel = Kernel::new(args).unwrap();
+        assert_eq!(kernel.kill(), Ok(()));
+        assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
+        assert_eq!(kernel.kill(), Ok(()));
+    }
+
     #[tokio::test]
     async fn wait_exited_gives_the_status_before_and_after_the_end() {
         let kernel = kernel();

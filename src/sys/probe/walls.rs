@@ -3,10 +3,12 @@
 
 use std::ffi::CStr;
 use std::mem::MaybeUninit;
+use std::os::fd::BorrowedFd;
 
 use nix::errno::Errno;
 
 use super::{Board, ExitOnDrop, Outcomes, Tried, checked, done, exit, fork_raw, in_child, reap};
+use crate::sys::mount::{ATTR_NOSUID, ATTR_RDONLY, set_tree_attributes};
 
 /// A kind of namespace beside the user namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -222,34 +224,9 @@ fn copy_of_everything() -> Result<libc::c_int, Errno> {
 }
 
 fn make_read_only(tree: libc::c_int) -> Result<(), Errno> {
-    /// `struct mount_attr`, its first version (mount_setattr(2)).
-    #[repr(C)]
-    struct MountAttr {
-        attr_set: u64,
-        attr_clr: u64,
-        propagation: u64,
-        userns_fd: u64,
-    }
-    const MOUNT_ATTR_RDONLY: u64 = 0x1;
-    const MOUNT_ATTR_NOSUID: u64 = 0x2;
-    let attr = MountAttr {
-        attr_set: MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID,
-        attr_clr: 0,
-        propagation: 0,
-        userns_fd: 0,
-    };
-    // SAFETY: the kernel reads one structure of the size given.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            tree,
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
-            &raw const attr,
-            size_of::<MountAttr>(),
-        )
-    };
-    checked(result).map(drop)
+    // SAFETY: the descriptor was opened just before and stays open in this short-lived child.
+    let tree = unsafe { BorrowedFd::borrow_raw(tree) };
+    set_tree_attributes(tree, ATTR_RDONLY | ATTR_NOSUID)
 }
 
 fn mount_overlay() -> Result<(), Errno> {
