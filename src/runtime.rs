@@ -172,6 +172,7 @@ impl<'p> Supervisor<'p> {
         let kernel = Kernel::new(KernelArgs {
             features: spec.features,
             init: process::pidfd_open(behind.init_pid(), false).ok(),
+            init_pid: behind.init_pid(),
             banner: format!("sandbox {} started", env!("CARGO_PKG_VERSION")),
             announce: spec.voice == Voice::Verbose,
         })?;
@@ -256,9 +257,11 @@ impl<'p> Supervisor<'p> {
     fn on_event(&mut self, event: Event, fd: Option<OwnedFd>) -> Result<Option<i32>, Error> {
         match event {
             Event::Started => {
+                let pid = fd.as_ref().and_then(|fd| process::pid_of(fd.as_fd())).unwrap_or(0);
                 self.kernel.start(fd)?;
                 let path = self.spec.argv[0].to_string_lossy().into_owned();
-                self.kernel.emit(&sentry::Event::Started { path });
+                let container = sentry::FIRST_CONTAINER.to_owned();
+                self.kernel.emit(&sentry::Event::Started { pid, path, container });
                 for signal in std::mem::take(&mut self.early) {
                     self.signal(signal)?;
                 }

@@ -1,27 +1,40 @@
 //! What happened in the sandbox, for the log and for whoever reads events.
+//!
+//! An event has a stable name and stable fields (docs/events.md); as JSON it is one object with `time`,
+//! `event` and those fields.
 
+use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::broadcast;
 
 use super::log::{KernelLog, Level};
 
-/// Something that happened.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Something that happened. Numbers of threads and processes are the host's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Event {
     /// A guest made a call that is not implemented (or that no row names).
     Unimplemented {
-        /// The thread, as the host numbers it.
+        /// The thread.
         tid: i32,
         /// Its name.
         comm: String,
         /// The call, by name where it has one.
         call: String,
     },
-    /// A call was refused.
+    /// Events that guests can cause at will came too fast: so many were left out.
+    Suppressed {
+        /// How many.
+        count: u64,
+    },
+    /// A call was refused: the first of its kind.
     Refused {
-        /// The thread, as the host numbers it.
+        /// The thread.
         tid: i32,
         /// Its name.
         comm: String,
@@ -30,18 +43,80 @@ pub enum Event {
         /// Why.
         reason: String,
     },
-    /// The program of the run was started.
+    /// A program was started by the sandbox: the run's own, or one of `sandbox exec`.
     Started {
+        /// Its process; 0 where the host gave no number.
+        pid: i32,
         /// As the user named it.
         path: String,
+        /// The container it belongs to.
+        container: String,
     },
     /// A guest executes another program.
     Exec {
-        /// The thread, as the host numbers it.
+        /// The thread.
         tid: i32,
         /// What it executes, as it named it.
         path: String,
     },
+    /// A program that the sandbox had started has ended.
+    Exited {
+        /// Its process.
+        pid: i32,
+        /// The container it belonged to.
+        container: String,
+        /// Exit status; 128+N if signal N ended it.
+        status: i32,
+        /// CPU time of it and of the descendants it has waited for, in microseconds.
+        cpu_us: u64,
+        /// The largest resident set of one process among those, in bytes (getrusage(2), ru_maxrss).
+        peak_memory: u64,
+    },
+    /// Every task has stopped.
+    Paused {
+        /// How many.
+        tasks: u64,
+    },
+    /// The tasks go on.
+    Resumed,
+    /// A limit of the run was reached.
+    Limit {
+        /// Which, as its flag names it: `cpu-time`, `timeout`, `memory`, `pids`.
+        limit: String,
+        /// What that meant, in words.
+        consequence: String,
+    },
+}
+
+impl Event {
+    /// Whether guests can cause it at will, as often as they like.
+    fn is_rate_limited(&self) -> bool {
+        matches!(self, Event::Unimplemented { .. } | Event::Refused { .. } | Event::Exec { .. })
+    }
+
+    fn level(&self) -> Level {
+        match self {
+            Event::Started { .. }
+            | Event::Exec { .. }
+            | Event::Exited { .. }
+            | Event::Paused { .. }
+            | Event::Resumed => Level::Info,
+            Event::Unimplemented { .. }
+            | Event::Suppressed { .. }
+            | Event::Refused { .. }
+            | Event::Limit { .. } => Level::Warning,
+        }
+    }
+}
+
+/// An event and when it happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Microseconds since 1970, by the host's clock.
+    pub time: u64,
+    /// What happened.
+    #[serde(flatten)]
+    pub event: Event,
 }
 
 impl std::fmt::Display for Event {
@@ -50,11 +125,16 @@ impl std::fmt::Display for Event {
             Event::Unimplemented { tid, comm, call } => {
                 write!(f, "unimplemented: {call} by {} ({tid})", Plain(comm))
             }
+            Event::Suppressed { count } => write!(f, "{count} events were suppressed"),
             Event::Refused { tid, comm, call, reason } => {
                 write!(f, "refused: {call} to {} ({tid}): {reason}", Plain(comm))
             }
-            Event::Started { path } => write!(f, "started: {}", Plain(path)),
+            Event::Started { path, .. } => write!(f, "started: {}", Plain(path)),
             Event::Exec { tid, path } => write!(f, "exec: {} ({tid})", Plain(path)),
+            Event::Exited { pid, status, .. } => write!(f, "exited: {pid} with status {status}"),
+            Event::Paused { tasks } => write!(f, "paused: {tasks} tasks"),
+            Event::Resumed => f.write_str("resumed"),
+            Event::Limit { limit, consequence } => write!(f, "limit {limit}: {consequence}"),
         }
     }
 }
@@ -72,32 +152,58 @@ impl std::fmt::Display for Plain<'_> {
     }
 }
 
-/// Writes events to the kernel log and to the tracing subscriber; those that a guest can cause at
-/// will are limited to 100 a second with a burst of 1000.
+/// Keeps events, gives them to those who follow, and writes them to the kernel log; those that a
+/// guest can cause at will are limited to 100 a second with a burst of 1000.
 #[derive(Debug)]
 pub struct Events {
     /// Also printed on stderr as they happen (`-v`). Immutable.
     announce: bool,
     /// A leaf of the lock order.
     limit: Mutex<RateLimit>,
+    /// The last events. A leaf of the lock order; whoever follows is told while it is held, so that a
+    /// new follower misses none and gets none twice.
+    recent: Mutex<VecDeque<Record>>,
+    followers: broadcast::Sender<Record>,
 }
+
+/// How many past events are kept, and how far a follower may fall behind.
+const KEPT: usize = 1024;
 
 impl Events {
     /// Nothing has happened yet.
     pub fn new(announce: bool) -> Self {
-        Events { announce, limit: Mutex::new(RateLimit::new(100, 1000)) }
+        Events {
+            announce,
+            limit: Mutex::new(RateLimit::new(100, 1000)),
+            recent: Mutex::default(),
+            followers: broadcast::Sender::new(KEPT),
+        }
     }
 
     /// Records `event`.
     pub fn emit(&self, log: &KernelLog, event: &Event) {
-        let admitted = {
-            let mut limit = self.limit.lock().unwrap_or_else(PoisonError::into_inner);
-            limit.admit(Instant::now())
-        };
-        let Some(suppressed) = admitted else { return };
-        if suppressed > 0 {
-            log.write(Level::Warning, &format!("{suppressed} events were suppressed"));
+        if event.is_rate_limited() {
+            let admitted = {
+                let mut limit = self.limit.lock().unwrap_or_else(PoisonError::into_inner);
+                limit.admit(Instant::now())
+            };
+            match admitted {
+                None => return,
+                Some(0) => {}
+                Some(count) => self.record(log, &Event::Suppressed { count }),
+            }
         }
+        self.record(log, event);
+    }
+
+    /// The last events, oldest first, and all that follow. A follower that falls too far behind loses
+    /// events and is told how many.
+    pub fn follow(&self) -> (Vec<Record>, broadcast::Receiver<Record>) {
+        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        (recent.iter().cloned().collect(), self.followers.subscribe())
+    }
+
+    fn record(&self, log: &KernelLog, event: &Event) {
         if self.announce {
             // Line by line as it happens; a terminal in raw mode needs the carriage return. A
             // guest that shares stderr can close its other end or make it non-blocking and fill
@@ -105,11 +211,16 @@ impl Events {
             let _ = write!(std::io::stderr(), "sandbox: {event}\r\n");
         }
         tracing::info!(target: "sandbox::events", "{event}");
-        let level = match event {
-            Event::Started { .. } | Event::Exec { .. } => Level::Info,
-            Event::Unimplemented { .. } | Event::Refused { .. } => Level::Warning,
-        };
-        log.write(level, &event.to_string());
+        log.write(event.level(), &event.to_string());
+        let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let record = Record { time: time.as_micros() as u64, event: event.clone() };
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        if recent.len() >= KEPT {
+            recent.pop_front();
+        }
+        recent.push_back(record.clone());
+        // Nobody may be following.
+        let _ = self.followers.send(record);
     }
 }
 
@@ -172,12 +283,58 @@ mod tests {
     }
 
     #[test]
+    fn who_follows_gets_what_was_and_what_comes_without_gap_or_repetition() {
+        let (events, log) = (Events::new(false), KernelLog::new());
+        for _ in 0..KEPT + 5 {
+            events.emit(&log, &Event::Resumed);
+        }
+        events.emit(&log, &Event::Paused { tasks: 1 });
+        let (past, mut coming) = events.follow();
+        events.emit(&log, &Event::Paused { tasks: 2 });
+        assert_eq!(past.len(), KEPT);
+        assert_eq!(past.last().unwrap().event, Event::Paused { tasks: 1 });
+        assert_eq!(coming.try_recv().unwrap().event, Event::Paused { tasks: 2 });
+        assert!(coming.try_recv().is_err());
+    }
+
+    #[test]
+    fn suppressed_events_are_counted_in_an_event_and_others_are_never_suppressed() {
+        let (events, log) = (Events::new(false), KernelLog::new());
+        let exec = Event::Exec { tid: 1, path: "/x".into() };
+        (0..2000).for_each(|_| events.emit(&log, &exec));
+        events.emit(&log, &Event::Resumed);
+        assert_eq!(events.follow().0.last().unwrap().event, Event::Resumed);
+        // A token comes back every 10 ms.
+        while events.limit.lock().unwrap().tokens == 0 {
+            std::thread::yield_now();
+            let mut limit = events.limit.lock().unwrap();
+            limit.refilled = limit.refilled.map(|at| at - Duration::from_millis(10));
+            limit.tokens = 1;
+        }
+        events.emit(&log, &exec);
+        let past = events.follow().0;
+        let suppressed = past.iter().find_map(|record| match record.event {
+            Event::Suppressed { count } => Some(count),
+            _ => None,
+        });
+        assert!(suppressed.is_some_and(|count| count > 900), "{suppressed:?}");
+    }
+
+    #[test]
+    fn as_json_an_event_is_flat_and_named() {
+        let record = Record { time: 5, event: Event::Exec { tid: 7, path: "/bin/x".into() } };
+        let json = serde_json::to_string(&record).unwrap();
+        assert_eq!(json, r#"{"time":5,"event":"exec","tid":7,"path":"/bin/x"}"#);
+        assert_eq!(serde_json::from_str::<Record>(&json).unwrap(), record);
+    }
+
+    #[test]
     fn words_of_guests_cannot_steer_a_terminal_or_forge_lines() {
         let evil = || "a\n\x1b[2Jsandbox: \u{9b}5m\x7f".to_owned();
         let reason = "reason".to_owned();
         for event in [
             Event::Exec { tid: 7, path: evil() },
-            Event::Started { path: evil() },
+            Event::Started { pid: 1, path: evil(), container: "c".into() },
             Event::Unimplemented { tid: 7, comm: evil(), call: "call".into() },
             Event::Refused { tid: 7, comm: evil(), call: "call".into(), reason },
         ] {

@@ -27,6 +27,9 @@ use crate::notify::Received;
 use crate::notify::filter::Rule;
 use crate::sys::process;
 
+/// The container that a run's own program is in, unless the user names it.
+pub const FIRST_CONTAINER: &str = "main";
+
 /// What a kernel is made of.
 #[derive(Debug)]
 pub struct KernelArgs {
@@ -34,6 +37,8 @@ pub struct KernelArgs {
     pub features: Features,
     /// Stands for the guest's init: ending it ends every guest.
     pub init: Option<OwnedFd>,
+    /// The guest's init, as the host numbers it. Valid as long as nobody has reaped it.
+    pub init_pid: i32,
     /// What the log says first.
     pub banner: String,
     /// Print events on stderr as they happen.
@@ -78,6 +83,8 @@ pub struct Kernel {
     features: Features,
     /// Immutable.
     init: OwnedFd,
+    /// Immutable.
+    init_pid: i32,
     lifecycle: Mutex<Lifecycle>,
     /// The program's wait status, once it has ended.
     exit: watch::Sender<Option<i32>>,
@@ -110,6 +117,7 @@ impl Kernel {
         Ok(Arc::new(Kernel {
             features: args.features,
             init,
+            init_pid: args.init_pid,
             lifecycle: Mutex::new(Lifecycle::Created),
             exit: watch::Sender::new(None),
             tasks: TaskSet::default(),
@@ -179,6 +187,11 @@ impl Kernel {
         self.features
     }
 
+    /// The guest's init, as the host numbers it.
+    pub fn init_pid(&self) -> i32 {
+        self.init_pid
+    }
+
     /// Guest threads of which something is remembered.
     pub fn tasks(&self) -> &TaskSet {
         &self.tasks
@@ -197,6 +210,11 @@ impl Kernel {
     /// Records an event.
     pub fn emit(&self, event: &Event) {
         self.events.emit(&self.log, event);
+    }
+
+    /// What has happened lately, and what will.
+    pub fn events(&self) -> &Events {
+        &self.events
     }
 
     /// How often each row trapped, of those that did: (name, count).
@@ -293,7 +311,8 @@ mod tests {
     fn kernel() -> Arc<Kernel> {
         let banner = String::from("test");
         let init = Some(own_pidfd());
-        let args = KernelArgs { features: Features::ALWAYS, init, banner, announce: false };
+        let args =
+            KernelArgs { features: Features::ALWAYS, init, init_pid: 1, banner, announce: false };
         Kernel::new(args).unwrap()
     }
 
@@ -301,7 +320,7 @@ mod tests {
     fn missing_and_impossible_arguments_are_named() {
         let args = |features, init| {
             let banner = String::new();
-            KernelArgs { features, init, banner, announce: false }
+            KernelArgs { features, init, init_pid: 1, banner, announce: false }
         };
         let without_init = Kernel::new(args(Features::ALWAYS, None));
         assert_eq!(without_init.unwrap_err(), KernelError::NoInit);
@@ -327,7 +346,8 @@ mod tests {
         let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
         let init = Some(process::pidfd_open(child.id() as i32, false).unwrap());
         let banner = String::new();
-        let args = KernelArgs { features: Features::ALWAYS, init, banner, announce: false };
+        let args =
+            KernelArgs { features: Features::ALWAYS, init, init_pid: 1, banner, announce: false };
         let kernel = Kernel::new(args).unwrap();
         assert_eq!(kernel.kill(), Ok(()));
         assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));

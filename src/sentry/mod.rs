@@ -18,10 +18,10 @@ mod task;
 mod task_set;
 
 pub use block::Interrupted;
-pub use events::{Event, Events};
+pub use events::{Event, Events, Record};
 pub use features::Features;
 pub use ids::{Cookies, UniqueIds};
-pub use kernel::{Kernel, KernelArgs, KernelError};
+pub use kernel::{FIRST_CONTAINER, Kernel, KernelArgs, KernelError};
 pub use log::{KernelLog, Level};
 pub use refusals::{Refusal, Refusals};
 pub use task::{RecordedFilter, Task, ThreadGroup};

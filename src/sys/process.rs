@@ -47,3 +47,11 @@ pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: c_int) -> Result<(), Err
     };
     Errno::result(done).map(drop)
 }
+
+/// The process behind a pidfd, as the caller's own pid namespace numbers it (pidfd_open(2), on
+/// fdinfo). `None`: it has been reaped, or it is not in that namespace.
+pub fn pid_of(pidfd: BorrowedFd<'_>) -> Option<pid_t> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
+    let line = info.lines().find_map(|line| line.strip_prefix("Pid:"))?;
+    line.trim().parse().ok().filter(|pid| *pid > 0)
+}

@@ -184,7 +184,13 @@ pub(crate) fn kernel() -> Arc<Kernel> {
     let own = std::process::id() as i32;
     let init = sandbox::sys::process::pidfd_open(own, false).unwrap();
     let banner = "a kernel log".into();
-    let args = KernelArgs { features: Features::all(), init: Some(init), banner, announce: false };
+    let args = KernelArgs {
+        features: Features::all(),
+        init: Some(init),
+        init_pid: 1,
+        banner,
+        announce: false,
+    };
     Kernel::new(args).unwrap()
 }
 
