@@ -11,10 +11,11 @@ use nix::unistd::Pid;
 use tokio::io::unix::AsyncFd;
 
 use crate::config::{Network, RunSpec, Voice, Without};
-use crate::launch::{Behind, Event, Launch, LaunchError, Order, Plan, PlanError};
+use crate::launch::{Behind, End, Event, Launch, LaunchError, Order, Plan, PlanError};
 use crate::notify::filter::{self, FilterError};
 use crate::notify::{Engine, Listener, Options};
 use crate::sentry::{self, Kernel, KernelArgs, KernelError};
+use crate::sys::message::Descriptors;
 use crate::sys::process;
 use crate::sys::ready::watch_readable;
 use crate::terminal::{Relay, Resume, Terminal};
@@ -148,6 +149,8 @@ struct Supervisor<'p> {
     plan: &'p Plan,
     behind: Behind,
     kernel: Arc<Kernel>,
+    /// The program's process, as the host numbers it; 0 before it runs.
+    pid: i32,
     relay: Option<Relay>,
     /// Whether the program starts in the foreground of its terminal, if it has one.
     foreground: bool,
@@ -160,7 +163,7 @@ struct Supervisor<'p> {
 
 /// What happened next.
 enum Next {
-    Init(Event, Option<OwnedFd>),
+    Init(Event, Descriptors),
     Signal(siginfo),
     TerminalGone,
     Nothing,
@@ -198,6 +201,7 @@ impl<'p> Supervisor<'p> {
             plan,
             behind,
             kernel,
+            pid: 0,
             relay,
             foreground,
             packets,
@@ -223,12 +227,12 @@ impl<'p> Supervisor<'p> {
             init: watch_readable(self.behind.socket()).map_err(own)?,
             terminal: None,
         };
-        let status = loop {
+        let end = loop {
             match sources.next(&self.behind, self.relay.is_some()).await? {
-                Next::Init(event, fd) => {
+                Next::Init(event, fds) => {
                     let started = matches!(event, Event::Started);
-                    if let Some(status) = self.on_event(event, fd)? {
-                        break status;
+                    if let Some(end) = self.on_event(event, fds)? {
+                        break end;
                     }
                     // Not before the program runs: a key that the guest's pty turned into a signal
                     // would find nobody there. Until then the outer terminal does that, and what it
@@ -243,7 +247,7 @@ impl<'p> Supervisor<'p> {
                 Next::Nothing => {}
             }
         };
-        Ok(self.finish(status))
+        Ok(self.finish(end))
     }
 
     /// Begins to carry the terminal; gives what becomes readable when it is gone.
@@ -253,11 +257,13 @@ impl<'p> Supervisor<'p> {
         watch_readable(relay.notice()).map_err(own)
     }
 
-    /// Gives the program's wait status once it has ended.
-    fn on_event(&mut self, event: Event, fd: Option<OwnedFd>) -> Result<Option<i32>, Error> {
+    /// Gives how the program ended, once it has.
+    fn on_event(&mut self, event: Event, fds: Descriptors) -> Result<Option<End>, Error> {
         match event {
             Event::Started => {
+                let [fd, ..] = fds;
                 let pid = fd.as_ref().and_then(|fd| process::pid_of(fd.as_fd())).unwrap_or(0);
+                self.pid = pid;
                 self.kernel.start(fd)?;
                 let path = self.spec.argv[0].to_string_lossy().into_owned();
                 let container = sentry::FIRST_CONTAINER.to_owned();
@@ -267,7 +273,7 @@ impl<'p> Supervisor<'p> {
                 }
             }
             Event::Stopped(signal) => self.suspend(signal)?,
-            Event::Ended(status) => return Ok(Some(status)),
+            Event::Ended(end) => return Ok(Some(end)),
             Event::NotExecuted(errno, _) => {
                 return Err(Error::NotExecuted {
                     program: self.spec.argv[0].to_string_lossy().into_owned(),
@@ -343,8 +349,16 @@ impl<'p> Supervisor<'p> {
     }
 
     /// Everything inside ends with init; then the last output is carried.
-    fn finish(mut self, status: i32) -> Finished {
+    fn finish(mut self, end: End) -> Finished {
+        let status = end.status;
         self.behind.wait();
+        self.kernel.emit(&sentry::Event::Exited {
+            pid: self.pid,
+            container: sentry::FIRST_CONTAINER.to_owned(),
+            status: exit_status(status),
+            cpu_us: end.cpu_us,
+            peak_memory: end.peak_kib * 1024,
+        });
         self.kernel.exited(status);
         let interrupted = self.relay.is_some()
             && !self.passed_interrupt
@@ -391,7 +405,7 @@ impl Sources {
             ready = self.init.readable() => {
                 let mut ready = ready.map_err(own)?;
                 match behind.event() {
-                    Ok((event, fd)) => return Ok(Next::Init(event, fd)),
+                    Ok((event, fds)) => return Ok(Next::Init(event, fds)),
                     Err(Errno::EAGAIN) => ready.clear_ready(),
                     Err(errno) => return Err(lost(errno)),
                 }

@@ -9,11 +9,14 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use super::init;
-use super::plan::Plan;
-use super::protocol::{Event, Order, Stage};
+use super::plan::{Plan, PlanError};
+use super::program::Program;
+use super::protocol::{Event, Later, Order, Stage};
 use crate::config::{IdRange, RunSpec, Without};
+use crate::sys::memfd::anonymous_file;
+use crate::sys::message::{self, Descriptors};
 use crate::sys::seccomp::sock_filter;
-use crate::sys::{message, spawn};
+use crate::sys::{spawn, strings};
 
 /// A sandbox in the making: its init process exists and builds the walls from the inside.
 pub struct Launch<'p> {
@@ -39,6 +42,12 @@ pub struct Behind {
     pub master: Option<OwnedFd>,
 }
 
+/// The keeper of a program that was started later, as the supervisor holds it. It lasts without this.
+#[derive(Debug)]
+pub struct Keeper {
+    socket: OwnedFd,
+}
+
 /// Why no sandbox came up: one sentence with operation, object, cause and remedy.
 #[derive(Debug)]
 pub enum LaunchError {
@@ -57,6 +66,8 @@ pub enum LaunchError {
     },
     /// The host has no seccomp user notification.
     Seccomp(Errno),
+    /// The program cannot be described.
+    Program(PlanError),
     /// Init ended without a word.
     Vanished(&'static str),
     /// A call of the supervisor itself failed.
@@ -78,6 +89,7 @@ impl std::fmt::Display for LaunchError {
             LaunchError::Seccomp(errno) => {
                 f.write_str(&super::host::explain_seccomp_refusal(*errno))
             }
+            LaunchError::Program(error) => error.fmt(f),
             LaunchError::Vanished(when) => {
                 write!(f, "the sandbox's init process ended unexpectedly {when}")
             }
@@ -116,8 +128,8 @@ impl<'p> Launch<'p> {
             .write_program(program)
             .map_err(|e| LaunchError::Own("pass the filter on", e))?;
         init.order(Order::Filter(program.len() as u32))?;
-        let (_, master) = init.expect(plan, Event::Ready, "while it built the walls")?;
-        let (_, listener) = init.expect(plan, Event::Listening, "while it loaded the filter")?;
+        let [master, ..] = init.expect(plan, Event::Ready, "while it built the walls")?;
+        let [listener, ..] = init.expect(plan, Event::Listening, "while it loaded the filter")?;
         fcntl(&init.socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
             .map_err(|e| LaunchError::Own("prepare the socket to the init process", e))?;
         Ok(Behind { init, listener, master })
@@ -145,7 +157,7 @@ impl Init {
     }
 
     fn order(&self, order: Order) -> Result<(), LaunchError> {
-        match order.send(self.socket.as_fd()) {
+        match order.send(self.socket.as_fd(), &[]) {
             // Init may have ended over a fault that it reported just before.
             Ok(()) | Err(Errno::EPIPE | Errno::ECONNRESET) => Ok(()),
             Err(errno) => Err(LaunchError::Own("talk to the sandbox's init process", errno)),
@@ -157,9 +169,9 @@ impl Init {
         plan: &Plan,
         event: Event,
         when: &'static str,
-    ) -> Result<(Event, Option<OwnedFd>), LaunchError> {
+    ) -> Result<Descriptors, LaunchError> {
         match Event::receive(self.socket.as_fd()) {
-            Ok((received, fd)) if received == event => Ok((received, fd)),
+            Ok((received, descriptors)) if received == event => Ok(descriptors),
             Ok((Event::Fault(stage, index, errno), _)) => {
                 Err(fault(plan, stage, index, Errno::from_raw(errno)))
             }
@@ -204,8 +216,37 @@ impl Behind {
         self.init.order(order)
     }
 
+    /// Has init make a keeper for another program, with these streams, or with a terminal of its own in
+    /// their place. The keeper says [`Event::Ready`] or a fault, and waits for [`Order::Start`].
+    ///
+    /// Its descriptors must have been looked at: they are handed over as they are.
+    pub fn keep(
+        &self,
+        program: &Program<'_>,
+        streams: &[Option<OwnedFd>; 3],
+        terminal: [bool; 3],
+    ) -> Result<Keeper, LaunchError> {
+        let own = |what| move |errno| LaunchError::Own(what, errno);
+        let lists = program.lists().map_err(LaunchError::Program)?;
+        let words = strings::encode(&lists);
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let mut file = anonymous_file(c"program").map_err(own("make a file in memory"))?;
+        file.write_all(&bytes)
+            .map_err(|error| LaunchError::Own("describe the program", errno_of(&error)))?;
+        let (socket, theirs) = message::pair().map_err(own("make a socket"))?;
+        let mut descriptors = vec![file.as_fd(), theirs.as_fd()];
+        descriptors.extend(streams.iter().flatten().map(AsFd::as_fd));
+        let open = [0, 1, 2].map(|fd: usize| streams[fd].is_some());
+        Order::Keep(Later { words: words.len() as u32, open, terminal })
+            .send(self.socket(), &descriptors)
+            .map_err(own("talk to the sandbox's init process"))?;
+        fcntl(&socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
+            .map_err(own("prepare the socket to the keeper"))?;
+        Ok(Keeper { socket })
+    }
+
     /// Takes the next event of init. EAGAIN: there is none yet; EPIPE: init is gone.
-    pub fn event(&self) -> Result<(Event, Option<OwnedFd>), Errno> {
+    pub fn event(&self) -> Result<(Event, Descriptors), Errno> {
         Event::receive(self.socket())
     }
 
@@ -226,6 +267,40 @@ impl Behind {
     }
 }
 
+impl Keeper {
+    /// Where its events can be waited for.
+    pub fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// Gives an order. One that has ended is about to say so.
+    pub fn order(&self, order: Order) -> Result<(), LaunchError> {
+        match order.send(self.socket(), &[]) {
+            Ok(()) | Err(Errno::EPIPE | Errno::ECONNRESET) => Ok(()),
+            Err(errno) => Err(LaunchError::Own("talk to the program's keeper", errno)),
+        }
+    }
+
+    /// Takes the next event. EAGAIN: there is none yet; EPIPE: it has ended, with all that the program
+    /// left behind.
+    pub fn event(&self) -> Result<(Event, Descriptors), Errno> {
+        Event::receive(self.socket())
+    }
+
+    /// A fault that it reported, in words.
+    pub fn fault(&self, program: &Program<'_>, stage: Stage, errno: i32) -> LaunchError {
+        let what = match stage {
+            Stage::Workdir => format!("enter the working directory {}", program.workdir.display()),
+            stage => generic(stage).to_owned(),
+        };
+        LaunchError::Stage { stage, what, errno: Errno::from_raw(errno) }
+    }
+}
+
+fn errno_of(error: &std::io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
+}
+
 fn map_text(ranges: &[IdRange]) -> String {
     ranges
         .iter()
@@ -238,15 +313,26 @@ fn fault(plan: &Plan, stage: Stage, index: u32, errno: Errno) -> LaunchError {
         Stage::Files => {
             plan.steps.get(index as usize).map_or("build the file view".into(), |s| s.to_string())
         }
-        Stage::Hostname => "set the host name".into(),
-        Stage::Loopback => "bring the loopback network up".into(),
-        Stage::Time => "make a time namespace (--without time-namespaces does without)".into(),
-        Stage::Terminal => "open a terminal for the guest".into(),
         Stage::Stream => format!("pass descriptor {index} on read-only"),
         Stage::Workdir => format!("enter the working directory {}", plan.workdir.to_string_lossy()),
-        Stage::Identity => "give up privileges".into(),
         Stage::Filter => return LaunchError::Seccomp(errno),
-        Stage::Process => "start the program's process".into(),
+        stage => generic(stage).into(),
     };
     LaunchError::Stage { stage, what, errno }
+}
+
+/// What is done in a stage whoever is in it.
+fn generic(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Files => "build the file view",
+        Stage::Hostname => "set the host name",
+        Stage::Loopback => "bring the loopback network up",
+        Stage::Time => "make a time namespace (--without time-namespaces does without)",
+        Stage::Terminal => "open a terminal for the guest",
+        Stage::Stream => "pass the standard streams on",
+        Stage::Workdir => "enter the working directory",
+        Stage::Identity => "give up privileges",
+        Stage::Filter => "load the filter",
+        Stage::Process => "start the program's process",
+    }
 }

@@ -1,7 +1,6 @@
 //! The child side: pid 1 of the guest's pid namespace.
 //!
-//! Builds the walls from the inside, loads the filter, starts the program, and then reaps orphans
-//! and carries the supervisor's orders until the program ends. It runs on a copy of the
+//! Builds the walls from the inside, loads the filter, and then keeps the run's program (`keep`). It runs on a copy of the
 //! supervisor's memory and never executes anything itself: no allocation, no lock, no panic
 //! message, only the functions of `sys` marked "child side".
 //!
@@ -12,12 +11,13 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
-use nix::sys::signal::{SigSet, Signal};
 
+use super::keep::Keeping;
 use super::plan::{Plan, Reopen};
+use super::program::Lists;
 use super::protocol::{Event, Order, Stage};
 use super::view::{Need, Step};
-use crate::sys::{files, landlock, mount, process, pty, seccomp, spawn, terminal};
+use crate::sys::{files, landlock, mount, pty, seccomp, spawn, terminal};
 
 /// What the child is given besides the plan.
 pub(super) struct Start<'p> {
@@ -29,14 +29,14 @@ pub(super) struct Start<'p> {
 }
 
 /// A stage that failed: what is reported before the child ends.
-struct Fault {
-    stage: Stage,
-    index: u32,
-    errno: Errno,
+pub(super) struct Fault {
+    pub(super) stage: Stage,
+    pub(super) index: u32,
+    pub(super) errno: Errno,
 }
 
 /// Says which stage a failed call belongs to.
-trait At<T> {
+pub(super) trait At<T> {
     fn at(self, stage: Stage) -> Result<T, Fault>;
     fn at_index(self, stage: Stage, index: usize) -> Result<T, Fault>;
 }
@@ -59,7 +59,7 @@ pub(super) fn main(start: &Start<'_>) -> ! {
     let status = match live(start.plan, socket.as_fd()) {
         Ok(()) => 0,
         Err(Fault { stage, index, errno }) => {
-            let _ = Event::Fault(stage, index, errno as i32).send(socket.as_fd(), None);
+            let _ = Event::Fault(stage, index, errno as i32).send(socket.as_fd(), &[]);
             1
         }
     };
@@ -68,7 +68,7 @@ pub(super) fn main(start: &Start<'_>) -> ! {
 
 fn live(plan: &Plan, socket: BorrowedFd<'_>) -> Result<(), Fault> {
     // Until the ids are mapped nothing can be made; a supervisor that died meanwhile hangs up.
-    if Order::receive(socket) != Ok(Order::Go) {
+    if !matches!(Order::receive(socket), Ok((Order::Go, _))) {
         return Ok(());
     }
     for (index, step) in plan.steps.iter().enumerate() {
@@ -91,14 +91,25 @@ fn live(plan: &Plan, socket: BorrowedFd<'_>) -> Result<(), Fault> {
     give_up_privileges(plan).at(Stage::Identity)?;
     files::change_directory(&plan.workdir).at(Stage::Workdir)?;
 
-    let ready = Event::Ready.send(socket, terminal.as_ref().map(|(master, _)| master.as_fd()));
+    let ready = match &terminal {
+        Some((master, _)) => Event::Ready.send(socket, &[master.as_fd()]),
+        None => Event::Ready.send(socket, &[]),
+    };
     // Only the supervisor holds the master from here on: when it lets go, the guest is hung up.
     let terminal = terminal.map(|(_, slave)| slave);
     if ready.is_err() || !load_filter(plan, socket)? {
         return Ok(());
     }
-    let Ok(Order::Start { foreground }) = Order::receive(socket) else { return Ok(()) };
-    serve(plan, socket, terminal.as_ref().map(AsFd::as_fd), foreground)
+    let Ok((Order::Start { foreground }, _)) = Order::receive(socket) else { return Ok(()) };
+    let keeping = Keeping {
+        plan,
+        program: Lists(&plan.lists),
+        socket,
+        terminal: terminal.as_ref().map(AsFd::as_fd),
+        is_init: true,
+        closed: [false; 3],
+    };
+    keeping.serve(foreground)
 }
 
 impl Need {
@@ -168,15 +179,6 @@ fn reopen_read_only(plan: &Plan, reopen: &Reopen) -> Result<(), Errno> {
     files::place(file.as_raw_fd(), reopen.fd)
 }
 
-/// The caller's own streams stand where the guest's have come to: `(sandbox -- head -1; cat) < f`.
-fn return_offsets(plan: &Plan) {
-    for reopen in &plan.reopened {
-        if let Some(original) = plan.trees[reopen.tree].take() {
-            let _ = files::copy_offset(reopen.fd, original.as_raw_fd());
-        }
-    }
-}
-
 fn give_up_privileges(plan: &Plan) -> Result<(), Errno> {
     match spawn::new_session_keyring() {
         // No keyrings in this kernel, or none allowed here: then there is nothing to leave behind.
@@ -202,207 +204,8 @@ fn give_up_privileges(plan: &Plan) -> Result<(), Errno> {
 
 /// Loads the filter as soon as the supervisor has made it, and hands its listener over.
 fn load_filter(plan: &Plan, socket: BorrowedFd<'_>) -> Result<bool, Fault> {
-    let Ok(Order::Filter(count)) = Order::receive(socket) else { return Ok(false) };
+    let Ok((Order::Filter(count), _)) = Order::receive(socket) else { return Ok(false) };
     let program = plan.program.program(count as usize).at(Stage::Filter)?;
     let listener = seccomp::load_with_listener(program, plan.wait_killable).at(Stage::Filter)?;
-    Ok(Event::Listening.send(socket, Some(listener.as_fd())).is_ok())
-}
-
-/// Starts the program, reaps, and carries orders until the program ends.
-fn serve(
-    plan: &Plan,
-    socket: BorrowedFd<'_>,
-    terminal: Option<BorrowedFd<'_>>,
-    foreground: bool,
-) -> Result<(), Fault> {
-    let mut taken = SigSet::empty();
-    taken.add(Signal::SIGCHLD);
-    // A terminal that hangs up tells the leader of its session, which is init (__tty_hangup).
-    taken.add(Signal::SIGHUP);
-    // Putting the program into the foreground must not stop init.
-    taken.add(Signal::SIGTTOU);
-    let signals = spawn::signal_descriptor(&taken).at(Stage::Process)?;
-    let signals = files::adopt(signals);
-    let Some(program) = start_program(plan, socket, terminal, signals.as_fd(), foreground)? else {
-        return Ok(());
-    };
-    let mut aside = None;
-    // What became of the program may have been told while it was started.
-    let mut told = true;
-    loop {
-        let (ordered, changed) = match std::mem::take(&mut told) {
-            true => (false, true),
-            false => spawn::wait_readable([socket, signals.as_fd()]).at(Stage::Process)?,
-        };
-        if changed {
-            while let Some(signal) = spawn::read_signal(signals.as_fd()) {
-                if signal == libc::SIGHUP {
-                    let _ = spawn::kill(-program, libc::SIGHUP);
-                    let _ = spawn::kill(-program, libc::SIGCONT);
-                }
-            }
-            while let Some((pid, status)) = spawn::reap() {
-                if pid != program {
-                    continue;
-                }
-                if libc::WIFSTOPPED(status) {
-                    let _ = Event::Stopped(libc::WSTOPSIG(status)).send(socket, None);
-                } else {
-                    return_offsets(plan);
-                    let _ = Event::Ended(status).send(socket, None);
-                    return Ok(());
-                }
-            }
-        }
-        if ordered {
-            match Order::receive(socket) {
-                Ok(Order::Group(signal)) => {
-                    let _ = spawn::kill(-program, signal);
-                }
-                Ok(Order::Resume { foreground }) => {
-                    if let Some(terminal) = terminal {
-                        aside = place(terminal, program, foreground, aside);
-                    }
-                    let _ = spawn::kill(-program, libc::SIGCONT);
-                }
-                Ok(_) => {}
-                // The supervisor is gone: everything ends with init.
-                Err(_) => return Ok(()),
-            }
-        }
-    }
-}
-
-/// Moves the guest to the foreground of its terminal or to the background, where reading stops it.
-/// The group that was in the foreground (a job of a shell, not the program's own) is remembered in
-/// the background and comes back.
-fn place(
-    terminal: BorrowedFd<'_>,
-    program: i32,
-    foreground: bool,
-    aside: Option<i32>,
-) -> Option<i32> {
-    let own = spawn::own_pid();
-    let current = pty::foreground(terminal).unwrap_or(own);
-    match (foreground, current == own) {
-        (true, true) => {
-            if pty::set_foreground(terminal, aside.unwrap_or(program)).is_err() {
-                let _ = pty::set_foreground(terminal, program);
-            }
-            None
-        }
-        (false, false) => {
-            let _ = pty::set_foreground(terminal, own);
-            Some(current)
-        }
-        _ => aside,
-    }
-}
-
-/// What the program's process needs between its clone and its exec.
-struct Program<'p> {
-    plan: &'p Plan,
-    terminal: Option<BorrowedFd<'p>>,
-    foreground: bool,
-    /// Tells init why it could not be executed; closes by itself when it could.
-    report: BorrowedFd<'p>,
-}
-
-/// The program's pid, once it runs.
-fn start_program(
-    plan: &Plan,
-    socket: BorrowedFd<'_>,
-    terminal: Option<BorrowedFd<'_>>,
-    signals: BorrowedFd<'_>,
-    foreground: bool,
-) -> Result<Option<i32>, Fault> {
-    let (result, report) = files::pipe().at(Stage::Process)?;
-    let program = Program { plan, terminal, foreground, report: report.as_fd() };
-    let pid = spawn::spawn(0, &program, become_program).at(Stage::Process)?;
-    drop(report);
-    let stopped = await_exec(pid, result.as_fd(), signals).at(Stage::Process)?;
-    let mut failure = [0; 8];
-    match files::read_once(result.as_fd(), &mut failure).at(Stage::Process)? {
-        0 => {
-            let pidfd = process::pidfd_open(pid, false).ok();
-            let _ = Event::Started.send(socket, pidfd.as_ref().map(AsFd::as_fd));
-            if let Some(signal) = stopped {
-                let _ = spawn::kill(-pid, signal);
-            }
-            Ok(Some(pid))
-        }
-        _ => {
-            let [a, b, c, d, e, f, g, h] = failure;
-            let errno = i32::from_ne_bytes([a, b, c, d]);
-            let candidate = u32::from_ne_bytes([e, f, g, h]);
-            let _ = Event::NotExecuted(errno, candidate).send(socket, None);
-            Ok(None)
-        }
-    }
-}
-
-/// Waits until the program's process is executed or says why not. The user's keys reach it before
-/// that: a process that stopped then would never say anything, so it goes on, and the program gets
-/// the signal that is given here.
-fn await_exec(
-    pid: i32,
-    result: BorrowedFd<'_>,
-    signals: BorrowedFd<'_>,
-) -> Result<Option<i32>, Errno> {
-    let mut stopped = None;
-    loop {
-        let (told, changed) = spawn::wait_readable([result, signals])?;
-        if told {
-            return Ok(stopped);
-        }
-        if changed {
-            while let Some(signal) = spawn::read_signal(signals) {
-                if signal == libc::SIGHUP {
-                    let _ = spawn::kill(pid, libc::SIGHUP);
-                }
-            }
-            if let Some(signal) = spawn::stopped(pid) {
-                stopped = Some(signal);
-                let _ = spawn::kill(pid, libc::SIGCONT);
-            }
-        }
-    }
-}
-
-fn become_program(program: &Program<'_>) -> ! {
-    let plan = program.plan;
-    let _ = spawn::new_process_group();
-    if let (Some(terminal), true) = (program.terminal, program.foreground) {
-        let _ = pty::set_foreground(terminal, spawn::own_pid());
-    }
-    spawn::restore_signals(&plan.signal_mask);
-    let (errno, candidate) = execute(plan);
-    let mut report = [0; 8];
-    report[..4].copy_from_slice(&(errno as i32).to_ne_bytes());
-    report[4..].copy_from_slice(&(candidate as u32).to_ne_bytes());
-    let _ = files::write_whole(program.report, &report);
-    spawn::exit_now(127)
-}
-
-/// As execvp(3): the first candidate that can be executed; a file without a known format is a
-/// shell script, unless it is an ELF file of a kind that this kernel does not run.
-fn execute(plan: &Plan) -> (Errno, usize) {
-    let mut outcome = (Errno::ENOENT, 0);
-    for (index, candidate) in plan.candidates.iter().enumerate() {
-        let errno = match spawn::execute(&candidate.path, &plan.argv, &plan.envp) {
-            Errno::ENOEXEC if !files::starts_with(&candidate.path, b"\x7fELF") => {
-                spawn::execute(c"/bin/sh", &candidate.by_shell, &plan.envp)
-            }
-            errno => errno,
-        };
-        match errno {
-            Errno::ENOENT | Errno::ENOTDIR | Errno::ESTALE | Errno::ENODEV => {}
-            // Another directory of PATH may hold one that can be executed; and a directory that
-            // may not be searched holds nothing.
-            Errno::EACCES if files::exists(&candidate.path) => outcome = (errno, index),
-            Errno::EACCES => {}
-            _ => return (errno, index),
-        }
-    }
-    outcome
+    Ok(Event::Listening.send(socket, &[listener.as_fd()]).is_ok())
 }

@@ -6,10 +6,13 @@
 mod handshake;
 pub mod host;
 mod init;
+mod keep;
 mod plan;
+mod program;
 mod protocol;
 mod view;
 
-pub use handshake::{Behind, Launch, LaunchError};
+pub use handshake::{Behind, Keeper, Launch, LaunchError};
 pub use plan::{Plan, PlanError};
-pub use protocol::{Event, Order};
+pub use program::Program;
+pub use protocol::{End, Event, Order, Stage};

@@ -4,20 +4,21 @@
 //! lock, so each string, array and table it needs lies ready here.
 
 use std::cell::Cell;
-use std::ffi::{CString, OsStr, OsString};
-use std::os::fd::{OwnedFd, RawFd};
+use std::ffi::{CString, OsStr};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use libc::c_int;
 
+use super::program::Program;
 use super::view::{Step, View};
 use crate::config::{Network, RunSpec, Without};
 use crate::sys::memfd::SharedMemory;
 use crate::sys::mount::{ATTR_NODEV, ATTR_NOSUID, ATTR_RDONLY};
-use crate::sys::seccomp;
-use crate::sys::spawn::StringArray;
+use crate::sys::strings::StringLists;
+use crate::sys::{files, seccomp};
 use crate::terminal::Settings;
 
 /// The most instructions that the kernel takes (BPF_MAXINSNS).
@@ -47,10 +48,8 @@ pub struct Plan {
     /// Descriptors from 3 on that the program keeps.
     pub(super) descriptors: Vec<RawFd>,
     pub(super) workdir: CString,
-    /// What is tried, in order: the path and, for a script without `#!`, how a shell runs it.
-    pub(super) candidates: Vec<Candidate>,
-    pub(super) argv: StringArray,
-    pub(super) envp: StringArray,
+    /// The program ([`super::program::Lists`]).
+    pub(super) lists: StringLists,
     /// The signals that were blocked when the supervisor was started.
     pub(super) signal_mask: nix::sys::signal::SigSet,
     /// Where the filter's program is handed over.
@@ -66,13 +65,6 @@ pub(super) struct Reopen {
     pub(super) tree: usize,
     pub(super) device: u64,
     pub(super) inode: u64,
-}
-
-/// One way to execute the program.
-#[derive(Debug)]
-pub(super) struct Candidate {
-    pub(super) path: CString,
-    pub(super) by_shell: StringArray,
 }
 
 /// Why there is no plan: one sentence with object and remedy.
@@ -105,8 +97,8 @@ impl Plan {
         let reopened = inherited_descriptors(&mut view, spec, terminals)?;
         view.build(spec)?;
         let own_network = spec.network == Network::None;
-        let argv = spec.argv.iter().map(|s| c_string(s)).collect::<Result<Vec<_>, _>>()?;
-        let envp = spec.environment.iter().map(environment_entry).collect::<Result<_, _>>()?;
+        let program =
+            Program { argv: &spec.argv, environment: &spec.environment, workdir: &spec.workdir };
         Ok(Plan {
             namespaces: libc::CLONE_NEWUSER
                 | libc::CLONE_NEWPID
@@ -133,49 +125,27 @@ impl Plan {
             reopened,
             descriptors: spec.descriptors.clone(),
             workdir: c_string(spec.workdir.as_os_str())?,
-            candidates: candidates(spec)?,
-            argv: StringArray::new(argv),
-            envp: StringArray::new(envp),
+            lists: StringLists::new(&program.lists()?),
             signal_mask,
             program: SharedMemory::new(PROGRAM_LIMIT * 8)
                 .map_err(|e| PlanError(format!("cannot map memory for the filter: {e}")))?,
         })
     }
 
+    /// The caller's own streams stand where the guest's have come to: `(sandbox -- head -1; cat) < f`.
+    /// Child side.
+    pub(super) fn return_offsets(&self) {
+        for reopen in &self.reopened {
+            if let Some(original) = self.trees[reopen.tree].take() {
+                let _ = files::copy_offset(reopen.fd, original.as_raw_fd());
+            }
+        }
+    }
+
     /// The filter is loaded with WAIT_KILLABLE_RECV.
     pub fn wait_killable(&self) -> bool {
         self.wait_killable
     }
-}
-
-/// Where execvp(3) would look, in order.
-fn candidates(spec: &RunSpec) -> Result<Vec<Candidate>, PlanError> {
-    let name = &spec.argv[0];
-    let paths = if name.as_bytes().contains(&b'/') {
-        vec![PathBuf::from(name)]
-    } else {
-        let path = spec.environment.iter().rev().find(|(key, _)| key == "PATH");
-        let path = path.map_or(OsString::from("/usr/local/bin:/usr/bin:/bin"), |(_, v)| v.clone());
-        std::env::split_paths(&path).map(|directory| directory.join(name)).collect()
-    };
-    paths
-        .into_iter()
-        .map(|path| {
-            let path = c_string(path.as_os_str())?;
-            let mut shell = vec![c"/bin/sh".to_owned(), path.clone()];
-            for argument in &spec.argv[1..] {
-                shell.push(c_string(argument)?);
-            }
-            Ok(Candidate { path, by_shell: StringArray::new(shell) })
-        })
-        .collect()
-}
-
-fn environment_entry((name, value): &(OsString, OsString)) -> Result<CString, PlanError> {
-    let mut entry = name.clone();
-    entry.push("=");
-    entry.push(value);
-    c_string(&entry)
 }
 
 pub(super) fn c_string(text: &OsStr) -> Result<CString, PlanError> {

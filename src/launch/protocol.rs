@@ -3,11 +3,11 @@
 //! Both sides are the same program and the same build, so a message that is not understood is a
 //! bug; the reader says so instead of guessing.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 
 use nix::errno::Errno;
 
-use crate::sys::message;
+use crate::sys::message::{self, Descriptors};
 
 /// What the supervisor tells init.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +28,20 @@ pub enum Order {
         /// Bring it to the foreground of its terminal first.
         foreground: bool,
     },
+    /// Make a keeper for another program. Carries the program's lists, the keeper's end of a socket,
+    /// and those of the standard streams that are open.
+    Keep(Later),
+}
+
+/// What a keeper is to start, besides what lies in the program's lists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Later {
+    /// How many words the lists have.
+    pub words: u32,
+    /// Which of the standard streams are handed over.
+    pub open: [bool; 3],
+    /// Which of the standard streams are a terminal of the program's own.
+    pub terminal: [bool; 3],
 }
 
 /// What init tells the supervisor.
@@ -35,7 +49,8 @@ pub enum Order {
 pub enum Event {
     /// A stage of the set-up failed: stage, index in it, errno.
     Fault(Stage, u32, i32),
-    /// The walls stand but for the filter. Carries the master of the guest's terminal if it has one.
+    /// All stands but the filter, which a keeper has already. Carries a pidfd of the sender and the
+    /// master of the program's terminal if it has one.
     Ready,
     /// The filter is loaded. Carries its listener.
     Listening,
@@ -45,8 +60,20 @@ pub enum Event {
     NotExecuted(i32, u32),
     /// The program stopped by this signal.
     Stopped(i32),
-    /// The program ended with this wait status; init ends now and everything with it.
-    Ended(i32),
+    /// The program ended. Init ends now and everything with it; a keeper when all that the program
+    /// has left behind has ended.
+    Ended(End),
+}
+
+/// How a program ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct End {
+    /// Its wait status (wait(2)).
+    pub status: i32,
+    /// CPU time of it and of the descendants it has waited for, in microseconds.
+    pub cpu_us: u64,
+    /// The largest resident set of one process among those, in KiB (getrusage(2), ru_maxrss).
+    pub peak_kib: u64,
 }
 
 /// Stages of the set-up, for faults.
@@ -90,79 +117,108 @@ impl Stage {
     ];
 }
 
-type Raw = [u8; 16];
+const WORDS: usize = 6;
+const LENGTH: usize = WORDS * 4;
 
-fn encode(words: [u32; 4]) -> Raw {
-    let mut raw = [0; 16];
+fn encode(words: [u32; WORDS]) -> [u8; LENGTH] {
+    let mut raw = [0; LENGTH];
     for (bytes, word) in raw.chunks_exact_mut(4).zip(words) {
         bytes.copy_from_slice(&word.to_ne_bytes());
     }
     raw
 }
 
-fn decode(raw: Raw) -> [u32; 4] {
-    let mut words = [0; 4];
+fn decode(raw: [u8; LENGTH]) -> [u32; WORDS] {
+    let mut words = [0; WORDS];
     for (word, bytes) in words.iter_mut().zip(raw.chunks_exact(4)) {
         *word = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
     }
     words
 }
 
+/// A message's words: those that are not given are 0.
+fn words<const N: usize>(given: [u32; N]) -> [u32; WORDS] {
+    let mut words = [0; WORDS];
+    words[..N].copy_from_slice(&given);
+    words
+}
+
 /// Receives one whole message. EPIPE: the other side is gone.
-fn receive(socket: BorrowedFd<'_>) -> Result<([u32; 4], Option<OwnedFd>), Errno> {
-    let mut raw = [0; 16];
+fn receive(socket: BorrowedFd<'_>) -> Result<([u32; WORDS], Descriptors), Errno> {
+    let mut raw = [0; LENGTH];
     match message::receive(socket, &mut raw)? {
         (0, _) => Err(Errno::EPIPE),
-        (16, fd) => Ok((decode(raw), fd)),
+        (LENGTH, descriptors) => Ok((decode(raw), descriptors)),
         _ => Err(Errno::EBADMSG),
     }
 }
 
+fn bits(flags: [bool; 3]) -> u32 {
+    flags.iter().rev().fold(0, |bits, flag| bits << 1 | u32::from(*flag))
+}
+
+fn flags(bits: u32) -> [bool; 3] {
+    [0, 1, 2].map(|bit| bits >> bit & 1 != 0)
+}
+
 impl Order {
-    /// Sends it.
-    pub fn send(self, socket: BorrowedFd<'_>) -> Result<(), Errno> {
+    /// Sends it, with the descriptors where the order carries some.
+    pub fn send(self, socket: BorrowedFd<'_>, descriptors: &[BorrowedFd<'_>]) -> Result<(), Errno> {
         let words = match self {
-            Order::Go => [0, 0, 0, 0],
-            Order::Filter(count) => [1, count, 0, 0],
-            Order::Start { foreground } => [2, u32::from(foreground), 0, 0],
-            Order::Group(signal) => [3, signal as u32, 0, 0],
-            Order::Resume { foreground } => [4, u32::from(foreground), 0, 0],
+            Order::Go => words([0]),
+            Order::Filter(count) => words([1, count]),
+            Order::Start { foreground } => words([2, u32::from(foreground)]),
+            Order::Group(signal) => words([3, signal as u32]),
+            Order::Resume { foreground } => words([4, u32::from(foreground)]),
+            Order::Keep(Later { words: count, open, terminal }) => {
+                words([5, count, bits(open), bits(terminal)])
+            }
         };
-        message::send(socket, &encode(words), None)
+        message::send(socket, &encode(words), descriptors)
     }
 
     /// Waits for one. EPIPE: the supervisor is gone. Child side.
-    pub fn receive(socket: BorrowedFd<'_>) -> Result<Order, Errno> {
-        let ([tag, a, ..], _) = receive(socket)?;
-        Ok(match tag {
+    pub fn receive(socket: BorrowedFd<'_>) -> Result<(Order, Descriptors), Errno> {
+        let ([tag, a, b, c, ..], descriptors) = receive(socket)?;
+        let order = match tag {
             0 => Order::Go,
             1 => Order::Filter(a),
             2 => Order::Start { foreground: a != 0 },
             3 => Order::Group(a as i32),
             4 => Order::Resume { foreground: a != 0 },
+            5 => Order::Keep(Later { words: a, open: flags(b), terminal: flags(c) }),
             _ => return Err(Errno::EBADMSG),
-        })
+        };
+        Ok((order, descriptors))
     }
 }
 
 impl Event {
-    /// Sends it, with a descriptor where the event carries one. Child side.
-    pub fn send(self, socket: BorrowedFd<'_>, fd: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
+    /// Sends it, with descriptors where the event carries some. Child side.
+    pub fn send(self, socket: BorrowedFd<'_>, descriptors: &[BorrowedFd<'_>]) -> Result<(), Errno> {
         let words = match self {
-            Event::Fault(stage, index, errno) => [0, stage as u32, index, errno as u32],
-            Event::Ready => [1, 0, 0, 0],
-            Event::Listening => [2, 0, 0, 0],
-            Event::Started => [3, 0, 0, 0],
-            Event::NotExecuted(errno, candidate) => [4, errno as u32, candidate, 0],
-            Event::Stopped(signal) => [5, signal as u32, 0, 0],
-            Event::Ended(status) => [6, status as u32, 0, 0],
+            Event::Fault(stage, index, errno) => words([0, stage as u32, index, errno as u32]),
+            Event::Ready => words([1]),
+            Event::Listening => words([2]),
+            Event::Started => words([3]),
+            Event::NotExecuted(errno, candidate) => words([4, errno as u32, candidate]),
+            Event::Stopped(signal) => words([5, signal as u32]),
+            Event::Ended(End { status, cpu_us, peak_kib }) => [
+                6,
+                status as u32,
+                cpu_us as u32,
+                (cpu_us >> 32) as u32,
+                peak_kib as u32,
+                (peak_kib >> 32) as u32,
+            ],
         };
-        message::send(socket, &encode(words), fd)
+        message::send(socket, &encode(words), descriptors)
     }
 
     /// Waits for one. EPIPE: init is gone.
-    pub fn receive(socket: BorrowedFd<'_>) -> Result<(Event, Option<OwnedFd>), Errno> {
-        let ([tag, a, b, c], fd) = receive(socket)?;
+    pub fn receive(socket: BorrowedFd<'_>) -> Result<(Event, Descriptors), Errno> {
+        let ([tag, a, b, c, d, e], descriptors) = receive(socket)?;
+        let wide = |low: u32, high: u32| u64::from(high) << 32 | u64::from(low);
         let event = match tag {
             0 => {
                 let stage = Stage::ALL.get(a as usize).copied().ok_or(Errno::EBADMSG)?;
@@ -173,10 +229,13 @@ impl Event {
             3 => Event::Started,
             4 => Event::NotExecuted(a as i32, b),
             5 => Event::Stopped(a as i32),
-            6 => Event::Ended(a as i32),
+            6 => {
+                let (cpu_us, peak_kib) = (wide(b, c), wide(d, e));
+                Event::Ended(End { status: a as i32, cpu_us, peak_kib })
+            }
             _ => return Err(Errno::EBADMSG),
         };
-        Ok((event, fd))
+        Ok((event, descriptors))
     }
 }
 
@@ -195,10 +254,17 @@ mod tests {
             Order::Start { foreground: true },
             Order::Group(15),
             Order::Resume { foreground: false },
+            Order::Keep(Later {
+                words: 9,
+                open: [true, false, true],
+                terminal: [false, true, true],
+            }),
         ];
         for order in orders {
-            order.send(ours.as_fd()).unwrap();
-            assert_eq!(Order::receive(theirs.as_fd()), Ok(order));
+            order.send(ours.as_fd(), &[ours.as_fd(), theirs.as_fd()]).unwrap();
+            let (received, fds) = Order::receive(theirs.as_fd()).unwrap();
+            assert_eq!(received, order);
+            assert_eq!(fds.iter().flatten().count(), 2);
         }
         let mut events = vec![
             Event::Ready,
@@ -206,39 +272,40 @@ mod tests {
             Event::Started,
             Event::NotExecuted(2, 7),
             Event::Stopped(20),
-            Event::Ended(-1),
+            Event::Ended(End { status: -1, cpu_us: u64::MAX - 5, peak_kib: 1 << 40 }),
         ];
         events.extend(Stage::ALL.map(|stage| Event::Fault(stage, 3, 13)));
         for event in events {
-            event.send(theirs.as_fd(), Some(ours.as_fd())).unwrap();
-            let (received, fd) = Event::receive(ours.as_fd()).unwrap();
+            event.send(theirs.as_fd(), &[ours.as_fd()]).unwrap();
+            let (received, fds) = Event::receive(ours.as_fd()).unwrap();
             assert_eq!(received, event);
-            assert!(fd.is_some());
+            assert_eq!(fds.iter().flatten().count(), 1);
         }
     }
 
     #[test]
     fn an_unknown_or_short_message_is_an_error_and_a_closed_socket_says_so() {
         let (ours, theirs) = message::pair().unwrap();
-        message::send(ours.as_fd(), &encode([99, 0, 0, 0]), None).unwrap();
-        assert_eq!(Order::receive(theirs.as_fd()), Err(Errno::EBADMSG));
-        message::send(ours.as_fd(), b"short", None).unwrap();
-        assert_eq!(Order::receive(theirs.as_fd()), Err(Errno::EBADMSG));
+        let received = || Order::receive(theirs.as_fd()).map(|(order, _)| order);
+        message::send(ours.as_fd(), &encode(words([99])), &[]).unwrap();
+        assert_eq!(received(), Err(Errno::EBADMSG));
+        message::send(ours.as_fd(), b"short", &[]).unwrap();
+        assert_eq!(received(), Err(Errno::EBADMSG));
         drop(ours);
-        assert_eq!(Order::receive(theirs.as_fd()), Err(Errno::EPIPE));
+        assert_eq!(received(), Err(Errno::EPIPE));
     }
 
     proptest::proptest! {
         #[test]
         fn whatever_arrives_is_a_message_or_an_error(
             tag in 0u32..12,
-            words: [u32; 3],
-            length in proptest::sample::select(vec![16, 16, 16, 15, 1, 0]),
+            rest: [u32; 5],
+            length in proptest::sample::select(vec![LENGTH, LENGTH, LENGTH, LENGTH - 1, 1, 0]),
         ) {
-            let raw = encode([tag, words[0], words[1], words[2]]);
+            let raw = encode([tag, rest[0], rest[1], rest[2], rest[3], rest[4]]);
             let arrived = || {
                 let (ours, theirs) = message::pair().unwrap();
-                message::send(ours.as_fd(), &raw[..length], None).unwrap();
+                message::send(ours.as_fd(), &raw[..length], &[]).unwrap();
                 (ours, theirs)
             };
             // A message of no bytes cannot be told from the end.
@@ -246,11 +313,11 @@ mod tests {
 
             let (ours, theirs) = arrived();
             let order = Order::receive(theirs.as_fd());
-            assert_eq!(order.is_ok(), tag <= 4 && length == 16);
+            assert_eq!(order.is_ok(), tag <= 5 && length == LENGTH);
             match order {
-                Ok(order) => {
-                    order.send(ours.as_fd()).unwrap();
-                    assert_eq!(Order::receive(theirs.as_fd()), Ok(order));
+                Ok((order, _)) => {
+                    order.send(ours.as_fd(), &[]).unwrap();
+                    assert_eq!(Order::receive(theirs.as_fd()).unwrap().0, order);
                 }
                 Err(errno) => assert_eq!(errno, bad),
             }
@@ -258,8 +325,8 @@ mod tests {
             let (ours, theirs) = arrived();
             match Event::receive(theirs.as_fd()) {
                 Ok((event, _)) => {
-                    assert!(tag <= 6 && length == 16);
-                    event.send(ours.as_fd(), None).unwrap();
+                    assert!(tag <= 6 && length == LENGTH);
+                    event.send(ours.as_fd(), &[]).unwrap();
                     assert_eq!(Event::receive(theirs.as_fd()).unwrap().0, event);
                 }
                 Err(errno) => assert_eq!(errno, bad),

@@ -1,36 +1,55 @@
-//! Messages with at most one descriptor over a unix socket, without allocation (unix(7)).
+//! Messages with a few descriptors over a unix socket, without allocation (unix(7)).
 
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use libc::{c_int, c_void, cmsghdr, iovec, msghdr};
 use nix::errno::Errno;
 
-/// Room for one SCM_RIGHTS message with one descriptor, aligned as the kernel wants it.
+/// The most descriptors of one message.
+pub const MOST: usize = 6;
+
+/// Room for one SCM_RIGHTS message with `MOST` descriptors, aligned as the kernel wants it.
 #[repr(C)]
 union Control {
     header: cmsghdr,
-    room: [u8; 32],
+    room: [u8; 64],
 }
 
-/// Sends `bytes` as one message, with a descriptor where one is given. Child side.
-pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
+const _: () = assert!(size_of::<cmsghdr>() + MOST * size_of::<c_int>() <= 64);
+
+/// The descriptors of a message, in order.
+pub type Descriptors = [Option<OwnedFd>; MOST];
+
+/// Sends `bytes` as one message with these descriptors, at most `MOST`. Child side.
+pub fn send(
+    socket: BorrowedFd<'_>,
+    bytes: &[u8],
+    descriptors: &[BorrowedFd<'_>],
+) -> Result<(), Errno> {
+    if descriptors.len() > MOST {
+        return Err(Errno::E2BIG);
+    }
     let mut iov = iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
-    let mut control = Control { room: [0; 32] };
+    let mut control = Control { room: [0; 64] };
     // SAFETY: an all-zero msghdr is valid.
     let mut message: msghdr = unsafe { std::mem::zeroed() };
     message.msg_iov = &mut iov;
     message.msg_iovlen = 1;
-    if let Some(fd) = fd {
+    if !descriptors.is_empty() {
+        let length = size_of_val(descriptors) as u32;
         message.msg_control = (&raw mut control).cast();
         // SAFETY: arithmetic only.
-        message.msg_controllen = unsafe { libc::CMSG_SPACE(size_of::<c_int>() as u32) } as usize;
-        // SAFETY: `control` has room for one header and one descriptor, and is aligned for it.
+        message.msg_controllen = unsafe { libc::CMSG_SPACE(length) } as usize;
+        // SAFETY: `control` has room for one header and `MOST` descriptors, and is aligned for it.
         unsafe {
             let header = libc::CMSG_FIRSTHDR(&message);
             (*header).cmsg_level = libc::SOL_SOCKET;
             (*header).cmsg_type = libc::SCM_RIGHTS;
-            (*header).cmsg_len = libc::CMSG_LEN(size_of::<c_int>() as u32) as usize;
-            libc::CMSG_DATA(header).cast::<c_int>().write_unaligned(fd.as_raw_fd());
+            (*header).cmsg_len = libc::CMSG_LEN(length) as usize;
+            let data = libc::CMSG_DATA(header).cast::<c_int>();
+            for (index, fd) in descriptors.iter().enumerate() {
+                data.add(index).write_unaligned(fd.as_raw_fd());
+            }
         }
     }
     loop {
@@ -43,10 +62,11 @@ pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fd: Option<BorrowedFd<'_>>) ->
     }
 }
 
-/// Receives one message: its length and its descriptor. 0 bytes: the other side is gone. Child side.
-pub fn receive(socket: BorrowedFd<'_>, into: &mut [u8]) -> Result<(usize, Option<OwnedFd>), Errno> {
+/// Receives one message: its length and its descriptors. 0 bytes: the other side is gone. EMSGSIZE: it
+/// had more descriptors than there is room for. Child side.
+pub fn receive(socket: BorrowedFd<'_>, into: &mut [u8]) -> Result<(usize, Descriptors), Errno> {
     let mut iov = iovec { iov_base: into.as_mut_ptr().cast::<c_void>(), iov_len: into.len() };
-    let mut control = Control { room: [0; 32] };
+    let mut control = Control { room: [0; 64] };
     // SAFETY: an all-zero msghdr is valid.
     let mut message: msghdr = unsafe { std::mem::zeroed() };
     message.msg_iov = &mut iov;
@@ -62,15 +82,36 @@ pub fn receive(socket: BorrowedFd<'_>, into: &mut [u8]) -> Result<(usize, Option
             done => break done? as usize,
         }
     };
-    // SAFETY: the kernel has filled the control buffer in; a header lies wholly inside it.
-    let fd = unsafe {
-        let header = libc::CMSG_FIRSTHDR(&message);
-        let ours = !header.is_null()
-            && (*header).cmsg_level == libc::SOL_SOCKET
-            && (*header).cmsg_type == libc::SCM_RIGHTS;
-        ours.then(|| OwnedFd::from_raw_fd(libc::CMSG_DATA(header).cast::<c_int>().read_unaligned()))
-    };
-    Ok((count, fd))
+    let descriptors = received(&message);
+    if message.msg_flags & libc::MSG_CTRUNC != 0 {
+        return Err(Errno::EMSGSIZE);
+    }
+    Ok((count, descriptors))
+}
+
+/// Takes over what the kernel has installed; more than `MOST` are closed.
+fn received(message: &msghdr) -> Descriptors {
+    let mut descriptors = Descriptors::default();
+    // SAFETY: the kernel has filled the control buffer in; a header lies wholly inside it, and its
+    // length says how many descriptors follow it. Each of them has just been given to us alone.
+    unsafe {
+        let header = libc::CMSG_FIRSTHDR(message);
+        if header.is_null()
+            || (*header).cmsg_level != libc::SOL_SOCKET
+            || (*header).cmsg_type != libc::SCM_RIGHTS
+        {
+            return descriptors;
+        }
+        let room = (*header).cmsg_len.saturating_sub(libc::CMSG_LEN(0) as usize);
+        let data = libc::CMSG_DATA(header).cast::<c_int>();
+        for index in 0..room / size_of::<c_int>() {
+            let fd = OwnedFd::from_raw_fd(data.add(index).read_unaligned());
+            if let Some(place) = descriptors.get_mut(index) {
+                *place = Some(fd);
+            }
+        }
+    }
+    descriptors
 }
 
 /// The two ends of a sequenced-packet socket, close-on-exec.

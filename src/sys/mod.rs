@@ -18,4 +18,5 @@ pub mod pty;
 pub mod ready;
 pub mod seccomp;
 pub mod spawn;
+pub mod strings;
 pub mod terminal;

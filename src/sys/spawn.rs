@@ -1,10 +1,12 @@
 //! Making processes and what one does to itself between clone and exec. Child side throughout.
 
-use std::ffi::{CStr, CString, c_char};
+use std::ffi::{CStr, c_char};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use libc::{c_int, c_ulong, gid_t, pid_t, uid_t};
 use nix::errno::Errno;
+
+use super::strings::StringList;
 
 /// Makes a process which runs `child(argument)` on a copy of this one's memory, and gives its pid.
 ///
@@ -44,6 +46,11 @@ fn prctl(option: c_int, arg2: c_ulong, arg3: c_ulong) -> Result<c_int, Errno> {
 /// so it is asked for after them.
 pub fn die_with_parent(signal: c_int) -> Result<(), Errno> {
     prctl(libc::PR_SET_PDEATHSIG, signal as c_ulong, 0).map(drop)
+}
+
+/// What the caller's descendants leave behind becomes its children, not those of init.
+pub fn become_subreaper() -> Result<(), Errno> {
+    prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0).map(drop)
 }
 
 /// Nobody of the same user may trace this process or open its /proc files.
@@ -182,14 +189,43 @@ pub fn kill(pid: pid_t, signal: c_int) -> Result<(), Errno> {
     Errno::result(unsafe { libc::kill(pid, signal) }).map(drop)
 }
 
-/// A change of state of a child of the caller, if there is one now: (pid, wait status). Stops are
-/// reported too.
-pub fn reap() -> Option<(pid_t, c_int)> {
+/// What became of a child.
+#[derive(Debug, Clone, Copy)]
+pub struct Change {
+    /// Which.
+    pub pid: pid_t,
+    /// Its wait status (wait(2)).
+    pub status: c_int,
+    /// CPU time of it and of the descendants it has waited for, in microseconds.
+    pub cpu_us: u64,
+    /// The largest resident set of one process among those, in KiB.
+    pub peak_kib: u64,
+}
+
+/// A change of state of a child of the caller, if there is one now (wait4(2)). Stops are reported too.
+pub fn reap() -> Option<Change> {
+    wait_child(libc::WNOHANG | libc::WUNTRACED).ok().filter(|change| change.pid > 0)
+}
+
+/// Waits for the end of a child. ECHILD: there is none.
+pub fn await_end() -> Result<Change, Errno> {
+    loop {
+        match wait_child(0) {
+            Err(Errno::EINTR) => {}
+            done => return done,
+        }
+    }
+}
+
+fn wait_child(options: c_int) -> Result<Change, Errno> {
     let mut status = 0;
-    let flags = libc::WNOHANG | libc::WUNTRACED;
-    // SAFETY: the kernel writes one int.
-    let pid = unsafe { libc::waitpid(-1, &mut status, flags) };
-    (pid > 0).then_some((pid, status))
+    // SAFETY: an all-zero rusage is valid.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes one int and one rusage.
+    let pid = Errno::result(unsafe { libc::wait4(-1, &mut status, options, &mut usage) })?;
+    let micros = |time: libc::timeval| time.tv_sec as u64 * 1_000_000 + time.tv_usec as u64;
+    let cpu_us = micros(usage.ru_utime) + micros(usage.ru_stime);
+    Ok(Change { pid, status, cpu_us, peak_kib: usage.ru_maxrss as u64 })
 }
 
 /// The signal by which child `pid` has stopped, if it has and that was not told yet. An end is left
@@ -205,32 +241,10 @@ pub fn stopped(pid: pid_t) -> Option<c_int> {
     (done == 0 && found == pid).then_some(signal)
 }
 
-/// A NULL-terminated array of strings, as execve(2) wants it. Made before the clone.
-#[derive(Debug)]
-pub struct StringArray {
-    /// Keeps what `pointers` points to; the heap blocks do not move with the vector.
-    strings: Vec<CString>,
-    pointers: Vec<*const c_char>,
-}
-
-impl StringArray {
-    /// Allocates.
-    pub fn new(strings: Vec<CString>) -> Self {
-        let pointers =
-            strings.iter().map(|s| s.as_ptr()).chain(std::iter::once(std::ptr::null())).collect();
-        StringArray { strings, pointers }
-    }
-
-    /// The strings.
-    pub fn strings(&self) -> &[CString] {
-        &self.strings
-    }
-}
-
 /// execve(2); returns only on failure.
-pub fn execute(path: &CStr, argv: &StringArray, envp: &StringArray) -> Errno {
-    // SAFETY: both arrays are NULL-terminated and their strings are alive (StringArray).
-    unsafe { libc::execve(path.as_ptr(), argv.pointers.as_ptr(), envp.pointers.as_ptr()) };
+pub fn execute(path: &CStr, argv: StringList<'_>, envp: StringList<'_>) -> Errno {
+    // SAFETY: both arrays are null-terminated and their strings are alive (StringLists).
+    unsafe { libc::execve(path.as_ptr(), argv.as_ptr(), envp.as_ptr()) };
     Errno::last()
 }
 

@@ -18,6 +18,7 @@ use sandbox::notify::filter::{Action, Rule, generate};
 use sandbox::notify::{Answer, Dispatch, Engine, Listener, Options, Outcome, Received, Trapped};
 use sandbox::sentry::syscalls::table::ROWS;
 use sandbox::sys::seccomp::sock_filter;
+use sandbox::sys::strings::StringLists;
 use sandbox::sys::{files, message, seccomp, spawn};
 
 use crate::common::{LIMIT, comes_true, guest};
@@ -195,8 +196,8 @@ struct Start {
     /// Its standard output: only what it says of failures is of interest.
     null: OwnedFd,
     path: CString,
-    argv: spawn::StringArray,
-    envp: spawn::StringArray,
+    /// The arguments, and an empty environment.
+    lists: StringLists,
 }
 
 impl Guest {
@@ -210,15 +211,14 @@ impl Guest {
             socket: theirs,
             null: std::fs::File::options().write(true).open("/dev/null").expect("open").into(),
             path: CString::new(guest(argv[0]).as_os_str().as_bytes()).expect("no NUL in a path"),
-            argv: spawn::StringArray::new(argv.iter().map(|word| string(word)).collect()),
-            envp: spawn::StringArray::new(Vec::new()),
+            lists: StringLists::new(&[argv.iter().map(|word| string(word)).collect(), Vec::new()]),
         };
         let pid = Pid::from_raw(spawn::spawn(0, &start, become_guest).expect("make a process"));
         let guest = Guest { pid, ended: None };
         drop(start);
         let mut byte = [0];
         match message::receive(ours.as_fd(), &mut byte) {
-            Ok((1, Some(listener))) => (guest, listener),
+            Ok((1, [Some(listener), ..])) => (guest, listener),
             other => panic!("the guest sent no listener: {other:?}"),
         }
     }
@@ -257,9 +257,11 @@ fn become_guest(start: &Start) -> ! {
     let _ = files::place(start.null.as_raw_fd(), 1);
     let _ = spawn::no_new_privileges();
     if let Ok(listener) = seccomp::load_with_listener(&start.program, start.wait_killable) {
-        let _ = message::send(start.socket.as_fd(), b"l", Some(listener.as_fd()));
+        let _ = message::send(start.socket.as_fd(), b"l", &[listener.as_fd()]);
         drop(listener);
-        spawn::execute(&start.path, &start.argv, &start.envp);
+        if let (Ok(argv), Ok(envp)) = (start.lists.list(0), start.lists.list(1)) {
+            spawn::execute(&start.path, argv, envp);
+        }
     }
     spawn::exit_now(127)
 }

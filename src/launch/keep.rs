@@ -1,0 +1,371 @@
+//! Keeping a program: starting it, reaping, job control, and telling how it ended. Child side.
+//!
+//! Init keeps the run's own program. For each program that is started later (`sandbox exec`) init makes
+//! a *keeper*, a copy of itself with a session, a socket to the supervisor and maybe a terminal of its
+//! own. A keeper is a subreaper: what its program leaves behind stays below it, and it lasts until the
+//! last of that has ended.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::signal::{SigSet, Signal};
+
+use super::init::{At, Fault};
+use super::plan::Plan;
+use super::program::Lists;
+use super::protocol::{End, Event, Later, Order, Stage};
+use crate::sys::message::Descriptors;
+use crate::sys::spawn::Change;
+use crate::sys::strings::StringLists;
+use crate::sys::{files, process, pty, spawn, terminal};
+
+/// One program and what it is kept with.
+pub(super) struct Keeping<'k> {
+    pub(super) plan: &'k Plan,
+    pub(super) program: Lists<'k>,
+    /// To the supervisor.
+    pub(super) socket: BorrowedFd<'k>,
+    /// The program's own terminal, if it has one: the controlling one of this session.
+    pub(super) terminal: Option<BorrowedFd<'k>>,
+    /// Whether this is init, which makes keepers and with which everything ends.
+    pub(super) is_init: bool,
+    /// Standard streams that the program does not get.
+    pub(super) closed: [bool; 3],
+}
+
+/// What is waited for besides the supervisor's orders.
+fn take_signals() -> Result<OwnedFd, Errno> {
+    let mut taken = SigSet::empty();
+    taken.add(Signal::SIGCHLD);
+    // A terminal that hangs up tells the leader of its session, which is the keeper (__tty_hangup).
+    taken.add(Signal::SIGHUP);
+    // Putting the program into the foreground must not stop the keeper.
+    taken.add(Signal::SIGTTOU);
+    spawn::signal_descriptor(&taken).map(files::adopt)
+}
+
+impl Keeping<'_> {
+    /// Starts the program, reaps, and carries orders until the program ends.
+    pub(super) fn serve(&self, foreground: bool) -> Result<(), Fault> {
+        let signals = take_signals().at(Stage::Process)?;
+        let Some(program) = self.start(signals.as_fd(), foreground)? else { return Ok(()) };
+        let mut aside = None;
+        // What became of the program may have been told while it was started.
+        let mut told = true;
+        loop {
+            let (ordered, changed) = match std::mem::take(&mut told) {
+                true => (false, true),
+                false => spawn::wait_readable([self.socket, signals.as_fd()]).at(Stage::Process)?,
+            };
+            if changed && self.look_around(signals.as_fd(), program) {
+                return Ok(());
+            }
+            if ordered {
+                match Order::receive(self.socket) {
+                    Ok((Order::Group(signal), _)) => {
+                        let _ = spawn::kill(-program, signal);
+                    }
+                    Ok((Order::Resume { foreground }, _)) => {
+                        if let Some(terminal) = self.terminal {
+                            aside = place(terminal, program, foreground, aside);
+                        }
+                        let _ = spawn::kill(-program, libc::SIGCONT);
+                    }
+                    Ok((Order::Keep(later), descriptors)) if self.is_init => {
+                        self.make_keeper(later, descriptors, signals.as_fd());
+                    }
+                    Ok(_) => {}
+                    // The supervisor is gone: everything ends with init.
+                    Err(_) => return Ok(()),
+                }
+            }
+        }
+    }
+
+    /// Passes hang-ups on and reaps; says whether the program has ended.
+    fn look_around(&self, signals: BorrowedFd<'_>, program: i32) -> bool {
+        while let Some(signal) = spawn::read_signal(signals) {
+            if signal == libc::SIGHUP {
+                let _ = spawn::kill(-program, libc::SIGHUP);
+                let _ = spawn::kill(-program, libc::SIGCONT);
+            }
+        }
+        while let Some(Change { pid, status, cpu_us, peak_kib }) = spawn::reap() {
+            if pid != program {
+                continue;
+            }
+            if libc::WIFSTOPPED(status) {
+                let _ = Event::Stopped(libc::WSTOPSIG(status)).send(self.socket, &[]);
+                continue;
+            }
+            if self.is_init {
+                self.plan.return_offsets();
+            }
+            let _ = Event::Ended(End { status, cpu_us, peak_kib }).send(self.socket, &[]);
+            return true;
+        }
+        false
+    }
+
+    /// The program's pid, once it runs.
+    fn start(&self, signals: BorrowedFd<'_>, foreground: bool) -> Result<Option<i32>, Fault> {
+        let (result, report) = files::pipe().at(Stage::Process)?;
+        let program = Starting { keeping: self, foreground, report: report.as_fd() };
+        let pid = spawn::spawn(0, &program, become_program).at(Stage::Process)?;
+        drop(report);
+        let stopped = await_exec(pid, result.as_fd(), signals).at(Stage::Process)?;
+        let mut failure = [0; 8];
+        match files::read_once(result.as_fd(), &mut failure).at(Stage::Process)? {
+            0 => {
+                send_with_pidfd(Event::Started, self.socket, pid, None);
+                if let Some(signal) = stopped {
+                    let _ = spawn::kill(-pid, signal);
+                }
+                Ok(Some(pid))
+            }
+            _ => {
+                let [a, b, c, d, e, f, g, h] = failure;
+                let errno = i32::from_ne_bytes([a, b, c, d]);
+                let candidate = u32::from_ne_bytes([e, f, g, h]);
+                let _ = Event::NotExecuted(errno, candidate).send(self.socket, &[]);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Makes a keeper. What does not work is said on its own socket.
+    fn make_keeper(&self, later: Later, descriptors: Descriptors, signals: BorrowedFd<'_>) {
+        // Where standard streams of init's are closed, their numbers are the first that are free.
+        let lifted = |fd: OwnedFd| match fd.as_raw_fd() {
+            0..3 => files::duplicate(fd.as_raw_fd()).ok(),
+            _ => Some(fd),
+        };
+        let descriptors = descriptors.map(|fd| fd.and_then(lifted));
+        let [Some(lists), Some(socket), streams @ ..] = descriptors else { return };
+        let task = KeeperTask {
+            plan: self.plan,
+            later,
+            lists: lists.as_fd(),
+            socket: socket.as_fd(),
+            streams: &streams,
+            not_its_own: [self.socket.as_raw_fd(), signals.as_raw_fd()],
+        };
+        if let Err(errno) = spawn::spawn(0, &task, keeper) {
+            let fault = Event::Fault(Stage::Process, 0, errno as i32);
+            let _ = fault.send(socket.as_fd(), &[]);
+        }
+    }
+}
+
+/// Sends an event with a descriptor that stands for `pid`, where the host gives one, and another one.
+fn send_with_pidfd(event: Event, socket: BorrowedFd<'_>, pid: i32, second: Option<BorrowedFd<'_>>) {
+    let pidfd = process::pidfd_open(pid, false).ok();
+    let _ = match (&pidfd, second) {
+        (Some(pidfd), Some(second)) => event.send(socket, &[pidfd.as_fd(), second]),
+        (Some(pidfd), None) => event.send(socket, &[pidfd.as_fd()]),
+        (None, _) => event.send(socket, &[]),
+    };
+}
+
+/// What a keeper begins with.
+struct KeeperTask<'k> {
+    plan: &'k Plan,
+    later: Later,
+    lists: BorrowedFd<'k>,
+    socket: BorrowedFd<'k>,
+    streams: &'k [Option<OwnedFd>],
+    /// Init's own descriptors, of which it is a copy.
+    not_its_own: [i32; 2],
+}
+
+/// A keeper's whole life.
+fn keeper(task: &KeeperTask<'_>) -> ! {
+    spawn::set_name(c"sandbox-keeper");
+    let status = match keep(task) {
+        Ok(()) => 0,
+        Err(Fault { stage, index, errno }) => {
+            let _ = Event::Fault(stage, index, errno as i32).send(task.socket, &[]);
+            1
+        }
+    };
+    spawn::exit_now(status)
+}
+
+fn keep(task: &KeeperTask<'_>) -> Result<(), Fault> {
+    for fd in task.not_its_own {
+        let _ = files::close_now(fd);
+    }
+    // Descriptors that the run's own program was given are not for later ones.
+    for fd in &task.plan.descriptors {
+        let _ = files::close_now(*fd);
+    }
+    occupy_streams().at(Stage::Stream)?;
+    spawn::become_subreaper().at(Stage::Process)?;
+    spawn::new_session().at(Stage::Terminal)?;
+    let terminal = take_streams(task)?;
+    let lists = StringLists::map(task.lists, task.later.words as usize).at(Stage::Process)?;
+    let program = Lists(&lists);
+    let workdir = program.workdir().at(Stage::Workdir)?;
+    files::change_directory(workdir).at(Stage::Workdir)?;
+
+    let master = terminal.as_ref().map(|(master, _)| master.as_fd());
+    send_with_pidfd(Event::Ready, task.socket, spawn::own_pid(), master);
+    // Only the other side holds the master from here on: when it lets go, the program is hung up.
+    let terminal = terminal.map(|(_, slave)| slave);
+    let Ok((Order::Start { foreground }, _)) = Order::receive(task.socket) else { return Ok(()) };
+    let keeping = Keeping {
+        plan: task.plan,
+        program,
+        socket: task.socket,
+        terminal: terminal.as_ref().map(AsFd::as_fd),
+        is_init: false,
+        closed: [0, 1, 2].map(|fd| !task.later.open[fd] && !task.later.terminal[fd]),
+    };
+    keeping.serve(foreground)?;
+    // A pipe or terminal that the program is done with is not held open.
+    occupy_streams().at(Stage::Stream)?;
+    drop(terminal);
+    while spawn::await_end().is_ok() {}
+    Ok(())
+}
+
+/// Puts /dev/null in place of all standard streams: their numbers are never free in a keeper.
+fn occupy_streams() -> Result<(), Errno> {
+    let null = files::open(c"/dev/null", libc::O_RDWR, 0)?;
+    for fd in 0..3 {
+        files::place(null.as_raw_fd(), fd)?;
+    }
+    // It may be one of them.
+    if null.as_raw_fd() < 3 {
+        std::mem::forget(null);
+    }
+    Ok(())
+}
+
+/// The standard streams: those handed over, or a terminal of its own.
+fn take_streams(task: &KeeperTask<'_>) -> Result<Option<(OwnedFd, OwnedFd)>, Fault> {
+    let Later { open, terminal: wanted, .. } = task.later;
+    let mut given = task.streams.iter().flatten();
+    for fd in (0..3).filter(|fd| open[*fd]) {
+        let stream = given.next().ok_or(Errno::EBADMSG).at(Stage::Stream)?;
+        files::place(stream.as_raw_fd(), fd as i32).at_index(Stage::Stream, fd)?;
+    }
+    if !wanted.contains(&true) {
+        return Ok(None);
+    }
+    let (master, slave) = pty::open_pair().at(Stage::Terminal)?;
+    terminal::make_controlling(slave.as_fd()).at(Stage::Terminal)?;
+    for (fd, wanted) in wanted.into_iter().enumerate() {
+        if wanted {
+            files::place(slave.as_raw_fd(), fd as i32).at(Stage::Terminal)?;
+        }
+    }
+    Ok(Some((master, slave)))
+}
+
+/// Moves the program to the foreground of its terminal or to the background, where reading stops it.
+/// The group that was in the foreground (a job of a shell, not the program's own) is remembered in
+/// the background and comes back.
+fn place(
+    terminal: BorrowedFd<'_>,
+    program: i32,
+    foreground: bool,
+    aside: Option<i32>,
+) -> Option<i32> {
+    let own = spawn::own_pid();
+    let current = pty::foreground(terminal).unwrap_or(own);
+    match (foreground, current == own) {
+        (true, true) => {
+            if pty::set_foreground(terminal, aside.unwrap_or(program)).is_err() {
+                let _ = pty::set_foreground(terminal, program);
+            }
+            None
+        }
+        (false, false) => {
+            let _ = pty::set_foreground(terminal, own);
+            Some(current)
+        }
+        _ => aside,
+    }
+}
+
+/// What the program's process needs between its clone and its exec.
+struct Starting<'s> {
+    keeping: &'s Keeping<'s>,
+    foreground: bool,
+    /// Tells the keeper why it could not be executed; closes by itself when it could.
+    report: BorrowedFd<'s>,
+}
+
+/// Waits until the program's process is executed or says why not. The user's keys reach it before
+/// that: a process that stopped then would never say anything, so it goes on, and the program gets
+/// the signal that is given here.
+fn await_exec(
+    pid: i32,
+    result: BorrowedFd<'_>,
+    signals: BorrowedFd<'_>,
+) -> Result<Option<i32>, Errno> {
+    let mut stopped = None;
+    loop {
+        let (told, changed) = spawn::wait_readable([result, signals])?;
+        if told {
+            return Ok(stopped);
+        }
+        if changed {
+            while let Some(signal) = spawn::read_signal(signals) {
+                if signal == libc::SIGHUP {
+                    let _ = spawn::kill(pid, libc::SIGHUP);
+                }
+            }
+            if let Some(signal) = spawn::stopped(pid) {
+                stopped = Some(signal);
+                let _ = spawn::kill(pid, libc::SIGCONT);
+            }
+        }
+    }
+}
+
+fn become_program(starting: &Starting<'_>) -> ! {
+    let keeping = starting.keeping;
+    let _ = spawn::new_process_group();
+    if let (Some(terminal), true) = (keeping.terminal, starting.foreground) {
+        let _ = pty::set_foreground(terminal, spawn::own_pid());
+    }
+    spawn::restore_signals(&keeping.plan.signal_mask);
+    for fd in (0..3).filter(|fd| keeping.closed[*fd]) {
+        let _ = files::close_now(fd as i32);
+    }
+    let (errno, candidate) = execute(keeping.program).unwrap_or_else(|errno| (errno, 0));
+    let mut report = [0; 8];
+    report[..4].copy_from_slice(&(errno as i32).to_ne_bytes());
+    report[4..].copy_from_slice(&(candidate as u32).to_ne_bytes());
+    let _ = files::write_whole(starting.report, &report);
+    spawn::exit_now(127)
+}
+
+/// As execvp(3): the first candidate that can be executed; a file without a known format is a
+/// shell script, unless it is an ELF file of a kind that this kernel does not run. Gives why none
+/// could, and the candidate that this is about.
+fn execute(program: Lists<'_>) -> Result<(Errno, usize), Errno> {
+    let (argv, envp) = (program.argv()?, program.envp()?);
+    let mut outcome = (Errno::ENOENT, 0);
+    let mut index = 0;
+    while let Some(candidate) = program.candidate(index) {
+        let errno = match spawn::execute(candidate.path, argv, envp) {
+            Errno::ENOEXEC if !files::starts_with(candidate.path, b"\x7fELF") => {
+                spawn::execute(c"/bin/sh", candidate.by_shell, envp)
+            }
+            errno => errno,
+        };
+        match errno {
+            Errno::ENOENT | Errno::ENOTDIR | Errno::ESTALE | Errno::ENODEV => {}
+            // Another directory of PATH may hold one that can be executed; and a directory that
+            // may not be searched holds nothing.
+            Errno::EACCES if files::exists(candidate.path) => outcome = (errno, index),
+            Errno::EACCES => {}
+            _ => return Ok((errno, index)),
+        }
+        index += 1;
+    }
+    Ok(outcome)
+}
