@@ -6,7 +6,7 @@
 //! Kernel::lifecycle
 //!   TaskSet::inner
 //!     Task::filters
-//!       Undelivered::results, Refusals::kinds, Events::limit, KernelLog::ring   (leaves)
+//!       Undelivered::results, Refusals::kinds, Keepers::all, Events::limit, KernelLog::ring   (leaves)
 //! ```
 
 use std::collections::HashMap;
@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use nix::errno::Errno;
 use tokio::sync::watch;
 
+use super::census::Keepers;
 use super::events::{Event, Events};
 use super::features::Features;
 use super::log::{KernelLog, Level};
@@ -58,6 +59,10 @@ pub enum KernelError {
     NoTasks,
     /// The host refused a signal.
     Signal(Errno),
+    /// The guest has no process of this number.
+    NoSuchTask(i32),
+    /// The processes could not be listed.
+    Census(Errno),
 }
 
 impl std::fmt::Display for KernelError {
@@ -70,6 +75,14 @@ impl std::fmt::Display for KernelError {
             KernelError::AlreadyStarted => f.write_str("kernel already started"),
             KernelError::NoTasks => f.write_str("kernel contains no tasks"),
             KernelError::Signal(errno) => write!(f, "cannot signal the program: {}", errno.desc()),
+            KernelError::NoSuchTask(pid) => {
+                write!(f, "the sandbox has no process {pid}; `sandbox ps ID` shows those it has")
+            }
+            KernelError::Census(errno) => write!(
+                f,
+                "cannot list the sandbox's processes in /proc: {}; mount a proc of this pid namespace there",
+                errno.desc()
+            ),
         }
     }
 }
@@ -89,6 +102,7 @@ pub struct Kernel {
     /// The program's wait status, once it has ended.
     exit: watch::Sender<Option<i32>>,
     tasks: TaskSet,
+    pub(super) keepers: Keepers,
     log: KernelLog,
     events: Events,
     refusals: Refusals,
@@ -121,6 +135,7 @@ impl Kernel {
             lifecycle: Mutex::new(Lifecycle::Created),
             exit: watch::Sender::new(None),
             tasks: TaskSet::default(),
+            keepers: Keepers::default(),
             log,
             events: Events::new(args.announce),
             refusals: Refusals::default(),

@@ -6,6 +6,7 @@
 
 mod block;
 pub mod call;
+mod census;
 mod dispatch;
 mod events;
 mod features;
@@ -13,11 +14,13 @@ mod ids;
 mod kernel;
 mod log;
 mod refusals;
+mod signals;
 pub mod syscalls;
 mod task;
 mod task_set;
 
 pub use block::Interrupted;
+pub use census::ProcessInfo;
 pub use events::{Event, Events, Record};
 pub use features::Features;
 pub use ids::{Cookies, UniqueIds};
