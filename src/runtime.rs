@@ -5,23 +5,25 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use nix::sys::signal::{SigSet, SigmaskHow, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SignalFd, siginfo};
 use nix::unistd::Pid;
 use tokio::io::unix::AsyncFd;
 
 use crate::config::{Network, RunSpec, Voice, Without};
-use crate::launch::{Behind, End, Event, Launch, LaunchError, Order, Plan, PlanError};
+use crate::launch::{Behind, End, Event, Launch, LaunchError, Plan, PlanError};
 use crate::notify::filter::{self, FilterError};
 use crate::notify::{Engine, Listener, Options};
 use crate::sentry::{self, Kernel, KernelArgs, KernelError};
 use crate::sys::message::Descriptors;
 use crate::sys::process;
 use crate::sys::ready::watch_readable;
-use crate::terminal::{Relay, Resume, Terminal};
+use crate::terminal::Terminal;
 
+mod job;
 mod network;
 
+use job::{Job, Reaction, Signals};
 use network::RefusedPackets;
 
 /// How a run ended.
@@ -151,12 +153,8 @@ struct Supervisor<'p> {
     kernel: Arc<Kernel>,
     /// The program's process, as the host numbers it; 0 before it runs.
     pid: i32,
-    relay: Option<Relay>,
-    /// Whether the program starts in the foreground of its terminal, if it has one.
-    foreground: bool,
+    job: Job,
     packets: Option<RefusedPackets>,
-    /// A SIGINT came to the supervisor itself: it was no key.
-    passed_interrupt: bool,
     /// Signals that arrived before the program was known to run.
     early: Vec<i32>,
 }
@@ -194,20 +192,8 @@ impl<'p> Supervisor<'p> {
         let packets = (spec.network == Network::None)
             .then(|| RefusedPackets::watch(behind.init_pid()))
             .flatten();
-        let (relay, foreground, early) = (None, true, Vec::new());
-        let passed_interrupt = false;
-        Ok(Supervisor {
-            spec,
-            plan,
-            behind,
-            kernel,
-            pid: 0,
-            relay,
-            foreground,
-            packets,
-            passed_interrupt,
-            early,
-        })
+        let (job, early) = (Job::new(None), Vec::new());
+        Ok(Supervisor { spec, plan, behind, kernel, pid: 0, job, packets, early })
     }
 
     /// Starts the program and follows it to its end.
@@ -216,19 +202,19 @@ impl<'p> Supervisor<'p> {
         signals: Signals,
         terminal: Option<Terminal>,
     ) -> Result<Finished, Error> {
-        self.foreground = terminal.as_ref().is_none_or(Terminal::starts_in_foreground);
-        self.behind.start(terminal.is_some() && self.foreground)?;
+        self.job = Job::new(terminal.as_ref());
+        self.behind.start(terminal.is_some() && self.job.foreground())?;
 
         let own = |error| Error::Own("wait for the sandbox", error);
         let mut terminal = terminal.zip(self.behind.master.take());
         let mut sources = Sources {
-            signalled: watch_readable(signals.fd.as_fd()).map_err(own)?,
+            signalled: signals.watch()?,
             signals: signals.fd,
             init: watch_readable(self.behind.socket()).map_err(own)?,
             terminal: None,
         };
         let end = loop {
-            match sources.next(&self.behind, self.relay.is_some()).await? {
+            match sources.next(&self.behind, self.job.is_carrying()).await? {
                 Next::Init(event, fds) => {
                     let started = matches!(event, Event::Started);
                     if let Some(end) = self.on_event(event, fds)? {
@@ -238,23 +224,15 @@ impl<'p> Supervisor<'p> {
                     // would find nobody there. Until then the outer terminal does that, and what it
                     // sends to the supervisor is passed on in order.
                     if let (true, Some((terminal, master))) = (started, terminal.take()) {
-                        sources.terminal = Some(self.carry(terminal, master)?);
+                        sources.terminal = Some(self.job.carry(terminal, master)?);
                     }
                 }
                 Next::Signal(signal) => self.on_signal(&signal)?,
-                // The guest sees its own terminal hang up.
-                Next::TerminalGone => self.relay = None,
+                Next::TerminalGone => self.job.hang_up(),
                 Next::Nothing => {}
             }
         };
         Ok(self.finish(end))
-    }
-
-    /// Begins to carry the terminal; gives what becomes readable when it is gone.
-    fn carry(&mut self, terminal: Terminal, master: OwnedFd) -> Result<AsyncFd<OwnedFd>, Error> {
-        let own = |error| Error::Own("carry the terminal", error);
-        let relay = self.relay.insert(terminal.relay(master).map_err(own)?);
-        watch_readable(relay.notice()).map_err(own)
     }
 
     /// Gives how the program ended, once it has.
@@ -272,7 +250,7 @@ impl<'p> Supervisor<'p> {
                     self.signal(signal)?;
                 }
             }
-            Event::Stopped(signal) => self.suspend(signal)?,
+            Event::Stopped(signal) => self.behind.order(self.job.suspend(signal))?,
             Event::Ended(end) => return Ok(Some(end)),
             Event::NotExecuted(errno, _) => {
                 return Err(Error::NotExecuted {
@@ -288,51 +266,11 @@ impl<'p> Supervisor<'p> {
         Ok(None)
     }
 
-    /// The program has stopped: so does the supervisor, as the job that its shell sees; when it is
-    /// continued, so is the program.
-    fn suspend(&mut self, signal: i32) -> Result<(), Error> {
-        let signal = Signal::try_from(signal).unwrap_or(Signal::SIGSTOP);
-        let resume = match &mut self.relay {
-            Some(relay) => match relay.suspend(signal) {
-                Ok(resume) => resume,
-                Err(_) => {
-                    self.relay = None;
-                    Resume { foreground: true }
-                }
-            },
-            None => {
-                // A stop cannot be caught or blocked, so this returns once somebody continues us.
-                let _ = nix::sys::signal::raise(Signal::SIGSTOP);
-                Resume { foreground: true }
-            }
-        };
-        Ok(self.behind.order(Order::Resume { foreground: resume.foreground })?)
-    }
-
     fn on_signal(&mut self, signal: &siginfo) -> Result<(), Error> {
-        let number = signal.ssi_signo as i32;
-        self.passed_interrupt |= number == libc::SIGINT;
-        match Signal::try_from(number) {
-            Ok(Signal::SIGWINCH) => {
-                if let Some(relay) = &self.relay {
-                    relay.resize();
-                }
-            }
-            Ok(Signal::SIGCONT) => {
-                let resume = match &mut self.relay {
-                    Some(relay) => relay.continued().ok(),
-                    None => Some(Resume { foreground: self.foreground }),
-                };
-                match resume {
-                    Some(Resume { foreground }) => {
-                        self.behind.order(Order::Resume { foreground })?;
-                    }
-                    None => self.relay = None,
-                }
-            }
-            // A key of the terminal is meant for the whole job, a signal of a process for one.
-            _ if signal.ssi_code > 0 => self.behind.order(Order::Group(number))?,
-            _ => self.signal(number)?,
+        match self.job.on_signal(signal) {
+            Reaction::Order(order) => self.behind.order(order)?,
+            Reaction::Pass(number) => self.signal(number)?,
+            Reaction::Done => {}
         }
         Ok(())
     }
@@ -360,14 +298,7 @@ impl<'p> Supervisor<'p> {
             peak_memory: end.peak_kib * 1024,
         });
         self.kernel.exited(status);
-        let interrupted = self.relay.is_some()
-            && !self.passed_interrupt
-            && libc::WIFSIGNALED(status)
-            && libc::WTERMSIG(status) == libc::SIGINT;
-        if let Some(relay) = self.relay.take() {
-            // The terminal is gone or the user is in a hurry: nobody is left to tell.
-            let _ = relay.finish();
-        }
+        let interrupted = self.job.finish(status);
         if let Some(packets) = &self.packets {
             packets.note(self.kernel.refusals());
         }
@@ -421,55 +352,6 @@ fn lost(errno: Errno) -> Error {
         Errno::EPIPE | Errno::ECONNRESET => LaunchError::Vanished("while the program ran"),
         errno => LaunchError::Own("hear from the sandbox's init process", errno),
     })
-}
-
-/// The signals that are meant for the program, read instead of suffered.
-struct Signals {
-    fd: SignalFd,
-    /// What was blocked before: the program gets it back.
-    before: SigSet,
-}
-
-impl Signals {
-    fn take() -> Result<Signals, Error> {
-        let own = |errno: Errno| Error::Own("take over the signals", errno.into());
-        let ignored = ignored_signals();
-        let mut taken = SigSet::empty();
-        for signal in [
-            Signal::SIGHUP,
-            Signal::SIGINT,
-            Signal::SIGQUIT,
-            Signal::SIGTERM,
-            Signal::SIGUSR1,
-            Signal::SIGUSR2,
-            Signal::SIGALRM,
-            Signal::SIGTSTP,
-            Signal::SIGTTIN,
-            Signal::SIGTTOU,
-            Signal::SIGCONT,
-            Signal::SIGWINCH,
-        ] {
-            // What the caller ignores (nohup) stays ignored, inside too.
-            if ignored & (1 << (signal as i32 - 1)) == 0 {
-                taken.add(signal);
-            }
-        }
-        let before = taken.thread_swap_mask(SigmaskHow::SIG_BLOCK).map_err(own)?;
-        let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
-        let fd = SignalFd::with_flags(&taken, flags).map_err(own)?;
-        Ok(Signals { fd, before })
-    }
-}
-
-/// The signals that this process ignores (proc_pid_status(5), SigIgn).
-fn ignored_signals() -> u64 {
-    std::fs::read_to_string("/proc/self/status")
-        .ok()
-        .and_then(|status| {
-            let line = status.lines().find_map(|line| line.strip_prefix("SigIgn:"))?;
-            u64::from_str_radix(line.trim(), 16).ok()
-        })
-        .unwrap_or(0)
 }
 
 /// The status for the caller that a wait status stands for (wait(2)).
