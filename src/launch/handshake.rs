@@ -70,10 +70,10 @@ impl std::fmt::Display for LaunchError {
                 f.write_str(&super::host::explain_userns_refusal(*errno))
             }
             LaunchError::Map(file, errno) => {
-                write!(f, "cannot write {file} of the new user namespace: {}", errno.desc())
+                write!(f, "cannot write {file} of the new user namespace: {}", why(*errno))
             }
             LaunchError::Stage { what, errno, .. } => {
-                write!(f, "cannot {what}: {}", errno.desc())
+                write!(f, "cannot {what}: {}", why(*errno))
             }
             LaunchError::Seccomp(errno) => {
                 f.write_str(&super::host::explain_seccomp_refusal(*errno))
@@ -87,6 +87,14 @@ impl std::fmt::Display for LaunchError {
 }
 
 impl std::error::Error for LaunchError {}
+
+/// An error of the set-up inside in words, with cause and remedy where somebody refused it.
+fn why(errno: Errno) -> String {
+    match super::host::explain_refusal_inside(errno) {
+        Some(cause_and_remedy) => format!("{}: {cause_and_remedy}", errno.desc()),
+        None => errno.desc().to_owned(),
+    }
+}
 
 impl<'p> Launch<'p> {
     /// Makes the namespaces and sets init to work. The caller must have no other thread yet: the
