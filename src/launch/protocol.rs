@@ -218,6 +218,16 @@ mod tests {
     }
 
     #[test]
+    fn what_was_said_before_the_end_is_heard_although_an_order_was_left_unread() {
+        let (ours, theirs) = message::pair().unwrap();
+        Event::Ended(7).send(theirs.as_fd(), None).unwrap();
+        Order::Resume { foreground: true }.send(ours.as_fd()).unwrap();
+        drop(theirs);
+        assert_eq!(Event::receive(ours.as_fd()).unwrap().0, Event::Ended(7));
+        assert!(matches!(Event::receive(ours.as_fd()), Err(Errno::EPIPE)));
+    }
+
+    #[test]
     fn an_unknown_or_short_message_is_an_error_and_a_closed_socket_says_so() {
         let (ours, theirs) = message::pair().unwrap();
         message::send(ours.as_fd(), &encode([99, 0, 0, 0]), None).unwrap();
