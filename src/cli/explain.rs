@@ -156,6 +156,9 @@ fn walls(spec: &RunSpec) -> Vec<String> {
         format!("namespaces: {}", namespaces.join(" ")),
         "no capabilities, no new privileges, a seccomp filter".to_owned(),
     ];
+    if lacks(Without::TIME_NAMESPACES) {
+        lines.push("no time namespace: the monotonic clock is the host's".to_owned());
+    }
     let features: Vec<String> =
         spec.features.iter_names().map(|(name, _)| name.to_lowercase()).collect();
     lines.push(format!("traps for: {}", features.join(" ").replace('_', "-")));
@@ -198,9 +201,21 @@ mod tests {
         has(&["MY_TOKEN", "its name looks like a secret's"]);
         has(&["descriptors", "0 1 2 7"]);
         has(&["without: sync-wake-up landlock"]);
+        has(&["namespaces: user", " time"]);
+        assert!(!text.contains("monotonic clock"), "time namespaces are there:\n{text}");
         assert!(!text.contains("hunter2"), "a secret is printed:\n{text}");
         // The reasons of all mounts begin in one column.
         let column = |part: &str| text.lines().find_map(|line| line.find(part));
         assert_eq!(column("default: network logins"), column("the working directory"));
+    }
+
+    #[test]
+    fn a_host_without_time_namespaces_is_told_of() {
+        let mut host = TestHost::ordinary();
+        host.host.time_namespaces = false;
+        let text = decisions(&resolve(&options(&[]), &host.host).unwrap());
+        assert!(text.contains("no time namespace: the monotonic clock is the host's"), "{text}");
+        let namespaces = text.lines().find(|line| line.contains("namespaces: user")).unwrap();
+        assert!(!namespaces.contains("time"), "{namespaces}");
     }
 }

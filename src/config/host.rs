@@ -38,6 +38,8 @@ pub struct Host {
     pub sockets: Vec<PathBuf>,
     /// Where the host's processes can be seen besides /proc.
     pub process_views: Vec<PathBuf>,
+    /// The kernel has time namespaces (/proc/self/ns/time, Linux 5.6 with CONFIG_TIME_NS).
+    pub time_namespaces: bool,
     /// The user database.
     pub accounts: Box<dyn Accounts>,
     /// What was found at a path, so that ten thousand rules about one directory look at its
@@ -87,6 +89,7 @@ impl Host {
             process_views: process_views(
                 &std::fs::read("/proc/self/mountinfo").unwrap_or_default(),
             ),
+            time_namespaces: Path::new("/proc/self/ns/time").exists(),
             accounts: Box::new(SystemAccounts),
             seen: RefCell::default(),
         }

@@ -68,7 +68,7 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
         mounts: view.into_mounts(),
         descriptors: check_descriptors(&options.descriptors, host)?,
         features: features(options),
-        without: options.without,
+        without: without(options, host),
         voice: options.voice,
     })
 }
@@ -90,6 +90,14 @@ fn features(options: &Options) -> Features {
     match options.voice {
         Voice::Verbose => Features::ALWAYS | Features::EXEC_EVENTS,
         Voice::Normal | Voice::Quiet => Features::ALWAYS,
+    }
+}
+
+/// What the user wants to do without, and what this host lacks that is no wall.
+fn without(options: &Options, host: &Host) -> Without {
+    match host.time_namespaces {
+        true => options.without,
+        false => options.without | Without::TIME_NAMESPACES,
     }
 }
 

@@ -33,8 +33,9 @@ pub struct RunSpec {
     pub descriptors: Vec<RawFd>,
     /// Decides which rows of the syscall table trap.
     pub features: Features,
-    /// Facilities of the host that this run does without, as if they were absent (`--without`,
-    /// hidden: the fallbacks are tested with it).
+    /// Facilities that this run does without: because they are to be taken for absent (`--without`,
+    /// hidden: the fallbacks are tested with it), or because they are, where that takes no wall away
+    /// (time namespaces).
     pub without: Without,
     /// How much is said on stderr.
     pub voice: Voice,

@@ -25,6 +25,16 @@ fn a_plain_run_is_described() {
 }
 
 #[test]
+fn a_run_does_without_time_namespaces_where_there_are_none() {
+    let mut host = TestHost::ordinary();
+    assert_eq!(host.resolve(&options(&[])).unwrap().without, Without::empty());
+    host.host.time_namespaces = false;
+    let wishes = with(|o| o.without = Without::LANDLOCK);
+    let all = Without::LANDLOCK | Without::TIME_NAMESPACES;
+    assert_eq!(host.resolve(&wishes).unwrap().without, all);
+}
+
+#[test]
 fn a_program_is_needed() {
     let host = TestHost::ordinary();
     let error = |argv: &[&str]| {

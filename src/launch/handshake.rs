@@ -28,6 +28,8 @@ pub struct Launch<'p> {
 #[derive(Debug)]
 struct Init {
     pid: Pid,
+    /// Stands for it, until it is taken.
+    pidfd: Option<OwnedFd>,
     socket: OwnedFd,
     reaped: bool,
 }
@@ -81,10 +83,10 @@ impl std::fmt::Display for LaunchError {
                 f.write_str(&super::host::explain_userns_refusal(*errno))
             }
             LaunchError::Map(file, errno) => {
-                write!(f, "cannot write {file} of the new user namespace: {}", errno.desc())
+                write!(f, "cannot write {file} of the new user namespace: {}", why(*errno))
             }
             LaunchError::Stage { what, errno, .. } => {
-                write!(f, "cannot {what}: {}", errno.desc())
+                write!(f, "cannot {what}: {}", why(*errno))
             }
             LaunchError::Seccomp(errno) => {
                 f.write_str(&super::host::explain_seccomp_refusal(*errno))
@@ -100,6 +102,14 @@ impl std::fmt::Display for LaunchError {
 
 impl std::error::Error for LaunchError {}
 
+/// An error of the set-up inside in words, with cause and remedy where somebody refused it.
+fn why(errno: Errno) -> String {
+    match super::host::explain_refusal(errno) {
+        Some(cause_and_remedy) => format!("{}: {cause_and_remedy}", errno.desc()),
+        None => errno.desc().to_owned(),
+    }
+}
+
 impl<'p> Launch<'p> {
     /// Makes the namespaces and sets init to work. The caller must have no other thread yet: the
     /// child's kill-when-the-parent-dies is tied to the calling thread, which has to stay.
@@ -112,10 +122,10 @@ impl<'p> Launch<'p> {
         }
         let (socket, theirs) = message::pair().map_err(|e| LaunchError::Own("make a socket", e))?;
         let start = init::Start { plan, socket: theirs.as_raw_fd(), other_end: socket.as_raw_fd() };
-        let pid =
+        let (pid, pidfd) =
             spawn::spawn(plan.namespaces, &start, init::main).map_err(LaunchError::Namespaces)?;
         drop(theirs);
-        let init = Init { pid: Pid::from_raw(pid), socket, reaped: false };
+        let init = Init { pid: Pid::from_raw(pid), pidfd: Some(pidfd), socket, reaped: false };
         init.map_ids(spec)?;
         init.order(Order::Go)?;
         Ok(Launch { plan, init })
@@ -194,6 +204,11 @@ impl Behind {
     /// The host's pid of the guest's init.
     pub fn init_pid(&self) -> i32 {
         self.init.pid.as_raw()
+    }
+
+    /// What stands for the guest's init, once.
+    pub fn take_init(&mut self) -> Option<OwnedFd> {
+        self.init.pidfd.take()
     }
 
     /// The listener, once.

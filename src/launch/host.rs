@@ -22,8 +22,8 @@ use facts::{
 pub use findings::{Finding, Group, State, able};
 pub use refusal::{Cause, Container, RefusalFacts, apparmor_profile, classify, classify_listener};
 
-/// One sentence for the operator: why the namespaces of a run, or what it does in them, were
-/// refused with `errno`, and the remedy for this host.
+/// One sentence for the operator: why the namespaces of a run were refused with `errno`, and the
+/// remedy for this host.
 #[must_use]
 pub fn explain_userns_refusal(errno: Errno) -> String {
     let cause = classify(&refusal_facts(errno));
@@ -33,6 +33,23 @@ pub fn explain_userns_refusal(errno: Errno) -> String {
         cause.what(),
         cause.remedy()
     )
+}
+
+/// Who refused with `errno` what a run does besides, in namespaces of its own or before, and the
+/// remedy for this host; `None` where it was nobody who is known to refuse such things.
+#[must_use]
+pub fn explain_refusal(errno: Errno) -> Option<String> {
+    if !matches!(errno, Errno::EPERM | Errno::EACCES | Errno::ENOSYS) {
+        return None;
+    }
+    let cause = classify(&refusal_facts(errno));
+    // EACCES is what file permissions say; only security modules say it besides.
+    let known = match cause {
+        Cause::AppArmorRestriction { .. } | Cause::AppArmorProfile(_) | Cause::Selinux => true,
+        Cause::Container(_) | Cause::SeccompFilter => errno != Errno::EACCES,
+        _ => false,
+    };
+    known.then(|| format!("{}; {}", cause.what(), cause.remedy()))
 }
 
 /// One sentence for the operator: why loading the filter and its listener was refused with

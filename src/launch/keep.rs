@@ -17,7 +17,7 @@ use super::protocol::{End, Event, Later, Order, Stage};
 use crate::sys::message::Descriptors;
 use crate::sys::spawn::Change;
 use crate::sys::strings::StringLists;
-use crate::sys::{files, process, pty, spawn, terminal};
+use crate::sys::{files, pty, spawn, terminal};
 
 /// One program and what it is kept with.
 pub(super) struct Keeping<'k> {
@@ -111,13 +111,13 @@ impl Keeping<'_> {
     fn start(&self, signals: BorrowedFd<'_>, foreground: bool) -> Result<Option<i32>, Fault> {
         let (result, report) = files::pipe().at(Stage::Process)?;
         let program = Starting { keeping: self, foreground, report: report.as_fd() };
-        let pid = spawn::spawn(0, &program, become_program).at(Stage::Process)?;
+        let (pid, pidfd) = spawn::spawn(0, &program, become_program).at(Stage::Process)?;
         drop(report);
         let stopped = await_exec(pid, result.as_fd(), signals).at(Stage::Process)?;
         let mut failure = [0; 8];
         match files::read_once(result.as_fd(), &mut failure).at(Stage::Process)? {
             0 => {
-                send_with_pidfd(Event::Started, self.socket, pid, None);
+                let _ = Event::Started.send(self.socket, &[pidfd.as_fd()]);
                 if let Some(signal) = stopped {
                     let _ = spawn::kill(-pid, signal);
                 }
@@ -150,21 +150,11 @@ impl Keeping<'_> {
             streams: &streams,
             not_its_own: [self.socket.as_raw_fd(), signals.as_raw_fd()],
         };
-        if let Err(errno) = spawn::spawn(0, &task, keeper) {
-            let fault = Event::Fault(Stage::Process, 0, errno as i32);
-            let _ = fault.send(socket.as_fd(), &[]);
-        }
+        let _ = match spawn::spawn(0, &task, keeper) {
+            Ok((_, pidfd)) => Event::Made.send(socket.as_fd(), &[pidfd.as_fd()]),
+            Err(errno) => Event::Fault(Stage::Process, 0, errno as i32).send(socket.as_fd(), &[]),
+        };
     }
-}
-
-/// Sends an event with a descriptor that stands for `pid`, where the host gives one, and another one.
-fn send_with_pidfd(event: Event, socket: BorrowedFd<'_>, pid: i32, second: Option<BorrowedFd<'_>>) {
-    let pidfd = process::pidfd_open(pid, false).ok();
-    let _ = match (&pidfd, second) {
-        (Some(pidfd), Some(second)) => event.send(socket, &[pidfd.as_fd(), second]),
-        (Some(pidfd), None) => event.send(socket, &[pidfd.as_fd()]),
-        (None, _) => event.send(socket, &[]),
-    };
 }
 
 /// What a keeper begins with.
@@ -208,8 +198,7 @@ fn keep(task: &KeeperTask<'_>) -> Result<(), Fault> {
     let workdir = program.workdir().at(Stage::Workdir)?;
     files::change_directory(workdir).at(Stage::Workdir)?;
 
-    let master = terminal.as_ref().map(|(master, _)| master.as_fd());
-    send_with_pidfd(Event::Ready, task.socket, spawn::own_pid(), master);
+    let _ = Event::Ready.send_with(task.socket, terminal.as_ref().map(|(master, _)| master));
     // Only the other side holds the master from here on: when it lets go, the program is hung up.
     let terminal = terminal.map(|(_, slave)| slave);
     let Ok((Order::Start { foreground }, _)) = Order::receive(task.socket) else { return Ok(()) };

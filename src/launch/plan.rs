@@ -28,7 +28,7 @@ const PROGRAM_LIMIT: usize = 4096;
 pub struct Plan {
     /// Flags of clone(2).
     pub(super) namespaces: c_int,
-    /// Whether the program gets a time namespace of its own.
+    /// Whether the program gets a time namespace of its own, if the kernel turns out to have them.
     pub(super) time_namespace: bool,
     /// Building the file view, in order.
     pub(super) steps: Vec<Step>,

@@ -3,7 +3,7 @@
 //! Both sides are the same program and the same build, so a message that is not understood is a
 //! bug; the reader says so instead of guessing.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::errno::Errno;
 
@@ -49,8 +49,8 @@ pub struct Later {
 pub enum Event {
     /// A stage of the set-up failed: stage, index in it, errno.
     Fault(Stage, u32, i32),
-    /// All stands but the filter, which a keeper has already. Carries a pidfd of the sender and the
-    /// master of the program's terminal if it has one.
+    /// All stands but the filter, which a keeper has already. Carries the master of the program's
+    /// terminal if it has one.
     Ready,
     /// The filter is loaded. Carries its listener.
     Listening,
@@ -63,6 +63,9 @@ pub enum Event {
     /// The program ended. Init ends now and everything with it; a keeper when all that the program
     /// has left behind has ended.
     Ended(End),
+    /// Init has made the keeper, before or after the keeper says that it is ready. Carries a pidfd of
+    /// it.
+    Made,
 }
 
 /// How a program ended.
@@ -203,6 +206,7 @@ impl Event {
             Event::Started => words([3]),
             Event::NotExecuted(errno, candidate) => words([4, errno as u32, candidate]),
             Event::Stopped(signal) => words([5, signal as u32]),
+            Event::Made => words([7]),
             Event::Ended(End { status, cpu_us, peak_kib }) => [
                 6,
                 status as u32,
@@ -213,6 +217,14 @@ impl Event {
             ],
         };
         message::send(socket, &encode(words), descriptors)
+    }
+
+    /// Sends it with the descriptor, if there is one. Child side.
+    pub fn send_with(self, socket: BorrowedFd<'_>, fd: Option<&impl AsFd>) -> Result<(), Errno> {
+        match fd {
+            Some(fd) => self.send(socket, &[fd.as_fd()]),
+            None => self.send(socket, &[]),
+        }
     }
 
     /// Waits for one. EPIPE: init is gone.
@@ -233,6 +245,7 @@ impl Event {
                 let (cpu_us, peak_kib) = (wide(b, c), wide(d, e));
                 Event::Ended(End { status: a as i32, cpu_us, peak_kib })
             }
+            7 => Event::Made,
             _ => return Err(Errno::EBADMSG),
         };
         Ok((event, descriptors))
@@ -241,8 +254,6 @@ impl Event {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd;
-
     use super::*;
 
     #[test]
@@ -272,6 +283,7 @@ mod tests {
             Event::Started,
             Event::NotExecuted(2, 7),
             Event::Stopped(20),
+            Event::Made,
             Event::Ended(End { status: -1, cpu_us: u64::MAX - 5, peak_kib: 1 << 40 }),
         ];
         events.extend(Stage::ALL.map(|stage| Event::Fault(stage, 3, 13)));
@@ -281,6 +293,16 @@ mod tests {
             assert_eq!(received, event);
             assert_eq!(fds.iter().flatten().count(), 1);
         }
+    }
+
+    #[test]
+    fn what_was_said_before_the_end_is_heard_although_an_order_was_left_unread() {
+        let (ours, theirs) = message::pair().unwrap();
+        Event::Stopped(7).send(theirs.as_fd(), &[]).unwrap();
+        Order::Resume { foreground: true }.send(ours.as_fd(), &[]).unwrap();
+        drop(theirs);
+        assert_eq!(Event::receive(ours.as_fd()).unwrap().0, Event::Stopped(7));
+        assert!(matches!(Event::receive(ours.as_fd()), Err(Errno::EPIPE)));
     }
 
     #[test]
@@ -325,7 +347,7 @@ mod tests {
             let (ours, theirs) = arrived();
             match Event::receive(theirs.as_fd()) {
                 Ok((event, _)) => {
-                    assert!(tag <= 6 && length == LENGTH);
+                    assert!(tag <= 7 && length == LENGTH);
                     event.send(ours.as_fd(), &[]).unwrap();
                     assert_eq!(Event::receive(theirs.as_fd()).unwrap().0, event);
                 }

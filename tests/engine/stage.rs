@@ -213,8 +213,8 @@ impl Guest {
             path: CString::new(guest(argv[0]).as_os_str().as_bytes()).expect("no NUL in a path"),
             lists: StringLists::new(&[argv.iter().map(|word| string(word)).collect(), Vec::new()]),
         };
-        let pid = Pid::from_raw(spawn::spawn(0, &start, become_guest).expect("make a process"));
-        let guest = Guest { pid, ended: None };
+        let (pid, _) = spawn::spawn(0, &start, become_guest).expect("make a process");
+        let guest = Guest { pid: Pid::from_raw(pid), ended: None };
         drop(start);
         let mut byte = [0];
         match message::receive(ours.as_fd(), &mut byte) {

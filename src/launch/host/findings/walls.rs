@@ -80,8 +80,9 @@ fn namespace(host: &Host, kind: Kind, tried: Tried) -> Finding {
         Kind::Cgroup => ("cgroup-namespace", "hiding the host's control groups", "CGROUPS"),
         Kind::Time => ("time-namespace", "clocks that a restored guest continues", "TIME_NS"),
     };
-    let subject = match kind {
-        Kind::Time => optional(
+    let subject = match (kind, tried.errno()) {
+        // A kernel without them is done without; what something else refuses is not (launch::init).
+        (Kind::Time, None | Some(Errno::EINVAL)) => optional(
             name,
             needed_for,
             "guests share the host's monotonic clock, which they can read and not set",
