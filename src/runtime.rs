@@ -1,14 +1,13 @@
 //! The story of one run: plan, launch, take the listener, serve, reap, status.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SignalFd, siginfo};
+use nix::sys::signalfd::siginfo;
 use nix::unistd::Pid;
-use tokio::io::unix::AsyncFd;
 
 use crate::config::{Network, RunSpec, Voice, Without};
 use crate::launch::{Behind, End, Event, Launch, LaunchError, Plan, PlanError, host};
@@ -17,14 +16,20 @@ use crate::notify::{Engine, Listener, Options};
 use crate::sentry::{self, Kernel, KernelArgs, KernelError};
 use crate::sys::message::Descriptors;
 use crate::sys::process;
-use crate::sys::ready::watch_readable;
 use crate::terminal::Terminal;
 
+mod attend;
 mod job;
+mod later;
 mod network;
+mod sources;
 
 use job::{Job, Reaction, Signals};
 use network::RefusedPackets;
+use sources::{Next, Sources};
+
+pub use attend::Caller;
+pub use later::{Later, Started, Wish};
 
 /// How a run ended.
 #[derive(Debug)]
@@ -165,14 +170,6 @@ struct Supervisor<'p> {
     early: Vec<i32>,
 }
 
-/// What happened next.
-enum Next {
-    Init(Event, Descriptors),
-    Signal(siginfo),
-    TerminalGone,
-    Nothing,
-}
-
 impl<'p> Supervisor<'p> {
     /// Starts receiving notifications: from here on guests can be served.
     fn new(spec: &'p RunSpec, plan: &'p Plan, mut behind: Behind) -> Result<Self, Error> {
@@ -180,6 +177,7 @@ impl<'p> Supervisor<'p> {
             features: spec.features,
             init: behind.take_init(),
             init_pid: behind.init_pid(),
+            container: spec.container.clone(),
             banner: format!("sandbox {} started", env!("CARGO_PKG_VERSION")),
             announce: spec.voice == Voice::Verbose,
         })?;
@@ -211,17 +209,11 @@ impl<'p> Supervisor<'p> {
         self.job = Job::new(terminal.as_ref());
         self.behind.start(terminal.is_some() && self.job.foreground())?;
 
-        let own = |error| Error::Own("wait for the sandbox", error);
         let mut terminal = terminal.zip(self.behind.master.take());
-        let mut sources = Sources {
-            signalled: signals.watch()?,
-            signals: signals.fd,
-            init: watch_readable(self.behind.socket()).map_err(own)?,
-            terminal: None,
-        };
+        let mut sources = Sources::new(signals, &self.behind)?;
         let end = loop {
             match sources.next(&self.behind, self.job.is_carrying()).await? {
-                Next::Init(event, fds) => {
+                Next::Told(event, fds) => {
                     let started = matches!(event, Event::Started);
                     if let Some(end) = self.on_event(event, fds)? {
                         break end;
@@ -250,7 +242,7 @@ impl<'p> Supervisor<'p> {
                 self.pid = pid;
                 self.kernel.start(fd)?;
                 let path = self.spec.argv[0].to_string_lossy().into_owned();
-                let container = sentry::FIRST_CONTAINER.to_owned();
+                let container = self.spec.container.clone();
                 self.kernel.emit(&sentry::Event::Started { pid, path, container });
                 for signal in std::mem::take(&mut self.early) {
                     self.signal(signal)?;
@@ -298,7 +290,7 @@ impl<'p> Supervisor<'p> {
         self.behind.wait();
         self.kernel.emit(&sentry::Event::Exited {
             pid: self.pid,
-            container: sentry::FIRST_CONTAINER.to_owned(),
+            container: self.spec.container.clone(),
             status: exit_status(status),
             cpu_us: end.cpu_us,
             peak_memory: end.peak_kib * 1024,
@@ -311,53 +303,6 @@ impl<'p> Supervisor<'p> {
         let notes = self.kernel.refusals().all().iter().map(ToString::to_string).collect();
         Finished { status: exit_status(status), notes, interrupted }
     }
-}
-
-/// What the supervisor waits for.
-struct Sources {
-    signals: SignalFd,
-    signalled: AsyncFd<OwnedFd>,
-    init: AsyncFd<OwnedFd>,
-    terminal: Option<AsyncFd<OwnedFd>>,
-}
-
-impl Sources {
-    async fn next(&self, behind: &Behind, terminal_wanted: bool) -> Result<Next, Error> {
-        let terminal_gone = async {
-            match &self.terminal {
-                Some(gone) if terminal_wanted => gone.readable().await.map(drop),
-                _ => std::future::pending().await,
-            }
-        };
-        let own = |error| Error::Own("wait for the sandbox", error);
-        tokio::select! {
-            biased;
-            ready = self.signalled.readable() => {
-                let mut ready = ready.map_err(own)?;
-                if let Ok(Some(signal)) = self.signals.read_signal() {
-                    return Ok(Next::Signal(signal));
-                }
-                ready.clear_ready();
-            }
-            ready = self.init.readable() => {
-                let mut ready = ready.map_err(own)?;
-                match behind.event() {
-                    Ok((event, fds)) => return Ok(Next::Init(event, fds)),
-                    Err(Errno::EAGAIN) => ready.clear_ready(),
-                    Err(errno) => return Err(lost(errno)),
-                }
-            }
-            ready = terminal_gone => return ready.map(|()| Next::TerminalGone).map_err(own),
-        }
-        Ok(Next::Nothing)
-    }
-}
-
-fn lost(errno: Errno) -> Error {
-    Error::Launch(match errno {
-        Errno::EPIPE | Errno::ECONNRESET => LaunchError::Vanished("while the program ran"),
-        errno => LaunchError::Own("hear from the sandbox's init process", errno),
-    })
 }
 
 /// The status for the caller that a wait status stands for (wait(2)).

@@ -142,6 +142,9 @@ pub(super) struct RunOptions {
     /// Pass no variables but those of --env
     #[arg(long, help_heading = WHO)]
     clear_env: bool,
+    /// Name the container that the program is in; with --id of a running sandbox, open one there
+    #[arg(long, value_name = "NAME", help_heading = WHO)]
+    pub(super) container: Option<String>,
     /// Give the sandbox a host name of its own
     #[arg(long, value_name = "NAME", help_heading = WHO)]
     hostname: Option<OsString>,
@@ -217,6 +220,7 @@ impl RunOptions {
             env: self.env,
             clear_env: self.clear_env,
             workdir: self.workdir,
+            container: self.container,
             hostname: self.hostname,
             user: self.user,
             network: match self.net {

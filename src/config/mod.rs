@@ -33,7 +33,7 @@ pub use spec::{
 };
 pub use view::{Shown, View};
 
-use crate::sentry::Features;
+use crate::sentry::{FIRST_CONTAINER, Features};
 use error::refuse;
 
 /// Bytes in a host name at most (`__NEW_UTS_LEN`, uname(2)).
@@ -62,6 +62,10 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
         environment,
         withheld,
         workdir,
+        container: match &options.container {
+            Some(name) => check_container(name)?,
+            None => FIRST_CONTAINER.to_owned(),
+        },
         hostname: options.hostname.as_deref().map(check_hostname).transpose()?,
         identity,
         network: options.network,
@@ -125,6 +129,25 @@ fn check_program(argv: &[OsString]) -> Result<(), ConfigError> {
         )),
         None => Ok(()),
     }
+}
+
+/// A container's name.
+///
+/// # Errors
+/// It has other characters than letters, digits, dashes, dots and underscores, or too many.
+pub fn check_container(name: &str) -> Result<String, ConfigError> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+    let sound = (1..=HOSTNAME_MAX).contains(&name.len())
+        && name.chars().all(allowed)
+        && !name.starts_with(['-', '.']);
+    if sound {
+        return Ok(name.to_owned());
+    }
+    Err(refuse!(
+        "cannot use --container {}: choose at most {HOSTNAME_MAX} letters, digits, dashes, dots and \
+         underscores, the first of them no dash and no dot",
+        quoted(OsStr::new(name))
+    ))
 }
 
 fn check_hostname(name: &OsStr) -> Result<OsString, ConfigError> {

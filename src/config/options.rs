@@ -23,6 +23,8 @@ pub struct Options {
     pub clear_env: bool,
     /// Where the program starts; `None` is the caller's working directory.
     pub workdir: Option<PathBuf>,
+    /// The name of the program's container.
+    pub container: Option<String>,
     /// The host name inside.
     pub hostname: Option<OsString>,
     /// `UID[:GID]` or the name of a user.
@@ -45,6 +47,7 @@ impl Default for Options {
             env: Vec::new(),
             clear_env: false,
             workdir: None,
+            container: None,
             hostname: None,
             user: None,
             network: Network::None,

@@ -21,6 +21,8 @@ pub struct RunSpec {
     pub withheld: Vec<Withheld>,
     /// Where the program starts: absolute, as the guest sees it.
     pub workdir: PathBuf,
+    /// The container that the program is in.
+    pub container: String,
     /// The host name inside; `None` keeps the host's.
     pub hostname: Option<OsString>,
     /// Who the guest is.

@@ -283,6 +283,11 @@ impl Behind {
 }
 
 impl Keeper {
+    /// Whoever speaks as a keeper at the other end of this socket.
+    pub fn at(socket: OwnedFd) -> Keeper {
+        Keeper { socket }
+    }
+
     /// Where its events can be waited for.
     pub fn socket(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()

@@ -65,6 +65,9 @@ impl Keeping<'_> {
                     Ok((Order::Group(signal), _)) => {
                         let _ = spawn::kill(-program, signal);
                     }
+                    Ok((Order::Signal(signal), _)) => {
+                        let _ = spawn::kill(program, signal);
+                    }
                     Ok((Order::Resume { foreground }, _)) => {
                         if let Some(terminal) = self.terminal {
                             aside = place(terminal, program, foreground, aside);

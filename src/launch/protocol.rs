@@ -23,6 +23,8 @@ pub enum Order {
     },
     /// Send a signal to the program's process group.
     Group(i32),
+    /// Send a signal to the program's process.
+    Signal(i32),
     /// Let the stopped program go on.
     Resume {
         /// Bring it to the foreground of its terminal first.
@@ -173,6 +175,7 @@ impl Order {
             Order::Start { foreground } => words([2, u32::from(foreground)]),
             Order::Group(signal) => words([3, signal as u32]),
             Order::Resume { foreground } => words([4, u32::from(foreground)]),
+            Order::Signal(signal) => words([6, signal as u32]),
             Order::Keep(Later { words: count, open, terminal }) => {
                 words([5, count, bits(open), bits(terminal)])
             }
@@ -189,6 +192,7 @@ impl Order {
             2 => Order::Start { foreground: a != 0 },
             3 => Order::Group(a as i32),
             4 => Order::Resume { foreground: a != 0 },
+            6 => Order::Signal(a as i32),
             5 => Order::Keep(Later { words: a, open: flags(b), terminal: flags(c) }),
             _ => return Err(Errno::EBADMSG),
         };
@@ -264,6 +268,7 @@ mod tests {
             Order::Filter(700),
             Order::Start { foreground: true },
             Order::Group(15),
+            Order::Signal(10),
             Order::Resume { foreground: false },
             Order::Keep(Later {
                 words: 9,
@@ -335,7 +340,7 @@ mod tests {
 
             let (ours, theirs) = arrived();
             let order = Order::receive(theirs.as_fd());
-            assert_eq!(order.is_ok(), tag <= 5 && length == LENGTH);
+            assert_eq!(order.is_ok(), tag <= 6 && length == LENGTH);
             match order {
                 Ok((order, _)) => {
                     order.send(ours.as_fd(), &[]).unwrap();

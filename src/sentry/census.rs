@@ -23,7 +23,7 @@ use nix::errno::Errno;
 use nix::unistd::{SysconfVar, sysconf};
 use serde::{Deserialize, Serialize};
 
-use super::kernel::{FIRST_CONTAINER, Kernel, KernelError};
+use super::kernel::{Kernel, KernelError};
 use crate::sys::process;
 
 /// A guest process.
@@ -78,6 +78,10 @@ pub(super) struct Keepers {
 }
 
 impl Keepers {
+    pub(super) fn add(&self, pid: i32, container: &str) {
+        self.lock().insert(pid, container.to_owned());
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeMap<i32, String>> {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -92,7 +96,7 @@ const LONGEST_COMMAND: usize = 4096;
 impl Kernel {
     /// `pid` (as the host numbers it) is a keeper from now on: its descendants belong to `container`.
     pub fn add_keeper(&self, pid: i32, container: &str) {
-        self.keepers.lock().insert(pid, container.to_owned());
+        self.keepers.add(pid, container);
     }
 
     /// The keeper `pid` has ended. Call it before its number can be reused: before it is reaped.
@@ -187,7 +191,7 @@ fn container_of(
             nearest = keepers.get(parent);
         }
         if *parent == init {
-            return Some(nearest.map_or(FIRST_CONTAINER, String::as_str).to_owned());
+            return nearest.cloned();
         }
         at = *parent;
     }
@@ -405,7 +409,8 @@ mod tests {
 
     #[test]
     fn containers_are_those_of_the_nearest_keeper_and_strangers_have_none() {
-        let keepers: BTreeMap<i32, String> = [(20, "b".to_owned()), (30, "c".to_owned())].into();
+        let keepers: BTreeMap<i32, String> =
+            [(10, "main".to_owned()), (20, "b".to_owned()), (30, "c".to_owned())].into();
         // 10 is init; 30 a keeper below 20's program, 40 a stranger, 50 and 51 a circle.
         let all: HashMap<i32, (i32, u64)> = [(11, 10), (12, 11), (20, 10), (21, 20), (30, 21)]
             .into_iter()
@@ -413,7 +418,7 @@ mod tests {
             .map(|(pid, parent)| (pid, (parent, 0)))
             .collect();
         let container = |pid| container_of(pid, 10, &keepers, &all);
-        assert_eq!(container(12).as_deref(), Some(FIRST_CONTAINER));
+        assert_eq!(container(12).as_deref(), Some("main"));
         assert_eq!([container(21).as_deref(), container(31).as_deref()], [Some("b"), Some("c")]);
         assert_eq!([container(40), container(50), container(60)], [None, None, None]);
     }
@@ -423,7 +428,7 @@ mod tests {
         use std::process::{Command, Stdio};
         let own = std::process::id() as i32;
         let find = |pid: i32| {
-            let reading = Reading::new(own, &BTreeMap::new()).unwrap();
+            let reading = Reading::new(own, &[(own, "main".to_owned())].into()).unwrap();
             reading.members.into_iter().find(|member| member.pid == pid)
         };
         let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();

@@ -40,6 +40,8 @@ pub struct KernelArgs {
     pub init: Option<OwnedFd>,
     /// The guest's init, as the host numbers it. Valid as long as nobody has reaped it.
     pub init_pid: i32,
+    /// The name of the container that the run's own program is in.
+    pub container: String,
     /// What the log says first.
     pub banner: String,
     /// Print events on stderr as they happen.
@@ -98,6 +100,8 @@ pub struct Kernel {
     init: OwnedFd,
     /// Immutable.
     init_pid: i32,
+    /// Immutable.
+    container: String,
     lifecycle: Mutex<Lifecycle>,
     /// The program's wait status, once it has ended.
     exit: watch::Sender<Option<i32>>,
@@ -128,14 +132,18 @@ impl Kernel {
         let init = args.init.ok_or(KernelError::NoInit)?;
         let log = KernelLog::new();
         log.write(Level::Info, &args.banner);
+        // Init keeps the run's own program, as keepers do those that are started later.
+        let keepers = Keepers::default();
+        keepers.add(args.init_pid, &args.container);
         Ok(Arc::new(Kernel {
             features: args.features,
             init,
             init_pid: args.init_pid,
+            container: args.container,
             lifecycle: Mutex::new(Lifecycle::Created),
             exit: watch::Sender::new(None),
             tasks: TaskSet::default(),
-            keepers: Keepers::default(),
+            keepers,
             log,
             events: Events::new(args.announce),
             refusals: Refusals::default(),
@@ -200,6 +208,11 @@ impl Kernel {
     /// The features of this run.
     pub fn features(&self) -> Features {
         self.features
+    }
+
+    /// The container that the run's own program is in.
+    pub fn container(&self) -> &str {
+        &self.container
     }
 
     /// The guest's init, as the host numbers it.
@@ -326,8 +339,14 @@ mod tests {
     fn kernel() -> Arc<Kernel> {
         let banner = String::from("test");
         let init = Some(own_pidfd());
-        let args =
-            KernelArgs { features: Features::ALWAYS, init, init_pid: 1, banner, announce: false };
+        let args = KernelArgs {
+            features: Features::ALWAYS,
+            init,
+            init_pid: 1,
+            container: FIRST_CONTAINER.to_owned(),
+            banner,
+            announce: false,
+        };
         Kernel::new(args).unwrap()
     }
 
@@ -335,7 +354,14 @@ mod tests {
     fn missing_and_impossible_arguments_are_named() {
         let args = |features, init| {
             let banner = String::new();
-            KernelArgs { features, init, init_pid: 1, banner, announce: false }
+            KernelArgs {
+                features,
+                init,
+                init_pid: 1,
+                container: FIRST_CONTAINER.to_owned(),
+                banner,
+                announce: false,
+            }
         };
         let without_init = Kernel::new(args(Features::ALWAYS, None));
         assert_eq!(without_init.unwrap_err(), KernelError::NoInit);
@@ -361,8 +387,14 @@ mod tests {
         let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
         let init = Some(process::pidfd_open(child.id() as i32, false).unwrap());
         let banner = String::new();
-        let args =
-            KernelArgs { features: Features::ALWAYS, init, init_pid: 1, banner, announce: false };
+        let args = KernelArgs {
+            features: Features::ALWAYS,
+            init,
+            init_pid: 1,
+            container: FIRST_CONTAINER.to_owned(),
+            banner,
+            announce: false,
+        };
         let kernel = Kernel::new(args).unwrap();
         assert_eq!(kernel.kill(), Ok(()));
         assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));

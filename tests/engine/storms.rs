@@ -188,6 +188,7 @@ pub(crate) fn kernel() -> Arc<Kernel> {
         features: Features::all(),
         init: Some(init),
         init_pid: 1,
+        container: "main".to_owned(),
         banner,
         announce: false,
     };
