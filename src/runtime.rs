@@ -187,12 +187,13 @@ impl<'p> Supervisor<'p> {
             sync_wake_up: !spec.without.contains(Without::SYNC_WAKE_UP),
             process_vm: !spec.without.contains(Without::PROCESS_VM),
         };
-        Engine::start(
+        let engine = Engine::start(
             Listener::new(listener, options),
             Arc::clone(&kernel),
             tokio::runtime::Handle::current(),
         )
         .map_err(|error| Error::Own("start the receiving thread", error))?;
+        kernel.set_gate(engine.gate());
         let packets = (spec.network == Network::None)
             .then(|| RefusedPackets::watch(behind.init_pid()))
             .flatten();

@@ -166,7 +166,11 @@ impl Signals {
                 taken.add(signal);
             }
         }
-        let before = taken.thread_swap_mask(SigmaskHow::SIG_BLOCK).map_err(own)?;
+        // SIGCHLD tells the thread that traces guests (`sentry::tracer`) of their stops, so no other
+        // thread may swallow it.
+        let mut blocked = taken;
+        blocked.add(Signal::SIGCHLD);
+        let before = blocked.thread_swap_mask(SigmaskHow::SIG_BLOCK).map_err(own)?;
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
         let fd = SignalFd::with_flags(&taken, flags).map_err(own)?;
         Ok(Signals { fd, before })
