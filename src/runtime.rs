@@ -11,11 +11,10 @@ use nix::unistd::Pid;
 use tokio::io::unix::AsyncFd;
 
 use crate::config::{Network, RunSpec, Voice, Without};
-use crate::launch::{Behind, Event, Launch, LaunchError, Order, Plan, PlanError};
+use crate::launch::{Behind, Event, Launch, LaunchError, Order, Plan, PlanError, host};
 use crate::notify::filter::{self, FilterError};
 use crate::notify::{Engine, Listener, Options};
 use crate::sentry::{self, Kernel, KernelArgs, KernelError};
-use crate::sys::process;
 use crate::sys::ready::watch_readable;
 use crate::terminal::{Relay, Resume, Terminal};
 
@@ -92,7 +91,13 @@ impl std::fmt::Display for Error {
                 }
                 errno => write!(f, "{program}: cannot be executed: {}", errno.desc()),
             },
-            Error::Own(what, error) => write!(f, "cannot {what}: {error}"),
+            Error::Own(what, error) => {
+                let errno = Errno::from_raw(error.raw_os_error().unwrap_or(0));
+                match host::explain_refusal(errno) {
+                    Some(cause) => write!(f, "cannot {what}: {}: {cause}", errno.desc()),
+                    None => write!(f, "cannot {what}: {error}"),
+                }
+            }
         }
     }
 }
@@ -171,7 +176,7 @@ impl<'p> Supervisor<'p> {
     fn new(spec: &'p RunSpec, plan: &'p Plan, mut behind: Behind) -> Result<Self, Error> {
         let kernel = Kernel::new(KernelArgs {
             features: spec.features,
-            init: process::pidfd_open(behind.init_pid(), false).ok(),
+            init: behind.take_init(),
             banner: format!("sandbox {} started", env!("CARGO_PKG_VERSION")),
             announce: spec.voice == Voice::Verbose,
         })?;

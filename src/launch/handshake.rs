@@ -25,6 +25,8 @@ pub struct Launch<'p> {
 #[derive(Debug)]
 struct Init {
     pid: Pid,
+    /// Stands for it, until it is taken.
+    pidfd: Option<OwnedFd>,
     socket: OwnedFd,
     reaped: bool,
 }
@@ -90,7 +92,7 @@ impl std::error::Error for LaunchError {}
 
 /// An error of the set-up inside in words, with cause and remedy where somebody refused it.
 fn why(errno: Errno) -> String {
-    match super::host::explain_refusal_inside(errno) {
+    match super::host::explain_refusal(errno) {
         Some(cause_and_remedy) => format!("{}: {cause_and_remedy}", errno.desc()),
         None => errno.desc().to_owned(),
     }
@@ -108,10 +110,10 @@ impl<'p> Launch<'p> {
         }
         let (socket, theirs) = message::pair().map_err(|e| LaunchError::Own("make a socket", e))?;
         let start = init::Start { plan, socket: theirs.as_raw_fd(), other_end: socket.as_raw_fd() };
-        let pid =
+        let (pid, pidfd) =
             spawn::spawn(plan.namespaces, &start, init::main).map_err(LaunchError::Namespaces)?;
         drop(theirs);
-        let init = Init { pid: Pid::from_raw(pid), socket, reaped: false };
+        let init = Init { pid: Pid::from_raw(pid), pidfd: Some(pidfd), socket, reaped: false };
         init.map_ids(spec)?;
         init.order(Order::Go)?;
         Ok(Launch { plan, init })
@@ -190,6 +192,11 @@ impl Behind {
     /// The host's pid of the guest's init.
     pub fn init_pid(&self) -> i32 {
         self.init.pid.as_raw()
+    }
+
+    /// What stands for the guest's init, once.
+    pub fn take_init(&mut self) -> Option<OwnedFd> {
+        self.init.pidfd.take()
     }
 
     /// The listener, once.

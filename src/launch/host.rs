@@ -35,10 +35,10 @@ pub fn explain_userns_refusal(errno: Errno) -> String {
     )
 }
 
-/// Who refused with `errno` what a run does in namespaces of its own, and the remedy for this host;
-/// `None` where it was nobody who is known to refuse such things.
+/// Who refused with `errno` what a run does besides, in namespaces of its own or before, and the
+/// remedy for this host; `None` where it was nobody who is known to refuse such things.
 #[must_use]
-pub fn explain_refusal_inside(errno: Errno) -> Option<String> {
+pub fn explain_refusal(errno: Errno) -> Option<String> {
     if !matches!(errno, Errno::EPERM | Errno::EACCES | Errno::ENOSYS) {
         return None;
     }

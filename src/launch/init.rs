@@ -17,7 +17,7 @@ use nix::sys::signal::{SigSet, Signal};
 use super::plan::{Plan, Reopen};
 use super::protocol::{Event, Order, Stage};
 use super::view::{Need, Step};
-use crate::sys::{files, landlock, mount, process, pty, seccomp, spawn, terminal};
+use crate::sys::{files, landlock, mount, pty, seccomp, spawn, terminal};
 
 /// What the child is given besides the plan.
 pub(super) struct Start<'p> {
@@ -322,14 +322,13 @@ fn start_program(
 ) -> Result<Option<i32>, Fault> {
     let (result, report) = files::pipe().at(Stage::Process)?;
     let program = Program { plan, terminal, foreground, report: report.as_fd() };
-    let pid = spawn::spawn(0, &program, become_program).at(Stage::Process)?;
+    let (pid, pidfd) = spawn::spawn(0, &program, become_program).at(Stage::Process)?;
     drop(report);
     let stopped = await_exec(pid, result.as_fd(), signals).at(Stage::Process)?;
     let mut failure = [0; 8];
     match files::read_once(result.as_fd(), &mut failure).at(Stage::Process)? {
         0 => {
-            let pidfd = process::pidfd_open(pid, false).ok();
-            let _ = Event::Started.send(socket, pidfd.as_ref().map(AsFd::as_fd));
+            let _ = Event::Started.send(socket, Some(pidfd.as_fd()));
             if let Some(signal) = stopped {
                 let _ = spawn::kill(-pid, signal);
             }

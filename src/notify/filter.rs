@@ -85,6 +85,9 @@ impl From<SeccompError> for FilterError {
     }
 }
 
+/// seccomp_api_set(3): the level that has user notification.
+const API_WITH_NOTIFY: u32 = 5;
+
 /// A program for `rules`; every number without a rule, a foreign architecture and the x32 entry
 /// points become notifications (the sentry refuses them with an event).
 ///
@@ -93,6 +96,9 @@ impl From<SeccompError> for FilterError {
 /// (kernel/seccomp.c, seccomp_is_const_allow, Linux 5.11). The numbers without a rule are caught
 /// by a prologue in front of libseccomp's program, since it has no test for ranges of numbers.
 pub fn generate(rules: &[Rule]) -> Result<Vec<sock_filter>, FilterError> {
+    // Otherwise libseccomp asks the kernel, and where seccomp(2) is refused it calls Notify a wrong
+    // argument. What the kernel knows shows when the program is loaded.
+    libseccomp::set_api(API_WITH_NOTIFY)?;
     let mut context = ScmpFilterContext::new(ScmpAction::Allow)?;
     context.set_act_badarch(ScmpAction::Notify)?;
     for rule in rules {

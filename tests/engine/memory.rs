@@ -163,7 +163,7 @@ fn spawn_numbered(wanted: i32) -> Option<i32> {
                 nix::unistd::pause();
             }
         };
-        let pid = spawn::spawn(0, &(), sleep).unwrap();
+        let (pid, _) = spawn::spawn(0, &(), sleep).unwrap();
         if pid == wanted {
             return Some(pid);
         }

@@ -213,8 +213,8 @@ impl Guest {
             argv: spawn::StringArray::new(argv.iter().map(|word| string(word)).collect()),
             envp: spawn::StringArray::new(Vec::new()),
         };
-        let pid = Pid::from_raw(spawn::spawn(0, &start, become_guest).expect("make a process"));
-        let guest = Guest { pid, ended: None };
+        let (pid, _) = spawn::spawn(0, &start, become_guest).expect("make a process");
+        let guest = Guest { pid: Pid::from_raw(pid), ended: None };
         drop(start);
         let mut byte = [0];
         match message::receive(ours.as_fd(), &mut byte) {

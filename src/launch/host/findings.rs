@@ -116,10 +116,14 @@ fn point_to_causes(findings: &mut [Finding]) {
             finding.group == Group::Walls && finding.required() && refused
         })
         .map_or("user-namespaces", |finding| finding.name);
+    let lacks = |name| findings.iter().any(|it| it.name == name && it.state == State::Missing);
+    let no_pidfds = lacks("pidfd-open") && !lacks("listener");
     for finding in findings.iter_mut().filter(|finding| finding.found == UNTRIED) {
         // Only the walls have a rehearsal of their own; all else is tried on a listener.
         let cause = if finding.group == Group::Walls && finding.name != "no-new-privs" {
             first_wall
+        } else if finding.name == "pidfd-getfd" && no_pidfds {
+            "pidfd-open"
         } else {
             "listener"
         };

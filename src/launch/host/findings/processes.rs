@@ -8,8 +8,12 @@ use crate::sys::probe::Tried;
 pub(super) fn add(host: &Host, findings: &mut Vec<Finding>) {
     findings.push(memory(host));
     findings.push(
-        Subject::required(Group::Processes, "pidfd-open", "hearing of the end of guests")
-            .tried(host.pidfd_open, || since(host, (5, 3))),
+        optional(
+            "pidfd-open",
+            "remembering the filters that guests load themselves",
+            "they hold and are forgotten: saving such a guest is refused",
+        )
+        .tried(host.pidfd_open, || since(host, (5, 3))),
     );
     findings.push(
         optional(
