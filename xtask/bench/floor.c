@@ -6,8 +6,8 @@
  *
  * Runs PROG behind a seccomp filter that traps syslog(2) and nothing else, and answers each trap
  * with one number from one thread: RECV, SEND, RECV, SEND. It decodes nothing, keeps no books and
- * knows no guest. The flags are those that the sandbox itself uses, so that the two differ only by
- * the work of the engine:
+ * knows no guest. The flags are those that the sandbox itself uses, and the guest has a session of
+ * its own as there, so that the two differ only by the work of the engine:
  *
  *   - SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV (Linux 5.19), seccomp(2);
  *   - SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP (Linux 6.6), kernel/seccomp.c seccomp_notify_set_flags().
@@ -159,6 +159,12 @@ static void become_guest(int channel, pid_t supervisor, char **argv)
 
 	if (prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() != supervisor)
 		fail("cannot die with the supervisor");
+	/*
+	 * With sched_autogroup_enabled a session is a group of the scheduler's, and a switch between
+	 * two groups costs more than one within a group (kernel/sched/autogroup.c).
+	 */
+	if (setsid() < 0)
+		fail("cannot start a session");
 	listener = load_filter();
 	send_descriptor(channel, listener);
 	/* A guest that held its own listener would keep it alive. */
