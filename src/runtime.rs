@@ -21,6 +21,7 @@ use crate::terminal::Terminal;
 mod attend;
 mod job;
 mod later;
+mod limits;
 mod network;
 mod sources;
 
@@ -36,7 +37,7 @@ pub use later::{Later, Started, Wish};
 pub struct Finished {
     /// The exit status for the caller: the guest's own, or 128+N if signal N ended it.
     pub status: i32,
-    /// What was refused and what would allow it, a sentence each.
+    /// Which limits were reached, what was refused and what would allow it, a sentence each.
     pub notes: Vec<String>,
     /// The program was ended by Ctrl-C on a terminal that the sandbox carried. Without a sandbox
     /// the key would have reached the whole job: the shell's loop, the script around it.
@@ -181,6 +182,9 @@ impl<'p> Supervisor<'p> {
             banner: format!("sandbox {} started", env!("CARGO_PKG_VERSION")),
             announce: spec.voice == Voice::Verbose,
         })?;
+        kernel
+            .limit(limits::of(spec, &behind))
+            .map_err(|error| Error::Own("put the limits in force", error))?;
         let listener = behind.take_listener()?;
         let options = Options {
             wait_killable: plan.wait_killable(),
@@ -209,6 +213,10 @@ impl<'p> Supervisor<'p> {
     ) -> Result<Finished, Error> {
         self.job = Job::new(terminal.as_ref());
         self.behind.start(terminal.is_some() && self.job.foreground())?;
+
+        if let Some(limit) = self.spec.limits.timeout {
+            tokio::spawn(Arc::clone(&self.kernel).keep_timeout(limit));
+        }
 
         let mut terminal = terminal.zip(self.behind.master.take());
         let mut sources = Sources::new(signals, &self.behind)?;
@@ -301,7 +309,9 @@ impl<'p> Supervisor<'p> {
         if let Some(packets) = &self.packets {
             packets.note(self.kernel.refusals());
         }
-        let notes = self.kernel.refusals().all().iter().map(ToString::to_string).collect();
+        let refusals = self.kernel.refusals().all();
+        let refusals = refusals.iter().map(ToString::to_string);
+        let notes = self.kernel.limit_notes().into_iter().chain(refusals).collect();
         Finished { status: exit_status(status), notes, interrupted }
     }
 }

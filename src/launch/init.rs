@@ -186,6 +186,9 @@ fn give_up_privileges(plan: &Plan) -> Result<(), Errno> {
         Ok(()) | Err(Errno::ENOSYS | Errno::EPERM | Errno::EDQUOT) => {}
         Err(errno) => return Err(errno),
     }
+    if let Some(cpus) = &plan.cpus {
+        spawn::set_affinity(cpus)?;
+    }
     spawn::soft_core_limit_one()?;
     spawn::no_new_privileges()?;
     spawn::drop_bounding_set()?;

@@ -327,12 +327,19 @@ fn become_program(starting: &Starting<'_>) -> ! {
     for fd in (0..3).filter(|fd| keeping.closed[*fd]) {
         let _ = files::close_now(fd as i32);
     }
-    let (errno, candidate) = execute(keeping.program).unwrap_or_else(|errno| (errno, 0));
+    let (errno, candidate) = limit(keeping.plan)
+        .and_then(|()| execute(keeping.program))
+        .unwrap_or_else(|errno| (errno, 0));
     let mut report = [0; 8];
     report[..4].copy_from_slice(&(errno as i32).to_ne_bytes());
     report[4..].copy_from_slice(&(candidate as u32).to_ne_bytes());
     let _ = files::write_whole(starting.report, &report);
     spawn::exit_now(127)
+}
+
+/// The resource limits of the run. Not the keeper's own: it has to go on whatever they are.
+fn limit(plan: &Plan) -> Result<(), Errno> {
+    plan.rlimits.iter().try_for_each(|(resource, value)| spawn::set_limit(*resource, *value))
 }
 
 /// As execvp(3): the first candidate that can be executed; a file without a known format is a

@@ -4,7 +4,9 @@
 //! identifiers. It knows nothing of the command line or of how guests are launched: those come from
 //! above, as arguments of [`Kernel::new`].
 
+mod accounting;
 mod block;
+mod budget;
 pub mod call;
 mod census;
 mod dispatch;
@@ -13,15 +15,18 @@ mod features;
 mod ids;
 mod kernel;
 mod log;
+mod memory;
 mod pause;
 mod refusals;
 mod rewind;
 mod signals;
+mod stats;
 pub mod syscalls;
 mod task;
 mod task_set;
 mod tracer;
 
+pub use accounting::{Limits, MemoryLimit};
 pub use block::Interrupted;
 pub use census::ProcessInfo;
 pub use events::{Event, Events, Record};
@@ -30,6 +35,7 @@ pub use ids::{Cookies, UniqueIds};
 pub use kernel::{FIRST_CONTAINER, Kernel, KernelArgs, KernelError};
 pub use log::{KernelLog, Level};
 pub use refusals::{Refusal, Refusals};
+pub use stats::{LimitState, Stats};
 pub use task::{RecordedFilter, Task, ThreadGroup};
 pub use task_set::TaskSet;
 pub use tracer::{Handler, Next, Tracees, Tracer};
