@@ -11,6 +11,7 @@ use nix::unistd::Pid;
 use tokio::io::unix::AsyncFd;
 
 use crate::config::{Network, RunSpec, Voice, Without};
+use crate::control::{Control, Server};
 use crate::launch::{Behind, Event, Launch, LaunchError, Order, Plan, PlanError};
 use crate::notify::filter::{self, FilterError};
 use crate::notify::{Engine, Listener, Options};
@@ -111,8 +112,8 @@ macro_rules! from {
 from!(Plan(PlanError), Launch(LaunchError), Filter(FilterError), Kernel(KernelError));
 
 /// Runs `spec` to its end. Call it on the main thread, before there is any other: the sandbox ends
-/// when this thread does.
-pub fn run(spec: &RunSpec) -> Result<Finished, Error> {
+/// when this thread does. It can be spoken to through `control`, if there is one.
+pub fn run(spec: &RunSpec, mut control: Option<&mut Control>) -> Result<Finished, Error> {
     let signals = Signals::take()?;
     let terminal = Terminal::of_standard_streams();
     let settings = terminal.as_ref().map(|terminal| (terminal.settings(), terminal.streams()));
@@ -127,8 +128,11 @@ pub fn run(spec: &RunSpec) -> Result<Finished, Error> {
         .map_err(|error| Error::Own("start the runtime", error))?;
 
     let behind = launch.finish(&program)?;
-    let finished = runtime
-        .block_on(async { Supervisor::new(spec, &plan, behind)?.run(signals, terminal).await });
+    let finished = runtime.block_on(async {
+        let mut supervisor = Supervisor::new(spec, &plan, behind)?;
+        supervisor.serve(control.as_deref_mut())?;
+        supervisor.run(signals, terminal).await
+    });
     // A parked future of a task that was killed has nobody to answer.
     runtime.shutdown_background();
     finished
@@ -143,11 +147,14 @@ pub fn interrupt_job() {
 }
 
 /// What keeps a started sandbox going.
-struct Supervisor<'p> {
-    spec: &'p RunSpec,
-    plan: &'p Plan,
+struct Supervisor<'r> {
+    spec: &'r RunSpec,
+    plan: &'r Plan,
     behind: Behind,
     kernel: Arc<Kernel>,
+    /// What it is known by from outside, and what answers there.
+    control: Option<&'r mut Control>,
+    server: Option<Server>,
     relay: Option<Relay>,
     /// Whether the program starts in the foreground of its terminal, if it has one.
     foreground: bool,
@@ -166,9 +173,9 @@ enum Next {
     Nothing,
 }
 
-impl<'p> Supervisor<'p> {
+impl<'r> Supervisor<'r> {
     /// Starts receiving notifications: from here on guests can be served.
-    fn new(spec: &'p RunSpec, plan: &'p Plan, mut behind: Behind) -> Result<Self, Error> {
+    fn new(spec: &'r RunSpec, plan: &'r Plan, mut behind: Behind) -> Result<Self, Error> {
         let kernel = Kernel::new(KernelArgs {
             features: spec.features,
             init: process::pidfd_open(behind.init_pid(), false).ok(),
@@ -198,12 +205,24 @@ impl<'p> Supervisor<'p> {
             plan,
             behind,
             kernel,
+            control: None,
+            server: None,
             relay,
             foreground,
             packets,
             passed_interrupt,
             early,
         })
+    }
+
+    /// Begins to answer on the control socket.
+    fn serve(&mut self, control: Option<&'r mut Control>) -> Result<(), Error> {
+        self.control = control;
+        if let Some(listener) = self.control.as_mut().and_then(|it| it.take_listener()) {
+            let server = Server::start(listener, Arc::clone(&self.kernel));
+            self.server = Some(server.map_err(|error| Error::Own("serve its socket", error))?);
+        }
+        Ok(())
     }
 
     /// Starts the program and follows it to its end.
@@ -243,7 +262,7 @@ impl<'p> Supervisor<'p> {
                 Next::Nothing => {}
             }
         };
-        Ok(self.finish(status))
+        Ok(self.finish(status).await)
     }
 
     /// Begins to carry the terminal; gives what becomes readable when it is gone.
@@ -262,6 +281,10 @@ impl<'p> Supervisor<'p> {
                 let path = self.spec.argv[0].to_string_lossy().into_owned();
                 let container = sentry::FIRST_CONTAINER.to_owned();
                 self.kernel.emit(&sentry::Event::Started { pid, path, container });
+                if let Some(control) = &mut self.control {
+                    let told = control.started();
+                    told.map_err(|error| Error::Own("tell that the program runs", error))?;
+                }
                 for signal in std::mem::take(&mut self.early) {
                     self.signal(signal)?;
                 }
@@ -343,9 +366,16 @@ impl<'p> Supervisor<'p> {
     }
 
     /// Everything inside ends with init; then the last output is carried.
-    fn finish(mut self, status: i32) -> Finished {
+    async fn finish(mut self, status: i32) -> Finished {
         self.behind.wait();
+        // Remembered before anybody who waits is told: who comes later finds what is remembered.
+        if let Some(control) = &mut self.control {
+            control.ended(process::exit_status(status));
+        }
         self.kernel.exited(status);
+        if let Some(server) = self.server.take() {
+            server.close().await;
+        }
         let interrupted = self.relay.is_some()
             && !self.passed_interrupt
             && libc::WIFSIGNALED(status)
@@ -358,7 +388,7 @@ impl<'p> Supervisor<'p> {
             packets.note(self.kernel.refusals());
         }
         let notes = self.kernel.refusals().all().iter().map(ToString::to_string).collect();
-        Finished { status: exit_status(status), notes, interrupted }
+        Finished { status: process::exit_status(status), notes, interrupted }
     }
 }
 
@@ -458,14 +488,10 @@ fn ignored_signals() -> u64 {
         .unwrap_or(0)
 }
 
-/// The status for the caller that a wait status stands for (wait(2)).
-fn exit_status(status: i32) -> i32 {
-    if libc::WIFSIGNALED(status) { 128 + libc::WTERMSIG(status) } else { libc::WEXITSTATUS(status) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::process::exit_status;
 
     #[test]
     fn statuses_are_those_of_a_shell() {

@@ -38,6 +38,8 @@ pub struct Host {
     pub sockets: Vec<PathBuf>,
     /// Where the host's processes can be seen besides /proc.
     pub process_views: Vec<PathBuf>,
+    /// Directories that no guest may see, whatever shows what lies above them.
+    pub private: Vec<PathBuf>,
     /// The user database.
     pub accounts: Box<dyn Accounts>,
     /// What was found at a path, so that ten thousand rules about one directory look at its
@@ -87,6 +89,7 @@ impl Host {
             process_views: process_views(
                 &std::fs::read("/proc/self/mountinfo").unwrap_or_default(),
             ),
+            private: Vec::new(),
             accounts: Box::new(SystemAccounts),
             seen: RefCell::default(),
         }

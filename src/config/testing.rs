@@ -42,6 +42,7 @@ impl TestHost {
             descriptors: [0, 1, 2, 7].into(),
             sockets: Vec::new(),
             process_views: Vec::new(),
+            private: Vec::new(),
             accounts: Box::new(TestAccounts),
             seen: Default::default(),
         };
