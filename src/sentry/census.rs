@@ -110,12 +110,17 @@ impl Kernel {
             }
             before = now;
         }
-        self.describe(&before)
+        // A pause that fails leaves what was found, where processes may be missing that were made
+        // just now.
+        self.while_stopped(|| self.reading().and_then(|reading| self.describe(&reading)))
+            .or_else(|_| self.describe(&before))
     }
 
-    /// The guest processes of one reading of /proc.
-    pub(super) fn members(&self) -> Result<Vec<Member>, KernelError> {
-        Ok(self.reading()?.members)
+    /// The guest processes of one reading of /proc, and whether it was clean: none vanished while it
+    /// was read, which could have left a child behind that was not read.
+    pub(super) fn members(&self) -> Result<(Vec<Member>, bool), KernelError> {
+        let reading = self.reading()?;
+        Ok((reading.members, reading.is_clean))
     }
 
     fn reading(&self) -> Result<Reading, KernelError> {
@@ -140,14 +145,17 @@ impl Kernel {
 #[derive(Debug)]
 struct Reading {
     members: Vec<Member>,
+    is_clean: bool,
 }
 
 impl Reading {
     fn new(init: i32, keepers: &BTreeMap<i32, String>) -> Result<Reading, Errno> {
         let mut all = HashMap::new();
+        let mut is_clean = true;
         for pid in numbers("/proc")? {
-            if let Some(stat) = Stat::read(pid) {
-                all.insert(pid, (stat.parent, stat.start));
+            match Stat::read(pid) {
+                Some(stat) => drop(all.insert(pid, (stat.parent, stat.start))),
+                None => is_clean = false,
             }
         }
         let mut members: Vec<Member> = all
@@ -159,7 +167,7 @@ impl Reading {
             })
             .collect();
         members.sort_by_key(|member| member.pid);
-        Ok(Reading { members })
+        Ok(Reading { members, is_clean })
     }
 
     fn same_members(&self, other: &Reading) -> bool {

@@ -3,10 +3,12 @@
 //! Lock order, outermost first; a lock is only taken while none further right or below is held:
 //!
 //! ```text
-//! Kernel::lifecycle
-//!   TaskSet::inner
-//!     Task::filters
-//!       Undelivered::results, Refusals::kinds, Keepers::all, Events::limit, KernelLog::ring   (leaves)
+//! Pause::depth
+//!   Kernel::lifecycle
+//!     TaskSet::inner
+//!       Task::filters
+//!         Undelivered::results, Refusals::kinds, Keepers::all, Tracer::thread, Progress::running,
+//!         Gate::inner, Events::limit, KernelLog::ring   (leaves)
 //! ```
 
 use std::collections::HashMap;
@@ -21,6 +23,7 @@ use super::census::Keepers;
 use super::events::{Event, Events};
 use super::features::Features;
 use super::log::{KernelLog, Level};
+use super::pause::Pause;
 use super::refusals::Refusals;
 use super::syscalls::Row;
 use super::task_set::TaskSet;
@@ -63,6 +66,21 @@ pub enum KernelError {
     NoSuchTask(i32),
     /// The processes could not be listed.
     Census(Errno),
+    /// There is no pause to undo.
+    NotPaused,
+    /// This thread (as the host numbers it) cannot be stopped, since another one traces it.
+    Traced {
+        /// The thread.
+        task: i32,
+        /// The one that traces it.
+        tracer: i32,
+    },
+    /// The host does not let this thread be traced.
+    NotStoppable(i32, Errno),
+    /// This thread was asked to stop and does not.
+    NotStopping(i32),
+    /// There is no thread that could trace.
+    Tracer(Errno),
 }
 
 impl std::fmt::Display for KernelError {
@@ -78,6 +96,28 @@ impl std::fmt::Display for KernelError {
             KernelError::NoSuchTask(pid) => {
                 write!(f, "the sandbox has no process {pid}; `sandbox ps ID` shows those it has")
             }
+            KernelError::NotPaused => f.write_str("the sandbox is not paused"),
+            KernelError::Traced { task, tracer } => write!(
+                f,
+                "cannot pause the sandbox: thread {} is traced by {}; end that one first",
+                named(*task),
+                named(*tracer)
+            ),
+            KernelError::NotStoppable(task, errno) => write!(
+                f,
+                "cannot pause the sandbox: the host does not let thread {} be traced: {}",
+                named(*task),
+                errno.desc()
+            ),
+            KernelError::NotStopping(task) => write!(
+                f,
+                "cannot pause the sandbox: thread {} does not stop; it waits in the host's kernel, \
+                 see /proc/{task}/wchan",
+                named(*task)
+            ),
+            KernelError::Tracer(errno) => {
+                write!(f, "cannot trace the sandbox's threads: {}", errno.desc())
+            }
             KernelError::Census(errno) => write!(
                 f,
                 "cannot list the sandbox's processes in /proc: {}; mount a proc of this pid namespace there",
@@ -88,6 +128,13 @@ impl std::fmt::Display for KernelError {
 }
 
 impl std::error::Error for KernelError {}
+
+/// A thread in words, with its name without what would move a terminal's cursor.
+fn named(tid: i32) -> String {
+    let name = super::task::comm(tid).unwrap_or_default();
+    let name: String = name.chars().filter(|c| !c.is_control()).collect();
+    if name.is_empty() { tid.to_string() } else { format!("{tid} ({name})") }
+}
 
 /// The kernel of one sandbox. Made once, started once.
 #[derive(Debug)]
@@ -103,6 +150,7 @@ pub struct Kernel {
     exit: watch::Sender<Option<i32>>,
     tasks: TaskSet,
     pub(super) keepers: Keepers,
+    pub(super) pausing: Pause,
     log: KernelLog,
     events: Events,
     refusals: Refusals,
@@ -136,6 +184,7 @@ impl Kernel {
             exit: watch::Sender::new(None),
             tasks: TaskSet::default(),
             keepers: Keepers::default(),
+            pausing: Pause::default(),
             log,
             events: Events::new(args.announce),
             refusals: Refusals::default(),

@@ -3,6 +3,7 @@
 //! Owns the choice of who gets a signal. Init and the keepers never do: they are no guests. The run's
 //! own program is signalled by [`Kernel::signal`].
 
+use std::collections::HashSet;
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
@@ -40,28 +41,57 @@ impl Kernel {
         }
     }
 
+    /// All are stopped meanwhile: otherwise one that is made just now would be missed, or one would
+    /// get the signal and be forked with it in its handler. (Where that fails, readings follow each
+    /// other until one shows nobody new.)
     fn signal_where(
         &self,
         signal: i32,
         wanted: impl Fn(&Member) -> bool,
     ) -> Result<(), KernelError> {
-        let members = self.members()?;
-        let chosen: Vec<&Member> = members.iter().filter(|member| wanted(member)).collect();
-        if chosen.is_empty() {
-            return Err(KernelError::NoTasks);
-        }
-        for member in chosen {
-            let Some(pidfd) = member.open() else { continue };
-            match process::pidfd_send_signal(pidfd.as_fd(), signal) {
-                Ok(()) | Err(Errno::ESRCH) => {}
-                Err(errno) => return Err(KernelError::Signal(errno)),
+        let mut told = HashSet::new();
+        let mut tell_new = || -> Result<usize, KernelError> {
+            let (members, _) = self.members()?;
+            let mut count = 0;
+            for member in members.iter().filter(|member| wanted(member)) {
+                if told.insert((member.pid, member.start)) {
+                    count += usize::from(member.signal(signal)?);
+                }
             }
-        }
-        Ok(())
+            Ok(count)
+        };
+        let count = match self.while_stopped(&mut tell_new) {
+            Ok(count) => count,
+            Err(KernelError::Signal(errno)) => return Err(KernelError::Signal(errno)),
+            Err(_) => {
+                let mut all = 0;
+                for _ in 0..MOST_READINGS {
+                    match tell_new()? {
+                        0 => break,
+                        count => all += count,
+                    }
+                }
+                all
+            }
+        };
+        if count == 0 { Err(KernelError::NoTasks) } else { Ok(()) }
     }
 }
 
+/// So many readings at most, where guests cannot be stopped.
+const MOST_READINGS: usize = 100;
+
 impl Member {
+    /// Sends a signal; gives whether the process was still there.
+    fn signal(&self, signal: i32) -> Result<bool, KernelError> {
+        let Some(pidfd) = self.open() else { return Ok(false) };
+        match process::pidfd_send_signal(pidfd.as_fd(), signal) {
+            Ok(()) => Ok(true),
+            Err(Errno::ESRCH) => Ok(false),
+            Err(errno) => Err(KernelError::Signal(errno)),
+        }
+    }
+
     /// A descriptor of the process; `None`: it has ended.
     fn open(&self) -> Option<OwnedFd> {
         let pidfd = process::pidfd_open(self.pid, false).ok()?;

@@ -1,0 +1,330 @@
+//! The one thread that does all ptrace(2) work of a sandbox.
+//!
+//! ptrace is bound to a thread: only the one that has seized a guest thread hears of its stops and
+//! may let it go. So one thread, made at the first need, owns every tracee. It waits for two things:
+//! work that others send it, and SIGCHLD, by which the kernel tells that a tracee has changed. (For
+//! that, SIGCHLD has to be blocked in every thread of the process: one that does not block it would
+//! swallow it.)
+//!
+//! How to use it: [`Tracer::run`] runs a closure on the thread, with the [`Tracees`], and gives its
+//! result. The closure must not wait for a tracee, since nobody would hear of it meanwhile: it seizes
+//! a thread with [`Tracees::seize`] and a [`Handler`], which is called at each stop and decides
+//! whether the thread goes on or is let go. A tracee without a handler is let go at its next stop.
+//!
+//! Pausing is beside that: while the tracees are *held* ([`Tracees::hold`]) every one that stops
+//! stays stopped, whatever its handler would do; the handler is asked when the pause ends.
+//!
+//! A thread or process that a tracee makes is traced from its first instruction; unless the tracees
+//! are held it is let go at once.
+
+use std::collections::HashMap;
+use std::os::fd::AsFd;
+use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use crate::sys::ptrace::{self, Change, Running, Stop, Stopped};
+
+/// Decides what becomes of one tracee. Lives on the tracer's thread.
+pub trait Handler {
+    /// The thread has stopped. An error: it is let go.
+    fn on_stop(&mut self, stopped: Stopped) -> Next;
+}
+
+/// What becomes of a tracee that has stopped.
+#[derive(Debug)]
+pub enum Next {
+    /// It was made to go on and stays traced.
+    Runs(Running),
+    /// It was let go, or it has been killed.
+    Gone,
+}
+
+/// The thread, made at the first need.
+#[derive(Debug, Default)]
+pub struct Tracer {
+    /// A leaf of the lock order; held while the thread is made.
+    thread: Mutex<Option<Thread>>,
+    /// Tells those who wait that a held tracee has stopped or ended.
+    progress: Arc<Progress>,
+}
+
+type Work = Box<dyn FnOnce(&mut Tracees) + Send>;
+
+#[derive(Debug, Clone)]
+struct Thread {
+    work: mpsc::Sender<Work>,
+    wake: Arc<EventFd>,
+}
+
+/// How many held tracees have not stopped yet.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    /// A leaf of the lock order.
+    running: Mutex<usize>,
+    changed: Condvar,
+}
+
+impl Progress {
+    /// Waits until every held tracee has stopped, but not longer than `limit`.
+    pub(super) fn wait(&self, limit: std::time::Duration) -> bool {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.changed.wait_timeout_while(running, limit, |running| *running > 0);
+        *waited.unwrap_or_else(PoisonError::into_inner).0 == 0
+    }
+
+    fn set(&self, count: usize) {
+        *self.running.lock().unwrap_or_else(PoisonError::into_inner) = count;
+        if count == 0 {
+            self.changed.notify_all();
+        }
+    }
+}
+
+impl Tracer {
+    /// Runs `work` on the tracer's thread and gives its result. Blocks.
+    pub fn run<R: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Tracees) -> R + Send + 'static,
+    ) -> Result<R, Errno> {
+        let thread = self.thread()?;
+        let (sender, result) = mpsc::sync_channel(1);
+        let work: Work = Box::new(move |tracees| {
+            // Nobody waits for the result of somebody who has died.
+            let _ = sender.send(work(tracees));
+        });
+        thread.work.send(work).map_err(|_| Errno::ESRCH)?;
+        thread.wake.write(1)?;
+        result.recv().map_err(|_| Errno::ESRCH)
+    }
+
+    pub(super) fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    fn thread(&self) -> Result<Thread, Errno> {
+        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(thread) = &*thread {
+            return Ok(thread.clone());
+        }
+        let (sender, work) = mpsc::channel();
+        let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
+        let made = Thread { work: sender, wake: Arc::clone(&wake) };
+        let progress = Arc::clone(&self.progress);
+        std::thread::Builder::new()
+            .name("trace".into())
+            .spawn(move || {
+                if let Err(errno) = live(&work, &wake, progress) {
+                    tracing::error!(%errno, "the thread that stops guests cannot go on");
+                }
+            })
+            .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EAGAIN)))?;
+        *thread = Some(made.clone());
+        Ok(made)
+    }
+}
+
+/// The thread's life.
+fn live(work: &mpsc::Receiver<Work>, wake: &EventFd, progress: Arc<Progress>) -> Result<(), Errno> {
+    SigSet::all().thread_block()?;
+    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+    let changes = SignalFd::with_flags(&SigSet::from_iter([Signal::SIGCHLD]), flags)?;
+    let mut tracees = Tracees { all: HashMap::new(), held: false, running: 0, progress };
+    loop {
+        let mut fds = [
+            PollFd::new(wake.as_fd(), PollFlags::POLLIN),
+            PollFd::new(changes.as_fd(), PollFlags::POLLIN),
+        ];
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+        // Emptied first: what comes afterwards wakes the thread once more.
+        let _ = wake.read();
+        while let Ok(Some(_)) = changes.read_signal() {}
+        loop {
+            match work.try_recv() {
+                Ok(work) => work(&mut tracees),
+                Err(mpsc::TryRecvError::Empty) => break,
+                // The kernel is gone; what is still traced is let go by the end of the thread.
+                Err(mpsc::TryRecvError::Disconnected) => return Ok(()),
+            }
+        }
+        while let Some(change) = ptrace::wait()? {
+            tracees.changed(change);
+        }
+        tracees.publish();
+    }
+}
+
+/// What became of [`Tracees::stop_all`].
+#[derive(Debug, Default)]
+pub(super) struct Asked {
+    /// Whether any was new.
+    pub(super) any_new: bool,
+    /// All that have been asked and have not stopped.
+    pub(super) running: Vec<i32>,
+    /// Those that may not be traced, and why.
+    pub(super) refused: Vec<(i32, Errno)>,
+}
+
+/// The guest threads that are traced. Owned by the tracer's thread.
+pub struct Tracees {
+    all: HashMap<i32, Tracee>,
+    /// Whether those that stop stay stopped.
+    held: bool,
+    /// How many of `all` have not stopped.
+    running: usize,
+    progress: Arc<Progress>,
+}
+
+struct Tracee {
+    state: State,
+    handler: Option<Box<dyn Handler>>,
+}
+
+enum State {
+    Running(Running),
+    Stopped(Stopped),
+    /// In the middle of a change.
+    Between,
+}
+
+impl Tracees {
+    /// Traces `tid`, which runs on until it stops by itself; `handler` is called then. EBUSY: another
+    /// handler has it. EPERM: a guest traces it, it has ended, or it may not be traced.
+    pub fn seize(&mut self, tid: i32, handler: Box<dyn Handler>) -> Result<(), Errno> {
+        if let Some(tracee) = self.all.get_mut(&tid) {
+            if tracee.handler.is_some() {
+                return Err(Errno::EBUSY);
+            }
+            tracee.handler = Some(handler);
+            return Ok(());
+        }
+        let running = ptrace::seize(tid)?;
+        self.add(tid, State::Running(running), Some(handler));
+        Ok(())
+    }
+
+    /// From now on those that stop stay stopped, until [`Tracees::let_go`].
+    pub(super) fn hold(&mut self) {
+        self.held = true;
+    }
+
+    /// Asks all of `tids` to stop, seizing those that are new.
+    pub(super) fn stop_all(&mut self, tids: &[i32]) -> Asked {
+        let mut asked = Asked::default();
+        for tid in tids {
+            match self.stop(*tid) {
+                Ok(is_new) => asked.any_new |= is_new,
+                // It has ended.
+                Err(Errno::ESRCH) => {}
+                Err(errno) => asked.refused.push((*tid, errno)),
+            }
+        }
+        asked.running = self.running();
+        self.publish();
+        asked
+    }
+
+    /// Asks `tid` to stop, seizing it first if it is new. Gives whether it was.
+    fn stop(&mut self, tid: i32) -> Result<bool, Errno> {
+        match self.all.get(&tid).map(|tracee| &tracee.state) {
+            Some(State::Running(running)) => running.interrupt().map(|()| false),
+            Some(_) => Ok(false),
+            None => {
+                let running = ptrace::seize(tid)?;
+                let asked = running.interrupt();
+                self.add(tid, State::Running(running), None);
+                asked.map(|()| true)
+            }
+        }
+    }
+
+    /// Whether `tid` is traced.
+    pub(super) fn has(&self, tid: i32) -> bool {
+        self.all.contains_key(&tid)
+    }
+
+    /// Those that have not stopped.
+    pub(super) fn running(&self) -> Vec<i32> {
+        let running = |tracee: &Tracee| matches!(tracee.state, State::Running(_));
+        self.all.iter().filter(|(_, it)| running(it)).map(|(tid, _)| *tid).collect()
+    }
+
+    /// How many have stopped.
+    pub(super) fn stopped(&self) -> usize {
+        self.all.len() - self.running
+    }
+
+    /// Lets all go on. Those that have not stopped are let go as soon as they do.
+    pub(super) fn let_go(&mut self) {
+        self.held = false;
+        let stopped: Vec<i32> = self
+            .all
+            .iter()
+            .filter(|(_, tracee)| matches!(tracee.state, State::Stopped(_)))
+            .map(|(tid, _)| *tid)
+            .collect();
+        for tid in stopped {
+            let Some(mut tracee) = self.all.remove(&tid) else { continue };
+            if let State::Stopped(stopped) = std::mem::replace(&mut tracee.state, State::Between) {
+                self.decide(tid, stopped, tracee.handler);
+            }
+        }
+    }
+
+    fn add(&mut self, tid: i32, state: State, handler: Option<Box<dyn Handler>>) {
+        self.running += usize::from(matches!(state, State::Running(_)));
+        self.all.insert(tid, Tracee { state, handler });
+    }
+
+    fn remove(&mut self, tid: i32) -> Option<Box<dyn Handler>> {
+        let tracee = self.all.remove(&tid)?;
+        self.running -= usize::from(matches!(tracee.state, State::Running(_)));
+        tracee.handler
+    }
+
+    fn changed(&mut self, change: Change) {
+        match change {
+            Change::Ended(tid) => drop(self.remove(tid)),
+            Change::Stopped(mut stopped) => {
+                let tid = stopped.tid();
+                // (One that is not known was made by a tracee just now.)
+                let mut handler = self.remove(tid);
+                if let Stop::Executed { former } = stopped.why()
+                    && former != tid
+                {
+                    // Nothing tells of the end of the number that it had.
+                    handler = self.remove(former);
+                }
+                if self.held {
+                    super::rewind::prepare(&mut stopped);
+                    self.add(tid, State::Stopped(stopped), handler);
+                } else {
+                    self.decide(tid, stopped, handler);
+                }
+            }
+        }
+    }
+
+    /// What becomes of a stopped tracee that is not held and not in `all`.
+    fn decide(&mut self, tid: i32, stopped: Stopped, handler: Option<Box<dyn Handler>>) {
+        match handler {
+            Some(mut handler) => match handler.on_stop(stopped) {
+                Next::Runs(running) => self.add(tid, State::Running(running), Some(handler)),
+                Next::Gone => {}
+            },
+            // ESRCH: it has been killed; its end is told.
+            None => drop(stopped.detach()),
+        }
+    }
+
+    fn publish(&self) {
+        self.progress.set(if self.held { self.running } else { 0 });
+    }
+}
