@@ -5,6 +5,7 @@
 
 pub mod cli;
 pub mod runtime;
+pub mod control;
 pub mod launch;
 pub mod terminal;
 pub mod config;

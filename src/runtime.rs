@@ -10,12 +10,13 @@ use nix::sys::signalfd::siginfo;
 use nix::unistd::Pid;
 
 use crate::config::{Network, RunSpec, Voice, Without};
+use crate::control::{Control, Server};
 use crate::launch::{Behind, End, Event, Launch, LaunchError, Plan, PlanError, host};
 use crate::notify::filter::{self, FilterError};
 use crate::notify::{Engine, Listener, Options};
 use crate::sentry::{self, Kernel, KernelArgs, KernelError};
 use crate::sys::message::Descriptors;
-use crate::sys::process;
+use crate::sys::process::{self, exit_status};
 use crate::terminal::Terminal;
 
 mod attend;
@@ -126,8 +127,8 @@ macro_rules! from {
 from!(Plan(PlanError), Launch(LaunchError), Filter(FilterError), Kernel(KernelError));
 
 /// Runs `spec` to its end. Call it on the main thread, before there is any other: the sandbox ends
-/// when this thread does.
-pub fn run(spec: &RunSpec) -> Result<Finished, Error> {
+/// when this thread does. It can be spoken to through `control`, if there is one.
+pub fn run(spec: &RunSpec, mut control: Option<&mut Control>) -> Result<Finished, Error> {
     let signals = Signals::take()?;
     let terminal = Terminal::of_standard_streams();
     let settings = terminal.as_ref().map(|terminal| (terminal.settings(), terminal.streams()));
@@ -142,8 +143,11 @@ pub fn run(spec: &RunSpec) -> Result<Finished, Error> {
         .map_err(|error| Error::Own("start the runtime", error))?;
 
     let behind = launch.finish(&program)?;
-    let finished = runtime
-        .block_on(async { Supervisor::new(spec, &plan, behind)?.run(signals, terminal).await });
+    let finished = runtime.block_on(async {
+        let mut supervisor = Supervisor::new(spec, &plan, behind)?;
+        supervisor.serve(control.as_deref_mut())?;
+        supervisor.run(signals, terminal).await
+    });
     // A parked future of a task that was killed has nobody to answer.
     runtime.shutdown_background();
     finished
@@ -158,11 +162,14 @@ pub fn interrupt_job() {
 }
 
 /// What keeps a started sandbox going.
-struct Supervisor<'p> {
-    spec: &'p RunSpec,
-    plan: &'p Plan,
+struct Supervisor<'r> {
+    spec: &'r RunSpec,
+    plan: &'r Plan,
     behind: Behind,
     kernel: Arc<Kernel>,
+    /// What it is known by from outside, and what answers there.
+    control: Option<&'r mut Control>,
+    server: Option<Server>,
     /// The program's process, as the host numbers it; 0 before it runs.
     pid: i32,
     job: Job,
@@ -171,9 +178,9 @@ struct Supervisor<'p> {
     early: Vec<i32>,
 }
 
-impl<'p> Supervisor<'p> {
+impl<'r> Supervisor<'r> {
     /// Starts receiving notifications: from here on guests can be served.
-    fn new(spec: &'p RunSpec, plan: &'p Plan, mut behind: Behind) -> Result<Self, Error> {
+    fn new(spec: &'r RunSpec, plan: &'r Plan, mut behind: Behind) -> Result<Self, Error> {
         let kernel = Kernel::new(KernelArgs {
             features: spec.features,
             init: behind.take_init(),
@@ -201,8 +208,28 @@ impl<'p> Supervisor<'p> {
         let packets = (spec.network == Network::None)
             .then(|| RefusedPackets::watch(behind.init_pid()))
             .flatten();
-        let (job, early) = (Job::new(None), Vec::new());
-        Ok(Supervisor { spec, plan, behind, kernel, pid: 0, job, packets, early })
+        Ok(Supervisor {
+            spec,
+            plan,
+            behind,
+            kernel,
+            control: None,
+            server: None,
+            pid: 0,
+            job: Job::new(None),
+            packets,
+            early: Vec::new(),
+        })
+    }
+
+    /// Begins to answer on the control socket.
+    fn serve(&mut self, control: Option<&'r mut Control>) -> Result<(), Error> {
+        self.control = control;
+        if let Some(listener) = self.control.as_mut().and_then(|it| it.take_listener()) {
+            let server = Server::start(listener, Arc::clone(&self.kernel));
+            self.server = Some(server.map_err(|error| Error::Own("serve its socket", error))?);
+        }
+        Ok(())
     }
 
     /// Starts the program and follows it to its end.
@@ -239,7 +266,7 @@ impl<'p> Supervisor<'p> {
                 Next::Nothing => {}
             }
         };
-        Ok(self.finish(end))
+        Ok(self.finish(end).await)
     }
 
     /// Gives how the program ended, once it has.
@@ -253,6 +280,10 @@ impl<'p> Supervisor<'p> {
                 let path = self.spec.argv[0].to_string_lossy().into_owned();
                 let container = self.spec.container.clone();
                 self.kernel.emit(&sentry::Event::Started { pid, path, container });
+                if let Some(control) = &mut self.control {
+                    let told = control.started();
+                    told.map_err(|error| Error::Own("tell that the program runs", error))?;
+                }
                 for signal in std::mem::take(&mut self.early) {
                     self.signal(signal)?;
                 }
@@ -294,7 +325,7 @@ impl<'p> Supervisor<'p> {
     }
 
     /// Everything inside ends with init; then the last output is carried.
-    fn finish(mut self, end: End) -> Finished {
+    async fn finish(mut self, end: End) -> Finished {
         let status = end.status;
         self.behind.wait();
         self.kernel.emit(&sentry::Event::Exited {
@@ -304,7 +335,14 @@ impl<'p> Supervisor<'p> {
             cpu_us: end.cpu_us,
             peak_memory: end.peak_kib * 1024,
         });
+        // Remembered before anybody who waits is told: who comes later finds what is remembered.
+        if let Some(control) = &mut self.control {
+            control.ended(exit_status(status));
+        }
         self.kernel.exited(status);
+        if let Some(server) = self.server.take() {
+            server.close().await;
+        }
         let interrupted = self.job.finish(status);
         if let Some(packets) = &self.packets {
             packets.note(self.kernel.refusals());
@@ -314,11 +352,6 @@ impl<'p> Supervisor<'p> {
         let notes = self.kernel.limit_notes().into_iter().chain(refusals).collect();
         Finished { status: exit_status(status), notes, interrupted }
     }
-}
-
-/// The status for the caller that a wait status stands for (wait(2)).
-fn exit_status(status: i32) -> i32 {
-    if libc::WIFSIGNALED(status) { 128 + libc::WTERMSIG(status) } else { libc::WEXITSTATUS(status) }
 }
 
 #[cfg(test)]

@@ -41,6 +41,38 @@ pub(super) enum Verb {
     /// Run a program (the same as without a verb)
     #[command(override_usage = "sandbox run [OPTIONS] -- PROG ARGS...", after_help = EXIT_STATUS)]
     Run(RunCommand),
+    /// List the sandboxes, or the processes of one
+    Ps(super::ps::Command),
+    /// Stop every task of a sandbox; returns once all have stopped
+    Pause {
+        /// Which sandbox
+        #[arg(value_name = "ID")]
+        id: String,
+    },
+    /// Let the tasks of a paused sandbox go on
+    Resume {
+        /// Which sandbox
+        #[arg(value_name = "ID")]
+        id: String,
+    },
+    /// Send a signal to the program of a sandbox, or to other processes in it
+    Kill(super::kill::Command),
+    /// Wait for the end of a sandbox; exits with its status
+    Wait {
+        /// Which sandbox
+        #[arg(value_name = "ID")]
+        id: String,
+    },
+    /// Print what a sandbox has used
+    Stats(super::stats::Command),
+    /// Watch what the sandboxes use, or the processes of one (q ends it)
+    Top(super::top::Command),
+    /// Print what a detached sandbox has printed
+    Logs(super::logs::Command),
+    /// Print the kernel log of a sandbox
+    Dmesg(super::dmesg::Command),
+    /// Print what has happened in a sandbox, and what happens
+    Events(super::events::Command),
     /// Tell whether a path, a host or a system call would be allowed, and by which rule
     #[command(
         override_usage = "sandbox why [RUN OPTIONS] [--] PATH|HOST[:PORT]|SYSCALL",
@@ -87,6 +119,12 @@ pub(super) enum Verb {
 pub(super) struct RunCommand {
     #[command(flatten)]
     pub(super) options: RunOptions,
+    /// Name the sandbox, for the verbs that take an ID
+    #[arg(long, value_name = "NAME")]
+    pub(super) id: Option<String>,
+    /// Run in the background: print the ID once the program runs, and return
+    #[arg(long)]
+    pub(super) detach: bool,
     /// Say on stderr what was decided and why
     #[arg(short, long, conflicts_with = "quiet")]
     pub(super) verbose: bool,

@@ -4,10 +4,20 @@
 //! a file of its own.
 
 mod args;
+mod dmesg;
 pub mod doctor;
+mod events;
 mod explain;
+mod kill;
+mod logs;
+mod pause;
+mod ps;
 mod run;
+mod stats;
 pub mod syscalls;
+mod table;
+mod top;
+mod wait;
 mod why;
 
 use std::ffi::OsString;
@@ -51,6 +61,16 @@ fn dispatch(line: CommandLine, words: &[OsString]) -> i32 {
             None => run::run(line.run),
         },
         Some(Verb::Run(command)) => run::run(command),
+        Some(Verb::Ps(command)) => ps::run(&command),
+        Some(Verb::Kill(command)) => kill::run(&command),
+        Some(Verb::Pause { id }) => pause::pause(&id),
+        Some(Verb::Resume { id }) => pause::resume(&id),
+        Some(Verb::Wait { id }) => wait::run(&id),
+        Some(Verb::Stats(command)) => stats::run(&command),
+        Some(Verb::Top(command)) => top::run(&command),
+        Some(Verb::Logs(command)) => logs::run(&command),
+        Some(Verb::Dmesg(command)) => dmesg::run(&command),
+        Some(Verb::Events(command)) => events::run(&command),
         Some(Verb::Why(command)) => why::why(command, describe_syscall),
         Some(Verb::Doctor { json, without }) => {
             doctor::run(json, without.into_iter().map(Without::from).collect())
@@ -111,6 +131,7 @@ const RESERVED: &[&str] = &[
     "sockets",
     "dmesg",
     "events",
+    "logs",
     "diff",
     "commit",
     "discard",

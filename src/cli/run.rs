@@ -3,39 +3,124 @@
 use std::io::Write;
 
 use super::args::RunCommand;
-use super::{explain, fail, print};
-use crate::config::{self, Host, RunSpec, Voice};
-use crate::runtime;
+use super::{OWN_ERROR, explain, fail, print};
+use crate::config::{self, Host, Options, RunSpec, Voice};
+use crate::control::detach::{self, Outcome, Side};
+use crate::control::{Claim, Control, Verdict};
+use crate::runtime::{self, Finished};
 
-/// Resolves the options, says what was decided where that was asked for, and runs the program.
-/// Returns the exit status.
+/// An exit status and why, in a sentence.
+type Failure = (i32, String);
+
+/// Runs the program, in the background where that is asked for. Returns the exit status.
 pub(super) fn run(command: RunCommand) -> i32 {
-    let dry_run = command.dry_run;
-    let host = Host::current();
-    let spec = match config::resolve(&command.into_options(), &host) {
-        Ok(spec) => spec,
-        Err(error) => return fail(error),
-    };
+    if !command.detach || command.dry_run {
+        return foreground(command);
+    }
+    match detach::split() {
+        Ok(Side::Starter(Outcome::Started(id))) => print(format_args!("{id}\n")).err().unwrap_or(0),
+        Ok(Side::Starter(Outcome::Refused(status, sentence))) => {
+            fail(sentence);
+            status
+        }
+        Ok(Side::Stayer(verdict)) => background(command, verdict),
+        Err(error) => fail(format_args!("cannot go to the background: {error}")),
+    }
+}
+
+fn foreground(command: RunCommand) -> i32 {
+    let (dry_run, id) = (command.dry_run, command.id.clone());
+    let options = command.into_options();
+    let mut host = Host::current();
     if dry_run {
-        return print(explain::decisions(&spec)).err().unwrap_or(0);
+        return match config::resolve(&options, &host) {
+            Ok(spec) => print(explain::decisions(&spec)).err().unwrap_or(0),
+            Err(error) => fail(error),
+        };
     }
-    if spec.voice == Voice::Verbose {
-        let _ = write!(std::io::stderr(), "{}", explain::decisions(&spec));
-    }
-    match runtime::run(&spec) {
-        Ok(finished) => {
+    let claim = match Claim::take(id.as_deref(), words(&options), false) {
+        Ok(claim) => Some(claim),
+        Err(error) if id.is_some() => return fail(error),
+        Err(error) => {
+            // Such a run is what one was before there were control sockets.
+            if options.voice == Voice::Verbose {
+                let _ = writeln!(std::io::stderr(), "sandbox: no verb will find this run: {error}");
+            }
+            None
+        }
+    };
+    let mut control = claim.map(|claim| Control::new(claim, None));
+    match attempt(&options, &mut host, control.as_mut()) {
+        Ok((spec, finished)) => {
+            drop(control);
             explain_refusals(&spec, &finished.notes);
             if finished.interrupted {
                 runtime::interrupt_job();
             }
             finished.status
         }
-        Err(error) => {
-            let status = error.status();
-            fail(error);
+        Err((status, sentence)) => {
+            fail(sentence);
             status
         }
     }
+}
+
+/// The process of a detached run that stays.
+fn background(command: RunCommand, verdict: Verdict) -> i32 {
+    let id = command.id.clone();
+    let options = command.into_options();
+    let mut host = Host::current();
+    let claim = Claim::take(id.as_deref(), words(&options), true);
+    let claim = claim.and_then(|claim| Ok((claim.make_output()?, claim)));
+    let (output, claim) = match claim {
+        Ok(claimed) => claimed,
+        Err(error) => {
+            verdict.refused(OWN_ERROR, &error.to_string());
+            return OWN_ERROR;
+        }
+    };
+    let mut control = Control::new(claim, Some(verdict));
+    let done = detach::print_to(&output)
+        .map_err(|error| (OWN_ERROR, format!("cannot redirect the output: {error}")))
+        .and_then(|()| attempt(&options, &mut host, Some(&mut control)));
+    match done {
+        Ok((spec, finished)) => {
+            explain_refusals(&spec, &finished.notes);
+            finished.status
+        }
+        Err((status, sentence)) => {
+            match control.into_verdict() {
+                Some(verdict) => verdict.refused(status, &sentence),
+                None => {
+                    fail(sentence);
+                }
+            }
+            status
+        }
+    }
+}
+
+/// Resolves the options, says what was decided where that was asked for, and runs the program.
+fn attempt(
+    options: &Options,
+    host: &mut Host,
+    control: Option<&mut Control>,
+) -> Result<(RunSpec, Finished), Failure> {
+    host.private.extend(control.iter().map(|control| control.base().to_owned()));
+    let spec = config::resolve(options, host).map_err(|error| (OWN_ERROR, error.to_string()))?;
+    if spec.voice == Voice::Verbose {
+        let _ = write!(std::io::stderr(), "{}", explain::decisions(&spec));
+    }
+    match runtime::run(&spec, control) {
+        Ok(finished) => Ok((spec, finished)),
+        Err(error) => Err((error.status(), error.to_string())),
+    }
+}
+
+/// The program and its arguments, for `ps`.
+fn words(options: &Options) -> Vec<String> {
+    options.argv.iter().map(|word| word.to_string_lossy().into_owned()).collect()
 }
 
 /// Says once what the program ran into.

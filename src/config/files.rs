@@ -379,6 +379,7 @@ impl Plan<'_> {
         self.add_hidden_by_rules(&mut objects);
         self.add_hidden_by_defaults(&mut objects);
         self.add_process_views(&mut objects);
+        self.add_private(&mut objects);
         self.add_sockets(&mut objects);
         let mut hidden: BTreeMap<PathBuf, Mount> = BTreeMap::new();
         let root = (PathBuf::from("/"), None);
@@ -441,6 +442,14 @@ impl Plan<'_> {
         for path in &self.host.process_views {
             let why = Why::Default("the host's processes");
             objects.entry(path.clone()).or_insert(Object { directory: true, why });
+        }
+    }
+
+    /// Nor the places from which the user's sandboxes are controlled.
+    fn add_private(&self, objects: &mut Objects) {
+        for path in &self.host.private {
+            let why = Why::Default("the control sockets of your sandboxes");
+            objects.insert(path.clone(), Object { directory: true, why });
         }
     }
 

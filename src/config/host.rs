@@ -48,6 +48,8 @@ pub struct Host {
     pub open_files_limit: u64,
     /// The caller's hard limit of the size of a file.
     pub file_size_limit: u64,
+    /// Directories that no guest may see, whatever shows what lies above them.
+    pub private: Vec<PathBuf>,
     /// The user database.
     pub accounts: Box<dyn Accounts>,
     /// What was found at a path, so that ten thousand rules about one directory look at its
@@ -101,6 +103,7 @@ impl Host {
             cpus: own_cpus(),
             open_files_limit: hard_limit(Resource::RLIMIT_NOFILE),
             file_size_limit: hard_limit(Resource::RLIMIT_FSIZE),
+            private: Vec::new(),
             accounts: Box::new(SystemAccounts),
             seen: RefCell::default(),
         }

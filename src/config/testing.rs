@@ -46,6 +46,7 @@ impl TestHost {
             cpus: vec![0, 1],
             open_files_limit: 1024,
             file_size_limit: u64::MAX,
+            private: Vec::new(),
             accounts: Box::new(TestAccounts),
             seen: Default::default(),
         };

@@ -10,8 +10,9 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use super::job::{Job, Reaction, Signals};
 use super::later::Started;
 use super::sources::{Next, Sources};
-use super::{Error, Finished, exit_status};
+use super::{Error, Finished};
 use crate::launch::{Event, Keeper, LaunchError, Order};
+use crate::sys::process::exit_status;
 use crate::terminal::{Settings, Terminal};
 
 /// The caller's side of a program to come.

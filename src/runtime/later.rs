@@ -14,10 +14,10 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use tokio::io::unix::AsyncFd;
 
-use super::exit_status;
 use crate::config::RunSpec;
 use crate::launch::{Behind, End, Event, Keeper, LaunchError, Order, Program};
 use crate::sentry::{self, Kernel};
+use crate::sys::process::exit_status;
 use crate::sys::ready::watch_readable;
 use crate::sys::{message, process};
 use crate::terminal::Settings;

@@ -124,6 +124,35 @@ impl KernelLog {
         ring.lines.iter().skip(first.max(ring.lines.len() - count)).map(String::as_str).collect()
     }
 
+    /// The lines from number `first` on, counted from the first ever, and the number of the next one.
+    /// What was cleared is in it, what was dropped is not.
+    pub fn since(&self, first: u64) -> (String, u64) {
+        let ring = self.lock();
+        let skipped = first.saturating_sub(ring.dropped) as usize;
+        let text = ring.lines.iter().skip(skipped).map(String::as_str).collect();
+        (text, ring.dropped + ring.lines.len() as u64)
+    }
+
+    /// Waits until there are lines from number `first` on.
+    pub async fn grown(&self, first: u64) {
+        loop {
+            // Made before the look, so that no line falls between the two.
+            let grown = self.grown.notified();
+            {
+                let ring = self.lock();
+                if ring.dropped + ring.lines.len() as u64 > first {
+                    return;
+                }
+            }
+            grown.await;
+        }
+    }
+
+    /// The time since the log began.
+    pub fn age(&self) -> std::time::Duration {
+        self.started.elapsed()
+    }
+
     /// READ_ALL gives only later lines from now on.
     pub fn clear(&self) {
         let mut ring = self.lock();
@@ -249,6 +278,20 @@ mod tests {
         assert!(log.tail(usize::MAX).len() <= CAPACITY);
         assert_eq!(log.unread(), log.tail(usize::MAX).len());
         assert!(!read(&log, 100).is_empty());
+    }
+
+    #[tokio::test]
+    async fn lines_are_given_by_number_and_can_be_waited_for() {
+        let log = KernelLog::new();
+        log.write(Level::Info, "one");
+        log.clear();
+        let (text, next) = log.since(0);
+        assert!(text.ends_with("one\n") && next == 1, "{text}");
+        assert_eq!(log.since(next), (String::new(), 1));
+        let (_, ()) = tokio::join!(log.grown(next), async { log.write(Level::Info, "two") });
+        assert!(log.since(next).0.ends_with("two\n"));
+        (0..300).for_each(|_| log.write(Level::Info, &"x".repeat(1000)));
+        assert!(log.since(0).0.len() <= CAPACITY);
     }
 
     #[test]

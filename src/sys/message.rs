@@ -26,6 +26,14 @@ pub fn send(
     bytes: &[u8],
     descriptors: &[BorrowedFd<'_>],
 ) -> Result<(), Errno> {
+    transmit(socket, bytes, descriptors).map(drop)
+}
+
+fn transmit(
+    socket: BorrowedFd<'_>,
+    bytes: &[u8],
+    descriptors: &[BorrowedFd<'_>],
+) -> Result<usize, Errno> {
     if descriptors.len() > MOST {
         return Err(Errno::E2BIG);
     }
@@ -57,7 +65,7 @@ pub fn send(
         let done = unsafe { libc::sendmsg(socket.as_raw_fd(), &message, libc::MSG_NOSIGNAL) };
         match Errno::result(done) {
             Err(Errno::EINTR) => {}
-            done => return done.map(drop),
+            done => return done.map(|count| count as usize),
         }
     }
 }
@@ -124,4 +132,48 @@ pub fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
     Errno::result(unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, ends.as_mut_ptr()) })?;
     // SAFETY: the kernel has just given both to us alone.
     Ok(unsafe { (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) })
+}
+
+/// How many descriptors one message of a stream may carry.
+pub const DESCRIPTORS_MAX: usize = 3;
+
+/// Sends from the beginning of `bytes` on a stream and gives how many were taken; descriptors go with
+/// the first of them.
+pub fn send_stream(
+    socket: BorrowedFd<'_>,
+    bytes: &[u8],
+    fds: &[BorrowedFd<'_>],
+) -> Result<usize, Errno> {
+    if fds.len() > DESCRIPTORS_MAX { Err(Errno::E2BIG) } else { transmit(socket, bytes, fds) }
+}
+
+/// Receives what is there of a stream: its length and the descriptors that came with it,
+/// close-on-exec. 0 bytes: the other side has ended it.
+pub fn receive_stream(
+    socket: BorrowedFd<'_>,
+    into: &mut [u8],
+) -> Result<(usize, Vec<OwnedFd>), Errno> {
+    let (count, descriptors) = receive(socket, into)?;
+    Ok((count, descriptors.into_iter().flatten().collect()))
+}
+
+/// A pidfd of the process that connected a unix socket (SO_PEERPIDFD, Linux 6.5). ENOPROTOOPT: this
+/// kernel has no such thing; other errors: that process is gone.
+pub fn peer_pidfd(socket: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    const SO_PEERPIDFD: c_int = 77;
+    let mut fd: c_int = -1;
+    let mut size = size_of::<c_int>() as libc::socklen_t;
+    // SAFETY: the kernel writes one int at most.
+    let done = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_PEERPIDFD,
+            (&raw mut fd).cast(),
+            &mut size,
+        )
+    };
+    Errno::result(done)?;
+    // SAFETY: the kernel has just given this descriptor to us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

@@ -71,3 +71,8 @@ pub fn cpu_time(pid: pid_t) -> Result<Duration, Errno> {
     Errno::result(unsafe { libc::clock_gettime(clock, &mut time) })?;
     Ok(Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec as u32))
 }
+
+/// The status for a shell that a wait status stands for (wait(2)): 128+N where signal N ended it.
+pub fn exit_status(status: c_int) -> c_int {
+    if libc::WIFSIGNALED(status) { 128 + libc::WTERMSIG(status) } else { libc::WEXITSTATUS(status) }
+}

@@ -29,6 +29,20 @@ pub fn spawn<T>(flags: c_int, argument: &T, child: fn(&T) -> !) -> Result<(pid_t
     }
 }
 
+/// fork(2): `None` in the child. EBUSY where the caller has other threads, which the child would lack.
+pub fn fork() -> Result<Option<pid_t>, Errno> {
+    // proc_pid_task(5)
+    let threads = std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count);
+    if threads != 1 {
+        return Err(Errno::EBUSY);
+    }
+    // SAFETY: there is no other thread, so the child is whole and may do all that the parent may.
+    match Errno::result(unsafe { libc::fork() })? {
+        0 => Ok(None),
+        pid => Ok(Some(pid)),
+    }
+}
+
 /// Ends the calling process without running destructors or exit handlers.
 pub fn exit_now(status: c_int) -> ! {
     // SAFETY: ends the process.

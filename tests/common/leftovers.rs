@@ -35,6 +35,9 @@ impl Leftovers {
             left.is_empty()
         });
         assert!(nothing, "left over after the run:\n{}", left.join("\n"));
+        // A supervisor that was killed leaves its state directory to whoever meets it.
+        let swept = std::process::Command::new(super::sandbox_program()).arg("ps").output();
+        assert!(swept.is_ok_and(|it| it.status.success()), "sandbox ps failed");
     }
 
     /// What there is now and was not before.
@@ -89,6 +92,12 @@ fn files() -> BTreeSet<PathBuf> {
     places.into_iter().chain(runtime).flat_map(|place| files_in(&place)).collect()
 }
 
+/// `sandbox-UID`, in /tmp; `sandbox` where the user has a runtime directory.
+fn is_state_directory(name: &str) -> bool {
+    let uid = name.strip_prefix("sandbox-");
+    name == "sandbox" || uid.is_some_and(|uid| uid.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
 fn files_in(place: &Path) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(place) else { return Vec::new() };
     entries
@@ -96,8 +105,11 @@ fn files_in(place: &Path) -> Vec<PathBuf> {
         .map(|entry| entry.path())
         .filter(|path| {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            // Workspaces and guest programs of other tests are theirs to remove.
-            name.contains("sandbox") && !name.starts_with("sandbox-test")
+            // Workspaces and guest programs of other tests are theirs to remove, and the state
+            // directory is there as long as any sandbox runs (tests/control looks after it).
+            name.contains("sandbox")
+                && !name.starts_with("sandbox-test")
+                && !is_state_directory(&name)
         })
         .collect()
 }

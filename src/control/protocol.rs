@@ -1,0 +1,302 @@
+//! The messages on the control socket: length-prefixed CBOR (docs/control.md).
+//!
+//! A connection carries one request, which may bring descriptors along, and one reply or a stream of
+//! them. Owns the form of the messages and their bounds; who may send them is the server's business.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::sentry::{ProcessInfo, Record, Stats};
+
+/// The version of the protocol. Raised whenever a message changes its meaning or shape.
+pub const VERSION: u32 = 1;
+/// Bytes in a request at most.
+pub const REQUEST_MAX: usize = 64 << 10;
+/// Bytes in a reply at most.
+pub const REPLY_MAX: usize = 16 << 20;
+/// Bytes of a length.
+pub const PREFIX: usize = 4;
+/// How deep values may be nested: ours are not, and a decoder that recurses has a stack.
+const DEPTH_MAX: usize = 16;
+
+/// What a client wants.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Request {
+    /// How it stands: [`Reply::Standing`].
+    Standing,
+    /// Its processes: [`Reply::Processes`].
+    Processes,
+    /// Send a signal: [`Reply::Done`].
+    Signal {
+        /// To whom.
+        target: Target,
+        /// Which.
+        signal: i32,
+    },
+    /// Stop every task: [`Reply::Done`] once all have stopped.
+    Pause,
+    /// Let them go on: [`Reply::Done`].
+    Resume,
+    /// Its end: [`Reply::Ended`] when it comes.
+    Wait,
+    /// What it has used: [`Reply::Stats`].
+    Stats,
+    /// Its kernel log: [`Reply::Log`], once or as it grows, then [`Reply::Done`].
+    Log {
+        /// Until the sandbox ends.
+        follow: bool,
+    },
+    /// Its events: [`Reply::Event`] for each, then [`Reply::Done`].
+    Events {
+        /// Until the sandbox ends.
+        follow: bool,
+    },
+}
+
+/// Who gets a signal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Target {
+    /// The program of the run.
+    Program,
+    /// Every guest.
+    All,
+    /// One process, as the guest numbers it.
+    Process(i32),
+    /// Every guest of a container.
+    Container(String),
+}
+
+/// What the server answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reply {
+    /// It is done; there is nothing more to say.
+    Done,
+    /// See [`Standing`].
+    Standing(Standing),
+    /// Processes, by guest pid.
+    Processes(Vec<ProcessInfo>),
+    /// The program has ended.
+    Ended {
+        /// Exit status; 128+N if signal N ended it.
+        status: i32,
+    },
+    /// What it has used.
+    Stats(Stats),
+    /// Lines of the kernel log.
+    Log(String),
+    /// Something happened.
+    Event(Record),
+    /// It is not done, and why. The shape of this reply is the same in all versions.
+    Refused(Refused),
+}
+
+/// Why a request was not carried out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// A sentence, without the name of the sandbox.
+    pub reason: String,
+}
+
+/// How a sandbox stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standing {
+    /// All tasks are stopped.
+    pub paused: bool,
+    /// Guest processes.
+    pub processes: u64,
+    /// Guest threads.
+    pub tasks: u64,
+}
+
+/// What goes over the wire for a request: its version can be read whatever the request is.
+#[derive(Debug, Serialize, Deserialize)]
+struct Envelope<R> {
+    version: u32,
+    request: R,
+}
+
+/// Why bytes are no message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ProtocolError {
+    /// More bytes than a message may have.
+    TooLarge(u64),
+    /// Not CBOR, or not a message of ours.
+    Malformed,
+    /// The other side speaks this version.
+    Version(u32),
+}
+
+impl fmt::Display for ProtocolError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ProtocolError::TooLarge(size) => {
+                write!(f, "the message has {size} bytes, which is too many")
+            }
+            ProtocolError::Malformed => f.write_str("the message cannot be understood"),
+            ProtocolError::Version(theirs) => write!(
+                f,
+                "the command speaks version {theirs} of the control protocol and the sandbox \
+                 version {VERSION}; use the program that started the sandbox"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for ProtocolError {}
+
+/// The bytes of a request.
+///
+/// # Errors
+/// It is too large.
+pub fn encode_request(request: &Request) -> Result<Vec<u8>, ProtocolError> {
+    frame(&Envelope { version: VERSION, request }, REQUEST_MAX)
+}
+
+/// The bytes of a reply.
+///
+/// # Errors
+/// It is too large.
+pub fn encode_reply(reply: &Reply) -> Result<Vec<u8>, ProtocolError> {
+    frame(reply, REPLY_MAX)
+}
+
+/// The request in the bytes behind a length.
+///
+/// # Errors
+/// They are none, or one of another version.
+pub fn decode_request(bytes: &[u8]) -> Result<Request, ProtocolError> {
+    let envelope: Envelope<ciborium::Value> = decode(bytes)?;
+    if envelope.version != VERSION {
+        return Err(ProtocolError::Version(envelope.version));
+    }
+    envelope.request.deserialized().map_err(|_| ProtocolError::Malformed)
+}
+
+/// The reply in the bytes behind a length.
+///
+/// # Errors
+/// They are none.
+pub fn decode_reply(bytes: &[u8]) -> Result<Reply, ProtocolError> {
+    decode(bytes)
+}
+
+/// How many bytes follow a length, of which a message may have `most`.
+///
+/// # Errors
+/// More than that.
+pub fn length(prefix: [u8; PREFIX], most: usize) -> Result<usize, ProtocolError> {
+    let size = u32::from_be_bytes(prefix);
+    if size as usize > most { Err(ProtocolError::TooLarge(size.into())) } else { Ok(size as usize) }
+}
+
+fn frame(value: &impl Serialize, most: usize) -> Result<Vec<u8>, ProtocolError> {
+    let mut bytes = vec![0; PREFIX];
+    ciborium::into_writer(value, &mut bytes).map_err(|_| ProtocolError::Malformed)?;
+    let size = bytes.len() - PREFIX;
+    if size > most {
+        return Err(ProtocolError::TooLarge(size as u64));
+    }
+    bytes[..PREFIX].copy_from_slice(&(size as u32).to_be_bytes());
+    Ok(bytes)
+}
+
+fn decode<T: DeserializeOwned>(mut bytes: &[u8]) -> Result<T, ProtocolError> {
+    let value = ciborium::de::from_reader_with_recursion_limit(&mut bytes, DEPTH_MAX)
+        .map_err(|_| ProtocolError::Malformed)?;
+    if bytes.is_empty() { Ok(value) } else { Err(ProtocolError::Malformed) }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::sentry::Event;
+
+    fn body(frame: &[u8], most: usize) -> &[u8] {
+        let (prefix, body) = frame.split_at(PREFIX);
+        assert_eq!(length(prefix.try_into().unwrap(), most), Ok(body.len()));
+        body
+    }
+
+    #[test]
+    fn messages_come_back_as_they_were() {
+        for request in [
+            Request::Standing,
+            Request::Wait,
+            Request::Log { follow: true },
+            Request::Signal { target: Target::Program, signal: 15 },
+            Request::Signal { target: Target::Container("x".into()), signal: 64 },
+            Request::Signal { target: Target::Process(7), signal: 9 },
+        ] {
+            let frame = encode_request(&request).unwrap();
+            assert_eq!(decode_request(body(&frame, REQUEST_MAX)), Ok(request));
+        }
+        let event = Event::Exec { tid: 7, path: "/bin/x".into() };
+        for reply in [
+            Reply::Done,
+            Reply::Ended { status: 137 },
+            Reply::Event(Record { time: 5, event }),
+            Reply::Refused(Refused { reason: "because".into() }),
+        ] {
+            let frame = encode_reply(&reply).unwrap();
+            assert_eq!(decode_reply(body(&frame, REPLY_MAX)), Ok(reply));
+        }
+    }
+
+    #[test]
+    fn another_version_is_named_whatever_its_request_is() {
+        let frame = frame(&Envelope { version: 9, request: ["unheard", "of"] }, REQUEST_MAX);
+        let error = decode_request(&frame.unwrap()[PREFIX..]).unwrap_err();
+        assert_eq!(error, ProtocolError::Version(9));
+        let words = error.to_string();
+        assert!(words.contains("version 9") && words.contains("version 1"), "{words}");
+    }
+
+    #[test]
+    fn what_is_too_large_or_too_deep_or_too_long_is_refused() {
+        assert!(length(u32::MAX.to_be_bytes(), REQUEST_MAX).is_err());
+        assert_eq!(length([0, 1, 0, 0], REQUEST_MAX), Ok(REQUEST_MAX));
+        let name = "x".repeat(REQUEST_MAX);
+        let request = Request::Signal { target: Target::Container(name), signal: 1 };
+        assert!(matches!(encode_request(&request), Err(ProtocolError::TooLarge(_))));
+        // Arrays of one element, each in the other.
+        assert_eq!(decode_request(&[0x81; 60_000]), Err(ProtocolError::Malformed));
+        // An array and a string that claim to have 2^60 elements.
+        for first in [0x9b, 0x7b, 0x5b, 0xbb] {
+            let bytes = [first, 0x10, 0, 0, 0, 0, 0, 0, 0];
+            assert_eq!(decode_request(&bytes), Err(ProtocolError::Malformed));
+        }
+        let mut frame = encode_request(&Request::Wait).unwrap();
+        frame.push(0);
+        assert_eq!(decode_request(&frame[PREFIX..]), Err(ProtocolError::Malformed));
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_are_a_message_or_an_error(bytes: Vec<u8>) {
+            let _ = decode_reply(&bytes);
+            if let Ok(request) = decode_request(&bytes) {
+                prop_assert!(encode_request(&request).is_ok());
+            }
+        }
+
+        #[test]
+        fn a_damaged_message_is_a_message_or_an_error(
+            at in any::<prop::sample::Index>(),
+            value: u8,
+            keep in any::<prop::sample::Index>(),
+        ) {
+            let request = Request::Signal { target: Target::Container("main".into()), signal: 9 };
+            let mut bytes = encode_request(&request).unwrap().split_off(PREFIX);
+            let at = at.index(bytes.len());
+            bytes[at] = value;
+            let _ = decode_request(&bytes);
+            let _ = decode_request(&bytes[..keep.index(bytes.len())]);
+        }
+    }
+}

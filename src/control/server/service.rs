@@ -1,0 +1,186 @@
+//! What each request does.
+//!
+//! Owns no state of the sandbox: it asks the kernel. What blocks there runs on a thread beside the
+//! main one, a few at a time.
+
+use std::sync::Arc;
+
+use tokio::net::UnixStream;
+use tokio::sync::Semaphore;
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
+
+use super::super::protocol::{Refused, Reply, Request, Standing, Target};
+use super::{answer, gone, send};
+use crate::sentry::{Event, Kernel, KernelError, Record};
+use crate::sys::process::exit_status;
+
+/// Blocking operations of the kernel at once.
+const BLOCKING_MAX: usize = 4;
+
+/// Serves the requests of one sandbox.
+#[derive(Debug)]
+pub(super) struct Service {
+    kernel: Arc<Kernel>,
+    blocking: Arc<Semaphore>,
+}
+
+impl Service {
+    pub(super) fn new(kernel: Arc<Kernel>) -> Service {
+        Service { kernel, blocking: Arc::new(Semaphore::new(BLOCKING_MAX)) }
+    }
+
+    /// Carries one request out and answers it, unless the client goes away before.
+    pub(super) async fn serve(&self, request: Request, stream: &mut UnixStream) {
+        match request {
+            Request::Wait => self.wait(stream).await,
+            Request::Log { follow } => self.log(follow, stream).await,
+            Request::Events { follow } => self.events(follow, stream).await,
+            request => {
+                let reply = self
+                    .once(request)
+                    .await
+                    .unwrap_or_else(|reason| Reply::Refused(Refused { reason }));
+                answer(stream, &reply).await;
+            }
+        }
+    }
+
+    /// The requests that have one answer.
+    async fn once(&self, request: Request) -> Result<Reply, String> {
+        match request {
+            Request::Standing => self.blocking(standing).await,
+            Request::Processes => {
+                self.blocking(|kernel| kernel.census().map(Reply::Processes)).await
+            }
+            Request::Signal { target, signal } => {
+                self.blocking(move |kernel| send_signal(kernel, &target, signal)).await
+            }
+            Request::Stats => self.blocking(|kernel| Ok(Reply::Stats(kernel.stats()))).await,
+            Request::Pause | Request::Resume => Err("this version cannot pause".to_owned()),
+            Request::Wait | Request::Log { .. } | Request::Events { .. } => {
+                Err("it has more than one answer".to_owned())
+            }
+        }
+    }
+
+    /// Runs what blocks in the kernel without holding the main thread up.
+    async fn blocking(
+        &self,
+        operation: impl FnOnce(&Kernel) -> Result<Reply, KernelError> + Send + 'static,
+    ) -> Result<Reply, String> {
+        let permit = Arc::clone(&self.blocking).acquire_owned().await;
+        let kernel = Arc::clone(&self.kernel);
+        let done = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            operation(&kernel)
+        });
+        match done.await {
+            Ok(done) => done.map_err(|error| error.to_string()),
+            Err(_) => Err("the operation failed unexpectedly".to_owned()),
+        }
+    }
+
+    /// Answers when the program has ended.
+    async fn wait(&self, stream: &mut UnixStream) {
+        let status = tokio::select! {
+            biased;
+            status = self.kernel.wait_exited() => status,
+            () = gone(stream) => return,
+        };
+        answer(stream, &Reply::Ended { status: exit_status(status) }).await;
+    }
+
+    /// The kernel log, and what is added to it.
+    async fn log(&self, follow: bool, stream: &mut UnixStream) {
+        let log = self.kernel.log();
+        let mut next = 0;
+        loop {
+            let ended = !follow
+                || tokio::select! {
+                    biased;
+                    () = log.grown(next) => false,
+                    _ = self.kernel.wait_exited() => true,
+                    () = gone(stream) => return,
+                };
+            let (text, after) = log.since(next);
+            next = after;
+            if !text.is_empty() && !send(stream, &Reply::Log(text)).await {
+                return;
+            }
+            if ended {
+                break;
+            }
+        }
+        answer(stream, &Reply::Done).await;
+    }
+
+    /// What has happened, and what will.
+    async fn events(&self, follow: bool, stream: &mut UnixStream) {
+        let (past, coming) = self.kernel.events().follow();
+        for record in past {
+            if !send(stream, &Reply::Event(record)).await {
+                return;
+            }
+        }
+        if !follow || self.follow(coming, stream).await {
+            answer(stream, &Reply::Done).await;
+        }
+    }
+
+    /// Events until the sandbox has ended. `false`: the client is gone.
+    async fn follow(&self, mut coming: Receiver<Record>, stream: &mut UnixStream) -> bool {
+        let mut ended = false;
+        loop {
+            let record = if ended {
+                // The last ones came together with the end.
+                coming.try_recv().map_err(|error| match error {
+                    TryRecvError::Lagged(count) => RecvError::Lagged(count),
+                    TryRecvError::Empty | TryRecvError::Closed => RecvError::Closed,
+                })
+            } else {
+                tokio::select! {
+                    biased;
+                    record = coming.recv() => record,
+                    _ = self.kernel.wait_exited() => {
+                        ended = true;
+                        continue;
+                    }
+                    () = gone(stream) => return false,
+                }
+            };
+            let record = match record {
+                Ok(record) => record,
+                Err(RecvError::Lagged(count)) => suppressed(count),
+                Err(RecvError::Closed) => return true,
+            };
+            if !send(stream, &Reply::Event(record)).await {
+                return false;
+            }
+        }
+    }
+}
+
+/// What a follower that was too slow is told instead.
+fn suppressed(count: u64) -> Record {
+    Record { time: super::super::state::now(), event: Event::Suppressed { count } }
+}
+
+fn standing(kernel: &Kernel) -> Result<Reply, KernelError> {
+    let processes = kernel.census()?;
+    Ok(Reply::Standing(Standing {
+        paused: false,
+        processes: processes.len() as u64,
+        tasks: processes.iter().map(|process| u64::from(process.threads)).sum(),
+    }))
+}
+
+fn send_signal(kernel: &Kernel, target: &Target, signal: i32) -> Result<Reply, KernelError> {
+    match target {
+        Target::Program => kernel.signal(signal),
+        Target::All => kernel.signal_all(signal),
+        Target::Process(pid) => kernel.signal_task(*pid, signal),
+        Target::Container(name) => kernel.signal_container(name, signal),
+    }
+    .map(|()| Reply::Done)
+}
