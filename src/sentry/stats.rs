@@ -49,7 +49,7 @@ impl Kernel {
         let memory = processes.iter().map(|process| process.memory).sum();
         Stats {
             uptime_us: self.log().age().as_micros() as u64,
-            paused: false,
+            paused: self.is_paused(),
             cpu_us: processes.iter().map(|process| process.cpu_us).sum(),
             processes: processes.len() as u64,
             tasks: processes.iter().map(|process| u64::from(process.threads)).sum(),
