@@ -7,6 +7,7 @@
 mod peer;
 mod service;
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -15,7 +16,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use super::protocol::{self, PREFIX, ProtocolError, REQUEST_MAX, Refused, Reply, Request};
@@ -24,7 +25,8 @@ use crate::sys::message::{DESCRIPTORS_MAX, receive_stream};
 use peer::UserNamespace;
 use service::Service;
 
-/// Connections whose request is not complete; more wait in the socket's backlog.
+/// Connections whose request is not complete: one more, and the oldest of them is dropped. Whoever
+/// sends its request at once is served however many others do not.
 const INCOMPLETE_MAX: usize = 32;
 /// Requests being served; more are refused.
 const SERVED_MAX: usize = 256;
@@ -50,8 +52,7 @@ pub struct Server {
 struct Shared {
     service: Service,
     own: io::Result<UserNamespace>,
-    incomplete: Arc<Semaphore>,
-    served: Arc<Semaphore>,
+    served: Semaphore,
 }
 
 /// Held by each connection.
@@ -76,8 +77,7 @@ impl Server {
         let shared = Arc::new(Shared {
             service: Service::new(kernel),
             own: UserNamespace::of_this_process(),
-            incomplete: Arc::new(Semaphore::new(INCOMPLETE_MAX)),
-            served: Arc::new(Semaphore::new(SERVED_MAX)),
+            served: Semaphore::new(SERVED_MAX),
         });
         tokio::spawn(accept(listener, shared, Life { closing: closed, _alive: alive }));
         Ok(Server { closing, connections })
@@ -93,23 +93,26 @@ impl Server {
 
 async fn accept(listener: UnixListener, shared: Arc<Shared>, life: Life) {
     let mut closing = life.closing.clone();
+    // What keeps each incomplete connection, oldest first.
+    let mut incomplete: VecDeque<oneshot::Sender<Infallible>> = VecDeque::new();
     loop {
-        let next = async {
-            let permit = Arc::clone(&shared.incomplete).acquire_owned().await.ok()?;
-            Some((listener.accept().await, permit))
-        };
-        let next = tokio::select! {
+        let accepted = tokio::select! {
             biased;
             _ = closing.wait_for(|closing| *closing) => return,
-            next = next => next,
+            accepted = listener.accept() => accepted,
         };
-        match next {
-            Some((Ok((stream, _)), permit)) => {
-                tokio::spawn(serve(stream, permit, Arc::clone(&shared), life.clone()));
+        match accepted {
+            Ok((stream, _)) => {
+                incomplete.retain(|kept| !kept.is_closed());
+                if incomplete.len() >= INCOMPLETE_MAX {
+                    incomplete.pop_front();
+                }
+                let (keep, kept) = oneshot::channel();
+                incomplete.push_back(keep);
+                tokio::spawn(serve(stream, kept, Arc::clone(&shared), life.clone()));
             }
             // No descriptors are left, or the client has gone already.
-            Some((Err(_), _)) => tokio::time::sleep(ACCEPT_PAUSE).await,
-            None => return,
+            Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
         }
     }
 }
@@ -117,7 +120,7 @@ async fn accept(listener: UnixListener, shared: Arc<Shared>, life: Life) {
 /// One connection, from its acceptance to its end.
 async fn serve(
     mut stream: UnixStream,
-    permit: OwnedSemaphorePermit,
+    mut kept: oneshot::Receiver<Infallible>,
     shared: Arc<Shared>,
     mut life: Life,
 ) {
@@ -128,9 +131,10 @@ async fn serve(
     let request = tokio::select! {
         biased;
         request = timeout(REQUEST_TIME, read_request(&stream)) => request,
+        _ = &mut kept => return,
         _ = life.closing.wait_for(|closing| *closing) => return,
     };
-    drop(permit);
+    drop(kept);
     let (request, descriptors) = match request {
         Ok(Ok(complete)) => complete,
         Ok(Err(Incomplete::Gone)) => return,

@@ -4,6 +4,7 @@
 //! main one, a few at a time.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
@@ -23,11 +24,20 @@ const BLOCKING_MAX: usize = 4;
 pub(super) struct Service {
     kernel: Arc<Kernel>,
     blocking: Arc<Semaphore>,
+    /// One pause or resume after the other: each may take as long as a task takes to stop.
+    pausing: Arc<Semaphore>,
+    /// Whether `sandbox pause` holds the kernel. Changed with the permit of `pausing` only.
+    held: Arc<AtomicBool>,
 }
 
 impl Service {
     pub(super) fn new(kernel: Arc<Kernel>) -> Service {
-        Service { kernel, blocking: Arc::new(Semaphore::new(BLOCKING_MAX)) }
+        Service {
+            kernel,
+            blocking: Arc::new(Semaphore::new(BLOCKING_MAX)),
+            pausing: Arc::new(Semaphore::new(1)),
+            held: Arc::default(),
+        }
     }
 
     /// Carries one request out and answers it, unless the client goes away before.
@@ -57,7 +67,14 @@ impl Service {
                 self.blocking(move |kernel| send_signal(kernel, &target, signal)).await
             }
             Request::Stats => self.blocking(|kernel| Ok(Reply::Stats(kernel.stats()))).await,
-            Request::Pause | Request::Resume => Err("this version cannot pause".to_owned()),
+            Request::Pause => {
+                let held = Arc::clone(&self.held);
+                run(&self.pausing, &self.kernel, move |kernel| pause(kernel, &held)).await
+            }
+            Request::Resume => {
+                let held = Arc::clone(&self.held);
+                run(&self.pausing, &self.kernel, move |kernel| resume(kernel, &held)).await
+            }
             Request::Wait | Request::Log { .. } | Request::Events { .. } => {
                 Err("it has more than one answer".to_owned())
             }
@@ -69,16 +86,8 @@ impl Service {
         &self,
         operation: impl FnOnce(&Kernel) -> Result<Reply, KernelError> + Send + 'static,
     ) -> Result<Reply, String> {
-        let permit = Arc::clone(&self.blocking).acquire_owned().await;
-        let kernel = Arc::clone(&self.kernel);
-        let done = tokio::task::spawn_blocking(move || {
-            let _permit = permit;
-            operation(&kernel)
-        });
-        match done.await {
-            Ok(done) => done.map_err(|error| error.to_string()),
-            Err(_) => Err("the operation failed unexpectedly".to_owned()),
-        }
+        let operation = |kernel: &Kernel| operation(kernel).map_err(|error| error.to_string());
+        run(&self.blocking, &self.kernel, operation).await
     }
 
     /// Answers when the program has ended.
@@ -166,10 +175,43 @@ fn suppressed(count: u64) -> Record {
     Record { time: super::super::state::now(), event: Event::Suppressed { count } }
 }
 
+/// Runs `operation` on a thread beside the main one, once `limit` admits it.
+async fn run(
+    limit: &Arc<Semaphore>,
+    kernel: &Arc<Kernel>,
+    operation: impl FnOnce(&Kernel) -> Result<Reply, String> + Send + 'static,
+) -> Result<Reply, String> {
+    let permit = Arc::clone(limit).acquire_owned().await;
+    let kernel = Arc::clone(kernel);
+    let done = tokio::task::spawn_blocking(move || {
+        // Given back when the work is done, although the client may be gone by then.
+        let _permit = permit;
+        operation(&kernel)
+    });
+    done.await.unwrap_or_else(|_| Err("the operation failed unexpectedly".to_owned()))
+}
+
+/// The kernel's pauses nest; this verb's do not, so that one resume undoes them.
+fn pause(kernel: &Kernel, held: &AtomicBool) -> Result<Reply, String> {
+    if held.load(Ordering::Relaxed) {
+        return Err("it is paused already; sandbox resume lets it go on".to_owned());
+    }
+    kernel.pause().map_err(|error| error.to_string())?;
+    held.store(true, Ordering::Relaxed);
+    Ok(Reply::Done)
+}
+
+fn resume(kernel: &Kernel, held: &AtomicBool) -> Result<Reply, String> {
+    if !held.swap(false, Ordering::Relaxed) {
+        return Err("it is not paused".to_owned());
+    }
+    kernel.unpause().map(|()| Reply::Done).map_err(|error| error.to_string())
+}
+
 fn standing(kernel: &Kernel) -> Result<Reply, KernelError> {
     let processes = kernel.census()?;
     Ok(Reply::Standing(Standing {
-        paused: false,
+        paused: kernel.is_paused(),
         processes: processes.len() as u64,
         tasks: processes.iter().map(|process| u64::from(process.threads)).sum(),
     }))

@@ -1,0 +1,13 @@
+//! Sandboxes controlled from outside: by id, through their control sockets, as a user does.
+//!
+//! Each test has a runtime directory of its own, so that it sees its own sandboxes and no others.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod desk;
+mod guests;
+mod hostile;
+mod lifecycle;
+mod pauses;
+mod verbs;

@@ -1,0 +1,61 @@
+//! A paused sandbox stands still and answers all the same.
+
+use std::time::Duration;
+
+use crate::common::{LIMIT, comes_true, finish, have, run, start, wait_for};
+use crate::desk::Desk;
+
+/// How long nothing is watched to happen.
+const STILL: Duration = Duration::from_millis(300);
+
+#[test]
+fn a_paused_one_stands_still_and_answers() {
+    let desk = Desk::new("pause");
+    desk.detach("x", "touch up-x; while :; do echo >> ticks; sleep 0.01; done");
+    let size = || desk.workspace.read("ticks").len();
+    wait_for("a tick", || desk.workspace.has("ticks") && size() > 0);
+    desk.sandbox(&["pause", "x"]).success().expect_out("").expect_err("");
+    let before = size();
+    assert!(!comes_true(STILL, || size() != before), "it goes on");
+    assert_eq!(desk.listed("x").unwrap()["state"], "paused");
+    desk.sandbox(&["pause", "x"]).one_line_error(125, &["paused already", "resume"]);
+    for verb in ["ps", "stats", "dmesg", "events", "logs", "top"] {
+        desk.sandbox(&[verb, "x"]).success();
+    }
+    desk.sandbox(&["stats", "x"]).success().out_has("paused");
+    desk.sandbox(&["resume", "x"]).success();
+    wait_for("more ticks", || size() > before);
+    desk.sandbox(&["resume", "x"]).one_line_error(125, &["not paused"]);
+    // A paused one can be killed.
+    desk.sandbox(&["pause", "x"]).success();
+    desk.sandbox(&["kill", "x", "KILL"]).success();
+    desk.sandbox(&["wait", "x"]).expect_status(137);
+    desk.expect_nothing();
+}
+
+#[test]
+fn a_client_of_a_paused_server_waits_until_it_goes_on() {
+    if !have("redis-server") || !have("redis-cli") {
+        return;
+    }
+    let desk = Desk::new("redis");
+    let socket = desk.workspace.path().join("redis.sock");
+    let socket = socket.to_str().unwrap();
+    let words = ["run", "--detach", "--id", "redis", "--", "redis-server", "--port", "0"];
+    let words = [&words[..], &["--save", "", "--unixsocket", socket]].concat();
+    desk.sandbox(&words).success();
+    let ping = || {
+        let mut command = desk.workspace.command("redis-cli");
+        command.args(["-s", socket, "ping"]);
+        command
+    };
+    wait_for("redis", || run(ping(), b"", LIMIT).line() == "PONG");
+    desk.sandbox(&["ps", "redis"]).success().out_has("redis-server");
+    desk.sandbox(&["pause", "redis"]).success();
+    let mut client = start(ping());
+    assert!(!comes_true(STILL, || client.try_wait().unwrap().is_some()), "it was answered");
+    desk.sandbox(&["resume", "redis"]).success();
+    finish(client, "redis-cli".into(), b"", LIMIT).success().expect_out("PONG\n");
+    desk.sandbox(&["kill", "redis"]).success();
+    desk.sandbox(&["wait", "redis"]).expect_status(0);
+}
