@@ -8,9 +8,10 @@ use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::siginfo;
 use nix::unistd::Pid;
+use tokio::sync::mpsc;
 
 use crate::config::{Network, RunSpec, Voice, Without};
-use crate::control::{Control, Server};
+use crate::control::{Control, ExecCall, Server};
 use crate::launch::{Behind, End, Event, Launch, LaunchError, Plan, PlanError, host};
 use crate::notify::filter::{self, FilterError};
 use crate::notify::{Engine, Listener, Options};
@@ -170,6 +171,10 @@ struct Supervisor<'r> {
     /// What it is known by from outside, and what answers there.
     control: Option<&'r mut Control>,
     server: Option<Server>,
+    later: Later,
+    /// Programs that somebody wants to be started.
+    calls: mpsc::Receiver<ExecCall>,
+    call: mpsc::Sender<ExecCall>,
     /// The program's process, as the host numbers it; 0 before it runs.
     pid: i32,
     job: Job,
@@ -208,11 +213,16 @@ impl<'r> Supervisor<'r> {
         let packets = (spec.network == Network::None)
             .then(|| RefusedPackets::watch(behind.init_pid()))
             .flatten();
+        let later = Later::new(Arc::clone(&kernel));
+        let (call, calls) = mpsc::channel(1);
         Ok(Supervisor {
             spec,
             plan,
             behind,
             kernel,
+            later,
+            calls,
+            call,
             control: None,
             server: None,
             pid: 0,
@@ -226,7 +236,7 @@ impl<'r> Supervisor<'r> {
     fn serve(&mut self, control: Option<&'r mut Control>) -> Result<(), Error> {
         self.control = control;
         if let Some(listener) = self.control.as_mut().and_then(|it| it.take_listener()) {
-            let server = Server::start(listener, Arc::clone(&self.kernel));
+            let server = Server::start(listener, Arc::clone(&self.kernel), self.call.clone());
             self.server = Some(server.map_err(|error| Error::Own("serve its socket", error))?);
         }
         Ok(())
@@ -248,7 +258,16 @@ impl<'r> Supervisor<'r> {
         let mut terminal = terminal.zip(self.behind.master.take());
         let mut sources = Sources::new(signals, &self.behind)?;
         let end = loop {
-            match sources.next(&self.behind, self.job.is_carrying()).await? {
+            let next = tokio::select! {
+                biased;
+                next = sources.next(&self.behind, self.job.is_carrying()) => next?,
+                // (The other end is held here: it is never closed.)
+                Some(call) = self.calls.recv() => {
+                    self.start_later(call);
+                    continue;
+                }
+            };
+            match next {
                 Next::Told(event, fds) => {
                     let started = matches!(event, Event::Started);
                     if let Some(end) = self.on_event(event, fds)? {
@@ -311,6 +330,23 @@ impl<'r> Supervisor<'r> {
             Reaction::Done => {}
         }
         Ok(())
+    }
+
+    /// Has another program started; whoever asked hears of it in a task of its own.
+    fn start_later(&self, call: ExecCall) {
+        let ExecCall { exec, streams, answer } = call;
+        let wish = Wish::new(exec, streams, &self.spec.environment);
+        let ready = wish.map(|wish| self.later.start(&self.behind, self.spec, wish));
+        tokio::spawn(async move {
+            let started = match ready {
+                Ok(ready) => ready.await,
+                Err(reason) => Err(reason),
+            };
+            // Whoever asked may have gone; then the keeper is told by the end of its socket.
+            let _ = answer.send(started.map(|Started { session, master }| {
+                std::iter::once(session).chain(master).collect()
+            }));
+        });
     }
 
     /// Sends a signal to the program. One that comes before init has told of the start waits.

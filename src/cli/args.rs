@@ -41,6 +41,12 @@ pub(super) enum Verb {
     /// Run a program (the same as without a verb)
     #[command(override_usage = "sandbox run [OPTIONS] -- PROG ARGS...", after_help = EXIT_STATUS)]
     Run(RunCommand),
+    /// Run another program in a running sandbox
+    #[command(
+        override_usage = "sandbox exec [OPTIONS] ID -- PROG ARGS...",
+        after_help = EXIT_STATUS
+    )]
+    Exec(super::exec::Command),
     /// List the sandboxes, or the processes of one
     Ps(super::ps::Command),
     /// Stop every task of a sandbox; returns once all have stopped
@@ -311,6 +317,33 @@ impl LimitOptions {
 }
 
 impl RunCommand {
+    /// The sandbox that a further container is meant for, if one is named and there may be one.
+    pub(super) fn host_of_container(&self) -> Option<&str> {
+        self.id.as_deref().filter(|_| self.options.container.is_some() && !self.dry_run)
+    }
+
+    /// The program of a further container. An error names the first option that it cannot have.
+    pub(super) fn into_container(self) -> Result<super::exec::Wish, &'static str> {
+        let detach = self.detach;
+        let options = self.into_options();
+        let limits = LimitWishes::default();
+        for (given, flag) in [
+            (!options.rules.is_empty(), "--ro, --rw, --hide and --tmpfs"),
+            (options.hostname.is_some(), "--hostname"),
+            (options.user.is_some(), "--user"),
+            (options.network != Network::None, "--net"),
+            (!options.descriptors.is_empty(), "--fd"),
+            (options.limits != limits, "limits"),
+        ] {
+            if given {
+                return Err(flag);
+            }
+        }
+        let Options { argv, container, workdir, env, clear_env, .. } = options;
+        let opens_container = true;
+        Ok(super::exec::Wish { argv, container, opens_container, workdir, env, clear_env, detach })
+    }
+
     /// The wishes of the run.
     pub(super) fn into_options(self) -> Options {
         let voice = match (self.quiet, self.verbose) {

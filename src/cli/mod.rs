@@ -7,6 +7,7 @@ mod args;
 mod dmesg;
 pub mod doctor;
 mod events;
+mod exec;
 mod explain;
 mod kill;
 mod logs;
@@ -61,6 +62,7 @@ fn dispatch(line: CommandLine, words: &[OsString]) -> i32 {
             None => run::run(line.run),
         },
         Some(Verb::Run(command)) => run::run(command),
+        Some(Verb::Exec(command)) => exec::run(command),
         Some(Verb::Ps(command)) => ps::run(&command),
         Some(Verb::Kill(command)) => kill::run(&command),
         Some(Verb::Pause { id }) => pause::pause(&id),

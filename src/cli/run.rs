@@ -3,8 +3,9 @@
 use std::io::Write;
 
 use super::args::RunCommand;
-use super::{OWN_ERROR, explain, fail, print};
+use super::{OWN_ERROR, exec, explain, fail, print};
 use crate::config::{self, Host, Options, RunSpec, Voice};
+use crate::control::client::Sandbox;
 use crate::control::detach::{self, Outcome, Side};
 use crate::control::{Claim, Control, Verdict};
 use crate::runtime::{self, Finished};
@@ -14,6 +15,12 @@ type Failure = (i32, String);
 
 /// Runs the program, in the background where that is asked for. Returns the exit status.
 pub(super) fn run(command: RunCommand) -> i32 {
+    if let Some(id) = command.host_of_container()
+        && let Ok(sandbox) = Sandbox::find(id)
+        && sandbox.listed.ended.is_none()
+    {
+        return further_container(&sandbox, command);
+    }
     if !command.detach || command.dry_run {
         return foreground(command);
     }
@@ -25,6 +32,21 @@ pub(super) fn run(command: RunCommand) -> i32 {
         }
         Ok(Side::Stayer(verdict)) => background(command, verdict),
         Err(error) => fail(format_args!("cannot go to the background: {error}")),
+    }
+}
+
+/// Opens another container in a running sandbox.
+fn further_container(sandbox: &Sandbox, command: RunCommand) -> i32 {
+    match command.into_container() {
+        Ok(wish) if wish.argv.is_empty() => {
+            fail("no program to run: write sandbox run --id ID --container NAME -- PROG ARGS...")
+        }
+        Ok(wish) => exec::start(sandbox, wish),
+        Err(flag) => fail(format_args!(
+            "cannot give a container {flag} of its own: it shares the walls and limits of the sandbox {}; \
+             leave it out, or run a sandbox of its own under another --id",
+            sandbox.listed.id
+        )),
     }
 }
 

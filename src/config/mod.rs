@@ -94,6 +94,17 @@ pub fn file_view(options: &Options, host: &Host) -> Result<View, ConfigError> {
     Ok(arranged.0)
 }
 
+/// The variables that `--env` sets: name and value, the last of a name.
+///
+/// # Errors
+/// The first one that has no name or, without a value, is not set.
+pub fn variables(
+    wishes: &[OsString],
+    host: &Host,
+) -> Result<Vec<(OsString, OsString)>, ConfigError> {
+    Ok(environment::choose(&host.environment, true, wishes, |_, _| None)?.0)
+}
+
 /// Which rows trap. The only place that decides it.
 fn features(options: &Options, limits: &Limits) -> Features {
     let mut features = Features::ALWAYS;

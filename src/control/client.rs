@@ -1,9 +1,11 @@
 //! A verb's side of the control socket: finds a sandbox, asks it, reads its replies.
 
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
+
+use nix::errno::Errno;
 
 use super::protocol::{self, PREFIX, ProtocolError, REPLY_MAX, Reply, Request};
 use super::state::{self, Listed, StateError};
@@ -141,6 +143,10 @@ impl Call {
     pub fn reply(&mut self) -> Result<Reply, ClientError> {
         let mut prefix = [0; PREFIX];
         self.stream.read_exact(&mut prefix).map_err(|error| self.unread(&error))?;
+        self.body(prefix)
+    }
+
+    fn body(&mut self, prefix: [u8; PREFIX]) -> Result<Reply, ClientError> {
         let bad = |error: ProtocolError| ClientError::Silent(self.id.clone(), error.to_string());
         let size = protocol::length(prefix, REPLY_MAX).map_err(bad)?;
         let mut body = vec![0; size];
@@ -149,6 +155,27 @@ impl Call {
             Reply::Refused(refused) => Err(ClientError::Refused(self.id.clone(), refused.reason)),
             reply => Ok(reply),
         }
+    }
+
+    /// The next reply and the descriptors that it brings.
+    ///
+    /// # Errors
+    /// There is none, or it is a refusal.
+    pub fn reply_with_descriptors(mut self) -> Result<(Reply, Vec<OwnedFd>), ClientError> {
+        // They come with the first byte.
+        let mut first = [0];
+        let (count, descriptors) = loop {
+            match message::receive_stream(self.stream.as_fd(), &mut first) {
+                Err(Errno::EINTR) => {}
+                done => break done.map_err(|errno| self.unread(&errno.into()))?,
+            }
+        };
+        let mut prefix = [first[0], 0, 0, 0];
+        if count == 0 {
+            return Err(self.unread(&io::ErrorKind::UnexpectedEof.into()));
+        }
+        self.stream.read_exact(&mut prefix[1..]).map_err(|error| self.unread(&error))?;
+        Ok((self.body(prefix)?, descriptors))
     }
 
     /// Where a reply can be waited for.

@@ -14,7 +14,7 @@ use std::os::unix::net::UnixListener;
 
 pub use client::{ClientError, Sandbox};
 pub use detach::Verdict;
-pub use server::Server;
+pub use server::{ExecCall, Server};
 pub use state::{Claim, Ended, Info, Listed, StateError};
 
 /// What a run is known by from outside.

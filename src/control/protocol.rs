@@ -6,13 +6,17 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_bytes::ByteBuf;
 
 use crate::sentry::{ProcessInfo, Record, Stats};
 
 /// The version of the protocol. Raised whenever a message changes its meaning or shape.
 pub const VERSION: u32 = 1;
 /// Bytes in a request at most.
-pub const REQUEST_MAX: usize = 64 << 10;
+///
+/// As much as a program's arguments and environment may have together (execve(2): 2 MiB where the stack
+/// has its usual limit), and room for the rest.
+pub const REQUEST_MAX: usize = 4 << 20;
 /// Bytes in a reply at most.
 pub const REPLY_MAX: usize = 16 << 20;
 /// Bytes of a length.
@@ -48,11 +52,38 @@ pub enum Request {
         /// Until the sandbox ends.
         follow: bool,
     },
+    /// Start another program, with the standard streams that come along: [`Reply::Kept`].
+    Exec(Box<Exec>),
     /// Its events: [`Reply::Event`] for each, then [`Reply::Done`].
     Events {
         /// Until the sandbox ends.
         follow: bool,
     },
+}
+
+/// A program to be started in a running sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Exec {
+    /// The program and its arguments.
+    pub argv: Vec<ByteBuf>,
+    /// Variables, name and value, that are set beside those of the run's program.
+    pub variables: Vec<(ByteBuf, ByteBuf)>,
+    /// The program gets no others.
+    pub clear_env: bool,
+    /// Where it starts; none: where the run's program did.
+    pub workdir: Option<ByteBuf>,
+    /// The container; none: that of the run's program.
+    pub container: Option<String>,
+    /// The container is a new one.
+    pub opens_container: bool,
+    /// Which of the standard streams come along, in order.
+    pub open: [bool; 3],
+    /// Settings of the terminal that it gets ([`crate::terminal::Settings::to_words`]), and in place of
+    /// which standard streams.
+    pub terminal: Option<(Vec<u32>, [bool; 3])>,
+    /// It starts in the foreground of that terminal.
+    pub foreground: bool,
 }
 
 /// Who gets a signal.
@@ -86,6 +117,9 @@ pub enum Reply {
     },
     /// What it has used.
     Stats(Stats),
+    /// The program is about to be started. Brings the socket on which its events arrive, and the master
+    /// of its terminal if it has one.
+    Kept,
     /// Lines of the kernel log.
     Log(String),
     /// Something happened.
@@ -260,7 +294,7 @@ mod tests {
     #[test]
     fn what_is_too_large_or_too_deep_or_too_long_is_refused() {
         assert!(length(u32::MAX.to_be_bytes(), REQUEST_MAX).is_err());
-        assert_eq!(length([0, 1, 0, 0], REQUEST_MAX), Ok(REQUEST_MAX));
+        assert_eq!(length((REQUEST_MAX as u32).to_be_bytes(), REQUEST_MAX), Ok(REQUEST_MAX));
         let name = "x".repeat(REQUEST_MAX);
         let request = Request::Signal { target: Target::Container(name), signal: 1 };
         assert!(matches!(encode_request(&request), Err(ProtocolError::TooLarge(_))));

@@ -19,9 +19,9 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::timeout;
 
-use super::protocol::{self, PREFIX, ProtocolError, REQUEST_MAX, Refused, Reply, Request};
+use super::protocol::{self, Exec, PREFIX, ProtocolError, REQUEST_MAX, Refused, Reply, Request};
 use crate::sentry::Kernel;
-use crate::sys::message::{DESCRIPTORS_MAX, receive_stream};
+use crate::sys::message::{DESCRIPTORS_MAX, receive_stream, send_stream};
 use peer::UserNamespace;
 use service::Service;
 
@@ -47,6 +47,17 @@ pub struct Server {
     connections: mpsc::Receiver<Infallible>,
 }
 
+/// A program that a client wants, for whoever starts programs.
+#[derive(Debug)]
+pub struct ExecCall {
+    /// Which.
+    pub exec: Exec,
+    /// The standard streams that came along, in order.
+    pub streams: Vec<OwnedFd>,
+    /// Takes what [`Reply::Kept`] is to bring, or why not.
+    pub answer: oneshot::Sender<Result<Vec<OwnedFd>, String>>,
+}
+
 /// What every connection shares.
 #[derive(Debug)]
 struct Shared {
@@ -70,12 +81,13 @@ impl Server {
     pub fn start(
         listener: std::os::unix::net::UnixListener,
         kernel: Arc<Kernel>,
+        programs: mpsc::Sender<ExecCall>,
     ) -> io::Result<Server> {
         let listener = UnixListener::from_std(listener)?;
         let (closing, closed) = watch::channel(false);
         let (alive, connections) = mpsc::channel(1);
         let shared = Arc::new(Shared {
-            service: Service::new(kernel),
+            service: Service::new(kernel, programs),
             own: UserNamespace::of_this_process(),
             served: Semaphore::new(SERVED_MAX),
         });
@@ -144,12 +156,10 @@ async fn serve(
             return refuse(&mut stream, reason).await;
         }
     };
-    // No request of this version wants any.
-    drop(descriptors);
     let Ok(_permit) = shared.served.try_acquire() else {
         return refuse(&mut stream, format!("it serves {SERVED_MAX} requests already")).await;
     };
-    shared.service.serve(request, &mut stream).await;
+    shared.service.serve(request, descriptors, &mut stream).await;
 }
 
 impl Shared {
@@ -198,6 +208,19 @@ async fn receive(stream: &UnixStream, room: &mut [u8]) -> io::Result<(usize, Vec
     stream
         .async_io(Interest::READABLE, || receive_stream(stream.as_fd(), room).map_err(Into::into))
         .await
+}
+
+/// Sends one reply that brings descriptors.
+async fn send_with(stream: &mut UnixStream, reply: &Reply, descriptors: &[OwnedFd]) -> bool {
+    let Ok(bytes) = protocol::encode_reply(reply) else { return false };
+    let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+    let first = stream.async_io(Interest::WRITABLE, || {
+        send_stream(stream.as_fd(), &bytes, &descriptors).map_err(io::Error::from)
+    });
+    match first.await {
+        Ok(count) => stream.write_all(&bytes[count..]).await.is_ok(),
+        Err(_) => false,
+    }
 }
 
 /// Answers once, if the client takes it in time. `false`: it did not.

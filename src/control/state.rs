@@ -119,6 +119,12 @@ impl Listed {
         UnixStream::connect(socket_path(&self.path, self.directory.as_fd()))
     }
 
+    /// Where it prints, if it is a detached one.
+    pub fn append_output(&self) -> std::io::Result<File> {
+        let flags = OFlag::O_WRONLY | OFlag::O_APPEND | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        Ok(openat(&self.directory, "output", flags, Mode::empty()).map(File::from)?)
+    }
+
     /// What it has printed, if it is a detached one.
     pub fn output(&self) -> std::io::Result<File> {
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;

@@ -23,11 +23,12 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// Takes the caller's signals over and looks at its terminal. Call it before there is any other
+    /// Takes the caller's signals over and looks at its terminal, if the program may have one like it.
+    /// Call it before there is any other
     /// thread.
-    pub fn new() -> Result<Caller, Error> {
+    pub fn new(with_terminal: bool) -> Result<Caller, Error> {
         let signals = Signals::take()?;
-        let terminal = Terminal::of_standard_streams();
+        let terminal = with_terminal.then(Terminal::of_standard_streams).flatten();
         let job = Job::new(terminal.as_ref());
         Ok(Caller { signals, terminal, job })
     }
@@ -60,16 +61,16 @@ impl Caller {
         Ok(streams)
     }
 
-    /// Follows the program, named `name` by the user, to its end.
-    pub fn attend(self, name: &str, started: Started) -> Result<Finished, Error> {
+    /// Follows the program, named `name` by the user, to its end, or only until it runs.
+    pub fn attend(self, name: &str, started: Started, detach: bool) -> Result<Finished, Error> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(|error| Error::Own("start the runtime", error))?;
-        runtime.block_on(self.follow(name, started))
+        runtime.block_on(self.follow(name, started, detach))
     }
 
-    async fn follow(self, name: &str, started: Started) -> Result<Finished, Error> {
+    async fn follow(self, name: &str, started: Started, detach: bool) -> Result<Finished, Error> {
         let Caller { signals, terminal, mut job } = self;
         let keeper = Keeper::at(started.session);
         fcntl(keeper.socket(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
@@ -79,6 +80,9 @@ impl Caller {
         loop {
             match sources.next(&keeper, job.is_carrying()).await {
                 Ok(Next::Told(event, _)) => match event {
+                    Event::Started if detach => {
+                        return Ok(Finished { status: 0, notes: Vec::new(), interrupted: false });
+                    }
                     // Not before: see `Supervisor::run`.
                     Event::Started => {
                         if let Some((terminal, master)) = terminal.take() {

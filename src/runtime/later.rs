@@ -7,14 +7,17 @@
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use serde_bytes::ByteBuf;
 use tokio::io::unix::AsyncFd;
 
 use crate::config::RunSpec;
+use crate::control::protocol::Exec;
 use crate::launch::{Behind, End, Event, Keeper, LaunchError, Order, Program};
 use crate::sentry::{self, Kernel};
 use crate::sys::process::exit_status;
@@ -41,6 +44,54 @@ pub struct Wish {
     pub terminal: Option<(Settings, [bool; 3])>,
     /// It starts in the foreground of that terminal.
     pub foreground: bool,
+}
+
+impl Wish {
+    /// What a client asked for, with these variables of the run's program.
+    ///
+    /// # Errors
+    /// Why it cannot be, as the end of a sentence.
+    pub fn new(
+        exec: Exec,
+        streams: Vec<OwnedFd>,
+        environment: &[(OsString, OsString)],
+    ) -> Result<Wish, String> {
+        let text = |bytes: ByteBuf| OsString::from_vec(bytes.into_vec());
+        let argv: Vec<OsString> = exec.argv.into_iter().map(text).collect();
+        if argv.first().is_none_or(|program| program.is_empty()) {
+            return Err("no program is named".to_owned());
+        }
+        let set: Vec<(OsString, OsString)> =
+            exec.variables.into_iter().map(|(name, value)| (text(name), text(value))).collect();
+        let kept = environment.iter().filter(|_| !exec.clear_env);
+        let kept = kept.filter(|(name, _)| !set.iter().any(|(other, _)| other == name));
+        let mut streams = streams.into_iter();
+        let streams = exec.open.map(|open| if open { streams.next() } else { None });
+        if exec.open.iter().zip(&streams).any(|(open, stream)| *open != stream.is_some()) {
+            return Err("a standard stream did not arrive".to_owned());
+        }
+        let terminal = match exec.terminal {
+            None => None,
+            Some((words, replaced)) => {
+                let settings = Settings::from_words(&words).ok_or("its terminal makes no sense")?;
+                Some((settings, replaced))
+            }
+        };
+        let workdir = exec.workdir.map(|path| PathBuf::from(text(path)));
+        if workdir.as_ref().is_some_and(|path| !path.is_absolute()) {
+            return Err("the working directory is no absolute path".to_owned());
+        }
+        Ok(Wish {
+            argv,
+            environment: kept.cloned().chain(set.clone()).collect(),
+            workdir,
+            container: exec.container,
+            opens_container: exec.opens_container,
+            streams,
+            terminal,
+            foreground: exec.foreground,
+        })
+    }
 }
 
 /// What whoever asked gets: the program's events arrive here and orders to its keeper are given here,

@@ -58,6 +58,40 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// As plain numbers, for a message.
+    pub fn to_words(&self) -> Vec<u32> {
+        let Settings { termios: t, window: w } = self;
+        let mut words = vec![t.c_iflag, t.c_oflag, t.c_cflag, t.c_lflag, u32::from(t.c_line)];
+        words.extend([t.c_ispeed, t.c_ospeed, u32::from(w.ws_row), u32::from(w.ws_col)]);
+        words.extend(t.c_cc.map(u32::from));
+        words
+    }
+
+    /// What [`Settings::to_words`] gave, or `None`.
+    pub fn from_words(words: &[u32]) -> Option<Settings> {
+        let (head, keys) = words.split_first_chunk::<9>()?;
+        let [iflag, oflag, cflag, lflag, line, ispeed, ospeed, row, column] = *head;
+        let byte = |word: &u32| u8::try_from(*word).ok();
+        let keys: Vec<u8> = keys.iter().map(byte).collect::<Option<_>>()?;
+        let termios = libc::termios {
+            c_iflag: iflag,
+            c_oflag: oflag,
+            c_cflag: cflag,
+            c_lflag: lflag,
+            c_line: byte(&line)?,
+            c_cc: keys.try_into().ok()?,
+            c_ispeed: ispeed,
+            c_ospeed: ospeed,
+        };
+        let window = libc::winsize {
+            ws_row: u16::try_from(row).ok()?,
+            ws_col: u16::try_from(column).ok()?,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        Some(Settings { termios, window })
+    }
+
     /// Gives the pty `fd` (either end of it) these attributes and this window size. Two ioctls, no
     /// allocation. The caller must be in the foreground of that pty, or it must not be the
     /// caller's controlling terminal, or SIGTTOU must be blocked: otherwise it stops.

@@ -3,16 +3,17 @@
 //! Owns no state of the sandbox: it asks the kernel. What blocks there runs on a thread beside the
 //! main one, a few at a time.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::net::UnixStream;
-use tokio::sync::Semaphore;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use super::super::protocol::{Refused, Reply, Request, Standing, Target};
-use super::{answer, gone, send};
+use super::super::protocol::{Exec, Refused, Reply, Request, Standing, Target};
+use super::{ExecCall, answer, gone, send, send_with};
 use crate::sentry::{Event, Kernel, KernelError, Record};
 use crate::sys::process::exit_status;
 
@@ -23,6 +24,8 @@ const BLOCKING_MAX: usize = 4;
 #[derive(Debug)]
 pub(super) struct Service {
     kernel: Arc<Kernel>,
+    /// Who starts programs.
+    programs: mpsc::Sender<ExecCall>,
     blocking: Arc<Semaphore>,
     /// One pause or resume after the other: each may take as long as a task takes to stop.
     pausing: Arc<Semaphore>,
@@ -31,9 +34,10 @@ pub(super) struct Service {
 }
 
 impl Service {
-    pub(super) fn new(kernel: Arc<Kernel>) -> Service {
+    pub(super) fn new(kernel: Arc<Kernel>, programs: mpsc::Sender<ExecCall>) -> Service {
         Service {
             kernel,
+            programs,
             blocking: Arc::new(Semaphore::new(BLOCKING_MAX)),
             pausing: Arc::new(Semaphore::new(1)),
             held: Arc::default(),
@@ -41,8 +45,14 @@ impl Service {
     }
 
     /// Carries one request out and answers it, unless the client goes away before.
-    pub(super) async fn serve(&self, request: Request, stream: &mut UnixStream) {
+    pub(super) async fn serve(
+        &self,
+        request: Request,
+        descriptors: Vec<OwnedFd>,
+        stream: &mut UnixStream,
+    ) {
         match request {
+            Request::Exec(exec) => self.exec(*exec, descriptors, stream).await,
             Request::Wait => self.wait(stream).await,
             Request::Log { follow } => self.log(follow, stream).await,
             Request::Events { follow } => self.events(follow, stream).await,
@@ -75,7 +85,7 @@ impl Service {
                 let held = Arc::clone(&self.held);
                 run(&self.pausing, &self.kernel, move |kernel| resume(kernel, &held)).await
             }
-            Request::Wait | Request::Log { .. } | Request::Events { .. } => {
+            Request::Wait | Request::Exec(_) | Request::Log { .. } | Request::Events { .. } => {
                 Err("it has more than one answer".to_owned())
             }
         }
@@ -88,6 +98,21 @@ impl Service {
     ) -> Result<Reply, String> {
         let operation = |kernel: &Kernel| operation(kernel).map_err(|error| error.to_string());
         run(&self.blocking, &self.kernel, operation).await
+    }
+
+    /// Has a program started, and hands its client what it needs to follow it.
+    async fn exec(&self, exec: Exec, streams: Vec<OwnedFd>, stream: &mut UnixStream) {
+        let (answer_to, heard) = oneshot::channel();
+        let call = ExecCall { exec, streams, answer: answer_to };
+        let gone = "it is about to end".to_owned();
+        let started = match self.programs.send(call).await {
+            Ok(()) => heard.await.unwrap_or(Err(gone)),
+            Err(_) => Err(gone),
+        };
+        match started {
+            Ok(descriptors) => drop(send_with(stream, &Reply::Kept, &descriptors).await),
+            Err(reason) => drop(answer(stream, &Reply::Refused(Refused { reason })).await),
+        }
     }
 
     /// Answers when the program has ended.
