@@ -353,6 +353,11 @@ impl<'p> Supervisor<'p> {
 
     /// Everything inside ends with init; then the last output is carried.
     fn finish(mut self, status: i32) -> Finished {
+        // Before init is waited for: it knows of those that have ended. Read only where it is logged.
+        if tracing::enabled!(tracing::Level::DEBUG) {
+            let cpu_us = self.kernel.cpu_time().as_micros() as u64;
+            tracing::debug!(cpu_us, "the guests have ended");
+        }
         self.behind.wait();
         self.kernel.exited(status);
         let interrupted = self.relay.is_some()
