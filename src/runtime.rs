@@ -363,6 +363,11 @@ impl<'r> Supervisor<'r> {
     /// Everything inside ends with init; then the last output is carried.
     async fn finish(mut self, end: End) -> Finished {
         let status = end.status;
+        // Before init is waited for: it knows of those that have ended. Read only where it is logged.
+        if tracing::enabled!(tracing::Level::DEBUG) {
+            let cpu_us = self.kernel.cpu_time().as_micros() as u64;
+            tracing::debug!(cpu_us, "the guests have ended");
+        }
         self.behind.wait();
         self.kernel.emit(&sentry::Event::Exited {
             pid: self.pid,

@@ -1,0 +1,141 @@
+//! `--cpu-time` and `--timeout`.
+
+use crate::accounted;
+use crate::common::{Workspace, have};
+
+const SPIN: &str = "while :; do :; done";
+
+/// `count` processes that spin, the program among them.
+fn spinners(count: usize) -> String {
+    format!("for i in $(seq {}); do ({SPIN}) & done; {SPIN}", count - 1)
+}
+
+#[test]
+fn a_budget_ends_any_number_of_processes_by_sigxcpu() {
+    let workspace = Workspace::new("budget");
+    for count in [1, 2, 8] {
+        let script = if count == 1 { SPIN.to_owned() } else { spinners(count) };
+        let (outcome, cpu) =
+            accounted(&workspace, &["--cpu-time", "300ms"], &["sh", "-c", &script]);
+        outcome.expect_status(128 + libc::SIGXCPU);
+        outcome.err_has("the CPU time limit of 300 ms was reached (--cpu-time 300ms)");
+        // A busy machine wakes the supervisor late; the bench says how exact it is on an idle one.
+        assert!((0.29..0.8).contains(&cpu), "{count} processes used {cpu} s\n{}", outcome.report());
+    }
+}
+
+#[test]
+fn who_ignores_sigxcpu_is_killed_at_the_hard_limit() {
+    let workspace = Workspace::new("hard");
+    let script = format!("trap '' XCPU; {SPIN}");
+    let (outcome, cpu) =
+        accounted(&workspace, &["--cpu-time", "100ms:400ms"], &["sh", "-c", &script]);
+    outcome.expect_status(128 + libc::SIGKILL);
+    outcome.err_has("the hard CPU time limit of 400 ms was reached");
+    assert!((0.39..0.9).contains(&cpu), "{cpu}");
+}
+
+#[test]
+fn sigxcpu_comes_once() {
+    if !have("python3") {
+        return;
+    }
+    let workspace = Workspace::new("once");
+    let script = "\
+import signal, time
+count = 0
+def handle(*_):
+    global count
+    count += 1
+signal.signal(signal.SIGXCPU, handle)
+while time.process_time() < 0.6: pass
+print(count)
+";
+    let options = ["--cpu-time", "200ms:60s"];
+    let outcome = workspace.inside_with(&options, &["python3", "-c", script]);
+    outcome.success().expect_out("1\n").err_has("--cpu-time 200ms");
+}
+
+#[test]
+fn a_program_within_its_budget_hears_nothing_of_it() {
+    let workspace = Workspace::new("within");
+    let outcome = workspace.inside_with(&["--cpu-time", "60"], &["sh", "-c", "echo done"]);
+    outcome.success().expect_out("done\n").expect_err("");
+}
+
+/// The program, its clock in Python, and what the kernel says of it.
+const COUNT: &str = "\
+import os, sys, time, signal, resource
+if sys.argv[1] == 'ignore':
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+for _ in range(4):
+    if os.fork() == 0:
+        while time.process_time() < 0.5: pass
+        os._exit(0)
+try:
+    while True: os.wait()
+except ChildProcessError: pass
+used = resource.getrusage(resource.RUSAGE_SELF)
+print(used.ru_utime + used.ru_stime)
+";
+
+#[test]
+fn children_count_whether_or_not_their_parent_waits_for_them() {
+    if !have("python3") {
+        return;
+    }
+    let workspace = Workspace::new("children");
+    for how in ["wait", "ignore"] {
+        let argv = ["python3", "-c", COUNT, how];
+        let (outcome, cpu) = accounted(&workspace, &["--cpu-time", "1m"], &argv);
+        let own: f64 = outcome.success().line().parse().expect("a number of seconds");
+        let expected = 2.0 + own;
+        // Of children that nobody waits for what is used after the last look is lost: a tick each,
+        // more where the supervisor itself has to wait for a processor.
+        let least = expected * if how == "wait" { 0.97 } else { 0.9 };
+        assert!((least..expected + 0.3).contains(&cpu), "{how}: {cpu} of {expected}");
+    }
+}
+
+#[test]
+fn short_lived_children_use_the_budget_up() {
+    let workspace = Workspace::new("short");
+    let script = "while :; do /bin/true; done";
+    let (outcome, cpu) = accounted(&workspace, &["--cpu-time", "300ms"], &["sh", "-c", script]);
+    outcome.expect_status(128 + libc::SIGXCPU);
+    assert!((0.25..1.0).contains(&cpu), "{cpu}");
+}
+
+#[test]
+fn what_was_started_after_a_long_sleep_uses_the_budget_up() {
+    // The ticker has parked by then, and the spinning process is one that it has never seen.
+    let workspace = Workspace::new("parked");
+    let script = format!("sleep 0.3; (sleep 0.3; {SPIN}); exit 3");
+    let (outcome, cpu) = accounted(&workspace, &["--cpu-time", "200ms"], &["sh", "-c", &script]);
+    outcome.expect_status(128 + libc::SIGXCPU);
+    assert!((0.19..0.7).contains(&cpu), "{cpu}");
+}
+
+#[test]
+fn a_timeout_ends_the_run_with_sigterm() {
+    let workspace = Workspace::new("timeout");
+    let outcome = workspace.inside_with(&["--timeout", "300ms"], &["sleep", "100"]);
+    outcome.expect_status(128 + libc::SIGTERM);
+    outcome.expect_err("sandbox: the time limit of 300 ms was reached (--timeout 300ms)\n");
+}
+
+#[test]
+fn who_ignores_sigterm_is_killed_five_seconds_later() {
+    let workspace = Workspace::new("timeout-hard");
+    let script = "trap '' TERM; echo ready; while :; do sleep 100; done";
+    let outcome = workspace.inside_with(&["--timeout", "200ms"], &["sh", "-c", script]);
+    outcome.expect_status(128 + libc::SIGKILL).expect_out("ready\n");
+    outcome.err_has("something still ran 5 s after the time limit");
+}
+
+#[test]
+fn a_limit_reached_is_not_explained_where_nothing_is_to_be_said() {
+    let workspace = Workspace::new("quiet");
+    let outcome = workspace.inside_with(&["--quiet", "--timeout", "100ms"], &["sleep", "100"]);
+    outcome.expect_status(128 + libc::SIGTERM).expect_err("");
+}
