@@ -11,4 +11,5 @@ pub mod terminal;
 pub mod config;
 pub mod sentry;
 pub mod notify;
+pub mod timekeeping;
 pub mod sys;

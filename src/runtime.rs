@@ -20,6 +20,7 @@ use crate::sys::process;
 use crate::sys::ready::watch_readable;
 use crate::terminal::{Relay, Resume, Terminal};
 
+mod limits;
 mod network;
 
 use network::RefusedPackets;
@@ -29,7 +30,7 @@ use network::RefusedPackets;
 pub struct Finished {
     /// The exit status for the caller: the guest's own, or 128+N if signal N ended it.
     pub status: i32,
-    /// What was refused and what would allow it, a sentence each.
+    /// Which limits were reached, what was refused and what would allow it, a sentence each.
     pub notes: Vec<String>,
     /// The program was ended by Ctrl-C on a terminal that the sandbox carried. Without a sandbox
     /// the key would have reached the whole job: the shell's loop, the script around it.
@@ -183,6 +184,9 @@ impl<'r> Supervisor<'r> {
             banner: format!("sandbox {} started", env!("CARGO_PKG_VERSION")),
             announce: spec.voice == Voice::Verbose,
         })?;
+        kernel
+            .limit(limits::of(spec, &behind))
+            .map_err(|error| Error::Own("put the limits in force", error))?;
         let listener = behind.take_listener()?;
         let options = Options {
             wait_killable: plan.wait_killable(),
@@ -234,6 +238,10 @@ impl<'r> Supervisor<'r> {
     ) -> Result<Finished, Error> {
         self.foreground = terminal.as_ref().is_none_or(Terminal::starts_in_foreground);
         self.behind.start(terminal.is_some() && self.foreground)?;
+
+        if let Some(limit) = self.spec.limits.timeout {
+            tokio::spawn(Arc::clone(&self.kernel).keep_timeout(limit));
+        }
 
         let own = |error| Error::Own("wait for the sandbox", error);
         let mut terminal = terminal.zip(self.behind.master.take());
@@ -388,7 +396,9 @@ impl<'r> Supervisor<'r> {
         if let Some(packets) = &self.packets {
             packets.note(self.kernel.refusals());
         }
-        let notes = self.kernel.refusals().all().iter().map(ToString::to_string).collect();
+        let refusals = self.kernel.refusals().all();
+        let refusals = refusals.iter().map(ToString::to_string);
+        let notes = self.kernel.limit_notes().into_iter().chain(refusals).collect();
         Finished { status: process::exit_status(status), notes, interrupted }
     }
 }

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
-use crate::config::{Network, Options, Rule, RuleKind, Voice, Without};
+use crate::config::{LimitWishes, Network, Options, Rule, RuleKind, Voice, Without};
 
 /// Runs a Linux program natively behind the kernel's walls.
 ///
@@ -154,6 +154,7 @@ pub(super) struct WhyCommand {
 
 const FILES: &str = "Files (the most specific path wins, in whatever order)";
 const WHO: &str = "Environment and identity";
+const LIMITS: &str = "Limits";
 const NETWORK: &str = "Network and descriptors";
 
 /// What a run is allowed.
@@ -199,9 +200,38 @@ pub(super) struct RunOptions {
     /// Let the program inherit this open descriptor
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(0..), help_heading = NETWORK)]
     fd: Vec<RawFd>,
+    #[command(flatten)]
+    limits: LimitOptions,
     /// Do without facilities of the host, as if they were absent
     #[arg(long, value_enum, value_delimiter = ',', value_name = "FACILITY,...", hide = true)]
     without: Vec<Facility>,
+}
+
+/// What a run may use.
+#[derive(Debug, Args)]
+struct LimitOptions {
+    /// Give all processes together this much memory
+    #[arg(long, value_name = "SIZE", help_heading = LIMITS)]
+    memory: Option<String>,
+    /// Allow so many processes and threads
+    #[arg(long, value_name = "N", help_heading = LIMITS)]
+    pids: Option<String>,
+    /// Give the program N processors, and show it no more
+    #[arg(long, value_name = "N", help_heading = LIMITS)]
+    cpus: Option<String>,
+    /// Allow each process so many open descriptors
+    #[arg(long, value_name = "N", help_heading = LIMITS)]
+    open_files: Option<String>,
+    /// Let no file grow beyond this
+    #[arg(long, value_name = "SIZE", help_heading = LIMITS)]
+    file_size: Option<String>,
+    /// End all processes when they have used this much CPU time together: SIGXCPU at SOFT, SIGKILL at
+    /// HARD (a second later)
+    #[arg(long, value_name = "SOFT[:HARD]", help_heading = LIMITS)]
+    cpu_time: Option<String>,
+    /// End all processes after this much time: SIGTERM, and SIGKILL five seconds later
+    #[arg(long, value_name = "DURATION", help_heading = LIMITS)]
+    timeout: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -262,9 +292,17 @@ impl RunOptions {
                 Net::Host => Network::Host,
             },
             descriptors: self.fd,
+            limits: self.limits.into_wishes(),
             without: self.without.into_iter().map(Without::from).collect(),
             voice: Voice::Normal,
         }
+    }
+}
+
+impl LimitOptions {
+    fn into_wishes(self) -> LimitWishes {
+        let LimitOptions { memory, pids, cpus, open_files, file_size, cpu_time, timeout } = self;
+        LimitWishes { memory, pids, cpus, open_files, file_size, cpu_time, timeout }
     }
 }
 

@@ -5,7 +5,8 @@
 use std::fmt::Write;
 
 use crate::config::{
-    IdRange, Identity, Mount, MountKind, Network, RunSpec, View, Why, Without, quoted,
+    Bytes, IdRange, Identity, Limits, Means, Mount, MountKind, Network, RunSpec, Span, View, Why,
+    Without, quoted,
 };
 
 /// Columns of the headings at the left.
@@ -22,6 +23,7 @@ pub(super) fn decisions(spec: &RunSpec) -> String {
     text.group("files", files(&spec.mounts));
     text.group("environment", environment(spec));
     text.group("descriptors", [descriptors(spec)]);
+    text.group("limits", limits(&spec.limits));
     text.group("walls", walls(spec));
     text.0
 }
@@ -141,6 +143,52 @@ fn descriptors(spec: &RunSpec) -> String {
     let numbers: Vec<String> =
         (0..=2).chain(spec.descriptors.iter().copied()).map(|fd| fd.to_string()).collect();
     numbers.join(" ")
+}
+
+fn limits(limits: &Limits) -> Vec<String> {
+    let mut rows: Vec<[String; 3]> = Vec::new();
+    let mut row = |name: &str, amount: String, how: &str| {
+        rows.push([name.to_owned(), amount, how.to_owned()]);
+    };
+    if let Some(bound) = limits.memory {
+        let how = match bound.by {
+            Means::Cgroup => "all together; kept by a control group",
+            _ => "all together; kept by the sentry, which looks every 10 ms while a guest runs",
+        };
+        row("memory", Bytes(bound.limit).to_string(), how);
+    }
+    if let Some(bound) = limits.pids {
+        let how = match bound.by {
+            Means::Cgroup => "processes and threads; kept by a control group",
+            _ => "processes and threads; kept by RLIMIT_NPROC (per sandbox from Linux 5.14 on)",
+        };
+        row("pids", bound.limit.to_string(), how);
+    }
+    if let Some(cpus) = &limits.cpus {
+        let numbers: Vec<String> = cpus.iter().map(usize::to_string).collect();
+        row("cpus", cpus.len().to_string(), &format!("by affinity: {}", numbers.join(" ")));
+    }
+    if let Some(count) = limits.open_files {
+        row("open-files", count.to_string(), "in one process; RLIMIT_NOFILE");
+    }
+    if let Some(bytes) = limits.file_size {
+        row("file-size", Bytes(bytes).to_string(), "in one file; RLIMIT_FSIZE");
+    }
+    if let Some(budget) = limits.cpu_time {
+        let counted = match limits.cgroups.iter().any(|group| group.cpu_usage.is_some()) {
+            true => "counted by a control group",
+            false => "counted by the processes' CPU clocks",
+        };
+        let how = format!("SIGXCPU, SIGKILL at {}; {counted}", Span(budget.hard));
+        row("cpu-time", Span(budget.soft).to_string(), &how);
+    }
+    if let Some(timeout) = limits.timeout {
+        row("timeout", Span(timeout).to_string(), "SIGTERM, SIGKILL 5 s later");
+    }
+    match rows.is_empty() {
+        true => vec!["none".to_owned()],
+        false => aligned(rows).collect(),
+    }
 }
 
 fn walls(spec: &RunSpec) -> Vec<String> {

@@ -11,6 +11,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
+use nix::sched::{CpuSet, sched_getaffinity};
+use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::{AccessFlags, Gid, Uid, User};
 
 use super::IdRange;
@@ -40,6 +42,12 @@ pub struct Host {
     pub process_views: Vec<PathBuf>,
     /// Directories that no guest may see, whatever shows what lies above them.
     pub private: Vec<PathBuf>,
+    /// The processors that the caller may use (sched_getaffinity(2)), in ascending order.
+    pub cpus: Vec<usize>,
+    /// The caller's hard limit of open descriptors.
+    pub open_files_limit: u64,
+    /// The caller's hard limit of the size of a file.
+    pub file_size_limit: u64,
     /// The user database.
     pub accounts: Box<dyn Accounts>,
     /// What was found at a path, so that ten thousand rules about one directory look at its
@@ -90,6 +98,9 @@ impl Host {
                 &std::fs::read("/proc/self/mountinfo").unwrap_or_default(),
             ),
             private: Vec::new(),
+            cpus: own_cpus(),
+            open_files_limit: hard_limit(Resource::RLIMIT_NOFILE),
+            file_size_limit: hard_limit(Resource::RLIMIT_FSIZE),
             accounts: Box::new(SystemAccounts),
             seen: RefCell::default(),
         }
@@ -143,7 +154,7 @@ impl Host {
     }
 
     /// Where a path of this host really is.
-    fn real(&self, path: &Path) -> PathBuf {
+    pub(super) fn real(&self, path: &Path) -> PathBuf {
         self.root.join(path.strip_prefix("/").unwrap_or(path))
     }
 }
@@ -220,6 +231,16 @@ fn open_descriptors() -> BTreeSet<RawFd> {
     // The descriptor that did the listing is in the list and gone by now.
     let open = |fd: &RawFd| directory.join(fd.to_string()).symlink_metadata().is_ok();
     numbers.into_iter().filter(open).collect()
+}
+
+fn own_cpus() -> Vec<usize> {
+    let set = sched_getaffinity(nix::unistd::Pid::from_raw(0)).unwrap_or_default();
+    (0..CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).collect()
+}
+
+/// RLIM_INFINITY is the largest number.
+fn hard_limit(resource: Resource) -> u64 {
+    getrlimit(resource).map_or(u64::MAX, |(_, hard)| hard)
 }
 
 /// The user database of the host's libc (nsswitch.conf(5)).

@@ -4,11 +4,13 @@
 //! the defaults, and every refusal that can be given before anything is started. It reads the host
 //! through [`Host`] only and changes nothing on it; carrying the description out is `launch`'s work.
 
+mod cgroups;
 mod environment;
 mod error;
 mod files;
 mod host;
 mod identity;
+mod limits;
 mod options;
 mod paths;
 mod secrets;
@@ -26,6 +28,7 @@ use std::path::{Path, PathBuf};
 pub use error::ConfigError;
 pub(crate) use files::absolute;
 pub use host::{Account, Accounts, Host};
+pub use limits::{Bound, Bytes, CgroupPlan, CpuBudget, CpuFile, LimitWishes, Limits, Means, Span};
 pub use options::{Options, Rule, RuleKind};
 pub(crate) use paths::{Found, Kind, quoted, walk};
 pub use spec::{
@@ -57,6 +60,7 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
         follow_account(&mut environment, &account, &options.env);
     }
     follow_workdir(&mut environment, &workdir, host, &options.env);
+    let limits = limits::choose(&options.limits, host, &identity)?;
     Ok(RunSpec {
         argv: options.argv.clone(),
         environment,
@@ -67,7 +71,8 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
         network: options.network,
         mounts: view.into_mounts(),
         descriptors: check_descriptors(&options.descriptors, host)?,
-        features: features(options),
+        features: features(options, &limits),
+        limits,
         without: options.without,
         voice: options.voice,
     })
@@ -86,11 +91,13 @@ pub fn file_view(options: &Options, host: &Host) -> Result<View, ConfigError> {
 }
 
 /// Which rows trap. The only place that decides it.
-fn features(options: &Options) -> Features {
-    match options.voice {
-        Voice::Verbose => Features::ALWAYS | Features::EXEC_EVENTS,
-        Voice::Normal | Voice::Quiet => Features::ALWAYS,
-    }
+fn features(options: &Options, limits: &Limits) -> Features {
+    let mut features = Features::ALWAYS;
+    features.set(Features::EXEC_EVENTS, options.voice == Voice::Verbose);
+    features.set(Features::CPU_CLOCK, limits.need_ticker());
+    features.set(Features::CPU_SET, limits.cpus.is_some());
+    features.set(Features::MACHINE_VIEW, limits.show_machine());
+    features
 }
 
 /// The home directories whose secrets matter: the caller's, and that of the user that the guest

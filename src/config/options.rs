@@ -7,6 +7,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
+use super::limits::LimitWishes;
 use super::paths::quoted;
 use super::{Network, Voice, Without};
 
@@ -31,6 +32,8 @@ pub struct Options {
     pub network: Network,
     /// Descriptors to inherit.
     pub descriptors: Vec<RawFd>,
+    /// What the run may use.
+    pub limits: LimitWishes,
     /// Facilities to do without.
     pub without: Without,
     /// How much is said on stderr.
@@ -49,6 +52,7 @@ impl Default for Options {
             user: None,
             network: Network::None,
             descriptors: Vec::new(),
+            limits: LimitWishes::default(),
             without: Without::empty(),
             voice: Voice::Normal,
         }

@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
+use super::limits::Limits;
 use crate::sentry::Features;
 
 /// One run, complete. Immutable once [`crate::config::resolve`] has returned it.
@@ -31,6 +32,8 @@ pub struct RunSpec {
     pub mounts: Vec<Mount>,
     /// Descriptors besides the three standard ones that the guest inherits (`--fd`).
     pub descriptors: Vec<RawFd>,
+    /// What it may use.
+    pub limits: Limits,
     /// Decides which rows of the syscall table trap.
     pub features: Features,
     /// Facilities of the host that this run does without, as if they were absent (`--without`,

@@ -43,6 +43,9 @@ impl TestHost {
             sockets: Vec::new(),
             process_views: Vec::new(),
             private: Vec::new(),
+            cpus: vec![0, 1],
+            open_files_limit: 1024,
+            file_size_limit: u64::MAX,
             accounts: Box::new(TestAccounts),
             seen: Default::default(),
         };
@@ -80,6 +83,12 @@ impl TestHost {
         let path = self.real(path);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, "x").unwrap();
+    }
+
+    pub(crate) fn write(&self, path: &str, content: &str) {
+        let path = self.real(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, content).unwrap();
     }
 
     pub(crate) fn link(&self, path: &str, to: &str) {

@@ -2,23 +2,28 @@
 
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
+use super::cgroup::{CgroupError, Cgroups};
 use super::init;
 use super::plan::Plan;
 use super::protocol::{Event, Order, Stage};
 use crate::config::{IdRange, RunSpec, Without};
 use crate::sys::seccomp::sock_filter;
 use crate::sys::{message, spawn};
+use crate::timekeeping::GroupClock;
 
 /// A sandbox in the making: its init process exists and builds the walls from the inside.
 pub struct Launch<'p> {
     plan: &'p Plan,
     init: Init,
+    /// Behind `init`: a group is removed once every process in it has ended.
+    cgroups: Cgroups,
 }
 
 /// The guest's init, as its parent holds it. Dropping it kills it, and with it every guest.
@@ -37,6 +42,8 @@ pub struct Behind {
     listener: Option<OwnedFd>,
     /// The supervisor's side of the guest's terminal, if it has one.
     pub master: Option<OwnedFd>,
+    /// Behind `init`: a group is removed once every process in it has ended.
+    cgroups: Cgroups,
 }
 
 /// Why no sandbox came up: one sentence with operation, object, cause and remedy.
@@ -57,6 +64,8 @@ pub enum LaunchError {
     },
     /// The host has no seccomp user notification.
     Seccomp(Errno),
+    /// There is no control group to keep the limits.
+    Cgroup(CgroupError),
     /// Init ended without a word.
     Vanished(&'static str),
     /// A call of the supervisor itself failed.
@@ -78,6 +87,7 @@ impl std::fmt::Display for LaunchError {
             LaunchError::Seccomp(errno) => {
                 f.write_str(&super::host::explain_seccomp_refusal(*errno))
             }
+            LaunchError::Cgroup(error) => error.fmt(f),
             LaunchError::Vanished(when) => {
                 write!(f, "the sandbox's init process ended unexpectedly {when}")
             }
@@ -104,14 +114,15 @@ impl<'p> Launch<'p> {
             spawn::spawn(plan.namespaces, &start, init::main).map_err(LaunchError::Namespaces)?;
         drop(theirs);
         let init = Init { pid: Pid::from_raw(pid), socket, reaped: false };
+        let cgroups = Cgroups::make(&spec.limits.cgroups, pid).map_err(LaunchError::Cgroup)?;
         init.map_ids(spec)?;
         init.order(Order::Go)?;
-        Ok(Launch { plan, init })
+        Ok(Launch { plan, init, cgroups })
     }
 
     /// Passes the filter, and gives the sandbox once its walls stand.
     pub fn finish(self, program: &[sock_filter]) -> Result<Behind, LaunchError> {
-        let Launch { plan, init } = self;
+        let Launch { plan, init, cgroups } = self;
         plan.program
             .write_program(program)
             .map_err(|e| LaunchError::Own("pass the filter on", e))?;
@@ -120,7 +131,7 @@ impl<'p> Launch<'p> {
         let (_, listener) = init.expect(plan, Event::Listening, "while it loaded the filter")?;
         fcntl(&init.socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
             .map_err(|e| LaunchError::Own("prepare the socket to the init process", e))?;
-        Ok(Behind { init, listener, master })
+        Ok(Behind { init, listener, master, cgroups })
     }
 }
 
@@ -192,6 +203,16 @@ impl Behind {
     /// Where events of init can be waited for.
     pub fn socket(&self) -> BorrowedFd<'_> {
         self.init.socket.as_fd()
+    }
+
+    /// The clock of the control group that counts the CPU time of the run, if there is one.
+    pub fn cpu_clock(&self) -> Option<GroupClock> {
+        self.cgroups.cpu_clock()
+    }
+
+    /// The control group that keeps the memory limit, if there is one.
+    pub fn memory_group(&self) -> Option<&Path> {
+        self.cgroups.memory()
     }
 
     /// Starts the program.

@@ -183,6 +183,9 @@ fn give_up_privileges(plan: &Plan) -> Result<(), Errno> {
         Ok(()) | Err(Errno::ENOSYS | Errno::EPERM | Errno::EDQUOT) => {}
         Err(errno) => return Err(errno),
     }
+    if let Some(cpus) = &plan.cpus {
+        spawn::set_affinity(cpus)?;
+    }
     spawn::soft_core_limit_one()?;
     spawn::no_new_privileges()?;
     spawn::drop_bounding_set()?;
@@ -376,12 +379,20 @@ fn become_program(program: &Program<'_>) -> ! {
         let _ = pty::set_foreground(terminal, spawn::own_pid());
     }
     spawn::restore_signals(&plan.signal_mask);
-    let (errno, candidate) = execute(plan);
+    let (errno, candidate) = match limit(plan) {
+        Ok(()) => execute(plan),
+        Err(errno) => (errno, 0),
+    };
     let mut report = [0; 8];
     report[..4].copy_from_slice(&(errno as i32).to_ne_bytes());
     report[4..].copy_from_slice(&(candidate as u32).to_ne_bytes());
     let _ = files::write_whole(program.report, &report);
     spawn::exit_now(127)
+}
+
+/// The resource limits of the run. Not init's own: it has to go on whatever they are.
+fn limit(plan: &Plan) -> Result<(), Errno> {
+    plan.rlimits.iter().try_for_each(|(resource, value)| spawn::set_limit(*resource, *value))
 }
 
 /// As execvp(3): the first candidate that can be executed; a file without a known format is a

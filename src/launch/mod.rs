@@ -3,6 +3,7 @@
 //! Owns the plan (what the child will do, allocated beforehand), the child side (`init`) and the
 //! handshake between the two. It does not know what a trapped syscall means and reads no flags.
 
+mod cgroup;
 mod handshake;
 pub mod host;
 mod init;
@@ -10,6 +11,7 @@ mod plan;
 mod protocol;
 mod view;
 
+pub use cgroup::CgroupError;
 pub use handshake::{Behind, Launch, LaunchError};
 pub use plan::{Plan, PlanError};
 pub use protocol::{Event, Order};

@@ -13,11 +13,11 @@ use std::path::{Path, PathBuf};
 use libc::c_int;
 
 use super::view::{Step, View};
-use crate::config::{Network, RunSpec, Without};
+use crate::config::{Limits, Means, Network, RunSpec, Without};
 use crate::sys::memfd::SharedMemory;
 use crate::sys::mount::{ATTR_NODEV, ATTR_NOSUID, ATTR_RDONLY};
 use crate::sys::seccomp;
-use crate::sys::spawn::StringArray;
+use crate::sys::spawn::{CpuMask, StringArray};
 use crate::terminal::Settings;
 
 /// The most instructions that the kernel takes (BPF_MAXINSNS).
@@ -38,6 +38,10 @@ pub struct Plan {
     pub(super) uid: u32,
     pub(super) gid: u32,
     pub(super) groups: Option<Vec<u32>>,
+    /// The processors that every guest may use; `None` leaves them as they are.
+    pub(super) cpus: Option<CpuMask>,
+    /// Resource limits, soft and hard alike, that the program starts with.
+    pub(super) rlimits: Vec<(u32, u64)>,
     pub(super) landlock_scopes: bool,
     pub(super) wait_killable: bool,
     /// The guest's terminal, and which of the standard streams it replaces.
@@ -123,6 +127,8 @@ impl Plan {
             uid: spec.identity.uid,
             gid: spec.identity.gid,
             groups: spec.identity.groups.clone(),
+            cpus: spec.limits.cpus.as_deref().map(CpuMask::new),
+            rlimits: resource_limits(&spec.limits),
             landlock_scopes: !spec.without.contains(Without::LANDLOCK)
                 && crate::sys::landlock::abi() >= 6,
             wait_killable: !spec.without.contains(Without::WAIT_KILLABLE)
@@ -146,6 +152,26 @@ impl Plan {
     pub fn wait_killable(&self) -> bool {
         self.wait_killable
     }
+}
+
+/// What RLIMIT_DATA leaves above `--memory` where the sentry keeps that: room for the stacks of threads
+/// and other memory that is mapped and hardly touched, which the limit is not about.
+const UNTOUCHED: u64 = 4 << 30;
+
+/// The resource limits (getrlimit(2)) of the program and all that it makes.
+fn resource_limits(limits: &Limits) -> Vec<(u32, u64)> {
+    let mut all = Vec::new();
+    if let Some(bound) = limits.memory.filter(|bound| bound.by == Means::Sentry) {
+        // For the moment in which one process is faster than the sentry looks.
+        all.push((libc::RLIMIT_DATA, bound.limit.saturating_add(UNTOUCHED)));
+    }
+    if let Some(bound) = limits.pids.filter(|bound| bound.by == Means::Rlimit) {
+        // One more for init, which the kernel counts in the same user namespace.
+        all.push((libc::RLIMIT_NPROC, bound.limit.saturating_add(1)));
+    }
+    all.extend(limits.open_files.map(|count| (libc::RLIMIT_NOFILE, count)));
+    all.extend(limits.file_size.map(|bytes| (libc::RLIMIT_FSIZE, bytes)));
+    all
 }
 
 /// Where execvp(3) would look, in order.

@@ -100,6 +100,11 @@ impl Kernel {
         self.keepers.lock().remove(&pid);
     }
 
+    /// Whether `pid` (as the host numbers it) is a keeper.
+    pub(super) fn is_keeper(&self, pid: i32) -> bool {
+        self.keepers.lock().contains_key(&pid)
+    }
+
     /// Every guest process, by guest pid. Blocks: it reads /proc.
     pub fn census(&self) -> Result<Vec<ProcessInfo>, KernelError> {
         let mut before = self.reading()?;

@@ -8,6 +8,12 @@ bitflags::bitflags! {
         const ALWAYS = 1;
         /// Somebody reads exec events: `-v`, or an event stream.
         const EXEC_EVENTS = 1 << 1;
+        /// Something looks at the CPU clocks of the guests: new processes have to be noticed.
+        const CPU_CLOCK = 1 << 8;
+        /// The guest has a set of processors that it cannot leave: `--cpus`.
+        const CPU_SET = 1 << 9;
+        /// The guest is shown a machine of its own size: `--cpus`, `--memory`.
+        const MACHINE_VIEW = 1 << 10;
     }
 }
 

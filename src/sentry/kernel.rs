@@ -3,12 +3,13 @@
 //! Lock order, outermost first; a lock is only taken while none further right or below is held:
 //!
 //! ```text
+//! Accounting::clock        (held while /proc is read)
 //! Pause::depth
 //!   Kernel::lifecycle
 //!     TaskSet::inner
 //!       Task::filters
-//!         Undelivered::results, Refusals::kinds, Keepers::all, Tracer::thread, Progress::running,
-//!         Gate::inner, Events::limit, KernelLog::ring   (leaves)
+//!         Undelivered::results, Refusals::kinds, Keepers::all, Accounting::notes, Group::found, Tracer::thread,
+//!         Progress::running, Gate::inner, Events::limit, KernelLog::ring   (leaves)
 //! ```
 
 use std::collections::HashMap;
@@ -19,6 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use nix::errno::Errno;
 use tokio::sync::watch;
 
+use super::accounting::Accounting;
 use super::census::Keepers;
 use super::events::{Event, Events};
 use super::features::Features;
@@ -150,6 +152,7 @@ pub struct Kernel {
     exit: watch::Sender<Option<i32>>,
     tasks: TaskSet,
     pub(super) keepers: Keepers,
+    pub(super) accounting: Accounting,
     pub(super) pausing: Pause,
     log: KernelLog,
     events: Events,
@@ -184,6 +187,7 @@ impl Kernel {
             exit: watch::Sender::new(None),
             tasks: TaskSet::default(),
             keepers: Keepers::default(),
+            accounting: Accounting::new(args.init_pid),
             pausing: Pause::default(),
             log,
             events: Events::new(args.announce),

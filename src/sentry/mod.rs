@@ -4,7 +4,9 @@
 //! identifiers. It knows nothing of the command line or of how guests are launched: those come from
 //! above, as arguments of [`Kernel::new`].
 
+mod accounting;
 mod block;
+mod budget;
 pub mod call;
 mod census;
 mod dispatch;
@@ -13,6 +15,7 @@ mod features;
 mod ids;
 mod kernel;
 mod log;
+mod memory;
 mod pause;
 mod refusals;
 mod rewind;
@@ -23,6 +26,7 @@ mod task;
 mod task_set;
 mod tracer;
 
+pub use accounting::{Limits, MemoryLimit};
 pub use block::Interrupted;
 pub use census::ProcessInfo;
 pub use events::{Event, Events, Record};

@@ -18,11 +18,11 @@
 //! Everything here blocks, and a parked call is backed out by the runtime: never call it on a thread
 //! that the runtime needs (use `spawn_blocking`).
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use tokio::sync::watch;
 
 use super::census::{Stat, numbers};
 use super::events::Event;
@@ -38,7 +38,7 @@ pub(super) struct Pause {
     /// Outermost in the lock order: held while all are stopped or let go.
     depth: Mutex<Depth>,
     /// Whether somebody has asked for a pause and has it. Written under `depth`.
-    paused: AtomicBool,
+    paused: watch::Sender<bool>,
     tracer: Tracer,
     /// Backs calls out. Set once, when notifications begin to be received.
     gate: OnceLock<Arc<Gate>>,
@@ -81,7 +81,7 @@ impl Kernel {
         self.stop_if_first(&mut depth)?;
         depth.asked += 1;
         if depth.asked == 1 {
-            self.pausing.paused.store(true, Ordering::SeqCst);
+            self.pausing.paused.send_replace(true);
             self.emit(&Event::Paused { tasks: depth.tasks });
         }
         Ok(depth.tasks)
@@ -93,7 +93,7 @@ impl Kernel {
         depth.asked = depth.asked.checked_sub(1).ok_or(KernelError::NotPaused)?;
         let resumed = self.let_go_if_last(&depth);
         if depth.asked == 0 {
-            self.pausing.paused.store(false, Ordering::SeqCst);
+            self.pausing.paused.send_replace(false);
             self.emit(&Event::Resumed);
         }
         resumed
@@ -101,7 +101,12 @@ impl Kernel {
 
     /// Whether a pause is in effect.
     pub fn is_paused(&self) -> bool {
-        self.pausing.paused.load(Ordering::SeqCst)
+        *self.pausing.paused.borrow()
+    }
+
+    /// Tells whether a pause is in effect, and when that changes.
+    pub fn paused(&self) -> watch::Receiver<bool> {
+        self.pausing.paused.subscribe()
     }
 
     /// The thread that does all ptrace work.

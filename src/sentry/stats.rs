@@ -1,63 +1,87 @@
-//! What a sandbox has used so far.
+//! What a sandbox uses, at one moment.
+
+use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
 
 use super::kernel::Kernel;
+use super::memory;
 
-/// Use of the host's resources by all guests together.
+/// What a sandbox uses.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Stats {
-    /// Since the sandbox was started, in microseconds.
+    /// Since its start.
     pub uptime_us: u64,
-    /// All tasks are stopped.
+    /// Whether it is paused.
     pub paused: bool,
-    /// CPU time of the guests that live, in microseconds.
+    /// CPU time of all processes, those that have ended included.
     pub cpu_us: u64,
     /// Guest processes.
     pub processes: u64,
     /// Guest threads.
     pub tasks: u64,
-    /// Processes that run or want to.
+    /// Guest processes of which a thread runs or could run.
     pub running: u64,
-    /// Resident bytes.
+    /// Bytes of memory: what the control group says where one keeps the limit; else anonymous and
+    /// shared memory of all processes, each page once (Pss).
     pub memory: u64,
-    /// The most there was of `memory` when somebody looked.
+    /// The most of it that was seen. Without a control group: at the times somebody looked.
     pub peak_memory: u64,
-    /// Calls that the sentry has served.
+    /// System calls that the sentry has answered.
     pub traps: u64,
-    /// The limits of the run.
+    /// Limits of the run.
     pub limits: Vec<LimitState>,
 }
 
-/// A limit and how near it is.
+/// One limit of a run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LimitState {
-    /// As its flag names it.
+    /// As its flag is called, without the dashes.
     pub name: String,
-    /// What is allowed.
+    /// How much: bytes, microseconds or a count.
     pub limit: u64,
-    /// What is used of it, where that is known.
+    /// How much of it is used, where that is known.
     pub used: Option<u64>,
-    /// How it is enforced: `cgroup`, `rlimit`, `sentry`.
+    /// Who keeps it: `cgroup`, `rlimit`, `sentry`, `affinity`.
     pub by: String,
 }
 
 impl Kernel {
-    /// What the guests have used. Blocks: it reads /proc.
+    /// What the sandbox uses now. Blocks: it reads /proc.
     pub fn stats(&self) -> Stats {
-        let processes = self.census().unwrap_or_default();
-        let memory = processes.iter().map(|process| process.memory).sum();
+        let (cpu, processes) = {
+            let mut clock = self.accounting.clock();
+            let cpu = clock.look().unwrap_or_default();
+            (cpu, clock.processes().to_vec())
+        };
+        let guests: Vec<_> = processes.iter().filter(|it| !self.is_keeper(it.pid)).collect();
+        let limits = self.accounting.limits();
+        let group = limits.and_then(|limits| limits.memory_group.as_ref());
+        let (by_group, peak) = group.map_or((None, None), |group| memory::of_group(&group.path));
+        let used =
+            by_group.unwrap_or_else(|| guests.iter().map(|it| memory::proportional(it.pid)).sum());
+        let peak_seen = self.accounting.peak_memory.fetch_max(used, Ordering::Relaxed).max(used);
+        let (cpu_us, tasks) =
+            (cpu.as_micros() as u64, guests.iter().map(|it| u64::from(it.threads)).sum());
+        let uptime_us = self.accounting.started.elapsed().as_micros() as u64;
+        let of_limit = |name: &str| match name {
+            "memory" => Some(used),
+            "pids" => Some(tasks),
+            "cpu-time" => Some(cpu_us),
+            "timeout" => Some(uptime_us),
+            _ => None,
+        };
         Stats {
-            uptime_us: self.log().age().as_micros() as u64,
+            uptime_us,
             paused: self.is_paused(),
-            cpu_us: processes.iter().map(|process| process.cpu_us).sum(),
-            processes: processes.len() as u64,
-            tasks: processes.iter().map(|process| u64::from(process.threads)).sum(),
-            running: processes.iter().filter(|process| process.state == 'R').count() as u64,
-            memory,
-            peak_memory: memory,
+            cpu_us,
+            processes: guests.len() as u64,
+            tasks,
+            running: guests.iter().filter(|it| it.is_running()).count() as u64,
+            memory: used,
+            peak_memory: peak.unwrap_or(peak_seen),
             traps: self.trap_counts().iter().map(|(_, count)| count).sum(),
-            limits: Vec::new(),
+            limits: limits.map(|limits| limits.states(of_limit)).unwrap_or_default(),
         }
     }
 }

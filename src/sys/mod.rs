@@ -5,6 +5,7 @@
 
 #![allow(unsafe_code)]
 
+pub mod cpu_clock;
 pub mod files;
 pub mod inherited;
 pub mod landlock;

@@ -172,6 +172,62 @@ pub fn soft_core_limit_one() -> Result<(), Errno> {
     Errno::result(unsafe { libc::setrlimit(libc::RLIMIT_CORE, &limit) }).map(drop)
 }
 
+/// Sets the soft and the hard limit of a resource to `value`, or to the hard limit if that is lower.
+pub fn set_limit(resource: u32, value: u64) -> Result<(), Errno> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel writes one rlimit.
+    Errno::result(unsafe { libc::getrlimit(resource as _, &mut limit) })?;
+    let value = value.min(limit.rlim_max);
+    limit = libc::rlimit { rlim_cur: value, rlim_max: value };
+    // SAFETY: the kernel reads one rlimit.
+    Errno::result(unsafe { libc::setrlimit(resource as _, &limit) }).map(drop)
+}
+
+/// A set of processors, as sched_setaffinity(2) wants it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CpuMask(Vec<u64>);
+
+impl CpuMask {
+    /// These processors. Allocates.
+    pub fn new(cpus: &[usize]) -> CpuMask {
+        let mut words = vec![0; cpus.iter().max().map_or(0, |most| most / 64 + 1)];
+        for cpu in cpus {
+            words[cpu / 64] |= 1 << (cpu % 64);
+        }
+        CpuMask(words)
+    }
+
+    /// From the bytes of a guest, of which what does not fill a word is zero.
+    pub fn from_bytes(bytes: &[u8]) -> CpuMask {
+        let word =
+            |chunk: &[u8]| chunk.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
+        CpuMask(bytes.chunks(8).map(word).collect())
+    }
+
+    /// The processors that are in both.
+    pub fn intersection(&self, other: &CpuMask) -> CpuMask {
+        CpuMask(self.0.iter().zip(&other.0).map(|(a, b)| a & b).collect())
+    }
+
+    /// There is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.iter().all(|word| *word == 0)
+    }
+}
+
+/// The calling thread, and what it makes, runs on these processors only (sched_setaffinity(2)).
+pub fn set_affinity(cpus: &CpuMask) -> Result<(), Errno> {
+    set_affinity_of(0, cpus)
+}
+
+/// The same for another thread of the caller's user.
+pub fn set_affinity_of(tid: pid_t, cpus: &CpuMask) -> Result<(), Errno> {
+    let bytes = size_of_val(cpus.0.as_slice());
+    // SAFETY: the kernel reads `bytes` bytes of a valid slice.
+    let done = unsafe { libc::syscall(libc::SYS_sched_setaffinity, tid, bytes, cpus.0.as_ptr()) };
+    Errno::result(done).map(drop)
+}
+
 /// Starts a session (setsid(2)): the caller leaves its controlling terminal behind.
 pub fn new_session() -> Result<(), Errno> {
     // SAFETY: no arguments.

@@ -276,7 +276,7 @@ macro_rules! class {
     };
     ([$($ty:ty),*] handled(sync $($handler:ident)::+, $($when:ident)|+)) => {
         $crate::sentry::syscalls::row::Class::Handled {
-            handler: $crate::sentry::syscalls::row::Handler::Sync(|call, mut args| {
+            handler: $crate::sentry::syscalls::row::Handler::Sync(|call, #[allow(unused_mut, unused_variables)] mut args| {
                 $($handler)::+(call, $(args.take::<$ty>()),*)
             }),
             when: $crate::sentry::Features::empty()

@@ -10,7 +10,7 @@ use libc::*;
 
 use super::super::args::*;
 use super::super::row::syscalls;
-use super::super::{exec, filters, klog};
+use super::super::{exec, filters, klog, processes};
 // By name, so that a later libc crate that knows them too makes no difference.
 use crate::sys::numbers::{
     SYS_cachestat, SYS_create_module, SYS_file_getattr, SYS_file_setattr, SYS_futex_requeue,
@@ -190,11 +190,11 @@ syscalls! {
     SYS_clone(
         flags: CloneFlags, stack: Addr, parent_tid: Out<PidCell>, child_tid: Out<PidCell>,
         tls: Addr
-    ) => native, except {
+    ) => handled(sync processes::clone, CPU_CLOCK), except {
         flags has NAMESPACES => refused(EPERM, MAKES_NAMESPACES, OUTSIDE),
     };
-    SYS_fork() => native;
-    SYS_vfork() => native;
+    SYS_fork() => handled(sync processes::fork, CPU_CLOCK);
+    SYS_vfork() => handled(sync processes::fork, CPU_CLOCK);
     SYS_execve(pathname: Path, argv: StrArray, envp: StrArray)
         => handled(sync exec::execve, EXEC_EVENTS);
     SYS_exit(status: Int) => native;
@@ -373,7 +373,8 @@ syscalls! {
         uaddr: InOut<FutexWord>, futex_op: FutexOperation, val: UInt, timeout: In<Timespec>,
         uaddr2: InOut<FutexWord>, val3: UInt
     ) => native;
-    SYS_sched_setaffinity(pid: Pid, cpusetsize: UInt, mask: In<CpuMask>) => native;
+    SYS_sched_setaffinity(pid: Pid, cpusetsize: UInt, mask: In<CpuMask>)
+        => handled(sync processes::sched_setaffinity, CPU_SET);
     SYS_sched_getaffinity(pid: Pid, cpusetsize: UInt, mask: Out<CpuMask>) => native;
     SYS_set_thread_area(u_info: InOut<UserDesc>)
         => unimplemented("exists for 32-bit programs only");
@@ -615,7 +616,8 @@ syscalls! {
     SYS_pidfd_open(pid: Pid, flags: Flags) => native;
     // Its flags lie behind a pointer. New user namespaces are ruled out by the sandbox's own
     // (max_user_namespaces is 0 in it), and without one the other kinds need a capability.
-    SYS_clone3(cl_args: InOut<CloneArgs>, size: Len) => native;
+    SYS_clone3(cl_args: InOut<CloneArgs>, size: Len)
+        => handled(sync processes::clone3, CPU_CLOCK);
     SYS_close_range(first: UInt, last: UInt, flags: Flags) => native;
     SYS_openat2(dirfd: DirFd, pathname: Path, how: In<OpenHow>, size: Len)
         => denied(ENOSYS, BEHIND_POINTER);
