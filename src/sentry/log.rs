@@ -148,11 +148,6 @@ impl KernelLog {
         }
     }
 
-    /// The time since the log began.
-    pub fn age(&self) -> std::time::Duration {
-        self.started.elapsed()
-    }
-
     /// READ_ALL gives only later lines from now on.
     pub fn clear(&self) {
         let mut ring = self.lock();
