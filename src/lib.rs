@@ -10,4 +10,5 @@ pub mod terminal;
 pub mod config;
 pub mod sentry;
 pub mod notify;
+pub mod timekeeping;
 pub mod sys;

@@ -14,10 +14,11 @@ use crate::config::{Network, RunSpec, Voice, Without};
 use crate::launch::{Behind, Event, Launch, LaunchError, Order, Plan, PlanError};
 use crate::notify::filter::{self, FilterError};
 use crate::notify::{Engine, Listener, Options};
-use crate::sentry::{self, Kernel, KernelArgs, KernelError};
+use crate::sentry::{self, Kernel, KernelArgs, KernelError, Time};
 use crate::sys::process;
 use crate::sys::ready::watch_readable;
 use crate::terminal::{Relay, Resume, Terminal};
+use crate::timekeeping::Namespace;
 
 mod network;
 
@@ -116,7 +117,12 @@ pub fn run(spec: &RunSpec) -> Result<Finished, Error> {
     let signals = Signals::take()?;
     let terminal = Terminal::of_standard_streams();
     let settings = terminal.as_ref().map(|terminal| (terminal.settings(), terminal.streams()));
-    let plan = Plan::new(spec, settings, signals.before)?;
+    let namespace = match spec.without.contains(Without::TIME_NAMESPACES) {
+        true => Namespace::default(),
+        false => Namespace::starting_now(),
+    };
+    let time = Time::new(spec.time, namespace, spec.identity.uid == 0);
+    let plan = Plan::new(spec, settings, signals.before, &time)?;
     let launch = Launch::begin(spec, &plan)?;
 
     // All this while init builds the walls.
@@ -127,8 +133,9 @@ pub fn run(spec: &RunSpec) -> Result<Finished, Error> {
         .map_err(|error| Error::Own("start the runtime", error))?;
 
     let behind = launch.finish(&program)?;
-    let finished = runtime
-        .block_on(async { Supervisor::new(spec, &plan, behind)?.run(signals, terminal).await });
+    let finished = runtime.block_on(async {
+        Supervisor::new(spec, &plan, behind, time)?.run(signals, terminal).await
+    });
     // A parked future of a task that was killed has nobody to answer.
     runtime.shutdown_background();
     finished
@@ -168,13 +175,19 @@ enum Next {
 
 impl<'p> Supervisor<'p> {
     /// Starts receiving notifications: from here on guests can be served.
-    fn new(spec: &'p RunSpec, plan: &'p Plan, mut behind: Behind) -> Result<Self, Error> {
+    fn new(
+        spec: &'p RunSpec,
+        plan: &'p Plan,
+        mut behind: Behind,
+        time: Time,
+    ) -> Result<Self, Error> {
         let kernel = Kernel::new(KernelArgs {
             features: spec.features,
             init: process::pidfd_open(behind.init_pid(), false).ok(),
             init_pid: behind.init_pid(),
             banner: format!("sandbox {} started", env!("CARGO_PKG_VERSION")),
             announce: spec.voice == Voice::Verbose,
+            time,
         })?;
         let listener = behind.take_listener()?;
         let options = Options {

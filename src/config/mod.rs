@@ -34,6 +34,7 @@ pub use spec::{
 pub use view::{Shown, View};
 
 use crate::sentry::Features;
+use crate::timekeeping::TimeSpec;
 use error::refuse;
 
 /// Bytes in a host name at most (`__NEW_UTS_LEN`, uname(2)).
@@ -45,6 +46,7 @@ const HOSTNAME_MAX: usize = 64;
 /// The first wish that cannot be granted, with what to write instead.
 pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
     check_program(&options.argv)?;
+    let time = TimeSpec::parse(&options.time).map_err(|error| refuse!("{error}"))?;
     let (identity, account) = identity::choose(host, options.user.as_deref())?;
     let homes = homes(host, account.as_ref());
     let (view, workdir) = files::arrange(host, &options.rules, options.workdir.as_deref(), &homes)?;
@@ -64,10 +66,11 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
         workdir,
         hostname: options.hostname.as_deref().map(check_hostname).transpose()?,
         identity,
+        time,
         network: options.network,
         mounts: view.into_mounts(),
         descriptors: check_descriptors(&options.descriptors, host)?,
-        features: features(options),
+        features: features(options, time.as_ref()),
         without: options.without,
         voice: options.voice,
     })
@@ -86,11 +89,12 @@ pub fn file_view(options: &Options, host: &Host) -> Result<View, ConfigError> {
 }
 
 /// Which rows trap. The only place that decides it.
-fn features(options: &Options) -> Features {
-    match options.voice {
-        Voice::Verbose => Features::ALWAYS | Features::EXEC_EVENTS,
-        Voice::Normal | Voice::Quiet => Features::ALWAYS,
-    }
+fn features(options: &Options, time: Option<&TimeSpec>) -> Features {
+    let mut features = Features::ALWAYS;
+    features.set(Features::EXEC_EVENTS, options.voice == Voice::Verbose);
+    features.set(Features::VIRTUAL_TIME, time.is_some());
+    features.set(Features::VIRTUAL_RATE, time.is_some_and(TimeSpec::changes_rate));
+    features
 }
 
 /// The home directories whose secrets matter: the caller's, and that of the user that the guest

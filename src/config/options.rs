@@ -27,6 +27,8 @@ pub struct Options {
     pub hostname: Option<OsString>,
     /// `UID[:GID]` or the name of a user.
     pub user: Option<OsString>,
+    /// What the sandbox's clock shows (`--time`), word by word.
+    pub time: Vec<String>,
     /// Which network.
     pub network: Network,
     /// Descriptors to inherit.
@@ -47,6 +49,7 @@ impl Default for Options {
             workdir: None,
             hostname: None,
             user: None,
+            time: Vec::new(),
             network: Network::None,
             descriptors: Vec::new(),
             without: Without::empty(),

@@ -247,6 +247,7 @@ fn fault(plan: &Plan, stage: Stage, index: u32, errno: Errno) -> LaunchError {
         Stage::Identity => "give up privileges".into(),
         Stage::Filter => return LaunchError::Seccomp(errno),
         Stage::Process => "start the program's process".into(),
+        Stage::Clock => "give the program the sandbox's clock (leave --time out)".into(),
     };
     LaunchError::Stage { stage, what, errno }
 }

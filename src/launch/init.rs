@@ -17,7 +17,9 @@ use nix::sys::signal::{SigSet, Signal};
 use super::plan::{Plan, Reopen};
 use super::protocol::{Event, Order, Stage};
 use super::view::{Need, Step};
-use crate::sys::{files, landlock, mount, process, pty, seccomp, spawn, terminal};
+use crate::sys::tracing::Stop;
+use crate::sys::{files, landlock, mount, process, pty, seccomp, spawn, terminal, tracing};
+use crate::timekeeping::Patch;
 
 /// What the child is given besides the plan.
 pub(super) struct Start<'p> {
@@ -80,9 +82,10 @@ fn live(plan: &Plan, socket: BorrowedFd<'_>) -> Result<(), Fault> {
     if plan.loopback {
         spawn::raise_loopback().at(Stage::Loopback)?;
     }
-    if plan.time_namespace {
+    if let Some(offsets) = &plan.time_namespace {
         // For children only: init itself stays outside, the program is inside.
         spawn::unshare(libc::CLONE_NEWTIME).at(Stage::Time)?;
+        start_clocks(offsets).at(Stage::Time)?;
     }
     let terminal = open_terminal(plan)?;
     for reopen in &plan.reopened {
@@ -137,6 +140,13 @@ fn build(plan: &Plan, step: &Step) -> Result<(), Errno> {
             files::write_whole(files::open(path, libc::O_WRONLY, 0)?.as_fd(), value)
         }
     }
+}
+
+/// MONOTONIC and BOOTTIME begin with the sandbox, and with them the guest's uptime. Only before the
+/// namespace has a process (time_namespaces(7)).
+fn start_clocks(offsets: &[u8]) -> Result<(), Errno> {
+    let file = files::open(c"/proc/self/timens_offsets", libc::O_WRONLY, 0)?;
+    files::write_whole(file.as_fd(), offsets)
 }
 
 /// A session of its own in any case, so that the caller's terminal is out of reach; and its own
@@ -320,10 +330,15 @@ fn start_program(
     let program = Program { plan, terminal, foreground, report: report.as_fd() };
     let pid = spawn::spawn(0, &program, become_program).at(Stage::Process)?;
     drop(report);
-    let stopped = await_exec(pid, result.as_fd(), signals).at(Stage::Process)?;
+    let traced = plan.vdso.is_some();
+    let Before { stopped, trapped } =
+        await_exec(pid, result.as_fd(), signals, traced).at(Stage::Process)?;
     let mut failure = [0; 8];
     match files::read_once(result.as_fd(), &mut failure).at(Stage::Process)? {
         0 => {
+            if let Some(patch) = &plan.vdso {
+                change_vdso(pid, patch, trapped).at(Stage::Clock)?;
+            }
             let pidfd = process::pidfd_open(pid, false).ok();
             let _ = Event::Started.send(socket, pidfd.as_ref().map(AsFd::as_fd));
             if let Some(signal) = stopped {
@@ -341,6 +356,14 @@ fn start_program(
     }
 }
 
+/// What came before the program ran.
+struct Before {
+    /// A signal by which it would have stopped; it gets it now.
+    stopped: Option<i32>,
+    /// Its exec has been seen to stop it, as that of a traced child.
+    trapped: bool,
+}
+
 /// Waits until the program's process is executed or says why not. The user's keys reach it before
 /// that: a process that stopped then would never say anything, so it goes on, and the program gets
 /// the signal that is given here.
@@ -348,12 +371,13 @@ fn await_exec(
     pid: i32,
     result: BorrowedFd<'_>,
     signals: BorrowedFd<'_>,
-) -> Result<Option<i32>, Errno> {
+    traced: bool,
+) -> Result<Before, Errno> {
     let mut stopped = None;
     loop {
         let (told, changed) = spawn::wait_readable([result, signals])?;
         if told {
-            return Ok(stopped);
+            return Ok(Before { stopped, trapped: false });
         }
         if changed {
             while let Some(signal) = spawn::read_signal(signals) {
@@ -361,12 +385,46 @@ fn await_exec(
                     let _ = spawn::kill(pid, libc::SIGHUP);
                 }
             }
-            if let Some(signal) = spawn::stopped(pid) {
-                stopped = Some(signal);
-                let _ = spawn::kill(pid, libc::SIGCONT);
+            match spawn::stopped(pid) {
+                Some(libc::SIGTRAP) if traced => return Ok(Before { stopped, trapped: true }),
+                // A traced child stops for every signal, to be given it or to stop for it.
+                Some(signal) if traced => {
+                    if is_stop(signal) {
+                        stopped = Some(signal);
+                    }
+                    let pass = if is_stop(signal) { 0 } else { signal };
+                    let _ = tracing::go_on(pid, pass);
+                }
+                Some(signal) => {
+                    stopped = Some(signal);
+                    let _ = spawn::kill(pid, libc::SIGCONT);
+                }
+                None => {}
             }
         }
     }
+}
+
+/// The signals that stop a process by default.
+fn is_stop(signal: i32) -> bool {
+    matches!(signal, libc::SIGSTOP | libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU)
+}
+
+/// Waits for the stop at the end of the exec, changes the program's vDSO and lets it go.
+///
+/// Init does this itself for the programs that it starts: until the exec they are copies of init,
+/// which the supervisor of an ordinary user may not trace.
+fn change_vdso(pid: i32, patch: &Patch, mut trapped: bool) -> Result<(), Errno> {
+    while !trapped {
+        match tracing::wait_child(pid)? {
+            Stop::Signal(libc::SIGTRAP) => trapped = true,
+            Stop::Signal(signal) => tracing::go_on(pid, signal)?,
+            Stop::Gone => return Ok(()),
+            Stop::Event | Stop::Exec | Stop::Call => tracing::go_on(pid, 0)?,
+        }
+    }
+    patch.apply(pid)?;
+    tracing::detach(pid, 0)
 }
 
 fn become_program(program: &Program<'_>) -> ! {
@@ -376,6 +434,10 @@ fn become_program(program: &Program<'_>) -> ! {
         let _ = pty::set_foreground(terminal, spawn::own_pid());
     }
     spawn::restore_signals(&plan.signal_mask);
+    if plan.vdso.is_some() {
+        // Init stops this process between its exec and its first instruction.
+        let _ = tracing::trace_me();
+    }
     let (errno, candidate) = execute(plan);
     let mut report = [0; 8];
     report[..4].copy_from_slice(&(errno as i32).to_ne_bytes());

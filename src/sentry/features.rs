@@ -8,6 +8,10 @@ bitflags::bitflags! {
         const ALWAYS = 1;
         /// Somebody reads exec events: `-v`, or an event stream.
         const EXEC_EVENTS = 1 << 1;
+        /// The time of day is the sandbox's own (`--time`).
+        const VIRTUAL_TIME = 1 << 16;
+        /// All clocks run at a rate of their own (`--time rate=N`).
+        const VIRTUAL_RATE = 1 << 17;
     }
 }
 

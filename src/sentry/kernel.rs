@@ -6,7 +6,8 @@
 //! Kernel::lifecycle
 //!   TaskSet::inner
 //!     Task::filters
-//!       Undelivered::results, Refusals::kinds, Events::limit, KernelLog::ring   (leaves)
+//!       Undelivered::results, Refusals::kinds, Events::limit, KernelLog::ring,
+//!       Timekeeper::realtime, Remade::calls   (leaves)
 //! ```
 
 use std::collections::HashMap;
@@ -23,6 +24,7 @@ use super::log::{KernelLog, Level};
 use super::refusals::Refusals;
 use super::syscalls::Row;
 use super::task_set::TaskSet;
+use super::time::Time;
 use crate::notify::Received;
 use crate::notify::filter::Rule;
 use crate::sys::process;
@@ -43,6 +45,8 @@ pub struct KernelArgs {
     pub banner: String,
     /// Print events on stderr as they happen.
     pub announce: bool,
+    /// The sandbox's clocks.
+    pub time: Time,
 }
 
 /// Why there is no kernel, or why it does not do what it was asked.
@@ -92,6 +96,7 @@ pub struct Kernel {
     log: KernelLog,
     events: Events,
     refusals: Refusals,
+    time: Time,
     /// How often each row trapped.
     pub(super) traps: TrapCounts,
     pub(super) undelivered: Undelivered,
@@ -123,6 +128,7 @@ impl Kernel {
             tasks: TaskSet::default(),
             log,
             events: Events::new(args.announce),
+            time: args.time,
             refusals: Refusals::default(),
             traps: TrapCounts::new(),
             undelivered: Undelivered::default(),
@@ -200,6 +206,11 @@ impl Kernel {
     /// The guest's kernel log.
     pub fn log(&self) -> &KernelLog {
         &self.log
+    }
+
+    /// The sandbox's clocks.
+    pub fn time(&self) -> &Time {
+        &self.time
     }
 
     /// What was refused.
@@ -311,8 +322,14 @@ mod tests {
     fn kernel() -> Arc<Kernel> {
         let banner = String::from("test");
         let init = Some(own_pidfd());
-        let args =
-            KernelArgs { features: Features::ALWAYS, init, init_pid: 1, banner, announce: false };
+        let args = KernelArgs {
+            features: Features::ALWAYS,
+            init,
+            init_pid: 1,
+            banner,
+            announce: false,
+            time: Time::hosts(),
+        };
         Kernel::new(args).unwrap()
     }
 
@@ -320,7 +337,8 @@ mod tests {
     fn missing_and_impossible_arguments_are_named() {
         let args = |features, init| {
             let banner = String::new();
-            KernelArgs { features, init, init_pid: 1, banner, announce: false }
+            let time = Time::hosts();
+            KernelArgs { features, init, init_pid: 1, banner, announce: false, time }
         };
         let without_init = Kernel::new(args(Features::ALWAYS, None));
         assert_eq!(without_init.unwrap_err(), KernelError::NoInit);
@@ -346,8 +364,14 @@ mod tests {
         let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
         let init = Some(process::pidfd_open(child.id() as i32, false).unwrap());
         let banner = String::new();
-        let args =
-            KernelArgs { features: Features::ALWAYS, init, init_pid: 1, banner, announce: false };
+        let args = KernelArgs {
+            features: Features::ALWAYS,
+            init,
+            init_pid: 1,
+            banner,
+            announce: false,
+            time: Time::hosts(),
+        };
         let kernel = Kernel::new(args).unwrap();
         assert_eq!(kernel.kill(), Ok(()));
         assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));

@@ -13,9 +13,12 @@ mod ids;
 mod kernel;
 mod log;
 mod refusals;
+mod remake;
 pub mod syscalls;
 mod task;
 mod task_set;
+mod time;
+mod vdso;
 
 pub use block::Interrupted;
 pub use events::{Event, Events, Record};
@@ -26,3 +29,4 @@ pub use log::{KernelLog, Level};
 pub use refusals::{Refusal, Refusals};
 pub use task::{RecordedFilter, Task, ThreadGroup};
 pub use task_set::TaskSet;
+pub use time::Time;

@@ -5,6 +5,7 @@
 
 #![allow(unsafe_code)]
 
+pub mod clock;
 pub mod files;
 pub mod inherited;
 pub mod landlock;
@@ -19,3 +20,5 @@ pub mod ready;
 pub mod seccomp;
 pub mod spawn;
 pub mod terminal;
+pub mod tracing;
+pub mod vdso;

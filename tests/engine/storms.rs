@@ -190,6 +190,7 @@ pub(crate) fn kernel() -> Arc<Kernel> {
         init_pid: 1,
         banner,
         announce: false,
+        time: sandbox::sentry::Time::hosts(),
     };
     Kernel::new(args).unwrap()
 }
