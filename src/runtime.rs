@@ -15,10 +15,11 @@ use crate::control::{Control, ExecCall, Server};
 use crate::launch::{Behind, End, Event, Launch, LaunchError, Plan, PlanError, host};
 use crate::notify::filter::{self, FilterError};
 use crate::notify::{Engine, Listener, Options};
-use crate::sentry::{self, Kernel, KernelArgs, KernelError};
+use crate::sentry::{self, Kernel, KernelArgs, KernelError, Time};
 use crate::sys::message::Descriptors;
 use crate::sys::process::{self, exit_status};
 use crate::terminal::Terminal;
+use crate::timekeeping::Namespace;
 
 mod attend;
 mod job;
@@ -133,7 +134,12 @@ pub fn run(spec: &RunSpec, mut control: Option<&mut Control>) -> Result<Finished
     let signals = Signals::take()?;
     let terminal = Terminal::of_standard_streams();
     let settings = terminal.as_ref().map(|terminal| (terminal.settings(), terminal.streams()));
-    let plan = Plan::new(spec, settings, signals.before)?;
+    let namespace = match spec.without.contains(Without::TIME_NAMESPACES) {
+        true => Namespace::default(),
+        false => Namespace::starting_now(),
+    };
+    let time = Time::new(spec.time, namespace, spec.identity.uid == 0);
+    let plan = Plan::new(spec, settings, signals.before, &time)?;
     let launch = Launch::begin(spec, &plan)?;
 
     // All this while init builds the walls.
@@ -145,7 +151,7 @@ pub fn run(spec: &RunSpec, mut control: Option<&mut Control>) -> Result<Finished
 
     let behind = launch.finish(&program)?;
     let finished = runtime.block_on(async {
-        let mut supervisor = Supervisor::new(spec, &plan, behind)?;
+        let mut supervisor = Supervisor::new(spec, &plan, behind, time)?;
         supervisor.serve(control.as_deref_mut())?;
         supervisor.run(signals, terminal).await
     });
@@ -185,7 +191,12 @@ struct Supervisor<'r> {
 
 impl<'r> Supervisor<'r> {
     /// Starts receiving notifications: from here on guests can be served.
-    fn new(spec: &'r RunSpec, plan: &'r Plan, mut behind: Behind) -> Result<Self, Error> {
+    fn new(
+        spec: &'r RunSpec,
+        plan: &'r Plan,
+        mut behind: Behind,
+        time: Time,
+    ) -> Result<Self, Error> {
         let kernel = Kernel::new(KernelArgs {
             features: spec.features,
             init: behind.take_init(),
@@ -193,6 +204,7 @@ impl<'r> Supervisor<'r> {
             container: spec.container.clone(),
             banner: format!("sandbox {} started", env!("CARGO_PKG_VERSION")),
             announce: spec.voice == Voice::Verbose,
+            time,
         })?;
         kernel
             .limit(limits::of(spec, &behind))

@@ -196,6 +196,9 @@ pub(super) struct RunOptions {
     /// Be this user inside
     #[arg(long, value_name = "UID[:GID]|NAME", help_heading = WHO)]
     user: Option<OsString>,
+    /// Give the sandbox a clock of its own: a date, +3d, -2h30m, rate=10, frozen, joined by commas
+    #[arg(long, value_name = "WHEN", allow_hyphen_values = true, help_heading = WHO)]
+    time: Vec<String>,
     /// Which network the program is in
     #[arg(
         long,
@@ -297,6 +300,7 @@ impl RunOptions {
             container: self.container,
             hostname: self.hostname,
             user: self.user,
+            time: self.time,
             network: match self.net {
                 Net::None => Network::None,
                 Net::Host => Network::Host,

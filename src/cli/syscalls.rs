@@ -238,7 +238,7 @@ impl Words {
             Class::Denied { errno, reason } => {
                 Words { errno: Some(format!("{errno:?}")), reason: Some(reason), ..words("denied") }
             }
-            Class::Refused { errno, reason, remedy } => Words {
+            Class::Refused { errno, reason, remedy, .. } => Words {
                 errno: Some(format!("{errno:?}")),
                 reason: Some(reason),
                 remedy: Some(remedy),
@@ -343,7 +343,7 @@ mod tests {
 
     #[test]
     fn handled_calls_name_their_features() {
-        assert_eq!(describe("execve").unwrap().class, "handled, exec events");
+        assert_eq!(describe("execve").unwrap().class, "handled, exec events or virtual time");
         assert_eq!(describe("syslog").unwrap().class, "handled, always");
     }
 

@@ -37,6 +37,7 @@ pub use spec::{
 pub use view::{Shown, View};
 
 use crate::sentry::{FIRST_CONTAINER, Features};
+use crate::timekeeping::TimeSpec;
 use error::refuse;
 
 /// Bytes in a host name at most (`__NEW_UTS_LEN`, uname(2)).
@@ -48,6 +49,7 @@ const HOSTNAME_MAX: usize = 64;
 /// The first wish that cannot be granted, with what to write instead.
 pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
     check_program(&options.argv)?;
+    let time = TimeSpec::parse(&options.time).map_err(|error| refuse!("{error}"))?;
     let (identity, account) = identity::choose(host, options.user.as_deref())?;
     let homes = homes(host, account.as_ref());
     let (view, workdir) = files::arrange(host, &options.rules, options.workdir.as_deref(), &homes)?;
@@ -75,8 +77,9 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
         network: options.network,
         mounts: view.into_mounts(),
         descriptors: check_descriptors(&options.descriptors, host)?,
-        features: features(options, &limits),
+        features: features(options, &limits, time.as_ref()),
         limits,
+        time,
         without: without(options, host),
         voice: options.voice,
     })
@@ -106,12 +109,14 @@ pub fn variables(
 }
 
 /// Which rows trap. The only place that decides it.
-fn features(options: &Options, limits: &Limits) -> Features {
+fn features(options: &Options, limits: &Limits, time: Option<&TimeSpec>) -> Features {
     let mut features = Features::ALWAYS;
     features.set(Features::EXEC_EVENTS, options.voice == Voice::Verbose);
     features.set(Features::CPU_CLOCK, limits.need_ticker());
     features.set(Features::CPU_SET, limits.cpus.is_some());
     features.set(Features::MACHINE_VIEW, limits.show_machine());
+    features.set(Features::VIRTUAL_TIME, time.is_some());
+    features.set(Features::VIRTUAL_RATE, time.is_some_and(TimeSpec::changes_rate));
     features
 }
 

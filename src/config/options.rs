@@ -30,6 +30,8 @@ pub struct Options {
     pub hostname: Option<OsString>,
     /// `UID[:GID]` or the name of a user.
     pub user: Option<OsString>,
+    /// What the sandbox's clock shows (`--time`), word by word.
+    pub time: Vec<String>,
     /// Which network.
     pub network: Network,
     /// Descriptors to inherit.
@@ -53,6 +55,7 @@ impl Default for Options {
             container: None,
             hostname: None,
             user: None,
+            time: Vec::new(),
             network: Network::None,
             descriptors: Vec::new(),
             limits: LimitWishes::default(),

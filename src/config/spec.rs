@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use super::limits::Limits;
 use crate::sentry::Features;
+use crate::timekeeping::TimeSpec;
 
 /// One run, complete. Immutable once [`crate::config::resolve`] has returned it.
 #[derive(Debug, Clone)]
@@ -28,6 +29,8 @@ pub struct RunSpec {
     pub hostname: Option<OsString>,
     /// Who the guest is.
     pub identity: Identity,
+    /// The sandbox's own clock; `None` is the host's.
+    pub time: Option<TimeSpec>,
     /// Which network it lives in.
     pub network: Network,
     /// The file view, in the order in which it is mounted (later entries lie over earlier ones).

@@ -375,5 +375,6 @@ fn generic(stage: Stage) -> &'static str {
         Stage::Identity => "give up privileges",
         Stage::Filter => "load the filter",
         Stage::Process => "start the program's process",
+        Stage::Clock => "give the program the sandbox's clock (leave --time out)",
     }
 }

@@ -80,11 +80,12 @@ fn live(plan: &Plan, socket: BorrowedFd<'_>) -> Result<(), Fault> {
     if plan.loopback {
         spawn::raise_loopback().at(Stage::Loopback)?;
     }
-    if plan.time_namespace {
+    if let Some(offsets) = &plan.time_namespace {
         // For children only: init itself stays outside, the program is inside.
         match spawn::unshare(libc::CLONE_NEWTIME) {
             // It is no wall; EINVAL: not built into this kernel (copy_time_ns without CONFIG_TIME_NS).
-            Ok(()) | Err(Errno::EINVAL) => {}
+            Ok(()) => start_clocks(offsets).at(Stage::Time)?,
+            Err(Errno::EINVAL) => {}
             Err(errno) => return Err(errno).at(Stage::Time),
         }
     }
@@ -149,6 +150,13 @@ fn build(plan: &Plan, step: &Step) -> Result<(), Errno> {
             files::write_whole(files::open(path, libc::O_WRONLY, 0)?.as_fd(), value)
         }
     }
+}
+
+/// MONOTONIC and BOOTTIME begin with the sandbox, and with them the guest's uptime. Only before the
+/// namespace has a process (time_namespaces(7)).
+fn start_clocks(offsets: &[u8]) -> Result<(), Errno> {
+    let file = files::open(c"/proc/self/timens_offsets", libc::O_WRONLY, 0)?;
+    files::write_whole(file.as_fd(), offsets)
 }
 
 /// A session of its own in any case, so that the caller's terminal is out of reach; and its own

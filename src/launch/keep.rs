@@ -17,7 +17,9 @@ use super::protocol::{End, Event, Later, Order, Stage};
 use crate::sys::message::Descriptors;
 use crate::sys::spawn::Change;
 use crate::sys::strings::StringLists;
-use crate::sys::{files, pty, spawn, terminal};
+use crate::sys::tracing::Stop;
+use crate::sys::{files, pty, spawn, terminal, tracing};
+use crate::timekeeping::Patch;
 
 /// One program and what it is kept with.
 pub(super) struct Keeping<'k> {
@@ -116,10 +118,15 @@ impl Keeping<'_> {
         let program = Starting { keeping: self, foreground, report: report.as_fd() };
         let (pid, pidfd) = spawn::spawn(0, &program, become_program).at(Stage::Process)?;
         drop(report);
-        let stopped = await_exec(pid, result.as_fd(), signals).at(Stage::Process)?;
+        let patch = self.plan.vdso.as_ref();
+        let Before { stopped, trapped } =
+            await_exec(pid, result.as_fd(), signals, patch.is_some()).at(Stage::Process)?;
         let mut failure = [0; 8];
         match files::read_once(result.as_fd(), &mut failure).at(Stage::Process)? {
             0 => {
+                if let Some(patch) = patch {
+                    change_vdso(pid, patch, trapped).at(Stage::Clock)?;
+                }
                 let _ = Event::Started.send(self.socket, &[pidfd.as_fd()]);
                 if let Some(signal) = stopped {
                     let _ = spawn::kill(-pid, signal);
@@ -289,6 +296,14 @@ struct Starting<'s> {
     report: BorrowedFd<'s>,
 }
 
+/// What came before the program ran.
+struct Before {
+    /// A signal by which it would have stopped; it gets it now.
+    stopped: Option<i32>,
+    /// Its exec has been seen to stop it, as that of a traced child.
+    trapped: bool,
+}
+
 /// Waits until the program's process is executed or says why not. The user's keys reach it before
 /// that: a process that stopped then would never say anything, so it goes on, and the program gets
 /// the signal that is given here.
@@ -296,12 +311,13 @@ fn await_exec(
     pid: i32,
     result: BorrowedFd<'_>,
     signals: BorrowedFd<'_>,
-) -> Result<Option<i32>, Errno> {
+    traced: bool,
+) -> Result<Before, Errno> {
     let mut stopped = None;
     loop {
         let (told, changed) = spawn::wait_readable([result, signals])?;
         if told {
-            return Ok(stopped);
+            return Ok(Before { stopped, trapped: false });
         }
         if changed {
             while let Some(signal) = spawn::read_signal(signals) {
@@ -309,12 +325,46 @@ fn await_exec(
                     let _ = spawn::kill(pid, libc::SIGHUP);
                 }
             }
-            if let Some(signal) = spawn::stopped(pid) {
-                stopped = Some(signal);
-                let _ = spawn::kill(pid, libc::SIGCONT);
+            match spawn::stopped(pid) {
+                Some(libc::SIGTRAP) if traced => return Ok(Before { stopped, trapped: true }),
+                // A traced child stops for every signal, to be given it or to stop for it.
+                Some(signal) if traced => {
+                    if is_stop(signal) {
+                        stopped = Some(signal);
+                    }
+                    let pass = if is_stop(signal) { 0 } else { signal };
+                    let _ = tracing::go_on(pid, pass);
+                }
+                Some(signal) => {
+                    stopped = Some(signal);
+                    let _ = spawn::kill(pid, libc::SIGCONT);
+                }
+                None => {}
             }
         }
     }
+}
+
+/// The signals that stop a process by default.
+fn is_stop(signal: i32) -> bool {
+    matches!(signal, libc::SIGSTOP | libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU)
+}
+
+/// Waits for the stop at the end of the exec, changes the program's vDSO and lets it go.
+///
+/// Whoever keeps the program does this: until the exec it is a copy of init, which the supervisor of an
+/// ordinary user may not trace.
+fn change_vdso(pid: i32, patch: &Patch, mut trapped: bool) -> Result<(), Errno> {
+    while !trapped {
+        match tracing::wait_child(pid)? {
+            Stop::Signal(libc::SIGTRAP) => trapped = true,
+            Stop::Signal(signal) => tracing::go_on(pid, signal)?,
+            Stop::Gone => return Ok(()),
+            Stop::Event | Stop::Exec | Stop::Call => tracing::go_on(pid, 0)?,
+        }
+    }
+    patch.apply(pid)?;
+    tracing::detach(pid, 0)
 }
 
 fn become_program(starting: &Starting<'_>) -> ! {
@@ -324,6 +374,10 @@ fn become_program(starting: &Starting<'_>) -> ! {
         let _ = pty::set_foreground(terminal, spawn::own_pid());
     }
     spawn::restore_signals(&keeping.plan.signal_mask);
+    if keeping.plan.vdso.is_some() {
+        // The keeper stops this process between its exec and its first instruction.
+        let _ = tracing::trace_me();
+    }
     for fd in (0..3).filter(|fd| keeping.closed[*fd]) {
         let _ = files::close_now(fd as i32);
     }

@@ -15,12 +15,14 @@ use libc::c_int;
 use super::program::Program;
 use super::view::{Step, View};
 use crate::config::{Limits, Means, Network, RunSpec, Without};
+use crate::sentry::Time;
 use crate::sys::memfd::SharedMemory;
 use crate::sys::mount::{ATTR_NODEV, ATTR_NOSUID, ATTR_RDONLY};
 use crate::sys::spawn::CpuMask;
 use crate::sys::strings::StringLists;
 use crate::sys::{files, seccomp};
 use crate::terminal::Settings;
+use crate::timekeeping::{NoVdso, Patch};
 
 /// The most instructions that the kernel takes (BPF_MAXINSNS).
 const PROGRAM_LIMIT: usize = 4096;
@@ -29,8 +31,11 @@ const PROGRAM_LIMIT: usize = 4096;
 pub struct Plan {
     /// Flags of clone(2).
     pub(super) namespaces: c_int,
-    /// Whether the program gets a time namespace of its own, if the kernel turns out to have them.
-    pub(super) time_namespace: bool,
+    /// Where the clocks of the program's own time namespace start, as timens_offsets wants it;
+    /// `None` is none of its own.
+    pub(super) time_namespace: Option<Vec<u8>>,
+    /// What is changed in the vDSO of the program.
+    pub(super) vdso: Option<Patch>,
     /// Building the file view, in order.
     pub(super) steps: Vec<Step>,
     /// Detached mount trees between the step that makes them and the one that uses them.
@@ -96,6 +101,7 @@ impl Plan {
         spec: &RunSpec,
         terminal: Option<(Settings, [bool; 3])>,
         signal_mask: nix::sys::signal::SigSet,
+        time: &Time,
     ) -> Result<Plan, PlanError> {
         let mut view = View::default();
         let terminals = terminal.as_ref().map(|(_, streams)| streams);
@@ -112,7 +118,15 @@ impl Plan {
                 | libc::CLONE_NEWUTS
                 | libc::CLONE_NEWCGROUP
                 | if own_network { libc::CLONE_NEWNET } else { 0 },
-            time_namespace: !spec.without.contains(Without::TIME_NAMESPACES),
+            time_namespace: (!spec.without.contains(Without::TIME_NAMESPACES))
+                .then(|| time.keeper().namespace().offsets().into_bytes()),
+            vdso: time.patch().map_err(|NoVdso| {
+                PlanError::new(
+                    "cannot give the sandbox a clock of its own: programs on this host read clocks \
+                     in a way that is not known; leave --time out"
+                        .to_owned(),
+                )
+            })?,
             steps: view.steps,
             trees: (0..view.trees).map(|_| Cell::new(None)).collect(),
             hostname: spec.hostname.as_ref().map(|name| name.as_bytes().to_vec()),

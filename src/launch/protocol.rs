@@ -105,10 +105,12 @@ pub enum Stage {
     Filter,
     /// The program's process.
     Process,
+    /// The program's own way to read clocks.
+    Clock,
 }
 
 impl Stage {
-    const ALL: [Stage; 10] = [
+    const ALL: [Stage; 11] = [
         Stage::Files,
         Stage::Hostname,
         Stage::Loopback,
@@ -119,6 +121,7 @@ impl Stage {
         Stage::Identity,
         Stage::Filter,
         Stage::Process,
+        Stage::Clock,
     ];
 }
 

@@ -17,7 +17,7 @@ use nix::errno::Errno;
 
 use super::gate::{BACKED_OUT, Gate};
 use super::listener::Listener;
-use super::notification::{Answer, Cancelled, Notification, Received, Trapped};
+use super::notification::{Answer, Cancelled, Notification, Received, Sequel, Trapped};
 use super::turns::{Turn, Turns};
 
 /// Who serves notifications.
@@ -269,10 +269,11 @@ impl<D: Dispatch> Shared<D> {
     /// known.
     fn deliver(&self, notification: Notification, answer: Answer, turn: Option<Turn>) {
         let received = *notification.trapped().received();
+        let (answer, sequel) = answer.split();
         let result = match answer {
             Answer::Return(value) => Some(Ok(value)),
             Answer::Fail(errno) => Some(Err(errno)),
-            Answer::Restart(_) | Answer::Continue | Answer::Descriptor(_) => None,
+            _ => None,
         };
         if notification.answer(answer) == Err(Cancelled)
             && !self.listener.wait_killable()
@@ -281,6 +282,9 @@ impl<D: Dispatch> Shared<D> {
             self.dispatch.undelivered(&received, result);
         }
         drop(turn);
+        if let Some(Sequel(sequel)) = sequel {
+            sequel();
+        }
     }
 }
 

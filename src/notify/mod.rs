@@ -15,4 +15,4 @@ pub use engine::{Dispatch, Engine, Outcome, hand_over};
 pub use gate::Gate;
 pub use listener::{Listener, Options};
 pub use memory::GuestMemory;
-pub use notification::{Answer, Cancelled, Descriptor, Notification, Received, Trapped};
+pub use notification::{Answer, Cancelled, Descriptor, Notification, Received, Sequel, Trapped};

@@ -56,6 +56,33 @@ pub enum Answer {
     Continue,
     /// A copy of a descriptor is installed in the guest, and its number there is the value.
     Descriptor(Descriptor),
+    /// An answer, and what is done once it is given.
+    Then(Box<Answer>, Sequel),
+}
+
+/// What a handler does after its answer, on the thread that it ran on: what belongs to that thread
+/// (ptrace(2) does) is still at hand. The handler has called [`hand_over`](super::hand_over).
+pub struct Sequel(pub Box<dyn FnOnce() + Send>);
+
+impl std::fmt::Debug for Sequel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Sequel")
+    }
+}
+
+impl Answer {
+    /// This answer, and then `sequel`.
+    pub fn then(self, sequel: impl FnOnce() + Send + 'static) -> Answer {
+        Answer::Then(Box::new(self), Sequel(Box::new(sequel)))
+    }
+
+    /// The answer itself, and what follows it.
+    pub(super) fn split(self) -> (Answer, Option<Sequel>) {
+        match self {
+            Answer::Then(answer, sequel) => (answer.split().0, Some(sequel)),
+            answer => (answer, None),
+        }
+    }
 }
 
 /// A descriptor on its way into a guest. An O_PATH one cannot be installed: the kernel answers
@@ -138,6 +165,10 @@ impl Notification {
             Answer::Restart(code) => self.send(0, -code, 0),
             Answer::Continue => self.send(0, 0, libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32),
             Answer::Descriptor(descriptor) => self.install(descriptor),
+            // (The engine has taken the sequel.)
+            Answer::Then(answer, _) => {
+                Notification { trapped: self.trapped.clone(), answered: true }.answer(*answer)
+            }
         }
     }
 

@@ -45,16 +45,22 @@ impl Kernel {
     fn serve(self: &Arc<Self>, row: &'static Row, trapped: &Trapped) -> Outcome {
         let received = trapped.received();
         let call = Call::new(self, row, trapped);
-        match row.class_of(&received.args) {
-            Class::Native => Outcome::Now(Answer::Continue),
-            Class::Handled { handler: Handler::Sync(serve), .. } => {
-                Outcome::Now(serve(&call, ArgReader::new(received.args)))
-            }
-            Class::Handled { handler: Handler::Async(serve), .. } => {
+        let by = |handler: &Handler| match handler {
+            Handler::Sync(serve) => Outcome::Now(serve(&call, ArgReader::new(received.args))),
+            Handler::Async(serve) => {
                 Outcome::Later(serve(call.to_owned(), ArgReader::new(received.args)))
             }
+        };
+        match row.class_of(&received.args) {
+            Class::Native => Outcome::Now(Answer::Continue),
+            Class::Handled { handler, .. } => by(handler),
+            Class::Refused { unless: Some((handler, when)), .. }
+                if self.features().intersects(*when) =>
+            {
+                by(handler)
+            }
             Class::Denied { errno, .. } => Outcome::Now(Answer::Fail(*errno)),
-            Class::Refused { errno, reason, remedy } => {
+            Class::Refused { errno, reason, remedy, .. } => {
                 self.refuse(received.tid, row.name, reason, remedy);
                 Outcome::Now(Answer::Fail(*errno))
             }

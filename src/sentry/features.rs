@@ -14,6 +14,10 @@ bitflags::bitflags! {
         const CPU_SET = 1 << 9;
         /// The guest is shown a machine of its own size: `--cpus`, `--memory`.
         const MACHINE_VIEW = 1 << 10;
+        /// The time of day is the sandbox's own (`--time`).
+        const VIRTUAL_TIME = 1 << 16;
+        /// All clocks run at a rate of their own (`--time rate=N`).
+        const VIRTUAL_RATE = 1 << 17;
     }
 }
 

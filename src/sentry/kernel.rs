@@ -9,7 +9,8 @@
 //!     TaskSet::inner
 //!       Task::filters
 //!         Undelivered::results, Refusals::kinds, Keepers::all, Accounting::notes, Group::found, Tracer::thread,
-//!         Progress::running, Gate::inner, Events::limit, KernelLog::ring   (leaves)
+//!         Progress::running, Gate::inner, Events::limit, KernelLog::ring,
+//!         Timekeeper::realtime, Remade::calls   (leaves)
 //! ```
 
 use std::collections::HashMap;
@@ -29,6 +30,7 @@ use super::pause::Pause;
 use super::refusals::Refusals;
 use super::syscalls::Row;
 use super::task_set::TaskSet;
+use super::time::Time;
 use crate::notify::Received;
 use crate::notify::filter::Rule;
 use crate::sys::process;
@@ -51,6 +53,8 @@ pub struct KernelArgs {
     pub banner: String,
     /// Print events on stderr as they happen.
     pub announce: bool,
+    /// The sandbox's clocks.
+    pub time: Time,
 }
 
 /// Why there is no kernel, or why it does not do what it was asked.
@@ -161,6 +165,7 @@ pub struct Kernel {
     log: KernelLog,
     events: Events,
     refusals: Refusals,
+    time: Time,
     /// How often each row trapped.
     pub(super) traps: TrapCounts,
     pub(super) undelivered: Undelivered,
@@ -199,6 +204,7 @@ impl Kernel {
             pausing: Pause::default(),
             log,
             events: Events::new(args.announce),
+            time: args.time,
             refusals: Refusals::default(),
             traps: TrapCounts::new(),
             undelivered: Undelivered::default(),
@@ -281,6 +287,11 @@ impl Kernel {
     /// The guest's kernel log.
     pub fn log(&self) -> &KernelLog {
         &self.log
+    }
+
+    /// The sandbox's clocks.
+    pub fn time(&self) -> &Time {
+        &self.time
     }
 
     /// What was refused.
@@ -399,6 +410,7 @@ mod tests {
             container: FIRST_CONTAINER.to_owned(),
             banner,
             announce: false,
+            time: Time::hosts(),
         };
         Kernel::new(args).unwrap()
     }
@@ -414,6 +426,7 @@ mod tests {
                 container: FIRST_CONTAINER.to_owned(),
                 banner,
                 announce: false,
+                time: Time::hosts(),
             }
         };
         let without_init = Kernel::new(args(Features::ALWAYS, None));
@@ -447,6 +460,7 @@ mod tests {
             container: FIRST_CONTAINER.to_owned(),
             banner,
             announce: false,
+            time: Time::hosts(),
         };
         let kernel = Kernel::new(args).unwrap();
         assert_eq!(kernel.kill(), Ok(()));

@@ -5,6 +5,7 @@
 
 #![allow(unsafe_code)]
 
+pub mod clock;
 pub mod cpu_clock;
 pub mod files;
 pub mod inherited;
@@ -22,3 +23,5 @@ pub mod seccomp;
 pub mod spawn;
 pub mod strings;
 pub mod terminal;
+pub mod tracing;
+pub mod vdso;

@@ -217,8 +217,14 @@ mod tests {
 
     #[test]
     fn a_thread_is_seized_stopped_read_and_let_go() {
-        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        use std::io::{Read, Write};
+        use std::process::{Command, Stdio};
+        let mut cat = Command::new("cat");
+        let mut child = cat.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let pid = child.id() as pid_t;
+        // Once it answers, its own start is over.
+        child.stdin.as_mut().unwrap().write_all(b"x").unwrap();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
         seize(pid).unwrap().interrupt().unwrap();
         let stopped = loop {
             match wait().unwrap() {

@@ -191,6 +191,7 @@ pub(crate) fn kernel() -> Arc<Kernel> {
         container: "main".to_owned(),
         banner,
         announce: false,
+        time: sandbox::sentry::Time::hosts(),
     };
     Kernel::new(args).unwrap()
 }

@@ -1,4 +1,5 @@
-//! Exec events: execve(2) and execveat(2) are watched, never decided here.
+//! execve(2) and execveat(2) are watched, never decided here: for exec events, and to give the
+//! program the sandbox's clock (`sentry::vdso`).
 //!
 //! A shell tries one directory of PATH after another, and whether an exec succeeds is known to the
 //! kernel alone. So an absolute path that leads to no file in the guest's view is left out; the
@@ -12,8 +13,8 @@ use nix::sys::stat::Mode;
 
 use super::args::{AtFlags, DirFd, Path, StrArray};
 use crate::notify::{Answer, hand_over};
-use crate::sentry::Event;
 use crate::sentry::call::Call;
+use crate::sentry::{Event, Features, vdso};
 
 /// Reports execve(2).
 pub fn execve(call: &Call<'_>, pathname: Path, _argv: StrArray, _envp: StrArray) -> Answer {
@@ -33,6 +34,16 @@ pub fn execveat(
 }
 
 fn report(call: &Call<'_>, pathname: Path) -> Answer {
+    if call.kernel.features().contains(Features::EXEC_EVENTS) {
+        emit(call, pathname);
+    }
+    if call.kernel.features().contains(Features::VIRTUAL_TIME) {
+        return vdso::follow_exec(call);
+    }
+    Answer::Continue
+}
+
+fn emit(call: &Call<'_>, pathname: Path) {
     let tid = call.received().tid;
     // The memory of the program's own process before its first exec is closed to an ordinary user;
     // the kernel reports that exec when the program starts.
@@ -42,7 +53,6 @@ fn report(call: &Call<'_>, pathname: Path) -> Answer {
         let path = String::from_utf8_lossy(&path).into_owned();
         call.kernel.emit(&Event::Exec { tid, path });
     }
-    Answer::Continue
 }
 
 /// Whether an absolute path leads to something, seen from the guest's root.

@@ -4,11 +4,13 @@
 //! documentation says. Handlers live in one file per man-page topic.
 
 pub mod args;
+pub mod clocks;
 pub mod exec;
 pub mod filters;
 pub mod klog;
 pub mod processes;
 pub mod row;
 pub mod table;
+pub mod timeouts;
 
 pub use row::{Class, Handler, Row};

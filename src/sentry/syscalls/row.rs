@@ -82,6 +82,8 @@ pub enum Class {
         reason: &'static str,
         /// What the user can do: a flag, or another way.
         remedy: &'static str,
+        /// With one of these features on, the sentry serves it instead.
+        unless: Option<(Handler, Features)>,
     },
     /// ENOSYS, counted and reported as an event.
     Unimplemented {
@@ -130,6 +132,7 @@ impl Row {
             action,
             exceptions: exceptions
                 .iter()
+                .filter(|exception| exception.class.action(features) != action)
                 .map(|exception| {
                     let conditions = exception.tests.iter().map(|ArgTest { arg, test, .. }| {
                         Condition { arg: *arg, bits: self.bits(*arg), test: *test }
@@ -211,6 +214,7 @@ pub const fn bits_of<T: Arg>() -> u8 {
 /// SYS_read(fd: Fd, buf: OutBuf, count: Len) => native;
 /// SYS_syslog(type_: Operation, bufp: OutBuf, len: Int) => handled(sync klog::syslog, ALWAYS);
 /// SYS_bpf(cmd: Operation, attr: In<BpfAttr>, size: UInt) => denied(EPERM, "loads code into the host kernel");
+/// SYS_settimeofday(...) => refused(EPERM, "sets the clock", "--time +0s", unless sync clocks::set, VIRTUAL_TIME);
 /// SYS_mount(...) => refused(EPERM, "the file view is fixed", "--rw, --ro or --tmpfs add to it");
 /// SYS_io_uring_setup(entries: UInt, params: InOut<Struct>) => unimplemented("submission queues bypass seccomp");
 /// SYS_ioctl(fd: Fd, request: IoctlRequest, arg: Addr) => native, except {
@@ -269,6 +273,22 @@ macro_rules! class {
             errno: nix::errno::Errno::$errno,
             reason: $reason,
             remedy: $remedy,
+            unless: None,
+        }
+    };
+    ([$($ty:ty),*] refused(
+        $errno:ident, $reason:expr, $remedy:expr, unless sync $($handler:ident)::+, $when:ident
+    )) => {
+        $crate::sentry::syscalls::row::Class::Refused {
+            errno: nix::errno::Errno::$errno,
+            reason: $reason,
+            remedy: $remedy,
+            unless: Some((
+                $crate::sentry::syscalls::row::Handler::Sync(|call, mut args| {
+                    $($handler)::+(call, $(args.take::<$ty>()),*)
+                }),
+                $crate::sentry::Features::$when,
+            )),
         }
     };
     ([$($ty:ty),*] unimplemented($reason:expr $(,)?)) => {

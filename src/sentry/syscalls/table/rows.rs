@@ -10,7 +10,7 @@ use libc::*;
 
 use super::super::args::*;
 use super::super::row::syscalls;
-use super::super::{exec, filters, klog, processes};
+use super::super::{clocks, exec, filters, klog, processes, timeouts};
 // By name, so that a later libc crate that knows them too makes no difference.
 use crate::sys::numbers::{
     SYS_cachestat, SYS_create_module, SYS_file_getattr, SYS_file_setattr, SYS_futex_requeue,
@@ -54,6 +54,7 @@ const MAKES_NAMESPACES: &str = "makes namespaces, in which a program gains right
 const FIXED_VIEW: &str = "changes the file view, which is fixed when the program starts";
 const FIXED_NAME: &str = "changes the host name, which is fixed when the program starts";
 const SETS_CLOCK: &str = "sets the host's clock";
+const OWN_CLOCK: &str = "--time +0s gives the sandbox a clock of its own, which its root may set";
 const LOADS_MODULES: &str = "loads code into the host kernel";
 const REPLACES_KERNEL: &str = "replaces the host kernel";
 const PORTS: &str = "reaches the machine's input and output ports";
@@ -107,7 +108,7 @@ syscalls! {
     SYS_stat(pathname: Path, statbuf: Out<Stat>) => native;
     SYS_fstat(fd: Fd, statbuf: Out<Stat>) => native;
     SYS_lstat(pathname: Path, statbuf: Out<Stat>) => native;
-    SYS_poll(fds: InOut<PollFd>, nfds: UInt, timeout: Int) => native;
+    SYS_poll(fds: InOut<PollFd>, nfds: UInt, timeout: Int) => handled(sync timeouts::poll, VIRTUAL_RATE);
     SYS_lseek(fd: Fd, offset: Offset, whence: Whence) => native;
     SYS_mmap(addr: Addr, length: Len, prot: Prot, flags: MapFlags, fd: Fd, offset: Offset)
         => native;
@@ -133,7 +134,7 @@ syscalls! {
     SYS_select(
         nfds: Int, readfds: InOut<FdSet>, writefds: InOut<FdSet>, exceptfds: InOut<FdSet>,
         timeout: InOut<Timeval>
-    ) => native;
+    ) => handled(sync timeouts::select, VIRTUAL_RATE);
     SYS_sched_yield() => native;
     SYS_mremap(old_address: Addr, old_size: Len, new_size: Len, flags: WideFlags, new_address: Addr)
         => native;
@@ -146,10 +147,10 @@ syscalls! {
     SYS_dup(oldfd: Fd) => native;
     SYS_dup2(oldfd: Fd, newfd: Fd) => native;
     SYS_pause() => native;
-    SYS_nanosleep(req: In<Timespec>, rem: Out<Timespec>) => native;
-    SYS_getitimer(which: Operation, curr_value: Out<Itimerval>) => native;
-    SYS_alarm(seconds: UInt) => native;
-    SYS_setitimer(which: Operation, new_value: In<Itimerval>, old_value: Out<Itimerval>) => native;
+    SYS_nanosleep(req: In<Timespec>, rem: Out<Timespec>) => handled(sync timeouts::nanosleep, VIRTUAL_RATE);
+    SYS_getitimer(which: Operation, curr_value: Out<Itimerval>) => handled(sync timeouts::getitimer, VIRTUAL_RATE);
+    SYS_alarm(seconds: UInt) => handled(sync timeouts::alarm, VIRTUAL_RATE);
+    SYS_setitimer(which: Operation, new_value: In<Itimerval>, old_value: Out<Itimerval>) => handled(sync timeouts::setitimer, VIRTUAL_RATE);
     SYS_getpid() => native;
     SYS_sendfile(out_fd: Fd, in_fd: Fd, offset: InOut<OffsetCell>, count: Len) => native;
     SYS_socket(domain: Family, type_: SockType, protocol: Int) => native, except {
@@ -196,7 +197,7 @@ syscalls! {
     SYS_fork() => handled(sync processes::fork, CPU_CLOCK);
     SYS_vfork() => handled(sync processes::fork, CPU_CLOCK);
     SYS_execve(pathname: Path, argv: StrArray, envp: StrArray)
-        => handled(sync exec::execve, EXEC_EVENTS);
+        => handled(sync exec::execve, EXEC_EVENTS | VIRTUAL_TIME);
     SYS_exit(status: Int) => native;
     SYS_wait4(pid: Pid, wstatus: Out<IntCell>, options: WaitOptions, rusage: Out<Rusage>) => native;
     SYS_kill(pid: Pid, sig: Signal) => native;
@@ -239,7 +240,8 @@ syscalls! {
     SYS_fchown(fd: Fd, owner: Uid, group: Gid) => native;
     SYS_lchown(pathname: Path, owner: Uid, group: Gid) => native;
     SYS_umask(mask: Mode) => native;
-    SYS_gettimeofday(tv: Out<Timeval>, tz: Out<Timezone>) => native;
+    SYS_gettimeofday(tv: Out<Timeval>, tz: Out<Timezone>)
+        => handled(sync clocks::gettimeofday, VIRTUAL_TIME);
     SYS_getrlimit(resource: Resource, rlim: Out<Rlimit>) => native;
     SYS_getrusage(who: Int, usage: Out<Rusage>) => native;
     SYS_sysinfo(info: Out<SysInfo>) => native;
@@ -275,7 +277,7 @@ syscalls! {
     SYS_capset(hdrp: InOut<CapHeader>, datap: In<CapData>) => native;
     SYS_rt_sigpending(set: Out<SigSet>, sigsetsize: Len) => native;
     SYS_rt_sigtimedwait(set: In<SigSet>, info: Out<SigInfo>, timeout: In<Timespec>, sigsetsize: Len)
-        => native;
+        => handled(sync timeouts::rt_sigtimedwait, VIRTUAL_RATE);
     SYS_rt_sigqueueinfo(tgid: Pid, sig: Signal, info: In<SigInfo>) => native;
     SYS_rt_sigsuspend(mask: In<SigSet>, sigsetsize: Len) => native;
     SYS_sigaltstack(ss: In<SigStack>, old_ss: Out<SigStack>) => native;
@@ -316,12 +318,13 @@ syscalls! {
     };
     SYS_arch_prctl(code: Operation, addr: Addr) => native;
     // Reading the clock's state is common; setting it needs a capability.
-    SYS_adjtimex(buf: InOut<Timex>) => native;
+    SYS_adjtimex(buf: InOut<Timex>) => handled(sync clocks::adjtimex, VIRTUAL_TIME);
     SYS_setrlimit(resource: Resource, rlim: In<Rlimit>) => native;
     SYS_chroot(path: Path) => refused(EPERM, FIXED_VIEW, VIEW_FLAGS);
     SYS_sync() => native;
     SYS_acct(filename: Path) => refused(EPERM, "switches the host's process accounting", OUTSIDE);
-    SYS_settimeofday(tv: In<Timeval>, tz: In<Timezone>) => refused(EPERM, SETS_CLOCK, OUTSIDE);
+    SYS_settimeofday(tv: In<Timeval>, tz: In<Timezone>)
+        => refused(EPERM, SETS_CLOCK, OWN_CLOCK, unless sync clocks::settimeofday, VIRTUAL_TIME);
     SYS_mount(source: Path, target: Path, filesystemtype: Str, mountflags: MountFlags, data: Addr)
         => refused(EPERM, FIXED_VIEW, VIEW_FLAGS);
     SYS_umount2(target: Path, flags: Flags) => refused(EPERM, FIXED_VIEW, VIEW_FLAGS);
@@ -368,11 +371,14 @@ syscalls! {
     SYS_lremovexattr(path: Path, name: Str) => native;
     SYS_fremovexattr(fd: Fd, name: Str) => native;
     SYS_tkill(tid: Pid, sig: Signal) => native;
-    SYS_time(tloc: Out<Time>) => native;
+    SYS_time(tloc: Out<Time>) => handled(sync clocks::time, VIRTUAL_TIME);
     SYS_futex(
         uaddr: InOut<FutexWord>, futex_op: FutexOperation, val: UInt, timeout: In<Timespec>,
         uaddr2: InOut<FutexWord>, val3: UInt
-    ) => native;
+    ) => native, except {
+        futex_op in timeouts::DAY_FUTEXES => handled(sync timeouts::futex, VIRTUAL_TIME),
+        futex_op in timeouts::STEADY_FUTEXES => handled(sync timeouts::futex, VIRTUAL_RATE),
+    };
     SYS_sched_setaffinity(pid: Pid, cpusetsize: UInt, mask: In<CpuMask>)
         => handled(sync processes::sched_setaffinity, CPU_SET);
     SYS_sched_getaffinity(pid: Pid, cpusetsize: UInt, mask: Out<CpuMask>) => native;
@@ -382,7 +388,7 @@ syscalls! {
     SYS_io_destroy(ctx_id: IoContext) => native;
     SYS_io_getevents(
         ctx_id: IoContext, min_nr: Long, nr: Long, events: Out<IoEvent>, timeout: In<Timespec>
-    ) => native;
+    ) => handled(sync timeouts::io_getevents, VIRTUAL_RATE);
     SYS_io_submit(ctx_id: IoContext, nr: Long, iocbpp: In<IocbArray>) => native;
     SYS_io_cancel(ctx_id: IoContext, iocb: In<Iocb>, result: Out<IoEvent>) => native;
     SYS_get_thread_area(u_info: InOut<UserDesc>)
@@ -397,23 +403,33 @@ syscalls! {
     SYS_getdents64(fd: Fd, dirp: Out<Dirent64>, count: UInt) => native;
     SYS_set_tid_address(tidptr: Out<PidCell>) => native;
     SYS_restart_syscall() => native;
-    SYS_semtimedop(semid: IpcId, sops: In<SemBuf>, nsops: UInt, timeout: In<Timespec>) => native;
+    SYS_semtimedop(semid: IpcId, sops: In<SemBuf>, nsops: UInt, timeout: In<Timespec>) => handled(sync timeouts::semtimedop, VIRTUAL_RATE);
     SYS_fadvise64(fd: Fd, offset: Offset, len: Len, advice: FileAdvice) => native;
     SYS_timer_create(clockid: ClockId, sevp: In<SigEvent>, timerid: Out<TimerIdCell>) => native;
     SYS_timer_settime(
         timerid: TimerId, flags: Flags, new_value: In<Itimerspec>, old_value: Out<Itimerspec>
-    ) => native;
-    SYS_timer_gettime(timerid: TimerId, curr_value: Out<Itimerspec>) => native;
+    ) => handled(sync timeouts::timer_settime, VIRTUAL_RATE), except {
+        flags has TIMER_ABSTIME => handled(sync timeouts::timer_settime, VIRTUAL_TIME),
+    };
+    SYS_timer_gettime(timerid: TimerId, curr_value: Out<Itimerspec>) => handled(sync timeouts::timer_gettime, VIRTUAL_RATE);
     SYS_timer_getoverrun(timerid: TimerId) => native;
     SYS_timer_delete(timerid: TimerId) => native;
-    SYS_clock_settime(clockid: ClockId, tp: In<Timespec>) => refused(EPERM, SETS_CLOCK, OUTSIDE);
-    SYS_clock_gettime(clockid: ClockId, tp: Out<Timespec>) => native;
+    SYS_clock_settime(clockid: ClockId, tp: In<Timespec>)
+        => refused(EPERM, SETS_CLOCK, OWN_CLOCK, unless sync clocks::clock_settime, VIRTUAL_TIME);
+    // Programs read most of these in their vDSO (timekeeping/vdso.rs).
+    SYS_clock_gettime(clockid: ClockId, tp: Out<Timespec>) => native, except {
+        clockid in clocks::TIME_OF_DAY => handled(sync clocks::clock_gettime, VIRTUAL_TIME),
+        clockid in clocks::STEADY => handled(sync clocks::clock_gettime, VIRTUAL_RATE),
+    };
     SYS_clock_getres(clockid: ClockId, res: Out<Timespec>) => native;
     SYS_clock_nanosleep(
         clockid: ClockId, flags: Flags, request: In<Timespec>, remain: Out<Timespec>
-    ) => native;
+    ) => handled(sync timeouts::clock_nanosleep, VIRTUAL_RATE), except {
+        clockid in clocks::TIME_OF_DAY, flags has TIMER_ABSTIME
+            => handled(sync timeouts::clock_nanosleep, VIRTUAL_TIME),
+    };
     SYS_exit_group(status: Int) => native;
-    SYS_epoll_wait(epfd: Fd, events: Out<EpollEvent>, maxevents: Int, timeout: Int) => native;
+    SYS_epoll_wait(epfd: Fd, events: Out<EpollEvent>, maxevents: Int, timeout: Int) => handled(sync timeouts::epoll_wait, VIRTUAL_RATE);
     SYS_epoll_ctl(epfd: Fd, op: Operation, fd: Fd, event: In<EpollEvent>) => native;
     SYS_tgkill(tgid: Pid, tid: Pid, sig: Signal) => native;
     SYS_utimes(filename: Path, times: In<TimevalPair>) => native;
@@ -429,11 +445,11 @@ syscalls! {
     SYS_mq_unlink(name: Str) => native;
     SYS_mq_timedsend(
         mqdes: Fd, msg_ptr: InBuf, msg_len: Len, msg_prio: UInt, abs_timeout: In<Timespec>
-    ) => native;
+    ) => handled(sync timeouts::mq_timedsend, VIRTUAL_TIME);
     SYS_mq_timedreceive(
         mqdes: Fd, msg_ptr: OutBuf, msg_len: Len, msg_prio: Out<UIntCell>,
         abs_timeout: In<Timespec>
-    ) => native;
+    ) => handled(sync timeouts::mq_timedreceive, VIRTUAL_TIME);
     SYS_mq_notify(mqdes: Fd, sevp: In<SigEvent>) => native;
     SYS_mq_getsetattr(mqdes: Fd, newattr: In<MqAttr>, oldattr: Out<MqAttr>) => native;
     SYS_kexec_load(entry: ULong, nr_segments: ULong, segments: In<KexecSegment>, flags: WideFlags)
@@ -477,11 +493,11 @@ syscalls! {
     SYS_pselect6(
         nfds: Int, readfds: InOut<FdSet>, writefds: InOut<FdSet>, exceptfds: InOut<FdSet>,
         timeout: InOut<Timespec>, sigmask: In<SigMaskArg>
-    ) => native;
+    ) => handled(sync timeouts::pselect6, VIRTUAL_RATE);
     SYS_ppoll(
         fds: InOut<PollFd>, nfds: UInt, tmo_p: InOut<Timespec>, sigmask: In<SigSet>,
         sigsetsize: Len
-    ) => native;
+    ) => handled(sync timeouts::ppoll, VIRTUAL_RATE);
     SYS_unshare(flags: CloneFlags) => native, except {
         flags has NAMESPACES | CLONE_NEWTIME => refused(EPERM, MAKES_NAMESPACES, OUTSIDE),
     };
@@ -502,14 +518,16 @@ syscalls! {
     SYS_epoll_pwait(
         epfd: Fd, events: Out<EpollEvent>, maxevents: Int, timeout: Int, sigmask: In<SigSet>,
         sigsetsize: Len
-    ) => native;
+    ) => handled(sync timeouts::epoll_pwait, VIRTUAL_RATE);
     SYS_signalfd(fd: Fd, mask: In<SigSet>, sizemask: Len) => native;
     SYS_timerfd_create(clockid: ClockId, flags: Flags) => native;
     SYS_eventfd(initval: UInt) => native;
     SYS_fallocate(fd: Fd, mode: Flags, offset: Offset, len: Offset) => native;
     SYS_timerfd_settime(fd: Fd, flags: Flags, new_value: In<Itimerspec>, old_value: Out<Itimerspec>)
-        => native;
-    SYS_timerfd_gettime(fd: Fd, curr_value: Out<Itimerspec>) => native;
+        => handled(sync timeouts::timerfd_settime, VIRTUAL_RATE), except {
+        flags has TFD_TIMER_ABSTIME => handled(sync timeouts::timerfd_settime, VIRTUAL_TIME),
+    };
+    SYS_timerfd_gettime(fd: Fd, curr_value: Out<Itimerspec>) => handled(sync timeouts::timerfd_gettime, VIRTUAL_RATE);
     SYS_accept4(sockfd: Fd, addr: Out<SockAddr>, addrlen: InOut<SockLen>, flags: SockType)
         => native;
     SYS_signalfd4(fd: Fd, mask: In<SigSet>, sizemask: Len, flags: Flags) => native;
@@ -526,7 +544,7 @@ syscalls! {
         => denied(EACCES, "measures what the host's kernel and processors do");
     SYS_recvmmsg(
         sockfd: Fd, msgvec: InOut<MMsgHdr>, vlen: UInt, flags: MsgFlags, timeout: InOut<Timespec>
-    ) => native;
+    ) => handled(sync timeouts::recvmmsg, VIRTUAL_RATE);
     SYS_fanotify_init(flags: Flags, event_f_flags: OpenFlags)
         => denied(EPERM, "watches what other processes do with the host's files");
     SYS_fanotify_mark(fanotify_fd: Fd, flags: Flags, mask: ULong, dirfd: DirFd, pathname: Path)
@@ -539,7 +557,8 @@ syscalls! {
     ) => native;
     SYS_open_by_handle_at(mount_fd: Fd, handle: In<FileHandle>, flags: OpenFlags)
         => denied(EPERM, "opens files past the walls of the file view");
-    SYS_clock_adjtime(clk_id: ClockId, buf: InOut<Timex>) => native;
+    SYS_clock_adjtime(clk_id: ClockId, buf: InOut<Timex>)
+        => handled(sync clocks::clock_adjtime, VIRTUAL_TIME);
     SYS_syncfs(fd: Fd) => native;
     SYS_sendmmsg(sockfd: Fd, msgvec: InOut<MMsgHdr>, vlen: UInt, flags: MsgFlags) => native;
     SYS_setns(fd: Fd, nstype: CloneFlags) => refused(EPERM, "enters other namespaces", OUTSIDE);
@@ -568,7 +587,7 @@ syscalls! {
     ) => denied(EPERM, REPLACES_KERNEL);
     SYS_bpf(cmd: Operation, attr: InOut<BpfAttr>, size: UInt) => denied(EPERM, LOADS_MODULES);
     SYS_execveat(dirfd: DirFd, pathname: Path, argv: StrArray, envp: StrArray, flags: AtFlags)
-        => handled(sync exec::execveat, EXEC_EVENTS);
+        => handled(sync exec::execveat, EXEC_EVENTS | VIRTUAL_TIME);
     SYS_userfaultfd(flags: Flags)
         => denied(EPERM, "stops the host kernel in the middle of its work, which exploits rely on");
     SYS_membarrier(cmd: Operation, flags: Flags, cpu_id: Int) => native;
@@ -589,7 +608,7 @@ syscalls! {
     SYS_io_pgetevents(
         ctx_id: IoContext, min_nr: Long, nr: Long, events: Out<IoEvent>, timeout: In<Timespec>,
         usig: In<AioSigSet>
-    ) => native;
+    ) => handled(sync timeouts::io_pgetevents, VIRTUAL_RATE);
     SYS_rseq(rseq: InOut<Rseq>, rseq_len: UInt, flags: Flags, sig: UInt) => native;
     // The kernel's own trampolines make these two calls in a guest that somebody outside probes:
     // where a filter fails them, the guest dies (kernel/seccomp.c lets uretprobe pass any filter
@@ -628,7 +647,7 @@ syscalls! {
     SYS_epoll_pwait2(
         epfd: Fd, events: Out<EpollEvent>, maxevents: Int, timeout: In<Timespec>,
         sigmask: In<SigSet>, sigsetsize: Len
-    ) => native;
+    ) => handled(sync timeouts::epoll_pwait2, VIRTUAL_RATE);
     SYS_mount_setattr(dirfd: DirFd, pathname: Path, flags: AtFlags, attr: In<MountAttr>, size: Len)
         => refused(EPERM, FIXED_VIEW, VIEW_FLAGS);
     SYS_quotactl_fd(fd: Fd, cmd: UInt, id: UInt, addr: Addr) => denied(EPERM, QUOTAS);
@@ -641,7 +660,9 @@ syscalls! {
     SYS_futex_waitv(
         waiters: In<FutexWaitv>, nr_futexes: UInt, flags: Flags, timeout: In<Timespec>,
         clockid: ClockId
-    ) => native;
+    ) => handled(sync timeouts::futex_waitv, VIRTUAL_RATE), except {
+        clockid is CLOCK_REALTIME => handled(sync timeouts::futex_waitv, VIRTUAL_TIME),
+    };
     SYS_set_mempolicy_home_node(start: Addr, len: Len, home_node: ULong, flags: WideFlags)
         => native;
     SYS_cachestat(fd: Fd, cstat_range: In<CachestatRange>, cstat: Out<Cachestat>, flags: Flags)
@@ -654,7 +675,9 @@ syscalls! {
     SYS_futex_wait(
         uaddr: In<FutexWord>, val: ULong, mask: ULong, flags: Flags, timeout: In<Timespec>,
         clockid: ClockId
-    ) => native;
+    ) => handled(sync timeouts::futex_wait, VIRTUAL_RATE), except {
+        clockid is CLOCK_REALTIME => handled(sync timeouts::futex_wait, VIRTUAL_TIME),
+    };
     SYS_futex_requeue(waiters: In<FutexWaitv>, flags: Flags, nr_wake: Int, nr_requeue: Int)
         => native;
     SYS_statmount(req: In<MntIdReq>, buf: Out<StatMount>, bufsize: Len, flags: Flags) => native;

@@ -1,0 +1,314 @@
+//! Makes a call again with another timeout.
+//!
+//! The kernel does the waiting, with all it knows of signals, wake-ups and what is left of a span;
+//! only the timeout it is given is the host's instead of the guest's. The thread is stopped in its
+//! trapped call (backed out with ERESTARTNOINTR while a stop is pending), its registers lead to a
+//! timeout of ours below its stack, the call is made, and when it returns the registers are what
+//! they were. Owns that ptrace(2) session; what a call's timeout means is `syscalls::timeouts`'
+//! affair.
+//!
+//! Nothing here is a wall: a guest that changes the timeout meanwhile deceives itself.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use nix::errno::Errno;
+
+use super::call::Call;
+use crate::notify::{Answer, Received, hand_over};
+use crate::sys::process;
+use crate::sys::tracing::{self, Registers, Stop};
+use crate::timekeeping::Timekeeper;
+use crate::timekeeping::timeout::{Form, Timeout};
+
+/// ERESTARTNOINTR (include/linux/errno.h): the call is made again, whatever signal there is.
+const RESTART: i32 = 513;
+
+/// How a call is to be made.
+#[derive(Debug, Clone)]
+pub(super) struct Change {
+    /// The call's number; another one than what was trapped needs `result`.
+    pub(super) number: u32,
+    /// The argument that is changed, and what it becomes.
+    pub(super) argument: Option<(usize, Argument)>,
+    /// More arguments with plain values.
+    pub(super) values: Vec<(usize, Argument)>,
+    /// Spans of the host that the call gives back, each to become one of the guest.
+    pub(super) given_back: Vec<GivenBack>,
+    /// The result is the seconds left, rounded as alarm(2) does, of the second timeout below the
+    /// stack.
+    pub(super) result_is_left: bool,
+}
+
+/// What an argument becomes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Argument {
+    /// A number.
+    Value(u64),
+    /// The address of this timeout.
+    Timeout(Timeout),
+    /// The address of room for a timeout behind the first.
+    Room,
+}
+
+/// A span that the kernel writes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct GivenBack {
+    /// Where the guest expects it.
+    pub(super) address: u64,
+    pub(super) form: Form,
+    /// See there.
+    pub(super) when: When,
+}
+
+/// When the kernel writes such a span.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum When {
+    /// The call succeeds.
+    Done,
+    /// The call is interrupted.
+    Interrupted,
+    /// In any case, and over the changed timeout instead of where the guest expects it.
+    OverTimeout,
+}
+
+/// The calls that are being made again, by thread: their own traps go on.
+#[derive(Debug, Default)]
+pub(super) struct Remade {
+    /// A leaf of the lock order.
+    calls: Mutex<HashMap<i32, (u32, [u64; 6])>>,
+}
+
+impl Remade {
+    /// Whether this is a call that has been changed already.
+    pub(super) fn has(&self, received: &Received) -> bool {
+        let calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        calls.get(&received.tid) == Some(&(received.number, received.args))
+    }
+
+    fn set(&self, tid: i32, call: Option<(u32, [u64; 6])>) {
+        let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        match call {
+            Some(call) => calls.insert(tid, call),
+            None => calls.remove(&tid),
+        };
+    }
+}
+
+/// Has the call made as `change` says.
+pub(super) fn remake(call: &Call<'_>, change: Change) -> Answer {
+    hand_over();
+    let received = *call.received();
+    let kernel = Arc::clone(call.kernel);
+    match tracing::seize(received.tid) {
+        Ok(()) => {}
+        Err(Errno::ESRCH) => return Answer::Continue,
+        Err(_) => {
+            kernel.refuse(
+                received.tid,
+                "a timeout of the sandbox's clock",
+                "another program of the sandbox traces it",
+                "its timeouts are the host's; run it without --time",
+            );
+            return Answer::Continue;
+        }
+    }
+    // The stop is asked for first: with nothing pending the code would reach the guest.
+    let _ = tracing::interrupt(received.tid);
+    Answer::Restart(RESTART).then(move || {
+        let time = kernel.time();
+        let session = Session { received, change: &change, keeper: time.keeper() };
+        session.run(time.remade());
+        time.remade().set(received.tid, None);
+    })
+}
+
+/// One thread that is traced while it makes one call.
+struct Session<'c> {
+    received: Received,
+    change: &'c Change,
+    keeper: &'c Timekeeper,
+}
+
+/// Words below the stack: two timeouts of two pairs each.
+const ROOM: usize = 8;
+
+/// Below this much under the stack's end a function may have data (the x86-64 ABI, section 3.2.2).
+const RED_ZONE: u64 = 128;
+
+impl Session<'_> {
+    fn run(&self, remade: &Remade) {
+        let tid = self.received.tid;
+        let stopped = tracing::wait_any();
+        let signal = match stopped {
+            Ok((_, Stop::Event)) => return self.change_call(remade),
+            Ok((_, Stop::Signal(signal))) => signal,
+            Ok((_, Stop::Gone)) | Err(_) => return,
+            Ok(_) => 0,
+        };
+        let _ = tracing::detach(tid, signal);
+    }
+
+    /// The thread is stopped on its way out of the call that was backed out.
+    fn change_call(&self, remade: &Remade) {
+        let tid = self.received.tid;
+        let prepared = self.prepare();
+        let Ok(Some((before, room))) = prepared else {
+            let _ = tracing::detach(tid, 0);
+            return;
+        };
+        if self.enter(&before, room.at, remade).is_err() {
+            let _ = tracing::detach(tid, 0);
+            return;
+        }
+        // In: the entry of the call. Out: its return. A signal before it: the call is made as it
+        // was when the handler has run.
+        let mut entered = false;
+        let signal = loop {
+            match tracing::wait_any() {
+                Ok((_, Stop::Call)) if !entered => {
+                    entered = true;
+                    if tracing::go_on_to_call(tid).is_err() {
+                        return;
+                    }
+                }
+                Ok((_, Stop::Call)) => {
+                    let _ = self.leave(&before, &room);
+                    break 0;
+                }
+                Ok((_, Stop::Gone)) | Err(_) => return,
+                Ok((_, stop)) => {
+                    room.restore(tid);
+                    let _ = tracing::set_registers(tid, &before);
+                    break if let Stop::Signal(signal) = stop { signal } else { 0 };
+                }
+            }
+        };
+        remade.set(tid, None);
+        let _ = tracing::detach(tid, signal);
+    }
+
+    /// Checks that this is the call, and lays the timeout below the stack. `None`: it is another.
+    fn prepare(&self) -> Result<Option<(Registers, Room)>, Errno> {
+        let tid = self.received.tid;
+        let registers = tracing::registers(tid)?;
+        let result = registers.rax as i64;
+        let restarts = (512..=516).contains(&-result);
+        if registers.orig_rax != u64::from(self.received.number)
+            || arguments(&registers) != self.received.args
+            || !restarts
+        {
+            return Ok(None);
+        }
+        let room = Room::take(tid, registers.rsp)?;
+        for (_, argument) in self.change.argument.iter().chain(&self.change.values) {
+            if let Argument::Timeout(timeout) = argument {
+                for (index, word) in timeout.words().into_iter().enumerate() {
+                    tracing::poke(tid, room.at + 8 * index as u64, word)?;
+                }
+            }
+        }
+        Ok(Some((registers, room)))
+    }
+
+    /// Lets the changed call begin.
+    fn enter(&self, before: &Registers, room: u64, remade: &Remade) -> Result<(), Errno> {
+        let tid = self.received.tid;
+        let mut registers = *before;
+        for (index, argument) in self.change.argument.iter().chain(&self.change.values) {
+            let value = match argument {
+                Argument::Value(value) => *value,
+                Argument::Timeout(_) => room,
+                Argument::Room => room + 32,
+            };
+            *argument_mut(&mut registers, *index) = value;
+        }
+        registers.orig_rax = u64::from(self.change.number);
+        remade.set(tid, Some((self.change.number, arguments(&registers))));
+        tracing::set_registers(tid, &registers)?;
+        tracing::go_on_to_call(tid)
+    }
+
+    /// The call has returned: nothing of the change may be left.
+    fn leave(&self, before: &Registers, room: &Room) -> Result<(), Errno> {
+        let tid = self.received.tid;
+        let mut registers = tracing::registers(tid)?;
+        for back in &self.change.given_back {
+            let succeeded = registers.rax as i64 >= 0;
+            let from = match back.when {
+                When::OverTimeout => room.at,
+                When::Done if succeeded => back.address,
+                When::Interrupted if !succeeded => back.address,
+                _ => continue,
+            };
+            let _ = self.give_back(from, back);
+        }
+        if self.change.result_is_left && registers.rax == 0 {
+            let words = [tracing::peek(tid, room.at + 48)?, tracing::peek(tid, room.at + 56)?];
+            let left = Timeout::of_words(Form::Timeval, &words);
+            registers.rax = left.map_or(0, |left| left.to_guest(self.keeper).seconds_left());
+        }
+        room.restore(tid);
+        let arguments = arguments(before);
+        for (index, argument) in arguments.into_iter().enumerate() {
+            *argument_mut(&mut registers, index) = argument;
+        }
+        // A call that is to be made once more is so as the guest made it.
+        registers.orig_rax = before.orig_rax;
+        tracing::set_registers(tid, &registers)
+    }
+
+    fn give_back(&self, from: u64, back: &GivenBack) -> Result<(), Errno> {
+        let tid = self.received.tid;
+        let mut words = [0; 4];
+        let words = &mut words[..back.form.words()];
+        for (index, word) in words.iter_mut().enumerate() {
+            *word = tracing::peek(tid, from + 8 * index as u64)?;
+        }
+        let Some(timeout) = Timeout::of_words(back.form, words) else { return Ok(()) };
+        let bytes: Vec<u8> =
+            timeout.to_guest(self.keeper).words().into_iter().flat_map(u64::to_ne_bytes).collect();
+        // As the kernel does, this passes over memory that may not be written.
+        process::write_memory(tid, back.address, &bytes).map(drop)
+    }
+}
+
+/// Memory below a thread's stack, and what was there.
+struct Room {
+    at: u64,
+    before: [u64; ROOM],
+}
+
+impl Room {
+    fn take(tid: i32, stack: u64) -> Result<Room, Errno> {
+        let at = stack.wrapping_sub(RED_ZONE + 8 * ROOM as u64) & !15;
+        let mut before = [0; ROOM];
+        for (index, word) in before.iter_mut().enumerate() {
+            *word = tracing::peek(tid, at + 8 * index as u64)?;
+        }
+        Ok(Room { at, before })
+    }
+
+    /// What lies there may belong to somebody after all, as below the small stacks of Go.
+    fn restore(&self, tid: i32) {
+        for (index, word) in self.before.iter().enumerate() {
+            let _ = tracing::poke(tid, self.at + 8 * index as u64, *word);
+        }
+    }
+}
+
+fn arguments(registers: &Registers) -> [u64; 6] {
+    let Registers { rdi, rsi, rdx, r10, r8, r9, .. } = *registers;
+    [rdi, rsi, rdx, r10, r8, r9]
+}
+
+fn argument_mut(registers: &mut Registers, index: usize) -> &mut u64 {
+    match index {
+        0 => &mut registers.rdi,
+        1 => &mut registers.rsi,
+        2 => &mut registers.rdx,
+        3 => &mut registers.r10,
+        4 => &mut registers.r8,
+        _ => &mut registers.r9,
+    }
+}

@@ -1,0 +1,241 @@
+//! The vDSO of a program whose clocks are the sandbox's own.
+//!
+//! A program reads clocks through code that the kernel maps into it, without a call that could be
+//! trapped. So between the exec and the program's first instruction that code is changed, in the
+//! program's own copy of the page: the symbols of the three time functions lead to code of ours,
+//! which lies behind the kernel's in the same pages ([`crate::sys::vdso`]). Where there is no room,
+//! the kernel's functions begin with a system call instead. Everything else of the vDSO stays.
+//!
+//! A fork inherits the changed pages; an exec gets fresh ones, so each exec is followed.
+
+use std::collections::BTreeMap;
+
+use nix::errno::Errno;
+
+use super::timekeeper::Timekeeper;
+use crate::sys::tracing;
+use crate::sys::vdso::{self, Numbers};
+
+/// What is written into the vDSO of every program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Patch {
+    /// Words by their offset in the vDSO.
+    words: Vec<(u64, u64)>,
+    /// Where the set of trapped clocks is, if the code is ours.
+    trapped: Option<u64>,
+}
+
+/// Why programs cannot be given other clocks on this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NoVdso;
+
+const FUNCTIONS: [(&str, &str); 3] = [
+    ("__vdso_clock_gettime", "clock_gettime"),
+    ("__vdso_gettimeofday", "gettimeofday"),
+    ("__vdso_time", "time"),
+];
+
+impl Patch {
+    /// The patch for programs on this host that read these clocks.
+    ///
+    /// # Errors
+    /// This host's vDSO looks like none that is known.
+    pub fn new(time: &Timekeeper) -> Result<Patch, NoVdso> {
+        // A kernel without a vDSO (vdso=0) makes its programs call it anyway.
+        match vdso::own_image() {
+            Some(image) => Patch::of(&image, time.numbers()).ok_or(NoVdso),
+            None => Ok(Patch { words: Vec::new(), trapped: None }),
+        }
+    }
+
+    fn of(image: &[u8], numbers: Numbers) -> Option<Patch> {
+        let symbols = Symbols::of(image)?;
+        let [clock_gettime, gettimeofday, time] = FUNCTIONS.map(|(name, _)| symbols.value(name));
+        let mut bytes = Bytes { image, changed: BTreeMap::new() };
+        let room = symbols.behind.next_multiple_of(16);
+        let original = clock_gettime? as i64 - room as i64;
+        let code = vdso::code(Numbers { original, ..numbers });
+        if room + code.bytes.len() <= image.len() {
+            bytes.write(room, &code.bytes);
+            let entries = [code.clock_gettime, code.gettimeofday, code.time];
+            for ((name, alias), entry) in FUNCTIONS.iter().zip(entries) {
+                for at in symbols.places(name).chain(symbols.places(alias)) {
+                    bytes.write(at, &((room + entry) as u64).to_le_bytes());
+                }
+            }
+            let trapped = Some((room + code.numbers) as u64);
+            return Some(Patch { words: bytes.words(), trapped });
+        }
+        for (at, number) in [
+            (clock_gettime?, libc::SYS_clock_gettime),
+            (gettimeofday?, libc::SYS_gettimeofday),
+            (time?, libc::SYS_time),
+        ] {
+            // mov eax, number; syscall; ret
+            let [a, b, c, d] = (number as u32).to_le_bytes();
+            bytes.write(at, &[0xb8, a, b, c, d, 0x0f, 0x05, 0xc3]);
+        }
+        Some(Patch { words: bytes.words(), trapped: None })
+    }
+
+    /// Changes a program that has been executed and has not run yet; the caller traces it and it is
+    /// stopped. A program without a vDSO needs no change. Child side.
+    ///
+    /// # Errors
+    /// The program's memory cannot be changed, as that of one whose file may not be read.
+    pub fn apply(&self, tid: i32) -> Result<(), Errno> {
+        let Some(base) = tracing::auxiliary(tid, libc::AT_SYSINFO_EHDR)? else { return Ok(()) };
+        for (offset, word) in &self.words {
+            tracing::poke(tid, base + offset, *word)?;
+        }
+        Ok(())
+    }
+
+    /// Where, from the beginning of a program's vDSO, the set of trapped clocks lies.
+    pub fn trapped(&self) -> Option<u64> {
+        self.trapped
+    }
+}
+
+/// Changes of an image, gathered into whole words.
+struct Bytes<'i> {
+    image: &'i [u8],
+    changed: BTreeMap<usize, u8>,
+}
+
+impl Bytes<'_> {
+    fn write(&mut self, at: usize, bytes: &[u8]) {
+        self.changed.extend(bytes.iter().enumerate().map(|(index, byte)| (at + index, *byte)));
+    }
+
+    fn words(&self) -> Vec<(u64, u64)> {
+        let mut words = BTreeMap::new();
+        for (at, byte) in &self.changed {
+            let start = at & !7;
+            let word = words.entry(start).or_insert_with(|| {
+                let mut word = [0; 8];
+                let old = self.image.get(start..start + 8).unwrap_or(&[0; 8]);
+                word.copy_from_slice(old);
+                word
+            });
+            word[at - start] = *byte;
+        }
+        words.into_iter().map(|(at, word)| (at as u64, u64::from_le_bytes(word))).collect()
+    }
+}
+
+/// The dynamic symbols of a vDSO (elf(5)), read with every number checked.
+struct Symbols<'i> {
+    image: &'i [u8],
+    table: usize,
+    count: usize,
+    names: usize,
+    /// Where the last thing in the image ends.
+    behind: usize,
+}
+
+const SYMBOL: usize = 24;
+
+impl<'i> Symbols<'i> {
+    fn of(image: &'i [u8]) -> Option<Symbols<'i>> {
+        const SHT_DYNSYM: u64 = 11;
+        if image.get(..6)? != b"\x7fELF\x02\x01" {
+            return None;
+        }
+        let sections = number(image, 40, 8)?;
+        let size = number(image, 58, 2)?;
+        let count = number(image, 60, 2)?;
+        let section = |index: usize| sections.checked_add(index.checked_mul(size)?);
+        let table = (0..count).find_map(|index| {
+            section(index).filter(|at| number(image, at + 4, 4) == Some(SHT_DYNSYM as usize))
+        })?;
+        let strings = section(number(image, table + 40, 4)?)?;
+        // Section headers stand last in the kernel's images (vdso2c), but nothing has to.
+        let used = image.iter().rposition(|byte| *byte != 0)? + 1;
+        Some(Symbols {
+            image,
+            table: number(image, table + 24, 8)?,
+            count: number(image, table + 32, 8)? / SYMBOL,
+            names: number(image, strings + 24, 8)?,
+            behind: used.max(section(count)?),
+        })
+    }
+
+    /// Where the values of symbols of this name are.
+    fn places(&self, name: &str) -> impl Iterator<Item = usize> {
+        (0..self.count.min(256)).filter_map(move |index| {
+            let at = self.table + index * SYMBOL;
+            let begin = self.names.checked_add(number(self.image, at, 4)?)?;
+            let found = self.image.get(begin..begin.checked_add(name.len() + 1)?)?;
+            let matches = found.strip_suffix(b"\0") == Some(name.as_bytes());
+            matches.then_some(at + 8)
+        })
+    }
+
+    fn value(&self, name: &str) -> Option<usize> {
+        let value = number(self.image, self.places(name).next()?, 8)?;
+        (value + 8 <= self.image.len()).then_some(value)
+    }
+}
+
+/// A little-endian number of `size` bytes.
+fn number(image: &[u8], at: usize, size: usize) -> Option<usize> {
+    let bytes = image.get(at..at.checked_add(size)?)?;
+    Some(bytes.iter().rev().fold(0, |number, byte| number << 8 | usize::from(*byte)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::timekeeping::{Namespace, TimeSpec};
+
+    fn keeper(words: &str) -> Timekeeper {
+        let spec = TimeSpec::parse(&[words]).unwrap();
+        Timekeeper::new(spec.as_ref(), Namespace::default())
+    }
+
+    #[test]
+    fn leads_the_symbols_of_this_hosts_vdso_elsewhere_and_leaves_its_code_alone() {
+        let Some(image) = vdso::own_image() else { return };
+        let patch = Patch::of(&image, keeper("+3d").numbers()).unwrap();
+        let mut changed = image.clone();
+        for (at, word) in &patch.words {
+            changed[*at as usize..*at as usize + 8].copy_from_slice(&word.to_le_bytes());
+        }
+        let (before, after) = (Symbols::of(&image).unwrap(), Symbols::of(&changed).unwrap());
+        for (name, alias) in FUNCTIONS {
+            assert_ne!(before.value(name), after.value(name));
+            assert_eq!(after.value(alias), after.value(name));
+            let code = before.value(name).unwrap();
+            assert_eq!(image[code..code + 64], changed[code..code + 64]);
+        }
+        assert_eq!(before.value("__vdso_getcpu"), after.value("__vdso_getcpu"));
+    }
+
+    #[test]
+    fn without_room_the_kernels_functions_call_the_kernel() {
+        let Some(image) = vdso::own_image() else { return };
+        let image = &image[..Symbols::of(&image).unwrap().behind];
+        let patch = Patch::of(image, keeper("+3d").numbers()).unwrap();
+        assert_eq!(patch.trapped, None);
+        let code = Symbols::of(image).unwrap().value("__vdso_time").unwrap() as u64;
+        assert!(patch.words.iter().any(|(at, word)| *at == code && *word == 0xc3050f000000c9b8));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_broken_image_is_refused_without_a_panic(
+            broken in proptest::collection::vec((0usize..8192, 0u8..), 1..40),
+            length in 0usize..8192,
+        ) {
+            if let Some(mut image) = vdso::own_image() {
+                for (at, byte) in broken {
+                    if let Some(place) = image.get_mut(at) {
+                        *place = byte;
+                    }
+                }
+                let _ = Patch::of(&image[..length.min(image.len())], keeper("+3d").numbers());
+            }
+        }
+    }
+}
