@@ -9,6 +9,7 @@ pub mod exec;
 pub mod filters;
 pub mod klog;
 pub mod row;
+pub mod stamps;
 pub mod table;
 pub mod timeouts;
 
