@@ -1,4 +1,4 @@
-//! Makes a call again with another timeout.
+//! Makes a call again with another timeout, or shows its result in the guest's time.
 //!
 //! The kernel does the waiting, with all it knows of signals, wake-ups and what is left of a span;
 //! only the timeout it is given is the host's instead of the guest's. The thread is stopped in its
@@ -18,8 +18,8 @@ use super::call::Call;
 use crate::notify::{Answer, Received, hand_over};
 use crate::sys::process;
 use crate::sys::tracing::{self, Registers, Stop};
-use crate::timekeeping::Timekeeper;
 use crate::timekeeping::timeout::{Form, Timeout};
+use crate::timekeeping::{SECOND, Timekeeper};
 
 /// ERESTARTNOINTR (include/linux/errno.h): the call is made again, whatever signal there is.
 const RESTART: i32 = 513;
@@ -35,6 +35,8 @@ pub(super) struct Change {
     pub(super) values: Vec<(usize, Argument)>,
     /// Spans of the host that the call gives back, each to become one of the guest.
     pub(super) given_back: Vec<GivenBack>,
+    /// Stamps of a file to be shown in the guest's time.
+    pub(super) stamps: Option<Stamps>,
     /// The result is the seconds left, rounded as alarm(2) does, of the second timeout below the
     /// stack.
     pub(super) result_is_left: bool,
@@ -50,6 +52,20 @@ pub(super) enum Argument {
     /// The address of room for a timeout behind the first.
     Room,
 }
+
+/// Where a call writes the time stamps of a file.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Stamps {
+    /// The structure.
+    pub(super) address: u64,
+    /// Where in it: seconds, and nanoseconds in the low half of the word behind them.
+    pub(super) at: &'static [u64],
+}
+
+/// `st_atim`, `st_mtim` and `st_ctim` of the kernel's `struct stat` (arch/x86/include/uapi/asm/stat.h).
+pub(super) const STAT: &[u64] = &[72, 88, 104];
+/// `stx_atime` to `stx_mtime` of `struct statx`.
+pub(super) const STATX: &[u64] = &[0x40, 0x50, 0x60, 0x70];
 
 /// A span that the kernel writes.
 #[derive(Debug, Clone, Copy)]
@@ -93,6 +109,19 @@ impl Remade {
             None => calls.remove(&tid),
         };
     }
+}
+
+/// Has the kernel make the call, and shows what it says of a file's stamps in the guest's time.
+pub(super) fn show_stamps(call: &Call<'_>, stamps: Stamps) -> Answer {
+    let change = Change {
+        number: call.received().number,
+        argument: None,
+        values: Vec::new(),
+        given_back: Vec::new(),
+        stamps: Some(stamps),
+        result_is_left: false,
+    };
+    remake(call, change)
 }
 
 /// Has the call made as `change` says.
@@ -243,6 +272,11 @@ impl Session<'_> {
             };
             let _ = self.give_back(from, back);
         }
+        if let (Some(stamps), 0) = (&self.change.stamps, registers.rax) {
+            for at in stamps.at {
+                let _ = self.show_stamp(stamps.address.wrapping_add(*at));
+            }
+        }
         if self.change.result_is_left && registers.rax == 0 {
             let words = [tracing::peek(tid, room.at + 48)?, tracing::peek(tid, room.at + 56)?];
             let left = Timeout::of_words(Form::Timeval, &words);
@@ -256,6 +290,19 @@ impl Session<'_> {
         // A call that is to be made once more is so as the guest made it.
         registers.orig_rax = before.orig_rax;
         tracing::set_registers(tid, &registers)
+    }
+
+    fn show_stamp(&self, at: u64) -> Result<(), Errno> {
+        let tid = self.received.tid;
+        let (seconds, rest) = (tracing::peek(tid, at)? as i64, tracing::peek(tid, at + 8)?);
+        let host = seconds.checked_mul(SECOND).and_then(|it| it.checked_add((rest as u32).into()));
+        if let Some(guest) = host.and_then(|host| self.keeper.file_time(host)) {
+            let mut bytes = [0; 16];
+            bytes[..8].copy_from_slice(&guest.div_euclid(SECOND).to_ne_bytes());
+            bytes[8..].copy_from_slice(&guest.rem_euclid(SECOND).to_ne_bytes());
+            process::write_memory(tid, at, &bytes)?;
+        }
+        Ok(())
     }
 
     fn give_back(&self, from: u64, back: &GivenBack) -> Result<(), Errno> {

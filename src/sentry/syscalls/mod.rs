@@ -10,6 +10,7 @@ pub mod filters;
 pub mod klog;
 pub mod processes;
 pub mod row;
+pub mod stamps;
 pub mod table;
 pub mod timeouts;
 

@@ -10,7 +10,7 @@ use libc::*;
 
 use super::super::args::*;
 use super::super::row::syscalls;
-use super::super::{clocks, exec, filters, klog, processes, timeouts};
+use super::super::{clocks, exec, filters, klog, processes, stamps, timeouts};
 // By name, so that a later libc crate that knows them too makes no difference.
 use crate::sys::numbers::{
     SYS_cachestat, SYS_create_module, SYS_file_getattr, SYS_file_setattr, SYS_futex_requeue,
@@ -105,9 +105,9 @@ syscalls! {
         flags has CREATES, mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
     };
     SYS_close(fd: Fd) => native;
-    SYS_stat(pathname: Path, statbuf: Out<Stat>) => native;
-    SYS_fstat(fd: Fd, statbuf: Out<Stat>) => native;
-    SYS_lstat(pathname: Path, statbuf: Out<Stat>) => native;
+    SYS_stat(pathname: Path, statbuf: Out<Stat>) => handled(sync stamps::stat, VIRTUAL_TIME);
+    SYS_fstat(fd: Fd, statbuf: Out<Stat>) => handled(sync stamps::fstat, VIRTUAL_TIME);
+    SYS_lstat(pathname: Path, statbuf: Out<Stat>) => handled(sync stamps::lstat, VIRTUAL_TIME);
     SYS_poll(fds: InOut<PollFd>, nfds: UInt, timeout: Int) => handled(sync timeouts::poll, VIRTUAL_RATE);
     SYS_lseek(fd: Fd, offset: Offset, whence: Whence) => native;
     SYS_mmap(addr: Addr, length: Len, prot: Prot, flags: MapFlags, fd: Fd, offset: Offset)
@@ -479,7 +479,7 @@ syscalls! {
     };
     SYS_fchownat(dirfd: DirFd, pathname: Path, owner: Uid, group: Gid, flags: AtFlags) => native;
     SYS_futimesat(dirfd: DirFd, pathname: Path, times: In<TimevalPair>) => native;
-    SYS_newfstatat(dirfd: DirFd, pathname: Path, statbuf: Out<Stat>, flags: AtFlags) => native;
+    SYS_newfstatat(dirfd: DirFd, pathname: Path, statbuf: Out<Stat>, flags: AtFlags) => handled(sync stamps::newfstatat, VIRTUAL_TIME);
     SYS_unlinkat(dirfd: DirFd, pathname: Path, flags: AtFlags) => native;
     SYS_renameat(olddirfd: DirFd, oldpath: Path, newdirfd: DirFd, newpath: Path) => native;
     SYS_linkat(olddirfd: DirFd, oldpath: Path, newdirfd: DirFd, newpath: Path, flags: AtFlags)
@@ -604,7 +604,7 @@ syscalls! {
     SYS_pkey_alloc(flags: WideFlags, access_rights: ULong) => native;
     SYS_pkey_free(pkey: Int) => native;
     SYS_statx(dirfd: DirFd, pathname: Path, flags: AtFlags, mask: Flags, statxbuf: Out<Statx>)
-        => native;
+        => handled(sync stamps::statx, VIRTUAL_TIME);
     SYS_io_pgetevents(
         ctx_id: IoContext, min_nr: Long, nr: Long, events: Out<IoEvent>, timeout: In<Timespec>,
         usig: In<AioSigSet>
