@@ -20,6 +20,7 @@
 use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -27,6 +28,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
+use super::census;
 use crate::sys::ptrace::{self, Change, Running, Stop, Stopped};
 
 /// Decides what becomes of one tracee. Lives on the tracer's thread.
@@ -71,7 +73,7 @@ pub(super) struct Progress {
 
 impl Progress {
     /// Waits until every held tracee has stopped, but not longer than `limit`.
-    pub(super) fn wait(&self, limit: std::time::Duration) -> bool {
+    pub(super) fn wait(&self, limit: Duration) -> bool {
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = self.changed.wait_timeout_while(running, limit, |running| *running > 0);
         *waited.unwrap_or_else(PoisonError::into_inner).0 == 0
@@ -166,11 +168,21 @@ fn live(work: &mpsc::Receiver<Work>, wake: &EventFd, progress: Arc<Progress>) ->
 pub(super) struct Asked {
     /// Whether any was new.
     pub(super) any_new: bool,
+    /// One that has ended before it could be traced.
+    pub(super) missed: Option<i32>,
     /// All that have been asked and have not stopped.
     pub(super) running: Vec<i32>,
     /// Those that may not be traced, and why.
     pub(super) refused: Vec<(i32, Errno)>,
 }
+
+/// A hunt lasts as long as many lives of a process that only makes its successor and ends; and this
+/// thread may have to wait for a CPU meanwhile.
+const SHORTEST_HUNT: Duration = Duration::from_millis(2);
+const FEWEST_LOOKS: u32 = 50;
+
+/// So many numbers before the last one are looked at in a hunt.
+const MOST_BEHIND: i32 = 4;
 
 /// The guest threads that are traced. Owned by the tracer's thread.
 pub struct Tracees {
@@ -221,8 +233,8 @@ impl Tracees {
         for tid in tids {
             match self.stop(*tid) {
                 Ok(is_new) => asked.any_new |= is_new,
-                // It has ended.
-                Err(Errno::ESRCH) => {}
+                // It has ended, and who knows what it has made.
+                Err(Errno::ESRCH) => asked.missed = Some(*tid),
                 Err(errno) => asked.refused.push((*tid, errno)),
             }
         }
@@ -234,15 +246,37 @@ impl Tracees {
     /// Asks `tid` to stop, seizing it first if it is new. Gives whether it was.
     fn stop(&mut self, tid: i32) -> Result<bool, Errno> {
         match self.all.get(&tid).map(|tracee| &tracee.state) {
-            Some(State::Running(running)) => running.interrupt().map(|()| false),
-            Some(_) => Ok(false),
-            None => {
-                let running = ptrace::seize(tid)?;
-                let asked = running.interrupt();
-                self.add(tid, State::Running(running), None);
-                asked.map(|()| true)
+            Some(State::Running(running)) => match running.interrupt() {
+                // It was made by a tracee and has ended before that was told.
+                Err(Errno::ESRCH) => drop(self.remove(tid)),
+                asked => return asked.map(|()| false),
+            },
+            Some(_) => return Ok(false),
+            None => {}
+        }
+        let running = ptrace::seize(tid)?;
+        let asked = running.interrupt();
+        self.add(tid, State::Running(running), None);
+        asked.map(|()| true)
+    }
+
+    /// Tries for a while to stop what is made and ends too fast to be found in a reading of /proc: it is
+    /// looked for by the number that the kernel gave last. Gives those that were caught.
+    pub(super) fn hunt(&mut self, init: i32) -> Vec<i32> {
+        let begun = Instant::now();
+        let mut looks = 0;
+        let mut caught = Vec::new();
+        while caught.is_empty() && (looks < FEWEST_LOOKS || begun.elapsed() < SHORTEST_HUNT) {
+            looks += 1;
+            let Some(last) = census::last_number() else { break };
+            for tid in (last - MOST_BEHIND..=last).rev() {
+                if !self.has(tid) && census::descends(tid, init) && self.stop(tid) == Ok(true) {
+                    caught.push(tid);
+                }
             }
         }
+        self.publish();
+        caught
     }
 
     /// Whether `tid` is traced.
@@ -301,6 +335,12 @@ impl Tracees {
                 {
                     // Nothing tells of the end of the number that it had.
                     handler = self.remove(former);
+                }
+                if let Stop::Made(made) = stopped.why()
+                    && made > 0
+                    && !self.has(made)
+                {
+                    self.add(made, State::Running(Running::made(made)), None);
                 }
                 if self.held {
                     super::rewind::prepare(&mut stopped);
