@@ -164,7 +164,9 @@ impl Kernel {
         let mut ended = HashSet::new();
         loop {
             let since_last_pass = last.replace(last_number());
-            let (members, is_clean) = self.members()?;
+            let (mut members, is_clean) = self.members()?;
+            // Parents before their children.
+            members.sort_by_key(|member| (member.start, member.pid));
             let all: Vec<i32> = members.iter().flat_map(|member| threads(member.pid)).collect();
             let asked = self.on_tracer(move |tracees| tracees.stop_all(&all))?;
             self.back_out(&asked.running);
