@@ -163,6 +163,8 @@ impl Reading {
         let mut is_clean = true;
         for pid in numbers("/proc")? {
             match Stat::read(pid) {
+                // (One that is just ending has no parent any more: proc_pid_stat, pid_alive.)
+                Some(stat) if stat.parent == 0 && stat.has_ended() => is_clean = false,
                 Some(stat) => drop(all.insert(pid, (stat.parent, stat.start))),
                 None => is_clean = false,
             }
@@ -257,6 +259,29 @@ fn arguments(pid: i32) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
+/// The number that the kernel gave last to a thread or process in the pid namespace of this one, whose
+/// numbers all that are made further inside get too. `None`: the kernel does not tell
+/// (ns_last_pid, CONFIG_CHECKPOINT_RESTORE). /proc/loadavg has it as well, but lxcfs makes it up.
+pub(super) fn last_number() -> Option<i32> {
+    std::fs::read_to_string("/proc/sys/kernel/ns_last_pid").ok()?.trim().parse().ok()
+}
+
+/// Whether `pid`, which may be a thread, descends from `init`, as far as a quick look tells: what has
+/// made it may be ending just now, but not much more than that.
+pub(super) fn descends(pid: i32, init: i32) -> bool {
+    let mut at = pid;
+    for _ in 0..MOST_PARENTS {
+        match Stat::read(at).map(|stat| stat.parent) {
+            Some(parent) if parent == init => return true,
+            Some(parent) if parent > 1 => at = parent,
+            _ => return false,
+        }
+    }
+    false
+}
+
+const MOST_PARENTS: usize = 64;
+
 /// The names in a directory of /proc that are numbers.
 pub(super) fn numbers(directory: &str) -> Result<impl Iterator<Item = i32> + use<>, Errno> {
     let entries = std::fs::read_dir(directory)
@@ -296,6 +321,11 @@ impl Stat {
     pub(super) fn read(pid: i32) -> Option<Stat> {
         let text = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
         Stat::parse(&text)
+    }
+
+    /// Whether it is a zombie, or about to be gone.
+    pub(super) fn has_ended(&self) -> bool {
+        matches!(self.state, 'Z' | 'X')
     }
 
     fn parse(text: &[u8]) -> Option<Stat> {

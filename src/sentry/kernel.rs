@@ -87,6 +87,8 @@ pub enum KernelError {
     NotStoppable(i32, Errno),
     /// This thread was asked to stop and does not.
     NotStopping(i32),
+    /// Processes are made faster than they can be found.
+    Storm,
     /// There is no thread that could trace.
     Tracer(Errno),
 }
@@ -122,6 +124,10 @@ impl std::fmt::Display for KernelError {
                 "cannot pause the sandbox: thread {} does not stop; it waits in the host's kernel, \
                  see /proc/{task}/wchan",
                 named(*task)
+            ),
+            KernelError::Storm => f.write_str(
+                "cannot pause the sandbox: it makes processes faster than they can be found; \
+                 `sandbox kill` ends it",
             ),
             KernelError::Tracer(errno) => {
                 write!(f, "cannot trace the sandbox's threads: {}", errno.desc())

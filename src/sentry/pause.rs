@@ -3,7 +3,9 @@
 //! Owns the order of a pause: list the guests' threads, ask each to stop (ptrace(2), on the thread of
 //! [`super::tracer`]), back out the calls that hold them up ([`crate::notify::Gate`]: after the stop
 //! was asked for, never before), wait until all have stopped, and begin anew until nothing new is
-//! found. What a stopping thread makes meanwhile is stopped from its first instruction on.
+//! found. What a stopping thread makes meanwhile is stopped from its first instruction on. (A process
+//! that only makes its successor and ends is gone before a reading of /proc comes to it. While anything
+//! vanishes like that, the newest process is looked for directly: [`Tracees::hunt`].)
 //!
 //! What counts as stopped, beside a thread that ptrace has stopped: the parent in a vfork(2), which
 //! the kernel keeps until its child, which is stopped, executes or ends; and a thread that another
@@ -18,13 +20,14 @@
 //! Everything here blocks, and a parked call is backed out by the runtime: never call it on a thread
 //! that the runtime needs (use `spawn_blocking`).
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use tokio::sync::watch;
 
-use super::census::{Stat, numbers};
+use super::census::{Stat, last_number, numbers};
 use super::events::Event;
 use super::kernel::{Kernel, KernelError};
 use super::task::Status;
@@ -63,8 +66,8 @@ const LONGEST_STOP: Duration = Duration::from_secs(10);
 const FIRST_LOOK: Duration = Duration::from_millis(2);
 const LONGEST_LOOK: Duration = Duration::from_millis(20);
 
-/// On a host where processes end all the time no reading of /proc may be without one that has
-/// vanished: so many are enough that find nothing new.
+/// On a host where processes are made and end all the time no reading of /proc may be without one that
+/// has vanished: so many are enough that find nothing new, if a hunt finds nothing either.
 const MOST_UNCLEAN: u32 = 5;
 
 impl Kernel {
@@ -160,28 +163,53 @@ impl Kernel {
         self.on_tracer(Tracees::hold)?;
         let deadline = Instant::now() + LONGEST_STOP;
         let mut unclean = 0;
+        let mut clean = 0;
+        let mut last: Option<Option<i32>> = None;
+        // Those that were seen to have ended, and whose last children have been listed since.
+        let mut ended = HashSet::new();
         loop {
-            let (members, is_clean) = self.members()?;
+            let since_last_pass = last.replace(last_number());
+            let (mut members, is_clean) = self.members()?;
+            // Parents before their children.
+            members.sort_by_key(|member| (member.start, member.pid));
             let all: Vec<i32> = members.iter().flat_map(|member| threads(member.pid)).collect();
             let asked = self.on_tracer(move |tracees| tracees.stop_all(&all))?;
-            if let Some(gate) = self.pausing.gate.get() {
-                gate.back_out(&asked.running);
-            }
+            self.back_out(&asked.running);
             let excused = self.wait_for_stops(deadline)?;
-            let (held, free) = self.refused(asked.refused)?;
-            if let Some(error) = free.first().filter(|_| Instant::now() > deadline) {
-                return Err(*error);
+            let refused = self.refused(asked.refused)?;
+            let newly_ended = refused.ended.iter().filter(|tid| ended.insert(**tid)).last();
+            let missed = asked.missed.or(newly_ended.copied());
+            // Where nothing was made anywhere since the pass before, nothing can have been missed:
+            // what was being made then had a parent that has been found and has stopped.
+            let is_quiet = since_last_pass.flatten().is_some_and(|it| last_number() == Some(it));
+            let is_over = is_quiet || clean == 2 || unclean == MOST_UNCLEAN;
+            if is_over && refused.free.is_empty() && !asked.any_new {
+                let stopped = self.on_tracer(|tracees| tracees.stopped())?;
+                return Ok((stopped + excused + refused.held) as u64);
             }
-            if !free.is_empty() {
+            if Instant::now() > deadline {
+                return Err(refused.free.first().copied().unwrap_or(KernelError::Storm));
+            }
+            if !refused.free.is_empty() {
                 // Maybe its program is just being started, or its tracer about to stop.
                 std::thread::sleep(FIRST_LOOK);
-            } else if !asked.any_new {
-                unclean += 1;
-                if is_clean || unclean >= MOST_UNCLEAN {
-                    let stopped = self.on_tracer(|tracees| tracees.stopped())?;
-                    return Ok((stopped + excused + held) as u64);
-                }
+            } else if asked.any_new {
+                (clean, unclean) = (0, 0);
+            } else if is_clean && missed.is_none() {
+                clean += 1;
+            } else {
+                clean = 0;
+                let init = self.init_pid();
+                let caught = self.on_tracer(move |tracees| tracees.hunt(init))?;
+                self.back_out(&caught);
+                unclean += u32::from(caught.is_empty() && missed.is_none());
             }
+        }
+    }
+
+    fn back_out(&self, tids: &[i32]) {
+        if let Some(gate) = self.pausing.gate.get() {
+            gate.back_out(tids);
         }
     }
 
@@ -214,30 +242,25 @@ impl Kernel {
         }
     }
 
-    /// Of those that could not be traced: how many another guest holds, and why not the others.
-    fn refused(
-        &self,
-        refused: Vec<(i32, Errno)>,
-    ) -> Result<(usize, Vec<KernelError>), KernelError> {
-        let mut held = 0;
-        let mut free = Vec::new();
+    /// What to think of those that could not be traced.
+    fn refused(&self, refused: Vec<(i32, Errno)>) -> Result<Refused, KernelError> {
+        let mut all = Refused::default();
         for (task, errno) in refused {
-            let Ok(status) = Status::read(task) else { continue };
-            match (status.state, status.tracer) {
-                (b'Z' | b'X', _) => {}
+            match Status::read(task).map(|status| (status.state, status.tracer)) {
+                Err(_) | Ok((b'Z' | b'X', _)) => all.ended.push(task),
                 // It may have been another one's a moment ago: the next attempt tells.
-                (_, 0) => free.push(KernelError::NotStoppable(task, errno)),
-                (state, tracer) => {
+                Ok((_, 0)) => all.free.push(KernelError::NotStoppable(task, errno)),
+                Ok((state, tracer)) => {
                     let is_ours = self.on_tracer(move |tracees| tracees.has(tracer))?;
                     if is_ours && state == b't' {
-                        held += 1;
+                        all.held += 1;
                     } else {
-                        free.push(KernelError::Traced { task, tracer });
+                        all.free.push(KernelError::Traced { task, tracer });
                     }
                 }
             }
         }
-        Ok((held, free))
+        Ok(all)
     }
 
     fn on_tracer<R: Send + 'static>(
@@ -248,15 +271,29 @@ impl Kernel {
     }
 }
 
+/// Those that could not be traced.
+#[derive(Debug, Default)]
+struct Refused {
+    /// How many another guest holds, which is stopped itself.
+    held: usize,
+    /// Why the others, which may run, could not.
+    free: Vec<KernelError>,
+    /// Those that have ended: only the next reading shows what they have made.
+    ended: Vec<i32>,
+}
+
 impl Pause {
     fn lock(&self) -> MutexGuard<'_, Depth> {
         self.depth.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The threads of a process; none, if it has ended.
+/// The threads of a process. One that has ended is tried by its own number, so that it is known to be
+/// missed.
 fn threads(pid: i32) -> Vec<i32> {
-    numbers(&format!("/proc/{pid}/task")).map(Iterator::collect).unwrap_or_default()
+    let all: Vec<i32> =
+        numbers(&format!("/proc/{pid}/task")).map(Iterator::collect).unwrap_or_default();
+    if all.is_empty() { vec![pid] } else { all }
 }
 
 /// Whether a thread in an uninterruptible wait is the parent in a vfork(2).

@@ -20,6 +20,7 @@
 use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -27,6 +28,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
+use super::census;
 use crate::sys::ptrace::{self, Change, Running, Stop, Stopped};
 
 /// Decides what becomes of one tracee. Lives on the tracer's thread.
@@ -71,7 +73,7 @@ pub(super) struct Progress {
 
 impl Progress {
     /// Waits until every held tracee has stopped, but not longer than `limit`.
-    pub(super) fn wait(&self, limit: std::time::Duration) -> bool {
+    pub(super) fn wait(&self, limit: Duration) -> bool {
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = self.changed.wait_timeout_while(running, limit, |running| *running > 0);
         *waited.unwrap_or_else(PoisonError::into_inner).0 == 0
@@ -133,7 +135,7 @@ fn live(work: &mpsc::Receiver<Work>, wake: &EventFd, progress: Arc<Progress>) ->
     SigSet::all().thread_block()?;
     let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
     let changes = SignalFd::with_flags(&SigSet::from_iter([Signal::SIGCHLD]), flags)?;
-    let mut tracees = Tracees { all: HashMap::new(), held: false, running: 0, progress };
+    let mut tracees = Tracees { all: HashMap::new(), held: false, running: 0, places: 0, progress };
     loop {
         let mut fds = [
             PollFd::new(wake.as_fd(), PollFlags::POLLIN),
@@ -166,11 +168,21 @@ fn live(work: &mpsc::Receiver<Work>, wake: &EventFd, progress: Arc<Progress>) ->
 pub(super) struct Asked {
     /// Whether any was new.
     pub(super) any_new: bool,
+    /// One that has ended before it could be traced.
+    pub(super) missed: Option<i32>,
     /// All that have been asked and have not stopped.
     pub(super) running: Vec<i32>,
     /// Those that may not be traced, and why.
     pub(super) refused: Vec<(i32, Errno)>,
 }
+
+/// A hunt lasts as long as many lives of a process that only makes its successor and ends; and this
+/// thread may have to wait for a CPU meanwhile.
+const SHORTEST_HUNT: Duration = Duration::from_millis(2);
+const FEWEST_LOOKS: u32 = 50;
+
+/// So many numbers before the last one are looked at in a hunt.
+const MOST_BEHIND: i32 = 4;
 
 /// The guest threads that are traced. Owned by the tracer's thread.
 pub struct Tracees {
@@ -179,19 +191,26 @@ pub struct Tracees {
     held: bool,
     /// How many of `all` have not stopped.
     running: usize,
+    /// How many there have been.
+    places: u64,
     progress: Arc<Progress>,
 }
 
 struct Tracee {
     state: State,
+    how: How,
+}
+
+/// What is known of a tracee whatever its state.
+struct How {
     handler: Option<Box<dyn Handler>>,
+    /// Tracees are let go in this order.
+    place: u64,
 }
 
 enum State {
     Running(Running),
     Stopped(Stopped),
-    /// In the middle of a change.
-    Between,
 }
 
 impl Tracees {
@@ -199,14 +218,15 @@ impl Tracees {
     /// handler has it. EPERM: a guest traces it, it has ended, or it may not be traced.
     pub fn seize(&mut self, tid: i32, handler: Box<dyn Handler>) -> Result<(), Errno> {
         if let Some(tracee) = self.all.get_mut(&tid) {
-            if tracee.handler.is_some() {
+            if tracee.how.handler.is_some() {
                 return Err(Errno::EBUSY);
             }
-            tracee.handler = Some(handler);
+            tracee.how.handler = Some(handler);
             return Ok(());
         }
         let running = ptrace::seize(tid)?;
-        self.add(tid, State::Running(running), Some(handler));
+        let how = How { handler: Some(handler), place: self.next_place() };
+        self.add(tid, State::Running(running), how);
         Ok(())
     }
 
@@ -215,14 +235,26 @@ impl Tracees {
         self.held = true;
     }
 
-    /// Asks all of `tids` to stop, seizing those that are new.
+    /// Asks all of `tids` to stop, seizing those that are new. They are let go in the same order.
+    ///
+    /// All are seized before the first is stopped. Signals that do nothing (SIGCHLD, mostly) are kept
+    /// for a process while one of its threads is traced, and then given to a thread that has not
+    /// stopped (sig_ignored and complete_signal in kernel/signal.c): one that is not traced would see
+    /// its call end with EINTR, and nobody would mend that (see [`super::rewind`]).
     pub(super) fn stop_all(&mut self, tids: &[i32]) -> Asked {
         let mut asked = Asked::default();
         for tid in tids {
-            match self.stop(*tid) {
+            match self.trace(*tid) {
                 Ok(is_new) => asked.any_new |= is_new,
-                // It has ended.
-                Err(Errno::ESRCH) => {}
+                // It has ended, and who knows what it has made.
+                Err(Errno::ESRCH) => asked.missed = Some(*tid),
+                Err(errno) => asked.refused.push((*tid, errno)),
+            }
+        }
+        for tid in tids {
+            match self.interrupt(*tid) {
+                Ok(()) => {}
+                Err(Errno::ESRCH) => asked.missed = Some(*tid),
                 Err(errno) => asked.refused.push((*tid, errno)),
             }
         }
@@ -231,18 +263,52 @@ impl Tracees {
         asked
     }
 
-    /// Asks `tid` to stop, seizing it first if it is new. Gives whether it was.
-    fn stop(&mut self, tid: i32) -> Result<bool, Errno> {
-        match self.all.get(&tid).map(|tracee| &tracee.state) {
-            Some(State::Running(running)) => running.interrupt().map(|()| false),
-            Some(_) => Ok(false),
-            None => {
-                let running = ptrace::seize(tid)?;
-                let asked = running.interrupt();
-                self.add(tid, State::Running(running), None);
-                asked.map(|()| true)
+    /// Seizes `tid`, if it is new. Gives whether it was.
+    fn trace(&mut self, tid: i32) -> Result<bool, Errno> {
+        if self.has(tid) {
+            return Ok(false);
+        }
+        let running = ptrace::seize(tid)?;
+        let how = How { handler: None, place: self.next_place() };
+        self.add(tid, State::Running(running), how);
+        Ok(true)
+    }
+
+    /// Asks `tid` to stop, if it is traced and has not.
+    fn interrupt(&mut self, tid: i32) -> Result<(), Errno> {
+        let Some(State::Running(running)) = self.all.get(&tid).map(|it| &it.state) else {
+            return Ok(());
+        };
+        let asked = running.interrupt();
+        if asked == Err(Errno::ESRCH) {
+            // It is about to be told that it has ended; or it was told before, of one that was made
+            // by a tracee.
+            self.remove(tid);
+        }
+        asked
+    }
+
+    /// Tries for a while to stop what is made and ends too fast to be found in a reading of /proc: it is
+    /// looked for by the number that the kernel gave last. Gives those that were caught.
+    pub(super) fn hunt(&mut self, init: i32) -> Vec<i32> {
+        let begun = Instant::now();
+        let mut looks = 0;
+        let mut caught = Vec::new();
+        while caught.is_empty() && (looks < FEWEST_LOOKS || begun.elapsed() < SHORTEST_HUNT) {
+            looks += 1;
+            let Some(last) = census::last_number() else { break };
+            for tid in (last - MOST_BEHIND..=last).rev() {
+                if !self.has(tid)
+                    && census::descends(tid, init)
+                    && self.trace(tid).is_ok()
+                    && self.interrupt(tid).is_ok()
+                {
+                    caught.push(tid);
+                }
             }
         }
+        self.publish();
+        caught
     }
 
     /// Whether `tid` is traced.
@@ -262,31 +328,39 @@ impl Tracees {
     }
 
     /// Lets all go on. Those that have not stopped are let go as soon as they do.
+    ///
+    /// Parents come before their children: a child that ends sends SIGCHLD, which is kept only for a
+    /// parent that is still traced (see [`Tracees::stop_all`]).
     pub(super) fn let_go(&mut self) {
         self.held = false;
-        let stopped: Vec<i32> = self
+        let mut stopped: Vec<(u64, i32)> = self
             .all
             .iter()
             .filter(|(_, tracee)| matches!(tracee.state, State::Stopped(_)))
-            .map(|(tid, _)| *tid)
+            .map(|(tid, tracee)| (tracee.how.place, *tid))
             .collect();
-        for tid in stopped {
-            let Some(mut tracee) = self.all.remove(&tid) else { continue };
-            if let State::Stopped(stopped) = std::mem::replace(&mut tracee.state, State::Between) {
-                self.decide(tid, stopped, tracee.handler);
+        stopped.sort_unstable();
+        for (_, tid) in stopped {
+            if let Some(Tracee { state: State::Stopped(stopped), how }) = self.all.remove(&tid) {
+                self.decide(tid, stopped, how);
             }
         }
     }
 
-    fn add(&mut self, tid: i32, state: State, handler: Option<Box<dyn Handler>>) {
-        self.running += usize::from(matches!(state, State::Running(_)));
-        self.all.insert(tid, Tracee { state, handler });
+    fn next_place(&mut self) -> u64 {
+        self.places += 1;
+        self.places
     }
 
-    fn remove(&mut self, tid: i32) -> Option<Box<dyn Handler>> {
+    fn add(&mut self, tid: i32, state: State, how: How) {
+        self.running += usize::from(matches!(state, State::Running(_)));
+        self.all.insert(tid, Tracee { state, how });
+    }
+
+    fn remove(&mut self, tid: i32) -> Option<How> {
         let tracee = self.all.remove(&tid)?;
         self.running -= usize::from(matches!(tracee.state, State::Running(_)));
-        tracee.handler
+        Some(tracee.how)
     }
 
     fn changed(&mut self, change: Change) {
@@ -295,28 +369,37 @@ impl Tracees {
             Change::Stopped(mut stopped) => {
                 let tid = stopped.tid();
                 // (One that is not known was made by a tracee just now.)
-                let mut handler = self.remove(tid);
-                if let Stop::Executed { former } = stopped.why()
-                    && former != tid
-                {
+                let mut how = self.remove(tid);
+                match stopped.why() {
                     // Nothing tells of the end of the number that it had.
-                    handler = self.remove(former);
+                    Stop::Executed { former } if former != tid => how = self.remove(former),
+                    Stop::Made(made) if made > 0 && !self.has(made) => {
+                        let how = How { handler: None, place: self.next_place() };
+                        self.add(made, State::Running(Running::made(made)), how);
+                    }
+                    _ => {}
                 }
+                let place = how.as_ref().map_or_else(|| self.next_place(), |how| how.place);
+                let how = How { handler: how.and_then(|how| how.handler), place };
+                super::rewind::prepare(&mut stopped);
                 if self.held {
-                    super::rewind::prepare(&mut stopped);
-                    self.add(tid, State::Stopped(stopped), handler);
+                    self.add(tid, State::Stopped(stopped), how);
                 } else {
-                    self.decide(tid, stopped, handler);
+                    self.decide(tid, stopped, how);
                 }
             }
         }
     }
 
     /// What becomes of a stopped tracee that is not held and not in `all`.
-    fn decide(&mut self, tid: i32, stopped: Stopped, handler: Option<Box<dyn Handler>>) {
+    fn decide(&mut self, tid: i32, stopped: Stopped, how: How) {
+        let How { handler, place } = how;
         match handler {
             Some(mut handler) => match handler.on_stop(stopped) {
-                Next::Runs(running) => self.add(tid, State::Running(running), Some(handler)),
+                Next::Runs(running) => {
+                    let how = How { handler: Some(handler), place };
+                    self.add(tid, State::Running(running), how);
+                }
                 Next::Gone => {}
             },
             // ESRCH: it has been killed; its end is told.

@@ -43,8 +43,8 @@ pub enum Stop {
     Group(c_int),
     /// It was asked to stop, or it is new.
     Asked,
-    /// It has made a thread or process, and that is traced too.
-    Made,
+    /// It has made this thread or process, which is traced too; 0: it has died meanwhile.
+    Made(pid_t),
     /// It has executed another program. `former` was its number before: a thread that executes gets
     /// the number of its process.
     Executed {
@@ -96,6 +96,13 @@ pub fn wait() -> Result<Option<Change>, Errno> {
     }
 }
 
+/// The number that comes with an event (PTRACE_GETEVENTMSG).
+fn event_message(tid: pid_t) -> Result<pid_t, Errno> {
+    let mut message: libc::c_ulong = 0;
+    request(libc::PTRACE_GETEVENTMSG, tid, 0, &raw mut message as usize)?;
+    Ok(message as pid_t)
+}
+
 impl Stop {
     /// ptrace(2), "Stopped states".
     fn of(tid: pid_t, status: c_int) -> Stop {
@@ -105,20 +112,20 @@ impl Stop {
             libc::PTRACE_EVENT_STOP if signal == libc::SIGTRAP => Stop::Asked,
             libc::PTRACE_EVENT_STOP => Stop::Group(signal),
             libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_VFORK | libc::PTRACE_EVENT_CLONE => {
-                Stop::Made
+                Stop::Made(event_message(tid).unwrap_or(0))
             }
-            libc::PTRACE_EVENT_EXEC => {
-                let mut former: libc::c_ulong = 0;
-                let into = &raw mut former as usize;
-                let read = request(libc::PTRACE_GETEVENTMSG, tid, 0, into);
-                Stop::Executed { former: read.map_or(tid, |_| former as pid_t) }
-            }
+            libc::PTRACE_EVENT_EXEC => Stop::Executed { former: event_message(tid).unwrap_or(tid) },
             event => Stop::Other(event),
         }
     }
 }
 
 impl Running {
+    /// A thread that was made by a tracee of the calling thread ([`Stop::Made`]).
+    pub fn made(tid: pid_t) -> Running {
+        Running { tid, of: PhantomData }
+    }
+
     /// The thread's number.
     pub fn tid(&self) -> pid_t {
         self.tid
@@ -212,7 +219,7 @@ mod tests {
         assert_eq!(of(0, libc::SIGTRAP), Stop::Signal(libc::SIGTRAP));
         assert_eq!(of(libc::PTRACE_EVENT_STOP, libc::SIGTRAP), Stop::Asked);
         assert_eq!(of(libc::PTRACE_EVENT_STOP, libc::SIGTSTP), Stop::Group(libc::SIGTSTP));
-        assert_eq!(of(libc::PTRACE_EVENT_VFORK, libc::SIGTRAP), Stop::Made);
+        assert_eq!(of(libc::PTRACE_EVENT_VFORK, libc::SIGTRAP), Stop::Made(0));
     }
 
     #[test]
