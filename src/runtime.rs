@@ -317,6 +317,10 @@ impl<'r> Supervisor<'r> {
     /// The program has stopped: so does the supervisor, as the job that its shell sees; when it is
     /// continued, so is the program.
     fn suspend(&mut self, signal: i32) -> Result<(), Error> {
+        // No shell would continue it, and nothing would answer on its socket.
+        if self.control.as_ref().is_some_and(|control| control.is_detached()) {
+            return Ok(());
+        }
         let signal = Signal::try_from(signal).unwrap_or(Signal::SIGSTOP);
         let resume = match &mut self.relay {
             Some(relay) => match relay.suspend(signal) {

@@ -55,6 +55,17 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// Whether it is answered for as long as the client likes.
+    pub fn is_followed(&self) -> bool {
+        match self {
+            Request::Wait => true,
+            Request::Log { follow } | Request::Events { follow } => *follow,
+            _ => false,
+        }
+    }
+}
+
 /// Who gets a signal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
