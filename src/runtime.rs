@@ -319,6 +319,8 @@ impl<'r> Supervisor<'r> {
                     self.signal(signal)?;
                 }
             }
+            // Nobody would continue a detached one, and nothing would answer on its socket.
+            Event::Stopped(_) if self.control.as_ref().is_some_and(|it| it.is_detached()) => {}
             Event::Stopped(signal) => self.behind.order(self.job.suspend(signal))?,
             Event::Ended(end) => return Ok(Some(end)),
             Event::NotExecuted(errno, _) => {

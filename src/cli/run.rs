@@ -92,6 +92,7 @@ fn foreground(command: RunCommand) -> i32 {
 fn background(command: RunCommand, verdict: Verdict) -> i32 {
     let id = command.id.clone();
     let options = command.into_options();
+    verdict.close_inherited(&options.descriptors);
     let mut host = Host::current();
     let claim = Claim::take(id.as_deref(), words(&options), true);
     let claim = claim.and_then(|claim| Ok((claim.make_output()?, claim)));

@@ -50,6 +50,37 @@ fn a_program_named_as_a_verb_needs_its_dashes() {
 }
 
 #[test]
+fn the_verbs_of_control_read_their_words() {
+    let run = parse(&["run", "--id", "x", "--detach", "--", "ls"]).unwrap().verb;
+    match run {
+        Some(Verb::Run(command)) => assert!(command.detach && command.id.as_deref() == Some("x")),
+        other => panic!("{other:?}"),
+    }
+    for words in [
+        &["ps"][..],
+        &["ps", "x", "--json"],
+        &["kill", "x"],
+        &["kill", "x", "KILL", "--all"],
+        &["kill", "x", "--pid", "7", "hup"],
+        &["wait", "x"],
+        &["pause", "x"],
+        &["resume", "x"],
+        &["logs", "-f", "x"],
+        &["dmesg", "--follow", "x"],
+        &["events", "x", "--json", "--follow"],
+        &["stats", "x"],
+        &["top"],
+        &["top", "x"],
+    ] {
+        assert!(parse(words).unwrap().verb.is_some(), "{words:?}");
+    }
+    for verb in ["kill", "wait", "pause", "resume", "logs", "dmesg", "events", "stats"] {
+        let line = parse(&[verb]).unwrap_err();
+        assert!(line.contains("missing on the line: <ID>"), "{line}");
+    }
+}
+
+#[test]
 fn a_refused_word_is_one_line_with_a_suggestion() {
     for (words, part) in [
         (&["--rr", "/x", "--", "ls"][..], "--rr"),

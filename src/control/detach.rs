@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, Write};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 
 use crate::sys::{files, spawn};
 
@@ -62,6 +62,21 @@ pub fn print_to(output: impl AsFd) -> io::Result<()> {
 }
 
 impl Verdict {
+    /// Closes all that this process has inherited but the standard streams and `kept`: whoever waits
+    /// for the end of a pipe of the starter's must not wait for the sandbox. Call it before anything
+    /// else is opened.
+    pub fn close_inherited(&self, kept: &[RawFd]) {
+        let open = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+        let numbers: Vec<RawFd> =
+            open.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+        for fd in numbers {
+            if fd > 2 && fd != self.pipe.as_raw_fd() && !kept.contains(&fd) {
+                // The listing's own descriptor is in it, and closed by now.
+                let _ = files::close_now(fd);
+            }
+        }
+    }
+
     /// The program runs in the sandbox `id`.
     ///
     /// # Errors

@@ -61,6 +61,17 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// Whether it is answered for as long as the client likes.
+    pub fn is_followed(&self) -> bool {
+        match self {
+            Request::Wait => true,
+            Request::Log { follow } | Request::Events { follow } => *follow,
+            _ => false,
+        }
+    }
+}
+
 /// A program to be started in a running sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -28,8 +28,10 @@ use service::Service;
 /// Connections whose request is not complete: one more, and the oldest of them is dropped. Whoever
 /// sends its request at once is served however many others do not.
 const INCOMPLETE_MAX: usize = 32;
-/// Requests being served; more are refused.
-const SERVED_MAX: usize = 256;
+/// Requests being served that have one answer, which is due at once; more are refused.
+const ANSWERED_MAX: usize = 64;
+/// Requests being served for as long as the client likes; more are refused.
+const FOLLOWED_MAX: usize = 256;
 /// How long a request may be incomplete.
 const REQUEST_TIME: Duration = Duration::from_secs(2);
 /// How long one that asked once may leave its reply unread.
@@ -63,7 +65,8 @@ pub struct ExecCall {
 struct Shared {
     service: Service,
     own: io::Result<UserNamespace>,
-    served: Semaphore,
+    answered: Semaphore,
+    followed: Semaphore,
 }
 
 /// Held by each connection.
@@ -89,7 +92,8 @@ impl Server {
         let shared = Arc::new(Shared {
             service: Service::new(kernel, programs),
             own: UserNamespace::of_this_process(),
-            served: Semaphore::new(SERVED_MAX),
+            answered: Semaphore::new(ANSWERED_MAX),
+            followed: Semaphore::new(FOLLOWED_MAX),
         });
         tokio::spawn(accept(listener, shared, Life { closing: closed, _alive: alive }));
         Ok(Server { closing, connections })
@@ -156,8 +160,9 @@ async fn serve(
             return refuse(&mut stream, reason).await;
         }
     };
-    let Ok(_permit) = shared.served.try_acquire() else {
-        return refuse(&mut stream, format!("it serves {SERVED_MAX} requests already")).await;
+    let limit = if request.is_followed() { &shared.followed } else { &shared.answered };
+    let Ok(_permit) = limit.try_acquire() else {
+        return refuse(&mut stream, "it serves too many requests already".to_owned()).await;
     };
     shared.service.serve(request, descriptors, &mut stream).await;
 }

@@ -466,6 +466,11 @@ impl Claim {
         &self.id
     }
 
+    /// Whether the run is in the background.
+    pub fn is_detached(&self) -> bool {
+        self.info.detached
+    }
+
     /// Where the state of all sandboxes of this user lies: no guest may see it.
     pub fn base(&self) -> &Path {
         &self.base

@@ -1,6 +1,6 @@
 //! What happened in the sandbox, for the log and for whoever reads events.
 //!
-//! An event has a stable name and stable fields (docs/events.md); as JSON it is one object with `time`,
+//! An event has a stable name and stable fields (docs/control.md); as JSON it is one object with `time`,
 //! `event` and those fields.
 
 use std::collections::VecDeque;

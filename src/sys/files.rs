@@ -108,7 +108,7 @@ pub fn adopt(fd: RawFd) -> OwnedFd {
 
 /// close(2) of a descriptor that a copy of this process owns.
 pub fn close_now(fd: RawFd) -> Result<(), Errno> {
-    // SAFETY: the caller runs after clone and never uses the number again.
+    // SAFETY: the caller runs after clone, and nobody there uses the number again.
     Errno::result(unsafe { libc::close(fd) }).map(drop)
 }
 

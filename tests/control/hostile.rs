@@ -72,7 +72,8 @@ fn slow_and_vanished_clients_are_let_go() {
     }
     let slow = connect(&desk);
     (&slow).write_all(&wait_request()[..9]).unwrap();
-    assert!(rest(&slow).contains("not complete"));
+    let said = rest(&slow);
+    assert!(said.contains("not complete"), "{said:?}");
     wait_for("the connections to be closed", || open() <= before);
     desk.sandbox(&["ps", "x"]).success();
 }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::common::{LIMIT, finish, run, wait_for};
+use crate::common::{LIMIT, finish, run, start, wait_for};
 use crate::desk::{Desk, has_asked, process_state};
 
 #[test]
@@ -161,6 +161,46 @@ fn a_detached_one_has_left_its_terminal_and_directory_of_temporary_files_alone()
     // Somebody could send it the signal of a closed terminal nevertheless: it is the program's.
     desk.sandbox(&["kill", "x", "HUP"]).success();
     desk.sandbox(&["wait", "x"]).expect_status(128 + libc::SIGHUP);
+}
+
+#[test]
+fn a_detached_one_holds_nothing_else_of_its_starter() {
+    let desk = Desk::new("inherited");
+    let fifo = |name: &str| {
+        let path = desk.workspace.path().join(name);
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        path
+    };
+    let (hold, pass) = (fifo("hold"), fifo("pass"));
+    let script = "exec 7>hold 8>pass; \
+                  exec \"$0\" run --detach --id x --fd 8 -- sh -c 'echo hi >&8; sleep 1000'";
+    let mut command = desk.workspace.command("sh");
+    command.args(["-c", script]).arg(crate::common::sandbox_program());
+    command.env("XDG_RUNTIME_DIR", desk.runtime());
+    let child = start(command);
+    // Each is opened when the other side opens it.
+    let mut read = fs::File::open(hold).unwrap();
+    let mut passed = fs::File::open(pass).unwrap();
+    finish(child, "run".into(), b"", LIMIT).success().expect_out("x\n");
+    let mut word = [0; 3];
+    std::io::Read::read_exact(&mut passed, &mut word).unwrap();
+    assert_eq!(&word, b"hi\n");
+    // Ends at once, although the sandbox runs on.
+    assert_eq!(std::io::Read::read(&mut read, &mut word).unwrap(), 0);
+    assert_eq!(desk.listed("x").unwrap()["state"], "running");
+}
+
+#[test]
+fn a_detached_program_that_stops_itself_can_be_continued() {
+    let desk = Desk::new("stopped");
+    desk.detach("x", "touch up-x; kill -STOP $$; exit 9");
+    wait_for("the program's stop", || {
+        let listed = desk.sandbox(&["ps", "x", "--json"]);
+        listed.success().out().contains("\"state\":\"T\"")
+    });
+    assert_eq!(desk.listed("x").unwrap()["state"], "running");
+    desk.sandbox(&["kill", "x", "CONT"]).success();
+    desk.sandbox(&["wait", "x"]).expect_status(9);
 }
 
 #[test]

@@ -218,6 +218,22 @@ fn a_secret_shows_under_no_other_name() {
 }
 
 #[test]
+fn a_private_directory_shows_nowhere() {
+    let mut host = TestHost::ordinary();
+    host.directory("/data/in/run/sandbox");
+    host.host.private = vec!["/data/in/run/sandbox".into()];
+    let hidden = Some(MountKind::HiddenDirectory);
+    for (rules, place) in [
+        (&[][..], "/data/in/run/sandbox"),
+        (&["--rw /data/in"], "/data/in/run/sandbox"),
+        (&["--rw /data/in/run"], "/data/in/run/sandbox"),
+        (&["--ro /data:/srv"], "/srv/in/run/sandbox"),
+    ] {
+        assert_eq!(kind_at(&host, rules, place), hidden, "{rules:?}");
+    }
+}
+
+#[test]
 fn the_hosts_processes_and_sockets_show_under_no_other_name() {
     let host = TestHost::ordinary();
     let rules = ["--ro /:/data", "--rw /tmp:/data/tmp"];
