@@ -9,7 +9,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use sandbox::config::{self, Host, Options, Without};
 use sandbox::launch::{Event, Launch, Plan};
 use sandbox::notify::{self, Engine, Listener};
-use sandbox::sentry::{Kernel, KernelArgs, KernelError};
+use sandbox::sentry::{Kernel, KernelArgs, KernelError, Time};
 use sandbox::sys::process;
 
 /// Set: this process is a supervisor, and here its orders come from.
@@ -27,7 +27,7 @@ pub(crate) fn main() -> ! {
         options.without = Without::WAIT_KILLABLE;
     }
     let spec = config::resolve(&options, &Host::current()).unwrap_or_else(|it| panic!("{it}"));
-    let plan = Plan::new(&spec, None, before).unwrap_or_else(|it| panic!("{it}"));
+    let plan = Plan::new(&spec, None, before, &Time::hosts()).unwrap_or_else(|it| panic!("{it}"));
     let launch = Launch::begin(&spec, &plan).unwrap_or_else(|it| panic!("{it}"));
     let filter = notify::filter::generate(&Kernel::rules(spec.features)).expect("a filter");
     let mut behind = launch.finish(&filter).unwrap_or_else(|it| panic!("{it}"));
@@ -35,10 +35,12 @@ pub(crate) fn main() -> ! {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let kernel = Kernel::new(KernelArgs {
         features: spec.features,
-        init: process::pidfd_open(behind.init_pid(), false).ok(),
+        init: behind.take_init(),
         init_pid: behind.init_pid(),
+        container: spec.container.clone(),
         banner: String::from("test"),
         announce: false,
+        time: Time::hosts(),
     })
     .unwrap();
     let options = notify::Options {
@@ -57,17 +59,14 @@ pub(crate) fn main() -> ! {
         poll(&mut fds, PollTimeout::NONE).expect("poll");
         match behind.event() {
             Ok((Event::Started, program)) => {
+                let [program, ..] = program;
                 kernel.start(program).expect("start once");
                 let (kernel, socket) = (Arc::clone(&kernel), socket.try_clone().unwrap());
                 std::thread::spawn(move || obey(&kernel, socket));
             }
-            Ok((Event::Ended(status), _)) => {
+            Ok((Event::Ended(end), _)) => {
                 behind.wait();
-                std::process::exit(if libc::WIFSIGNALED(status) {
-                    128 + libc::WTERMSIG(status)
-                } else {
-                    libc::WEXITSTATUS(status)
-                });
+                std::process::exit(process::exit_status(end.status));
             }
             Ok((Event::Stopped(_), _)) => {}
             Ok((event, _)) => eprintln!("unexpected: {event:?}"),
