@@ -108,10 +108,11 @@ impl Caller {
                 },
                 Ok(Next::TerminalGone) => job.hang_up(),
                 Ok(Next::Nothing) => {}
-                // Everything inside is killed with the sandbox.
+                // Everything inside is killed with the sandbox. (A guest may kill keepers, too.)
                 Err(Error::Launch(LaunchError::Vanished(_))) => {
                     job.finish(libc::SIGKILL);
-                    let notes = vec![format!("{name} ended with its sandbox")];
+                    let notes =
+                        vec![format!("{name} is lost: the sandbox ended, or its keeper in it")];
                     let status = exit_status(libc::SIGKILL);
                     return Ok(Finished { status, notes, interrupted: false });
                 }

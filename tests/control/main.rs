@@ -8,6 +8,7 @@ mod common;
 mod desk;
 mod guests;
 mod hostile;
+mod later;
 mod lifecycle;
 mod pauses;
 mod verbs;
