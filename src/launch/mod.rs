@@ -7,6 +7,7 @@ mod cgroup;
 mod handshake;
 pub mod host;
 mod init;
+mod machine;
 mod plan;
 mod protocol;
 mod view;

@@ -8,7 +8,7 @@
 //!   Kernel::lifecycle
 //!     TaskSet::inner
 //!       Task::filters
-//!         Undelivered::results, Refusals::kinds, Keepers::all, Accounting::notes, Group::found, Tracer::thread,
+//!         Undelivered::results, Refusals::kinds, Keepers::all, Accounting::notes, Group::found, Load::inner, Tracer::thread,
 //!         Progress::running, Gate::inner, Events::limit, KernelLog::ring   (leaves)
 //! ```
 

@@ -7,6 +7,7 @@ pub mod args;
 pub mod exec;
 pub mod filters;
 pub mod klog;
+pub mod machine;
 pub mod processes;
 pub mod row;
 pub mod table;
