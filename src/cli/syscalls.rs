@@ -355,7 +355,7 @@ mod tests {
         assert_eq!(openat["number"], 257);
         assert_eq!(openat["arguments"][0]["name"], "dirfd");
         assert_eq!(openat["arguments"][1]["type"], "Path");
-        assert_eq!(openat["class"], "native");
+        assert_eq!(openat["class"], "handled");
         assert_eq!(openat["exceptions"][0]["errno"], "EPERM");
     }
 

@@ -145,6 +145,8 @@ fn build(plan: &Plan, step: &Step) -> Result<(), Errno> {
         }
         Step::Directory { path, mode } => files::make_directory(path, *mode),
         Step::File { path } => files::make_file(path),
+        Step::Content { path, content } => files::make_readable_file(path, content),
+        Step::Unmount { target } => mount::detach(target),
         Step::Symlink { content, path } => files::make_symlink(content, path),
         Step::Setting { path, value } => {
             files::write_whole(files::open(path, libc::O_WRONLY, 0)?.as_fd(), value)

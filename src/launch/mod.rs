@@ -8,6 +8,7 @@ mod handshake;
 pub mod host;
 mod init;
 mod keep;
+mod machine;
 mod plan;
 mod program;
 mod protocol;

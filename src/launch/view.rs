@@ -41,6 +41,10 @@ pub(super) enum Step {
     Directory { path: CString, mode: u32 },
     /// Makes an empty file to mount on.
     File { path: CString },
+    /// Makes a file with this content that everybody may read.
+    Content { path: CString, content: Vec<u8> },
+    /// Takes the file system at `target` out of sight; what was cloned from it stays.
+    Unmount { target: CString },
     /// Makes a symbolic link.
     Symlink { content: CString, path: CString },
     /// Writes a setting of the namespace.
@@ -111,6 +115,10 @@ impl View {
     pub(super) fn build(&mut self, spec: &RunSpec) -> Result<(), PlanError> {
         for mount in &spec.mounts {
             self.add(mount)?;
+        }
+        if let Some(cpus) = &spec.limits.cpus {
+            let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+            self.cover(&super::machine::files(cpus, &cpuinfo))?;
         }
         let all = ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV;
         self.steps.push(Step::Private);
@@ -236,6 +244,25 @@ impl View {
         let attributes = ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV;
         let step = |tree, source| Step::Clone { tree, source, recursive: false, attributes };
         self.clone_and_attach(step, Path::new("/dev/null"), target, Need::UnlessGone)
+    }
+
+    /// Mounts generated files over those of procfs and sysfs. They come from a file system in memory
+    /// that is not seen any more when all are in place.
+    fn cover(&mut self, files: &[(&str, String)]) -> Result<(), PlanError> {
+        let store = Path::new("/dev/shm");
+        self.tmpfs(store, libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC, "mode=755")?;
+        for (number, (target, content)) in files.iter().enumerate() {
+            let (path, tree) = (c_path(&store.join(number.to_string()))?, self.new_tree());
+            self.mounts
+                .push(Step::Content { path: path.clone(), content: content.as_bytes().to_vec() });
+            let attributes = ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV;
+            self.mounts.push(Step::Clone { tree, source: path, recursive: false, attributes });
+            // A kernel may lack one of them: then there is nothing to cover.
+            let (target, need) = (c_path(Path::new(target))?, Need::UnlessGone);
+            self.mounts.push(Step::Attach { tree, target, need });
+        }
+        self.mounts.push(Step::Unmount { target: c_path(store)? });
+        Ok(())
     }
 
     fn proc(&mut self, target: &Path) -> Result<(), PlanError> {
@@ -393,6 +420,8 @@ impl std::fmt::Display for Step {
                 write!(f, "mount {} on {}", show(kind), show(target))
             }
             Step::Directory { path, .. } => write!(f, "make the directory {}", show(path)),
+            Step::Content { path, .. } => write!(f, "write the file {}", show(path)),
+            Step::Unmount { target } => write!(f, "unmount {}", show(target)),
             Step::File { path } => write!(f, "make the file {}", show(path)),
             Step::Symlink { path, .. } => write!(f, "make the link {}", show(path)),
             Step::Setting { path, .. } => write!(f, "write {}", show(path)),

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use super::budget::Budget;
 use super::events::Event;
 use super::kernel::Kernel;
+use super::machine::Load;
 use super::memory::{self, MemoryWatch};
 use super::stats::LimitState;
 use crate::sys::process;
@@ -54,6 +55,7 @@ pub(super) struct Accounting {
     limits: OnceLock<InForce>,
     /// The most memory ever seen in use, in bytes.
     pub(super) peak_memory: AtomicU64,
+    pub(super) load: Load,
     /// Immutable.
     pub(super) started: Instant,
     /// Sentences for the end. A leaf of the lock order.
@@ -63,7 +65,8 @@ pub(super) struct Accounting {
 /// What stays of [`Limits`]. Immutable.
 #[derive(Debug)]
 pub(super) struct InForce {
-    pub(super) cpus: Option<(CpuMask, usize)>,
+    cpu_mask: Option<CpuMask>,
+    pub(super) cpus: Option<Vec<usize>>,
     pub(super) memory: Option<u64>,
     pub(super) memory_group: Option<memory::Group>,
     named: Vec<(&'static str, u64, &'static str)>,
@@ -76,6 +79,7 @@ impl Accounting {
             ticker: OnceLock::new(),
             limits: OnceLock::new(),
             peak_memory: AtomicU64::new(0),
+            load: Load::default(),
             started: Instant::now(),
             notes: Mutex::default(),
         }
@@ -121,9 +125,10 @@ impl Kernel {
             consumers.push(Box::new(MemoryWatch::new(Arc::downgrade(self), bytes)));
         }
         let watched = group.clone();
-        let cpus = cpus.map(|cpus| (CpuMask::new(&cpus), cpus.len()));
+        let cpu_mask = cpus.as_deref().map(CpuMask::new);
         // A second call would be a bug of the caller's, and changes nothing.
         let _ = self.accounting.limits.set(InForce {
+            cpu_mask,
             cpus,
             memory: bytes,
             memory_group: group.map(memory::Group::new),
@@ -165,7 +170,7 @@ impl Kernel {
 
     /// The processors that guests may use, if that is limited.
     pub(super) fn allowed_cpus(&self) -> Option<&CpuMask> {
-        self.accounting.limits()?.cpus.as_ref().map(|(mask, _)| mask)
+        self.accounting.limits()?.cpu_mask.as_ref()
     }
 
     /// Sends a signal to the guests among `processes`, once to each that is still there.

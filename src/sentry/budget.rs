@@ -28,16 +28,16 @@ impl Consumer for Budget {
         let kernel = self.kernel.upgrade()?;
         if reading.cpu >= self.soft && !self.warned {
             self.warned = true;
-            kernel.signal_everyone(libc::SIGXCPU);
             let limit = Words(self.soft);
             kernel.limit_reached(
                 "cpu-time",
                 format!("{limit} were used; every process got SIGXCPU"),
                 format!("the CPU time limit of {limit} was reached (--cpu-time {})", limit.flag()),
             );
+            kernel.signal_everyone(libc::SIGXCPU);
         }
         if reading.cpu >= self.hard {
-            kernel.kill_everyone();
+            // Said first: with the program's end everything may be over.
             let limit = Words(self.hard);
             kernel.limit_reached(
                 "cpu-time",
@@ -49,6 +49,7 @@ impl Consumer for Budget {
                     limit.flag()
                 ),
             );
+            kernel.kill_everyone();
             return None;
         }
         let next = if self.warned { self.hard } else { self.soft };

@@ -8,9 +8,9 @@
 //!   Kernel::lifecycle
 //!     TaskSet::inner
 //!       Task::filters
-//!         Undelivered::results, Refusals::kinds, Keepers::all, Accounting::notes, Group::found, Tracer::thread,
-//!         Progress::running, Gate::inner, Events::limit, KernelLog::ring,
-//!         Timekeeper::realtime, Remade::calls   (leaves)
+//!         Undelivered::results, Refusals::kinds, Keepers::all, Accounting::notes, Group::found,
+//!         Load::inner, Tracer::thread, Progress::running, Gate::inner, Events::limit, Events::recent,
+//!         KernelLog::ring, Timekeeper::realtime, Remade::calls   (leaves)
 //! ```
 
 use std::collections::HashMap;

@@ -52,12 +52,13 @@ impl MemoryWatch {
         }
         shares.retain(|(it, _)| !kernel.is_keeper(it.pid));
         let (largest, bytes) = shares.into_iter().max_by_key(|(_, bytes)| *bytes)?;
-        let comm = comm(largest.pid);
-        if kernel.signal_relatives(&[largest], libc::SIGKILL) == 0 {
+        if !largest.is_still_there() {
             return None;
         }
+        // Said first: with the program's end everything may be over.
+        report(kernel, self.limit, Some((&comm(largest.pid), largest.pid, Some(bytes))));
+        kernel.signal_relatives(&[largest], libc::SIGKILL);
         self.victim = Some((largest, Instant::now()));
-        report(kernel, self.limit, Some((&comm, largest.pid, Some(bytes))));
         Some(())
     }
 }
@@ -268,6 +269,19 @@ fn kills(group: &Path) -> u64 {
             text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
         })
         .unwrap_or(0)
+}
+
+/// Bytes in use in a control group without the file pages that the kernel would drop first.
+pub(super) fn unreclaimable(group: &Path) -> Option<u64> {
+    let stat = fs::read_to_string(group.join("memory.stat")).ok()?;
+    let field = |names: [&str; 2]| {
+        let lines = stat.lines().filter_map(|line| line.split_once(' '));
+        let mut found = lines.filter(|(name, _)| names.contains(name));
+        found.next().and_then(|(_, value)| value.parse::<u64>().ok()).unwrap_or(0)
+    };
+    let files = field(["total_inactive_file", "inactive_file"])
+        + field(["total_active_file", "active_file"]);
+    Some(of_group(group).0?.saturating_sub(files))
 }
 
 /// Bytes in use, and the most that were, of a control group.

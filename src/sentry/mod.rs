@@ -15,6 +15,7 @@ mod features;
 mod ids;
 mod kernel;
 mod log;
+mod machine;
 mod memory;
 mod pause;
 mod refusals;

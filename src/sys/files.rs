@@ -30,6 +30,14 @@ pub fn make_file(path: &CStr) -> Result<(), Errno> {
     open(path, libc::O_CREAT | libc::O_RDONLY | libc::O_NOFOLLOW, 0o644).map(drop)
 }
 
+/// A new file with this content that everybody may read, whatever the umask.
+pub fn make_readable_file(path: &CStr, content: &[u8]) -> Result<(), Errno> {
+    let file = open(path, libc::O_CREAT | libc::O_EXCL | libc::O_WRONLY, 0o644)?;
+    // SAFETY: plain numbers.
+    Errno::result(unsafe { libc::fchmod(file.as_raw_fd(), 0o444) })?;
+    write_whole(file.as_fd(), content)
+}
+
 /// symlink(2).
 pub fn make_symlink(content: &CStr, path: &CStr) -> Result<(), Errno> {
     // SAFETY: both strings are NUL-terminated and outlive the call.

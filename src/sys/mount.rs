@@ -44,6 +44,12 @@ pub fn mount(
     Errno::result(done).map(drop)
 }
 
+/// Takes what is mounted at `target` out of sight (umount2(2), MNT_DETACH). Child side.
+pub fn detach(target: &CStr) -> Result<(), Errno> {
+    // SAFETY: `target` is NUL-terminated and outlives the call.
+    Errno::result(unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) }).map(drop)
+}
+
 /// A detached copy of the mount tree at `path` (open_tree(2) with OPEN_TREE_CLONE, Linux 5.2).
 pub fn clone_tree(path: &CStr, recursive: bool) -> Result<OwnedFd, Errno> {
     const OPEN_TREE_CLONE: c_uint = 1;

@@ -37,6 +37,8 @@ fn nothing_wakes_up_while_no_guest_runs() {
     });
     std::thread::sleep(Duration::from_secs(1));
     assert_eq!(switches(child.id()) - before, 0, "wake-ups of an idle sandbox");
-    child.kill().expect("kill the supervisor");
+    // Not SIGKILL, which would leave control groups to the next run.
+    let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("end the program");
     child.wait().expect("wait for the supervisor");
 }

@@ -10,7 +10,7 @@ use libc::*;
 
 use super::super::args::*;
 use super::super::row::syscalls;
-use super::super::{clocks, exec, filters, klog, processes, stamps, timeouts};
+use super::super::{clocks, exec, filters, klog, machine, processes, stamps, timeouts};
 // By name, so that a later libc crate that knows them too makes no difference.
 use crate::sys::numbers::{
     SYS_cachestat, SYS_create_module, SYS_file_getattr, SYS_file_setattr, SYS_futex_requeue,
@@ -101,7 +101,8 @@ const fn contains(lists: &[&[c_int]], value: c_int) -> bool {
 syscalls! {
     SYS_read(fd: Fd, buf: OutBuf, count: Len) => native;
     SYS_write(fd: Fd, buf: InBuf, count: Len) => native;
-    SYS_open(pathname: Path, flags: OpenFlags, mode: Mode) => native, except {
+    SYS_open(pathname: Path, flags: OpenFlags, mode: Mode)
+        => handled(sync machine::open, MACHINE_VIEW), except {
         flags has CREATES, mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
     };
     SYS_close(fd: Fd) => native;
@@ -244,7 +245,7 @@ syscalls! {
         => handled(sync clocks::gettimeofday, VIRTUAL_TIME);
     SYS_getrlimit(resource: Resource, rlim: Out<Rlimit>) => native;
     SYS_getrusage(who: Int, usage: Out<Rusage>) => native;
-    SYS_sysinfo(info: Out<SysInfo>) => native;
+    SYS_sysinfo(info: Out<SysInfo>) => handled(sync machine::sysinfo, MACHINE_VIEW);
     SYS_times(buf: Out<Tms>) => native;
     SYS_ptrace(request: PtraceRequest, pid: Pid, addr: Addr, data: Addr) => native;
     SYS_getuid() => native;
@@ -470,7 +471,8 @@ syscalls! {
     SYS_inotify_rm_watch(fd: Fd, wd: Int) => native;
     SYS_migrate_pages(pid: Pid, maxnode: ULong, old_nodes: In<NodeMask>, new_nodes: In<NodeMask>)
         => native;
-    SYS_openat(dirfd: DirFd, pathname: Path, flags: OpenFlags, mode: Mode) => native, except {
+    SYS_openat(dirfd: DirFd, pathname: Path, flags: OpenFlags, mode: Mode)
+        => handled(sync machine::openat, MACHINE_VIEW), except {
         flags has CREATES, mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
     };
     SYS_mkdirat(dirfd: DirFd, pathname: Path, mode: Mode) => native;

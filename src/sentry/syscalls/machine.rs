@@ -1,0 +1,77 @@
+//! The machine that a guest with limits is shown: sysinfo(2), and open(2) of the files of procfs that
+//! describe memory, processors and load.
+//!
+//! A view, no wall: a guest that reaches the host's file by another path, or changes the path while it
+//! is looked at, deceives itself. So every other path continues.
+
+use std::ffi::CStr;
+use std::io::Write;
+use std::os::fd::AsFd;
+
+use nix::errno::Errno;
+
+use super::args::{DirFd, Mode, OpenFlags, Out, Path, SysInfo};
+use crate::notify::{Answer, Descriptor, hand_over};
+use crate::sentry::call::Call;
+use crate::sys::seccomp::Place;
+use crate::sys::{files, memfd};
+
+/// Serves sysinfo(2).
+pub fn sysinfo(call: &Call<'_>, info: Out<SysInfo>) -> Answer {
+    hand_over();
+    match call.kernel.system_info() {
+        Some(found) => call.memory().write(info.address, &found.bytes()).map(|()| 0).into(),
+        None => Answer::Continue,
+    }
+}
+
+/// Serves open(2).
+pub fn open(call: &Call<'_>, pathname: Path, flags: OpenFlags, _mode: Mode) -> Answer {
+    show(call, pathname, flags)
+}
+
+/// Serves openat(2): an absolute path makes nothing of the directory.
+pub fn openat(
+    call: &Call<'_>,
+    _dirfd: DirFd,
+    pathname: Path,
+    flags: OpenFlags,
+    _mode: Mode,
+) -> Answer {
+    show(call, pathname, flags)
+}
+
+/// With these the kernel answers, as it would for its own file.
+const OTHERWISE: i32 = libc::O_ACCMODE | libc::O_CREAT | libc::O_DIRECTORY | libc::O_PATH;
+
+const NAME: &CStr = c"machine";
+
+fn show(call: &Call<'_>, pathname: Path, flags: OpenFlags) -> Answer {
+    if flags.0 as i32 & OTHERWISE != libc::O_RDONLY {
+        return Answer::Continue;
+    }
+    let path = match call.memory().read_string(pathname.0) {
+        Ok(path) if path.starts_with(b"/proc/") => path,
+        _ => return Answer::Continue,
+    };
+    if !matches!(path.as_slice(), b"/proc/meminfo" | b"/proc/stat" | b"/proc/loadavg") {
+        return Answer::Continue;
+    }
+    hand_over();
+    let Some(text) = call.kernel.machine_file(&path) else { return Answer::Continue };
+    match file(&text) {
+        Ok(fd) => {
+            let cloexec = flags.0 as i32 & libc::O_CLOEXEC != 0;
+            Answer::Descriptor(Descriptor { fd, place: Place::Lowest, cloexec, sole: false })
+        }
+        // The host's file is better than none.
+        Err(_) => Answer::Continue,
+    }
+}
+
+/// `text` in a file of its own that is open for reading only.
+fn file(text: &str) -> Result<std::os::fd::OwnedFd, Errno> {
+    let mut file = memfd::anonymous_file(NAME)?;
+    file.write_all(text.as_bytes()).map_err(|_| Errno::EIO)?;
+    files::open_descriptor(file.as_fd(), libc::O_RDONLY)
+}
