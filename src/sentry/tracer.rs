@@ -29,6 +29,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::census;
+use super::task::Status;
 use crate::sys::ptrace::{self, Change, Running, Stop, Stopped};
 
 /// Decides what becomes of one tracee. Lives on the tracer's thread.
@@ -163,6 +164,11 @@ fn live(work: &mpsc::Receiver<Work>, wake: &EventFd, progress: Arc<Progress>) ->
     }
 }
 
+/// The process of a thread; only looked up where any is late.
+fn group(tid: i32, late: &HashMap<i32, i32>) -> Option<i32> {
+    if late.is_empty() { None } else { Status::read(tid).ok().map(|status| status.tgid) }
+}
+
 /// What became of [`Tracees::stop_all`].
 #[derive(Debug, Default)]
 pub(super) struct Asked {
@@ -206,6 +212,8 @@ struct How {
     handler: Option<Box<dyn Handler>>,
     /// Tracees are let go in this order.
     place: u64,
+    /// It runs on and is let go when this one, of the same process, is.
+    after: Option<i32>,
 }
 
 enum State {
@@ -225,7 +233,7 @@ impl Tracees {
             return Ok(());
         }
         let running = ptrace::seize(tid)?;
-        let how = How { handler: Some(handler), place: self.next_place() };
+        let how = How { handler: Some(handler), place: self.next_place(), after: None };
         self.add(tid, State::Running(running), how);
         Ok(())
     }
@@ -269,7 +277,7 @@ impl Tracees {
             return Ok(false);
         }
         let running = ptrace::seize(tid)?;
-        let how = How { handler: None, place: self.next_place() };
+        let how = How { handler: None, place: self.next_place(), after: None };
         self.add(tid, State::Running(running), how);
         Ok(true)
     }
@@ -340,11 +348,22 @@ impl Tracees {
             .map(|(tid, tracee)| (tracee.how.place, *tid))
             .collect();
         stopped.sort_unstable();
+        let late = self.late();
         for (_, tid) in stopped {
-            if let Some(Tracee { state: State::Stopped(stopped), how }) = self.all.remove(&tid) {
+            if let Some(Tracee { state: State::Stopped(stopped), mut how }) = self.all.remove(&tid)
+            {
+                how.after = group(tid, &late).and_then(|group| late.get(&group).copied());
                 self.decide(tid, stopped, how);
             }
         }
+    }
+
+    /// Those that are still to stop, by process: parents in vfork(2). While one is traced, signals that
+    /// do nothing are kept for its process, and those of its threads that are not traced would see
+    /// their calls end by them.
+    fn late(&self) -> HashMap<i32, i32> {
+        let group = |tid: i32| Some((Status::read(tid).ok()?.tgid, tid));
+        self.running().into_iter().filter_map(group).collect()
     }
 
     fn next_place(&mut self) -> u64 {
@@ -365,7 +384,10 @@ impl Tracees {
 
     fn changed(&mut self, change: Change) {
         match change {
-            Change::Ended(tid) => drop(self.remove(tid)),
+            Change::Ended(tid) => {
+                self.remove(tid);
+                self.release_after(tid);
+            }
             Change::Stopped(mut stopped) => {
                 let tid = stopped.tid();
                 // (One that is not known was made by a tracee just now.)
@@ -374,13 +396,14 @@ impl Tracees {
                     // Nothing tells of the end of the number that it had.
                     Stop::Executed { former } if former != tid => how = self.remove(former),
                     Stop::Made(made) if made > 0 && !self.has(made) => {
-                        let how = How { handler: None, place: self.next_place() };
+                        let how = How { handler: None, place: self.next_place(), after: None };
                         self.add(made, State::Running(Running::made(made)), how);
                     }
                     _ => {}
                 }
                 let place = how.as_ref().map_or_else(|| self.next_place(), |how| how.place);
-                let how = How { handler: how.and_then(|how| how.handler), place };
+                let after = how.as_ref().and_then(|how| how.after);
+                let how = How { handler: how.and_then(|how| how.handler), place, after };
                 super::rewind::prepare(&mut stopped);
                 if self.held {
                     self.add(tid, State::Stopped(stopped), how);
@@ -393,17 +416,35 @@ impl Tracees {
 
     /// What becomes of a stopped tracee that is not held and not in `all`.
     fn decide(&mut self, tid: i32, stopped: Stopped, how: How) {
-        let How { handler, place } = how;
+        let How { handler, place, after } = how;
         match handler {
             Some(mut handler) => match handler.on_stop(stopped) {
                 Next::Runs(running) => {
-                    let how = How { handler: Some(handler), place };
+                    let how = How { handler: Some(handler), place, after: None };
                     self.add(tid, State::Running(running), how);
                 }
                 Next::Gone => {}
             },
-            // ESRCH: it has been killed; its end is told.
-            None => drop(stopped.detach()),
+            // ESRCH, here and below: it has been killed; its end is told.
+            None if after.is_some_and(|it| self.has(it)) => {
+                if let Ok(running) = stopped.go_on() {
+                    let how = How { handler: None, place, after };
+                    self.add(tid, State::Running(running), how);
+                }
+            }
+            None => {
+                let _ = stopped.detach();
+                self.release_after(tid);
+            }
+        }
+    }
+
+    /// Those that had to wait for the end of `tid`'s tracing stop once more, to be let go.
+    fn release_after(&self, tid: i32) {
+        for tracee in self.all.values().filter(|tracee| tracee.how.after == Some(tid)) {
+            if let State::Running(running) = &tracee.state {
+                let _ = running.interrupt();
+            }
         }
     }
 

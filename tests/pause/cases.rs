@@ -140,7 +140,7 @@ fn what_a_guest_traces_is_paused() {
         assert!(sandbox.pause() >= 3);
         sandbox.resume();
     }
-    assert!(sandbox.census().iter().any(|it| it.state == 't'));
+    wait_for("the breakpoint still", || sandbox.census().iter().any(|it| it.state == 't'));
     sandbox.type_in("\n");
     sandbox.expect_line("0");
 }
