@@ -78,12 +78,16 @@ fn every_class_but_native_and_handled_says_why() {
 fn exceptions_belong_to_native_rows_or_trap_as_their_row_does_and_ask_each_argument_once() {
     let mut exceptions = 0;
     for row in ROWS {
-        let action = row.class.action(Features::default());
         for exception in row.except {
-            // What the filter leaves to the sentry anyway may differ there.
-            let traps_too = action == Action::Notify
-                && exception.class.action(Features::default()) == Action::Notify;
-            assert!(matches!(row.class, Class::Native) || traps_too, "{}", row.name);
+            for features in
+                [Features::default(), Features::ALWAYS | Features::VIRTUAL_TIME, Features::all()]
+            {
+                let native = row.class.action(features) == Action::Allow;
+                // What the filter leaves to the sentry anyway may differ there.
+                let traps_too = row.class.action(features) == Action::Notify
+                    && exception.class.action(features) == Action::Notify;
+                assert!(native || traps_too, "{}", row.name);
+            }
             let args: HashSet<u8> = exception.tests.iter().map(|test| test.arg).collect();
             assert!(!args.is_empty() && args.len() == exception.tests.len(), "{}", row.name);
             assert!(args.iter().all(|arg| usize::from(*arg) < row.args.len()), "{}", row.name);
