@@ -16,7 +16,7 @@ bitflags::bitflags! {
         const MACHINE_VIEW = 1 << 10;
         /// The time of day is the sandbox's own (`--time`).
         const VIRTUAL_TIME = 1 << 16;
-        /// All clocks run at a rate of their own (`--time rate=N`).
+        /// All clocks run at a rate of their own (`--time rate=N`). Never without VIRTUAL_TIME.
         const VIRTUAL_RATE = 1 << 17;
     }
 }

@@ -148,7 +148,6 @@ pub(super) fn remake(call: &Call<'_>, change: Change) -> Answer {
         let time = kernel.time();
         let session = Session { received, change: &change, keeper: time.keeper() };
         session.run(time.remade());
-        time.remade().set(received.tid, None);
     })
 }
 
@@ -187,6 +186,7 @@ impl Session<'_> {
             return;
         };
         if self.enter(&before, room.at, remade).is_err() {
+            remade.set(tid, None);
             let _ = tracing::detach(tid, 0);
             return;
         }
@@ -197,15 +197,17 @@ impl Session<'_> {
             match tracing::wait_any() {
                 Ok((_, Stop::Call)) if !entered => {
                     entered = true;
-                    if tracing::go_on_to_call(tid).is_err() {
-                        return;
-                    }
+                    // (An error: it has been killed, as the next wait will say.)
+                    let _ = tracing::go_on_to_call(tid);
                 }
                 Ok((_, Stop::Call)) => {
                     let _ = self.leave(&before, &room);
                     break 0;
                 }
-                Ok((_, Stop::Gone)) | Err(_) => return,
+                Ok((_, Stop::Gone)) | Err(_) => {
+                    remade.set(tid, None);
+                    return;
+                }
                 Ok((_, stop)) => {
                     room.restore(tid);
                     let _ = tracing::set_registers(tid, &before);
@@ -213,6 +215,7 @@ impl Session<'_> {
                 }
             }
         };
+        // Before the thread runs on: its next call may be changed by another session.
         remade.set(tid, None);
         let _ = tracing::detach(tid, signal);
     }

@@ -1,6 +1,9 @@
 //! ptrace(2) as far as clocks need it: one thread, stopped where it was asked to, and let go.
 //!
 //! A tracee belongs to the *thread* that traces it: every function here is to be called on that one.
+//! Waiting is not so exclusive: without __WNOTHREAD, any thread of the process that waits for the
+//! tracee's number, or for any child, takes its stops away (do_wait in kernel/exit.c), and the thread
+//! that traces would wait for ever.
 
 use libc::{c_int, c_long, c_uint, c_void, pid_t};
 use nix::errno::Errno;

@@ -89,8 +89,11 @@ impl Timeout {
 
     /// For the host, a deadline on a clock of the guest.
     pub fn deadline_to_host(self, time: &Timekeeper, clock: ClockKind) -> Timeout {
-        let disarms = self.form.is_timer() && self.value == 0;
-        let value = if disarms { 0 } else { time.deadline(clock, self.value).max(1) };
+        let value = match (self.form.is_timer(), self.value) {
+            (true, 0) => 0,
+            (true, value) => time.deadline(clock, value).max(1),
+            (false, value) => time.deadline(clock, value),
+        };
         Timeout { interval: time.host_span(self.interval), value, ..self }
     }
 

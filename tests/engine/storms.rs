@@ -179,13 +179,17 @@ impl Dispatch for Slow {
     }
 }
 
+/// What those kernels' filters trap. Not the clocks: their calls are the kernel's in any case, only
+/// with other timeouts, and are tested in tests/time.
+pub(crate) const FEATURES: Features = Features::ALWAYS.union(Features::EXEC_EVENTS);
+
 /// A kernel for guests of tests. (Its init is this process: it is never killed.)
 pub(crate) fn kernel() -> Arc<Kernel> {
     let own = std::process::id() as i32;
     let init = sandbox::sys::process::pidfd_open(own, false).unwrap();
     let banner = "a kernel log".into();
     let args = KernelArgs {
-        features: Features::all(),
+        features: FEATURES,
         init: Some(init),
         init_pid: 1,
         container: "main".to_owned(),

@@ -80,7 +80,9 @@ fn exceptions_belong_to_rows_that_run_natively_or_trap_as_their_row_does_and_ask
     let mut exceptions = 0;
     for row in ROWS {
         for exception in row.except {
-            for features in [Features::default(), Features::all()] {
+            for features in
+                [Features::default(), Features::ALWAYS | Features::VIRTUAL_TIME, Features::all()]
+            {
                 let fits = match row.class.action(features) {
                     Action::Allow => true,
                     // What the filter leaves to the sentry anyway may differ there.

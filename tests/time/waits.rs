@@ -1,0 +1,54 @@
+//! Sleeping, timeouts and timers.
+
+use std::time::{Duration, Instant};
+
+use crate::common::{Workspace, guest, have};
+use crate::host;
+
+fn waits() -> String {
+    guest("time_waits").to_str().expect("a path in UTF-8").to_owned()
+}
+
+#[test]
+fn every_wait_lasts_as_long_as_its_own_clock_says() {
+    let program = waits();
+    let workspace = Workspace::new("waits");
+    let native = workspace.native(&[&program, "100"]);
+    native.success().expect_out("19 waits\n");
+    for words in ["2020-01-01T00:00:00Z", "2020-01-01T00:00:00Z,frozen", "+3d", "-2h", "+0s"] {
+        let outcome = workspace.inside_with(&["--time", words], &[&program, "100"]);
+        outcome.success().same_as(&native);
+    }
+    // A thousand of the guest's milliseconds are a hundred of the host's, and the other way round.
+    for (rate, milliseconds) in [("rate=10", "1000"), ("rate=0.5", "100")] {
+        let outcome = workspace.inside_with(&["--time", rate], &[&program, milliseconds]);
+        outcome.success().same_as(&native);
+    }
+}
+
+#[test]
+fn a_rate_shortens_the_hosts_wait() {
+    let workspace = Workspace::new("rate");
+    let begun = Instant::now();
+    let script = "a=$(date +%s); sleep 600; b=$(date +%s); echo $((b - a >= 600))";
+    let outcome = workspace.inside_with(&["--time", "rate=500"], &["sh", "-c", script]);
+    outcome.success().expect_out("1\n");
+    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+    if have("python3") {
+        let script = "import asyncio, time, select\n\
+            async def main(): await asyncio.sleep(30)\n\
+            a = time.monotonic(); asyncio.run(main()); print(time.monotonic() - a >= 30)";
+        let outcome = workspace.inside_with(&["--time", "rate=100"], &["python3", "-c", script]);
+        outcome.success().expect_out("True\n");
+        assert!(begun.elapsed() < Duration::from_secs(100), "{:?}", begun.elapsed());
+    }
+}
+
+#[test]
+fn the_hosts_clock_stays_where_it_is() {
+    let workspace = Workspace::new("host");
+    let (begun, steady) = (host(), Instant::now());
+    workspace.inside_with(&["--time", "@0"], &["date", "-s", "2030-01-01"]);
+    let off = host() - begun - steady.elapsed().as_secs() as i64;
+    assert!((-2..=2).contains(&off), "{off}");
+}
