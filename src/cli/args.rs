@@ -308,6 +308,7 @@ impl RunOptions {
             descriptors: self.fd,
             limits: self.limits.into_wishes(),
             without: self.without.into_iter().map(Without::from).collect(),
+            observed: false,
             voice: Voice::Normal,
         }
     }
@@ -355,6 +356,7 @@ impl RunCommand {
             (_, true) => Voice::Verbose,
             _ => Voice::Normal,
         };
-        Options { argv: self.argv, voice, ..self.options.into_options() }
+        let observed = self.detach || self.id.is_some();
+        Options { argv: self.argv, observed, voice, ..self.options.into_options() }
     }
 }

@@ -111,7 +111,7 @@ pub fn variables(
 /// Which rows trap. The only place that decides it.
 fn features(options: &Options, limits: &Limits, time: Option<&TimeSpec>) -> Features {
     let mut features = Features::ALWAYS;
-    features.set(Features::EXEC_EVENTS, options.voice == Voice::Verbose);
+    features.set(Features::EXEC_EVENTS, options.observed || options.voice == Voice::Verbose);
     features.set(Features::CPU_CLOCK, limits.need_ticker());
     features.set(Features::CPU_SET, limits.cpus.is_some());
     features.set(Features::MACHINE_VIEW, limits.show_machine());

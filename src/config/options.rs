@@ -40,6 +40,8 @@ pub struct Options {
     pub limits: LimitWishes,
     /// Facilities to do without.
     pub without: Without,
+    /// Somebody is likely to read events: the run has an id that a person knows.
+    pub observed: bool,
     /// How much is said on stderr.
     pub voice: Voice,
 }
@@ -60,6 +62,7 @@ impl Default for Options {
             descriptors: Vec::new(),
             limits: LimitWishes::default(),
             without: Without::empty(),
+            observed: false,
             voice: Voice::Normal,
         }
     }
