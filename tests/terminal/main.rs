@@ -8,6 +8,7 @@
 mod common;
 
 mod jobs;
+mod later;
 mod screen;
 mod screens;
 mod settings;
