@@ -195,12 +195,13 @@ impl<'p> Supervisor<'p> {
             sync_wake_up: !spec.without.contains(Without::SYNC_WAKE_UP),
             process_vm: !spec.without.contains(Without::PROCESS_VM),
         };
-        Engine::start(
+        let engine = Engine::start(
             Listener::new(listener, options),
             Arc::clone(&kernel),
             tokio::runtime::Handle::current(),
         )
         .map_err(|error| Error::Own("start the receiving thread", error))?;
+        kernel.set_gate(engine.gate());
         let packets = (spec.network == Network::None)
             .then(|| RefusedPackets::watch(behind.init_pid()))
             .flatten();
@@ -453,7 +454,11 @@ impl Signals {
                 taken.add(signal);
             }
         }
-        let before = taken.thread_swap_mask(SigmaskHow::SIG_BLOCK).map_err(own)?;
+        // SIGCHLD tells the thread that traces guests (`sentry::tracer`) of their stops, so no other
+        // thread may swallow it.
+        let mut blocked = taken;
+        blocked.add(Signal::SIGCHLD);
+        let before = blocked.thread_swap_mask(SigmaskHow::SIG_BLOCK).map_err(own)?;
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
         let fd = SignalFd::with_flags(&taken, flags).map_err(own)?;
         Ok(Signals { fd, before })

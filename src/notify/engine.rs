@@ -15,6 +15,7 @@ use std::task::{Context, Poll, Waker};
 use futures::future::BoxFuture;
 use nix::errno::Errno;
 
+use super::gate::{BACKED_OUT, Gate};
 use super::listener::Listener;
 use super::notification::{Answer, Cancelled, Notification, Received, Sequel, Trapped};
 use super::turns::{Turn, Turns};
@@ -48,6 +49,8 @@ struct Shared<D> {
     runtime: tokio::runtime::Handle,
     /// Only where signals can cancel calls.
     turns: Option<Arc<Turns>>,
+    /// Backs calls out whose tasks are to stop.
+    gate: Arc<Gate>,
     /// Innermost lock of the engine: held for a few instructions, never across a call out of it.
     crew: Mutex<Crew>,
     /// Signalled when leadership is free or the engine ends.
@@ -105,6 +108,7 @@ impl<D: Dispatch> Engine<D> {
     ) -> std::io::Result<Engine<D>> {
         let shared = Arc::new(Shared {
             turns: (!listener.wait_killable()).then(Arc::default),
+            gate: Arc::default(),
             listener,
             dispatch,
             runtime,
@@ -123,6 +127,11 @@ impl<D: Dispatch> Engine<D> {
         while crew.threads > 0 {
             crew = self.shared.left.wait(crew).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// What backs calls out.
+    pub fn gate(&self) -> Arc<Gate> {
+        Arc::clone(&self.shared.gate)
     }
 
     /// How many threads receive, serve or wait to receive.
@@ -220,19 +229,40 @@ impl<D: Dispatch> Shared<D> {
     }
 
     fn dispatch(self: &Arc<Self>, notification: Notification, turn: Option<Turn>) {
+        if self.gate.is_stopping(notification.trapped().received().tid) {
+            return self.deliver(notification, BACKED_OUT, turn);
+        }
         match self.dispatch.dispatch(notification.trapped()) {
             Outcome::Now(answer) => self.deliver(notification, answer, turn),
             Outcome::Later(mut future) => match poll_once(&mut future) {
                 Poll::Ready(answer) => self.deliver(notification, answer, turn),
-                Poll::Pending => {
-                    let own = Arc::clone(self);
-                    self.runtime.spawn(async move {
-                        let answer = future.await;
-                        own.deliver(notification, answer, turn);
-                    });
-                }
+                Poll::Pending => self.park(notification, future, turn),
             },
         }
+    }
+
+    /// Leaves a call to the runtime until its future is ready or it is backed out.
+    fn park(
+        self: &Arc<Self>,
+        notification: Notification,
+        future: BoxFuture<'static, Answer>,
+        turn: Option<Turn>,
+    ) {
+        let received = notification.trapped().received();
+        let Some(mut parked) = self.gate.park(received.tid, received.id) else {
+            drop(future);
+            return self.deliver(notification, BACKED_OUT, turn);
+        };
+        let own = Arc::clone(self);
+        self.runtime.spawn(async move {
+            let answer = tokio::select! {
+                biased;
+                answer = future => answer,
+                Ok(()) = &mut parked.back_out => BACKED_OUT,
+            };
+            drop(parked);
+            own.deliver(notification, answer, turn);
+        });
     }
 
     /// Answers; the next call of the same thread may be served when what became of this one is

@@ -5,12 +5,14 @@
 
 mod engine;
 pub mod filter;
+mod gate;
 mod listener;
 mod memory;
 mod notification;
 mod turns;
 
 pub use engine::{Dispatch, Engine, Outcome, hand_over};
+pub use gate::Gate;
 pub use listener::{Listener, Options};
 pub use memory::GuestMemory;
 pub use notification::{Answer, Cancelled, Descriptor, Notification, Received, Sequel, Trapped};

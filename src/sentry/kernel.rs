@@ -3,11 +3,13 @@
 //! Lock order, outermost first; a lock is only taken while none further right or below is held:
 //!
 //! ```text
-//! Kernel::lifecycle
-//!   TaskSet::inner
-//!     Task::filters
-//!       Undelivered::results, Refusals::kinds, Events::limit, KernelLog::ring,
-//!       Timekeeper::realtime, Remade::calls   (leaves)
+//! Pause::depth
+//!   Kernel::lifecycle
+//!     TaskSet::inner
+//!       Task::filters
+//!         Undelivered::results, Refusals::kinds, Keepers::all, Tracer::thread, Progress::running,
+//!         Gate::inner, Events::limit, KernelLog::ring, Timekeeper::realtime, Remade::calls,
+//!         Sessions::inner   (leaves)
 //! ```
 
 use std::collections::HashMap;
@@ -18,9 +20,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use nix::errno::Errno;
 use tokio::sync::watch;
 
+use super::census::Keepers;
 use super::events::{Event, Events};
 use super::features::Features;
 use super::log::{KernelLog, Level};
+use super::pause::Pause;
 use super::refusals::Refusals;
 use super::syscalls::Row;
 use super::task_set::TaskSet;
@@ -62,6 +66,27 @@ pub enum KernelError {
     NoTasks,
     /// The host refused a signal.
     Signal(Errno),
+    /// The guest has no process of this number.
+    NoSuchTask(i32),
+    /// The processes could not be listed.
+    Census(Errno),
+    /// There is no pause to undo.
+    NotPaused,
+    /// This thread (as the host numbers it) cannot be stopped, since another one traces it.
+    Traced {
+        /// The thread.
+        task: i32,
+        /// The one that traces it.
+        tracer: i32,
+    },
+    /// The host does not let this thread be traced.
+    NotStoppable(i32, Errno),
+    /// This thread was asked to stop and does not.
+    NotStopping(i32),
+    /// Processes are made faster than they can be found.
+    Storm,
+    /// There is no thread that could trace.
+    Tracer(Errno),
 }
 
 impl std::fmt::Display for KernelError {
@@ -74,11 +99,52 @@ impl std::fmt::Display for KernelError {
             KernelError::AlreadyStarted => f.write_str("kernel already started"),
             KernelError::NoTasks => f.write_str("kernel contains no tasks"),
             KernelError::Signal(errno) => write!(f, "cannot signal the program: {}", errno.desc()),
+            KernelError::NoSuchTask(pid) => {
+                write!(f, "the sandbox has no process {pid}; `sandbox ps ID` shows those it has")
+            }
+            KernelError::NotPaused => f.write_str("the sandbox is not paused"),
+            KernelError::Traced { task, tracer } => write!(
+                f,
+                "cannot pause the sandbox: thread {} is traced by {}; end that one first",
+                named(*task),
+                named(*tracer)
+            ),
+            KernelError::NotStoppable(task, errno) => write!(
+                f,
+                "cannot pause the sandbox: the host does not let thread {} be traced: {}",
+                named(*task),
+                errno.desc()
+            ),
+            KernelError::NotStopping(task) => write!(
+                f,
+                "cannot pause the sandbox: thread {} does not stop; it waits in the host's kernel, \
+                 see /proc/{task}/wchan",
+                named(*task)
+            ),
+            KernelError::Storm => f.write_str(
+                "cannot pause the sandbox: it makes processes faster than they can be found; \
+                 `sandbox kill` ends it",
+            ),
+            KernelError::Tracer(errno) => {
+                write!(f, "cannot trace the sandbox's threads: {}", errno.desc())
+            }
+            KernelError::Census(errno) => write!(
+                f,
+                "cannot list the sandbox's processes in /proc: {}; mount a proc of this pid namespace there",
+                errno.desc()
+            ),
         }
     }
 }
 
 impl std::error::Error for KernelError {}
+
+/// A thread in words, with its name without what would move a terminal's cursor.
+fn named(tid: i32) -> String {
+    let name = super::task::comm(tid).unwrap_or_default();
+    let name: String = name.chars().filter(|c| !c.is_control()).collect();
+    if name.is_empty() { tid.to_string() } else { format!("{tid} ({name})") }
+}
 
 /// The kernel of one sandbox. Made once, started once.
 #[derive(Debug)]
@@ -93,6 +159,8 @@ pub struct Kernel {
     /// The program's wait status, once it has ended.
     exit: watch::Sender<Option<i32>>,
     tasks: TaskSet,
+    pub(super) keepers: Keepers,
+    pub(super) pausing: Pause,
     log: KernelLog,
     events: Events,
     refusals: Refusals,
@@ -126,6 +194,8 @@ impl Kernel {
             lifecycle: Mutex::new(Lifecycle::Created),
             exit: watch::Sender::new(None),
             tasks: TaskSet::default(),
+            keepers: Keepers::default(),
+            pausing: Pause::default(),
             log,
             events: Events::new(args.announce),
             time: args.time,

@@ -6,21 +6,28 @@
 
 mod block;
 pub mod call;
+mod census;
 mod dispatch;
 mod events;
 mod features;
 mod ids;
 mod kernel;
 mod log;
+mod pause;
 mod refusals;
 mod remake;
+mod rewind;
+mod sessions;
+mod signals;
 pub mod syscalls;
 mod task;
 mod task_set;
 mod time;
+mod tracer;
 mod vdso;
 
 pub use block::Interrupted;
+pub use census::ProcessInfo;
 pub use events::{Event, Events, Record};
 pub use features::Features;
 pub use ids::{Cookies, UniqueIds};
@@ -30,3 +37,4 @@ pub use refusals::{Refusal, Refusals};
 pub use task::{RecordedFilter, Task, ThreadGroup};
 pub use task_set::TaskSet;
 pub use time::Time;
+pub use tracer::{Handler, Next, Tracees, Tracer};

@@ -102,10 +102,15 @@ pub(super) struct Status {
     pub(super) guest_tid: i32,
     pub(super) guest_tgid: i32,
     pub(super) threads: u32,
+    /// Who traces it; 0: nobody.
+    pub(super) tracer: i32,
     /// Signals pending for the thread, for the process, and blocked: bit N-1 is signal N.
     pub(super) pending: u64,
     pub(super) shared_pending: u64,
     pub(super) blocked: u64,
+    /// Signals that the process ignores, and those that it has handlers for; in the same way.
+    pub(super) ignored: u64,
+    pub(super) caught: u64,
 }
 
 impl Status {
@@ -132,9 +137,12 @@ impl Status {
             guest_tid: last("NSpid")?,
             guest_tgid: last("NStgid")?,
             threads: last("Threads").map_or(1, |threads: i32| threads.unsigned_abs()),
+            tracer: last("TracerPid")?,
             pending: set("SigPnd")?,
             shared_pending: set("ShdPnd")?,
             blocked: set("SigBlk")?,
+            ignored: set("SigIgn")?,
+            caught: set("SigCgt")?,
         })
     }
 }
@@ -162,10 +170,12 @@ mod tests {
 
     #[test]
     fn status_is_read_by_field_whatever_the_name_says() {
-        let text = "Name:\tTgid: 7\\nTgid:\\t8\nState:\tS (sleeping)\nTgid:\t40\nNStgid:\t40\t2\nNSpid:\t41\t3\nThreads:\t2\n\
-                    SigPnd:\t0000000000000000\nShdPnd:\t0000000000004000\nSigBlk:\t0000000000000200\n";
+        let text = "Name:\tTgid: 7\\nTgid:\\t8\nState:\tS (sleeping)\nTgid:\t40\nNStgid:\t40\t2\nNSpid:\t41\t3\nTracerPid:\t0\nThreads:\t2\n\
+                    SigPnd:\t0000000000000000\nShdPnd:\t0000000000004000\nSigBlk:\t0000000000000200\n\
+                    SigIgn:\t0000000000000001\nSigCgt:\t0000000000000002\n";
         let status = Status::parse(text).unwrap();
         assert_eq!((status.tgid, status.guest_tid, status.guest_tgid), (40, 3, 2));
+        assert_eq!((status.ignored, status.caught), (1, 2));
         assert_eq!((status.threads, status.shared_pending, status.blocked), (2, 0x4000, 0x200));
         assert_eq!(Status::parse("Name:\tx\n"), None);
     }

@@ -15,6 +15,7 @@ pub mod mount;
 pub mod numbers;
 pub mod probe;
 pub mod process;
+pub mod ptrace;
 pub mod pty;
 pub mod ready;
 pub mod seccomp;

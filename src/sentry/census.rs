@@ -1,0 +1,481 @@
+//! Which processes belong to the sandbox, by the host's /proc.
+//!
+//! A guest is a process whose chain of parents reaches the guest's init: everything inside descends
+//! from it, and an orphan is given to it or to a reaper on the way to it. (Who enters the pid
+//! namespace from the outside, as root of the host can, is no guest.) Init itself and the *keepers*,
+//! copies of the supervisor like init, are no guests either. Parents are read from
+//! `/proc/PID/stat`, which everybody may read; init's own namespaces could not be, since it is not
+//! dumpable.
+//!
+//! A reading of /proc is no snapshot: processes come and go while it goes on. So it is repeated until
+//! two readings find the same processes; then each that was alive between the two, and has not ended
+//! before it was its turn, has been found. If a storm of forks never lets that happen, the sandbox is
+//! paused for one reading. Numbers are reused: what was read of a process counts only if its time of
+//! start is the same afterwards.
+//!
+//! What is not here: stopping and signalling what was found.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::unistd::{SysconfVar, sysconf};
+use serde::{Deserialize, Serialize};
+
+use super::kernel::{FIRST_CONTAINER, Kernel, KernelError};
+use crate::sys::process;
+
+/// A guest process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessInfo {
+    /// As the host numbers it.
+    pub pid: i32,
+    /// As the guest does.
+    pub guest_pid: i32,
+    /// Its parent, as the guest numbers it.
+    pub guest_parent: i32,
+    /// Its process group, as the guest numbers it.
+    pub guest_group: i32,
+    /// Its session, as the guest numbers it.
+    pub guest_session: i32,
+    /// Its effective user, as the guest numbers it; 65534 where the guest has no number for it.
+    pub uid: u32,
+    /// One letter, as in ps(1).
+    pub state: char,
+    /// How many threads it has.
+    pub threads: u32,
+    /// Its name. Chosen by the guest: it may hold control characters.
+    pub comm: String,
+    /// Its arguments, or its name in brackets where it has none. Chosen by the guest.
+    pub command: String,
+    /// CPU time of all its threads, ended ones too; not that of its children.
+    pub cpu_us: u64,
+    /// Resident bytes.
+    pub memory: u64,
+    /// When it was started, since the host's boot; in steps of the host's clock tick (10 ms).
+    pub started_us: u64,
+    /// The container it belongs to.
+    pub container: String,
+}
+
+/// A guest process, without what costs time to find out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Member {
+    /// As the host numbers it.
+    pub(super) pid: i32,
+    /// In ticks since boot: tells processes apart that had the number one after the other.
+    pub(super) start: u64,
+    pub(super) container: String,
+}
+
+/// Processes that the sandbox keeps inside beside init, which are not guests: by their host number,
+/// with the container that their descendants belong to.
+#[derive(Debug, Default)]
+pub(super) struct Keepers {
+    /// A leaf of the lock order.
+    all: Mutex<BTreeMap<i32, String>>,
+}
+
+impl Keepers {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<i32, String>> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How often /proc is read in the hope of two readings that agree.
+const MOST_READINGS: usize = 8;
+
+/// More of a command line than this is not shown.
+const LONGEST_COMMAND: usize = 4096;
+
+impl Kernel {
+    /// `pid` (as the host numbers it) is a keeper from now on: its descendants belong to `container`.
+    pub fn add_keeper(&self, pid: i32, container: &str) {
+        self.keepers.lock().insert(pid, container.to_owned());
+    }
+
+    /// The keeper `pid` has ended. Call it before its number can be reused: before it is reaped.
+    pub fn remove_keeper(&self, pid: i32) {
+        self.keepers.lock().remove(&pid);
+    }
+
+    /// Every guest process, by guest pid. Blocks: it reads /proc.
+    pub fn census(&self) -> Result<Vec<ProcessInfo>, KernelError> {
+        let mut before = self.reading()?;
+        for _ in 1..MOST_READINGS {
+            let now = self.reading()?;
+            if now.same_members(&before) {
+                return self.describe(&now);
+            }
+            before = now;
+        }
+        // A pause that fails leaves what was found, where processes may be missing that were made
+        // just now.
+        self.while_stopped(|| self.reading().and_then(|reading| self.describe(&reading)))
+            .or_else(|_| self.describe(&before))
+    }
+
+    /// The guest processes of one reading of /proc, and whether it was clean: none vanished while it
+    /// was read, which could have left a child behind that was not read.
+    pub(super) fn members(&self) -> Result<(Vec<Member>, bool), KernelError> {
+        let reading = self.reading()?;
+        Ok((reading.members, reading.is_clean))
+    }
+
+    fn reading(&self) -> Result<Reading, KernelError> {
+        let keepers = self.keepers.lock().clone();
+        Reading::new(self.init_pid(), &keepers).map_err(KernelError::Census)
+    }
+
+    fn describe(&self, reading: &Reading) -> Result<Vec<ProcessInfo>, KernelError> {
+        let depth = own_depth().map_err(KernelError::Census)?;
+        let ids = IdMap::read(self.init_pid());
+        let mut all: Vec<ProcessInfo> = reading
+            .members
+            .iter()
+            .filter_map(|member| describe(member, depth, &ids, self.init_pid()))
+            .collect();
+        all.sort_by_key(|process| process.guest_pid);
+        Ok(all)
+    }
+}
+
+/// One reading of /proc.
+#[derive(Debug)]
+struct Reading {
+    members: Vec<Member>,
+    is_clean: bool,
+}
+
+impl Reading {
+    fn new(init: i32, keepers: &BTreeMap<i32, String>) -> Result<Reading, Errno> {
+        let mut all = HashMap::new();
+        let mut is_clean = true;
+        for pid in numbers("/proc")? {
+            match Stat::read(pid) {
+                // (One that is just ending has no parent any more: proc_pid_stat, pid_alive.)
+                Some(stat) if stat.parent == 0 && stat.has_ended() => is_clean = false,
+                Some(stat) => drop(all.insert(pid, (stat.parent, stat.start))),
+                None => is_clean = false,
+            }
+        }
+        let mut members: Vec<Member> = all
+            .iter()
+            .filter(|(pid, _)| **pid != init && !keepers.contains_key(pid))
+            .filter_map(|(pid, (_, start))| {
+                let container = container_of(*pid, init, keepers, &all)?;
+                Some(Member { pid: *pid, start: *start, container })
+            })
+            .collect();
+        members.sort_by_key(|member| member.pid);
+        Ok(Reading { members, is_clean })
+    }
+
+    fn same_members(&self, other: &Reading) -> bool {
+        self.members == other.members
+    }
+}
+
+/// The container that `pid` belongs to; `None`: no guest.
+///
+/// A chain that ends in the middle belongs to a process whose parent ended between the two looks; the
+/// next reading finds it with its new parent.
+fn container_of(
+    pid: i32,
+    init: i32,
+    keepers: &BTreeMap<i32, String>,
+    all: &HashMap<i32, (i32, u64)>,
+) -> Option<String> {
+    let mut nearest = None;
+    let mut at = pid;
+    // What was read at different times may even be a circle: a chain is no longer than there are
+    // processes.
+    for _ in 0..=all.len() {
+        let (parent, _) = all.get(&at)?;
+        if nearest.is_none() {
+            nearest = keepers.get(parent);
+        }
+        if *parent == init {
+            return Some(nearest.map_or(FIRST_CONTAINER, String::as_str).to_owned());
+        }
+        at = *parent;
+    }
+    None
+}
+
+/// What is known of a process; `None`: it has ended.
+fn describe(member: &Member, depth: usize, ids: &IdMap, init: i32) -> Option<ProcessInfo> {
+    let pid = member.pid;
+    let text = std::fs::read(format!("/proc/{pid}/status")).ok()?;
+    let status = GuestStatus::parse(&String::from_utf8_lossy(&text), depth)?;
+    let arguments = arguments(pid);
+    let cpu = process::cpu_time(pid).ok();
+    let stat = Stat::read(pid).filter(|stat| stat.start == member.start)?;
+    let guest_parent = if stat.parent == init { 1 } else { guest_pid(stat.parent, depth) };
+    let command = arguments.unwrap_or_else(|| format!("[{}]", stat.comm));
+    Some(ProcessInfo {
+        pid,
+        guest_pid: status.pid,
+        guest_parent,
+        guest_group: status.group,
+        guest_session: status.session,
+        uid: ids.inside(status.uid),
+        state: stat.state,
+        threads: status.threads,
+        comm: stat.comm,
+        command,
+        cpu_us: cpu.unwrap_or(stat.cpu).as_micros() as u64,
+        memory: status.memory,
+        started_us: ticks(stat.start).as_micros() as u64,
+        container: member.container.clone(),
+    })
+}
+
+/// The number of a process inside; 0: it has ended.
+fn guest_pid(pid: i32, depth: usize) -> i32 {
+    std::fs::read(format!("/proc/{pid}/status"))
+        .ok()
+        .and_then(|text| GuestStatus::parse(&String::from_utf8_lossy(&text), depth))
+        .map_or(0, |status| status.pid)
+}
+
+/// The command line, its arguments separated by spaces; `None`: it has none (a zombie).
+fn arguments(pid: i32) -> Option<String> {
+    use std::io::Read;
+    let mut text = Vec::new();
+    let file = std::fs::File::open(format!("/proc/{pid}/cmdline")).ok()?;
+    file.take(LONGEST_COMMAND as u64).read_to_end(&mut text).ok()?;
+    let text = String::from_utf8_lossy(&text).trim_end_matches('\0').replace('\0', " ");
+    (!text.is_empty()).then_some(text)
+}
+
+/// The number that the kernel gave last to a thread or process in the pid namespace of this one, whose
+/// numbers all that are made further inside get too. `None`: the kernel does not tell
+/// (ns_last_pid, CONFIG_CHECKPOINT_RESTORE). /proc/loadavg has it as well, but lxcfs makes it up.
+pub(super) fn last_number() -> Option<i32> {
+    std::fs::read_to_string("/proc/sys/kernel/ns_last_pid").ok()?.trim().parse().ok()
+}
+
+/// Whether `pid`, which may be a thread, descends from `init`, as far as a quick look tells: what has
+/// made it may be ending just now, but not much more than that.
+pub(super) fn descends(pid: i32, init: i32) -> bool {
+    let mut at = pid;
+    for _ in 0..MOST_PARENTS {
+        match Stat::read(at).map(|stat| stat.parent) {
+            Some(parent) if parent == init => return true,
+            Some(parent) if parent > 1 => at = parent,
+            _ => return false,
+        }
+    }
+    false
+}
+
+const MOST_PARENTS: usize = 64;
+
+/// The names in a directory of /proc that are numbers.
+pub(super) fn numbers(directory: &str) -> Result<impl Iterator<Item = i32> + use<>, Errno> {
+    let entries = std::fs::read_dir(directory)
+        .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))?;
+    Ok(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()))
+}
+
+/// How many pid namespaces deep this process is, seen from the one that /proc belongs to: at this
+/// place of the lists in `/proc/PID/status` stand the numbers of one namespace further in, which is
+/// the guest's.
+fn own_depth() -> Result<usize, Errno> {
+    let text = std::fs::read_to_string("/proc/self/status")
+        .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))?;
+    let line = field(&text, "NSpid").ok_or(Errno::EPROTO)?;
+    Ok(line.split_whitespace().count())
+}
+
+fn ticks(count: u64) -> Duration {
+    let per_second = sysconf(SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100).max(1) as u64;
+    Duration::from_micros(count.saturating_mul(1_000_000 / per_second))
+}
+
+/// What `/proc/PID/stat` says of a process or thread (proc_pid_stat(5)).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Stat {
+    pub(super) comm: String,
+    pub(super) state: char,
+    pub(super) parent: i32,
+    /// Of all threads; in whole ticks.
+    pub(super) cpu: Duration,
+    /// In ticks since boot.
+    pub(super) start: u64,
+}
+
+impl Stat {
+    /// `None`: there is no such process.
+    pub(super) fn read(pid: i32) -> Option<Stat> {
+        let text = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+        Stat::parse(&text)
+    }
+
+    /// Whether it is a zombie, or about to be gone.
+    pub(super) fn has_ended(&self) -> bool {
+        matches!(self.state, 'Z' | 'X')
+    }
+
+    fn parse(text: &[u8]) -> Option<Stat> {
+        // The name is the guest's to choose and may hold anything; nothing behind it does.
+        let open = text.iter().position(|byte| *byte == b'(')?;
+        let close = text.iter().rposition(|byte| *byte == b')')?;
+        let comm = String::from_utf8_lossy(text.get(open + 1..close)?).into_owned();
+        let rest = std::str::from_utf8(text.get(close + 1..)?).ok()?;
+        // The first of these is field 3, the state.
+        let fields: Vec<&str> = rest.split_whitespace().collect();
+        let number = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
+        Some(Stat {
+            comm,
+            state: fields.first()?.chars().next()?,
+            parent: fields.get(1)?.parse().ok()?,
+            cpu: ticks(number(14)? + number(15)?),
+            start: number(22)?,
+        })
+    }
+}
+
+/// What `/proc/PID/status` says of a guest process (proc_pid_status(5)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct GuestStatus {
+    pid: i32,
+    group: i32,
+    session: i32,
+    uid: u32,
+    threads: u32,
+    memory: u64,
+}
+
+impl GuestStatus {
+    fn parse(text: &str, depth: usize) -> Option<GuestStatus> {
+        let inside =
+            |name: &str| field(text, name)?.split_whitespace().nth(depth)?.parse::<i32>().ok();
+        let word = |name: &str, index: usize| {
+            field(text, name)?.split_whitespace().nth(index)?.parse::<u64>().ok()
+        };
+        Some(GuestStatus {
+            pid: inside("NStgid")?,
+            group: inside("NSpgid")?,
+            session: inside("NSsid")?,
+            uid: word("Uid", 1)? as u32,
+            threads: word("Threads", 0)? as u32,
+            // A zombie has none; in KiB.
+            memory: word("VmRSS", 0).unwrap_or(0) * 1024,
+        })
+    }
+}
+
+/// A line of a status file. The name, which is the guest's to choose, comes first, but the kernel
+/// escapes newlines in it.
+fn field<'t>(text: &'t str, name: &str) -> Option<&'t str> {
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+}
+
+/// The users of a user namespace (user_namespaces(7), uid_map): (inside, outside, count).
+#[derive(Debug, PartialEq, Eq)]
+struct IdMap(Vec<(u32, u32, u32)>);
+
+/// What the kernel shows for a user without a number (/proc/sys/kernel/overflowuid).
+const OVERFLOW: u32 = 65534;
+
+impl IdMap {
+    /// That of `pid`; everybody may read it.
+    fn read(pid: i32) -> IdMap {
+        IdMap::parse(&std::fs::read_to_string(format!("/proc/{pid}/uid_map")).unwrap_or_default())
+    }
+
+    fn parse(text: &str) -> IdMap {
+        let range = |line: &str| {
+            let mut words = line.split_whitespace().map(|word| word.parse().ok());
+            Some((words.next()??, words.next()??, words.next()??))
+        };
+        IdMap(text.lines().filter_map(range).collect())
+    }
+
+    fn inside(&self, uid: u32) -> u32 {
+        self.0
+            .iter()
+            .find_map(|(inside, outside, count)| {
+                let offset = uid.checked_sub(*outside).filter(|offset| offset < count)?;
+                inside.checked_add(offset)
+            })
+            .unwrap_or(OVERFLOW)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stat_is_read_whatever_the_name_says() {
+        let text =
+            b"41 (a) b (\nc) R 1) S 40 41 7 0 -1 4194560 1 2 3 4 150 50 9 9 20 0 1 0 12345 8 9";
+        let stat = Stat::parse(text).unwrap();
+        assert_eq!((stat.comm.as_str(), stat.state, stat.parent), ("a) b (\nc) R 1", 'S', 40));
+        assert_eq!((stat.cpu, stat.start), (ticks(200), 12345));
+        assert_eq!(Stat::parse(b"41 (x) S 40"), None);
+        assert_eq!(Stat::parse(b") 41 ("), None);
+    }
+
+    #[test]
+    fn status_gives_the_numbers_of_the_wanted_depth() {
+        let text = "Name:\tNStgid: 7\\n\nState:\tS (sleeping)\nUid:\t5\t6\t7\t8\nNStgid:\t90\t40\t2\n\
+                    NSpid:\t90\t40\t2\nNSpgid:\t90\t40\t3\nNSsid:\t0\t0\t1\nVmRSS:\t  100 kB\nThreads:\t4\n";
+        let expected =
+            GuestStatus { pid: 2, group: 3, session: 1, uid: 6, threads: 4, memory: 102_400 };
+        assert_eq!(GuestStatus::parse(text, 2), Some(expected));
+        assert_eq!(GuestStatus::parse(text, 1).unwrap().pid, 40);
+        // A process that is not as deep is no guest.
+        assert_eq!(GuestStatus::parse(text, 3), None);
+    }
+
+    #[test]
+    fn users_are_numbered_as_inside() {
+        let map = IdMap::parse("         0       1000          1\n 10 5000 20\nnonsense\n");
+        assert_eq!([map.inside(1000), map.inside(5019)], [0, 29]);
+        assert_eq!([map.inside(999), map.inside(5020), map.inside(0)], [OVERFLOW; 3]);
+        assert_eq!(IdMap::parse("0 0 4294967295").inside(4_294_967_294), 4_294_967_294);
+    }
+
+    #[test]
+    fn containers_are_those_of_the_nearest_keeper_and_strangers_have_none() {
+        let keepers: BTreeMap<i32, String> = [(20, "b".to_owned()), (30, "c".to_owned())].into();
+        // 10 is init; 30 a keeper below 20's program, 40 a stranger, 50 and 51 a circle.
+        let all: HashMap<i32, (i32, u64)> = [(11, 10), (12, 11), (20, 10), (21, 20), (30, 21)]
+            .into_iter()
+            .chain([(31, 30), (40, 1), (50, 51), (51, 50), (60, 61)])
+            .map(|(pid, parent)| (pid, (parent, 0)))
+            .collect();
+        let container = |pid| container_of(pid, 10, &keepers, &all);
+        assert_eq!(container(12).as_deref(), Some(FIRST_CONTAINER));
+        assert_eq!([container(21).as_deref(), container(31).as_deref()], [Some("b"), Some("c")]);
+        assert_eq!([container(40), container(50), container(60)], [None, None, None]);
+    }
+
+    #[test]
+    fn own_descendants_are_found_while_they_live() {
+        use std::process::{Command, Stdio};
+        let own = std::process::id() as i32;
+        let find = |pid: i32| {
+            let reading = Reading::new(own, &BTreeMap::new()).unwrap();
+            reading.members.into_iter().find(|member| member.pid == pid)
+        };
+        let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        let pid = child.id() as i32;
+        let member = find(pid).unwrap();
+        // Seen from one namespace further out than the guest's.
+        let depth = own_depth().unwrap() - 1;
+        let process = describe(&member, depth, &IdMap::parse("0 0 4294967295"), own).unwrap();
+        assert_eq!((process.pid, process.guest_pid, process.guest_parent), (pid, pid, 1));
+        assert_eq!((process.comm.as_str(), process.command.as_str()), ("cat", "cat"));
+        assert_eq!((process.threads, process.memory > 0), (1, true));
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        assert_eq!(find(pid), None);
+        assert_eq!(describe(&member, depth, &IdMap(Vec::new()), own), None);
+    }
+}

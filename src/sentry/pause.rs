@@ -1,0 +1,325 @@
+//! Stopping every guest thread, and letting all go on.
+//!
+//! Owns the order of a pause: list the guests' threads, ask each to stop (ptrace(2), on the thread of
+//! [`super::tracer`]), back out the calls that hold them up ([`crate::notify::Gate`]: after the stop
+//! was asked for, never before), wait until all have stopped, and begin anew until nothing new is
+//! found. What a stopping thread makes meanwhile is stopped from its first instruction on. (A process
+//! that only makes its successor and ends is gone before a reading of /proc comes to it. While anything
+//! vanishes like that, the newest process is looked for directly: [`Tracees::hunt`].)
+//!
+//! What counts as stopped, beside a thread that ptrace has stopped: the parent in a vfork(2), which
+//! the kernel keeps until its child, which is stopped, executes or ends; and a thread that another
+//! guest traces (a debugger inside) and has stopped, as long as that tracer is stopped itself. None
+//! of them can run an instruction of its program. Anything else that does not stop fails the pause,
+//! and all go on: all or nothing.
+//!
+//! The freezer cgroup is not used: few users have it, and what it has frozen returns EINTR from
+//! epoll_wait(2) and its like afterwards. What a stop by ptrace would end so is made again
+//! ([`super::rewind`]).
+//!
+//! Everything here blocks, and a parked call is backed out by the runtime: never call it on a thread
+//! that the runtime needs (use `spawn_blocking`).
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+
+use super::census::{Stat, last_number, numbers};
+use super::events::Event;
+use super::kernel::{Kernel, KernelError};
+use super::task::Status;
+use super::tracer::{Tracees, Tracer};
+use crate::notify::Gate;
+use crate::sys::process;
+
+/// The state of pausing.
+#[derive(Debug, Default)]
+pub(super) struct Pause {
+    /// Outermost in the lock order: held while all are stopped or let go.
+    depth: Mutex<Depth>,
+    /// Whether somebody has asked for a pause and has it. Written under `depth`.
+    paused: AtomicBool,
+    tracer: Tracer,
+    /// Backs calls out. Set once, when notifications begin to be received.
+    gate: OnceLock<Arc<Gate>>,
+}
+
+/// Protected by `Pause::depth`.
+#[derive(Debug, Default)]
+struct Depth {
+    /// How often [`Kernel::pause`] is in effect.
+    asked: u32,
+    /// How often all had to be stopped for a moment, by the kernel itself; nobody is told.
+    own: u32,
+    /// How many tasks were stopped.
+    tasks: u64,
+}
+
+/// A task that does not stop in this time (it waits for a dead file server, say) fails the pause.
+const LONGEST_STOP: Duration = Duration::from_secs(10);
+
+/// When it is first looked at what keeps the last ones from stopping, and how long at most until the
+/// next look. No descriptor tells that a task sits in vfork(2).
+const FIRST_LOOK: Duration = Duration::from_millis(2);
+const LONGEST_LOOK: Duration = Duration::from_millis(20);
+
+/// On a host where processes are made and end all the time no reading of /proc may be without one that
+/// has vanished: so many are enough that find nothing new, if a hunt finds nothing either.
+const MOST_UNCLEAN: u32 = 5;
+
+impl Kernel {
+    /// What backs calls out; once.
+    pub fn set_gate(&self, gate: Arc<Gate>) {
+        // A second one would be a second engine, which a kernel does not have.
+        let _ = self.pausing.gate.set(gate);
+    }
+
+    /// Stops every guest thread and gives their number; returns when the last has stopped. Pauses
+    /// nest: each needs its own [`Kernel::unpause`]. An error: all go on.
+    pub fn pause(&self) -> Result<u64, KernelError> {
+        let mut depth = self.pausing.lock();
+        self.stop_if_first(&mut depth)?;
+        depth.asked += 1;
+        if depth.asked == 1 {
+            self.pausing.paused.store(true, Ordering::SeqCst);
+            self.emit(&Event::Paused { tasks: depth.tasks });
+        }
+        Ok(depth.tasks)
+    }
+
+    /// Undoes one [`Kernel::pause`]; with the last, all go on.
+    pub fn unpause(&self) -> Result<(), KernelError> {
+        let mut depth = self.pausing.lock();
+        depth.asked = depth.asked.checked_sub(1).ok_or(KernelError::NotPaused)?;
+        let resumed = self.let_go_if_last(&depth);
+        if depth.asked == 0 {
+            self.pausing.paused.store(false, Ordering::SeqCst);
+            self.emit(&Event::Resumed);
+        }
+        resumed
+    }
+
+    /// Whether a pause is in effect.
+    pub fn is_paused(&self) -> bool {
+        self.pausing.paused.load(Ordering::SeqCst)
+    }
+
+    /// The thread that does all ptrace work.
+    pub fn tracer(&self) -> &Tracer {
+        &self.pausing.tracer
+    }
+
+    /// Does `work` while no guest runs, without telling anybody of a pause.
+    pub(super) fn while_stopped<R>(
+        &self,
+        work: impl FnOnce() -> Result<R, KernelError>,
+    ) -> Result<R, KernelError> {
+        let mut depth = self.pausing.lock();
+        self.stop_if_first(&mut depth)?;
+        depth.own += 1;
+        drop(depth);
+        let done = work();
+        let mut depth = self.pausing.lock();
+        depth.own -= 1;
+        self.let_go_if_last(&depth)?;
+        done
+    }
+
+    fn stop_if_first(&self, depth: &mut Depth) -> Result<(), KernelError> {
+        if depth.asked + depth.own == 0 {
+            match self.stop_all() {
+                Ok(tasks) => depth.tasks = tasks,
+                Err(error) => {
+                    // The first failure is the one to tell.
+                    let _ = self.let_go();
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn let_go_if_last(&self, depth: &Depth) -> Result<(), KernelError> {
+        if depth.asked + depth.own == 0 { self.let_go() } else { Ok(()) }
+    }
+
+    fn let_go(&self) -> Result<(), KernelError> {
+        // Before any of them runs: see `Gate`.
+        if let Some(gate) = self.pausing.gate.get() {
+            gate.open();
+        }
+        self.time().sessions().hold(false);
+        self.on_tracer(Tracees::let_go)
+    }
+
+    fn stop_all(&self) -> Result<u64, KernelError> {
+        self.time().sessions().hold(true);
+        self.on_tracer(Tracees::hold)?;
+        let deadline = Instant::now() + LONGEST_STOP;
+        let mut unclean = 0;
+        let mut clean = 0;
+        let mut last: Option<Option<i32>> = None;
+        // Those that were seen to have ended, and whose last children have been listed since.
+        let mut ended = HashSet::new();
+        loop {
+            let since_last_pass = last.replace(last_number());
+            let (mut members, is_clean) = self.members()?;
+            // Parents before their children.
+            members.sort_by_key(|member| (member.start, member.pid));
+            let all: Vec<i32> = members.iter().flat_map(|member| threads(member.pid)).collect();
+            let asked = self.on_tracer(move |tracees| tracees.stop_all(&all))?;
+            self.back_out(&asked.running);
+            let excused = self.wait_for_stops(deadline)?;
+            let refused = self.refused(asked.refused)?;
+            let newly_ended = refused.ended.iter().filter(|tid| ended.insert(**tid)).last();
+            let missed = asked.missed.or(newly_ended.copied());
+            // Where nothing was made anywhere since the pass before, nothing can have been missed:
+            // what was being made then had a parent that has been found and has stopped.
+            let is_quiet = since_last_pass.flatten().is_some_and(|it| last_number() == Some(it));
+            let is_over = is_quiet || clean == 2 || unclean == MOST_UNCLEAN;
+            if is_over && refused.free.is_empty() && !asked.any_new {
+                let stopped = self.on_tracer(|tracees| tracees.stopped())?;
+                return Ok((stopped + excused + refused.held) as u64);
+            }
+            if Instant::now() > deadline {
+                return Err(refused.free.first().copied().unwrap_or(KernelError::Storm));
+            }
+            if !refused.free.is_empty() {
+                // Maybe its program is just being started, or its tracer about to stop.
+                std::thread::sleep(FIRST_LOOK);
+            } else if asked.any_new {
+                (clean, unclean) = (0, 0);
+            } else if is_clean && missed.is_none() {
+                clean += 1;
+            } else {
+                clean = 0;
+                let init = self.init_pid();
+                let caught = self.on_tracer(move |tracees| tracees.hunt(init))?;
+                self.back_out(&caught);
+                unclean += u32::from(caught.is_empty() && missed.is_none());
+            }
+        }
+    }
+
+    fn back_out(&self, tids: &[i32]) {
+        if let Some(gate) = self.pausing.gate.get() {
+            gate.back_out(tids);
+        }
+    }
+
+    /// Waits until all that were asked have stopped; gives how many of them need not.
+    fn wait_for_stops(&self, deadline: Instant) -> Result<usize, KernelError> {
+        let mut look = FIRST_LOOK;
+        loop {
+            if self.pausing.tracer.progress().wait(look) {
+                return Ok(0);
+            }
+            look = (look * 2).min(LONGEST_LOOK);
+            let running = self.on_tracer(|tracees| tracees.running())?;
+            let mut excused = 0;
+            let mut late = None;
+            for tid in running {
+                match Stat::read(tid).map(|stat| stat.state) {
+                    // It has ended: its tracer hears of that when the whole process has.
+                    None | Some('Z' | 'X') => {}
+                    Some('D') if sits_in_vfork(tid) => excused += 1,
+                    Some(_) => late = Some(tid),
+                }
+            }
+            match late {
+                None => return Ok(excused),
+                Some(tid) if Instant::now() > deadline => {
+                    return Err(KernelError::NotStopping(tid));
+                }
+                Some(_) => {}
+            }
+        }
+    }
+
+    /// What to think of those that could not be traced.
+    fn refused(&self, refused: Vec<(i32, Errno)>) -> Result<Refused, KernelError> {
+        let mut all = Refused::default();
+        for (task, errno) in refused {
+            match Status::read(task).map(|status| (status.state, status.tracer)) {
+                Err(_) | Ok((b'Z' | b'X', _)) => all.ended.push(task),
+                // It may have been another one's a moment ago: the next attempt tells.
+                Ok((_, 0)) => all.free.push(KernelError::NotStoppable(task, errno)),
+                // It is traced for the time of one call, and not let go from it.
+                Ok(_) if self.time().sessions().holds(task) => all.held += 1,
+                Ok((state, tracer)) => {
+                    let is_ours = self.on_tracer(move |tracees| tracees.has(tracer))?;
+                    if is_ours && state == b't' {
+                        all.held += 1;
+                    } else {
+                        all.free.push(KernelError::Traced { task, tracer });
+                    }
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    fn on_tracer<R: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Tracees) -> R + Send + 'static,
+    ) -> Result<R, KernelError> {
+        self.pausing.tracer.run(work).map_err(KernelError::Tracer)
+    }
+}
+
+/// Those that could not be traced.
+#[derive(Debug, Default)]
+struct Refused {
+    /// How many another guest holds, which is stopped itself, or a session of the sentry's.
+    held: usize,
+    /// Why the others, which may run, could not.
+    free: Vec<KernelError>,
+    /// Those that have ended: only the next reading shows what they have made.
+    ended: Vec<i32>,
+}
+
+impl Pause {
+    fn lock(&self) -> MutexGuard<'_, Depth> {
+        self.depth.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The threads of a process. One that has ended is tried by its own number, so that it is known to be
+/// missed.
+fn threads(pid: i32) -> Vec<i32> {
+    let all: Vec<i32> =
+        numbers(&format!("/proc/{pid}/task")).map(Iterator::collect).unwrap_or_default();
+    if all.is_empty() { vec![pid] } else { all }
+}
+
+/// Whether a thread in an uninterruptible wait is the parent in a vfork(2).
+///
+/// It was asked to stop, so whatever it really waits for there, it does not run its program again
+/// before it has stopped.
+fn sits_in_vfork(tid: i32) -> bool {
+    let text = std::fs::read_to_string(format!("/proc/{tid}/syscall")).unwrap_or_default();
+    let mut words = text.split_whitespace();
+    let number = words.next().and_then(|word| word.parse::<libc::c_long>().ok());
+    let argument = words
+        .next()
+        .and_then(|word| u64::from_str_radix(word.trim_start_matches("0x"), 16).ok())
+        .unwrap_or(0);
+    let flags = match number {
+        #[cfg(target_arch = "x86_64")]
+        Some(libc::SYS_vfork) => return true,
+        Some(libc::SYS_clone) => argument,
+        // They come first in struct clone_args (clone(2)).
+        Some(libc::SYS_clone3) => {
+            let mut flags = [0; 8];
+            match process::read_memory(tid, argument, &mut flags) {
+                Ok(8) => u64::from_ne_bytes(flags),
+                _ => 0,
+            }
+        }
+        _ => 0,
+    };
+    flags & libc::CLONE_VFORK as u64 != 0
+}

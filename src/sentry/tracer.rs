@@ -1,0 +1,454 @@
+//! The one thread that does all ptrace(2) work of a sandbox.
+//!
+//! ptrace is bound to a thread: only the one that has seized a guest thread hears of its stops and
+//! may let it go. So one thread, made at the first need, owns every tracee. It waits for two things:
+//! work that others send it, and SIGCHLD, by which the kernel tells that a tracee has changed. (For
+//! that, SIGCHLD has to be blocked in every thread of the process: one that does not block it would
+//! swallow it.)
+//!
+//! How to use it: [`Tracer::run`] runs a closure on the thread, with the [`Tracees`], and gives its
+//! result. The closure must not wait for a tracee, since nobody would hear of it meanwhile: it seizes
+//! a thread with [`Tracees::seize`] and a [`Handler`], which is called at each stop and decides
+//! whether the thread goes on or is let go. A tracee without a handler is let go at its next stop.
+//!
+//! Pausing is beside that: while the tracees are *held* ([`Tracees::hold`]) every one that stops
+//! stays stopped, whatever its handler would do; the handler is asked when the pause ends.
+//!
+//! A thread or process that a tracee makes is traced from its first instruction; unless the tracees
+//! are held it is let go at once.
+
+use std::collections::HashMap;
+use std::os::fd::AsFd;
+use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use super::census;
+use super::task::Status;
+use crate::sys::ptrace::{self, Change, Running, Stop, Stopped};
+
+/// Decides what becomes of one tracee. Lives on the tracer's thread.
+pub trait Handler {
+    /// The thread has stopped. An error: it is let go.
+    fn on_stop(&mut self, stopped: Stopped) -> Next;
+}
+
+/// What becomes of a tracee that has stopped.
+#[derive(Debug)]
+pub enum Next {
+    /// It was made to go on and stays traced.
+    Runs(Running),
+    /// It was let go, or it has been killed.
+    Gone,
+}
+
+/// The thread, made at the first need.
+#[derive(Debug, Default)]
+pub struct Tracer {
+    /// A leaf of the lock order; held while the thread is made.
+    thread: Mutex<Option<Thread>>,
+    /// Tells those who wait that a held tracee has stopped or ended.
+    progress: Arc<Progress>,
+}
+
+type Work = Box<dyn FnOnce(&mut Tracees) + Send>;
+
+#[derive(Debug, Clone)]
+struct Thread {
+    work: mpsc::Sender<Work>,
+    wake: Arc<EventFd>,
+}
+
+/// How many held tracees have not stopped yet.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    /// A leaf of the lock order.
+    running: Mutex<usize>,
+    changed: Condvar,
+}
+
+impl Progress {
+    /// Waits until every held tracee has stopped, but not longer than `limit`.
+    pub(super) fn wait(&self, limit: Duration) -> bool {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.changed.wait_timeout_while(running, limit, |running| *running > 0);
+        *waited.unwrap_or_else(PoisonError::into_inner).0 == 0
+    }
+
+    fn set(&self, count: usize) {
+        *self.running.lock().unwrap_or_else(PoisonError::into_inner) = count;
+        if count == 0 {
+            self.changed.notify_all();
+        }
+    }
+}
+
+impl Tracer {
+    /// Runs `work` on the tracer's thread and gives its result. Blocks.
+    pub fn run<R: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Tracees) -> R + Send + 'static,
+    ) -> Result<R, Errno> {
+        let thread = self.thread()?;
+        let (sender, result) = mpsc::sync_channel(1);
+        let work: Work = Box::new(move |tracees| {
+            // Nobody waits for the result of somebody who has died.
+            let _ = sender.send(work(tracees));
+        });
+        thread.work.send(work).map_err(|_| Errno::ESRCH)?;
+        thread.wake.write(1)?;
+        result.recv().map_err(|_| Errno::ESRCH)
+    }
+
+    pub(super) fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    fn thread(&self) -> Result<Thread, Errno> {
+        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(thread) = &*thread {
+            return Ok(thread.clone());
+        }
+        let (sender, work) = mpsc::channel();
+        let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
+        let made = Thread { work: sender, wake: Arc::clone(&wake) };
+        let progress = Arc::clone(&self.progress);
+        std::thread::Builder::new()
+            .name("trace".into())
+            .spawn(move || {
+                if let Err(errno) = live(&work, &wake, progress) {
+                    tracing::error!(%errno, "the thread that stops guests cannot go on");
+                }
+            })
+            .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EAGAIN)))?;
+        *thread = Some(made.clone());
+        Ok(made)
+    }
+}
+
+/// The thread's life.
+fn live(work: &mpsc::Receiver<Work>, wake: &EventFd, progress: Arc<Progress>) -> Result<(), Errno> {
+    SigSet::all().thread_block()?;
+    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+    let changes = SignalFd::with_flags(&SigSet::from_iter([Signal::SIGCHLD]), flags)?;
+    let mut tracees = Tracees { all: HashMap::new(), held: false, running: 0, places: 0, progress };
+    loop {
+        let mut fds = [
+            PollFd::new(wake.as_fd(), PollFlags::POLLIN),
+            PollFd::new(changes.as_fd(), PollFlags::POLLIN),
+        ];
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+        // Emptied first: what comes afterwards wakes the thread once more.
+        let _ = wake.read();
+        while let Ok(Some(_)) = changes.read_signal() {}
+        loop {
+            match work.try_recv() {
+                Ok(work) => work(&mut tracees),
+                Err(mpsc::TryRecvError::Empty) => break,
+                // The kernel is gone; what is still traced is let go by the end of the thread.
+                Err(mpsc::TryRecvError::Disconnected) => return Ok(()),
+            }
+        }
+        while let Some(change) = ptrace::wait()? {
+            tracees.changed(change);
+        }
+        tracees.publish();
+    }
+}
+
+/// The process of a thread; only looked up where any is late.
+fn group(tid: i32, late: &HashMap<i32, i32>) -> Option<i32> {
+    if late.is_empty() { None } else { Status::read(tid).ok().map(|status| status.tgid) }
+}
+
+/// What became of [`Tracees::stop_all`].
+#[derive(Debug, Default)]
+pub(super) struct Asked {
+    /// Whether any was new.
+    pub(super) any_new: bool,
+    /// One that has ended before it could be traced.
+    pub(super) missed: Option<i32>,
+    /// All that have been asked and have not stopped.
+    pub(super) running: Vec<i32>,
+    /// Those that may not be traced, and why.
+    pub(super) refused: Vec<(i32, Errno)>,
+}
+
+/// A hunt lasts as long as many lives of a process that only makes its successor and ends; and this
+/// thread may have to wait for a CPU meanwhile.
+const SHORTEST_HUNT: Duration = Duration::from_millis(2);
+const FEWEST_LOOKS: u32 = 50;
+
+/// So many numbers before the last one are looked at in a hunt.
+const MOST_BEHIND: i32 = 4;
+
+/// The guest threads that are traced. Owned by the tracer's thread.
+pub struct Tracees {
+    all: HashMap<i32, Tracee>,
+    /// Whether those that stop stay stopped.
+    held: bool,
+    /// How many of `all` have not stopped.
+    running: usize,
+    /// How many there have been.
+    places: u64,
+    progress: Arc<Progress>,
+}
+
+struct Tracee {
+    state: State,
+    how: How,
+}
+
+/// What is known of a tracee whatever its state.
+struct How {
+    handler: Option<Box<dyn Handler>>,
+    /// Tracees are let go in this order.
+    place: u64,
+    /// It runs on and is let go when this one, of the same process, is.
+    after: Option<i32>,
+}
+
+enum State {
+    Running(Running),
+    Stopped(Stopped),
+}
+
+impl Tracees {
+    /// Traces `tid`, which runs on until it stops by itself; `handler` is called then. EBUSY: another
+    /// handler has it. EPERM: a guest traces it, it has ended, or it may not be traced.
+    pub fn seize(&mut self, tid: i32, handler: Box<dyn Handler>) -> Result<(), Errno> {
+        if let Some(tracee) = self.all.get_mut(&tid) {
+            if tracee.how.handler.is_some() {
+                return Err(Errno::EBUSY);
+            }
+            tracee.how.handler = Some(handler);
+            return Ok(());
+        }
+        let running = ptrace::seize(tid)?;
+        let how = How { handler: Some(handler), place: self.next_place(), after: None };
+        self.add(tid, State::Running(running), how);
+        Ok(())
+    }
+
+    /// From now on those that stop stay stopped, until [`Tracees::let_go`].
+    pub(super) fn hold(&mut self) {
+        self.held = true;
+    }
+
+    /// Asks all of `tids` to stop, seizing those that are new. They are let go in the same order.
+    ///
+    /// All are seized before the first is stopped. Signals that do nothing (SIGCHLD, mostly) are kept
+    /// for a process while one of its threads is traced, and then given to a thread that has not
+    /// stopped (sig_ignored and complete_signal in kernel/signal.c): one that is not traced would see
+    /// its call end with EINTR, and nobody would mend that (see [`super::rewind`]).
+    pub(super) fn stop_all(&mut self, tids: &[i32]) -> Asked {
+        let mut asked = Asked::default();
+        for tid in tids {
+            match self.trace(*tid) {
+                Ok(is_new) => asked.any_new |= is_new,
+                // It has ended, and who knows what it has made.
+                Err(Errno::ESRCH) => asked.missed = Some(*tid),
+                Err(errno) => asked.refused.push((*tid, errno)),
+            }
+        }
+        for tid in tids {
+            match self.interrupt(*tid) {
+                Ok(()) => {}
+                Err(Errno::ESRCH) => asked.missed = Some(*tid),
+                Err(errno) => asked.refused.push((*tid, errno)),
+            }
+        }
+        asked.running = self.running();
+        self.publish();
+        asked
+    }
+
+    /// Seizes `tid`, if it is new. Gives whether it was.
+    fn trace(&mut self, tid: i32) -> Result<bool, Errno> {
+        if self.has(tid) {
+            return Ok(false);
+        }
+        let running = ptrace::seize(tid)?;
+        let how = How { handler: None, place: self.next_place(), after: None };
+        self.add(tid, State::Running(running), how);
+        Ok(true)
+    }
+
+    /// Asks `tid` to stop, if it is traced and has not.
+    fn interrupt(&mut self, tid: i32) -> Result<(), Errno> {
+        let Some(State::Running(running)) = self.all.get(&tid).map(|it| &it.state) else {
+            return Ok(());
+        };
+        let asked = running.interrupt();
+        if asked == Err(Errno::ESRCH) {
+            // It is about to be told that it has ended; or it was told before, of one that was made
+            // by a tracee.
+            self.remove(tid);
+        }
+        asked
+    }
+
+    /// Tries for a while to stop what is made and ends too fast to be found in a reading of /proc: it is
+    /// looked for by the number that the kernel gave last. Gives those that were caught.
+    pub(super) fn hunt(&mut self, init: i32) -> Vec<i32> {
+        let begun = Instant::now();
+        let mut looks = 0;
+        let mut caught = Vec::new();
+        while caught.is_empty() && (looks < FEWEST_LOOKS || begun.elapsed() < SHORTEST_HUNT) {
+            looks += 1;
+            let Some(last) = census::last_number() else { break };
+            for tid in (last - MOST_BEHIND..=last).rev() {
+                if !self.has(tid)
+                    && census::descends(tid, init)
+                    && self.trace(tid).is_ok()
+                    && self.interrupt(tid).is_ok()
+                {
+                    caught.push(tid);
+                }
+            }
+        }
+        self.publish();
+        caught
+    }
+
+    /// Whether `tid` is traced.
+    pub(super) fn has(&self, tid: i32) -> bool {
+        self.all.contains_key(&tid)
+    }
+
+    /// Those that have not stopped.
+    pub(super) fn running(&self) -> Vec<i32> {
+        let running = |tracee: &Tracee| matches!(tracee.state, State::Running(_));
+        self.all.iter().filter(|(_, it)| running(it)).map(|(tid, _)| *tid).collect()
+    }
+
+    /// How many have stopped.
+    pub(super) fn stopped(&self) -> usize {
+        self.all.len() - self.running
+    }
+
+    /// Lets all go on. Those that have not stopped are let go as soon as they do.
+    ///
+    /// Parents come before their children: a child that ends sends SIGCHLD, which is kept only for a
+    /// parent that is still traced (see [`Tracees::stop_all`]).
+    pub(super) fn let_go(&mut self) {
+        self.held = false;
+        let mut stopped: Vec<(u64, i32)> = self
+            .all
+            .iter()
+            .filter(|(_, tracee)| matches!(tracee.state, State::Stopped(_)))
+            .map(|(tid, tracee)| (tracee.how.place, *tid))
+            .collect();
+        stopped.sort_unstable();
+        let late = self.late();
+        for (_, tid) in stopped {
+            if let Some(Tracee { state: State::Stopped(stopped), mut how }) = self.all.remove(&tid)
+            {
+                how.after = group(tid, &late).and_then(|group| late.get(&group).copied());
+                self.decide(tid, stopped, how);
+            }
+        }
+    }
+
+    /// Those that are still to stop, by process: parents in vfork(2). While one is traced, signals that
+    /// do nothing are kept for its process, and those of its threads that are not traced would see
+    /// their calls end by them.
+    fn late(&self) -> HashMap<i32, i32> {
+        let group = |tid: i32| Some((Status::read(tid).ok()?.tgid, tid));
+        self.running().into_iter().filter_map(group).collect()
+    }
+
+    fn next_place(&mut self) -> u64 {
+        self.places += 1;
+        self.places
+    }
+
+    fn add(&mut self, tid: i32, state: State, how: How) {
+        self.running += usize::from(matches!(state, State::Running(_)));
+        self.all.insert(tid, Tracee { state, how });
+    }
+
+    fn remove(&mut self, tid: i32) -> Option<How> {
+        let tracee = self.all.remove(&tid)?;
+        self.running -= usize::from(matches!(tracee.state, State::Running(_)));
+        Some(tracee.how)
+    }
+
+    fn changed(&mut self, change: Change) {
+        match change {
+            Change::Ended(tid) => {
+                self.remove(tid);
+                self.release_after(tid);
+            }
+            Change::Stopped(mut stopped) => {
+                let tid = stopped.tid();
+                // (One that is not known was made by a tracee just now.)
+                let mut how = self.remove(tid);
+                match stopped.why() {
+                    // Nothing tells of the end of the number that it had.
+                    Stop::Executed { former } if former != tid => how = self.remove(former),
+                    Stop::Made(made) if made > 0 && !self.has(made) => {
+                        let how = How { handler: None, place: self.next_place(), after: None };
+                        self.add(made, State::Running(Running::made(made)), how);
+                    }
+                    _ => {}
+                }
+                let place = how.as_ref().map_or_else(|| self.next_place(), |how| how.place);
+                let after = how.as_ref().and_then(|how| how.after);
+                let how = How { handler: how.and_then(|how| how.handler), place, after };
+                super::rewind::prepare(&mut stopped);
+                if self.held {
+                    self.add(tid, State::Stopped(stopped), how);
+                } else {
+                    self.decide(tid, stopped, how);
+                }
+            }
+        }
+    }
+
+    /// What becomes of a stopped tracee that is not held and not in `all`.
+    fn decide(&mut self, tid: i32, stopped: Stopped, how: How) {
+        let How { handler, place, after } = how;
+        match handler {
+            Some(mut handler) => match handler.on_stop(stopped) {
+                Next::Runs(running) => {
+                    let how = How { handler: Some(handler), place, after: None };
+                    self.add(tid, State::Running(running), how);
+                }
+                Next::Gone => {}
+            },
+            // ESRCH, here and below: it has been killed; its end is told.
+            None if after.is_some_and(|it| self.has(it)) => {
+                if let Ok(running) = stopped.go_on() {
+                    let how = How { handler: None, place, after };
+                    self.add(tid, State::Running(running), how);
+                }
+            }
+            None => {
+                let _ = stopped.detach();
+                self.release_after(tid);
+            }
+        }
+    }
+
+    /// Those that had to wait for the end of `tid`'s tracing stop once more, to be let go.
+    fn release_after(&self, tid: i32) {
+        for tracee in self.all.values().filter(|tracee| tracee.how.after == Some(tid)) {
+            if let State::Running(running) = &tracee.state {
+                let _ = running.interrupt();
+            }
+        }
+    }
+
+    fn publish(&self) {
+        self.progress.set(if self.held { self.running } else { 0 });
+    }
+}

@@ -1,0 +1,245 @@
+//! ptrace(2), as far as stopping threads and looking at them goes.
+//!
+//! A traced thread is [`Running`] or [`Stopped`], and only a stopped one can be read, changed or let
+//! go. The kernel ties a tracee to the thread that has seized it, so neither type leaves its thread.
+//! Every call may answer ESRCH: a tracee can be killed at any moment, stopped or not.
+
+use std::marker::PhantomData;
+
+use libc::{c_int, c_long, c_uint, c_void, pid_t};
+use nix::errno::Errno;
+
+/// What the tracer is told of beside stops and ends: new threads and processes, which are traced from
+/// their first instruction on, and execs.
+const OPTIONS: c_int = libc::PTRACE_O_TRACECLONE
+    | libc::PTRACE_O_TRACEFORK
+    | libc::PTRACE_O_TRACEVFORK
+    | libc::PTRACE_O_TRACEEXEC;
+
+/// Makes the types stay on the thread that made them.
+type OfThisThread = PhantomData<*const ()>;
+
+/// A thread that the calling one traces and that was not seen to have stopped.
+#[derive(Debug)]
+pub struct Running {
+    tid: pid_t,
+    of: OfThisThread,
+}
+
+/// A thread that the calling one traces and that has stopped.
+#[derive(Debug)]
+pub struct Stopped {
+    tid: pid_t,
+    why: Stop,
+    of: OfThisThread,
+}
+
+/// Why a thread has stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// It is about to get this signal; it does if it is let go with it.
+    Signal(c_int),
+    /// Its process is stopped by this signal (or was when it was asked to stop).
+    Group(c_int),
+    /// It was asked to stop, or it is new.
+    Asked,
+    /// It has made this thread or process, which is traced too; 0: it has died meanwhile.
+    Made(pid_t),
+    /// It has executed another program. `former` was its number before: a thread that executes gets
+    /// the number of its process.
+    Executed {
+        /// The number.
+        former: pid_t,
+    },
+    /// Something else.
+    Other(c_int),
+}
+
+/// What [`wait`] has to tell.
+#[derive(Debug)]
+pub enum Change {
+    /// A tracee has stopped.
+    Stopped(Stopped),
+    /// A tracee has ended and was reaped, as far as its tracer goes.
+    Ended(pid_t),
+}
+
+fn request(request: c_uint, tid: pid_t, address: usize, data: usize) -> Result<c_long, Errno> {
+    // SAFETY: the callers below pass numbers, or pointers to what the request reads or writes.
+    let done = unsafe { libc::ptrace(request, tid, address as *mut c_void, data as *mut c_void) };
+    Errno::result(done)
+}
+
+/// Begins to trace `tid`, which runs on. EPERM: it is traced already, has ended, or may not be.
+pub fn seize(tid: pid_t) -> Result<Running, Errno> {
+    request(libc::PTRACE_SEIZE, tid, 0, OPTIONS as usize)?;
+    Ok(Running { tid, of: PhantomData })
+}
+
+/// The next change of a tracee of the calling thread, if there is one now. Children of other threads
+/// of this process are left alone.
+pub fn wait() -> Result<Option<Change>, Errno> {
+    let mut status = 0;
+    let flags = libc::WNOHANG | libc::__WALL | libc::__WNOTHREAD;
+    loop {
+        // SAFETY: the kernel writes one int.
+        match Errno::result(unsafe { libc::waitpid(-1, &mut status, flags) }) {
+            Ok(0) | Err(Errno::ECHILD) => return Ok(None),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+            Ok(tid) if libc::WIFSTOPPED(status) => {
+                let stopped = Stopped { tid, why: Stop::of(tid, status), of: PhantomData };
+                return Ok(Some(Change::Stopped(stopped)));
+            }
+            Ok(tid) => return Ok(Some(Change::Ended(tid))),
+        }
+    }
+}
+
+/// The number that comes with an event (PTRACE_GETEVENTMSG).
+fn event_message(tid: pid_t) -> Result<pid_t, Errno> {
+    let mut message: libc::c_ulong = 0;
+    request(libc::PTRACE_GETEVENTMSG, tid, 0, &raw mut message as usize)?;
+    Ok(message as pid_t)
+}
+
+impl Stop {
+    /// ptrace(2), "Stopped states".
+    fn of(tid: pid_t, status: c_int) -> Stop {
+        let signal = libc::WSTOPSIG(status);
+        match status >> 16 {
+            0 => Stop::Signal(signal),
+            libc::PTRACE_EVENT_STOP if signal == libc::SIGTRAP => Stop::Asked,
+            libc::PTRACE_EVENT_STOP => Stop::Group(signal),
+            libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_VFORK | libc::PTRACE_EVENT_CLONE => {
+                Stop::Made(event_message(tid).unwrap_or(0))
+            }
+            libc::PTRACE_EVENT_EXEC => Stop::Executed { former: event_message(tid).unwrap_or(tid) },
+            event => Stop::Other(event),
+        }
+    }
+}
+
+impl Running {
+    /// A thread that was made by a tracee of the calling thread ([`Stop::Made`]).
+    pub fn made(tid: pid_t) -> Running {
+        Running { tid, of: PhantomData }
+    }
+
+    /// The thread's number.
+    pub fn tid(&self) -> pid_t {
+        self.tid
+    }
+
+    /// Asks the thread to stop. It does before it runs another instruction of its program, once
+    /// nothing in the kernel holds it up.
+    pub fn interrupt(&self) -> Result<(), Errno> {
+        request(libc::PTRACE_INTERRUPT, self.tid, 0, 0).map(drop)
+    }
+}
+
+impl Stopped {
+    /// The thread's number.
+    pub fn tid(&self) -> pid_t {
+        self.tid
+    }
+
+    /// Why it has stopped.
+    pub fn why(&self) -> Stop {
+        self.why
+    }
+
+    /// The signal that it was about to get.
+    fn signal(&self) -> usize {
+        match self.why {
+            Stop::Signal(signal) => signal as usize,
+            _ => 0,
+        }
+    }
+
+    /// Traces it no longer. It goes on, with the signal that it was about to get; a thread whose
+    /// process is stopped by a signal stays stopped (__ptrace_unlink in kernel/ptrace.c).
+    pub fn detach(self) -> Result<(), Errno> {
+        request(libc::PTRACE_DETACH, self.tid, 0, self.signal()).map(drop)
+    }
+
+    /// It goes on, with the signal that it was about to get, and stays traced. One whose process is
+    /// stopped by a signal waits for the end of that (PTRACE_LISTEN).
+    pub fn go_on(self) -> Result<Running, Errno> {
+        match self.why {
+            Stop::Group(_) => request(libc::PTRACE_LISTEN, self.tid, 0, 0)?,
+            _ => request(libc::PTRACE_CONT, self.tid, 0, self.signal())?,
+        };
+        Ok(Running { tid: self.tid, of: PhantomData })
+    }
+
+    /// Its general registers.
+    pub fn registers(&self) -> Result<libc::user_regs_struct, Errno> {
+        // SAFETY: an all-zero user_regs_struct is valid.
+        let mut registers: libc::user_regs_struct = unsafe { std::mem::zeroed() };
+        let mut vector = libc::iovec {
+            iov_base: (&raw mut registers).cast(),
+            iov_len: size_of::<libc::user_regs_struct>(),
+        };
+        let vector = &raw mut vector as usize;
+        request(libc::PTRACE_GETREGSET, self.tid, libc::NT_PRSTATUS as usize, vector)?;
+        Ok(registers)
+    }
+
+    /// Changes its general registers.
+    pub fn set_registers(&mut self, registers: &libc::user_regs_struct) -> Result<(), Errno> {
+        let mut vector = libc::iovec {
+            iov_base: (&raw const *registers).cast_mut().cast(),
+            iov_len: size_of::<libc::user_regs_struct>(),
+        };
+        let vector = &raw mut vector as usize;
+        request(libc::PTRACE_SETREGSET, self.tid, libc::NT_PRSTATUS as usize, vector).map(drop)
+    }
+
+    /// What is known of the signal that it was about to get. EINVAL: it has not stopped for one.
+    pub fn signal_information(&self) -> Result<libc::siginfo_t, Errno> {
+        // SAFETY: an all-zero siginfo_t is valid.
+        let mut information: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        request(libc::PTRACE_GETSIGINFO, self.tid, 0, &raw mut information as usize)?;
+        Ok(information)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(event: c_int, signal: c_int) -> c_int {
+        event << 16 | signal << 8 | 0x7f
+    }
+
+    #[test]
+    fn stops_are_told_apart() {
+        let of = |event, signal| Stop::of(0, status(event, signal));
+        assert_eq!(of(0, libc::SIGTRAP), Stop::Signal(libc::SIGTRAP));
+        assert_eq!(of(libc::PTRACE_EVENT_STOP, libc::SIGTRAP), Stop::Asked);
+        assert_eq!(of(libc::PTRACE_EVENT_STOP, libc::SIGTSTP), Stop::Group(libc::SIGTSTP));
+        assert_eq!(of(libc::PTRACE_EVENT_VFORK, libc::SIGTRAP), Stop::Made(0));
+    }
+
+    #[test]
+    fn a_thread_is_seized_stopped_read_and_let_go() {
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let pid = child.id() as pid_t;
+        seize(pid).unwrap().interrupt().unwrap();
+        let stopped = loop {
+            match wait().unwrap() {
+                Some(Change::Stopped(stopped)) => break stopped,
+                _ => std::thread::yield_now(),
+            }
+        };
+        assert_eq!((stopped.tid(), stopped.why()), (pid, Stop::Asked));
+        assert!(stopped.registers().is_ok());
+        // A second tracer is refused.
+        assert_eq!(seize(pid).unwrap_err(), Errno::EPERM);
+        stopped.detach().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(seize(pid).unwrap_err(), Errno::ESRCH);
+    }
+}
