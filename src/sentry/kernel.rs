@@ -10,7 +10,8 @@
 //!       Task::filters
 //!         Undelivered::results, Refusals::kinds, Keepers::all, Accounting::notes, Group::found,
 //!         Load::inner, Tracer::thread, Progress::running, Gate::inner, Events::limit, Events::recent,
-//!         KernelLog::ring, Timekeeper::realtime, Remade::calls   (leaves)
+//!         KernelLog::ring, Timekeeper::realtime, Remade::calls,
+//!         Sessions::inner   (leaves)
 //! ```
 
 use std::collections::HashMap;

@@ -21,6 +21,7 @@ mod pause;
 mod refusals;
 mod remake;
 mod rewind;
+mod sessions;
 mod signals;
 mod stats;
 pub mod syscalls;

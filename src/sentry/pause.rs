@@ -156,10 +156,12 @@ impl Kernel {
         if let Some(gate) = self.pausing.gate.get() {
             gate.open();
         }
+        self.time().sessions().hold(false);
         self.on_tracer(Tracees::let_go)
     }
 
     fn stop_all(&self) -> Result<u64, KernelError> {
+        self.time().sessions().hold(true);
         self.on_tracer(Tracees::hold)?;
         let deadline = Instant::now() + LONGEST_STOP;
         let mut unclean = 0;
@@ -250,6 +252,8 @@ impl Kernel {
                 Err(_) | Ok((b'Z' | b'X', _)) => all.ended.push(task),
                 // It may have been another one's a moment ago: the next attempt tells.
                 Ok((_, 0)) => all.free.push(KernelError::NotStoppable(task, errno)),
+                // It is traced for the time of one call, and not let go from it.
+                Ok(_) if self.time().sessions().holds(task) => all.held += 1,
                 Ok((state, tracer)) => {
                     let is_ours = self.on_tracer(move |tracees| tracees.has(tracer))?;
                     if is_ours && state == b't' {
@@ -274,7 +278,7 @@ impl Kernel {
 /// Those that could not be traced.
 #[derive(Debug, Default)]
 struct Refused {
-    /// How many another guest holds, which is stopped itself.
+    /// How many another guest holds, which is stopped itself, or a session of the sentry's.
     held: usize,
     /// Why the others, which may run, could not.
     free: Vec<KernelError>,

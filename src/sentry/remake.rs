@@ -15,11 +15,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use nix::errno::Errno;
 
 use super::call::Call;
+use super::time::Time;
 use crate::notify::{Answer, Received, hand_over};
 use crate::sys::process;
 use crate::sys::tracing::{self, Registers, Stop};
+use crate::timekeeping::SECOND;
 use crate::timekeeping::timeout::{Form, Timeout};
-use crate::timekeeping::{SECOND, Timekeeper};
 
 /// ERESTARTNOINTR (include/linux/errno.h): the call is made again, whatever signal there is.
 const RESTART: i32 = 513;
@@ -129,7 +130,7 @@ pub(super) fn remake(call: &Call<'_>, change: Change) -> Answer {
     hand_over();
     let received = *call.received();
     let kernel = Arc::clone(call.kernel);
-    match tracing::seize(received.tid) {
+    match kernel.time().sessions().seize(received.tid) {
         Ok(()) => {}
         Err(Errno::ESRCH) => return Answer::Continue,
         Err(_) => {
@@ -146,7 +147,7 @@ pub(super) fn remake(call: &Call<'_>, change: Change) -> Answer {
     let _ = tracing::interrupt(received.tid);
     Answer::Restart(RESTART).then(move || {
         let time = kernel.time();
-        let session = Session { received, change: &change, keeper: time.keeper() };
+        let session = Session { received, change: &change, time };
         session.run(time.remade());
     })
 }
@@ -155,7 +156,7 @@ pub(super) fn remake(call: &Call<'_>, change: Change) -> Answer {
 struct Session<'c> {
     received: Received,
     change: &'c Change,
-    keeper: &'c Timekeeper,
+    time: &'c Time,
 }
 
 /// Words below the stack: two timeouts of two pairs each.
@@ -171,10 +172,10 @@ impl Session<'_> {
         let signal = match stopped {
             Ok((_, Stop::Event)) => return self.change_call(remade),
             Ok((_, Stop::Signal(signal))) => signal,
-            Ok((_, Stop::Gone)) | Err(_) => return,
+            Ok((_, Stop::Gone)) | Err(_) => return self.time.sessions().renamed(tid, None),
             Ok(_) => 0,
         };
-        let _ = tracing::detach(tid, signal);
+        self.time.sessions().let_go(tid, signal);
     }
 
     /// The thread is stopped on its way out of the call that was backed out.
@@ -182,12 +183,12 @@ impl Session<'_> {
         let tid = self.received.tid;
         let prepared = self.prepare();
         let Ok(Some((before, room))) = prepared else {
-            let _ = tracing::detach(tid, 0);
+            self.time.sessions().let_go(tid, 0);
             return;
         };
         if self.enter(&before, room.at, remade).is_err() {
             remade.set(tid, None);
-            let _ = tracing::detach(tid, 0);
+            self.time.sessions().let_go(tid, 0);
             return;
         }
         // In: the entry of the call. Out: its return. A signal before it: the call is made as it
@@ -206,7 +207,7 @@ impl Session<'_> {
                 }
                 Ok((_, Stop::Gone)) | Err(_) => {
                     remade.set(tid, None);
-                    return;
+                    return self.time.sessions().renamed(tid, None);
                 }
                 Ok((_, stop)) => {
                     room.restore(tid);
@@ -217,7 +218,7 @@ impl Session<'_> {
         };
         // Before the thread runs on: its next call may be changed by another session.
         remade.set(tid, None);
-        let _ = tracing::detach(tid, signal);
+        self.time.sessions().let_go(tid, signal);
     }
 
     /// Checks that this is the call, and lays the timeout below the stack. `None`: it is another.
@@ -283,7 +284,7 @@ impl Session<'_> {
         if self.change.result_is_left && registers.rax == 0 {
             let words = [tracing::peek(tid, room.at + 48)?, tracing::peek(tid, room.at + 56)?];
             let left = Timeout::of_words(Form::Timeval, &words);
-            registers.rax = left.map_or(0, |left| left.to_guest(self.keeper).seconds_left());
+            registers.rax = left.map_or(0, |left| left.to_guest(self.time.keeper()).seconds_left());
         }
         room.restore(tid);
         let arguments = arguments(before);
@@ -299,7 +300,7 @@ impl Session<'_> {
         let tid = self.received.tid;
         let (seconds, rest) = (tracing::peek(tid, at)? as i64, tracing::peek(tid, at + 8)?);
         let host = seconds.checked_mul(SECOND).and_then(|it| it.checked_add((rest as u32).into()));
-        if let Some(guest) = host.and_then(|host| self.keeper.file_time(host)) {
+        if let Some(guest) = host.and_then(|host| self.time.keeper().file_time(host)) {
             let mut bytes = [0; 16];
             bytes[..8].copy_from_slice(&guest.div_euclid(SECOND).to_ne_bytes());
             bytes[8..].copy_from_slice(&guest.rem_euclid(SECOND).to_ne_bytes());
@@ -316,8 +317,12 @@ impl Session<'_> {
             *word = tracing::peek(tid, from + 8 * index as u64)?;
         }
         let Some(timeout) = Timeout::of_words(back.form, words) else { return Ok(()) };
-        let bytes: Vec<u8> =
-            timeout.to_guest(self.keeper).words().into_iter().flat_map(u64::to_ne_bytes).collect();
+        let bytes: Vec<u8> = timeout
+            .to_guest(self.time.keeper())
+            .words()
+            .into_iter()
+            .flat_map(u64::to_ne_bytes)
+            .collect();
         // As the kernel does, this passes over memory that may not be written.
         process::write_memory(tid, back.address, &bytes).map(drop)
     }

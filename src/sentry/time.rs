@@ -4,6 +4,7 @@
 //! again with another timeout. What a clock shows is the timekeeper's affair.
 
 use super::remake::Remade;
+use super::sessions::Sessions;
 use crate::timekeeping::{Namespace, NoVdso, Patch, TimeSpec, Timekeeper};
 
 /// The clocks of one sandbox and what the sentry remembers for them.
@@ -11,6 +12,7 @@ use crate::timekeeping::{Namespace, NoVdso, Patch, TimeSpec, Timekeeper};
 pub struct Time {
     keeper: Timekeeper,
     remade: Remade,
+    sessions: Sessions,
     /// `--time` was given. Immutable.
     own: bool,
     /// The guest is root inside and may set its clock. Immutable.
@@ -21,7 +23,13 @@ impl Time {
     /// Clocks that start now. `root`: the guest is root inside.
     pub fn new(spec: Option<TimeSpec>, namespace: Namespace, root: bool) -> Time {
         let keeper = Timekeeper::new(spec.as_ref(), namespace);
-        Time { keeper, remade: Remade::default(), own: spec.is_some(), root }
+        Time {
+            keeper,
+            remade: Remade::default(),
+            sessions: Sessions::default(),
+            own: spec.is_some(),
+            root,
+        }
     }
 
     /// The host's clocks.
@@ -37,6 +45,11 @@ impl Time {
     /// The calls that are being made again with another timeout.
     pub(super) fn remade(&self) -> &Remade {
         &self.remade
+    }
+
+    /// The threads that are traced for the time of one call.
+    pub(super) fn sessions(&self) -> &Sessions {
+        &self.sessions
     }
 
     /// Whether the guest may set its clock.

@@ -23,7 +23,7 @@ pub(super) fn follow_exec(call: &Call<'_>) -> Answer {
     let tid = call.received().tid;
     let kernel = Arc::clone(call.kernel);
     loop {
-        match tracing::seize(tid) {
+        match kernel.time().sessions().seize(tid) {
             // (A thread that has taken the number of one that died meanwhile is let go again.)
             Ok(()) => return Answer::Continue.then(move || attend(&kernel, tid)),
             Err(Errno::EPERM) => match Tracer::of(tid, kernel.init_pid()) {
@@ -86,21 +86,23 @@ fn attend(kernel: &Kernel, tid: i32) {
     // Only now: a stop that is asked for earlier would cancel the notification where signals do.
     // It comes to pass when the call returns, that is, if the exec fails.
     let _ = tracing::interrupt(tid);
+    let sessions = kernel.time().sessions();
     let signal = match tracing::wait_any() {
-        Ok((tid, Stop::Exec)) => {
+        Ok((now, Stop::Exec)) => {
+            let (former, tid) = (tid, now);
+            sessions.renamed(former, Some(tid));
             let done = kernel.time().patch().map_err(|_| Errno::ENOSYS);
             let done = done.and_then(|patch| patch.map_or(Ok(()), |patch| patch.apply(tid)));
             if done.is_err() {
                 kernel.refuse(tid, WHAT, "its file may be executed and not read", REMEDY);
             }
-            let _ = tracing::detach(tid, 0);
-            return;
+            return sessions.let_go(tid, 0);
         }
         Ok((_, Stop::Signal(signal))) => signal,
         Ok((_, Stop::Event | Stop::Call)) => 0,
-        Ok((_, Stop::Gone)) | Err(_) => return,
+        Ok((_, Stop::Gone)) | Err(_) => return sessions.renamed(tid, None),
     };
-    let _ = tracing::detach(tid, signal);
+    sessions.let_go(tid, signal);
 }
 
 /// Has every running program ask the sentry for the time of day from here on: the clock was set.

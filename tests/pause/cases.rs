@@ -4,11 +4,13 @@ use std::collections::BTreeSet;
 use std::process::Command;
 
 use crate::Case;
-use crate::common::wait_for;
+use crate::common::{Workspace, wait_for};
+use crate::supervisor::OWN_CLOCK;
 use crate::user::Sandbox;
 
 pub(crate) const ALL: &[Case] = &[
     ("nothing_counts_while_paused_and_all_go_on", nothing_counts_while_paused_and_all_go_on),
+    ("waits_by_a_clock_of_its_own_are_held", waits_by_a_clock_of_its_own_are_held),
     ("pauses_nest", pauses_nest),
     ("a_storm_of_forks_stands_still", a_storm_of_forks_stands_still),
     ("vfork_parents_are_held_by_their_children", vfork_parents_are_held_by_their_children),
@@ -31,6 +33,23 @@ fn nothing_counts_while_paused_and_all_go_on() {
         sandbox.expect_line("ready");
         let counters = sandbox.counters();
         for _ in 0..5 {
+            assert_eq!(sandbox.pause(), count as u64 + 1, "{kind}");
+            counters.expect_still();
+            sandbox.resume();
+            counters.expect_moving(count);
+        }
+        counters.stop();
+        assert_eq!(sandbox.finish().0, 0);
+    }
+}
+
+fn waits_by_a_clock_of_its_own_are_held() {
+    for (kind, count, nap) in [("threads", 8, "500"), ("processes", 20, "500")] {
+        let argv = ["counters", kind, &count.to_string(), nap];
+        let mut sandbox = Sandbox::start_with(Workspace::new("pause"), &[OWN_CLOCK], &argv);
+        sandbox.expect_line("ready");
+        let counters = sandbox.counters();
+        for _ in 0..10 {
             assert_eq!(sandbox.pause(), count as u64 + 1, "{kind}");
             counters.expect_still();
             sandbox.resume();

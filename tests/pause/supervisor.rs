@@ -11,11 +11,15 @@ use sandbox::launch::{Event, Launch, Plan};
 use sandbox::notify::{self, Engine, Listener};
 use sandbox::sentry::{Kernel, KernelArgs, KernelError, Time};
 use sandbox::sys::process;
+use sandbox::timekeeping::Namespace;
 
 /// Set: this process is a supervisor, and here its orders come from.
 pub(crate) const CONTROL: &str = "PAUSE_TEST_CONTROL";
 /// Set: without WAIT_KILLABLE_RECV.
 pub(crate) const INTERRUPTIBLE: &str = "PAUSE_TEST_INTERRUPTIBLE";
+
+/// Set: with a clock that runs twice as fast.
+pub(crate) const OWN_CLOCK: &str = "PAUSE_TEST_OWN_CLOCK";
 
 /// Runs the program that the arguments name and exits with its status.
 pub(crate) fn main() -> ! {
@@ -26,8 +30,12 @@ pub(crate) fn main() -> ! {
     if std::env::var_os(INTERRUPTIBLE).is_some() {
         options.without = Without::WAIT_KILLABLE;
     }
+    if std::env::var_os(OWN_CLOCK).is_some() {
+        options.time = vec!["rate=2".into()];
+    }
     let spec = config::resolve(&options, &Host::current()).unwrap_or_else(|it| panic!("{it}"));
-    let plan = Plan::new(&spec, None, before, &Time::hosts()).unwrap_or_else(|it| panic!("{it}"));
+    let time = Time::new(spec.time, Namespace::starting_now(), false);
+    let plan = Plan::new(&spec, None, before, &time).unwrap_or_else(|it| panic!("{it}"));
     let launch = Launch::begin(&spec, &plan).unwrap_or_else(|it| panic!("{it}"));
     let filter = notify::filter::generate(&Kernel::rules(spec.features)).expect("a filter");
     let mut behind = launch.finish(&filter).unwrap_or_else(|it| panic!("{it}"));
@@ -40,7 +48,7 @@ pub(crate) fn main() -> ! {
         container: spec.container.clone(),
         banner: String::from("test"),
         announce: false,
-        time: Time::hosts(),
+        time,
     })
     .unwrap();
     let options = notify::Options {
