@@ -15,7 +15,7 @@ use crate::control::{Control, ExecCall, Server};
 use crate::launch::{Behind, End, Event, Launch, LaunchError, Plan, PlanError, host};
 use crate::notify::filter::{self, FilterError};
 use crate::notify::{Engine, Listener, Options};
-use crate::sentry::{self, Kernel, KernelArgs, KernelError, Time};
+use crate::sentry::{self, Kernel, KernelArgs, KernelError, Starting, Time};
 use crate::sys::message::Descriptors;
 use crate::sys::process::{self, exit_status};
 use crate::terminal::Terminal;
@@ -183,6 +183,8 @@ struct Supervisor<'r> {
     call: mpsc::Sender<ExecCall>,
     /// The program's process, as the host numbers it; 0 before it runs.
     pid: i32,
+    /// While it is being started.
+    starting: Option<Starting>,
     job: Job,
     packets: Option<RefusedPackets>,
     /// Signals that arrived before the program was known to run.
@@ -238,6 +240,7 @@ impl<'r> Supervisor<'r> {
             control: None,
             server: None,
             pid: 0,
+            starting: None,
             job: Job::new(None),
             packets,
             early: Vec::new(),
@@ -261,6 +264,7 @@ impl<'r> Supervisor<'r> {
         terminal: Option<Terminal>,
     ) -> Result<Finished, Error> {
         self.job = Job::new(terminal.as_ref());
+        self.starting = Some(self.kernel.begin_start().await?);
         self.behind.start(terminal.is_some() && self.job.foreground())?;
 
         if let Some(limit) = self.spec.limits.timeout {
@@ -308,6 +312,7 @@ impl<'r> Supervisor<'r> {
                 let pid = fd.as_ref().and_then(|fd| process::pid_of(fd.as_fd())).unwrap_or(0);
                 self.pid = pid;
                 self.kernel.start(fd)?;
+                self.starting = None;
                 let path = self.spec.argv[0].to_string_lossy().into_owned();
                 let container = self.spec.container.clone();
                 self.kernel.emit(&sentry::Event::Started { pid, path, container });

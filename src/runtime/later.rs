@@ -19,7 +19,7 @@ use tokio::io::unix::AsyncFd;
 use crate::config::RunSpec;
 use crate::control::protocol::Exec;
 use crate::launch::{Behind, End, Event, Keeper, LaunchError, Order, Program};
-use crate::sentry::{self, Kernel};
+use crate::sentry::{self, Kernel, KernelError, Starting};
 use crate::sys::process::exit_status;
 use crate::sys::ready::watch_readable;
 use crate::sys::{message, process};
@@ -131,10 +131,12 @@ impl Later {
         let terminal = wish.terminal.map(|(_, streams)| streams).unwrap_or_default();
         let program =
             Program { argv: &wish.argv, environment: &wish.environment, workdir: &workdir };
-        let kept = self.enter(&wish).and_then(|container| {
-            let keeper = behind.keep(&program, &wish.streams, terminal);
-            Ok((keeper.map_err(|error| error.to_string())?, container))
-        });
+        let paused = self.kernel.is_paused().then(|| Err(KernelError::Paused.to_string()));
+        let kept =
+            paused.unwrap_or(Ok(())).and_then(|()| self.enter(&wish)).and_then(|container| {
+                let keeper = behind.keep(&program, &wish.streams, terminal);
+                Ok((keeper.map_err(|error| error.to_string())?, container))
+            });
         let kernel = Arc::clone(&self.kernel);
         async move {
             let (keeper, container) = kept?;
@@ -197,6 +199,8 @@ struct Follower {
     /// The program's process; 0 until it runs.
     pid: i32,
     path: String,
+    /// While it is being started.
+    starting: Option<Starting>,
 }
 
 impl Follower {
@@ -209,7 +213,8 @@ impl Follower {
         let heard = watch_readable(keeper.socket())
             .map_err(|error| format!("the program's keeper cannot be heard: {error}"))?;
         let path = wish.argv[0].to_string_lossy().into_owned();
-        Ok(Follower { kernel, keeper, heard, place, keeper_pid: None, pid: 0, path })
+        let starting = None;
+        Ok(Follower { kernel, keeper, heard, place, keeper_pid: None, pid: 0, path, starting })
     }
 
     /// Waits until the keeper is there, and goes on following it.
@@ -243,6 +248,7 @@ impl Follower {
         fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(own)?;
         let asker = Keeper::at(ours);
         let asked = watch_readable(asker.socket()).map_err(|error| error.to_string())?;
+        self.starting = Some(self.kernel.begin_start().await.map_err(|error| error.to_string())?);
         self.order(Order::Start { foreground: wish.foreground });
         tokio::spawn(self.follow(asker, asked));
         Ok(Started { session, master })
@@ -288,6 +294,8 @@ impl Follower {
     /// Tells the kernel.
     fn note(&mut self, event: Event, descriptors: &[Option<OwnedFd>]) {
         let container = self.place.name.clone();
+        // Whatever is told now, it is no copy of init any more.
+        self.starting = None;
         match event {
             Event::Started => {
                 let pidfd = descriptors.first().and_then(Option::as_ref);

@@ -11,7 +11,7 @@
 //!         Undelivered::results, Refusals::kinds, Keepers::all, Accounting::notes, Group::found,
 //!         Load::inner, Tracer::thread, Progress::running, Gate::inner, Events::limit, Events::recent,
 //!         KernelLog::ring, Timekeeper::realtime, Remade::calls,
-//!         Sessions::inner   (leaves)
+//!         Sessions::inner, Starts::inner   (leaves)
 //! ```
 
 use std::collections::HashMap;
@@ -29,6 +29,7 @@ use super::features::Features;
 use super::log::{KernelLog, Level};
 use super::pause::Pause;
 use super::refusals::Refusals;
+use super::starts::Starts;
 use super::syscalls::Row;
 use super::task_set::TaskSet;
 use super::time::Time;
@@ -77,6 +78,10 @@ pub enum KernelError {
     Census(Errno),
     /// There is no pause to undo.
     NotPaused,
+    /// A pause is in effect: no program can be started.
+    Paused,
+    /// A program is just being started and does not come to run: no pause can begin.
+    Starting,
     /// This thread (as the host numbers it) cannot be stopped, since another one traces it.
     Traced {
         /// The thread.
@@ -107,6 +112,12 @@ impl std::fmt::Display for KernelError {
             KernelError::NoSuchTask(pid) => {
                 write!(f, "the sandbox has no process {pid}; `sandbox ps ID` shows those it has")
             }
+            KernelError::Paused => {
+                f.write_str("it is paused, and no program can be started; resume it first")
+            }
+            KernelError::Starting => f.write_str(
+                "a program is just being started and does not come to run; try again in a moment",
+            ),
             KernelError::NotPaused => f.write_str("the sandbox is not paused"),
             KernelError::Traced { task, tracer } => write!(
                 f,
@@ -169,6 +180,7 @@ pub struct Kernel {
     pub(super) keepers: Keepers,
     pub(super) accounting: Accounting,
     pub(super) pausing: Pause,
+    pub(super) starts: Starts,
     log: KernelLog,
     events: Events,
     refusals: Refusals,
@@ -209,6 +221,7 @@ impl Kernel {
             keepers,
             accounting: Accounting::new(args.init_pid),
             pausing: Pause::default(),
+            starts: Starts::default(),
             log,
             events: Events::new(args.announce),
             time: args.time,

@@ -1,6 +1,6 @@
 //! Stopping every guest thread, and letting all go on.
 //!
-//! Owns the order of a pause: list the guests' threads, ask each to stop (ptrace(2), on the thread of
+//! Owns the order of a pause: wait until no program is being started ([`super::starts`]), list the guests' threads, ask each to stop (ptrace(2), on the thread of
 //! [`super::tracer`]), back out the calls that hold them up ([`crate::notify::Gate`]: after the stop
 //! was asked for, never before), wait until all have stopped, and begin anew until nothing new is
 //! found. What a stopping thread makes meanwhile is stopped from its first instruction on. (A process
@@ -135,6 +135,9 @@ impl Kernel {
 
     fn stop_if_first(&self, depth: &mut Depth) -> Result<(), KernelError> {
         if depth.asked + depth.own == 0 {
+            if !self.starts.close(LONGEST_STOP) {
+                return Err(KernelError::Starting);
+            }
             match self.stop_all() {
                 Ok(tasks) => depth.tasks = tasks,
                 Err(error) => {
@@ -157,7 +160,9 @@ impl Kernel {
             gate.open();
         }
         self.time().sessions().hold(false);
-        self.on_tracer(Tracees::let_go)
+        let done = self.on_tracer(Tracees::let_go);
+        self.starts.open();
+        done
     }
 
     fn stop_all(&self) -> Result<u64, KernelError> {

@@ -236,3 +236,35 @@ fn descriptors_of_init_and_of_the_caller_do_not_leak_into_a_later_program() {
     run(command, b"", LIMIT).success();
     desk.sandbox(&["exec", "x", "--", "ls", "/proc/self/fd"]).success().expect_out("0\n1\n2\n3\n");
 }
+
+#[test]
+fn no_program_is_started_in_a_paused_sandbox_and_none_escapes_a_pause() {
+    let desk = Desk::new("exec-paused");
+    desk.detach_idle("x");
+    desk.sandbox(&["pause", "x"]).success();
+    desk.sandbox(&["exec", "x", "--", "true"]).one_line_error(125, &["paused", "resume"]);
+    desk.sandbox(&["run", "--id", "x", "--container", "c", "--", "true"])
+        .one_line_error(125, &["paused"]);
+    desk.sandbox(&["resume", "x"]).success();
+    desk.sandbox(&["exec", "x", "--", "true"]).success();
+    // Starts and pauses against one another: each start is refused or its program stops with all.
+    for round in 0..10 {
+        let count = "echo $$ > pid; while :; do echo x >> count; done";
+        let mut child = desk.begin(&["exec", "x", "--", "sh", "-c", count]);
+        desk.sandbox(&["pause", "x"]).success();
+        let length = || fs::metadata(desk.workspace.path().join("count")).map_or(0, |it| it.len());
+        let (before, states) = (length(), states(&desk));
+        assert!(states.iter().all(|state| state == "t"), "round {round}: {states:?}");
+        assert_eq!(length(), before, "round {round}");
+        desk.sandbox(&["resume", "x"]).success();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        desk.sandbox(&["exec", "x", "--", "sh", "-c", "kill -9 $(cat pid); rm -f pid count"]);
+    }
+}
+
+/// The states of all tasks.
+fn states(desk: &Desk) -> Vec<String> {
+    let all = processes(desk, "x");
+    all.iter().map(|it| it["state"].as_str().unwrap_or_default().to_owned()).collect()
+}
