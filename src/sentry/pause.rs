@@ -61,6 +61,9 @@ struct Depth {
 /// A task that does not stop in this time (it waits for a dead file server, say) fails the pause.
 const LONGEST_STOP: Duration = Duration::from_secs(10);
 
+/// A task that may not be traced for this time fails the pause: all others stand still meanwhile.
+const LONGEST_REFUSAL: Duration = Duration::from_secs(1);
+
 /// When it is first looked at what keeps the last ones from stopping, and how long at most until the
 /// next look. No descriptor tells that a task sits in vfork(2).
 const FIRST_LOOK: Duration = Duration::from_millis(2);
@@ -168,7 +171,8 @@ impl Kernel {
     fn stop_all(&self) -> Result<u64, KernelError> {
         self.time().sessions().hold(true);
         self.on_tracer(Tracees::hold)?;
-        let deadline = Instant::now() + LONGEST_STOP;
+        let begun = Instant::now();
+        let deadline = begun + LONGEST_STOP;
         let mut unclean = 0;
         let mut clean = 0;
         let mut last: Option<Option<i32>> = None;
@@ -194,8 +198,12 @@ impl Kernel {
                 let stopped = self.on_tracer(|tracees| tracees.stopped())?;
                 return Ok((stopped + excused + refused.held) as u64);
             }
-            if Instant::now() > deadline {
-                return Err(refused.free.first().copied().unwrap_or(KernelError::Storm));
+            let now = Instant::now();
+            if let Some(error) = refused.free.first().filter(|_| now > begun + LONGEST_REFUSAL) {
+                return Err(*error);
+            }
+            if now > deadline {
+                return Err(KernelError::Storm);
             }
             if !refused.free.is_empty() {
                 // Maybe its program is just being started, or its tracer about to stop.

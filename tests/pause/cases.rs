@@ -1,7 +1,11 @@
 //! Everything stops, and all of it goes on.
 
 use std::collections::BTreeSet;
+use std::os::unix::process::CommandExt;
 use std::process::Command;
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 
 use crate::Case;
 use crate::common::{Workspace, wait_for};
@@ -176,6 +180,7 @@ fn a_tracer_outside_fails_the_pause() {
         .args(["-q", "-batch", "-p", &task.to_string(), "-ex", "shell sleep 1000"])
         .stdout(std::process::Stdio::null())
         .stderr(std::process::Stdio::null())
+        .process_group(0)
         .spawn()
         .expect("start gdb");
     wait_for("gdb", || sandbox.census().iter().any(|it| it.state == 't'));
@@ -185,7 +190,7 @@ fn a_tracer_outside_fails_the_pause() {
     assert_eq!(sandbox.order("paused").as_deref(), Ok("false"));
     let before = counters.all();
     wait_for("the other process", || counters.all()[1] > before[1]);
-    gdb.kill().expect("kill gdb");
+    killpg(Pid::from_raw(gdb.id() as i32), Signal::SIGKILL).expect("kill gdb and its shell");
     gdb.wait().expect("reap gdb");
     assert_eq!(sandbox.pause(), 3);
     sandbox.resume();

@@ -51,8 +51,12 @@ impl Service {
         descriptors: Vec<OwnedFd>,
         stream: &mut UnixStream,
     ) {
+        if let Request::Exec(exec) = request {
+            return self.exec(*exec, descriptors, stream).await;
+        }
+        // No other request wants any.
+        drop(descriptors);
         match request {
-            Request::Exec(exec) => self.exec(*exec, descriptors, stream).await,
             Request::Wait => self.wait(stream).await,
             Request::Log { follow } => self.log(follow, stream).await,
             Request::Events { follow } => self.events(follow, stream).await,
