@@ -131,16 +131,18 @@ impl Later {
         let terminal = wish.terminal.map(|(_, streams)| streams).unwrap_or_default();
         let program =
             Program { argv: &wish.argv, environment: &wish.environment, workdir: &workdir };
-        let paused = self.kernel.is_paused().then(|| Err(KernelError::Paused.to_string()));
-        let kept =
-            paused.unwrap_or(Ok(())).and_then(|()| self.enter(&wish)).and_then(|container| {
-                let keeper = behind.keep(&program, &wish.streams, terminal);
-                Ok((keeper.map_err(|error| error.to_string())?, container))
-            });
+        let place = match self.kernel.is_paused() {
+            true => Err(KernelError::Paused.to_string()),
+            false => self.enter(&wish),
+        };
+        let kept = place.and_then(|place| {
+            let keeper = behind.keep(&program, &wish.streams, terminal);
+            Ok((keeper.map_err(|error| error.to_string())?, place))
+        });
         let kernel = Arc::clone(&self.kernel);
         async move {
-            let (keeper, container) = kept?;
-            let follower = Follower::new(kernel, keeper, container, &wish)?;
+            let (keeper, place) = kept?;
+            let follower = Follower::new(kernel, keeper, place, &wish)?;
             follower.get_ready(wish, workdir).await
         }
     }
