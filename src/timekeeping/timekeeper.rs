@@ -182,7 +182,9 @@ impl Timekeeper {
         if realtime.clocks.len() >= MOST_CLOCKS {
             realtime.clocks.remove(1);
         }
-        realtime.clocks.push((host, Clock::new(host, guest, self.pace)));
+        // A file stamped right after this carries the last tick's time (see `new`).
+        let from = read(ClockId::CLOCK_REALTIME_COARSE);
+        realtime.clocks.push((from, Clock::new(host, guest, self.pace)));
         self.generation.fetch_add(1, Ordering::Relaxed);
     }
 
