@@ -136,6 +136,10 @@ fn candidates(ours: &Path, workshop: &Workshop) -> Vec<(&'static str, Vec<Conten
     vec![
         ("native", vec![Contender::new("native", &[])]),
         ("floor", vec![Contender::new("floor", &[&floor.to_string_lossy()])]),
+        (
+            "floor+session",
+            vec![Contender::new("floor+session", &[&floor.to_string_lossy(), "--session"])],
+        ),
         ("bwrap", vec![Contender::new("bwrap", &bwrap)]),
         (
             "bwrap+time",
