@@ -6,6 +6,7 @@
 //! measures and reports; it never asserts, and a contender that is missing is reported, not an
 //! error.
 
+mod clock;
 mod commands;
 mod contender;
 mod eintr;
@@ -120,6 +121,7 @@ fn build_ours(root: &Path, target: &Path) -> Result<PathBuf, String> {
 fn measure(bench: &Bench) -> Result<Vec<Row>, Box<dyn Error>> {
     let mut workloads = trap::workloads(bench);
     workloads.extend(syscalls::workloads(bench));
+    workloads.extend(clock::workloads(bench));
     workloads.extend(commands::workloads(bench)?);
     workloads.extend(startup::workloads(bench));
     workloads.extend(eintr::workloads(bench));

@@ -15,13 +15,14 @@ use super::row::{Column, Ratio, Row, Target, Unit, Verdict};
 use super::stats::Summary;
 
 /// The columns of the table in order, each with its head; a contender's variant goes where its peer
-/// does.
-const COLUMNS: [(&str, &[&str]); 7] = [
+/// does, and `peer` is whoever does a single row's work by other means.
+const COLUMNS: [(&str, &[&str]); 8] = [
     ("native", &["native"]),
     ("floor", &["floor"]),
     ("+session", &["floor+session"]),
     ("bwrap", &["bwrap", "bwrap+time"]),
     ("ours", &["ours"]),
+    ("peer", &["libfaketime"]),
     ("strace", &["strace"]),
     ("runsc", &["runsc"]),
 ];

@@ -29,6 +29,7 @@ pub(super) fn workloads(bench: &Bench) -> Vec<Workload> {
         Workload {
             group: "trap",
             title: title.clone(),
+            flags: &[],
             command: Box::new(move |contender| {
                 // A slow contender takes as long: the guest fills a time, not a count.
                 let rounds = if contender.slow { "2" } else { "3" };

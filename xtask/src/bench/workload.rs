@@ -61,6 +61,8 @@ pub(super) struct Workload {
     pub(super) group: &'static str,
     /// Names the workload in its group.
     pub(super) title: String,
+    /// Flags for contenders that take some.
+    pub(super) flags: &'static [&'static str],
     /// The command for a contender, which may make it smaller for a slow one.
     pub(super) command: Box<CommandFor>,
     /// How figures come out.
@@ -167,7 +169,7 @@ impl Workload {
         directory: &Path,
         notes: &mut Vec<String>,
     ) -> Result<(), String> {
-        let argv = entry.contender.wrap(&(self.command)(entry.contender));
+        let argv = entry.contender.wrap_with(self.flags, &(self.command)(entry.contender));
         let output = match self.reading {
             Reading::WallTime => Output::Discard,
             Reading::Stdout(_) => Output::Keep,
