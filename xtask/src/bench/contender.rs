@@ -43,6 +43,11 @@ impl Contender {
         self
     }
 
+    /// The command line of a verb of ours.
+    pub(super) fn verb(&self, words: &[&str]) -> Vec<OsString> {
+        self.prefix.iter().cloned().chain(words.iter().map(OsString::from)).collect()
+    }
+
     /// The command line that runs `argv` under this contender.
     pub(super) fn wrap(&self, argv: &[OsString]) -> Vec<OsString> {
         self.wrap_with(&[], argv)

@@ -9,13 +9,16 @@
 mod clock;
 mod commands;
 mod contender;
+mod cpu;
 mod eintr;
 mod idle;
 mod machine;
 mod process;
+mod processes;
 mod project;
 mod report;
 mod row;
+mod running;
 mod startup;
 mod stats;
 mod syscalls;
@@ -40,13 +43,28 @@ pub(crate) struct Options {
     /// Measure only what has one of these words in its name (with the rows that share its runs).
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     only: Vec<String>,
-    /// Fewer rounds and smaller inputs: under 90 seconds instead of 12 minutes.
+    /// Fewer rounds and smaller inputs: about two minutes instead of a quarter of an hour.
     #[arg(long)]
     quick: bool,
     /// Where the figures go [default: target/bench.json].
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
+
+/// A group of rows that is no workload: its guests go on while something else is measured, or its
+/// figures are no times of theirs.
+struct Group {
+    name: &'static str,
+    measure: fn(&Bench) -> Result<Vec<Row>, String>,
+}
+
+/// All of them, in the order of the table.
+const GROUPS: [Group; 4] = [
+    Group { name: cpu::REPORT, measure: cpu::report },
+    Group { name: cpu::BUDGET, measure: cpu::budget },
+    Group { name: idle::ONE, measure: idle::one },
+    Group { name: idle::MANY, measure: idle::many },
+];
 
 /// What every group of rows works with.
 struct Bench {
@@ -133,8 +151,10 @@ fn measure(bench: &Bench) -> Result<Vec<Row>, Box<dyn Error>> {
         rows.extend(workload.measure(&bench.contenders, &bench.runner, bench.workshop.path())?);
         eprintln!("bench: {} took {:.0?}", workload.name(), begin.elapsed());
     }
-    if bench.wants(idle::NAME) {
-        rows.extend(idle::measure(bench)?);
+    for group in GROUPS.iter().filter(|group| bench.wants(group.name)) {
+        let begin = Instant::now();
+        rows.extend((group.measure)(bench)?);
+        eprintln!("bench: {} took {:.0?}", group.name, begin.elapsed());
     }
     Ok(rows)
 }
@@ -142,7 +162,7 @@ fn measure(bench: &Bench) -> Result<Vec<Row>, Box<dyn Error>> {
 /// A mistyped name must not look like a measurement of nothing.
 fn refuse_unknown(bench: &Bench, workloads: &[Workload]) -> Result<(), String> {
     let mut names: Vec<String> = workloads.iter().flat_map(Workload::names).collect();
-    names.push(idle::NAME.to_owned());
+    names.extend(GROUPS.iter().map(|group| group.name.to_owned()));
     match bench.only.iter().find(|word| !names.iter().any(|name| name.contains(word.as_str()))) {
         None => Ok(()),
         Some(word) => Err(format!(

@@ -188,6 +188,7 @@ impl ReportRow {
 pub(super) fn figure(value: f64, unit: Unit) -> String {
     match unit {
         Unit::Count => format!("{value:.0}"),
+        Unit::Percent => format!("{value:.2} %"),
         Unit::Kibibytes => format!("{value:.0} KiB"),
         Unit::Nanoseconds => {
             let (scaled, name) = match value {
@@ -221,6 +222,7 @@ mod tests {
         assert_eq!(time(2_410_000_000.0), "2.41 s");
         assert_eq!(figure(8192.0, Unit::Kibibytes), "8192 KiB");
         assert_eq!(figure(0.0, Unit::Count), "0");
+        assert_eq!(figure(0.254, Unit::Percent), "0.25 %");
     }
 
     #[test]

@@ -186,11 +186,9 @@ impl Workload {
                 }
                 Ok(())
             }
-            Err(Failure::Interrupted) => Err("interrupted: nothing was written".to_owned()),
-            Err(Failure::Failed(why)) => {
+            Err(failure) => {
                 entry.failed = true;
-                notes.push(format!("{} gave up in {}: {why}", entry.contender.name, self.name()));
-                Ok(())
+                failure.note(entry.contender.name, &self.name(), notes)
             }
         }
     }
