@@ -11,8 +11,10 @@ mod commands;
 mod contender;
 mod cpu;
 mod eintr;
+mod exec;
 mod idle;
 mod machine;
+mod pause;
 mod process;
 mod processes;
 mod project;
@@ -59,7 +61,9 @@ struct Group {
 }
 
 /// All of them, in the order of the table.
-const GROUPS: [Group; 4] = [
+const GROUPS: [Group; 6] = [
+    Group { name: exec::NAME, measure: exec::measure },
+    Group { name: pause::NAME, measure: pause::measure },
     Group { name: cpu::REPORT, measure: cpu::report },
     Group { name: cpu::BUDGET, measure: cpu::budget },
     Group { name: idle::ONE, measure: idle::one },

@@ -58,6 +58,8 @@ pub(super) enum Output {
 pub(super) struct Finished {
     /// From before it was started until its end was known.
     pub(super) wall: Duration,
+    /// Until the first byte came out of it; `None` where none did, or when discarded.
+    pub(super) first_output: Option<Duration>,
     /// Empty when discarded.
     pub(super) stdout: String,
     /// What it wrote to stderr.
@@ -171,8 +173,15 @@ impl Runner {
         let pid = Pid::from_raw(child.id().cast_signed());
         self.lock().child = Some((pid, deadline, false));
         let mut stdout = Vec::new();
+        let mut first_output = None;
         if let Some(mut pipe) = child.stdout.take() {
-            pipe.read_to_end(&mut stdout)?;
+            let mut first = [0; 4096];
+            let count = pipe.read(&mut first)?;
+            if count > 0 {
+                first_output = Some(start.elapsed());
+                stdout.extend_from_slice(&first[..count]);
+                pipe.read_to_end(&mut stdout)?;
+            }
         }
         // The zombie stays until the watch has let go of its pid: it must not signal another's.
         let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
@@ -180,7 +189,7 @@ impl Runner {
         let wall = start.elapsed();
         self.lock().child = None;
         let stdout = String::from_utf8_lossy(&stdout).into_owned();
-        Ok((Finished { wall, stdout, stderr: String::new() }, child.wait()?))
+        Ok((Finished { wall, first_output, stdout, stderr: String::new() }, child.wait()?))
     }
 
     fn lock(&self) -> MutexGuard<'_, Watched> {

@@ -71,6 +71,12 @@ pub(super) fn run_time(pid: u32) -> Option<u64> {
     (!times.is_empty()).then(|| times.iter().sum())
 }
 
+/// How many threads of a process are not stopped, neither by a signal nor by a tracer.
+pub(super) fn moving(pid: u32) -> usize {
+    let stopped = |status: &String| field(status, "State").starts_with(['t', 'T']);
+    of_threads(pid, "status").iter().filter(|status| !stopped(status)).count()
+}
+
 /// Whether there is such a process.
 pub(super) fn exists(pid: u32) -> bool {
     fs::exists(format!("/proc/{pid}")).unwrap_or(false)
@@ -95,7 +101,7 @@ mod tests {
         let mine = family(std::process::id());
         assert!(mine.contains(&std::process::id()) && mine.contains(&child.id()));
         assert!(!family(child.id()).contains(&std::process::id()));
-        assert!(exists(child.id()));
+        assert!(exists(child.id()) && moving(child.id()) == 1);
         child.kill().and_then(|()| child.wait()).expect("end of sleep");
         assert!(!exists(child.id()));
     }
