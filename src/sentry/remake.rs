@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use nix::errno::Errno;
 
 use super::call::Call;
+use super::rewind;
 use super::time::Time;
 use crate::notify::{Answer, Received, hand_over};
 use crate::sys::process;
@@ -293,6 +294,8 @@ impl Session<'_> {
         }
         // A call that is to be made once more is so as the guest made it.
         registers.orig_rax = before.orig_rax;
+        // Nor does it end by a signal that is kept only because the thread is traced.
+        rewind::make_again(tid, &mut registers, 0);
         tracing::set_registers(tid, &registers)
     }
 

@@ -53,21 +53,31 @@ pub(super) fn prepare(stopped: &mut Stopped) {
         _ => return,
     };
     let Ok(mut registers) = stopped.registers() else { return };
-    if registers.rax as i64 != -i64::from(libc::EINTR)
-        || !CALLS.contains(&(registers.orig_rax as i64))
-    {
-        return;
-    }
-    // Read while it is stopped: the kernel changes nothing of it but what is pending.
-    let Ok(status) = Status::read(stopped.tid()) else { return };
-    let coming = signal | (status.pending | status.shared_pending) & !status.blocked;
-    if coming & !ignored(&status) == 0 {
-        // The length of the `syscall` instruction.
-        registers.rip -= 2;
-        registers.rax = registers.orig_rax;
+    if make_again(stopped.tid(), &mut registers, signal) {
         // It has been killed, if this fails.
         let _ = stopped.set_registers(&registers);
     }
+}
+
+/// The same for the registers of a stopped thread that is about to get `signal` (a bit): they are
+/// changed if the call is to be made again.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn make_again(tid: i32, registers: &mut libc::user_regs_struct, signal: u64) -> bool {
+    if registers.rax as i64 != -i64::from(libc::EINTR)
+        || !CALLS.contains(&(registers.orig_rax as i64))
+    {
+        return false;
+    }
+    // Read while it is stopped: the kernel changes nothing of it but what is pending.
+    let Ok(status) = Status::read(tid) else { return false };
+    let coming = signal | (status.pending | status.shared_pending) & !status.blocked;
+    let is_idle = coming & !ignored(&status) == 0;
+    if is_idle {
+        // The length of the `syscall` instruction.
+        registers.rip -= 2;
+        registers.rax = registers.orig_rax;
+    }
+    is_idle
 }
 
 /// Elsewhere the number of the call has to be restored from a register that tracers cannot read.

@@ -182,7 +182,9 @@ impl Timekeeper {
         if realtime.clocks.len() >= MOST_CLOCKS {
             realtime.clocks.remove(1);
         }
-        realtime.clocks.push((host, Clock::new(host, guest, self.pace)));
+        // A file stamped right after this carries the last tick's time (see `new`).
+        let from = read(ClockId::CLOCK_REALTIME_COARSE);
+        realtime.clocks.push((from, Clock::new(host, guest, self.pace)));
         self.generation.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -355,7 +357,8 @@ mod tests {
         assert_eq!(keeper.file_time(made + DAY), None);
         let shown = keeper.file_time(made).unwrap();
         assert!((shown - made - 3 * DAY).abs() < HOUR);
-        // What was stamped before the clock was set keeps its face.
+        // What was stamped in a tick before the one in which the clock was set keeps its face.
+        while read(ClockId::CLOCK_REALTIME_COARSE) <= made {}
         keeper.set(5 * DAY);
         assert_eq!(keeper.file_time(made), Some(shown));
         assert!((keeper.file_time(host()).unwrap() - 5 * DAY).abs() < HOUR);

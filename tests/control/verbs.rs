@@ -91,9 +91,14 @@ fn events_are_objects_and_following_them_ends_with_the_sandbox() {
     let desk = Desk::new("events");
     desk.detach_idle("x");
     let past = desk.sandbox(&["events", "--json", "x"]);
-    let first: Value = serde_json::from_str(past.success().out().lines().next().unwrap()).unwrap();
-    assert_eq!(first["event"], "started");
-    assert_eq!(first["path"], "sh");
+    let of = |text: &str| -> Vec<Value> {
+        let all = text.lines().map(|line| serde_json::from_str(line).expect("an object"));
+        // (Execs of the program itself are seen where the supervisor is root.)
+        all.filter(|it: &Value| it["event"] != "exec").collect()
+    };
+    let first = &of(&past.success().out())[0];
+    assert_eq!((&first["event"], &first["path"]), (&"started".into(), &"sh".into()));
+    assert_eq!(first["container"], "main");
     assert!(first["time"].as_u64().is_some_and(|time| time > 1_500_000_000_000_000));
     desk.sandbox(&["events", "x"]).success().out_has("started: sh\n");
     let head = desk.sandbox(&["ps", "x"]).success().out();
@@ -104,13 +109,19 @@ fn events_are_objects_and_following_them_ends_with_the_sandbox() {
     desk.sandbox(&["resume", "x"]).success();
     desk.sandbox(&["kill", "x"]).success();
     let followed = finish(follower, "events".into(), b"", LIMIT);
-    let names: Vec<Value> = followed
-        .success()
-        .out()
-        .lines()
-        .map(|line| serde_json::from_str::<Value>(line).unwrap()["event"].clone())
-        .collect();
-    assert!(names.starts_with(&["started".into(), "paused".into(), "resumed".into()]), "{names:?}");
+    let followed = of(&followed.success().out());
+    let names: Vec<&str> = followed.iter().map(|it| it["event"].as_str().unwrap()).collect();
+    assert_eq!(names, ["started", "paused", "resumed", "exited"]);
+    assert_eq!(followed[1]["tasks"], 2);
+    assert_eq!(followed[3]["status"], 7);
+    assert!(followed[3]["peak_memory"].as_u64().is_some_and(|bytes| bytes > 100_000));
+}
+
+#[test]
+fn what_guests_execute_is_an_event_where_the_run_has_an_id() {
+    let desk = Desk::new("exec-events");
+    desk.detach("x", "/bin/true; touch up-x; sleep 1000");
+    desk.sandbox(&["events", "x"]).success().out_has("exec: /bin/true");
 }
 
 #[test]

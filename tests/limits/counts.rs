@@ -25,6 +25,7 @@ print(made)
     let outcome = workspace.inside_with(&["--pids", "25"], &["python3", "-c", script]);
     // The program itself is one of them.
     outcome.success().expect_out("24\n");
+    outcome.expect_err("sandbox: the limit of 25 processes was reached (--pids)\n");
 }
 
 #[test]
@@ -46,6 +47,60 @@ print(made)
 ";
     let outcome = workspace.inside_with(&["--pids", "10"], &["python3", "-c", script]);
     outcome.success().expect_out("9\n");
+    outcome.expect_err("sandbox: the limit of 10 processes was reached (--pids)\n");
+}
+
+/// As many as there may be, again and again, and then one more.
+const UP_TO_THE_LIMIT: &str = "\
+import os, sys
+def make(count):
+    made = 0
+    read, write = os.pipe()
+    for _ in range(count):
+        try:
+            if os.fork() == 0:
+                os.close(write)
+                os.read(read, 1)
+                os._exit(0)
+        except BlockingIOError:
+            break
+        made += 1
+    os.close(write)
+    os.close(read)
+    for _ in range(made): os.wait()
+    return made
+print([make(11) for _ in range(5)])
+if sys.argv[1] == 'more': print([make(12) for _ in range(3)])
+";
+
+#[test]
+fn only_a_limit_that_was_in_the_way_is_said_to_be_reached() {
+    if !have("python3") {
+        return;
+    }
+    let workspace = Workspace::new("up-to");
+    let run = |more| {
+        let argv = ["python3", "-c", UP_TO_THE_LIMIT, more];
+        workspace.inside_with(&["--pids", "12"], &argv)
+    };
+    run("no").success().expect_out("[11, 11, 11, 11, 11]\n").expect_err("");
+    let outcome = run("more");
+    outcome.success().expect_out("[11, 11, 11, 11, 11]\n[11, 11, 11]\n");
+    outcome.expect_err("sandbox: the limit of 12 processes was reached (--pids)\n");
+}
+
+#[test]
+fn a_limit_of_processes_that_was_reached_is_one_event() {
+    if !have("python3") {
+        return;
+    }
+    let workspace = Workspace::new("pids-event");
+    let options = ["--pids", "12", "--verbose"];
+    let outcome = workspace.inside_with(&options, &["python3", "-c", UP_TO_THE_LIMIT, "more"]);
+    let events = outcome.success().err();
+    let said: Vec<&str> = events.lines().filter(|line| line.contains("limit pids:")).collect();
+    assert_eq!(said.len(), 1, "{}", outcome.report());
+    assert!(said[0].contains("there were 12 processes and threads"), "{said:?}");
 }
 
 #[test]
