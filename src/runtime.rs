@@ -353,9 +353,9 @@ impl<'r> Supervisor<'r> {
 
     /// Has another program started; whoever asked hears of it in a task of its own.
     fn start_later(&self, call: ExecCall) {
-        let ExecCall { exec, streams, answer } = call;
+        let ExecCall { exec, streams, starting, answer } = call;
         let wish = Wish::new(exec, streams, &self.spec.environment);
-        let ready = wish.map(|wish| self.later.start(&self.behind, self.spec, wish));
+        let ready = wish.map(|wish| self.later.start(&self.behind, self.spec, wish, starting));
         tokio::spawn(async move {
             let started = match ready {
                 Ok(ready) => ready.await,
@@ -382,6 +382,9 @@ impl<'r> Supervisor<'r> {
     /// Everything inside ends with init; then the last output is carried.
     async fn finish(mut self, end: End) -> Finished {
         let status = end.status;
+        // Whoever still waits for a program to be started is told that there will be none.
+        self.calls.close();
+        while self.calls.try_recv().is_ok() {}
         // Before init is waited for: it knows of those that have ended. Read only where it is logged.
         if tracing::enabled!(tracing::Level::DEBUG) {
             let cpu_us = self.kernel.cpu_time().as_micros() as u64;

@@ -109,11 +109,28 @@ fn processes(id: &str, json: bool) -> Result<String, ClientError> {
     if json {
         return Ok(as_json(&processes));
     }
-    let rows: Vec<[String; 7]> = processes.iter().map(process).collect();
-    Ok(columns(["PID", "PPID", "HOST", "STATE", "THREADS", "CPU", "COMMAND"], &rows))
+    Ok(table(&processes))
 }
 
-fn process(it: &ProcessInfo) -> [String; 7] {
+/// The container is named where there is more than one.
+fn table(processes: &[ProcessInfo]) -> String {
+    let head = ["PID", "PPID", "HOST", "STATE", "THREADS", "CPU", "COMMAND"];
+    let rows = processes.iter().map(cells_of_process);
+    if processes.iter().all(|it| it.container == processes[0].container) {
+        return columns(head, &rows.collect::<Vec<_>>());
+    }
+    let rows = rows.zip(processes).map(|(cells, it)| with_container(cells, plain(&it.container)));
+    let head = with_container(head, "CONTAINER");
+    columns(head, &rows.collect::<Vec<_>>())
+}
+
+/// The container stands before the command, which is as long as it is.
+fn with_container<T>(cells: [T; 7], container: T) -> [T; 8] {
+    let [pid, parent, host, state, threads, cpu, command] = cells;
+    [pid, parent, host, state, threads, cpu, container, command]
+}
+
+fn cells_of_process(it: &ProcessInfo) -> [String; 7] {
     [
         it.guest_pid.to_string(),
         it.guest_parent.to_string(),

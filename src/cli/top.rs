@@ -264,11 +264,15 @@ impl View {
                     _ => return true,
                 }
             }
-            let mut key = [0];
-            // q, Ctrl-C, the end of the terminal.
-            if keys && !matches!(input.lock().read(&mut key), Ok(1) if !b"qQ\x03".contains(&key[0]))
-            {
-                return true;
+            // All that was typed: what were left in a buffer here would wait for the next key.
+            let mut typed = [0; 256];
+            if keys {
+                match input.lock().read(&mut typed) {
+                    Ok(count @ 1..)
+                        if !typed[..count].iter().any(|key| b"qQ\x03".contains(key)) => {}
+                    // q, Ctrl-C, the end of the terminal.
+                    _ => return true,
+                }
             }
         }
     }

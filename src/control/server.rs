@@ -20,7 +20,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use super::protocol::{self, Exec, PREFIX, ProtocolError, REQUEST_MAX, Refused, Reply, Request};
-use crate::sentry::Kernel;
+use crate::sentry::{Kernel, Starting};
 use crate::sys::message::{DESCRIPTORS_MAX, receive_stream, send_stream};
 use peer::UserNamespace;
 use service::Service;
@@ -56,6 +56,8 @@ pub struct ExecCall {
     pub exec: Exec,
     /// The standard streams that came along, in order.
     pub streams: Vec<OwnedFd>,
+    /// Keeps pauses away until the program runs: whatever makes it is never stopped.
+    pub starting: Starting,
     /// Takes what [`Reply::Kept`] is to bring, or why not.
     pub answer: oneshot::Sender<Result<Vec<OwnedFd>, String>>,
 }

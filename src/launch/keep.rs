@@ -203,6 +203,10 @@ fn keep(task: &KeeperTask<'_>) -> Result<(), Fault> {
     spawn::become_subreaper().at(Stage::Process)?;
     spawn::new_session().at(Stage::Terminal)?;
     let terminal = take_streams(task)?;
+    // They are in their places: a pipe is not held open beyond that (see below).
+    for fd in task.streams.iter().flatten() {
+        let _ = files::close_now(fd.as_raw_fd());
+    }
     let lists = StringLists::map(task.lists, task.later.words as usize).at(Stage::Process)?;
     let program = Lists(&lists);
     let workdir = program.workdir().at(Stage::Workdir)?;

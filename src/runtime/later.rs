@@ -16,10 +16,10 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use serde_bytes::ByteBuf;
 use tokio::io::unix::AsyncFd;
 
-use crate::config::RunSpec;
+use crate::config::{RunSpec, check_container};
 use crate::control::protocol::Exec;
 use crate::launch::{Behind, End, Event, Keeper, LaunchError, Order, Program};
-use crate::sentry::{self, Kernel, KernelError, Starting};
+use crate::sentry::{self, Kernel, Starting};
 use crate::sys::process::exit_status;
 use crate::sys::ready::watch_readable;
 use crate::sys::{message, process};
@@ -60,6 +60,9 @@ impl Wish {
         let argv: Vec<OsString> = exec.argv.into_iter().map(text).collect();
         if argv.first().is_none_or(|program| program.is_empty()) {
             return Err("no program is named".to_owned());
+        }
+        if let Some(name) = &exec.container {
+            check_container(name).map_err(|error| error.to_string())?;
         }
         let set: Vec<(OsString, OsString)> =
             exec.variables.into_iter().map(|(name, value)| (text(name), text(value))).collect();
@@ -126,23 +129,20 @@ impl Later {
         behind: &Behind,
         spec: &RunSpec,
         wish: Wish,
+        starting: Starting,
     ) -> impl Future<Output = Result<Started, String>> + Send + use<> {
         let workdir = wish.workdir.clone().unwrap_or_else(|| spec.workdir.clone());
         let terminal = wish.terminal.map(|(_, streams)| streams).unwrap_or_default();
         let program =
             Program { argv: &wish.argv, environment: &wish.environment, workdir: &workdir };
-        let place = match self.kernel.is_paused() {
-            true => Err(KernelError::Paused.to_string()),
-            false => self.enter(&wish),
-        };
-        let kept = place.and_then(|place| {
+        let kept = self.enter(&wish).and_then(|place| {
             let keeper = behind.keep(&program, &wish.streams, terminal);
             Ok((keeper.map_err(|error| error.to_string())?, place))
         });
         let kernel = Arc::clone(&self.kernel);
         async move {
             let (keeper, place) = kept?;
-            let follower = Follower::new(kernel, keeper, place, &wish)?;
+            let follower = Follower::new(kernel, keeper, place, starting, &wish)?;
             follower.get_ready(wish, workdir).await
         }
     }
@@ -210,12 +210,13 @@ impl Follower {
         kernel: Arc<Kernel>,
         keeper: Keeper,
         place: Place,
+        starting: Starting,
         wish: &Wish,
     ) -> Result<Follower, String> {
         let heard = watch_readable(keeper.socket())
             .map_err(|error| format!("the program's keeper cannot be heard: {error}"))?;
         let path = wish.argv[0].to_string_lossy().into_owned();
-        let starting = None;
+        let starting = Some(starting);
         Ok(Follower { kernel, keeper, heard, place, keeper_pid: None, pid: 0, path, starting })
     }
 
@@ -250,7 +251,6 @@ impl Follower {
         fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(own)?;
         let asker = Keeper::at(ours);
         let asked = watch_readable(asker.socket()).map_err(|error| error.to_string())?;
-        self.starting = Some(self.kernel.begin_start().await.map_err(|error| error.to_string())?);
         self.order(Order::Start { foreground: wish.foreground });
         tokio::spawn(self.follow(asker, asked));
         Ok(Started { session, master })
@@ -258,11 +258,12 @@ impl Follower {
 
     /// Passes on what happens, until all that the program leaves behind has ended.
     async fn follow(mut self, asker: Keeper, asked: AsyncFd<OwnedFd>) {
-        let mut asker = Some(asker);
+        // Both together: whoever asked sees the end of its socket only when both are closed.
+        let mut asker = Some((asker, asked));
         loop {
             let orders = async {
                 match &asker {
-                    Some(asker) => next_order(asker, &asked).await,
+                    Some((asker, asked)) => next_order(asker, asked).await,
                     None => std::future::pending().await,
                 }
             };
@@ -272,7 +273,7 @@ impl Follower {
                     Ok((event, descriptors)) => {
                         self.note(event, &descriptors);
                         let fds: Vec<_> = descriptors.iter().flatten().map(AsFd::as_fd).collect();
-                        let told = asker.take_if(|it| event.send(it.socket(), &fds).is_err());
+                        let told = asker.take_if(|(it, _)| event.send(it.socket(), &fds).is_err());
                         drop(told);
                         if let Event::Ended(_) | Event::NotExecuted(..) = event {
                             // There is nothing more to tell.

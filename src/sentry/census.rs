@@ -69,20 +69,51 @@ pub(super) struct Member {
     pub(super) container: String,
 }
 
-/// Processes that the sandbox keeps inside beside init, which are not guests: by their host number,
-/// with the container that their descendants belong to.
+/// Processes that the sandbox keeps inside beside init, which are not guests: by their host number.
 #[derive(Debug, Default)]
 pub(super) struct Keepers {
     /// A leaf of the lock order.
-    all: Mutex<BTreeMap<i32, String>>,
+    all: Mutex<BTreeMap<i32, Kept>>,
+}
+
+/// A keeper.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Kept {
+    /// In ticks since boot: the number may be another one's before it is known that the keeper has
+    /// ended.
+    start: u64,
+    /// What its descendants belong to.
+    container: String,
+    /// It is ending: remembered until init has reaped it, so that its remains are no guest either.
+    ending: bool,
+}
+
+impl Kept {
+    /// Whether it is (still) the process of this number.
+    fn is(&self, start: u64) -> bool {
+        self.start == start
+    }
 }
 
 impl Keepers {
     pub(super) fn add(&self, pid: i32, container: &str) {
-        self.lock().insert(pid, container.to_owned());
+        let start = Stat::read(pid).map_or(0, |stat| stat.start);
+        let kept = Kept { start, container: container.to_owned(), ending: false };
+        self.lock().insert(pid, kept);
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<i32, String>> {
+    /// `pid` is ending; those before it have gone by now, most of them.
+    fn remove(&self, pid: i32) {
+        let mut all = self.lock();
+        if let Some(kept) = all.get_mut(&pid) {
+            kept.ending = true;
+        }
+        all.retain(|pid, kept| {
+            !kept.ending || Stat::read(*pid).is_some_and(|stat| kept.is(stat.start))
+        });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<i32, Kept>> {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -99,14 +130,15 @@ impl Kernel {
         self.keepers.add(pid, container);
     }
 
-    /// The keeper `pid` has ended. Call it before its number can be reused: before it is reaped.
+    /// The keeper `pid` has ended, or is about to.
     pub fn remove_keeper(&self, pid: i32) {
-        self.keepers.lock().remove(&pid);
+        self.keepers.remove(pid);
     }
 
     /// Whether `pid` (as the host numbers it) is a keeper.
     pub(super) fn is_keeper(&self, pid: i32) -> bool {
-        self.keepers.lock().contains_key(&pid)
+        let kept = self.keepers.lock().get(&pid).cloned();
+        kept.is_some_and(|kept| Stat::read(pid).is_some_and(|stat| kept.is(stat.start)))
     }
 
     /// Every guest process, by guest pid. Blocks: it reads /proc.
@@ -158,7 +190,7 @@ struct Reading {
 }
 
 impl Reading {
-    fn new(init: i32, keepers: &BTreeMap<i32, String>) -> Result<Reading, Errno> {
+    fn new(init: i32, keepers: &BTreeMap<i32, Kept>) -> Result<Reading, Errno> {
         let mut all = HashMap::new();
         let mut is_clean = true;
         for pid in numbers("/proc")? {
@@ -171,7 +203,9 @@ impl Reading {
         }
         let mut members: Vec<Member> = all
             .iter()
-            .filter(|(pid, _)| **pid != init && !keepers.contains_key(pid))
+            .filter(|(pid, (_, start))| {
+                **pid != init && !keepers.get(pid).is_some_and(|kept| kept.is(*start))
+            })
             .filter_map(|(pid, (_, start))| {
                 let container = container_of(*pid, init, keepers, &all)?;
                 Some(Member { pid: *pid, start: *start, container })
@@ -193,7 +227,7 @@ impl Reading {
 fn container_of(
     pid: i32,
     init: i32,
-    keepers: &BTreeMap<i32, String>,
+    keepers: &BTreeMap<i32, Kept>,
     all: &HashMap<i32, (i32, u64)>,
 ) -> Option<String> {
     let mut nearest = None;
@@ -203,10 +237,12 @@ fn container_of(
     for _ in 0..=all.len() {
         let (parent, _) = all.get(&at)?;
         if nearest.is_none() {
-            nearest = keepers.get(parent);
+            nearest = keepers.get(parent).filter(|kept| {
+                *parent == init || all.get(parent).is_some_and(|(_, start)| kept.is(*start))
+            });
         }
         if *parent == init {
-            return nearest.cloned();
+            return nearest.map(|kept| kept.container.clone());
         }
         at = *parent;
     }
@@ -452,18 +488,40 @@ mod tests {
 
     #[test]
     fn containers_are_those_of_the_nearest_keeper_and_strangers_have_none() {
-        let keepers: BTreeMap<i32, String> =
-            [(10, "main".to_owned()), (20, "b".to_owned()), (30, "c".to_owned())].into();
+        let keepers: BTreeMap<i32, Kept> =
+            [(10, kept("main", 7)), (20, kept("b", 0)), (30, kept("c", 0)), (70, kept("d", 4))]
+                .into();
         // 10 is init; 30 a keeper below 20's program, 40 a stranger, 50 and 51 a circle.
         let all: HashMap<i32, (i32, u64)> = [(11, 10), (12, 11), (20, 10), (21, 20), (30, 21)]
             .into_iter()
             .chain([(31, 30), (40, 1), (50, 51), (51, 50), (60, 61)])
             .map(|(pid, parent)| (pid, (parent, 0)))
+            // Another process than the keeper that had its number, and that one's child.
+            .chain([(70, (10, 5)), (71, (70, 6))])
             .collect();
         let container = |pid| container_of(pid, 10, &keepers, &all);
         assert_eq!(container(12).as_deref(), Some("main"));
         assert_eq!([container(21).as_deref(), container(31).as_deref()], [Some("b"), Some("c")]);
         assert_eq!([container(40), container(50), container(60)], [None, None, None]);
+        assert_eq!([container(70).as_deref(), container(71).as_deref()], [Some("main"); 2]);
+    }
+
+    fn kept(container: &str, start: u64) -> Kept {
+        Kept { start, container: container.to_owned(), ending: false }
+    }
+
+    #[test]
+    fn a_keeper_is_remembered_until_nothing_is_left_of_it() {
+        let keepers = Keepers::default();
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let pid = child.id() as i32;
+        keepers.add(pid, "main");
+        // Ended or about to, and not reaped.
+        keepers.remove(pid);
+        assert!(keepers.lock().contains_key(&pid));
+        child.wait().unwrap();
+        keepers.remove(0);
+        assert!(keepers.lock().is_empty());
     }
 
     #[test]
@@ -471,7 +529,7 @@ mod tests {
         use std::process::{Command, Stdio};
         let own = std::process::id() as i32;
         let find = |pid: i32| {
-            let reading = Reading::new(own, &[(own, "main".to_owned())].into()).unwrap();
+            let reading = Reading::new(own, &[(own, kept("main", 0))].into()).unwrap();
             reading.members.into_iter().find(|member| member.pid == pid)
         };
         let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();

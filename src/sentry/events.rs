@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
+use super::kernel::FIRST_CONTAINER;
 use super::log::{KernelLog, Level};
 
 /// Something that happened. Numbers of threads and processes are the host's.
@@ -129,9 +130,13 @@ impl std::fmt::Display for Event {
             Event::Refused { tid, comm, call, reason } => {
                 write!(f, "refused: {call} to {} ({tid}): {reason}", Plain(comm))
             }
-            Event::Started { path, .. } => write!(f, "started: {}", Plain(path)),
+            Event::Started { path, container, .. } => {
+                write!(f, "started: {}{}", Plain(path), In(container))
+            }
             Event::Exec { tid, path } => write!(f, "exec: {} ({tid})", Plain(path)),
-            Event::Exited { pid, status, .. } => write!(f, "exited: {pid} with status {status}"),
+            Event::Exited { pid, container, status, .. } => {
+                write!(f, "exited: {pid} with status {status}{}", In(container))
+            }
             Event::Paused { tasks } => write!(f, "paused: {tasks} tasks"),
             Event::Resumed => f.write_str("resumed"),
             Event::Limit { limit, consequence } => write!(f, "limit {limit}: {consequence}"),
@@ -149,6 +154,18 @@ impl std::fmt::Display for Plain<'_> {
             c if c.is_control() => write!(f, "\\x{:02x}", c as u32),
             c => f.write_char(c),
         })
+    }
+}
+
+/// The container that an event belongs to, unless that is the one that every run has.
+struct In<'t>(&'t str);
+
+impl std::fmt::Display for In<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            FIRST_CONTAINER => Ok(()),
+            name => write!(f, " (container {})", Plain(name)),
+        }
     }
 }
 

@@ -179,6 +179,11 @@ fn containers_are_addressed_separately_and_end_with_their_program() {
         all.iter().filter(|it| it["container"] == name).count()
     };
     assert_eq!((of("web"), of("job")), (2, 3), "{:?}", processes(&desk, "x"));
+    let listed = desk.sandbox(&["ps", "x"]).success().out();
+    let mut lines = listed.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    assert_eq!(lines.next().unwrap()[6..], ["CONTAINER", "COMMAND"], "{listed}");
+    assert_eq!(lines.filter(|words| words[6] == "job").count(), 3, "{listed}");
+    desk.sandbox(&["events", "x"]).success().out_has("started: sleep (container job)");
     desk.sandbox(&["run", "--id", "x", "--container", "job", "--", "true"])
         .one_line_error(125, &["job", "already"]);
     desk.sandbox(&["exec", "--container", "none", "x", "--", "true"])
@@ -197,6 +202,16 @@ fn containers_are_addressed_separately_and_end_with_their_program() {
     wait_for("its name", || desk.sandbox(&again).status == 5);
     desk.sandbox(&["kill", "x", "TERM", "--container", "web"]).success();
     desk.sandbox(&["wait", "x"]).expect_status(7);
+}
+
+#[test]
+fn what_a_later_program_leaves_behind_holds_no_stream_that_it_has_closed() {
+    let desk = Desk::new("exec-streams");
+    desk.detach_idle("x");
+    // The outcome is there when nobody holds the pipes any more.
+    let script = "sleep 1000 < /dev/null > /dev/null 2>&1 & exit 3";
+    desk.sandbox(&["exec", "x", "--", "sh", "-c", script]).expect_status(3);
+    assert!(processes(&desk, "x").iter().any(|it| it["command"] == "sleep 1000"));
 }
 
 /// The program of a container, as the guest numbers it.

@@ -1,5 +1,6 @@
 //! A paused sandbox stands still and answers all the same.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::common::{LIMIT, comes_true, finish, have, run, start, wait_for};
@@ -31,6 +32,45 @@ fn a_paused_one_stands_still_and_answers() {
     desk.sandbox(&["kill", "x", "KILL"]).success();
     desk.sandbox(&["wait", "x"]).expect_status(137);
     desk.expect_nothing();
+}
+
+/// Programs that are being started would run on: they are copies of the supervisor until their exec, and
+/// their keepers are never stopped.
+#[test]
+fn no_program_is_started_while_all_are_stopped() {
+    let desk = Desk::new("pause-exec");
+    desk.detach_idle("x");
+    desk.sandbox(&["pause", "x"]).success();
+    desk.sandbox(&["exec", "x", "--", "true"]).one_line_error(125, &["paused", "resume"]);
+    desk.sandbox(&["resume", "x"]).success();
+
+    let over = AtomicBool::new(false);
+    let script = "i=0; while [ $i -lt 2000 ]; do i=$((i+1)); done; exit 3";
+    std::thread::scope(|threads| {
+        for _ in 0..3 {
+            threads.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    let done = desk.sandbox(&["exec", "x", "--", "sh", "-c", script]);
+                    match done.status {
+                        125 => drop(done.one_line_error(125, &["paused"])),
+                        _ => drop(done.expect_status(3)),
+                    }
+                }
+            });
+        }
+        let all = || desk.sandbox(&["ps", "x", "--json"]).success().out();
+        let moved: Vec<_> = (0..10)
+            .filter_map(|_| {
+                desk.sandbox(&["pause", "x"]).success();
+                let before = all();
+                let moved = comes_true(STILL / 5, || all() != before);
+                desk.sandbox(&["resume", "x"]).success();
+                moved.then_some(before)
+            })
+            .collect();
+        over.store(true, Ordering::Relaxed);
+        assert!(moved.is_empty(), "{moved:?}");
+    });
 }
 
 #[test]

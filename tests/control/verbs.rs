@@ -34,7 +34,7 @@ fn signals_go_to_whom_they_are_meant_for() {
     desk.sandbox(&["kill", "x", "USR1", "--pid", "3"]).success();
     wait_for("the child's trap", || desk.workspace.has("child"));
     desk.sandbox(&["kill", "x", "--pid", "99999"]).one_line_error(125, &["99999"]);
-    desk.sandbox(&["kill", "x", "--container", "none"]).one_line_error(125, &["x"]);
+    desk.sandbox(&["kill", "x", "--container", "none"]).one_line_error(125, &["x", "none"]);
     desk.sandbox(&["kill", "x", "NONE"]).one_line_error(125, &["NONE"]);
     desk.sandbox(&["kill", "x", "--all", "--pid", "2"]).one_line_error(125, &["--all"]);
     assert!(!desk.workspace.has("program"));
@@ -100,7 +100,9 @@ fn events_are_objects_and_following_them_ends_with_the_sandbox() {
     assert_eq!((&first["event"], &first["path"]), (&"started".into(), &"sh".into()));
     assert_eq!(first["container"], "main");
     assert!(first["time"].as_u64().is_some_and(|time| time > 1_500_000_000_000_000));
-    desk.sandbox(&["events", "x"]).success().out_has("started: sh");
+    desk.sandbox(&["events", "x"]).success().out_has("started: sh\n");
+    let head = desk.sandbox(&["ps", "x"]).success().out();
+    assert!(head.starts_with("PID") && !head.contains("CONTAINER"), "{head}");
     let follower = desk.begin(&["events", "--json", "--follow", "x"]);
     wait_for("the follower", || has_asked(&follower));
     desk.sandbox(&["pause", "x"]).success();

@@ -78,7 +78,8 @@ impl Service {
                 self.blocking(|kernel| kernel.census().map(Reply::Processes)).await
             }
             Request::Signal { target, signal } => {
-                self.blocking(move |kernel| send_signal(kernel, &target, signal)).await
+                let send = move |kernel: &Kernel| send_signal(kernel, &target, signal);
+                run(&self.blocking, &self.kernel, send).await
             }
             Request::Stats => self.blocking(|kernel| Ok(Reply::Stats(kernel.stats()))).await,
             Request::Pause => {
@@ -106,8 +107,20 @@ impl Service {
 
     /// Has a program started, and hands its client what it needs to follow it.
     async fn exec(&self, exec: Exec, streams: Vec<OwnedFd>, stream: &mut UnixStream) {
+        let starting = tokio::select! {
+            biased;
+            starting = self.kernel.begin_start() => starting,
+            () = gone(stream) => return,
+        };
+        let starting = match starting {
+            Ok(starting) => starting,
+            Err(error) => {
+                answer(stream, &Reply::Refused(Refused { reason: error.to_string() })).await;
+                return;
+            }
+        };
         let (answer_to, heard) = oneshot::channel();
-        let call = ExecCall { exec, streams, answer: answer_to };
+        let call = ExecCall { exec, streams, starting, answer: answer_to };
         let gone = "it is about to end".to_owned();
         let started = match self.programs.send(call).await {
             Ok(()) => heard.await.unwrap_or(Err(gone)),
@@ -246,7 +259,7 @@ fn standing(kernel: &Kernel) -> Result<Reply, KernelError> {
     }))
 }
 
-fn send_signal(kernel: &Kernel, target: &Target, signal: i32) -> Result<Reply, KernelError> {
+fn send_signal(kernel: &Kernel, target: &Target, signal: i32) -> Result<Reply, String> {
     match target {
         Target::Program => kernel.signal(signal),
         Target::All => kernel.signal_all(signal),
@@ -254,4 +267,10 @@ fn send_signal(kernel: &Kernel, target: &Target, signal: i32) -> Result<Reply, K
         Target::Container(name) => kernel.signal_container(name, signal),
     }
     .map(|()| Reply::Done)
+    .map_err(|error| match (target, error) {
+        (Target::Container(name), KernelError::NoTasks) => {
+            format!("nothing runs in a container named {name}; sandbox ps shows what runs where")
+        }
+        (_, error) => error.to_string(),
+    })
 }
