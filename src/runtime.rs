@@ -383,6 +383,7 @@ impl<'r> Supervisor<'r> {
             tracing::debug!(cpu_us, "the guests have ended");
         }
         self.behind.wait();
+        self.kernel.look_at_limits();
         self.kernel.emit(&sentry::Event::Exited {
             pid: self.pid,
             container: self.spec.container.clone(),

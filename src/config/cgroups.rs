@@ -86,10 +86,12 @@ impl Cgroups {
                 settings: Vec::new(),
                 cpu_usage: None,
                 memory: false,
+                pids: false,
             });
             plan.settings.extend(settings);
             plan.cpu_usage = plan.cpu_usage.or(cpu_usage);
             plan.memory |= *controller == Controller::Memory;
+            plan.pids |= *controller == Controller::Pids;
         }
         plans.into_values().collect()
     }

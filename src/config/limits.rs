@@ -101,6 +101,8 @@ pub struct CgroupPlan {
     pub cpu_usage: Option<CpuFile>,
     /// It keeps the memory limit: the group's events can be watched.
     pub memory: bool,
+    /// It keeps the limit of processes: the same.
+    pub pids: bool,
 }
 
 /// Where a control group says how much CPU time it has used.

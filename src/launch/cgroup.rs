@@ -28,6 +28,7 @@ struct Group {
     path: PathBuf,
     cpu_usage: Option<CpuFile>,
     memory: bool,
+    pids: bool,
     /// Held for the lock on it.
     _lock: Flock<File>,
 }
@@ -89,6 +90,11 @@ impl Cgroups {
         })
     }
 
+    /// The group that keeps the limit of processes.
+    pub(super) fn pids(&self) -> Option<&Path> {
+        self.0.iter().find(|group| group.pids).map(|group| group.path.as_path())
+    }
+
     /// The group that keeps the memory limit.
     pub(super) fn memory(&self) -> Option<&Path> {
         self.0.iter().find(|group| group.memory).map(|group| group.path.as_path())
@@ -109,8 +115,8 @@ impl Group {
             // Between the two somebody may have taken it for a dead run's.
             match lock(&path) {
                 Ok(Some(lock)) => {
-                    let (cpu_usage, memory) = (plan.cpu_usage, plan.memory);
-                    return Ok(Group { path, cpu_usage, memory, _lock: lock });
+                    let &CgroupPlan { cpu_usage, memory, pids, .. } = plan;
+                    return Ok(Group { path, cpu_usage, memory, pids, _lock: lock });
                 }
                 Ok(None) => {}
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -170,7 +176,13 @@ mod tests {
     }
 
     fn plan(parent: &Path) -> CgroupPlan {
-        CgroupPlan { parent: parent.into(), settings: Vec::new(), cpu_usage: None, memory: true }
+        CgroupPlan {
+            parent: parent.into(),
+            settings: Vec::new(),
+            cpu_usage: None,
+            memory: true,
+            pids: false,
+        }
     }
 
     #[test]

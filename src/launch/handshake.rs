@@ -242,6 +242,11 @@ impl Behind {
         self.cgroups.memory()
     }
 
+    /// The control group that keeps the limit of processes, if there is one.
+    pub fn pids_group(&self) -> Option<&Path> {
+        self.cgroups.pids()
+    }
+
     /// Starts the program.
     pub fn start(&self, foreground: bool) -> Result<(), LaunchError> {
         self.init.order(Order::Start { foreground })

@@ -293,6 +293,7 @@ impl Follower {
                 let pidfd = descriptors.first().and_then(Option::as_ref);
                 self.pid = pidfd.and_then(|pidfd| process::pid_of(pidfd.as_fd())).unwrap_or(0);
                 let path = self.path.clone();
+                self.kernel.note_activity();
                 self.kernel.emit(&sentry::Event::Started { pid: self.pid, path, container });
             }
             Event::Ended(End { status, cpu_us, peak_kib }) => {

@@ -2,7 +2,7 @@
 
 use crate::config::{Means, RunSpec};
 use crate::launch::Behind;
-use crate::sentry::{Limits, MemoryLimit};
+use crate::sentry::{Limits, MemoryLimit, PidsLimit};
 
 /// The limits of `spec`, with the control groups that were made for them.
 pub(super) fn of(spec: &RunSpec, behind: &Behind) -> Limits {
@@ -25,6 +25,10 @@ pub(super) fn of(spec: &RunSpec, behind: &Behind) -> Limits {
         memory: limits.memory.map(|bound| MemoryLimit {
             bytes: bound.limit,
             group: behind.memory_group().map(Into::into),
+        }),
+        pids: limits.pids.map(|bound| PidsLimit {
+            count: bound.limit,
+            group: behind.pids_group().map(Into::into),
         }),
         cpus: limits.cpus.clone(),
         cpu_clock: behind.cpu_clock(),

@@ -2,7 +2,7 @@
 //!
 //! Owns the CPU clock and, where a limit needs one, the ticker; the limits as the sentry keeps or
 //! reports them; and the sentences that explain at the end which limit was reached. How a limit is kept
-//! stands in [`super::budget`] and [`super::memory`].
+//! stands in [`super::budget`], [`super::memory`] and [`super::pids`].
 
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -15,6 +15,7 @@ use super::events::Event;
 use super::kernel::Kernel;
 use super::machine::Load;
 use super::memory::{self, MemoryWatch};
+use super::pids::{self, Pids, PidsLimit, PidsWatch};
 use super::stats::LimitState;
 use crate::sys::process;
 use crate::sys::spawn::CpuMask;
@@ -27,6 +28,8 @@ pub struct Limits {
     pub cpu_time: Option<(Duration, Duration)>,
     /// Bytes of all processes.
     pub memory: Option<MemoryLimit>,
+    /// Processes and threads.
+    pub pids: Option<PidsLimit>,
     /// The processors that guests may use.
     pub cpus: Option<Vec<usize>>,
     /// A control group that counts the CPU time.
@@ -69,6 +72,7 @@ pub(super) struct InForce {
     pub(super) cpus: Option<Vec<usize>>,
     pub(super) memory: Option<u64>,
     pub(super) memory_group: Option<memory::Group>,
+    pub(super) pids: Option<Pids>,
     named: Vec<(&'static str, u64, &'static str)>,
 }
 
@@ -112,7 +116,7 @@ impl InForce {
 impl Kernel {
     /// Puts limits in force. Once, before the program starts.
     pub fn limit(self: &Arc<Self>, limits: Limits) -> std::io::Result<()> {
-        let Limits { cpu_time, memory, cpus, cpu_clock, named } = limits;
+        let Limits { cpu_time, memory, pids, cpus, cpu_clock, named } = limits;
         if let Some(group) = cpu_clock {
             self.accounting.clock().use_group(group)?;
         }
@@ -125,6 +129,10 @@ impl Kernel {
             consumers.push(Box::new(MemoryWatch::new(Arc::downgrade(self), bytes)));
         }
         let watched = group.clone();
+        if let Some(PidsLimit { count, group: None }) = &pids {
+            consumers.push(Box::new(PidsWatch::new(Arc::downgrade(self), *count)));
+        }
+        let watched_pids = pids.as_ref().and_then(|it| it.group.clone());
         let cpu_mask = cpus.as_deref().map(CpuMask::new);
         // A second call would be a bug of the caller's, and changes nothing.
         let _ = self.accounting.limits.set(InForce {
@@ -132,10 +140,14 @@ impl Kernel {
             cpus,
             memory: bytes,
             memory_group: group.map(memory::Group::new),
+            pids: pids.map(Pids::new),
             named,
         });
         if let Some(group) = watched {
             memory::watch_group(self, &group)?;
+        }
+        if let Some(group) = watched_pids {
+            pids::watch_group(self, &group)?;
         }
         if !consumers.is_empty() {
             let ticker = Ticker::start(Arc::clone(&self.accounting.clock), consumers)?;
@@ -157,9 +169,14 @@ impl Kernel {
         self.accounting.notes.lock().unwrap_or_else(PoisonError::into_inner).push(explanation);
     }
 
+    /// Every guest has ended: notes limits of which nobody has told yet.
+    pub fn look_at_limits(&self) {
+        memory::final_look(self);
+        self.look_at_pids_group();
+    }
+
     /// Which limits were reached, a sentence each.
     pub fn limit_notes(&self) -> Vec<String> {
-        memory::final_look(self);
         self.accounting.notes.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 

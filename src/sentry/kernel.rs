@@ -224,6 +224,8 @@ impl Kernel {
             return Err(KernelError::AlreadyStarted);
         }
         *lifecycle = Lifecycle::Started(program);
+        drop(lifecycle);
+        self.note_activity();
         Ok(())
     }
 

@@ -1,5 +1,6 @@
 //! Waiting for descriptors in the async runtime.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
@@ -8,7 +9,16 @@ use tokio::io::unix::AsyncFd;
 
 /// Watches for `fd` to become readable, through a descriptor of its own. Needs a tokio context.
 pub fn watch_readable(fd: BorrowedFd<'_>) -> io::Result<AsyncFd<OwnedFd>> {
-    let fd = fd.try_clone_to_owned()?;
+    watch(fd.try_clone_to_owned()?, Interest::READABLE)
+}
+
+/// Watches `file` for what poll(2) calls POLLPRI: a file of a control group has changed. Needs a tokio
+/// context.
+pub fn watch_changes(file: File) -> io::Result<AsyncFd<OwnedFd>> {
+    watch(file.into(), Interest::PRIORITY)
+}
+
+fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd is open and the same until it is dropped, and AsyncFd owns it.
-    Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
+    Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
 }

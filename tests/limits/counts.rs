@@ -21,10 +21,13 @@ while True:
         time.sleep(1000)
     made += 1
 print(made)
+# Where no control group counts, somebody has to see it.
+while time.process_time() < 0.3: pass
 ";
     let outcome = workspace.inside_with(&["--pids", "25"], &["python3", "-c", script]);
     // The program itself is one of them.
     outcome.success().expect_out("24\n");
+    outcome.expect_err("sandbox: the limit of 25 processes was reached (--pids)\n");
 }
 
 #[test]
@@ -34,7 +37,7 @@ fn threads_count_as_processes_do() {
     }
     let workspace = Workspace::new("threads");
     let script = "\
-import threading
+import threading, time
 hold = threading.Event()
 made = 0
 try:
@@ -43,9 +46,66 @@ try:
         made += 1
 except RuntimeError: pass
 print(made)
+while time.process_time() < 0.3: pass
 ";
     let outcome = workspace.inside_with(&["--pids", "10"], &["python3", "-c", script]);
     outcome.success().expect_out("9\n");
+    outcome.expect_err("sandbox: the limit of 10 processes was reached (--pids)\n");
+}
+
+/// Nearly as many as there may be, again and again, and then one more than that.
+const UP_TO_THE_LIMIT: &str = "\
+import os, sys, time
+def make(count):
+    made = 0
+    read, write = os.pipe()
+    for _ in range(count):
+        try:
+            if os.fork() == 0:
+                os.close(write)
+                os.read(read, 1)
+                os._exit(0)
+        except BlockingIOError:
+            break
+        made += 1
+    end = time.process_time() + 0.1
+    while time.process_time() < end: pass
+    os.close(write)
+    os.close(read)
+    for _ in range(made): os.wait()
+    return made
+print([make(10) for _ in range(5)])
+if sys.argv[1] == 'more': print([make(12) for _ in range(3)])
+";
+
+#[test]
+fn only_a_limit_that_was_in_the_way_is_said_to_be_reached() {
+    if !have("python3") {
+        return;
+    }
+    let workspace = Workspace::new("up-to");
+    let run = |more| {
+        let argv = ["python3", "-c", UP_TO_THE_LIMIT, more];
+        workspace.inside_with(&["--pids", "12"], &argv)
+    };
+    run("no").success().expect_out("[10, 10, 10, 10, 10]\n").expect_err("");
+    let outcome = run("more");
+    outcome.success().expect_out("[10, 10, 10, 10, 10]\n[11, 11, 11]\n");
+    outcome.expect_err("sandbox: the limit of 12 processes was reached (--pids)\n");
+}
+
+#[test]
+fn a_limit_of_processes_that_was_reached_is_one_event() {
+    if !have("python3") {
+        return;
+    }
+    let workspace = Workspace::new("pids-event");
+    let options = ["--pids", "12", "--verbose"];
+    let outcome = workspace.inside_with(&options, &["python3", "-c", UP_TO_THE_LIMIT, "more"]);
+    let events = outcome.success().err();
+    let said: Vec<&str> = events.lines().filter(|line| line.contains("limit pids:")).collect();
+    assert_eq!(said.len(), 1, "{}", outcome.report());
+    assert!(said[0].contains("there were 12 processes and threads"), "{said:?}");
 }
 
 #[test]
