@@ -102,7 +102,7 @@ syscalls! {
     SYS_read(fd: Fd, buf: OutBuf, count: Len) => native;
     SYS_write(fd: Fd, buf: InBuf, count: Len) => native;
     SYS_open(pathname: Path, flags: OpenFlags, mode: Mode)
-        => handled(sync machine::open, MACHINE_VIEW), except {
+        => handled(sync machine::open, MACHINE_VIEW | KMSG), except {
         flags has CREATES, mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
     };
     SYS_close(fd: Fd) => native;
@@ -472,7 +472,7 @@ syscalls! {
     SYS_migrate_pages(pid: Pid, maxnode: ULong, old_nodes: In<NodeMask>, new_nodes: In<NodeMask>)
         => native;
     SYS_openat(dirfd: DirFd, pathname: Path, flags: OpenFlags, mode: Mode)
-        => handled(sync machine::openat, MACHINE_VIEW), except {
+        => handled(sync machine::openat, MACHINE_VIEW | KMSG), except {
         flags has CREATES, mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
     };
     SYS_mkdirat(dirfd: DirFd, pathname: Path, mode: Mode) => native;
