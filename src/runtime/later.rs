@@ -195,9 +195,9 @@ struct Follower {
     keeper: Keeper,
     heard: AsyncFd<OwnedFd>,
     place: Place,
-    /// The keeper's process, as the host numbers it, once init has told; while it is known to the
-    /// kernel.
-    keeper_pid: Option<i32>,
+    /// The keeper's process, as the host numbers it and by a descriptor, once init has told; while it
+    /// is known to the kernel.
+    made: Option<(i32, OwnedFd)>,
     /// The program's process; 0 until it runs.
     pid: i32,
     path: String,
@@ -217,19 +217,19 @@ impl Follower {
             .map_err(|error| format!("the program's keeper cannot be heard: {error}"))?;
         let path = wish.argv[0].to_string_lossy().into_owned();
         let starting = Some(starting);
-        Ok(Follower { kernel, keeper, heard, place, keeper_pid: None, pid: 0, path, starting })
+        Ok(Follower { kernel, keeper, heard, place, made: None, pid: 0, path, starting })
     }
 
     /// Waits until the keeper is there, and goes on following it.
     async fn get_ready(mut self, wish: Wish, workdir: PathBuf) -> Result<Started, String> {
         let mut master = None;
         let mut ready = false;
-        while !ready || self.keeper_pid.is_none() {
+        while !ready || self.made.is_none() {
             match self.next().await {
                 Ok((Event::Made, [Some(pidfd), ..])) => {
                     let pid = process::pid_of(pidfd.as_fd()).unwrap_or(0);
                     self.kernel.add_keeper(pid, &self.place.name);
-                    self.keeper_pid = Some(pid);
+                    self.made = Some((pid, pidfd));
                 }
                 Ok((Event::Ready, [given, ..])) => (ready, master) = (true, given),
                 Ok((Event::Fault(stage, _, errno), _)) => {
@@ -331,6 +331,10 @@ impl Follower {
         if let Err(error) = self.keeper.order(order) {
             tracing::warn!(%error, "an order to a program's keeper was lost");
         }
+        // A guest may have stopped it (kill -STOP -1): whoever asked could not even interrupt.
+        if let Some((_, keeper)) = &self.made {
+            let _ = process::pidfd_send_signal(keeper.as_fd(), libc::SIGCONT);
+        }
     }
 
     /// The next event of the keeper; an error when it has ended.
@@ -363,8 +367,8 @@ async fn next_order(asker: &Keeper, asked: &AsyncFd<OwnedFd>) -> Result<Order, E
 
 impl Drop for Follower {
     fn drop(&mut self) {
-        if let Some(pid) = self.keeper_pid {
-            self.kernel.remove_keeper(pid);
+        if let Some((pid, _)) = &self.made {
+            self.kernel.remove_keeper(*pid);
         }
     }
 }
