@@ -10,11 +10,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use serde_bytes::ByteBuf;
 use tokio::io::unix::AsyncFd;
+use tokio::time::{sleep, timeout};
 
 use crate::config::{RunSpec, check_container};
 use crate::control::protocol::Exec;
@@ -143,7 +145,11 @@ impl Later {
         async move {
             let (keeper, place) = kept?;
             let follower = Follower::new(kernel, keeper, place, starting, &wish)?;
-            follower.get_ready(wish, workdir).await
+            let ready = timeout(LONGEST_STEP, follower.get_ready(wish, workdir)).await;
+            ready.unwrap_or_else(|_| {
+                Err("the program's keeper does not get ready; a guest may have stopped it"
+                    .to_owned())
+            })
         }
     }
 
@@ -188,6 +194,10 @@ impl Drop for Place {
         }
     }
 }
+
+/// How long a keeper may take to get ready, and a program to run before pauses wait for it no more: a
+/// guest that stops keepers holds nobody else up for good.
+const LONGEST_STEP: Duration = Duration::from_secs(10);
 
 /// Follows one program.
 struct Follower {
@@ -260,6 +270,7 @@ impl Follower {
     async fn follow(mut self, asker: Keeper, asked: AsyncFd<OwnedFd>) {
         // Both together: whoever asked sees the end of its socket only when both are closed.
         let mut asker = Some((asker, asked));
+        let mut overdue = Some(Box::pin(sleep(LONGEST_STEP)));
         loop {
             let orders = async {
                 match &asker {
@@ -267,10 +278,18 @@ impl Follower {
                     None => std::future::pending().await,
                 }
             };
+            let too_late = async {
+                match &mut overdue {
+                    Some(overdue) => overdue.await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 biased;
+                () = too_late => (overdue, self.starting) = (None, None),
                 event = self.next() => match event {
                     Ok((event, descriptors)) => {
+                        overdue = None;
                         self.note(event, &descriptors);
                         let fds: Vec<_> = descriptors.iter().flatten().map(AsFd::as_fd).collect();
                         let told = asker.take_if(|(it, _)| event.send(it.socket(), &fds).is_err());
