@@ -322,6 +322,7 @@ impl Follower {
             Event::Started => {
                 let pidfd = descriptors.first().and_then(Option::as_ref);
                 self.pid = pidfd.and_then(|pidfd| process::pid_of(pidfd.as_fd())).unwrap_or(0);
+                self.kernel.tell_of_clock(self.pid);
                 let path = self.path.clone();
                 self.kernel.emit(&sentry::Event::Started { pid: self.pid, path, container });
             }

@@ -134,6 +134,22 @@ pub(super) fn tell_of_setting(kernel: &Kernel, caller: i32) {
     }
 }
 
+impl Kernel {
+    /// The program `pid` (as the host numbers it) was just started by a keeper, which knows the clock as
+    /// it was when the sandbox began: if it was set since, the program asks the sentry from here on.
+    pub fn tell_of_clock(&self, pid: i32) {
+        let time = self.time();
+        if time.keeper().generation() == 0 {
+            return;
+        }
+        if let Ok(Some(offset)) = time.patch().map(|patch| patch.and_then(|it| it.trapped()))
+            && let Err(errno) = tell(pid, offset, time.keeper().numbers().trapped)
+        {
+            ::tracing::debug!(pid, %errno, "a program was not told that the clock was set");
+        }
+    }
+}
+
 fn processes() -> impl Iterator<Item = i32> {
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())

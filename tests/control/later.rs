@@ -293,3 +293,17 @@ fn states(desk: &Desk) -> Vec<String> {
     let all = processes(desk, "x");
     all.iter().map(|it| it["state"].as_str().unwrap_or_default().to_owned()).collect()
 }
+
+#[test]
+fn a_later_program_has_the_sandboxs_clock_also_after_it_was_set() {
+    let desk = Desk::new("exec-clock");
+    let words = ["run", "--detach", "--id", "x", "--time", "2030-01-01T00:00:00Z"];
+    desk.sandbox(&[&words[..], &["--user", "0", "--", "sleep", "1000"]].concat()).success();
+    let year = || desk.sandbox(&["exec", "x", "--", "date", "-u", "+%Y"]).success().line();
+    assert_eq!(year(), "2030");
+    desk.sandbox(&["exec", "x", "--", "date", "-u", "-s", "2040-02-03 04:05:06"]).success();
+    // It is told of the setting once it runs: what it reads before may be the old clock's.
+    desk.sandbox(&["exec", "x", "--", "sh", "-c", "sleep 0.2; date -u +%Y"])
+        .success()
+        .expect_out("2040\n");
+}

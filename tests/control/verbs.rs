@@ -131,7 +131,10 @@ fn what_guests_execute_is_an_event_where_the_run_has_an_id() {
 fn use_is_shown_as_text_and_as_json() {
     let desk = Desk::new("stats");
     desk.detach_idle("x");
-    desk.sandbox(&["stats", "x"]).success().out_has("memory").out_has("tasks     2");
+    wait_for("the shell's last command to end", || {
+        desk.sandbox(&["stats", "x"]).success().out().contains("tasks     2")
+    });
+    desk.sandbox(&["stats", "x"]).success().out_has("memory");
     let stats = desk.sandbox(&["stats", "--json", "x"]);
     let stats: Value = serde_json::from_str(stats.success().out().trim()).unwrap();
     assert_eq!((&stats["processes"], &stats["tasks"]), (&2.into(), &2.into()));

@@ -2,12 +2,13 @@
  * The kernel's floor: what one trapped system call costs when nothing but the kernel's own
  * mechanism is paid for.
  *
- *     floor PROG ARGS...
+ *     floor [--session] PROG ARGS...
  *
  * Runs PROG behind a seccomp filter that traps syslog(2) and nothing else, and answers each trap
  * with one number from one thread: RECV, SEND, RECV, SEND. It decodes nothing, keeps no books and
- * knows no guest. The flags are those that the sandbox itself uses, and the guest has a session of
- * its own as there, so that the two differ only by the work of the engine:
+ * knows no guest. The flags are those that the sandbox itself uses, so that the two differ only by
+ * the work of the engine and by the guest's session, which a sandbox gives it as a wall; with
+ * --session PROG has one of its own here too:
  *
  *   - SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV (Linux 5.19), seccomp(2);
  *   - SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP (Linux 6.6), kernel/seccomp.c seccomp_notify_set_flags().
@@ -55,6 +56,8 @@
 #define ANSWER (1 << 18)
 
 static pid_t guest;
+/* Whether the guest gets a session of its own; set before it is made. */
+static int own_session;
 
 static void fail(const char *what)
 {
@@ -163,7 +166,7 @@ static void become_guest(int channel, pid_t supervisor, char **argv)
 	 * With sched_autogroup_enabled a session is a group of the scheduler's, and a switch between
 	 * two groups costs more than one within a group (kernel/sched/autogroup.c).
 	 */
-	if (setsid() < 0)
+	if (own_session && setsid() < 0)
 		fail("cannot start a session");
 	listener = load_filter();
 	send_descriptor(channel, listener);
@@ -219,8 +222,13 @@ int main(int argc, char **argv)
 	int channel[2];
 	int listener;
 
+	if (argc > 1 && !strcmp(argv[1], "--session")) {
+		own_session = 1;
+		argv++;
+		argc--;
+	}
 	if (argc < 2) {
-		dprintf(2, "usage: floor PROG ARGS...\n");
+		dprintf(2, "usage: floor [--session] PROG ARGS...\n");
 		return 125;
 	}
 	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, channel))

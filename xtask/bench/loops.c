@@ -8,6 +8,7 @@
  * one line a round, `OPERATION NANOSECONDS`, the time that passed divided by the number of calls
  * of all threads together, and for an operation that a supervisor answers one line
  * `answer OPERATION VALUE`. Two rounds before the first warm up and find the number of calls.
+ * `set-clock` among the operations sets the time of day once, to what it is, and is not timed.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -78,6 +79,13 @@ static long call_clock_gettime(void)
 	return clock_gettime(CLOCK_MONOTONIC, &now);
 }
 
+/* The time of day, which a sandbox may have moved; through the vDSO as well. */
+static long call_realtime(void)
+{
+	struct timespec now;
+	return clock_gettime(CLOCK_REALTIME, &now);
+}
+
 static const struct operation operations[] = {
 	{ "syslog", call_syslog, 1 },
 	{ "getppid", call_getppid, 0 },
@@ -86,6 +94,7 @@ static const struct operation operations[] = {
 	{ "stat", call_stat, 0 },
 	{ "open+close", call_open_close, 0 },
 	{ "clock_gettime", call_clock_gettime, 0 },
+	{ "realtime", call_realtime, 0 },
 };
 
 /* Read by all threads, written by the main one between the barriers. */
@@ -175,6 +184,14 @@ static void measure(const struct operation *operation, int threads, int rounds, 
 	}
 }
 
+static void set_clock(void)
+{
+	struct timespec now;
+
+	if (clock_gettime(CLOCK_REALTIME, &now) || clock_settime(CLOCK_REALTIME, &now))
+		die("cannot set the clock");
+}
+
 static const struct operation *find(const char *name)
 {
 	for (size_t i = 0; i < sizeof(operations) / sizeof(operations[0]); i++)
@@ -206,8 +223,12 @@ int main(int argc, char **argv)
 		if ((errno = pthread_create(&others[i], NULL, thread_main, NULL)))
 			die("cannot start a thread");
 
-	for (int i = 4; i < argc; i++)
-		measure(find(argv[i]), threads, rounds, budget);
+	for (int i = 4; i < argc; i++) {
+		if (!strcmp(argv[i], "set-clock"))
+			set_clock();
+		else
+			measure(find(argv[i]), threads, rounds, budget);
+	}
 
 	finished = 1;
 	if (threads > 1)

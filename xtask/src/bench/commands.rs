@@ -83,6 +83,7 @@ fn timed(
     Workload {
         group: "commands",
         title: title.to_owned(),
+        flags: &[],
         command: Box::new(move |_| argv.clone()),
         reading: Reading::WallTime,
         plans: vec![plan(title, title)],
@@ -121,6 +122,7 @@ fn redis(bench: &Bench) -> Result<Workload, String> {
     Ok(Workload {
         group: "commands",
         title: "redis-benchmark".to_owned(),
+        flags: &[],
         command: Box::new(move |contender| {
             words(&["sh", "redis.sh", &port, if contender.slow { few } else { requests }])
         }),

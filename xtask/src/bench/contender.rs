@@ -20,13 +20,22 @@ pub(super) struct Contender {
     pub(super) name: &'static str,
     /// What stands before the command.
     prefix: Vec<OsString>,
+    /// What stands between the flags and the command; without one it takes no flags.
+    separator: Option<OsString>,
     /// Takes many times as long as the others, and gets fewer rounds and smaller inputs.
     pub(super) slow: bool,
 }
 
 impl Contender {
-    fn new(name: &'static str, prefix: &[&str]) -> Contender {
-        Contender { name, prefix: prefix.iter().map(OsString::from).collect(), slow: false }
+    /// A command line that takes no flags.
+    pub(super) fn new(name: &'static str, prefix: &[&str]) -> Contender {
+        let prefix = prefix.iter().map(OsString::from).collect();
+        Contender { name, prefix, separator: None, slow: false }
+    }
+
+    /// A command line that takes flags of a workload, and `--` behind them.
+    pub(super) fn with_flags(name: &'static str, prefix: &[&str]) -> Contender {
+        Contender { separator: Some("--".into()), ..Contender::new(name, prefix) }
     }
 
     fn slow(mut self) -> Contender {
@@ -34,9 +43,25 @@ impl Contender {
         self
     }
 
+    /// The command line of a verb of ours.
+    pub(super) fn verb(&self, words: &[&str]) -> Vec<OsString> {
+        self.prefix.iter().cloned().chain(words.iter().map(OsString::from)).collect()
+    }
+
     /// The command line that runs `argv` under this contender.
     pub(super) fn wrap(&self, argv: &[OsString]) -> Vec<OsString> {
-        self.prefix.iter().chain(argv).cloned().collect()
+        self.wrap_with(&[], argv)
+    }
+
+    /// The same with flags, for one that takes them.
+    pub(super) fn wrap_with(&self, flags: &[&str], argv: &[OsString]) -> Vec<OsString> {
+        let mut line = self.prefix.clone();
+        if let Some(separator) = &self.separator {
+            line.extend(flags.iter().map(OsString::from));
+            line.push(separator.clone());
+        }
+        line.extend_from_slice(argv);
+        line
     }
 }
 
@@ -58,8 +83,21 @@ impl Contenders {
         workshop: &Workshop,
         runner: &Runner,
     ) -> Result<Contenders, &'static str> {
+        Contenders::those_of(candidates(ours, workshop), workshop, runner)
+    }
+
+    /// Those of the candidates that work: of several variants the first that does is taken, and the
+    /// first one's complaint is told when none does.
+    ///
+    /// # Errors
+    /// `Interrupted` only.
+    pub(super) fn those_of(
+        candidates: Vec<(&'static str, Vec<Contender>)>,
+        workshop: &Workshop,
+        runner: &Runner,
+    ) -> Result<Contenders, &'static str> {
         let mut contenders = Contenders { present: Vec::new(), skipped: Vec::new() };
-        for (name, variants) in candidates(ours, workshop) {
+        for (name, variants) in candidates {
             let mut reason = String::new();
             for contender in variants {
                 match works(&contender, workshop.path(), runner) {
@@ -100,8 +138,7 @@ impl Contenders {
     }
 }
 
-/// All contenders by name; of several variants the first that works is taken, and the first
-/// one's complaint is told when none does.
+/// All contenders by name, with their variants.
 fn candidates(ours: &Path, workshop: &Workshop) -> Vec<(&'static str, Vec<Contender>)> {
     let ours = ours.to_string_lossy();
     let floor = workshop.file("floor");
@@ -136,6 +173,10 @@ fn candidates(ours: &Path, workshop: &Workshop) -> Vec<(&'static str, Vec<Conten
     vec![
         ("native", vec![Contender::new("native", &[])]),
         ("floor", vec![Contender::new("floor", &[&floor.to_string_lossy()])]),
+        (
+            "floor+session",
+            vec![Contender::new("floor+session", &[&floor.to_string_lossy(), "--session"])],
+        ),
         ("bwrap", vec![Contender::new("bwrap", &bwrap)]),
         (
             "bwrap+time",
@@ -144,7 +185,12 @@ fn candidates(ours: &Path, workshop: &Workshop) -> Vec<(&'static str, Vec<Conten
                 with_time(&["unshare", "--user", "--map-current-user", "--time", "--"]),
             ],
         ),
-        ("ours", vec![Contender::new("ours", &[&ours, "--"])]),
+        ("ours", vec![Contender::with_flags("ours", &[&ours])]),
+        (
+            "trapped",
+            vec![Contender::new("trapped", &[&ours, "--time", "+0s", "--user", "root", "--"])],
+        ),
+        ("libfaketime", vec![Contender::new("libfaketime", &["faketime", "-f", "+0s"])]),
         (
             "strace",
             vec![Contender::new("strace", &["strace", "-f", "-o", "/dev/null", "--"]).slow()],

@@ -26,6 +26,7 @@ pub(super) fn workloads(bench: &Bench) -> Vec<Workload> {
     vec![Workload {
         group: "eintr",
         title: "storm".to_owned(),
+        flags: &[],
         command: Box::new(move |_| vec![guest.clone(), ROUNDS.into()]),
         reading: Reading::Stdout(named_numbers),
         plans: vec![

@@ -6,15 +6,21 @@
 //! measures and reports; it never asserts, and a contender that is missing is reported, not an
 //! error.
 
+mod clock;
 mod commands;
 mod contender;
+mod cpu;
 mod eintr;
+mod exec;
 mod idle;
 mod machine;
+mod pause;
 mod process;
+mod processes;
 mod project;
 mod report;
 mod row;
+mod running;
 mod startup;
 mod stats;
 mod syscalls;
@@ -39,13 +45,30 @@ pub(crate) struct Options {
     /// Measure only what has one of these words in its name (with the rows that share its runs).
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     only: Vec<String>,
-    /// Fewer rounds and smaller inputs: under 90 seconds instead of 12 minutes.
+    /// Fewer rounds and smaller inputs: about two minutes instead of a quarter of an hour.
     #[arg(long)]
     quick: bool,
     /// Where the figures go [default: target/bench.json].
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
+
+/// A group of rows that is no workload: its guests go on while something else is measured, or its
+/// figures are no times of theirs.
+struct Group {
+    name: &'static str,
+    measure: fn(&Bench) -> Result<Vec<Row>, String>,
+}
+
+/// All of them, in the order of the table.
+const GROUPS: [Group; 6] = [
+    Group { name: exec::NAME, measure: exec::measure },
+    Group { name: pause::NAME, measure: pause::measure },
+    Group { name: cpu::REPORT, measure: cpu::report },
+    Group { name: cpu::BUDGET, measure: cpu::budget },
+    Group { name: idle::ONE, measure: idle::one },
+    Group { name: idle::MANY, measure: idle::many },
+];
 
 /// What every group of rows works with.
 struct Bench {
@@ -120,6 +143,7 @@ fn build_ours(root: &Path, target: &Path) -> Result<PathBuf, String> {
 fn measure(bench: &Bench) -> Result<Vec<Row>, Box<dyn Error>> {
     let mut workloads = trap::workloads(bench);
     workloads.extend(syscalls::workloads(bench));
+    workloads.extend(clock::workloads(bench));
     workloads.extend(commands::workloads(bench)?);
     workloads.extend(startup::workloads(bench));
     workloads.extend(eintr::workloads(bench));
@@ -131,8 +155,10 @@ fn measure(bench: &Bench) -> Result<Vec<Row>, Box<dyn Error>> {
         rows.extend(workload.measure(&bench.contenders, &bench.runner, bench.workshop.path())?);
         eprintln!("bench: {} took {:.0?}", workload.name(), begin.elapsed());
     }
-    if bench.wants(idle::NAME) {
-        rows.extend(idle::measure(bench)?);
+    for group in GROUPS.iter().filter(|group| bench.wants(group.name)) {
+        let begin = Instant::now();
+        rows.extend((group.measure)(bench)?);
+        eprintln!("bench: {} took {:.0?}", group.name, begin.elapsed());
     }
     Ok(rows)
 }
@@ -140,7 +166,7 @@ fn measure(bench: &Bench) -> Result<Vec<Row>, Box<dyn Error>> {
 /// A mistyped name must not look like a measurement of nothing.
 fn refuse_unknown(bench: &Bench, workloads: &[Workload]) -> Result<(), String> {
     let mut names: Vec<String> = workloads.iter().flat_map(Workload::names).collect();
-    names.push(idle::NAME.to_owned());
+    names.extend(GROUPS.iter().map(|group| group.name.to_owned()));
     match bench.only.iter().find(|word| !names.iter().any(|name| name.contains(word.as_str()))) {
         None => Ok(()),
         Some(word) => Err(format!(

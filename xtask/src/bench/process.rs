@@ -6,11 +6,12 @@
 //! only.
 
 use std::ffi::OsString;
-use std::fs::File;
+use std::fs::{DirBuilder, File};
 use std::io::{self, Read};
 use std::os::fd::AsFd;
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -30,6 +31,9 @@ const GRACE: Duration = Duration::from_secs(3);
 /// Starts children one at a time.
 pub(super) struct Runner {
     watched: Arc<Mutex<Watched>>,
+    /// Where sandboxes keep their sockets ($XDG_RUNTIME_DIR of all children): the user's own are
+    /// in another.
+    runtime: PathBuf,
 }
 
 /// Protected by the runner's mutex.
@@ -54,8 +58,12 @@ pub(super) enum Output {
 pub(super) struct Finished {
     /// From before it was started until its end was known.
     pub(super) wall: Duration,
+    /// Until the first byte came out of it; `None` where none did, or when discarded.
+    pub(super) first_output: Option<Duration>,
     /// Empty when discarded.
     pub(super) stdout: String,
+    /// What it wrote to stderr.
+    pub(super) stderr: String,
 }
 
 /// Why a child gave no figure.
@@ -88,7 +96,9 @@ impl Runner {
         std::thread::Builder::new()
             .name("watch".to_owned())
             .spawn(move || watch(&descriptor, &shared))?;
-        Ok(Runner { watched })
+        let runtime = std::env::temp_dir().join(format!("sandbox-bench-{}", std::process::id()));
+        DirBuilder::new().mode(0o700).create(&runtime)?;
+        Ok(Runner { watched, runtime })
     }
 
     /// Runs `argv` in `directory` until it ends or `limit` has passed.
@@ -104,13 +114,8 @@ impl Runner {
         output: Output,
     ) -> Result<Finished, Failure> {
         let complaints = directory.join(".stderr");
-        let mut command = Command::new(&argv[0]);
+        let mut command = self.command(argv, directory);
         command
-            .args(&argv[1..])
-            .current_dir(directory)
-            .env("LC_ALL", "C")
-            .process_group(0)
-            .stdin(Stdio::null())
             .stdout(if output == Output::Keep { Stdio::piped() } else { Stdio::null() })
             .stderr(File::create(&complaints)?);
 
@@ -119,16 +124,39 @@ impl Runner {
         let child = command.spawn().map_err(|error| {
             Failure::Failed(format!("cannot run {}: {error}", argv[0].to_string_lossy()))
         })?;
-        let (wall, status, stdout) = self.finish(child, start, deadline)?;
+        let (mut finished, status) = self.finish(child, start, deadline)?;
         self.check_interrupted()?;
-        if status.success() {
-            return Ok(Finished { wall, stdout });
-        }
         let complaint = std::fs::read(&complaints).unwrap_or_default();
-        let complaint = String::from_utf8_lossy(&complaint);
-        let first = complaint.lines().next().unwrap_or("nothing on stderr").to_owned();
-        let late = if wall >= limit { ", stopped at the time limit" } else { "" };
+        finished.stderr = String::from_utf8_lossy(&complaint).into_owned();
+        if status.success() {
+            return Ok(finished);
+        }
+        let first = finished.stderr.lines().next().unwrap_or("nothing on stderr");
+        let late = if finished.wall >= limit { ", stopped at the time limit" } else { "" };
         Err(Failure::Failed(format!("{status}{late}: {first}")))
+    }
+
+    /// A child in surroundings as all have them: a process group of its own, nothing to read.
+    pub(super) fn command(&self, argv: &[OsString], directory: &Path) -> Command {
+        let mut command = Command::new(&argv[0]);
+        command
+            .args(&argv[1..])
+            .current_dir(directory)
+            .env("LC_ALL", "C")
+            .env("XDG_RUNTIME_DIR", &self.runtime)
+            .process_group(0)
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Sleeps in small steps, so that an interruption is noticed.
+    pub(super) fn pause(&self, duration: Duration) -> Result<(), Failure> {
+        let end = Instant::now() + duration;
+        while let Some(left) = end.checked_duration_since(Instant::now()) {
+            std::thread::sleep(left.min(TICK));
+            self.check_interrupted()?;
+        }
+        Ok(())
     }
 
     /// Says whether the user asked the bench to end.
@@ -141,23 +169,55 @@ impl Runner {
         mut child: Child,
         start: Instant,
         deadline: Instant,
-    ) -> io::Result<(Duration, ExitStatus, String)> {
+    ) -> io::Result<(Finished, ExitStatus)> {
         let pid = Pid::from_raw(child.id().cast_signed());
         self.lock().child = Some((pid, deadline, false));
         let mut stdout = Vec::new();
+        let mut first_output = None;
         if let Some(mut pipe) = child.stdout.take() {
-            pipe.read_to_end(&mut stdout)?;
+            let mut first = [0; 4096];
+            let count = pipe.read(&mut first)?;
+            if count > 0 {
+                first_output = Some(start.elapsed());
+                stdout.extend_from_slice(&first[..count]);
+                pipe.read_to_end(&mut stdout)?;
+            }
         }
         // The zombie stays until the watch has let go of its pid: it must not signal another's.
         let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
         while waitid(Id::Pid(pid), flags) == Err(Errno::EINTR) {}
         let wall = start.elapsed();
         self.lock().child = None;
-        Ok((wall, child.wait()?, String::from_utf8_lossy(&stdout).into_owned()))
+        let stdout = String::from_utf8_lossy(&stdout).into_owned();
+        Ok((Finished { wall, first_output, stdout, stderr: String::new() }, child.wait()?))
     }
 
     fn lock(&self) -> MutexGuard<'_, Watched> {
         lock(&self.watched)
+    }
+}
+
+impl Drop for Runner {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.runtime) {
+            eprintln!("bench: cannot remove {}: {error}", self.runtime.display());
+        }
+    }
+}
+
+impl Failure {
+    /// Goes on without this contender, and notes why.
+    ///
+    /// # Errors
+    /// Where the user interrupts.
+    pub(super) fn note(self, who: &str, row: &str, notes: &mut Vec<String>) -> Result<(), String> {
+        match self {
+            Failure::Interrupted => Err("interrupted: nothing was written".to_owned()),
+            Failure::Failed(why) => {
+                notes.push(format!("{who} gave up in {row}: {why}"));
+                Ok(())
+            }
+        }
     }
 }
 

@@ -14,9 +14,18 @@ use super::machine::Machine;
 use super::row::{Column, Ratio, Row, Target, Unit, Verdict};
 use super::stats::Summary;
 
-/// The columns of the table in order; a contender's variant goes where its peer does.
-const COLUMNS: [&[&str]; 6] =
-    [&["native"], &["floor"], &["bwrap", "bwrap+time"], &["ours"], &["strace"], &["runsc"]];
+/// The columns of the table in order, each with its head; a contender's variant goes where its peer
+/// does, and `peer` is whoever does a single row's work by other means.
+const COLUMNS: [(&str, &[&str]); 8] = [
+    ("native", &["native"]),
+    ("floor", &["floor"]),
+    ("+session", &["floor+session"]),
+    ("bwrap", &["bwrap", "bwrap+time"]),
+    ("ours", &["ours"]),
+    ("peer", &["libfaketime", "kill", "nsenter"]),
+    ("strace", &["strace"]),
+    ("runsc", &["runsc"]),
+];
 
 /// All figures of one run.
 #[derive(Debug, Serialize)]
@@ -83,9 +92,9 @@ impl Report {
 
     /// The table, with what its reader must know below it.
     pub(super) fn table(&self) -> String {
-        let mut text = format!("{}\n\n{:<32}", self.machine.line(), "median of each");
-        for names in COLUMNS {
-            let _ = write!(text, "{:>10}", names[0]);
+        let mut text = format!("{}\n\n{:<36}", self.machine.line(), "median of each");
+        for (head, _) in COLUMNS {
+            let _ = write!(text, "{head:>10}");
         }
         let _ = writeln!(
             text,
@@ -139,10 +148,10 @@ impl ReportRow {
     }
 
     fn line(&self) -> String {
-        let mut text = format!("{:<32}", self.name);
+        let mut text = format!("{:<36}", self.name);
         let cell =
             |value: Option<f64>| value.map_or("-".to_owned(), |value| figure(value, self.unit));
-        for names in COLUMNS {
+        for (_, names) in COLUMNS {
             let column = names.iter().find_map(|name| self.contenders.get(name));
             let _ = write!(text, "{:>10}", cell(column.map(|column| column.summary.median)));
         }
@@ -179,6 +188,7 @@ impl ReportRow {
 pub(super) fn figure(value: f64, unit: Unit) -> String {
     match unit {
         Unit::Count => format!("{value:.0}"),
+        Unit::Percent => format!("{value:.2} %"),
         Unit::Kibibytes => format!("{value:.0} KiB"),
         Unit::Nanoseconds => {
             let (scaled, name) = match value {
@@ -212,6 +222,7 @@ mod tests {
         assert_eq!(time(2_410_000_000.0), "2.41 s");
         assert_eq!(figure(8192.0, Unit::Kibibytes), "8192 KiB");
         assert_eq!(figure(0.0, Unit::Count), "0");
+        assert_eq!(figure(0.254, Unit::Percent), "0.25 %");
     }
 
     #[test]

@@ -15,6 +15,9 @@ pub(super) enum Unit {
     /// KiB of memory.
     #[serde(rename = "KiB")]
     Kibibytes,
+    /// Hundredths.
+    #[serde(rename = "%")]
+    Percent,
     /// Plain numbers.
     #[serde(rename = "count")]
     Count,

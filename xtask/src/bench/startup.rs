@@ -20,6 +20,7 @@ pub(super) fn workloads(bench: &Bench) -> Vec<Workload> {
     vec![Workload {
         group: "start-up",
         title: "true".to_owned(),
+        flags: &[],
         command: Box::new(|_| vec!["true".into()]),
         reading: Reading::WallTime,
         plans: vec![

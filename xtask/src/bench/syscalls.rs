@@ -26,6 +26,7 @@ pub(super) fn workloads(bench: &Bench) -> Vec<Workload> {
     vec![Workload {
         group: "syscalls",
         title: "untrapped".to_owned(),
+        flags: &[],
         command: Box::new(move |_| {
             let words = ["1", "3", "4"].into_iter().chain(OPERATIONS).map(Into::into);
             std::iter::once(guest.clone()).chain(words).collect()

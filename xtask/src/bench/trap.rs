@@ -2,6 +2,10 @@
 //!
 //! The call is syslog(SYSLOG_ACTION_SIZE_BUFFER): in a default run the sentry answers it with a
 //! number and touches no memory of the guest, so what is measured is the engine alone.
+//!
+//! The target is against the bare floor, in one session with its guest. Beside it is the floor whose
+//! guest has a session of its own, as the sandbox's has: that is a wall of the sandbox, and where the
+//! scheduler groups by session (sched_autogroup, sched(7)) it costs what the difference shows.
 
 use std::time::Duration;
 
@@ -25,6 +29,7 @@ pub(super) fn workloads(bench: &Bench) -> Vec<Workload> {
         Workload {
             group: "trap",
             title: title.clone(),
+            flags: &[],
             command: Box::new(move |contender| {
                 // A slow contender takes as long: the guest fills a time, not a count.
                 let rounds = if contender.slow { "2" } else { "3" };
@@ -38,7 +43,7 @@ pub(super) fn workloads(bench: &Bench) -> Vec<Workload> {
                 unit: Unit::Nanoseconds,
                 target: Target::Ratio(1.25),
             }],
-            contenders: vec!["native", "floor", "ours", "strace", "runsc"],
+            contenders: vec!["native", "floor", "floor+session", "ours", "strace", "runsc"],
             reference: "floor",
             effort: Effort {
                 rounds: bench.pick(60, 8),
@@ -63,10 +68,31 @@ fn review(row: &mut Row) {
             figure(min, row.unit)
         ));
     }
+    let of_session = row.ratio("floor+session", "floor");
+    let with_session = row.ratio("ours", "floor+session");
+    if let (Some(session), Some(ours)) = (of_session, with_session) {
+        row.notes.push(format!(
+            "{}: a session of the guest's own, which is a wall of the sandbox, makes the floor {:.3} \
+             times as much ({}); ours is {:.3} times the floor with one",
+            row.name,
+            session.median,
+            grouping(),
+            ours.median
+        ));
+    }
     if let (Some(native), Some(ours)) = (native, ours)
         && ours.median < LEAST_TRAP * native.median
     {
         row.target = Target::None;
         row.notes.push(format!("{}: ours did not trap syslog(2): no verdict", row.name));
+    }
+}
+
+/// Whether the scheduler has a group for each session (kernel/sched/autogroup.c).
+fn grouping() -> &'static str {
+    match std::fs::read_to_string("/proc/sys/kernel/sched_autogroup_enabled").as_deref() {
+        Ok("1\n") => "kernel.sched_autogroup_enabled is 1",
+        Ok(_) => "kernel.sched_autogroup_enabled is 0",
+        Err(_) => "no sched_autogroup here",
     }
 }

@@ -28,6 +28,8 @@ pub(super) type Samples = Vec<(String, f64)>;
 pub(super) enum Reading {
     /// The wall time of the whole command, in nanoseconds, for all rows of the workload.
     WallTime,
+    /// From the start until the guest has printed something, in nanoseconds, for all rows.
+    FirstOutput,
     /// The guest prints its own figures; says why where it cannot make sense of them.
     Stdout(fn(&str) -> Result<Samples, String>),
 }
@@ -61,6 +63,8 @@ pub(super) struct Workload {
     pub(super) group: &'static str,
     /// Names the workload in its group.
     pub(super) title: String,
+    /// Flags for contenders that take some.
+    pub(super) flags: &'static [&'static str],
     /// The command for a contender, which may make it smaller for a slow one.
     pub(super) command: Box<CommandFor>,
     /// How figures come out.
@@ -167,10 +171,10 @@ impl Workload {
         directory: &Path,
         notes: &mut Vec<String>,
     ) -> Result<(), String> {
-        let argv = entry.contender.wrap(&(self.command)(entry.contender));
+        let argv = entry.contender.wrap_with(self.flags, &(self.command)(entry.contender));
         let output = match self.reading {
             Reading::WallTime => Output::Discard,
-            Reading::Stdout(_) => Output::Keep,
+            Reading::FirstOutput | Reading::Stdout(_) => Output::Keep,
         };
         let outcome = runner
             .run(&argv, directory, LIMIT, output)
@@ -184,11 +188,9 @@ impl Workload {
                 }
                 Ok(())
             }
-            Err(Failure::Interrupted) => Err("interrupted: nothing was written".to_owned()),
-            Err(Failure::Failed(why)) => {
+            Err(failure) => {
                 entry.failed = true;
-                notes.push(format!("{} gave up in {}: {why}", entry.contender.name, self.name()));
-                Ok(())
+                failure.note(entry.contender.name, &self.name(), notes)
             }
         }
     }
@@ -199,6 +201,13 @@ impl Workload {
                 let nanoseconds = finished.wall.as_nanos() as f64;
                 Ok(self.plans.iter().map(|plan| (plan.key.clone(), nanoseconds)).collect())
             }
+            Reading::FirstOutput => match finished.first_output {
+                Some(span) => {
+                    let sample = |plan: &Plan| (plan.key.clone(), span.as_nanos() as f64);
+                    Ok(self.plans.iter().map(sample).collect())
+                }
+                None => Err("the guest printed nothing".to_owned()),
+            },
             Reading::Stdout(parse) => {
                 let samples = parse(&finished.stdout)?;
                 let missing = self
