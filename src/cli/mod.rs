@@ -195,6 +195,8 @@ fn one_line(error: &clap::Error) -> String {
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let lines =
         lines.take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"));
+    // Nothing is meant by the words of that advice here.
+    let lines = lines.filter(|line| !(line.starts_with("tip: ") && line.contains("as a value")));
     let lines = lines.map(|line| {
         let line = line.strip_prefix("error: ").unwrap_or(line);
         line.strip_prefix("tip: ")

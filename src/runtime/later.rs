@@ -10,11 +10,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use serde_bytes::ByteBuf;
 use tokio::io::unix::AsyncFd;
+use tokio::time::{sleep, timeout};
 
 use crate::config::{RunSpec, check_container};
 use crate::control::protocol::Exec;
@@ -143,7 +145,11 @@ impl Later {
         async move {
             let (keeper, place) = kept?;
             let follower = Follower::new(kernel, keeper, place, starting, &wish)?;
-            follower.get_ready(wish, workdir).await
+            let ready = timeout(LONGEST_STEP, follower.get_ready(wish, workdir)).await;
+            ready.unwrap_or_else(|_| {
+                Err("the program's keeper does not get ready; a guest may have stopped it"
+                    .to_owned())
+            })
         }
     }
 
@@ -189,15 +195,19 @@ impl Drop for Place {
     }
 }
 
+/// How long a keeper may take to get ready, and a program to run before pauses wait for it no more: a
+/// guest that stops keepers holds nobody else up for good.
+const LONGEST_STEP: Duration = Duration::from_secs(10);
+
 /// Follows one program.
 struct Follower {
     kernel: Arc<Kernel>,
     keeper: Keeper,
     heard: AsyncFd<OwnedFd>,
     place: Place,
-    /// The keeper's process, as the host numbers it, once init has told; while it is known to the
-    /// kernel.
-    keeper_pid: Option<i32>,
+    /// The keeper's process, as the host numbers it and by a descriptor, once init has told; while it
+    /// is known to the kernel.
+    made: Option<(i32, OwnedFd)>,
     /// The program's process; 0 until it runs.
     pid: i32,
     path: String,
@@ -217,19 +227,19 @@ impl Follower {
             .map_err(|error| format!("the program's keeper cannot be heard: {error}"))?;
         let path = wish.argv[0].to_string_lossy().into_owned();
         let starting = Some(starting);
-        Ok(Follower { kernel, keeper, heard, place, keeper_pid: None, pid: 0, path, starting })
+        Ok(Follower { kernel, keeper, heard, place, made: None, pid: 0, path, starting })
     }
 
     /// Waits until the keeper is there, and goes on following it.
     async fn get_ready(mut self, wish: Wish, workdir: PathBuf) -> Result<Started, String> {
         let mut master = None;
         let mut ready = false;
-        while !ready || self.keeper_pid.is_none() {
+        while !ready || self.made.is_none() {
             match self.next().await {
                 Ok((Event::Made, [Some(pidfd), ..])) => {
                     let pid = process::pid_of(pidfd.as_fd()).unwrap_or(0);
                     self.kernel.add_keeper(pid, &self.place.name);
-                    self.keeper_pid = Some(pid);
+                    self.made = Some((pid, pidfd));
                 }
                 Ok((Event::Ready, [given, ..])) => (ready, master) = (true, given),
                 Ok((Event::Fault(stage, _, errno), _)) => {
@@ -260,6 +270,7 @@ impl Follower {
     async fn follow(mut self, asker: Keeper, asked: AsyncFd<OwnedFd>) {
         // Both together: whoever asked sees the end of its socket only when both are closed.
         let mut asker = Some((asker, asked));
+        let mut overdue = Some(Box::pin(sleep(LONGEST_STEP)));
         loop {
             let orders = async {
                 match &asker {
@@ -267,10 +278,18 @@ impl Follower {
                     None => std::future::pending().await,
                 }
             };
+            let too_late = async {
+                match &mut overdue {
+                    Some(overdue) => overdue.await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 biased;
+                () = too_late => (overdue, self.starting) = (None, None),
                 event = self.next() => match event {
                     Ok((event, descriptors)) => {
+                        overdue = None;
                         self.note(event, &descriptors);
                         let fds: Vec<_> = descriptors.iter().flatten().map(AsFd::as_fd).collect();
                         let told = asker.take_if(|(it, _)| event.send(it.socket(), &fds).is_err());
@@ -333,6 +352,10 @@ impl Follower {
         if let Err(error) = self.keeper.order(order) {
             tracing::warn!(%error, "an order to a program's keeper was lost");
         }
+        // A guest may have stopped it (kill -STOP -1): whoever asked could not even interrupt.
+        if let Some((_, keeper)) = &self.made {
+            let _ = process::pidfd_send_signal(keeper.as_fd(), libc::SIGCONT);
+        }
     }
 
     /// The next event of the keeper; an error when it has ended.
@@ -365,8 +388,8 @@ async fn next_order(asker: &Keeper, asked: &AsyncFd<OwnedFd>) -> Result<Order, E
 
 impl Drop for Follower {
     fn drop(&mut self) {
-        if let Some(pid) = self.keeper_pid {
-            self.kernel.remove_keeper(pid);
+        if let Some((pid, _)) = &self.made {
+            self.kernel.remove_keeper(*pid);
         }
     }
 }

@@ -49,6 +49,9 @@ fn a_later_program_has_its_callers_streams_and_gives_its_status() {
     assert_eq!(fs::read_to_string(path.join("file")).unwrap(), "a\nfrom a file\nb\nc\n");
 }
 
+/// Stops what keeps it.
+const STOPPING: &str = "kill -STOP $PPID; touch stopped; exec sleep 1000";
+
 #[test]
 fn a_later_program_is_behind_the_same_walls() {
     let desk = Desk::new("exec-walls");
@@ -69,6 +72,13 @@ fn a_later_program_is_behind_the_same_walls() {
     // program's keeper, its shell and what that runs.
     let count = "ls -d /proc/[0-9]* | wc -l";
     wait_for("the keepers' end", || inside(count).line() == "7");
+    // One that stops it cannot keep its caller from ending it.
+    let stopping = desk.command(&["exec", "x", "--", "sh", "-c", STOPPING]);
+    let caller = start(stopping);
+    wait_for("a stopped keeper", || desk.workspace.has("stopped"));
+    let pid = nix::unistd::Pid::from_raw(caller.id() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    finish(caller, "exec".into(), b"", LIMIT).expect_status(143);
     // A guest that kills its own keeper harms nobody else.
     inside("kill -9 $PPID; exec sleep 1000 < /dev/null > /dev/null 2>&1")
         .expect_status(137)

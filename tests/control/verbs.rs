@@ -35,6 +35,9 @@ fn signals_go_to_whom_they_are_meant_for() {
     wait_for("the child's trap", || desk.workspace.has("child"));
     desk.sandbox(&["kill", "x", "--pid", "99999"]).one_line_error(125, &["99999"]);
     desk.sandbox(&["kill", "x", "--container", "none"]).one_line_error(125, &["x", "none"]);
+    let refused = desk.sandbox(&["ps", "--foo"]);
+    refused.one_line_error(125, &["--foo"]);
+    assert!(!refused.err().contains("as a value"), "{}", refused.err());
     desk.sandbox(&["kill", "x", "NONE"]).one_line_error(125, &["NONE"]);
     desk.sandbox(&["kill", "x", "--all", "--pid", "2"]).one_line_error(125, &["--all"]);
     assert!(!desk.workspace.has("program"));

@@ -121,10 +121,14 @@ impl Service {
         };
         let (answer_to, heard) = oneshot::channel();
         let call = ExecCall { exec, streams, starting, answer: answer_to };
-        let gone = "it is about to end".to_owned();
+        let ending = "it is about to end".to_owned();
         let started = match self.programs.send(call).await {
-            Ok(()) => heard.await.unwrap_or(Err(gone)),
-            Err(_) => Err(gone),
+            Ok(()) => tokio::select! {
+                biased;
+                heard = heard => heard.unwrap_or(Err(ending)),
+                () = gone(stream) => return,
+            },
+            Err(_) => Err(ending),
         };
         match started {
             Ok(descriptors) => drop(send_with(stream, &Reply::Kept, &descriptors).await),
