@@ -221,7 +221,8 @@ fn tasks_may_die_while_paused() {
 fn the_census_is_the_guests_own_view() {
     let script = "sleep 1000 & (setsid sh -c 'sleep 1001; :' &); exec 3<&0; sleep 1002 <&3 & \
                   while [ $(ps -e -o args= | grep -c '^sleep') -lt 3 ]; do :; done; \
-                  ps -e -o pid=,ppid=,pgid=,sid=,uid=,comm= --sort pid | grep -v 'ps$\\|grep$'; \
+                  all=$(ps -e -o pid=,ppid=,pgid=,sid=,uid=,comm= --sort pid); \
+                  echo \"$all\" | grep -v 'ps$'; \
                   echo end; read line";
     let mut sandbox = Sandbox::start(&["/bin/bash", "-c", script]);
     let mut theirs = BTreeSet::new();
