@@ -247,7 +247,10 @@ impl Follower {
                     return Err(self.keeper.fault(&program, stage, errno).to_string());
                 }
                 Ok(_) => {}
-                Err(_) => return Err("the program's keeper ended unexpectedly".to_owned()),
+                Err(_) => return Err(
+                    "the program's keeper has ended: so does the sandbox, or a guest has killed it"
+                        .to_owned(),
+                ),
             }
         }
         if let (Some((settings, _)), Some(master)) = (&wish.terminal, &master) {

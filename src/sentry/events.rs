@@ -136,6 +136,9 @@ impl std::fmt::Display for Event {
                 write!(f, "started: {}{}", Plain(path), In(container))
             }
             Event::Exec { tid, path } => write!(f, "exec: {} ({tid})", Plain(path)),
+            Event::Exited { pid: 0, container, status, .. } => {
+                write!(f, "exited: with status {status}{}", In(container))
+            }
             Event::Exited { pid, container, status, .. } => {
                 write!(f, "exited: {pid} with status {status}{}", In(container))
             }
