@@ -168,6 +168,14 @@ pub fn interrupt_job() {
     let _ = SigSet::from_iter([Signal::SIGINT]).thread_unblock();
 }
 
+/// How a run came to its end.
+enum Ended {
+    /// Init has told how the program ended.
+    Told(End),
+    /// Everything was killed, and this is the wait status of that.
+    Killed(i32),
+}
+
 /// What keeps a started sandbox going.
 struct Supervisor<'r> {
     spec: &'r RunSpec,
@@ -276,7 +284,14 @@ impl<'r> Supervisor<'r> {
         let end = loop {
             let next = tokio::select! {
                 biased;
-                next = sources.next(&self.behind, self.job.is_carrying()) => next?,
+                next = sources.next(&self.behind, self.job.is_carrying()) => {
+                    match (next, self.kernel.killed()) {
+                        (Err(Error::Launch(LaunchError::Vanished(_))), Some(status)) => {
+                            break Ended::Killed(status);
+                        }
+                        (next, _) => next?,
+                    }
+                }
                 // (The other end is held here: it is never closed.)
                 Some(call) = self.calls.recv() => {
                     self.start_later(call);
@@ -287,7 +302,7 @@ impl<'r> Supervisor<'r> {
                 Next::Told(event, fds) => {
                     let started = matches!(event, Event::Started);
                     if let Some(end) = self.on_event(event, fds)? {
-                        break end;
+                        break Ended::Told(end);
                     }
                     // Not before the program runs: a key that the guest's pty turned into a signal
                     // would find nobody there. Until then the outer terminal does that, and what it
@@ -380,16 +395,26 @@ impl<'r> Supervisor<'r> {
     }
 
     /// Everything inside ends with init; then the last output is carried.
-    async fn finish(mut self, end: End) -> Finished {
-        let status = end.status;
+    async fn finish(mut self, ended: Ended) -> Finished {
         // Whoever still waits for a program to be started is told that there will be none.
         self.calls.close();
         while self.calls.try_recv().is_ok() {}
-        // Before init is waited for: it knows of those that have ended. Read only where it is logged.
-        if tracing::enabled!(tracing::Level::DEBUG) {
+        // Before init is waited for: it knows of those that have ended. Read only where it is used.
+        let killed = matches!(ended, Ended::Killed(_));
+        let cpu_us = if killed || tracing::enabled!(tracing::Level::DEBUG) {
             let cpu_us = self.kernel.cpu_time().as_micros() as u64;
             tracing::debug!(cpu_us, "the guests have ended");
-        }
+            cpu_us
+        } else {
+            0
+        };
+        let end = match ended {
+            Ended::Told(end) => end,
+            // An init that is killed has its children reaped without an account of each (it ignores
+            // SIGCHLD then, zap_pid_ns_processes in kernel/pid_namespace.c).
+            Ended::Killed(status) => End { status, cpu_us, peak_kib: 0 },
+        };
+        let status = end.status;
         self.behind.wait();
         self.kernel.look_at_limits();
         self.kernel.emit(&sentry::Event::Exited {

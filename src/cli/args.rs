@@ -199,6 +199,9 @@ pub(super) struct RunOptions {
     /// Give the sandbox a clock of its own: a date, +3d, -2h30m, rate=10, frozen, joined by commas
     #[arg(long, value_name = "WHEN", allow_hyphen_values = true, help_heading = WHO)]
     time: Vec<String>,
+    /// Let programs read the sandbox's log at /dev/kmsg (every open is trapped for that)
+    #[arg(long, help_heading = WHO)]
+    kmsg: bool,
     /// Which network the program is in
     #[arg(
         long,
@@ -301,6 +304,7 @@ impl RunOptions {
             hostname: self.hostname,
             user: self.user,
             time: self.time,
+            kmsg: self.kmsg,
             network: match self.net {
                 Net::None => Network::None,
                 Net::Host => Network::Host,
@@ -336,6 +340,7 @@ impl RunCommand {
             (!options.rules.is_empty(), "--ro, --rw, --hide and --tmpfs"),
             (options.hostname.is_some(), "--hostname"),
             (options.user.is_some(), "--user"),
+            (options.kmsg, "--kmsg"),
             (options.network != Network::None, "--net"),
             (!options.descriptors.is_empty(), "--fd"),
             (options.limits != limits, "limits"),

@@ -114,9 +114,8 @@ fn features(options: &Options, limits: &Limits, time: Option<&TimeSpec>) -> Feat
     features.set(Features::EXEC_EVENTS, options.observed || options.voice == Voice::Verbose);
     features.set(Features::CPU_CLOCK, limits.need_ticker());
     features.set(Features::CPU_SET, limits.cpus.is_some());
-    let count = limits.pids.is_some_and(|bound| bound.by == Means::Rlimit);
-    features.set(Features::PROCESS_COUNT, count);
     features.set(Features::MACHINE_VIEW, limits.show_machine());
+    features.set(Features::KMSG, options.kmsg);
     features.set(Features::VIRTUAL_TIME, time.is_some());
     features.set(Features::VIRTUAL_RATE, time.is_some_and(TimeSpec::changes_rate));
     features

@@ -32,6 +32,8 @@ pub struct Options {
     pub user: Option<OsString>,
     /// What the sandbox's clock shows (`--time`), word by word.
     pub time: Vec<String>,
+    /// Serve the sandbox's log at /dev/kmsg.
+    pub kmsg: bool,
     /// Which network.
     pub network: Network,
     /// Descriptors to inherit.
@@ -58,6 +60,7 @@ impl Default for Options {
             hostname: None,
             user: None,
             time: Vec::new(),
+            kmsg: false,
             network: Network::None,
             descriptors: Vec::new(),
             limits: LimitWishes::default(),

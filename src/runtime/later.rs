@@ -327,6 +327,7 @@ impl Follower {
                 self.pid = pidfd.and_then(|pidfd| process::pid_of(pidfd.as_fd())).unwrap_or(0);
                 self.kernel.tell_of_clock(self.pid);
                 let path = self.path.clone();
+                self.kernel.note_activity();
                 self.kernel.emit(&sentry::Event::Started { pid: self.pid, path, container });
             }
             Event::Ended(End { status, cpu_us, peak_kib }) => {

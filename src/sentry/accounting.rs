@@ -10,12 +10,12 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::budget::Budget;
+use super::budget::{Budget, RunTime};
 use super::events::Event;
 use super::kernel::Kernel;
 use super::machine::Load;
 use super::memory::{self, MemoryWatch};
-use super::pids::{self, Pids, PidsLimit};
+use super::pids::{self, Pids, PidsLimit, PidsWatch};
 use super::stats::LimitState;
 use crate::sys::process;
 use crate::sys::spawn::CpuMask;
@@ -59,6 +59,7 @@ pub(super) struct Accounting {
     /// The most memory ever seen in use, in bytes.
     pub(super) peak_memory: AtomicU64,
     pub(super) load: Load,
+    pub(super) run_time: RunTime,
     /// Immutable.
     pub(super) started: Instant,
     /// Sentences for the end. A leaf of the lock order.
@@ -84,6 +85,7 @@ impl Accounting {
             limits: OnceLock::new(),
             peak_memory: AtomicU64::new(0),
             load: Load::default(),
+            run_time: RunTime::default(),
             started: Instant::now(),
             notes: Mutex::default(),
         }
@@ -129,6 +131,9 @@ impl Kernel {
             consumers.push(Box::new(MemoryWatch::new(Arc::downgrade(self), bytes)));
         }
         let watched = group.clone();
+        if let Some(PidsLimit { count, group: None }) = &pids {
+            consumers.push(Box::new(PidsWatch::new(Arc::downgrade(self), *count)));
+        }
         let watched_pids = pids.as_ref().and_then(|it| it.group.clone());
         let cpu_mask = cpus.as_deref().map(CpuMask::new);
         // A second call would be a bug of the caller's, and changes nothing.
@@ -209,26 +214,7 @@ impl Kernel {
         };
         self.signal_relatives(&found, signal);
     }
-
-    /// Kills every guest, however fast they make others. Blocks until none is left but those that are
-    /// ending.
-    pub(super) fn kill_everyone(&self) {
-        for _ in 0..MOST_ROUNDS {
-            let found = {
-                let mut clock = self.accounting.clock();
-                let _ = clock.look();
-                clock.processes().to_vec()
-            };
-            if self.signal_relatives(&found, libc::SIGKILL) == 0 {
-                return;
-            }
-        }
-        let _ = self.signal_all(libc::SIGKILL);
-    }
 }
-
-/// After so many the sandbox as a whole is asked to stop forking.
-const MOST_ROUNDS: usize = 100;
 
 impl Kernel {
     /// The thread that the guest numbers `guest_tid`, as the host does; `caller` is looked at first.

@@ -1,7 +1,7 @@
 //! The limits of time: `--cpu-time`, CPU time of all processes together, and `--timeout`, wall-clock
 //! time of the run.
 
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use super::kernel::Kernel;
@@ -49,7 +49,7 @@ impl Consumer for Budget {
                     limit.flag()
                 ),
             );
-            kernel.kill_everyone();
+            let _ = kernel.kill(libc::SIGKILL);
             return None;
         }
         let next = if self.warned { self.hard } else { self.soft };
@@ -81,7 +81,10 @@ impl Kernel {
                 words.flag()
             ),
         );
-        self.blocking(Kernel::kill_everyone).await;
+        self.blocking(|kernel| {
+            let _ = kernel.kill(libc::SIGKILL);
+        })
+        .await;
     }
 
     async fn blocking(self: &Arc<Self>, work: fn(&Kernel)) {
@@ -101,11 +104,42 @@ impl Kernel {
                 continue;
             }
             let since = Instant::now();
-            tokio::select! {
-                () = tokio::time::sleep(left) => return,
-                _ = paused.changed() => left = left.saturating_sub(since.elapsed()),
+            self.accounting.run_time.go_on(since);
+            let over = tokio::select! {
+                () = tokio::time::sleep(left) => true,
+                _ = paused.changed() => false,
+            };
+            let now = Instant::now();
+            self.accounting.run_time.stop(now);
+            if over {
+                return;
             }
+            left = left.saturating_sub(now - since);
         }
+    }
+}
+
+/// How long a sandbox with `--timeout` has run, pauses not counted. A leaf of the lock order.
+#[derive(Debug, Default)]
+pub(super) struct RunTime(Mutex<(Duration, Option<Instant>)>);
+
+impl RunTime {
+    fn go_on(&self, now: Instant) {
+        self.lock().1 = Some(now);
+    }
+
+    fn stop(&self, now: Instant) {
+        let (before, since) = *self.lock();
+        *self.lock() = (before + since.map_or(Duration::ZERO, |since| now - since), None);
+    }
+
+    pub(super) fn until(&self, now: Instant) -> Duration {
+        let (before, since) = *self.lock();
+        before + since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, (Duration, Option<Instant>)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -141,6 +175,19 @@ mod tests {
         assert_eq!(words(1000).to_string(), "1 s");
         assert_eq!(words(1500).flag(), "1500ms");
         assert_eq!(Words(Duration::from_micros(7)).flag(), "7us");
+    }
+
+    #[test]
+    fn pauses_are_no_run_time() {
+        let (time, start) = (RunTime::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert_eq!(time.until(at(1)), Duration::ZERO);
+        time.go_on(at(1));
+        assert_eq!(time.until(at(3)), Duration::from_secs(2));
+        time.stop(at(4));
+        assert_eq!(time.until(at(9)), Duration::from_secs(3));
+        time.go_on(at(9));
+        assert_eq!(time.until(at(10)), Duration::from_secs(4));
     }
 
     #[test]

@@ -68,9 +68,11 @@ pub enum Event {
         container: String,
         /// Exit status; 128+N if signal N ended it.
         status: i32,
-        /// CPU time of it and of the descendants it has waited for, in microseconds.
+        /// CPU time of it and of the descendants it has waited for, in microseconds; of all processes
+        /// where the sandbox was killed as a whole.
         cpu_us: u64,
-        /// The largest resident set of one process among those, in bytes (getrusage(2), ru_maxrss).
+        /// The largest resident set of one process among those, in bytes (getrusage(2), ru_maxrss); 0
+        /// where the sandbox was killed as a whole.
         peak_memory: u64,
     },
     /// Every task has stopped.

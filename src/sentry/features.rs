@@ -14,9 +14,8 @@ bitflags::bitflags! {
         const CPU_SET = 1 << 9;
         /// The guest is shown a machine of its own size: `--cpus`, `--memory`.
         const MACHINE_VIEW = 1 << 10;
-        /// A resource limit keeps the number of processes, and the kernel tells nobody when it is reached:
-        /// `--pids` without a control group.
-        const PROCESS_COUNT = 1 << 11;
+        /// The sandbox's log can be read at /dev/kmsg: `--kmsg`.
+        const KMSG = 1 << 11;
         /// The time of day is the sandbox's own (`--time`).
         const VIRTUAL_TIME = 1 << 16;
         /// All clocks run at a rate of their own (`--time rate=N`). Never without VIRTUAL_TIME.

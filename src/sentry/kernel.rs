@@ -9,7 +9,7 @@
 //!     TaskSet::inner
 //!       Task::filters
 //!         Undelivered::results, Refusals::kinds, Keepers::all, Accounting::notes, Group::found,
-//!         Load::inner, Tracer::thread, Progress::running, Gate::inner, Events::limit, Events::recent,
+//!         RunTime, Load::inner, Tracer::thread, Progress::running, Gate::inner, Events::limit, Events::recent,
 //!         KernelLog::ring, Timekeeper::realtime, Remade::calls,
 //!         Sessions::inner, Starts::inner   (leaves)
 //! ```
@@ -17,7 +17,7 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use nix::errno::Errno;
 use tokio::sync::watch;
@@ -174,6 +174,8 @@ pub struct Kernel {
     /// Immutable.
     container: String,
     lifecycle: Mutex<Lifecycle>,
+    /// The wait status with which everything was killed from outside; the first one counts.
+    killed: OnceLock<i32>,
     /// The program's wait status, once it has ended.
     exit: watch::Sender<Option<i32>>,
     tasks: TaskSet,
@@ -216,6 +218,7 @@ impl Kernel {
             init_pid: args.init_pid,
             container: args.container,
             lifecycle: Mutex::new(Lifecycle::Created),
+            killed: OnceLock::new(),
             exit: watch::Sender::new(None),
             tasks: TaskSet::default(),
             keepers,
@@ -238,6 +241,8 @@ impl Kernel {
             return Err(KernelError::AlreadyStarted);
         }
         *lifecycle = Lifecycle::Started(program);
+        drop(lifecycle);
+        self.note_activity();
         Ok(())
     }
 
@@ -251,12 +256,22 @@ impl Kernel {
         }
     }
 
-    /// Ends every guest at once. Does not wait.
-    pub fn kill(&self) -> Result<(), KernelError> {
+    /// Ends every guest at once, keepers and init too, and does not wait for their ends. If the program
+    /// has not ended yet, this wait status becomes that of the run. Blocks: it reads /proc.
+    pub fn kill(&self, status: i32) -> Result<(), KernelError> {
+        // The last chance to see what they have used: nobody waits for them.
+        let _ = self.cpu_time();
+        // Set first: whoever sees init gone knows why.
+        let _ = self.killed.set(status);
         match process::pidfd_send_signal(self.init.as_fd(), libc::SIGKILL) {
             Ok(()) | Err(Errno::ESRCH) => Ok(()),
             Err(errno) => Err(KernelError::Signal(errno)),
         }
+    }
+
+    /// The wait status of the first [`Kernel::kill`], if there was one.
+    pub fn killed(&self) -> Option<i32> {
+        self.killed.get().copied()
     }
 
     /// The program has ended with this wait status.
@@ -265,7 +280,9 @@ impl Kernel {
         self.log.write(Level::Info, "the program ended");
     }
 
-    /// Waits for the end of the program and gives its wait status.
+    /// Waits for the end of the program and gives its wait status. Then every guest has ended and none
+    /// can be made any more: init is gone, and a pid namespace without init takes no process
+    /// (pid_namespaces(7), ENOMEM).
     pub async fn wait_exited(&self) -> i32 {
         let mut exit = self.exit.subscribe();
         loop {
@@ -483,9 +500,11 @@ mod tests {
             time: Time::hosts(),
         };
         let kernel = Kernel::new(args).unwrap();
-        assert_eq!(kernel.kill(), Ok(()));
+        assert_eq!(kernel.killed(), None);
+        assert_eq!(kernel.kill(0x0300), Ok(()));
         assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
-        assert_eq!(kernel.kill(), Ok(()));
+        assert_eq!(kernel.kill(libc::SIGKILL), Ok(()));
+        assert_eq!(kernel.killed(), Some(0x0300));
     }
 
     #[tokio::test]

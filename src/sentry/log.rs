@@ -2,10 +2,10 @@
 
 use std::collections::VecDeque;
 use std::fmt::Write;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 /// How much text is kept; older lines are dropped (the kernel's default, CONFIG_LOG_BUF_SHIFT 17).
 pub(super) const CAPACITY: usize = 128 << 10;
@@ -27,6 +27,8 @@ pub struct KernelLog {
     ring: Mutex<Ring>,
     /// Wakes readers that wait for a new line.
     grown: Notify,
+    /// One for each reader that there may be of records.
+    pub(super) readers: Arc<Semaphore>,
 }
 
 /// Protected by `KernelLog::ring`.
@@ -47,7 +49,12 @@ struct Ring {
 impl KernelLog {
     /// An empty log whose times count from now.
     pub fn new() -> Self {
-        KernelLog { started: Instant::now(), ring: Mutex::default(), grown: Notify::new() }
+        KernelLog {
+            started: Instant::now(),
+            ring: Mutex::default(),
+            grown: Notify::new(),
+            readers: Arc::new(Semaphore::new(super::kmsg::MOST_READERS)),
+        }
     }
 
     /// Adds a line. Control characters are shown as escapes: the text may come from a guest.
@@ -131,6 +138,18 @@ impl KernelLog {
         let skipped = first.saturating_sub(ring.dropped) as usize;
         let text = ring.lines.iter().skip(skipped).map(String::as_str).collect();
         (text, ring.dropped + ring.lines.len() as u64)
+    }
+
+    /// The first line from number `first` on, and its number.
+    pub(super) fn line(&self, first: u64) -> Option<(u64, String)> {
+        let ring = self.lock();
+        let number = first.max(ring.dropped);
+        ring.lines.get((number - ring.dropped) as usize).map(|line| (number, line.clone()))
+    }
+
+    /// The number of the first line since the last clear.
+    pub(super) fn cleared(&self) -> u64 {
+        self.lock().cleared
     }
 
     /// Waits until there are lines from number `first` on.

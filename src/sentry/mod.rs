@@ -14,6 +14,7 @@ mod events;
 mod features;
 mod ids;
 mod kernel;
+mod kmsg;
 mod log;
 mod machine;
 mod memory;

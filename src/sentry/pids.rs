@@ -1,24 +1,22 @@
 //! `--pids`: the kernel keeps the limit; the sentry finds out that it was reached, and says so once.
 //!
 //! A control group counts the forks that it has refused. A resource limit tells nobody: where one keeps
-//! the limit, the calls that make processes and threads are trapped, and the sentry counts. Every call
-//! continues; the kernel decides.
-//!
-//! The count is an upper bound while no call is on its way: each call adds one, ends are found out by
-//! looking at the processes, and that only when the bound has come to the limit. Calls of several
-//! threads at a time can hide each other from one look; the next calls then come to another one.
+//! the limit, the sentry counts the processes while guests run. To trap the calls that make them would
+//! be exact, and is not done: a signal that arrives between the trap and the RECV makes fork(2) fail with
+//! EINTR where its handler does not restart calls, and dash gives up then ("Cannot fork").
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use tokio::io::Interest;
 
 use super::kernel::Kernel;
-use crate::notify::hand_over;
 use crate::sys::ready::watch_changes;
+use crate::timekeeping::{Consumer, Reading};
 
 /// A limit of processes and threads.
 #[derive(Debug)]
@@ -36,29 +34,41 @@ pub(super) struct Pids {
     limit: PidsLimit,
     /// It was said.
     reached: AtomicBool,
-    /// At most so many processes and threads there are. A leaf of the lock order.
-    most: Mutex<u64>,
 }
 
 impl Pids {
     pub(super) fn new(limit: PidsLimit) -> Pids {
-        Pids { limit, reached: AtomicBool::new(false), most: Mutex::default() }
+        Pids { limit, reached: AtomicBool::new(false) }
     }
+}
 
-    /// Whether one more may be too many, for all that is known without looking.
-    fn is_close(&self) -> bool {
-        let mut most = self.most.lock().unwrap_or_else(PoisonError::into_inner);
-        if *most < self.limit.count {
-            *most += 1;
-            return false;
+/// Counts the processes and threads where a resource limit keeps the limit.
+#[derive(Debug)]
+pub(super) struct PidsWatch {
+    kernel: Weak<Kernel>,
+    limit: u64,
+}
+
+/// Less than a processor needs to make a process.
+const FASTEST: Duration = Duration::from_micros(20);
+
+impl PidsWatch {
+    pub(super) fn new(kernel: Weak<Kernel>, limit: u64) -> PidsWatch {
+        PidsWatch { kernel, limit }
+    }
+}
+
+impl Consumer for PidsWatch {
+    fn look(&mut self, reading: &Reading<'_>) -> Option<Duration> {
+        // Whoever has ended counts until somebody has waited for it (release_task in kernel/exit.c).
+        let there = reading.processes.iter().map(|it| u64::from(it.threads.max(1))).sum();
+        let left = self.limit.saturating_sub(there);
+        if left > 0 {
+            return Some(FASTEST * u32::try_from(left).unwrap_or(u32::MAX));
         }
-        true
-    }
-
-    /// So many there are, and one more is about to be made; gives whether that is too many.
-    fn count(&self, there: u64) -> bool {
-        *self.most.lock().unwrap_or_else(PoisonError::into_inner) = there + 1;
-        there >= self.limit.count
+        let kernel = self.kernel.upgrade()?;
+        kernel.pids_reached(kernel.pids()?);
+        None
     }
 }
 
@@ -68,33 +78,12 @@ impl Kernel {
         (!pids.reached.load(Ordering::Relaxed)).then_some(pids)
     }
 
-    /// A process or thread is about to be made.
-    pub(super) fn note_made(&self) {
-        let Some(pids) = self.pids().filter(|pids| pids.limit.group.is_none()) else { return };
-        if !pids.is_close() {
-            return;
-        }
-        hand_over();
-        let there = {
-            let mut clock = self.accounting.clock();
-            if clock.look().is_err() {
-                return;
-            }
-            // Whoever has ended counts until somebody has waited for it (release_task in
-            // kernel/exit.c), a thread of a process at least.
-            clock.processes().iter().map(|it| u64::from(it.threads.max(1))).sum()
-        };
-        if pids.count(there) {
-            self.pids_reached(pids);
-        }
-    }
-
     fn pids_reached(&self, pids: &Pids) {
         if !pids.reached.swap(true, Ordering::Relaxed) {
             let count = pids.limit.count;
             self.limit_reached(
                 "pids",
-                format!("there were {count} processes and threads; no more could be made"),
+                format!("there were {count} processes and threads, and no more can be made"),
                 format!("the limit of {count} processes was reached (--pids)"),
             );
         }
@@ -153,15 +142,25 @@ pub(super) fn watch_group(kernel: &Arc<Kernel>, group: &Path) -> std::io::Result
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::timekeeping::Relative;
 
     #[test]
-    fn the_processes_are_looked_at_only_when_there_may_be_too_many() {
-        let pids = Pids::new(PidsLimit { count: 3, group: None });
-        assert_eq!([pids.is_close(), pids.is_close(), pids.is_close()], [false; 3]);
-        // Two have ended meanwhile.
-        assert!(pids.is_close() && !pids.count(1));
-        assert!(!pids.is_close());
-        assert!(pids.is_close() && pids.count(3));
+    fn more_processes_are_looked_at_sooner() {
+        let one = |pid| Relative {
+            pid,
+            inode: 1,
+            parent: 1,
+            state: 'S',
+            threads: 2,
+            children: Duration::ZERO,
+        };
+        let mut watch = PidsWatch::new(Weak::new(), 10);
+        let mut look =
+            |processes: &[Relative]| watch.look(&Reading { cpu: Duration::ZERO, processes });
+        assert_eq!(look(&[one(2)]), Some(FASTEST * 8));
+        assert_eq!(look(&[one(2), one(3), one(4)]), Some(FASTEST * 4));
+        // Nobody is left to be told.
+        assert_eq!(look(&[2, 3, 4, 5, 6].map(one)), None);
     }
 
     #[test]

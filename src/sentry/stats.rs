@@ -1,6 +1,7 @@
 //! What a sandbox uses, at one moment.
 
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
@@ -68,7 +69,7 @@ impl Kernel {
             "memory" => Some(used),
             "pids" => Some(tasks),
             "cpu-time" => Some(cpu_us),
-            "timeout" => Some(uptime_us),
+            "timeout" => Some(self.accounting.run_time.until(Instant::now()).as_micros() as u64),
             _ => None,
         };
         Stats {

@@ -18,6 +18,11 @@ pub fn watch_changes(file: File) -> io::Result<AsyncFd<OwnedFd>> {
     watch(file.into(), Interest::PRIORITY)
 }
 
+/// Watches a socket of the caller's own for both directions. Needs a tokio context.
+pub fn watch_socket(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    watch(fd, Interest::READABLE | Interest::WRITABLE)
+}
+
 fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd is open and the same until it is dropped, and AsyncFd owns it.
     Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)

@@ -10,5 +10,6 @@ mod guests;
 mod hostile;
 mod later;
 mod lifecycle;
+mod limits;
 mod pauses;
 mod verbs;

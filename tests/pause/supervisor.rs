@@ -102,7 +102,7 @@ fn obey(kernel: &Arc<Kernel>, mut socket: UnixStream) {
             "signal-container" => {
                 kernel.signal_container(words[1], number(2)).map(|()| String::new())
             }
-            "kill" => kernel.kill().map(|()| String::new()),
+            "kill" => kernel.kill(libc::SIGKILL).map(|()| String::new()),
             other => panic!("unknown command {other}"),
         };
         let text = match done {

@@ -1,13 +1,14 @@
-//! The guest's own kernel log: syslog(2).
+//! The guest's own kernel log: syslog(2), and open(2) of /dev/kmsg where opens are trapped.
 //!
 //! Anybody inside may read and clear it: it is the sandbox's log, not the host's.
 
 use nix::errno::Errno;
 
-use super::args::{Int, Operation, OutBuf};
-use crate::notify::{Answer, GuestMemory};
+use super::args::{Int, OpenFlags, Operation, OutBuf};
+use crate::notify::{Answer, Descriptor, GuestMemory, hand_over};
 use crate::sentry::call::{Call, TaskCall};
 use crate::sentry::log;
+use crate::sys::seccomp::Place;
 
 /// SYSLOG_ACTION_* (include/linux/syslog.h).
 mod action {
@@ -74,6 +75,21 @@ pub async fn read(call: TaskCall, _action: Operation, buffer: OutBuf, length: In
             Ok(_) => {}
             Err(errno) => return Answer::Fail(errno),
         }
+    }
+}
+
+/// Serves open(2) of /dev/kmsg for reading. (Writing is not served: the path stays absent for that.)
+pub fn open(call: &Call<'_>, flags: OpenFlags) -> Answer {
+    hand_over();
+    let has = |flag: i32| flags.0 as i32 & flag != 0;
+    match call.kernel.open_log(has(libc::O_NONBLOCK)) {
+        Ok(fd) => Answer::Descriptor(Descriptor {
+            fd,
+            place: Place::Lowest,
+            cloexec: has(libc::O_CLOEXEC),
+            sole: false,
+        }),
+        Err(errno) => Answer::Fail(errno),
     }
 }
 

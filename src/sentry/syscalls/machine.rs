@@ -1,5 +1,5 @@
 //! The machine that a guest with limits is shown: sysinfo(2), and open(2) of the files of procfs that
-//! describe memory, processors and load.
+//! describe memory, processors and load. Where these are trapped, /dev/kmsg is served too (`klog`).
 //!
 //! A view, no wall: a guest that reaches the host's file by another path, or changes the path while it
 //! is looked at, deceives itself. So every other path continues.
@@ -11,6 +11,7 @@ use std::os::fd::AsFd;
 use nix::errno::Errno;
 
 use super::args::{DirFd, Mode, OpenFlags, Out, Path, SysInfo};
+use super::klog;
 use crate::notify::{Answer, Descriptor, hand_over};
 use crate::sentry::call::Call;
 use crate::sys::seccomp::Place;
@@ -44,6 +45,8 @@ pub fn openat(
 /// With these the kernel answers, as it would for its own file.
 const OTHERWISE: i32 = libc::O_ACCMODE | libc::O_CREAT | libc::O_DIRECTORY | libc::O_PATH;
 
+const KMSG: &[u8] = b"/dev/kmsg";
+
 const NAME: &CStr = c"machine";
 
 fn show(call: &Call<'_>, pathname: Path, flags: OpenFlags) -> Answer {
@@ -52,6 +55,7 @@ fn show(call: &Call<'_>, pathname: Path, flags: OpenFlags) -> Answer {
     }
     let path = match call.memory().read_string(pathname.0) {
         Ok(path) if path.starts_with(b"/proc/") => path,
+        Ok(path) if path == KMSG => return klog::open(call, flags),
         _ => return Answer::Continue,
     };
     if !matches!(path.as_slice(), b"/proc/meminfo" | b"/proc/stat" | b"/proc/loadavg") {

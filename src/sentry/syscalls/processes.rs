@@ -1,8 +1,7 @@
 //! Making processes and placing them on processors: clone(2), fork(2), sched_setaffinity(2).
 //!
-//! The calls that make processes are only watched, and only in runs whose limits need it: a new process
-//! has no timer on its CPU clock that would wake the ticker, and it counts for `--pids`. They continue
-//! whatever is seen.
+//! The calls that make processes are only watched, and only in runs whose limits need the CPU clock: a
+//! new process has no timer that would wake the ticker. They continue whatever is seen.
 
 use nix::errno::Errno;
 
@@ -14,7 +13,6 @@ use crate::sys::spawn;
 /// Watches fork(2) and vfork(2).
 pub fn fork(call: &Call<'_>) -> Answer {
     call.kernel.note_activity();
-    call.kernel.note_made();
     Answer::Continue
 }
 

@@ -100,7 +100,7 @@ fn crowd(
     let mut theirs = side(halt("stop"), halt("go"));
     let mut again = side(halt("stop"), halt("go"));
     // The first of each is a warm-up.
-    let rounds = 1 + bench.pick(12, 3);
+    let rounds = 1 + bench.pick(20, 4);
     for round in 0..rounds {
         let looked = (round == 0).then_some(&inside);
         let mut turns: [(&mut Side, Option<&Guest>); 3] =

@@ -1,14 +1,14 @@
 //! Runs one child to its end, and ends it when it takes too long or the user interrupts.
 //!
-//! Owns the signals of the bench: SIGINT, SIGTERM and SIGHUP are blocked and read by a watching
-//! thread, which ends the child; the caller then unwinds and removes what it made. Children are
+//! Owns the signals of the bench: SIGINT, SIGTERM and SIGHUP wake a watching thread, which ends the
+//! child; the caller then unwinds and removes what it made. They are handled and not blocked, because
+//! a child inherits what is blocked through exec and not what is handled (signal(7)). Children are
 //! in process groups of their own, so that a terminal's Ctrl-C reaches them through that thread
 //! only.
 
 use std::ffi::OsString;
 use std::fs::{DirBuilder, File};
 use std::io::{self, Read};
-use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -17,11 +17,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, Signal, killpg};
-use nix::sys::signalfd::SignalFd;
+use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
+use tokio::signal::unix::{self as incoming, SignalKind};
 
 /// How often the watching thread looks at the child's deadline.
 const TICK: Duration = Duration::from_millis(500);
@@ -82,20 +81,19 @@ impl From<io::Error> for Failure {
 }
 
 impl Runner {
-    /// Blocks the ending signals in this thread (and those that it starts) and starts the watch.
-    /// Children are not affected: the standard library starts them with nothing blocked.
+    /// Handles the ending signals from now on and starts the watch.
     pub(super) fn new() -> io::Result<Runner> {
-        let mut signals = SigSet::empty();
-        for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-            signals.add(signal);
-        }
-        signals.thread_block()?;
-        let descriptor = SignalFd::new(&signals)?;
+        let reactor = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let signals = {
+            let _inside = reactor.enter();
+            let on = incoming::signal;
+            (on(SignalKind::interrupt())?, on(SignalKind::terminate())?, on(SignalKind::hangup())?)
+        };
         let watched = Arc::new(Mutex::new(Watched::default()));
         let shared = Arc::clone(&watched);
         std::thread::Builder::new()
             .name("watch".to_owned())
-            .spawn(move || watch(&descriptor, &shared))?;
+            .spawn(move || reactor.block_on(watch(signals, &shared)))?;
         let runtime = std::env::temp_dir().join(format!("sandbox-bench-{}", std::process::id()));
         DirBuilder::new().mode(0o700).create(&runtime)?;
         Ok(Runner { watched, runtime })
@@ -227,12 +225,21 @@ fn lock(watched: &Mutex<Watched>) -> MutexGuard<'_, Watched> {
 }
 
 /// Runs until the process ends.
-fn watch(signals: &SignalFd, watched: &Mutex<Watched>) {
-    let tick = PollTimeout::try_from(TICK).unwrap_or(PollTimeout::MAX);
+async fn watch(
+    (mut interrupt, mut terminate, mut hangup): (
+        incoming::Signal,
+        incoming::Signal,
+        incoming::Signal,
+    ),
+    watched: &Mutex<Watched>,
+) {
     loop {
-        let mut ready = [PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
-        let signalled = matches!(poll(&mut ready, tick), Ok(count) if count > 0)
-            && matches!(signals.read_signal(), Ok(Some(_)));
+        let signalled = tokio::select! {
+            _ = interrupt.recv() => true,
+            _ = terminate.recv() => true,
+            _ = hangup.recv() => true,
+            () = tokio::time::sleep(TICK) => false,
+        };
         let mut watched = lock(watched);
         watched.interrupted |= signalled;
         let interrupted = watched.interrupted;

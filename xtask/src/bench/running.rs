@@ -134,12 +134,17 @@ impl<'a> Detached<'a> {
 
 impl Drop for Detached<'_> {
     fn drop(&mut self) {
+        // Not through the runner, which starts nothing more after an interruption.
         let verb = |words: &[&str]| {
-            // Not through the runner, which starts nothing more after an interruption.
             let argv = self.ours.verb(words);
-            let mut command = self.bench.runner.command(&argv, self.bench.workshop.path());
-            command.stdout(Stdio::null()).stderr(Stdio::null()).status()
+            self.bench.runner.command(&argv, self.bench.workshop.path()).output()
         };
+        // Also one that was interrupted before it could say its id: the directory is the bench's own.
+        let listed = verb(&["ps", "--json"]).map(|output| output.stdout).unwrap_or_default();
+        let listed: Vec<Listed> = serde_json::from_slice(&listed).unwrap_or_default();
+        self.ids.extend(listed.into_iter().filter(|it| it.detached).map(|it| it.id));
+        self.ids.sort_unstable();
+        self.ids.dedup();
         for id in &self.ids {
             let _ = verb(&["kill", id, "KILL"]);
         }
@@ -163,6 +168,8 @@ impl Drop for Detached<'_> {
 pub(super) struct Listed {
     #[serde(default)]
     id: String,
+    #[serde(default)]
+    detached: bool,
     /// As the host numbers it.
     pub(super) pid: u32,
 }

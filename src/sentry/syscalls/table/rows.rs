@@ -102,7 +102,7 @@ syscalls! {
     SYS_read(fd: Fd, buf: OutBuf, count: Len) => native;
     SYS_write(fd: Fd, buf: InBuf, count: Len) => native;
     SYS_open(pathname: Path, flags: OpenFlags, mode: Mode)
-        => handled(sync machine::open, MACHINE_VIEW), except {
+        => handled(sync machine::open, MACHINE_VIEW | KMSG), except {
         flags has CREATES, mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
     };
     SYS_close(fd: Fd) => native;
@@ -192,11 +192,11 @@ syscalls! {
     SYS_clone(
         flags: CloneFlags, stack: Addr, parent_tid: Out<PidCell>, child_tid: Out<PidCell>,
         tls: Addr
-    ) => handled(sync processes::clone, CPU_CLOCK | PROCESS_COUNT), except {
+    ) => handled(sync processes::clone, CPU_CLOCK), except {
         flags has NAMESPACES => refused(EPERM, MAKES_NAMESPACES, OUTSIDE),
     };
-    SYS_fork() => handled(sync processes::fork, CPU_CLOCK | PROCESS_COUNT);
-    SYS_vfork() => handled(sync processes::fork, CPU_CLOCK | PROCESS_COUNT);
+    SYS_fork() => handled(sync processes::fork, CPU_CLOCK);
+    SYS_vfork() => handled(sync processes::fork, CPU_CLOCK);
     SYS_execve(pathname: Path, argv: StrArray, envp: StrArray)
         => handled(sync exec::execve, EXEC_EVENTS | VIRTUAL_TIME);
     SYS_exit(status: Int) => native;
@@ -472,7 +472,7 @@ syscalls! {
     SYS_migrate_pages(pid: Pid, maxnode: ULong, old_nodes: In<NodeMask>, new_nodes: In<NodeMask>)
         => native;
     SYS_openat(dirfd: DirFd, pathname: Path, flags: OpenFlags, mode: Mode)
-        => handled(sync machine::openat, MACHINE_VIEW), except {
+        => handled(sync machine::openat, MACHINE_VIEW | KMSG), except {
         flags has CREATES, mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
     };
     SYS_mkdirat(dirfd: DirFd, pathname: Path, mode: Mode) => native;
@@ -638,7 +638,7 @@ syscalls! {
     // Its flags lie behind a pointer. New user namespaces are ruled out by the sandbox's own
     // (max_user_namespaces is 0 in it), and without one the other kinds need a capability.
     SYS_clone3(cl_args: InOut<CloneArgs>, size: Len)
-        => handled(sync processes::clone3, CPU_CLOCK | PROCESS_COUNT);
+        => handled(sync processes::clone3, CPU_CLOCK);
     SYS_close_range(first: UInt, last: UInt, flags: Flags) => native;
     SYS_openat2(dirfd: DirFd, pathname: Path, how: In<OpenHow>, size: Len)
         => denied(ENOSYS, BEHIND_POINTER);
