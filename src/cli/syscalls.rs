@@ -343,7 +343,10 @@ mod tests {
 
     #[test]
     fn handled_calls_name_their_features() {
-        assert_eq!(describe("execve").unwrap().class, "handled, exec events or virtual time");
+        assert_eq!(
+            describe("execve").unwrap().class,
+            "handled, exec events or cpu clock or virtual time"
+        );
         assert_eq!(describe("syslog").unwrap().class, "handled, always");
     }
 

@@ -184,6 +184,13 @@ fn resource_limits(limits: &Limits) -> Vec<(u32, u64)> {
         // One more for init, which the kernel counts in the same user namespace.
         all.push((libc::RLIMIT_NPROC, bound.limit.saturating_add(1)));
     }
+    if let Some(budget) = limits.cpu_time {
+        // For a process that the ticker does not notice (sentry::syscalls::processes): no single one
+        // passes the budget by more than a second or two. Both limits, so that nobody gets an early
+        // SIGXCPU (check_process_timers in kernel/time/posix-cpu-timers.c).
+        let seconds = budget.hard.as_secs() + 2;
+        all.push((libc::RLIMIT_CPU, seconds));
+    }
     all.extend(limits.open_files.map(|count| (libc::RLIMIT_NOFILE, count)));
     all.extend(limits.file_size.map(|bytes| (libc::RLIMIT_FSIZE, bytes)));
     all

@@ -526,14 +526,19 @@ mod tests {
 
     #[test]
     fn own_descendants_are_found_while_they_live() {
+        use std::io::{Read, Write};
         use std::process::{Command, Stdio};
         let own = std::process::id() as i32;
         let find = |pid: i32| {
             let reading = Reading::new(own, &[(own, kept("main", 0))].into()).unwrap();
             reading.members.into_iter().find(|member| member.pid == pid)
         };
-        let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        let mut cat = Command::new("cat");
+        let mut child = cat.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let pid = child.id() as i32;
+        // Once it answers, it has its name.
+        child.stdin.as_mut().unwrap().write_all(b"x").unwrap();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
         let member = find(pid).unwrap();
         // Seen from one namespace further out than the guest's.
         let depth = own_depth().unwrap() - 1;

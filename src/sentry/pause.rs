@@ -142,7 +142,10 @@ impl Kernel {
                 return Err(KernelError::Starting);
             }
             match self.stop_all() {
-                Ok(tasks) => depth.tasks = tasks,
+                Ok(tasks) => {
+                    depth.tasks = tasks;
+                    self.time().keeper().pause_updates();
+                }
                 Err(error) => {
                     // The first failure is the one to tell.
                     let _ = self.let_go();
@@ -158,6 +161,7 @@ impl Kernel {
     }
 
     fn let_go(&self) -> Result<(), KernelError> {
+        self.time().keeper().resume_updates();
         // Before any of them runs: see `Gate`.
         if let Some(gate) = self.pausing.gate.get() {
             gate.open();

@@ -139,3 +139,15 @@ fn a_limit_reached_is_not_explained_where_nothing_is_to_be_said() {
     let outcome = workspace.inside_with(&["--quiet", "--timeout", "100ms"], &["sleep", "100"]);
     outcome.expect_status(128 + libc::SIGTERM).expect_err("");
 }
+
+#[test]
+fn a_shell_that_forks_among_signals_is_not_disturbed_by_a_budget() {
+    let workspace = Workspace::new("cpu-time-forks");
+    // Each end of a job in the background is a signal, which may come with the next fork.
+    let script =
+        "i=0; while [ $i -lt 100 ]; do sleep 0.01 & /bin/true; i=$((i+1)); done; wait; echo end";
+    for _ in 0..5 {
+        let inside = workspace.inside_with(&["--cpu-time", "60"], &["sh", "-c", script]);
+        inside.success().expect_out("end\n").expect_err("");
+    }
+}

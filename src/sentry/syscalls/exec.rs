@@ -1,5 +1,5 @@
-//! execve(2) and execveat(2) are watched, never decided here: for exec events, and to give the
-//! program the sandbox's clock (`sentry::vdso`).
+//! execve(2) and execveat(2) are watched, never decided here: for exec events, to notice processes
+//! where the CPU clock counts, and to give the program the sandbox's clock (`sentry::vdso`).
 //!
 //! A shell tries one directory of PATH after another, and whether an exec succeeds is known to the
 //! kernel alone. So an absolute path that leads to no file in the guest's view is left out; the
@@ -36,6 +36,9 @@ pub fn execveat(
 fn report(call: &Call<'_>, pathname: Path) -> Answer {
     if call.kernel.features().contains(Features::EXEC_EVENTS) {
         emit(call, pathname);
+    }
+    if call.kernel.features().contains(Features::CPU_CLOCK) {
+        call.kernel.note_activity();
     }
     if call.kernel.features().contains(Features::VIRTUAL_TIME) {
         return vdso::follow_exec(call);

@@ -1,36 +1,22 @@
-//! Making processes and placing them on processors: clone(2), fork(2), sched_setaffinity(2).
+//! New processes, and placing them on processors: set_robust_list(2), sched_setaffinity(2).
 //!
-//! The calls that make processes are only watched, and only in runs whose limits need the CPU clock: a
-//! new process has no timer that would wake the ticker. They continue whatever is seen.
+//! Where a limit needs the CPU clock, a new process has to be noticed: it has no timer yet that would
+//! wake the ticker. The calls that make processes are not trapped for that, since a signal between the
+//! trap and the RECV makes fork(2) fail with EINTR, which programs do not expect. What is trapped is what
+//! a new process does itself, with no signal pending: it executes a program (`exec`), or registers its
+//! robust futexes, as the C library does in the child of a fork and at the start of each program.
 
 use nix::errno::Errno;
 
-use super::args::{Addr, CloneArgs, CloneFlags, CpuMask, In, InOut, Len, Out, Pid, PidCell, UInt};
+use super::args::{CpuMask, In, Len, Pid, RobustList, UInt};
 use crate::notify::Answer;
 use crate::sentry::call::Call;
 use crate::sys::spawn;
 
-/// Watches fork(2) and vfork(2).
-pub fn fork(call: &Call<'_>) -> Answer {
+/// Watches set_robust_list(2).
+pub fn set_robust_list(call: &Call<'_>, _head: In<RobustList>, _len: Len) -> Answer {
     call.kernel.note_activity();
     Answer::Continue
-}
-
-/// Watches clone(2).
-pub fn clone(
-    call: &Call<'_>,
-    _flags: CloneFlags,
-    _stack: Addr,
-    _parent_tid: Out<PidCell>,
-    _child_tid: Out<PidCell>,
-    _tls: Addr,
-) -> Answer {
-    fork(call)
-}
-
-/// Watches clone3(2).
-pub fn clone3(call: &Call<'_>, _args: InOut<CloneArgs>, _size: Len) -> Answer {
-    fork(call)
 }
 
 /// As many processors as any host has (NR_CPUS is at most 8192).

@@ -192,13 +192,13 @@ syscalls! {
     SYS_clone(
         flags: CloneFlags, stack: Addr, parent_tid: Out<PidCell>, child_tid: Out<PidCell>,
         tls: Addr
-    ) => handled(sync processes::clone, CPU_CLOCK), except {
+    ) => native, except {
         flags has NAMESPACES => refused(EPERM, MAKES_NAMESPACES, OUTSIDE),
     };
-    SYS_fork() => handled(sync processes::fork, CPU_CLOCK);
-    SYS_vfork() => handled(sync processes::fork, CPU_CLOCK);
+    SYS_fork() => native;
+    SYS_vfork() => native;
     SYS_execve(pathname: Path, argv: StrArray, envp: StrArray)
-        => handled(sync exec::execve, EXEC_EVENTS | VIRTUAL_TIME);
+        => handled(sync exec::execve, EXEC_EVENTS | CPU_CLOCK | VIRTUAL_TIME);
     SYS_exit(status: Int) => native;
     SYS_wait4(pid: Pid, wstatus: Out<IntCell>, options: WaitOptions, rusage: Out<Rusage>) => native;
     SYS_kill(pid: Pid, sig: Signal) => native;
@@ -503,7 +503,8 @@ syscalls! {
     SYS_unshare(flags: CloneFlags) => native, except {
         flags has NAMESPACES | CLONE_NEWTIME => refused(EPERM, MAKES_NAMESPACES, OUTSIDE),
     };
-    SYS_set_robust_list(head: In<RobustList>, len: Len) => native;
+    SYS_set_robust_list(head: In<RobustList>, len: Len)
+        => handled(sync processes::set_robust_list, CPU_CLOCK);
     SYS_get_robust_list(pid: Pid, head_ptr: Out<AddrCell>, len_ptr: Out<SizeCell>) => native;
     SYS_splice(
         fd_in: Fd, off_in: InOut<OffsetCell>, fd_out: Fd, off_out: InOut<OffsetCell>, len: Len,
@@ -589,7 +590,7 @@ syscalls! {
     ) => denied(EPERM, REPLACES_KERNEL);
     SYS_bpf(cmd: Operation, attr: InOut<BpfAttr>, size: UInt) => denied(EPERM, LOADS_MODULES);
     SYS_execveat(dirfd: DirFd, pathname: Path, argv: StrArray, envp: StrArray, flags: AtFlags)
-        => handled(sync exec::execveat, EXEC_EVENTS | VIRTUAL_TIME);
+        => handled(sync exec::execveat, EXEC_EVENTS | CPU_CLOCK | VIRTUAL_TIME);
     SYS_userfaultfd(flags: Flags)
         => denied(EPERM, "stops the host kernel in the middle of its work, which exploits rely on");
     SYS_membarrier(cmd: Operation, flags: Flags, cpu_id: Int) => native;
@@ -637,8 +638,7 @@ syscalls! {
     SYS_pidfd_open(pid: Pid, flags: Flags) => native;
     // Its flags lie behind a pointer. New user namespaces are ruled out by the sandbox's own
     // (max_user_namespaces is 0 in it), and without one the other kinds need a capability.
-    SYS_clone3(cl_args: InOut<CloneArgs>, size: Len)
-        => handled(sync processes::clone3, CPU_CLOCK);
+    SYS_clone3(cl_args: InOut<CloneArgs>, size: Len) => native;
     SYS_close_range(first: UInt, last: UInt, flags: Flags) => native;
     SYS_openat2(dirfd: DirFd, pathname: Path, how: In<OpenHow>, size: Len)
         => denied(ENOSYS, BEHIND_POINTER);
