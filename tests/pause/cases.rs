@@ -85,14 +85,25 @@ fn a_storm_of_forks_stands_still() {
     let mut sandbox = Sandbox::start(&["counters", "storm"]);
     sandbox.expect_line("ready");
     let counters = sandbox.counters();
-    for _ in 0..30 {
-        sandbox.pause();
-        counters.expect_still();
-        let listed = sandbox.census();
-        assert_eq!(listed, sandbox.census());
-        sandbox.resume();
+    let (mut paused, mut refused) = (0, 0);
+    while paused < 30 && refused < 3 {
+        match sandbox.order("pause") {
+            Ok(_) => {
+                paused += 1;
+                counters.expect_still();
+                let listed = sandbox.census();
+                assert_eq!(listed, sandbox.census());
+                sandbox.resume();
+            }
+            // On a busy machine a storm can be too fast for ten seconds: then nothing is paused at all.
+            Err(why) => {
+                assert!(why.contains("faster than they can be found"), "{why}");
+                refused += 1;
+            }
+        }
         counters.expect_moving(2);
     }
+    assert!(paused > 0, "no storm could be paused");
     counters.stop();
     assert_eq!(sandbox.finish().0, 0);
 }
