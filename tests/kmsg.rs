@@ -84,7 +84,11 @@ fn dmesg_shows_it_and_follows_it() {
         return;
     }
     let workspace = Workspace::new("kmsg-dmesg");
-    let inside = |script| workspace.inside_with(&["--kmsg"], &["sh", "-c", script]);
+    // The start of the program is logged while it runs already.
+    let inside = |script| {
+        let script = format!("until dmesg --syslog | grep -q ': sh$'; do :; done; {script}");
+        workspace.inside_with(&["--kmsg"], &["sh", "-c", &script])
+    };
     inside("dmesg > a; dmesg --syslog > b; cmp a b && head -n 1 a").out_has("started");
     let json = inside("dmesg --json");
     let json: serde_json::Value = serde_json::from_str(&json.success().out()).expect("JSON");
