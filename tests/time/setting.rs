@@ -18,7 +18,7 @@ fn root_of_a_sandbox_with_its_own_clock_sets_it_for_every_program() {
         let outcome = workspace.inside_with(&["--time", words, "--user", "root"], &[set()]);
         outcome.success().expect_out(SET);
     }
-    let script = "date -u -s 2031-02-03 >/dev/null; touch f; date -u +%F; date -u -r f +%F";
+    let script = "date -u -s '2031-02-03 12:00' >/dev/null; touch f; date -u +%F; date -u -r f +%F";
     let outcome =
         workspace.inside_with(&["--time", "+0s", "--user", "root"], &["sh", "-c", script]);
     outcome.success().expect_out("2031-02-03\n2031-02-03\n");
