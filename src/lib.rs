@@ -6,6 +6,7 @@
 pub mod cli;
 pub mod runtime;
 pub mod control;
+pub mod save;
 pub mod launch;
 pub mod terminal;
 pub mod config;

@@ -5,6 +5,7 @@
 
 #![allow(unsafe_code)]
 
+pub mod agent;
 pub mod clock;
 pub mod cpu_clock;
 pub mod files;

@@ -16,6 +16,11 @@ const OPTIONS: c_int = libc::PTRACE_O_TRACECLONE
     | libc::PTRACE_O_TRACEVFORK
     | libc::PTRACE_O_TRACEEXEC;
 
+/// include/uapi/linux/elf.h
+const NT_X86_XSTATE: usize = 0x202;
+/// include/uapi/linux/ptrace.h, since Linux 5.13.
+const PTRACE_GET_RSEQ_CONFIGURATION: c_uint = 0x420f;
+
 /// Makes the types stay on the thread that made them.
 type OfThisThread = PhantomData<*const ()>;
 
@@ -92,6 +97,22 @@ pub fn wait() -> Result<Option<Change>, Errno> {
                 return Ok(Some(Change::Stopped(stopped)));
             }
             Ok(tid) => return Ok(Some(Change::Ended(tid))),
+        }
+    }
+}
+
+/// Waits until `tid`, which the calling thread traces, stops. ESRCH: it has ended.
+pub fn wait_for(tid: pid_t) -> Result<Stopped, Errno> {
+    let mut status = 0;
+    loop {
+        // SAFETY: the kernel writes one int.
+        match Errno::result(unsafe { libc::waitpid(tid, &mut status, libc::__WALL) }) {
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+            Ok(_) if libc::WIFSTOPPED(status) => {
+                return Ok(Stopped { tid, why: Stop::of(tid, status), of: PhantomData });
+            }
+            Ok(_) => return Err(Errno::ESRCH),
         }
     }
 }
@@ -194,6 +215,109 @@ impl Stopped {
         };
         let vector = &raw mut vector as usize;
         request(libc::PTRACE_SETREGSET, self.tid, libc::NT_PRSTATUS as usize, vector).map(drop)
+    }
+
+    /// The state of its FPU and vector registers (NT_X86_XSTATE), as XSAVE lays it out.
+    pub fn extended_state(&self) -> Result<Vec<u8>, Errno> {
+        /// Room for AMX and what may come.
+        const MOST: usize = 64 << 10;
+        let mut bytes = vec![0u8; MOST];
+        let mut vector = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: MOST };
+        let at = &raw mut vector as usize;
+        request(libc::PTRACE_GETREGSET, self.tid, NT_X86_XSTATE, at)?;
+        bytes.truncate(vector.iov_len);
+        Ok(bytes)
+    }
+
+    /// Changes that state. EINVAL: it is not one of this processor's.
+    pub fn set_extended_state(&mut self, bytes: &[u8]) -> Result<(), Errno> {
+        let mut vector =
+            libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+        let at = &raw mut vector as usize;
+        request(libc::PTRACE_SETREGSET, self.tid, NT_X86_XSTATE, at).map(drop)
+    }
+
+    /// The signals that it blocks, one bit each.
+    pub fn signal_mask(&self) -> Result<u64, Errno> {
+        let mut mask = 0u64;
+        request(libc::PTRACE_GETSIGMASK, self.tid, size_of::<u64>(), &raw mut mask as usize)?;
+        Ok(mask)
+    }
+
+    /// Changes the signals that it blocks.
+    pub fn set_signal_mask(&mut self, mask: u64) -> Result<(), Errno> {
+        let at = &raw const mask as usize;
+        request(libc::PTRACE_SETSIGMASK, self.tid, size_of::<u64>(), at).map(drop)
+    }
+
+    /// What is known of the signals that wait for it, or with `shared` for its process; as many as the
+    /// kernel keeps.
+    pub fn pending_signals(&self, shared: bool) -> Result<Vec<libc::siginfo_t>, Errno> {
+        const AT_ONCE: usize = 32;
+        let mut all = Vec::new();
+        loop {
+            // SAFETY: an all-zero siginfo_t is valid.
+            let mut some: [libc::siginfo_t; AT_ONCE] = unsafe { std::mem::zeroed() };
+            let arguments = libc::ptrace_peeksiginfo_args {
+                off: all.len() as u64,
+                flags: u32::from(shared),
+                nr: AT_ONCE as i32,
+            };
+            let at = &raw const arguments as usize;
+            let data = &raw mut some as usize;
+            let count = request(libc::PTRACE_PEEKSIGINFO, self.tid, at, data)? as usize;
+            all.extend_from_slice(&some[..count.min(AT_ONCE)]);
+            if count < AT_ONCE {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// What is registered for rseq(2): (address, size, signature, flags). ENOSYS before Linux 5.13.
+    pub fn restartable_sequence(&self) -> Result<(u64, u32, u32, u32), Errno> {
+        #[repr(C)]
+        struct Configuration {
+            pointer: u64,
+            size: u32,
+            signature: u32,
+            flags: u32,
+            pad: u32,
+        }
+        let mut found = Configuration { pointer: 0, size: 0, signature: 0, flags: 0, pad: 0 };
+        let (size, at) = (size_of::<Configuration>(), &raw mut found as usize);
+        request(PTRACE_GET_RSEQ_CONFIGURATION, self.tid, size, at)?;
+        Ok((found.pointer, found.size, found.signature, found.flags))
+    }
+
+    /// Gives it what is known of the signal that it is about to get. EINVAL: it has not stopped for one.
+    pub fn set_signal_information(&mut self, information: &libc::siginfo_t) -> Result<(), Errno> {
+        let at = &raw const *information as usize;
+        request(libc::PTRACE_SETSIGINFO, self.tid, 0, at).map(drop)
+    }
+
+    /// Makes it stop for that reason: what it was about to get when it last ran is not lost.
+    pub fn because(mut self, why: Stop) -> Stopped {
+        self.why = why;
+        self
+    }
+
+    /// It executes one instruction and stops again; see [`Stopped::run`].
+    pub fn step(self) -> Result<Stopped, Errno> {
+        self.go_and_wait(libc::PTRACE_SINGLESTEP)
+    }
+
+    /// It goes on without the signal that it was about to get, and is waited for until it stops again.
+    /// ESRCH: it was killed.
+    ///
+    /// Nothing else must wait for tracees of the calling thread meanwhile. What a stop by a signal
+    /// means is the caller's to say.
+    pub fn run(self) -> Result<Stopped, Errno> {
+        self.go_and_wait(libc::PTRACE_CONT)
+    }
+
+    fn go_and_wait(self, how: c_uint) -> Result<Stopped, Errno> {
+        request(how, self.tid, 0, 0)?;
+        wait_for(self.tid)
     }
 
     /// What is known of the signal that it was about to get. EINVAL: it has not stopped for one.

@@ -1,0 +1,3 @@
+//! Taking what an image knows from stopped guests.
+
+pub mod collector;

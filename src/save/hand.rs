@@ -1,0 +1,421 @@
+//! A hand inside a guest: system calls that a stopped thread makes for the sentry.
+//!
+//! Owns the way of a table of calls ([`crate::sys::agent`]) into a guest and back, for a thread of a
+//! running guest, which must not notice ([`Borrowed`]), and for a process that is being put together
+//! ([`Hand`] alone). What is called is the caller's business. Everything here belongs to the thread that
+//! traces (see [`crate::sys::ptrace`]).
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt;
+
+use nix::errno::Errno;
+
+use crate::sys::agent::{self, Data, Done, Failed, Table};
+use crate::sys::process;
+use crate::sys::ptrace::{self, Stop, Stopped};
+
+/// Bytes of the agent's code: a page.
+pub const CODE: usize = 4096;
+/// Bytes for a table and what its calls point to.
+pub const TABLE: usize = 192 << 10;
+/// Bytes of the place that a hand needs in a guest.
+pub const AREA: u64 = (CODE + TABLE) as u64;
+
+/// Why a hand could not do something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HandError {
+    /// The thread has been killed.
+    Killed,
+    /// A call of it failed.
+    Call(Failed),
+    /// It could not be made to.
+    Own(&'static str, Errno),
+    /// It stopped for something else (a fault in the guest's memory): the signal.
+    Astray(i32),
+}
+
+impl std::fmt::Display for HandError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            HandError::Killed => f.write_str("it was killed"),
+            HandError::Call(Failed { number, errno, .. }) => {
+                let row = u32::try_from(*number).ok().and_then(crate::sentry::syscalls::table::row);
+                match row {
+                    Some(row) => write!(f, "{}: {}", row.name, errno.desc()),
+                    None => write!(f, "system call {number}: {}", errno.desc()),
+                }
+            }
+            HandError::Own(what, errno) => write!(f, "cannot {what}: {}", errno.desc()),
+            HandError::Astray(signal) => write!(f, "it got signal {signal} meanwhile"),
+        }
+    }
+}
+
+impl std::error::Error for HandError {}
+
+impl HandError {
+    /// What the kernel said, if it was a call that failed.
+    pub fn errno(&self) -> Option<Errno> {
+        match self {
+            HandError::Call(failed) => Some(failed.errno),
+            HandError::Own(_, errno) => Some(*errno),
+            HandError::Killed => Some(Errno::ESRCH),
+            HandError::Astray(_) => None,
+        }
+    }
+}
+
+fn own(what: &'static str) -> impl Fn(Errno) -> HandError {
+    move |errno| match errno {
+        Errno::ESRCH => HandError::Killed,
+        errno => HandError::Own(what, errno),
+    }
+}
+
+/// A stopped thread in whose memory the agent lies.
+#[derive(Debug)]
+pub struct Hand {
+    /// Only missing while it runs, or after it was lost.
+    stopped: Option<Stopped>,
+    tid: i32,
+    /// Where the agent's area lies: its code, then its table.
+    area: u64,
+}
+
+impl Hand {
+    /// `stopped` has the agent's code at `area` and room for a table behind it.
+    pub fn new(stopped: Stopped, area: u64) -> Hand {
+        Hand { tid: stopped.tid(), stopped: Some(stopped), area }
+    }
+
+    /// The thread, as the host numbers it.
+    pub fn tid(&self) -> i32 {
+        self.tid
+    }
+
+    /// Where the agent lies.
+    pub fn area(&self) -> u64 {
+        self.area
+    }
+
+    /// A table for this hand.
+    pub fn table(&self) -> Table {
+        Table::new(self.area + CODE as u64, TABLE)
+    }
+
+    /// The thread itself, for as long as it does nothing.
+    pub fn stopped(&mut self) -> Result<&mut Stopped, HandError> {
+        self.stopped.as_mut().ok_or(HandError::Killed)
+    }
+
+    /// Gives the thread back.
+    pub fn release(self) -> Result<Stopped, HandError> {
+        self.stopped.ok_or(HandError::Killed)
+    }
+
+    /// Has the calls of a table made.
+    pub fn run(&mut self, table: &Table) -> Result<Done, HandError> {
+        self.begin(table)?;
+        loop {
+            match self.go_on()? {
+                Stop::Signal(libc::SIGTRAP) => return self.done(table),
+                // What it makes is somebody's who asked for it by name (`run_making`).
+                Stop::Made(_) | Stop::Executed { .. } | Stop::Asked | Stop::Group(_) => {}
+                Stop::Signal(signal) if is_fault(signal) => return Err(HandError::Astray(signal)),
+                // All others are blocked, but for SIGSTOP: it has no hold on a thread that goes on.
+                Stop::Signal(_) | Stop::Other(_) => {}
+            }
+        }
+    }
+
+    /// Puts a table in place and makes the thread ready to run down it.
+    pub fn begin(&mut self, table: &Table) -> Result<(), HandError> {
+        for (address, bytes) in table.encode() {
+            write(self.tid, address, &bytes).map_err(own("write to its memory"))?;
+        }
+        let (code, table) = (self.area, self.area + CODE as u64);
+        let stopped = self.stopped()?;
+        let mut registers = stopped.registers().map_err(own("read its registers"))?;
+        registers.rip = code;
+        registers.r15 = table;
+        // No call is under way that the kernel would make again.
+        registers.orig_rax = u64::MAX;
+        registers.eflags &= !0x100;
+        stopped.set_registers(&registers).map_err(own("change its registers"))
+    }
+
+    /// Lets the thread run to its next stop.
+    pub fn go_on(&mut self) -> Result<Stop, HandError> {
+        let stopped = self.stopped.take().ok_or(HandError::Killed)?;
+        let stopped = stopped.run().map_err(own("let it go on"))?;
+        let why = stopped.why();
+        self.stopped = Some(stopped);
+        Ok(why)
+    }
+
+    /// What has become of the table's calls.
+    pub fn done(&mut self, table: &Table) -> Result<Done, HandError> {
+        let mut pieces = table.extents().map(|(_, length)| vec![0; length]);
+        for ((address, _), piece) in table.extents().into_iter().zip(&mut pieces) {
+            read(self.tid, address, piece).map_err(own("read its memory"))?;
+        }
+        let [calls, data] = pieces;
+        table.decode(calls, data).map_err(HandError::Call)
+    }
+
+    /// One call.
+    pub fn call<const N: usize>(
+        &mut self,
+        number: libc::c_long,
+        arguments: [u64; N],
+    ) -> Result<u64, HandError> {
+        let mut table = self.table();
+        let place = table.call(number, arguments);
+        let done = self.run(&table)?;
+        done.result(place)
+            .map_err(|errno| HandError::Call(Failed { number: number as u64, at: 0, errno }))
+    }
+
+    /// One call with bytes, which it reads or changes. `arguments` is given where they are.
+    pub fn call_with<const N: usize>(
+        &mut self,
+        number: libc::c_long,
+        bytes: &[u8],
+        arguments: impl FnOnce(u64) -> [u64; N],
+    ) -> Result<(u64, Vec<u8>), HandError> {
+        let mut table = self.table();
+        let data: Data = table.data(bytes);
+        let place = table.call(number, arguments(data.address));
+        let done = self.run(&table)?;
+        let result = done
+            .result(place)
+            .map_err(|errno| HandError::Call(Failed { number: number as u64, at: 0, errno }))?;
+        Ok((result, done.bytes(data).to_vec()))
+    }
+
+    /// One call on a path.
+    pub fn call_path<const N: usize>(
+        &mut self,
+        number: libc::c_long,
+        path: &[u8],
+        arguments: impl FnOnce(u64) -> [u64; N],
+    ) -> Result<u64, HandError> {
+        let terminated = [path, &[0]].concat();
+        self.call_with(number, &terminated, arguments).map(|(result, _)| result)
+    }
+}
+
+fn is_fault(signal: i32) -> bool {
+    matches!(signal, libc::SIGSEGV | libc::SIGBUS | libc::SIGILL | libc::SIGFPE | libc::SIGSYS)
+}
+
+/// Reads all of a piece of another process's memory.
+pub fn read(tid: i32, address: u64, into: &mut [u8]) -> Result<(), Errno> {
+    match process::read_memory(tid, address, into) {
+        Ok(count) if count == into.len() => Ok(()),
+        Ok(_) => Err(Errno::EFAULT),
+        // Some containers refuse the call (see `notify::GuestMemory`).
+        Err(Errno::ENOSYS | Errno::EPERM) => {
+            memory(tid, false)?.read_exact_at(into, address).map_err(|error| errno_of(&error))
+        }
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Writes a piece of another process's memory.
+pub fn write(tid: i32, address: u64, bytes: &[u8]) -> Result<(), Errno> {
+    match process::write_memory(tid, address, bytes) {
+        Ok(count) if count == bytes.len() => Ok(()),
+        Ok(_) => Err(Errno::EFAULT),
+        Err(Errno::ENOSYS | Errno::EPERM) => force(tid, address, bytes),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Writes where the process itself could not: it gets a copy of its own of a page that it shares
+/// (FOLL_FORCE, mem_rw in fs/proc/base.c).
+pub fn force(tid: i32, address: u64, bytes: &[u8]) -> Result<(), Errno> {
+    memory(tid, true)?.write_all_at(bytes, address).map_err(|error| errno_of(&error))
+}
+
+/// /proc/PID/mem.
+pub fn memory(tid: i32, write: bool) -> Result<File, Errno> {
+    let open = OpenOptions::new().read(true).write(write).open(format!("/proc/{tid}/mem"));
+    open.map_err(|error| errno_of(&error))
+}
+
+fn errno_of(error: &std::io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
+}
+
+/// Where the agent lies in a guest that goes on afterwards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Area {
+    /// The area itself.
+    address: u64,
+    /// A `syscall` instruction of the guest's own.
+    instruction: u64,
+}
+
+/// What a thread is given back when its hand is.
+#[derive(Debug)]
+struct Before {
+    registers: libc::user_regs_struct,
+    mask: u64,
+    why: Stop,
+    information: Option<libc::siginfo_t>,
+}
+
+/// The hand of a thread that is given back as it was.
+#[derive(Debug)]
+pub struct Borrowed {
+    /// Calls are made through it.
+    pub hand: Hand,
+    before: Before,
+    instruction: u64,
+}
+
+impl Borrowed {
+    /// Puts the agent into the thread's memory. `instruction`: where a `syscall` instruction of the
+    /// guest is ([`find_instruction`]).
+    pub fn begin(stopped: Stopped, instruction: u64) -> Result<(Borrowed, Area), HandError> {
+        let (mut stopped, before) = prepare(stopped)?;
+        let map = |stopped, length: u64, protection: libc::c_int| {
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+            let arguments = [0, length, protection as u64, flags as u64, u64::MAX, 0];
+            remote_call(stopped, instruction, libc::SYS_mmap, arguments)
+        };
+        let result;
+        (stopped, result) = map(stopped, AREA, libc::PROT_READ | libc::PROT_WRITE)?;
+        let address = result.map_err(own("map memory in it"))?;
+        let code = [address, CODE as u64, (libc::PROT_READ | libc::PROT_EXEC) as u64];
+        // Under PR_SET_MDWE what was writable never becomes executable: mapped anew, not protected.
+        let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED) as u64;
+        let arguments = [code[0], code[1], code[2], flags, u64::MAX, 0];
+        let (stopped, result) = remote_call(stopped, instruction, libc::SYS_mmap, arguments)?;
+        result.map_err(own("map memory in it"))?;
+        force(stopped.tid(), address, agent::code()).map_err(own("write to its memory"))?;
+        let hand = Hand::new(stopped, address);
+        Ok((Borrowed { hand, before, instruction }, Area { address, instruction }))
+    }
+
+    /// The hand of another thread of the same process, which has the agent already.
+    pub fn join(stopped: Stopped, area: Area) -> Result<Borrowed, HandError> {
+        let (stopped, before) = prepare(stopped)?;
+        let hand = Hand::new(stopped, area.address);
+        Ok(Borrowed { hand, before, instruction: area.instruction })
+    }
+
+    /// The registers that the thread had.
+    pub fn registers(&self) -> libc::user_regs_struct {
+        self.before.registers
+    }
+
+    /// The signals that it blocked.
+    pub fn mask(&self) -> u64 {
+        self.before.mask
+    }
+
+    /// The signal that it was about to get when it was stopped.
+    pub fn signal(&self) -> Option<libc::siginfo_t> {
+        self.before.information
+    }
+
+    /// Why it had stopped.
+    pub fn why(&self) -> Stop {
+        self.before.why
+    }
+
+    /// Gives the thread back as it was. The agent stays for other threads.
+    pub fn leave(self) -> Result<Stopped, HandError> {
+        give_back(self.hand.release()?, &self.before)
+    }
+
+    /// Gives the thread back as it was, and takes the agent out of its process.
+    pub fn end(self) -> Result<Stopped, HandError> {
+        let area = self.hand.area();
+        let stopped = self.hand.release()?;
+        let (stopped, result) =
+            remote_call(stopped, self.instruction, libc::SYS_munmap, [area, AREA, 0, 0, 0, 0])?;
+        result.map_err(own("unmap memory in it"))?;
+        give_back(stopped, &self.before)
+    }
+}
+
+fn prepare(mut stopped: Stopped) -> Result<(Stopped, Before), HandError> {
+    let registers = stopped.registers().map_err(own("read its registers"))?;
+    let mask = stopped.signal_mask().map_err(own("read its signal mask"))?;
+    let why = stopped.why();
+    let information = match why {
+        Stop::Signal(_) => Some(stopped.signal_information().map_err(own("read its signal"))?),
+        _ => None,
+    };
+    stopped.set_signal_mask(u64::MAX).map_err(own("block its signals"))?;
+    Ok((stopped, Before { registers, mask, why, information }))
+}
+
+fn give_back(mut stopped: Stopped, before: &Before) -> Result<Stopped, HandError> {
+    stopped.set_registers(&before.registers).map_err(own("put its registers back"))?;
+    stopped.set_signal_mask(before.mask).map_err(own("put its signal mask back"))?;
+    if let Some(information) = &before.information {
+        stopped.set_signal_information(information).map_err(own("put its signal back"))?;
+    }
+    Ok(stopped.because(before.why))
+}
+
+/// What a call of another process gave.
+type Called = (Stopped, Result<u64, Errno>);
+
+/// One call by the guest's own `syscall` instruction at `instruction`.
+pub fn remote_call(
+    mut stopped: Stopped,
+    instruction: u64,
+    number: libc::c_long,
+    arguments: [u64; 6],
+) -> Result<Called, HandError> {
+    let mut registers = stopped.registers().map_err(own("read its registers"))?;
+    registers.rip = instruction;
+    registers.rax = number as u64;
+    registers.orig_rax = u64::MAX;
+    [registers.rdi, registers.rsi, registers.rdx, registers.r10, registers.r8, registers.r9] =
+        arguments;
+    stopped.set_registers(&registers).map_err(own("change its registers"))?;
+    let mut stopped = stopped.step().map_err(own("let it go on"))?;
+    loop {
+        match stopped.why() {
+            Stop::Signal(libc::SIGTRAP) => break,
+            Stop::Signal(signal) if is_fault(signal) => return Err(HandError::Astray(signal)),
+            _ => stopped = stopped.step().map_err(own("let it go on"))?,
+        }
+    }
+    let result = stopped.registers().map_err(own("read its registers"))?.rax;
+    let result = match result as i64 {
+        error @ -4095..=-1 => Err(Errno::from_raw(-error as i32)),
+        _ => Ok(result),
+    };
+    Ok((stopped, result))
+}
+
+/// Where a `syscall` instruction is in the guest's memory: its vDSO has some, for what it cannot answer
+/// itself; else in what is executable of it.
+pub fn find_instruction(tid: i32, executable: &[(u64, u64, bool)]) -> Option<u64> {
+    const SYSCALL: [u8; 2] = [0x0f, 0x05];
+    const MOST: u64 = 4 << 20;
+    let mut ranges: Vec<_> = executable.to_vec();
+    // The vDSO first.
+    ranges.sort_by_key(|(_, _, is_vdso)| !is_vdso);
+    for (start, end, _) in ranges {
+        let mut bytes = vec![0; (end - start).min(MOST) as usize];
+        let readable = read(tid, start, &mut bytes).is_ok()
+            || memory(tid, false).is_ok_and(|it| it.read_exact_at(&mut bytes, start).is_ok());
+        if readable && let Some(at) = bytes.windows(2).position(|pair| pair == SYSCALL) {
+            return Some(start + at as u64);
+        }
+    }
+    None
+}
+
+/// Waits for a new tracee's first stop.
+pub fn first_stop(tid: i32) -> Result<Stopped, HandError> {
+    ptrace::wait_for(tid).map_err(own("wait for it"))
+}

@@ -1,0 +1,12 @@
+//! Writing a whole sandbox to one image, and bringing it up again from it.
+//!
+//! Reading order: [`state`] says what an image knows; [`image`] how it lies in a file; [`capture`] takes
+//! it from stopped guests, by calls that they make themselves ([`hand`]); [`restore`] puts guests together
+//! from it.
+
+pub mod capture;
+pub mod error;
+pub mod hand;
+pub mod restore;
+pub mod sockets;
+pub mod state;

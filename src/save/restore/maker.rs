@@ -1,0 +1,64 @@
+//! What is at hand while guests are put together.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+
+use crate::save::error::RestoreError;
+use crate::save::hand::{Hand, HandError};
+use crate::save::restore::courier::Courier;
+use crate::save::state::{Object, Sandbox};
+
+/// Where content of the memory section goes.
+#[derive(Debug)]
+pub enum Sink {
+    /// To a file, at the offset.
+    File(File),
+    /// To the memory of a process, as the host numbers it, at the address.
+    Space(i32),
+}
+
+/// What is done once all content is in its place: seals, modes, locks.
+pub type Finish = Box<dyn FnOnce(&mut Maker<'_>) -> Result<(), RestoreError>>;
+
+/// Makes shared things, each once, and hands them round.
+///
+/// Work is done by one process of the sandbox's own, the *maker*: it is in all the namespaces of the
+/// guest and has all capabilities there. It ends before any guest runs.
+pub struct Maker<'m> {
+    /// The maker process.
+    pub hand: &'m mut Hand,
+    /// Carries descriptors to it and from it.
+    pub courier: &'m Courier,
+    /// What is restored.
+    pub sandbox: &'m Sandbox,
+    /// Open file descriptions that have been made, by index in [`Sandbox::files`].
+    pub files: Vec<Option<OwnedFd>>,
+    /// Where content goes.
+    pub sinks: HashMap<Object, Sink>,
+    /// What is left to do then, in order.
+    pub finishes: Vec<Finish>,
+}
+
+impl Maker<'_> {
+    /// A path of the guest's view, opened by the maker, for the sentry.
+    pub fn open(&mut self, path: &[u8], flags: i32, mode: u32) -> Result<OwnedFd, HandError> {
+        let flags = flags as u32 as u64;
+        let arguments = |at| [libc::AT_FDCWD as u64, at, flags, u64::from(mode)];
+        let fd = self.hand.call_path(libc::SYS_openat, path, arguments)?;
+        self.take_and_close(fd as i32)
+    }
+
+    /// Moves a descriptor of the maker's to the sentry.
+    pub fn take_and_close(&mut self, fd: i32) -> Result<OwnedFd, HandError> {
+        let taken = self.courier.take(self.hand, fd)?;
+        self.hand.call(libc::SYS_close, [fd as u64])?;
+        Ok(taken)
+    }
+
+    /// Gives the maker a descriptor; its number there.
+    pub fn give(&mut self, fd: impl AsFd) -> Result<i32, HandError> {
+        let numbers = self.courier.send(self.hand, &[fd.as_fd()])?;
+        numbers.first().copied().ok_or(HandError::Killed)
+    }
+}

@@ -1,0 +1,5 @@
+//! Putting guests together from an image.
+
+pub mod courier;
+pub mod maker;
+pub mod seed;
