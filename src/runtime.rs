@@ -352,7 +352,7 @@ impl<'r> Supervisor<'r> {
             Event::Fault(stage, index, errno) => {
                 return Err(self.behind.fault(self.plan, stage, index, errno).into());
             }
-            Event::Ready | Event::Listening | Event::Made => {}
+            Event::Ready | Event::Listening | Event::Made | Event::Planted => {}
         }
         Ok(None)
     }
