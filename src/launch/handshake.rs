@@ -325,19 +325,35 @@ impl Planter {
     /// [`super::FIRST`]. Gives its number on the host and a descriptor that stands for it.
     pub fn plant(&self, pid: i32, first: BorrowedFd<'_>) -> Result<(i32, OwnedFd), Errno> {
         Order::Plant(pid).send(self.socket.as_fd(), &[first])?;
+        match self.hear()? {
+            (Event::Planted, [Some(pidfd), ..]) => {
+                let pid = crate::sys::process::pid_of(pidfd.as_fd()).ok_or(Errno::ESRCH)?;
+                Ok((pid, pidfd))
+            }
+            (Event::Fault(_, _, errno), _) => Err(Errno::from_raw(errno)),
+            _ => Err(Errno::EBADMSG),
+        }
+    }
+
+    /// Everything has grown: init gives up what it planted with, and keeps this one, as the guest
+    /// numbers it, as the program of the run.
+    pub fn adopt(&self, program: i32) -> Result<(), Errno> {
+        Order::Adopt(program).send(self.socket.as_fd(), &[])?;
+        match self.hear()? {
+            (Event::Started, _) => Ok(()),
+            (Event::Fault(_, _, errno), _) => Err(Errno::from_raw(errno)),
+            _ => Err(Errno::EBADMSG),
+        }
+    }
+
+    fn hear(&self) -> Result<(Event, Descriptors), Errno> {
         let mut fds = [nix::poll::PollFd::new(self.socket.as_fd(), nix::poll::PollFlags::POLLIN)];
         loop {
             match Event::receive(self.socket.as_fd()) {
-                Ok((Event::Planted, [Some(pidfd), ..])) => {
-                    let pid = crate::sys::process::pid_of(pidfd.as_fd()).ok_or(Errno::ESRCH)?;
-                    return Ok((pid, pidfd));
-                }
-                Ok((Event::Fault(_, _, errno), _)) => return Err(Errno::from_raw(errno)),
-                Ok(_) => return Err(Errno::EBADMSG),
                 Err(Errno::EAGAIN) => {
                     nix::poll::poll(&mut fds, nix::poll::PollTimeout::NONE)?;
                 }
-                Err(errno) => return Err(errno),
+                heard => return heard,
             }
         }
     }

@@ -105,6 +105,9 @@ pub fn grow(
         ready.extend(set(plant)?);
     }
     gate.pass_no_more();
+    planter
+        .adopt(sandbox.run.program)
+        .map_err(|errno| RestoreError::failed("init does not keep the program", errno.desc()))?;
     for stopped in ready {
         // ESRCH: it was killed, by one that goes on already.
         match stopped.because(ptrace::Stop::Asked).detach() {
