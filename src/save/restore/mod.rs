@@ -16,6 +16,7 @@ use crate::save::state::{Process, Sandbox, Space};
 use crate::sys::ptrace::{self, Stopped};
 
 pub mod courier;
+pub mod fill;
 pub mod maker;
 pub mod process;
 pub mod seed;
@@ -86,7 +87,8 @@ pub fn grow(
         let space = space_of(sandbox, plant)?;
         space::clear(&mut plant.hand, space)?;
         space::map(&mut plant.hand, space, &sources, &plant.who)?;
-        maker.sinks.insert(space.object, Sink::Space(plant.hand.tid()));
+        let files = space::files_below(space);
+        maker.sinks.insert(space.object, Sink::Space { pid: plant.hand.tid(), files });
     }
     fill(&maker.sinks)?;
     for finish in std::mem::take(&mut maker.finishes) {

@@ -289,6 +289,20 @@ fn give_shared(
     Ok(wanted.into_iter().zip(numbers.into_iter().map(|it| it as u64)).collect())
 }
 
+/// Where private pages lie over a file: (start, end).
+pub fn files_below(space: &Space) -> Vec<(u64, u64)> {
+    let is_file = |kind: &MappingKind| {
+        matches!(
+            kind,
+            MappingKind::FilePrivate { .. }
+                | MappingKind::Shared { private: true, .. }
+                | MappingKind::Vdso
+        )
+    };
+    let below = space.mappings.iter().filter(|mapping| is_file(&mapping.kind));
+    below.map(|mapping| (mapping.start, mapping.end)).collect()
+}
+
 /// madvise(2) for each flag of VmFlags that one sets.
 const ADVICE: [(&str, libc::c_int); 8] = [
     ("dc", libc::MADV_DONTFORK),

@@ -1,0 +1,3 @@
+//! Tests of the image: round trips, damage, files.
+
+mod round_trip;
