@@ -5,6 +5,7 @@
 
 pub mod cli;
 pub mod runtime;
+pub mod save;
 pub mod control;
 pub mod launch;
 pub mod terminal;
