@@ -33,6 +33,17 @@ pub(super) enum Piece {
     Padding(usize),
 }
 
+impl Piece {
+    fn bytes<'a>(&'a self, own: &'a [u8], lent: &'a [u8]) -> &'a [u8] {
+        match self {
+            Piece::Table(page) => &page[..],
+            Piece::Own(range) => &own[range.clone()],
+            Piece::Lent(range) => &lent[range.clone()],
+            Piece::Padding(count) => &ZEROS[..*count],
+        }
+    }
+}
+
 /// What is written at once.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
@@ -152,14 +163,9 @@ fn write_all<W: Write>(
 
 /// Writes all pieces and empties the batch.
 fn write_batch(to: &mut impl Write, batch: &mut Batch, lent: &[u8]) -> Result<(), ImageError> {
-    let slice = |piece| match piece {
-        &Piece::Table(ref page) => IoSlice::new(&page[..]),
-        &Piece::Own(Range { start, end }) => IoSlice::new(&batch.buffer[start..end]),
-        &Piece::Lent(Range { start, end }) => IoSlice::new(&lent[start..end]),
-        &Piece::Padding(count) => IoSlice::new(&ZEROS[..count]),
-    };
     for some in batch.pieces.chunks(AT_ONCE) {
-        let mut slices: Vec<IoSlice<'_>> = some.iter().map(slice).collect();
+        let mut slices: Vec<IoSlice<'_>> =
+            some.iter().map(|it| IoSlice::new(it.bytes(&batch.buffer, lent))).collect();
         write_slices(to, &mut slices)?;
     }
     batch.pieces.clear();

@@ -13,9 +13,11 @@ const EBX: usize = 1;
 const ECX: usize = 2;
 const EDX: usize = 3;
 
-/// Leaf, subleaf, register, and the names by bit, as arch/x86/include/asm/cpufeatures.h of Linux 6.18
-/// has them.
-const WORDS: &[(u32, u32, usize, &[(u32, &str)])] = &[
+/// Leaf, subleaf, register, and the names by bit.
+type Word = (u32, u32, usize, &'static [(u32, &'static str)]);
+
+/// As arch/x86/include/asm/cpufeatures.h of Linux 6.18 has them.
+const WORDS: &[Word] = &[
     (
         1,
         0,
