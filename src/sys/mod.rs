@@ -11,6 +11,7 @@ pub mod clock;
 pub mod cpu;
 pub mod cpu_clock;
 pub mod files;
+pub mod generated;
 pub mod inherited;
 pub mod landlock;
 pub mod memfd;
