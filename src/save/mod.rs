@@ -10,3 +10,5 @@ pub mod hand;
 pub mod restore;
 pub mod sockets;
 pub mod state;
+#[cfg(test)]
+mod testing;

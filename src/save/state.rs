@@ -512,12 +512,21 @@ pub enum TreeKind {
         /// Bytes.
         size: u64,
     },
+    /// A file with little content, or none.
+    Small {
+        /// Its content; zeros follow.
+        content: ByteBuf,
+        /// Bytes.
+        size: u64,
+    },
     /// Another name of the file at this path in the same tree.
     Link(ByteBuf),
     /// A symbolic link.
     Symlink(ByteBuf),
     /// A FIFO.
     Fifo,
+    /// The mark that union file systems leave where a file was: a device of number 0.
+    Whiteout,
     /// A unix socket; bound again by whoever holds it, left alone if nobody does.
     Socket,
 }

@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 pub mod agent;
+pub mod beneath;
 pub mod clock;
 pub mod cpu_clock;
 pub mod files;

@@ -2,4 +2,6 @@
 
 pub mod courier;
 pub mod maker;
+mod batch;
 pub mod seed;
+pub mod trees;
