@@ -16,6 +16,7 @@ pub mod memfd;
 pub mod message;
 pub mod mount;
 pub mod numbers;
+pub mod pagemap;
 pub mod probe;
 pub mod process;
 pub mod ptrace;

@@ -329,6 +329,28 @@ impl Stopped {
     }
 }
 
+/// The bytes of what is known of a signal.
+pub fn signal_bytes(information: &libc::siginfo_t) -> [u8; 128] {
+    const { assert!(size_of::<libc::siginfo_t>() == 128) };
+    // SAFETY: the sizes are the same; the kernel has filled it in as a whole, or it was zeroed.
+    unsafe { std::mem::transmute_copy(information) }
+}
+
+/// How many words general registers have.
+pub const REGISTERS: usize = size_of::<libc::user_regs_struct>() / 8;
+
+/// The registers as words, in the order of the struct.
+pub fn register_words(registers: &libc::user_regs_struct) -> [u64; REGISTERS] {
+    // SAFETY: the struct consists of so many words.
+    unsafe { std::mem::transmute_copy(registers) }
+}
+
+/// The registers that these words are.
+pub fn registers_of(words: [u64; REGISTERS]) -> libc::user_regs_struct {
+    // SAFETY: the struct consists of so many words, and any is valid.
+    unsafe { std::mem::transmute(words) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

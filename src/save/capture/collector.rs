@@ -1,5 +1,6 @@
 //! What is found while stopped guests are gone through, each thing once whoever shares it.
 
+use std::collections::HashMap;
 use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -33,6 +34,19 @@ pub enum Content {
         pid: i32,
         /// (start, end), page-aligned, in order.
         ranges: Vec<(u64, u64)>,
+    },
+    /// Shared memory, read through a mapping of a process, which stays stopped until then.
+    Mapping {
+        /// Its object; the place in it is the offset.
+        object: Object,
+        /// The process, as the host numbers it.
+        pid: i32,
+        /// First address.
+        start: u64,
+        /// Address behind it.
+        end: u64,
+        /// Offset of the first address.
+        offset: u64,
     },
     /// What can be read through a descriptor: a file or memory without a name.
     File {
@@ -81,6 +95,11 @@ pub struct Collector {
     pub shared: Vec<SharedMemory>,
     /// Pseudo-terminals.
     pub terminals: Vec<Pty>,
+    /// Entries of `shared` by device and inode, as /proc/PID/maps prints them.
+    pub shared_by_inode: HashMap<(u64, u64), u32>,
+    /// Mappings of shared memory, for content that no descriptor leads to: (entry of `shared`,
+    /// (process, start, end, offset)).
+    pub shared_mappings: Vec<(u32, (i32, u64, u64, u64))>,
 }
 
 impl Collector {
@@ -88,5 +107,15 @@ impl Collector {
     pub fn object(&mut self) -> Object {
         self.next += 1;
         self.next
+    }
+}
+
+impl std::fmt::Display for Subject<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "process {}", self.guest_pid)?;
+        match std::fs::read_to_string(format!("/proc/{}/comm", self.pid)) {
+            Ok(name) => write!(f, " ({})", name.trim_end()),
+            Err(_) => Ok(()),
+        }
     }
 }

@@ -122,7 +122,7 @@ fn carry(contents: Vec<Content>, maker: &Maker<'_>) {
             Content::Below { object, directory, path, size } => {
                 (object, Content::open_below(&directory, &path).unwrap(), size)
             }
-            Content::Pages { .. } => panic!("no pages here"),
+            _ => panic!("no memory here"),
         };
         let Sink::Below { directory, path } = &maker.sinks[&object] else { panic!("no sink") };
         let to = Sink::open_below(directory, path).unwrap();
