@@ -4,9 +4,10 @@ use std::collections::HashMap;
 
 use serde_bytes::ByteBuf;
 
+use crate::save::hand::Hand;
 use crate::save::restore::maker::Maker;
 use crate::save::restore::seed::tests::plant;
-use crate::save::state::{Clocks, Ipc, Run, Sandbox};
+use crate::save::state::{Clocks, Run, Sandbox};
 
 /// A sandbox with nothing in it.
 pub(crate) fn empty() -> Sandbox {
@@ -28,7 +29,7 @@ pub(crate) fn empty() -> Sandbox {
         tables: Vec::new(),
         shared: Vec::new(),
         trees: Vec::new(),
-        ipc: Ipc::default(),
+        ipc: Default::default(),
         pipes: Vec::new(),
         terminals: Vec::new(),
         terminal: None,
@@ -50,4 +51,18 @@ pub(crate) fn with_maker<T>(sandbox: &Sandbox, work: impl FnOnce(&mut Maker<'_>)
     child.kill().unwrap();
     child.wait().unwrap();
     result
+}
+
+/// Puts a process that was planted on the host into namespaces of its own, where it may do everything.
+pub(crate) fn isolate(hand: &mut Hand) {
+    use nix::unistd::{getegid, geteuid};
+    let flags = libc::CLONE_NEWUSER | libc::CLONE_NEWIPC | libc::CLONE_NEWNS;
+    hand.call(libc::SYS_unshare, [flags as u64]).unwrap();
+    let proc = |name: &str| format!("/proc/{}/{name}", hand.tid());
+    std::fs::write(proc("uid_map"), format!("0 {} 1", geteuid())).unwrap();
+    std::fs::write(proc("setgroups"), "deny").unwrap();
+    std::fs::write(proc("gid_map"), format!("0 {} 1", getegid())).unwrap();
+    for id in [libc::SYS_setresgid, libc::SYS_setresuid] {
+        hand.call(id, [0, 0, 0]).unwrap();
+    }
 }

@@ -14,6 +14,7 @@ pub mod inherited;
 pub mod landlock;
 pub mod memfd;
 pub mod message;
+pub mod message_queue;
 pub mod mount;
 pub mod numbers;
 pub mod pagemap;

@@ -14,6 +14,7 @@ use crate::sys::agent::Data;
 use crate::sys::ptrace::Stop;
 
 pub mod collector;
+pub mod ipc;
 pub mod maps;
 pub mod memory;
 pub mod process;

@@ -64,10 +64,7 @@ pub fn capture(
     targets: &[PathBuf],
     collector: &mut Collector,
 ) -> Result<Vec<Tree>, SaveError> {
-    let ids = Ids {
-        users: IdMap::read(&format!("/proc/{pid}/uid_map"))?,
-        groups: IdMap::read(&format!("/proc/{pid}/gid_map"))?,
-    };
+    let ids = Ids::of(pid)?;
     let view = PathBuf::from(format!("/proc/{pid}/root"));
     let capture_one = |target: &PathBuf| {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
@@ -80,9 +77,29 @@ pub fn capture(
     targets.iter().map(capture_one).collect()
 }
 
-struct Ids {
+/// What a guest calls users and groups.
+pub(super) struct Ids {
     users: IdMap,
     groups: IdMap,
+}
+
+impl Ids {
+    /// Those of a process's user namespace.
+    pub(super) fn of(pid: i32) -> Result<Ids, SaveError> {
+        let users = IdMap::read(&format!("/proc/{pid}/uid_map"))?;
+        let groups = IdMap::read(&format!("/proc/{pid}/gid_map"))?;
+        Ok(Ids { users, groups })
+    }
+
+    /// A user by the supervisor's number.
+    pub(super) fn user(&self, outside: u32) -> u32 {
+        self.users.inside(outside)
+    }
+
+    /// A group, likewise.
+    pub(super) fn group(&self, outside: u32) -> u32 {
+        self.groups.inside(outside)
+    }
 }
 
 /// A walk through one tree.
@@ -271,8 +288,8 @@ impl Walk<'_> {
         Ok(TreeEntry {
             path: ByteBuf::from(path),
             mode: status.st_mode,
-            uid: self.ids.users.inside(status.st_uid),
-            gid: self.ids.groups.inside(status.st_gid),
+            uid: self.ids.user(status.st_uid),
+            gid: self.ids.group(status.st_gid),
             times: [
                 time(status.st_atime, status.st_atime_nsec),
                 time(status.st_mtime, status.st_mtime_nsec),
@@ -372,8 +389,8 @@ impl Walk<'_> {
             let (head, id) = entry.split_at_mut(4);
             let Ok(number) = (&*id).try_into().map(u32::from_le_bytes) else { continue };
             let inside = match u16::from_le_bytes([head[0], head[1]]) {
-                USER => self.ids.users.inside(number),
-                GROUP => self.ids.groups.inside(number),
+                USER => self.ids.user(number),
+                GROUP => self.ids.group(number),
                 _ => continue,
             };
             id.copy_from_slice(&inside.to_le_bytes());

@@ -21,6 +21,13 @@ pub enum Sink {
     File(File),
     /// To the memory of a process, as the host numbers it, at the address.
     Space(i32),
+    /// Likewise, to the offset from this address.
+    Mapping {
+        /// The process.
+        pid: i32,
+        /// Where offset 0 is.
+        address: u64,
+    },
     /// To a file that is opened only then, at the offset.
     Below {
         /// A directory above it.

@@ -17,6 +17,7 @@ use crate::sys::ptrace::{self, Stopped};
 
 mod batch;
 pub mod courier;
+pub mod ipc;
 pub mod maker;
 pub mod process;
 pub mod seed;

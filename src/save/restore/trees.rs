@@ -194,7 +194,8 @@ fn finish(maker: &mut Maker<'_>, tree: &Tree) -> Result<(), RestoreError> {
         let mode = u64::from(libc::S_IFSOCK | 0o600);
         batch.attempt(index, libc::SYS_mknodat, [root as u64, path, mode, 0]);
     }
-    for (index, entry) in all() {
+    // What is in a directory before the directory, which may let nobody in afterwards.
+    for (index, entry) in all().rev() {
         if matches!(entry.kind, TreeKind::Link(_)) {
             continue;
         }
