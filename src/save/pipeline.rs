@@ -16,7 +16,7 @@ use crate::save::capture::{self, Found};
 use crate::save::error::SaveError;
 use crate::save::hand;
 use crate::save::image::{Features, ImageError, Writer};
-use crate::save::state::{Ipc, Run, Sandbox};
+use crate::save::state::{Run, Sandbox};
 use crate::sentry::{Kernel, KernelError};
 
 const PAGE: u64 = 4096;
@@ -59,6 +59,8 @@ pub struct Facts {
     pub spec: ByteBuf,
     /// The id of the sandbox.
     pub id: String,
+    /// Where file systems in memory are mounted that are the sandbox's own.
+    pub trees: Vec<std::path::PathBuf>,
 }
 
 impl From<KernelError> for SaveError {
@@ -110,7 +112,8 @@ fn captured(kernel: &Arc<Kernel>, facts: &Facts) -> Result<(Sandbox, Found), Sav
         .map(|guest| guest.guest_pid)
         .ok_or(SaveError::refused("its program has ended"))?;
     let gate = Arc::clone(kernel.gate().ok_or(SaveError::refused("nothing runs in it"))?);
-    let work = move |tracees: &mut _| capture::sandbox(tracees, &gate, &guests);
+    let trees = facts.trees.clone();
+    let work = move |tracees: &mut _| capture::sandbox(tracees, &gate, &guests, &trees);
     let mut found = kernel.tracer().run(work).map_err(KernelError::Tracer)??;
     let collector = &mut found.collector;
     let sandbox = Sandbox {
@@ -129,8 +132,8 @@ fn captured(kernel: &Arc<Kernel>, facts: &Facts) -> Result<(Sandbox, Found), Sav
         files: std::mem::take(&mut collector.files),
         tables: std::mem::take(&mut found.tables),
         shared: std::mem::take(&mut collector.shared),
-        trees: Vec::new(),
-        ipc: Ipc::default(),
+        trees: std::mem::take(&mut found.trees),
+        ipc: std::mem::take(&mut found.ipc),
         pipes: std::mem::take(&mut collector.pipes),
         terminals: std::mem::take(&mut collector.terminals),
         terminal: None,
@@ -179,7 +182,7 @@ impl Content {
         match self {
             Content::Pages { ranges, .. } => ranges.iter().map(|(start, end)| end - start).sum(),
             Content::Mapping { start, end, .. } => end - start,
-            Content::File { size, .. } => *size,
+            Content::File { size, .. } | Content::Below { size, .. } => *size,
         }
     }
 
@@ -203,6 +206,13 @@ impl Content {
                 })?;
             }
             Content::File { object, file, size } => stream(writer, *object, file, *size)?,
+            Content::Below { object, directory, path, size } => {
+                let show = path.to_string_lossy();
+                let file = Content::open_below(directory, path).map_err(|errno| {
+                    SaveError::failed(format!("{show} cannot be read"), errno.desc())
+                })?;
+                stream(writer, *object, &file, *size)?;
+            }
         }
         Ok(())
     }

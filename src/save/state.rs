@@ -31,7 +31,7 @@ pub struct Sandbox {
     /// Content of file systems that are private to the sandbox.
     pub trees: Vec<Tree>,
     /// System V and POSIX IPC.
-    pub ipc: Ipc,
+    pub ipc: crate::save::ipc::Ipc,
     /// What the sandbox's own network namespace and its sockets are like, beyond [`OpenFile`].
     pub pipes: Vec<Pipe>,
     /// Terminals made inside.
@@ -512,21 +512,23 @@ pub enum TreeKind {
         /// Bytes.
         size: u64,
     },
+    /// A file with little content, or none.
+    Small {
+        /// Its content; zeros follow.
+        content: ByteBuf,
+        /// Bytes.
+        size: u64,
+    },
     /// Another name of the file at this path in the same tree.
     Link(ByteBuf),
     /// A symbolic link.
     Symlink(ByteBuf),
     /// A FIFO.
     Fifo,
+    /// The mark that union file systems leave where a file was: a device of number 0.
+    Whiteout,
     /// A unix socket; bound again by whoever holds it, left alone if nobody does.
     Socket,
-}
-
-/// System V and POSIX IPC. Kept as the `ipc` module's own state.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Ipc {
-    /// Opaque to everybody else.
-    pub state: ByteBuf,
 }
 
 /// A pseudo-terminal that was made inside.

@@ -7,6 +7,7 @@
 
 pub mod agent;
 pub mod clmul;
+pub mod beneath;
 pub mod clock;
 pub mod cpu;
 pub mod cpu_clock;
@@ -16,6 +17,7 @@ pub mod inherited;
 pub mod landlock;
 pub mod memfd;
 pub mod message;
+pub mod message_queue;
 pub mod mount;
 pub mod numbers;
 pub mod pagemap;

@@ -1,10 +1,16 @@
 //! What is found while stopped guests are gone through, each thing once whoever shares it.
 
 use std::collections::HashMap;
+use std::ffi::{CStr, CString};
 use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use nix::errno::Errno;
 
 use crate::save::hand::Hand;
 use crate::save::state::{Object, OpenFile, Pipe, Pty, SharedMemory};
+use crate::sys::beneath;
 
 /// A stopped process that is being captured.
 #[derive(Debug)]
@@ -51,6 +57,28 @@ pub enum Content {
         /// Bytes.
         size: u64,
     },
+    /// Likewise, of a file that is opened only then: there may be more files than descriptors.
+    Below {
+        /// Its object; the place in it is the offset.
+        object: Object,
+        /// A directory above it.
+        directory: Arc<OwnedFd>,
+        /// Its path from there, without symbolic links.
+        path: CString,
+        /// Bytes.
+        size: u64,
+    },
+}
+
+impl Content {
+    /// Opens what is below a directory, for reading.
+    pub fn open_below(directory: &OwnedFd, path: &CStr) -> Result<File, Errno> {
+        let flags = libc::O_RDONLY | libc::O_NOFOLLOW | libc::O_NONBLOCK;
+        // Its time of access stays, unless it is somebody else's (open(2)).
+        beneath::open(directory.as_fd(), path, flags | libc::O_NOATIME)
+            .or_else(|_| beneath::open(directory.as_fd(), path, flags))
+            .map(File::from)
+    }
 }
 
 /// Gathers what processes share. Indices are those of [`crate::save::state::Sandbox`].

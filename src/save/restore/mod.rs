@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
@@ -19,14 +20,18 @@ use crate::save::hand::{AREA, Hand, HandError, find_instruction, remote_call};
 use crate::save::state::{Process, Sandbox, Space};
 use crate::sys::ptrace::{self, Stopped};
 
+mod batch;
 pub mod courier;
 pub mod fill;
+pub mod ipc;
 pub mod maker;
 pub mod process;
 pub mod seed;
+pub mod shared;
 pub mod space;
 pub mod threads;
 pub mod tree;
+pub mod trees;
 
 use maker::{Maker, Sink};
 use space::{FilesPolicy, Sources};
@@ -36,10 +41,12 @@ use tree::Step;
 pub const FIRST_FREE: i32 = FIRST + 1;
 
 /// How to restore.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Options {
     /// What to think of files that have changed.
     pub files: FilesPolicy,
+    /// Where file systems in memory are that may be filled: those of the run itself.
+    pub trees: Vec<PathBuf>,
 }
 
 /// Brings content of the memory section into its places. Called once, when all of them are there.
@@ -70,7 +77,7 @@ pub fn grow(
     gate: &Gate,
     area: u64,
     sandbox: &Sandbox,
-    options: Options,
+    options: &Options,
     fill: &mut Fill<'_>,
 ) -> Result<OwnedFd, RestoreError> {
     let (courier, theirs) = courier::pair(FIRST)
@@ -85,10 +92,13 @@ pub fn grow(
         sinks: HashMap::new(),
         finishes: Vec::new(),
     };
-    let shared: Vec<OwnedFd> = Vec::new();
+    trees::restore(&mut maker, &options.trees)?;
+    ipc::restore(&mut maker)?;
+    let shared = shared::make(&mut maker)?;
 
     let (plants, program) = skeleton(&garden, sandbox)?;
-    let sources = Sources { courier: &courier, shared: &shared, policy: options.files };
+    let memory = &sandbox.shared;
+    let sources = Sources { courier: &courier, shared: &shared, memory, policy: options.files };
     let (zombies, mut plants): (Vec<_>, Vec<_>) =
         plants.into_iter().partition(|plant| plant.process.zombie.is_some());
     for plant in plants.iter_mut() {
