@@ -10,4 +10,5 @@ pub mod hand;
 pub mod pipeline;
 pub mod restore;
 pub mod sockets;
+pub mod spec;
 pub mod state;
