@@ -291,6 +291,12 @@ impl Behind {
         Event::receive(self.socket())
     }
 
+    /// What plants the processes of an image ([`Plan::plant`]).
+    pub fn planter(&self) -> Result<Planter, LaunchError> {
+        let own = |error: std::io::Error| LaunchError::Own("copy a descriptor", errno_of(&error));
+        Ok(Planter { socket: self.init.socket.try_clone().map_err(own)? })
+    }
+
     /// A fault that init reported late, in words.
     pub fn fault(&self, plan: &Plan, stage: Stage, index: u32, errno: i32) -> LaunchError {
         fault(plan, stage, index, Errno::from_raw(errno))
@@ -305,6 +311,51 @@ impl Behind {
             }
         }
         self.init.reaped = true;
+    }
+}
+
+/// Has init plant processes, on any thread. Nothing else may be heard from init meanwhile.
+#[derive(Debug)]
+pub struct Planter {
+    socket: OwnedFd,
+}
+
+impl Planter {
+    /// Plants a seed with this number in the guest, and `first` as its descriptor
+    /// [`super::FIRST`]. Gives its number on the host and a descriptor that stands for it.
+    pub fn plant(&self, pid: i32, first: BorrowedFd<'_>) -> Result<(i32, OwnedFd), Errno> {
+        Order::Plant(pid).send(self.socket.as_fd(), &[first])?;
+        match self.hear()? {
+            (Event::Planted, [Some(pidfd), ..]) => {
+                let pid = crate::sys::process::pid_of(pidfd.as_fd()).ok_or(Errno::ESRCH)?;
+                Ok((pid, pidfd))
+            }
+            (Event::Fault(_, _, errno), _) => Err(Errno::from_raw(errno)),
+            _ => Err(Errno::EBADMSG),
+        }
+    }
+
+    /// Everything has grown: init gives up what it planted with, and keeps this one, as the guest
+    /// numbers it, as the program of the run.
+    pub fn adopt(&self, program: i32) -> Result<(), Errno> {
+        Order::Adopt(program).send(self.socket.as_fd(), &[])?;
+        match self.hear()? {
+            (Event::Started, _) => Ok(()),
+            (Event::Fault(_, _, errno), _) => Err(Errno::from_raw(errno)),
+            _ => Err(Errno::EBADMSG),
+        }
+    }
+
+    fn hear(&self) -> Result<(Event, Descriptors), Errno> {
+        let mut fds = [nix::poll::PollFd::new(self.socket.as_fd(), nix::poll::PollFlags::POLLIN)];
+        loop {
+            match Event::receive(self.socket.as_fd()) {
+                Err(Errno::EAGAIN) => {
+                    nix::poll::poll(&mut fds, nix::poll::PollTimeout::NONE)?;
+                }
+                heard => return heard,
+            }
+        }
     }
 }
 
@@ -380,6 +431,7 @@ fn generic(stage: Stage) -> &'static str {
         Stage::Identity => "give up privileges",
         Stage::Filter => "load the filter",
         Stage::Process => "start the program's process",
+        Stage::Seed => "make the processes of the image",
         Stage::Clock => "give the program the sandbox's clock (leave --time out)",
     }
 }

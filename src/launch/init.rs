@@ -14,6 +14,7 @@ use nix::errno::Errno;
 
 use super::keep::Keeping;
 use super::plan::{Plan, Reopen};
+use super::plant;
 use super::program::Lists;
 use super::protocol::{Event, Order, Stage};
 use super::view::{Need, Step};
@@ -102,7 +103,6 @@ fn live(plan: &Plan, socket: BorrowedFd<'_>) -> Result<(), Fault> {
     if ready.is_err() || !load_filter(plan, socket)? {
         return Ok(());
     }
-    let Ok((Order::Start { foreground }, _)) = Order::receive(socket) else { return Ok(()) };
     let keeping = Keeping {
         plan,
         program: Lists(&plan.lists),
@@ -111,6 +111,13 @@ fn live(plan: &Plan, socket: BorrowedFd<'_>) -> Result<(), Fault> {
         is_init: true,
         closed: [false; 3],
     };
+    if plan.seed.is_some() {
+        return match plant::serve(plan, socket)? {
+            Some(program) => keeping.adopt(program),
+            None => Ok(()),
+        };
+    }
+    let Ok((Order::Start { foreground }, _)) = Order::receive(socket) else { return Ok(()) };
     keeping.serve(foreground)
 }
 
@@ -201,9 +208,18 @@ fn give_up_privileges(plan: &Plan) -> Result<(), Errno> {
     }
     spawn::soft_core_limit_one()?;
     spawn::no_new_privileges()?;
+    let plants = plan.seed.is_some();
+    if plants {
+        spawn::hold_capabilities()?;
+    }
     spawn::drop_bounding_set()?;
     spawn::become_user(plan.uid, plan.gid, plan.groups.as_deref())?;
-    spawn::drop_capabilities()?;
+    if plants {
+        // They are given up when everything is planted.
+        spawn::hold_capabilities()?;
+    } else {
+        spawn::drop_capabilities()?;
+    }
     if plan.landlock_scopes {
         landlock::scope_signals_and_abstract_sockets()?;
     }

@@ -50,16 +50,29 @@ impl Keeping<'_> {
     /// Starts the program, reaps, and carries orders until the program ends.
     pub(super) fn serve(&self, foreground: bool) -> Result<(), Fault> {
         let signals = take_signals().at(Stage::Process)?;
-        let Some(program) = self.start(signals.as_fd(), foreground)? else { return Ok(()) };
+        match self.start(signals.as_fd(), foreground)? {
+            Some(program) => self.follow(program, signals.as_fd()),
+            None => Ok(()),
+        }
+    }
+
+    /// Keeps a program that runs already.
+    pub(super) fn adopt(&self, program: i32) -> Result<(), Fault> {
+        let signals = take_signals().at(Stage::Process)?;
+        let _ = Event::Started.send(self.socket, &[]);
+        self.follow(program, signals.as_fd())
+    }
+
+    fn follow(&self, program: i32, signals: BorrowedFd<'_>) -> Result<(), Fault> {
         let mut aside = None;
         // What became of the program may have been told while it was started.
         let mut told = true;
         loop {
             let (ordered, changed) = match std::mem::take(&mut told) {
                 true => (false, true),
-                false => spawn::wait_readable([self.socket, signals.as_fd()]).at(Stage::Process)?,
+                false => spawn::wait_readable([self.socket, signals]).at(Stage::Process)?,
             };
-            if changed && self.look_around(signals.as_fd(), program) {
+            if changed && self.look_around(signals, program) {
                 return Ok(());
             }
             if ordered {
@@ -77,7 +90,7 @@ impl Keeping<'_> {
                         let _ = spawn::kill(-program, libc::SIGCONT);
                     }
                     Ok((Order::Keep(later), descriptors)) if self.is_init => {
-                        self.make_keeper(later, descriptors, signals.as_fd());
+                        self.make_keeper(later, descriptors, signals);
                     }
                     Ok(_) => {}
                     // The supervisor is gone: everything ends with init.

@@ -58,6 +58,8 @@ pub struct Plan {
     /// Descriptors from 3 on that the program keeps.
     pub(super) descriptors: Vec<RawFd>,
     pub(super) workdir: CString,
+    /// What the processes of an image grow from: then none is started, and this is planted.
+    pub(super) seed: Option<OwnedFd>,
     /// The program ([`super::program::Lists`]).
     pub(super) lists: StringLists,
     /// The signals that were blocked when the supervisor was started.
@@ -146,6 +148,7 @@ impl Plan {
             reopened,
             descriptors: spec.descriptors.clone(),
             workdir: c_string(spec.workdir.as_os_str())?,
+            seed: None,
             lists: StringLists::new(&program.lists()?),
             signal_mask,
             program: SharedMemory::new(PROGRAM_LIMIT * 8)
@@ -161,6 +164,11 @@ impl Plan {
                 let _ = files::copy_offset(reopen.fd, original.as_raw_fd());
             }
         }
+    }
+
+    /// What init plants, in place of starting a program.
+    pub fn plant(&mut self, seed: OwnedFd) {
+        self.seed = Some(seed);
     }
 
     /// The filter is loaded with WAIT_KILLABLE_RECV.

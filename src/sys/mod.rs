@@ -6,7 +6,9 @@
 #![allow(unsafe_code)]
 
 pub mod agent;
+pub mod clmul;
 pub mod clock;
+pub mod cpu;
 pub mod cpu_clock;
 pub mod files;
 pub mod inherited;
@@ -20,6 +22,7 @@ pub mod probe;
 pub mod process;
 pub mod ptrace;
 pub mod pty;
+pub mod random;
 pub mod ready;
 pub mod seccomp;
 pub mod spawn;
