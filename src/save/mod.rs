@@ -12,6 +12,7 @@ pub mod ipc;
 pub mod pipeline;
 pub mod restore;
 pub mod sockets;
+pub mod spec;
 pub mod state;
 #[cfg(test)]
 mod testing;
