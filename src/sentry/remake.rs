@@ -16,6 +16,7 @@ use nix::errno::Errno;
 
 use super::call::Call;
 use super::rewind;
+use super::sessions::Unseized;
 use super::time::Time;
 use crate::notify::{Answer, Received, hand_over};
 use crate::sys::process;
@@ -131,10 +132,15 @@ pub(super) fn remake(call: &Call<'_>, change: Change) -> Answer {
     hand_over();
     let received = *call.received();
     let kernel = Arc::clone(call.kernel);
-    match kernel.time().sessions().seize(received.tid) {
+    match kernel.time().sessions().seize(call) {
         Ok(()) => {}
-        Err(Errno::ESRCH) => return Answer::Continue,
-        Err(_) => {
+        Err(Unseized::Ended | Unseized::Init) => return Answer::Continue,
+        // It stops before it makes the call again, and is let go by then.
+        Err(Unseized::Sentry) => {
+            let stops = kernel.time().sessions().await_interrupt(call);
+            return if stops { Answer::Restart(RESTART) } else { Answer::Continue };
+        }
+        Err(Unseized::Guest) => {
             kernel.refuse(
                 received.tid,
                 "a timeout of the sandbox's clock",
@@ -145,7 +151,7 @@ pub(super) fn remake(call: &Call<'_>, change: Change) -> Answer {
         }
     }
     // The stop is asked for first: with nothing pending the code would reach the guest.
-    let _ = tracing::interrupt(received.tid);
+    kernel.time().sessions().interrupt(received.tid);
     Answer::Restart(RESTART).then(move || {
         let time = kernel.time();
         let session = Session { received, change: &change, time };
