@@ -129,9 +129,20 @@ pub(super) fn show_stamps(call: &Call<'_>, stamps: Stamps) -> Answer {
 
 /// Has the call made as `change` says.
 pub(super) fn remake(call: &Call<'_>, change: Change) -> Answer {
-    hand_over();
     let received = *call.received();
     let kernel = Arc::clone(call.kernel);
+    let refuse = |why| {
+        kernel.refuse(
+            received.tid,
+            "a timeout of the sandbox's clock",
+            why,
+            "its timeouts are the host's; run it without --time",
+        );
+        Answer::Continue
+    };
+    if !hand_over() {
+        return refuse("the sandbox may make no more threads to wait with (ulimit -u)");
+    }
     match kernel.time().sessions().seize(call) {
         Ok(()) => {}
         Err(Unseized::Ended | Unseized::Init) => return Answer::Continue,
@@ -140,15 +151,7 @@ pub(super) fn remake(call: &Call<'_>, change: Change) -> Answer {
             let stops = kernel.time().sessions().await_interrupt(call);
             return if stops { Answer::Restart(RESTART) } else { Answer::Continue };
         }
-        Err(Unseized::Guest) => {
-            kernel.refuse(
-                received.tid,
-                "a timeout of the sandbox's clock",
-                "another program of the sandbox traces it",
-                "its timeouts are the host's; run it without --time",
-            );
-            return Answer::Continue;
-        }
+        Err(Unseized::Guest) => return refuse("another program of the sandbox traces it"),
     }
     // The stop is asked for first: with nothing pending the code would reach the guest.
     kernel.time().sessions().interrupt(received.tid);
