@@ -8,6 +8,7 @@
 pub mod agent;
 pub mod clock;
 pub mod cpu_clock;
+pub mod descriptors;
 pub mod files;
 pub mod inherited;
 pub mod landlock;

@@ -2,6 +2,9 @@
 
 use std::fs::File;
 
+use nix::time::{ClockId, clock_gettime};
+
+use crate::save::capture::known::Known;
 use crate::save::hand::Hand;
 use crate::save::state::{Object, OpenFile, Pipe, Pty, SharedMemory};
 
@@ -53,6 +56,13 @@ pub struct Collector {
     pub shared: Vec<SharedMemory>,
     /// Pseudo-terminals.
     pub terminals: Vec<Pty>,
+    /// What of these belongs to which object of the kernel.
+    pub known: Known,
+    /// CLOCK_MONOTONIC of the host at the moment that [`crate::save::state::Clocks`] tells of,
+    /// nanoseconds: what timers have lost since then is given back to them.
+    pub moment: Option<i64>,
+    /// What a user should know of, one sentence each.
+    pub notes: Vec<String>,
 }
 
 impl Collector {
@@ -60,5 +70,13 @@ impl Collector {
     pub fn object(&mut self) -> Object {
         self.next += 1;
         self.next
+    }
+
+    /// What a running timer that has so much left now had left at the moment of the save.
+    pub fn left_then(&self, remaining: u64) -> u64 {
+        let Some(moment) = self.moment.filter(|_| remaining > 0) else { return remaining };
+        let Ok(now) = clock_gettime(ClockId::CLOCK_MONOTONIC) else { return remaining };
+        let now = now.tv_sec() * 1_000_000_000 + now.tv_nsec();
+        remaining.saturating_add(u64::try_from(now - moment).unwrap_or(0))
     }
 }

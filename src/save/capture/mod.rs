@@ -1,3 +1,6 @@
 //! Taking what an image knows from stopped guests.
 
 pub mod collector;
+pub mod descriptors;
+pub mod fdinfo;
+pub mod known;

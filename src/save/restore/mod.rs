@@ -1,5 +1,6 @@
 //! Putting guests together from an image.
 
 pub mod courier;
+pub mod descriptors;
 pub mod maker;
 pub mod seed;
