@@ -11,6 +11,7 @@ pub mod beneath;
 pub mod clock;
 pub mod cpu;
 pub mod cpu_clock;
+pub mod descriptors;
 pub mod files;
 pub mod generated;
 pub mod inherited;

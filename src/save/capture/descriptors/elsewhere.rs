@@ -1,0 +1,31 @@
+//! Where other modules' kinds of descriptions come in: sockets, terminals, message queues.
+
+use super::{Capture, Found};
+use crate::save::error::SaveError;
+use crate::save::state::FileKind;
+
+impl Capture<'_, '_> {
+    pub(super) fn socket(&mut self, found: &Found) -> Result<FileKind, SaveError> {
+        Err(self.holder.refused(found.fd, "a socket"))
+    }
+
+    /// The master of a pseudo-terminal.
+    pub(super) fn pty_master(&mut self, found: &Found) -> Result<FileKind, SaveError> {
+        Err(self.holder.refused(found.fd, "the master of a pseudo-terminal"))
+    }
+
+    /// A slave of one that was made inside.
+    pub(super) fn pty_slave(&mut self, found: &Found) -> Result<FileKind, SaveError> {
+        Err(self.holder.refused(found.fd, "a terminal"))
+    }
+
+    /// /dev/tty.
+    pub(super) fn controlling_terminal(&mut self, found: &Found) -> Result<FileKind, SaveError> {
+        Err(self.holder.refused(found.fd, "its controlling terminal (/dev/tty)"))
+    }
+
+    /// A POSIX message queue.
+    pub(super) fn message_queue(&mut self, found: &Found) -> Result<FileKind, SaveError> {
+        Err(self.holder.refused(found.fd, "a POSIX message queue"))
+    }
+}
