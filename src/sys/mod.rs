@@ -10,6 +10,7 @@ pub mod cpu_clock;
 pub mod files;
 pub mod inherited;
 pub mod landlock;
+pub mod listing;
 pub mod memfd;
 pub mod message;
 pub mod mount;
