@@ -60,6 +60,11 @@ impl Family {
         in_order
     }
 
+    /// The last number that was given, if the kernel tells.
+    pub(super) fn last(&self) -> Option<i32> {
+        self.last
+    }
+
     /// Whether `pid` was judged before to be no guest, or to have ended.
     pub(super) fn is_settled(&self, pid: i32) -> bool {
         self.settled.contains(&pid)

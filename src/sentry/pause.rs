@@ -60,6 +60,9 @@ struct Depth {
 /// A task that does not stop in this time (it waits for a dead file server, say) fails the pause.
 const LONGEST_STOP: Duration = Duration::from_secs(10);
 
+/// What makes processes all the time may be stopped late where hundreds of them want a CPU.
+const LONGEST_STORM: Duration = Duration::from_secs(30);
+
 /// A task that may not be traced for this time fails the pause: all others stand still meanwhile.
 const LONGEST_REFUSAL: Duration = Duration::from_secs(1);
 
@@ -170,7 +173,7 @@ impl Kernel {
     fn stop_all(&self) -> Result<u64, KernelError> {
         self.time().sessions().hold(true);
         self.on_tracer(Tracees::hold)?;
-        let deadline = Instant::now() + LONGEST_STOP;
+        let deadline = Instant::now() + LONGEST_STORM;
         let mut ended = HashSet::new();
         let mut refused_since = HashMap::new();
         // Once all that are known stand still: how many of them have not stopped and need not.
@@ -224,7 +227,8 @@ impl Kernel {
     }
 
     /// Waits until all that were asked have stopped; gives how many of them need not.
-    fn wait_for_stops(&self, deadline: Instant) -> Result<usize, KernelError> {
+    fn wait_for_stops(&self, latest: Instant) -> Result<usize, KernelError> {
+        let deadline = Instant::now() + LONGEST_STOP;
         let mut look = FIRST_LOOK;
         loop {
             if self.pausing.tracer.progress().wait(look) {
@@ -242,12 +246,14 @@ impl Kernel {
                     // It has ended: its tracer hears of that when the whole process has.
                     None | Some('Z' | 'X') => {}
                     Some('D') if sits_in_vfork(tid) => excused += 1,
-                    Some(_) => late = Some(tid),
+                    // It waits for a CPU, and stops when it has one.
+                    Some('R') if Instant::now() < latest => late = late.or(Some((tid, latest))),
+                    Some(_) => late = Some((tid, deadline)),
                 }
             }
             match late {
                 None => return Ok(excused),
-                Some(task) if Instant::now() > deadline => {
+                Some((task, limit)) if Instant::now() > limit => {
                     let state = Stat::read(task).map_or('?', |stat| stat.state);
                     return Err(KernelError::NotStopping { task, state, call: call(task).0 });
                 }

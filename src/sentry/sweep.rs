@@ -15,6 +15,9 @@
 //! line, one process after the other, until it has traced one early enough in its life. (That is
 //! before it begins to fork: ptrace_event_enabled in kernel_clone, kernel/fork.c.)
 //!
+//! The newest are looked at first, before the rest: in a storm they are what makes the others, and
+//! what keeps this thread from a CPU.
+//!
 //! What is not here: waiting for the stops, and what to think of those that may not be traced.
 
 use std::collections::HashSet;
@@ -30,6 +33,9 @@ use crate::sys::listing::Listing;
 
 /// How often a sweep goes back at most: others wait for the tracer's thread meanwhile.
 const MOST_TURNS: usize = 200;
+
+/// So many of the newest numbers are looked at first.
+const NEWEST: i32 = 200;
 
 /// What a sweep has met.
 #[derive(Debug, Default)]
@@ -63,23 +69,15 @@ impl Tracees {
         let mut new = Vec::new();
         let mut seen = HashSet::new();
         let mut all = Listing::open("/proc")?;
-        for _ in 0..MOST_TURNS {
-            let mut again = None;
-            loop {
-                let position = all.position()?;
-                let Some(pid) = all.next_number()? else { break };
-                if !family.is_settled(pid)
-                    && seen.insert(pid)
-                    && self.meet(pid, family, &mut new, &mut swept)
-                {
-                    again = Some(position);
-                }
-            }
-            match again {
-                Some(position) => all.seek(position)?,
-                None => break,
-            }
+        if let Some(last) = family.last().filter(|last| *last > NEWEST) {
+            all.seek_number(last - NEWEST)?;
+            self.sweep_on(&mut all, family, &mut seen, &mut new, &mut swept)?;
+            all.seek(0)?;
+            // These, too, are looked at again in their turn.
+            seen.clear();
+            swept.refused.clear();
         }
+        self.sweep_on(&mut all, family, &mut seen, &mut new, &mut swept)?;
         // Parents before their children.
         new.sort_by_key(|(start, pid, _)| (*start, *pid));
         for (_, _, tid) in &new {
@@ -90,6 +88,33 @@ impl Tracees {
         swept.running = self.running();
         swept.in_order = family.in_order();
         Ok(swept)
+    }
+
+    /// Goes on to the end of the list, and back to what was met last as long as anything is met.
+    fn sweep_on(
+        &mut self,
+        all: &mut Listing,
+        family: &mut Family,
+        seen: &mut HashSet<i32>,
+        new: &mut Vec<(u64, i32, i32)>,
+        swept: &mut Swept,
+    ) -> Result<(), Errno> {
+        for _ in 0..MOST_TURNS {
+            let mut again = None;
+            loop {
+                let position = all.position()?;
+                let Some(pid) = all.next_number()? else { break };
+                if !family.is_settled(pid) && seen.insert(pid) && self.meet(pid, family, new, swept)
+                {
+                    again = Some(position);
+                }
+            }
+            match again {
+                Some(position) => all.seek(position)?,
+                None => break,
+            }
+        }
+        Ok(())
     }
 
     /// Looks at one process. Gives whether it may have made another one just now.

@@ -29,6 +29,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::task::Status;
+use crate::sys::process;
 use crate::sys::ptrace::{self, Change, Running, Stop, Stopped};
 
 /// Decides what becomes of one tracee. Lives on the tracer's thread.
@@ -133,6 +134,8 @@ impl Tracer {
 /// The thread's life.
 fn live(work: &mpsc::Receiver<Work>, wake: &EventFd, progress: Arc<Progress>) -> Result<(), Errno> {
     SigSet::all().thread_block()?;
+    // In a storm of forks there are hundreds of others that want a CPU.
+    process::hurry();
     let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
     let changes = SignalFd::with_flags(&SigSet::from_iter([Signal::SIGCHLD]), flags)?;
     let mut tracees = Tracees { all: HashMap::new(), held: false, running: 0, places: 0, progress };

@@ -20,6 +20,9 @@ const MOST_ROOM: usize = 280;
 const LENGTH: usize = 16;
 const NAME: usize = 19;
 
+/// TGID_OFFSET in fs/proc/base.c.
+const FIRST_PROCESS: i64 = 258;
+
 /// An open directory.
 #[derive(Debug)]
 pub struct Listing(File);
@@ -39,6 +42,12 @@ impl Listing {
     /// Goes (back) to a [`Listing::position`].
     pub fn seek(&mut self, position: i64) -> Result<(), Errno> {
         lseek(&self.0, position, Whence::SeekSet).map(drop)
+    }
+
+    /// Goes to about where `number` is listed in /proc (proc_pid_readdir in fs/proc/base.c; positions
+    /// are the kernel's own affair, so nothing may depend on it).
+    pub fn seek_number(&mut self, number: i32) -> Result<(), Errno> {
+        self.seek(FIRST_PROCESS + i64::from(number))
     }
 
     /// The next entry whose name is a number, as it is now; `None`: there are no more.
@@ -101,6 +110,8 @@ mod tests {
             last = number;
         }
         all.seek(before).unwrap();
+        assert_eq!(all.next_number(), Ok(Some(own)));
+        all.seek_number(own).unwrap();
         assert_eq!(all.next_number(), Ok(Some(own)));
     }
 
