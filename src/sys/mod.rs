@@ -16,6 +16,7 @@ pub mod files;
 pub mod generated;
 pub mod inherited;
 pub mod landlock;
+pub mod listing;
 pub mod memfd;
 pub mod message;
 pub mod message_queue;
