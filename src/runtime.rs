@@ -16,6 +16,8 @@ use crate::launch::{Behind, End, Event, Launch, LaunchError, Plan, PlanError, ho
 use crate::notify::filter::{self, FilterError};
 use crate::notify::{Engine, Listener, Options};
 use crate::save::error::RestoreError;
+use crate::save::pipeline::Facts;
+use crate::save::spec;
 use crate::sentry::{self, Kernel, KernelArgs, KernelError, Starting, Time};
 use crate::sys::message::Descriptors;
 use crate::sys::process::{self, exit_status};
@@ -290,7 +292,10 @@ impl<'r> Supervisor<'r> {
     fn serve(&mut self, control: Option<&'r mut Control>) -> Result<(), Error> {
         self.control = control;
         if let Some(listener) = self.control.as_mut().and_then(|it| it.take_listener()) {
-            let server = Server::start(listener, Arc::clone(&self.kernel), self.call.clone());
+            let id = self.control.as_ref().map(|it| it.id().to_owned()).unwrap_or_default();
+            let facts = Facts { spec: spec::save(self.spec), id };
+            let kernel = Arc::clone(&self.kernel);
+            let server = Server::start(listener, kernel, facts, self.call.clone());
             self.server = Some(server.map_err(|error| Error::Own("serve its socket", error))?);
         }
         Ok(())
@@ -478,7 +483,9 @@ impl<'r> Supervisor<'r> {
             control.ended(exit_status(status));
         }
         self.kernel.exited(status);
+        let mut farewell = None;
         if let Some(server) = self.server.take() {
+            farewell = server.farewell();
             server.close().await;
         }
         let interrupted = self.job.finish(status);
@@ -487,7 +494,7 @@ impl<'r> Supervisor<'r> {
         }
         let refusals = self.kernel.refusals().all();
         let refusals = refusals.iter().map(ToString::to_string);
-        let notes = self.kernel.limit_notes().into_iter().chain(refusals).collect();
+        let notes = farewell.into_iter().chain(self.kernel.limit_notes()).chain(refusals).collect();
         Finished { status: exit_status(status), notes, interrupted }
     }
 }

@@ -8,6 +8,7 @@ pub mod capture;
 pub mod error;
 pub mod hand;
 pub mod image;
+pub mod opened;
 pub mod pipeline;
 pub mod restore;
 pub mod sockets;
