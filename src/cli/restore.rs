@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
+use nix::errno::Errno;
 use nix::time::{ClockId, clock_gettime};
 
 use super::progress::Bar;
@@ -140,19 +141,20 @@ struct Opened {
 /// The image's file and size; 0: not known.
 pub(super) fn image_file(path: &Path) -> Result<(File, u64), String> {
     let name = named(path);
-    let failed = |cause: String| format!("cannot open the image {name}: {cause}");
+    let failed = |cause: String| format!("cannot open {name}: {cause}");
+    let why = |error: io::Error| failed(cause(&error));
     if path == Path::new("-") {
         if io::stdin().is_terminal() {
             return Err(failed("it is a terminal; give its name, or pipe it in".to_owned()));
         }
         // Above the standard streams, which are the programs'.
         let file = files::duplicate(0).map_err(|errno| failed(errno.desc().to_owned()))?;
-        let null = File::open("/dev/null").map_err(|error| failed(error.to_string()))?;
+        let null = File::open("/dev/null").map_err(why)?;
         files::place(null.as_raw_fd(), 0).map_err(|errno| failed(errno.desc().to_owned()))?;
         return Ok((File::from(file), 0));
     }
-    let file = File::open(path).map_err(|error| failed(error.to_string()))?;
-    let metadata = file.metadata().map_err(|error| failed(error.to_string()))?;
+    let file = File::open(path).map_err(why)?;
+    let metadata = file.metadata().map_err(why)?;
     if metadata.is_dir() {
         return Err(failed("it is a directory; name the file".to_owned()));
     }
@@ -160,10 +162,17 @@ pub(super) fn image_file(path: &Path) -> Result<(File, u64), String> {
     Ok((file, size))
 }
 
+/// An error of the kernel in its own words alone.
+fn cause(error: &io::Error) -> String {
+    error
+        .raw_os_error()
+        .map_or_else(|| error.to_string(), |errno| Errno::from_raw(errno).desc().to_owned())
+}
+
 /// The image in a sentence.
 pub(super) fn named(path: &Path) -> String {
     match path == Path::new("-") {
-        true => "from the standard input".to_owned(),
+        true => "the image on the standard input".to_owned(),
         false => quoted(path),
     }
 }
@@ -340,7 +349,7 @@ impl Streams {
                 0 => File::open(path),
                 _ => File::options().write(true).create(true).truncate(true).open(path),
             };
-            let file = file.map_err(|error| failed(error.to_string()))?;
+            let file = file.map_err(|error| failed(cause(&error)))?;
             if file.metadata().is_ok_and(|metadata| metadata.is_dir()) {
                 return Err(failed("it is a directory".to_owned()));
             }
