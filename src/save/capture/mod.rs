@@ -69,14 +69,16 @@ fn all_of(
     facts: &Facts,
     found: &mut Found,
 ) -> Result<(), SaveError> {
-    let streams = facts.streams()?;
+    let Some(any) = guests.iter().find(|guest| guest.state != 'Z') else {
+        return Err(SaveError::refused("nothing runs in it any more"));
+    };
+    let streams = facts.streams(any.pid)?;
     for guest in ordered(guests) {
         let process = process_of(tracees, gate, guest, &streams, found)?;
         found.processes.push(process);
     }
     descriptors::finish(&mut found.collector)?;
     memory::shared_contents(&mut found.collector);
-    let Some(any) = guests.iter().find(|guest| guest.state != 'Z') else { return Ok(()) };
     found.trees = trees::capture(any.pid, &facts.trees, &mut found.collector)?;
     found.ipc = ipc_of(tracees, gate, any, guests, &mut found.collector)?;
     Ok(())
