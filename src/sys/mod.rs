@@ -21,6 +21,7 @@ pub mod ptrace;
 pub mod pty;
 pub mod ready;
 pub mod seccomp;
+pub mod socket;
 pub mod spawn;
 pub mod strings;
 pub mod terminal;

@@ -1,7 +1,9 @@
 //! What is found while stopped guests are gone through, each thing once whoever shares it.
 
 use std::fs::File;
+use std::os::fd::OwnedFd;
 
+use crate::save::capture::sockets::Gathered;
 use crate::save::hand::Hand;
 use crate::save::state::{Object, OpenFile, Pipe, Pty, SharedMemory};
 
@@ -53,6 +55,20 @@ pub struct Collector {
     pub shared: Vec<SharedMemory>,
     /// Pseudo-terminals.
     pub terminals: Vec<Pty>,
+    /// What is remembered of sockets until all are known.
+    pub sockets: Gathered,
+    /// Descriptors that lie in queues of sockets, in the order in which they were found: whoever captures
+    /// descriptors goes through them too, until there are no more, and fills in which files they are.
+    pub passed: Vec<Passed>,
+}
+
+/// A descriptor that lies in the queue of a socket (SCM_RIGHTS).
+#[derive(Debug)]
+pub struct Passed {
+    /// A copy of the sentry's own.
+    pub fd: OwnedFd,
+    /// Index in [`Collector::files`], once it is known.
+    pub file: Option<u32>,
 }
 
 impl Collector {

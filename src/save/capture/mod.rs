@@ -1,3 +1,4 @@
 //! Taking what an image knows from stopped guests.
 
 pub mod collector;
+pub mod sockets;

@@ -3,3 +3,4 @@
 pub mod courier;
 pub mod maker;
 pub mod seed;
+pub mod sockets;
