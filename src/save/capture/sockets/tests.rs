@@ -14,7 +14,9 @@ use crate::save::sockets::{TcpState, Unix};
 use crate::save::state::{Clocks, Ipc, OpenFile, Run, Sandbox};
 use crate::sys::ptrace::{self, Stop, Stopped};
 
+#[cfg(test)]
 mod inet;
+#[cfg(test)]
 mod local;
 
 const PRELUDE: &str = "
