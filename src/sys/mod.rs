@@ -30,6 +30,7 @@ pub mod pty;
 pub mod random;
 pub mod ready;
 pub mod seccomp;
+pub mod socket;
 pub mod spawn;
 pub mod strings;
 pub mod terminal;

@@ -10,6 +10,7 @@ use nix::errno::Errno;
 use nix::time::{ClockId, clock_gettime};
 
 use crate::save::capture::known::Known;
+use crate::save::capture::sockets::Gathered;
 use crate::save::hand::Hand;
 use crate::save::state::{Object, OpenFile, Pipe, Pty, SharedMemory};
 use crate::sys::beneath;
@@ -107,6 +108,20 @@ pub struct Collector {
     pub moment: Option<i64>,
     /// What a user should know of, one sentence each.
     pub notes: Vec<String>,
+    /// What is remembered of sockets until all are known.
+    pub sockets: Gathered,
+    /// Descriptors that lie in queues of sockets, in the order in which they were found: whoever captures
+    /// descriptors goes through them too, until there are no more, and fills in which files they are.
+    pub passed: Vec<Passed>,
+}
+
+/// A descriptor that lies in the queue of a socket (SCM_RIGHTS).
+#[derive(Debug)]
+pub struct Passed {
+    /// A copy of the sentry's own.
+    pub fd: OwnedFd,
+    /// Index in [`Collector::files`], once it is known.
+    pub file: Option<u32>,
 }
 
 impl Collector {

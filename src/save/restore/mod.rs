@@ -28,6 +28,7 @@ pub mod ipc;
 pub mod maker;
 pub mod process;
 pub mod seed;
+pub mod sockets;
 pub mod shared;
 pub mod space;
 pub mod threads;
@@ -104,6 +105,8 @@ pub fn grow(
     trees::restore(&mut maker, &options.trees)?;
     ipc::restore(&mut maker)?;
     let streams = streams(&mut maker, options)?;
+    maker.files.resize_with(sandbox.files.len(), || None);
+    sockets::make_sockets(&mut maker)?;
     descriptors::make_files(&mut maker, &streams, options.files)?;
     drop(streams);
     let shared = shared::make(&mut maker)?;
@@ -121,13 +124,13 @@ pub fn grow(
         maker.sinks.insert(space.object, Sink::Space { pid: plant.hand.tid(), files });
     }
     fill(&maker.sinks)?;
-    for finish in std::mem::take(&mut maker.finishes) {
-        finish(&mut maker)?;
-    }
     for plant in plants.iter_mut() {
         furnish(sandbox, plant, gate)?;
     }
     descriptors::make_late_files(&mut maker, options.files)?;
+    for finish in std::mem::take(&mut maker.finishes) {
+        finish(&mut maker)?;
+    }
     for plant in plants.iter_mut() {
         plant.courier = give_table(sandbox, plant, &courier, &maker.files)?;
     }
