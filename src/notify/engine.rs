@@ -229,6 +229,9 @@ impl<D: Dispatch> Shared<D> {
     }
 
     fn dispatch(self: &Arc<Self>, notification: Notification, turn: Option<Turn>) {
+        if self.gate.is_passing(notification.trapped().received().tid) {
+            return self.deliver(notification, Answer::Continue, turn);
+        }
         if self.gate.is_stopping(notification.trapped().received().tid) {
             return self.deliver(notification, BACKED_OUT, turn);
         }

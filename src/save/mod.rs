@@ -7,6 +7,8 @@
 pub mod capture;
 pub mod error;
 pub mod hand;
+pub mod image;
+pub mod pipeline;
 pub mod restore;
 pub mod sockets;
 pub mod state;

@@ -410,14 +410,13 @@ pub enum FileKind {
         /// It is a directory.
         directory: bool,
     },
-    /// A standard stream of the caller: one of its pipes, files or sockets. The restoring caller's takes
-    /// its place, or what it redirects it to.
+    /// A standard stream of the caller. The restoring caller's takes its place.
     Stream {
         /// 0, 1 or 2.
         stream: u32,
         /// A regular file of the caller, by name on the host: opened again at its offset.
         file: Option<(ByteBuf, Identity)>,
-        /// It is not the caller's description but another one of the same file (/proc/self/fd/N opened).
+        /// It is another description of the same than the caller's.
         reopened: bool,
     },
     /// The terminal of the run's program ([`Sandbox::terminal`]).
@@ -445,7 +444,7 @@ pub enum FileKind {
     },
     /// epoll_create1(2): (descriptor, index in [`Sandbox::files`], events, data).
     Epoll(Vec<(i32, u32, u32, u64)>),
-    /// inotify_init1(2): (watch, path, mask), and events that wait.
+    /// inotify_init1(2): (watch, path, mask), and events that wait (none: those are refused).
     Inotify(Vec<(i32, ByteBuf, u32)>, ByteBuf),
     /// pidfd_open(2): process or thread, whether it is a thread's. 0: it has ended and was waited for.
     Pid(i32, bool),
@@ -563,4 +562,39 @@ pub struct OwnTerminal {
     pub pty: Pty,
     /// Which of the standard streams it took the place of.
     pub streams: [bool; 3],
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+
+    /// A process with nothing but numbers.
+    pub(crate) fn process(pid: i32, parent: i32, session: i32, group: i32) -> Process {
+        Process {
+            pid,
+            parent,
+            group,
+            session,
+            zombie: None,
+            space: None,
+            table: None,
+            threads: Vec::new(),
+            actions: Vec::new(),
+            pending: Vec::new(),
+            directory: ByteBuf::new(),
+            directory_gone: false,
+            umask: 0,
+            limits: Vec::new(),
+            interval_timers: [(0, 0); 3],
+            timers: Vec::new(),
+            oom_score_adj: 0,
+            personality: 0,
+            subreaper: false,
+            stopped: None,
+            exit_signal: 17,
+            cpu_us: [0; 4],
+            container: String::new(),
+            filters: Vec::new(),
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! What is found while stopped guests are gone through, each thing once whoever shares it.
 
+use std::collections::HashMap;
 use std::fs::File;
 
 use nix::time::{ClockId, clock_gettime};
@@ -30,6 +31,19 @@ pub enum Content {
         pid: i32,
         /// (start, end), page-aligned, in order.
         ranges: Vec<(u64, u64)>,
+    },
+    /// Shared memory, read through a mapping of a process, which stays stopped until then.
+    Mapping {
+        /// Its object; the place in it is the offset.
+        object: Object,
+        /// The process, as the host numbers it.
+        pid: i32,
+        /// First address.
+        start: u64,
+        /// Address behind it.
+        end: u64,
+        /// Offset of the first address.
+        offset: u64,
     },
     /// What can be read through a descriptor: a file or memory without a name.
     File {
@@ -63,6 +77,11 @@ pub struct Collector {
     pub moment: Option<i64>,
     /// What a user should know of, one sentence each.
     pub notes: Vec<String>,
+    /// Entries of `shared` by device and inode, as /proc/PID/maps prints them.
+    pub shared_by_inode: HashMap<(u64, u64), u32>,
+    /// Mappings of shared memory, for content that no descriptor leads to: (entry of `shared`,
+    /// (process, start, end, offset)).
+    pub shared_mappings: Vec<(u32, (i32, u64, u64, u64))>,
 }
 
 impl Collector {
@@ -78,5 +97,15 @@ impl Collector {
         let Ok(now) = clock_gettime(ClockId::CLOCK_MONOTONIC) else { return remaining };
         let now = now.tv_sec() * 1_000_000_000 + now.tv_nsec();
         remaining.saturating_add(u64::try_from(now - moment).unwrap_or(0))
+    }
+}
+
+impl std::fmt::Display for Subject<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "process {}", self.guest_pid)?;
+        match std::fs::read_to_string(format!("/proc/{}/comm", self.pid)) {
+            Ok(name) => write!(f, " ({})", name.trim_end()),
+            Err(_) => Ok(()),
+        }
     }
 }

@@ -27,8 +27,6 @@ pub struct Known {
     pub(super) deleted: HashMap<Inode, (u32, Object)>,
     /// Pipes and FIFOs.
     pub(super) pipes: HashMap<Inode, PipeEnds>,
-    /// Memory that has an inode.
-    shared: HashMap<Inode, u32>,
     /// Epoll descriptions, whose targets are looked for once all tables are known.
     pub(super) epolls: Vec<Waiting<super::fdinfo::Watched>>,
     /// Inotify descriptions, whose paths are.
@@ -93,16 +91,5 @@ impl Known {
     /// Puts a description in where [`Known::find`] said.
     pub(super) fn insert(&mut self, inode: Inode, at: usize, place: Place, file: u32) {
         self.groups.entry(inode).or_default().insert(at, (place, file));
-    }
-
-    /// The entry of [`crate::save::state::Sandbox::shared`] for memory that has this inode, as descriptors and
-    /// /proc/PID/maps tell of it.
-    pub fn shared_by_inode(&self, inode: Inode) -> Option<u32> {
-        self.shared.get(&inode).copied()
-    }
-
-    /// Says which entry that is.
-    pub fn shared_is(&mut self, inode: Inode, index: u32) {
-        self.shared.insert(inode, index);
     }
 }

@@ -18,12 +18,13 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use nix::unistd::{Whence, lseek64};
 
-pub use identity::{FilesPolicy, check as check_identity};
+pub use identity::check as check_identity;
 pub use paths::shared_memory;
 pub use streams::RestoreStreams;
 pub use table::{close_courier, install_table, take_locks};
 
 use super::maker::Maker;
+use super::space::FilesPolicy;
 use crate::save::error::RestoreError;
 use crate::save::state::{FileKind, OpenFile};
 use crate::sys::descriptors;

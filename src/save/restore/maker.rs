@@ -14,8 +14,13 @@ use crate::save::state::{Object, Sandbox};
 pub enum Sink {
     /// To a file, at the offset.
     File(File),
-    /// To the memory of a process, as the host numbers it, at the address.
-    Space(i32),
+    /// To the memory of a process, at the address.
+    Space {
+        /// The process, as the host numbers it.
+        pid: i32,
+        /// Where a file lies below: a page of zeros has to be written there. Elsewhere memory is zero.
+        files: Vec<(u64, u64)>,
+    },
 }
 
 /// What is done once all content is in its place: seals, modes, locks.

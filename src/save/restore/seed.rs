@@ -12,11 +12,19 @@ const LOWEST: u64 = 0x1000_0000_0000;
 const HIGHEST: u64 = 0x5000_0000_0000;
 const STEP: u64 = 0x10_0000_0000;
 
+/// What is taken there: the seed's own area, the one that it settles in, and room to move the kernel's pages.
+const ROOM: u64 = 4 << 20;
+
+/// Where a seed at `area` settles ([`super::space::settle`]).
+pub fn settled(area: u64) -> u64 {
+    area + AREA.next_multiple_of(1 << 20)
+}
+
 /// A place for the agent that none of the ranges covers: (start, end) of each, in any order.
 pub fn place(ranges: &[(u64, u64)]) -> Option<u64> {
     let mut candidate = LOWEST;
     while candidate < HIGHEST {
-        let end = candidate + AREA;
+        let end = candidate + ROOM;
         if ranges.iter().all(|(from, to)| *to <= candidate || *from >= end) {
             return Some(candidate);
         }
@@ -63,7 +71,7 @@ pub fn file(area: u64) -> Vec<u8> {
     segment(5, CODE as u64, area, CODE as u64, CODE as u64);
     // No page of the file: it is all bss.
     segment(6, 0, area + CODE as u64, 0, TABLE as u64);
-    debug_assert!(HEADERS <= CODE);
+    const { assert!(HEADERS <= CODE) };
     file[CODE..CODE + code.len()].copy_from_slice(code);
     let wait = CODE + WAITS_AT;
     file[wait..wait + WAIT.len()].copy_from_slice(&WAIT);
@@ -124,7 +132,6 @@ pub(crate) mod tests {
         assert_eq!(done.result(last), Ok(u64::from(std::process::id())));
         let failed = hand.call(libc::SYS_close, [999]).unwrap_err();
         assert_eq!(failed.to_string(), "close: Bad file number");
-        drop(hand);
         child.kill().unwrap();
         child.wait().unwrap();
     }

@@ -17,7 +17,14 @@ const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
 
 impl Capture<'_, '_> {
     pub(super) fn memory(&mut self, found: &Found) -> Result<FileKind, SaveError> {
-        if let Some(index) = self.collector.known.shared_by_inode(found.inode()) {
+        // As /proc/PID/maps prints it (save::capture::maps).
+        let (device, inode) = found.inode();
+        let device = u64::from(libc::major(device)) << 32 | u64::from(libc::minor(device));
+        let key = (device, inode);
+        let known = self.collector.shared_by_inode.get(&key).copied();
+        let by_mappings =
+            |index: u32| self.collector.shared_mappings.iter().any(|it| it.0 == index);
+        if let Some(index) = known.filter(|index| !by_mappings(*index)) {
             return Ok(FileKind::Memory(index));
         }
         let file = self.holder.reopen(found.fd, OFlag::O_RDONLY)?;
@@ -28,13 +35,24 @@ impl Capture<'_, '_> {
         let seals = fcntl(file.as_fd(), FcntlArg::F_GET_SEALS).map_err(failed)? as u32;
         let name = found.link.strip_suffix(b" (deleted)").unwrap_or(&found.link);
         let name = ByteBuf::from(name.strip_prefix(b"/memfd:").unwrap_or(name));
-        let object = self.collector.object();
-        let size = found.stat.size();
-        let kind = SharedKind::Memfd { name, seals, mode: found.stat.mode() };
+        let (size, mode) = (found.stat.size(), found.stat.mode());
+        let kind = SharedKind::Memfd { name, seals, mode };
+        // What was known of it by mappings alone is better known by this.
+        let index = known.unwrap_or(self.collector.shared.len() as u32);
+        self.collector.shared_mappings.retain(|it| it.0 != index);
+        let object = match self.collector.shared.get_mut(index as usize) {
+            Some(shared) => {
+                (shared.size, shared.kind) = (size, kind);
+                shared.object
+            }
+            None => {
+                let object = self.collector.object();
+                self.collector.shared.push(SharedMemory { object, size, kind });
+                object
+            }
+        };
+        self.collector.shared_by_inode.insert(key, index);
         self.collector.contents.push(Content::File { object, file: file.into(), size });
-        let index = self.collector.shared.len() as u32;
-        self.collector.shared.push(SharedMemory { object, size, kind });
-        self.collector.known.shared_is(found.inode(), index);
         Ok(FileKind::Memory(index))
     }
 }

@@ -10,11 +10,11 @@ use crate::save::capture::collector::Content;
 use crate::save::hand::{Borrowed, Hand, find_instruction};
 use crate::save::restore::courier::Courier;
 use crate::save::restore::descriptors::{
-    FilesPolicy, RestoreStreams, close_courier, install_table, make_files, make_late_files,
-    take_locks,
+    RestoreStreams, close_courier, install_table, make_files, make_late_files, take_locks,
 };
 use crate::save::restore::maker::{Maker, Sink};
 use crate::save::restore::seed::tests::plant;
+use crate::save::restore::space::FilesPolicy;
 use crate::save::state::{Clocks, Ipc, Run, Sandbox};
 use crate::sys::ptrace;
 

@@ -4,17 +4,8 @@ use std::fs::Metadata;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use crate::save::error::RestoreError;
+use crate::save::restore::space::FilesPolicy;
 use crate::save::state::{Identity, Sandbox};
-
-/// What is done about a file that has changed since the save.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum FilesPolicy {
-    /// Nothing is restored.
-    #[default]
-    Strict,
-    /// The guest finds it as it is now, as if somebody had changed it under its eyes.
-    ChangedOk,
-}
 
 /// Whether the file found at `path` is the one that was saved.
 ///
@@ -59,7 +50,8 @@ pub fn check(
         return Ok(());
     };
     Err(RestoreError::refused(format!(
-        "{shown} has changed since the sandbox was saved: it {what}; put it back, or allow changed files"
+        "{shown} has changed since the sandbox was saved: it {what}; put it back, or restore with \
+         --files changed-ok"
     )))
 }
 
