@@ -410,14 +410,13 @@ pub enum FileKind {
         /// It is a directory.
         directory: bool,
     },
-    /// A standard stream of the caller: one of its pipes, files or sockets. The restoring caller's takes
-    /// its place, or what it redirects it to.
+    /// A standard stream of the caller. The restoring caller's takes its place.
     Stream {
         /// 0, 1 or 2.
         stream: u32,
         /// A regular file of the caller, by name on the host: opened again at its offset.
         file: Option<(ByteBuf, Identity)>,
-        /// It is not the caller's description but another one of the same file (/proc/self/fd/N opened).
+        /// It is another description of the same than the caller's.
         reopened: bool,
     },
     /// The terminal of the run's program ([`Sandbox::terminal`]).
@@ -445,7 +444,7 @@ pub enum FileKind {
     },
     /// epoll_create1(2): (descriptor, index in [`Sandbox::files`], events, data).
     Epoll(Vec<(i32, u32, u32, u64)>),
-    /// inotify_init1(2): (watch, path, mask), and events that wait.
+    /// inotify_init1(2): (watch, path, mask), and events that wait (none: those are refused).
     Inotify(Vec<(i32, ByteBuf, u32)>, ByteBuf),
     /// pidfd_open(2): process or thread, whether it is a thread's. 0: it has ended and was waited for.
     Pid(i32, bool),

@@ -27,10 +27,10 @@ pub struct Known {
     pub(super) deleted: HashMap<Inode, (u32, Object)>,
     /// Pipes and FIFOs.
     pub(super) pipes: HashMap<Inode, PipeEnds>,
-    /// Memory that has an inode.
-    shared: HashMap<Inode, u32>,
     /// Epoll descriptions, whose targets are looked for once all tables are known.
     pub(super) epolls: Vec<Waiting<super::fdinfo::Watched>>,
+    /// Memory that has an inode.
+    shared: HashMap<Inode, u32>,
     /// Inotify descriptions, whose paths are.
     pub(super) watchers: Vec<Waiting<super::fdinfo::Watch>>,
     /// Where files of guests were found: where to look for what is watched first.

@@ -4,6 +4,7 @@
 //! the thread that holds the guests ([`crate::sentry::Tracees`]), while none of them runs.
 
 use nix::errno::Errno;
+use nix::time::{ClockId, clock_gettime};
 
 use crate::notify::Gate;
 use crate::save::error::SaveError;
@@ -249,6 +250,8 @@ fn leader(
         Subject { pid: guest.pid, guest_pid: guest.guest_pid, hand: &mut borrowed.hand };
     if found.clocks == Clocks::default() {
         found.clocks = clocks(&mut subject)?;
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).ok();
+        found.collector.moment = now.map(|now| now.tv_sec() * 1_000_000_000 + now.tv_nsec());
     }
     process::capture(&mut subject, process)?;
     let table = descriptors::capture_table(&mut subject, streams, &mut found.collector)?;

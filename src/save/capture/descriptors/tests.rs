@@ -10,11 +10,11 @@ use crate::save::capture::collector::Content;
 use crate::save::hand::{Borrowed, Hand, find_instruction};
 use crate::save::restore::courier::Courier;
 use crate::save::restore::descriptors::{
-    FilesPolicy, RestoreStreams, close_courier, install_table, make_files, make_late_files,
-    take_locks,
+    RestoreStreams, close_courier, install_table, make_files, make_late_files, take_locks,
 };
 use crate::save::restore::maker::{Maker, Sink};
 use crate::save::restore::seed::tests::plant;
+use crate::save::restore::space::FilesPolicy;
 use crate::save::state::{Clocks, Ipc, Run, Sandbox};
 use crate::sys::ptrace;
 
@@ -565,4 +565,27 @@ fn streams_of_the_caller_are_known_again() {
     guest.streams = Streams::default();
     guest._output.read_to_string(&mut rest).unwrap();
     assert_eq!(rest, "");
+}
+
+#[test]
+fn what_many_tables_share_is_kept_once() {
+    let program = "
+many = [libc.eventfd(0, 0) for _ in range(300)]
+same = [os.open('/dev/null', os.O_RDONLY) for _ in range(300)]
+";
+    let Some(mut guest) = Guest::run(program) else { return };
+    let pid = guest.pid();
+    let mut collector = Collector::default();
+    let mut subject =
+        Subject { pid, guest_pid: pid, hand: &mut guest.borrowed.as_mut().unwrap().hand };
+    let begin = std::time::Instant::now();
+    let first = capture_table(&mut subject, &guest.streams, &mut collector).unwrap();
+    let once = begin.elapsed();
+    let count = collector.files.len();
+    assert!(count > 600);
+    for _ in 0..10 {
+        assert_eq!(capture_table(&mut subject, &guest.streams, &mut collector).unwrap(), first);
+    }
+    println!("{count} descriptors: {once:?}, then {:?} each", (begin.elapsed() - once) / 10);
+    assert_eq!(collector.files.len(), count);
 }

@@ -6,13 +6,13 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use crate::save::error::RestoreError;
 use crate::save::state::{Identity, Sandbox};
 
-/// What is done about a file that has changed since the save.
+/// Whether files that have changed since the save are taken all the same.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum FilesPolicy {
-    /// Nothing is restored.
+    /// They are an error.
     #[default]
     Strict,
-    /// The guest finds it as it is now, as if somebody had changed it under its eyes.
+    /// They are used as they are now.
     ChangedOk,
 }
 
@@ -59,7 +59,8 @@ pub fn check(
         return Ok(());
     };
     Err(RestoreError::refused(format!(
-        "{shown} has changed since the sandbox was saved: it {what}; put it back, or allow changed files"
+        "{shown} has changed since the sandbox was saved: it {what}; put it back, or restore with \
+         --files changed-ok"
     )))
 }
 

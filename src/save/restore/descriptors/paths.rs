@@ -88,6 +88,10 @@ impl Unnamed {
 
     fn make_directory(&mut self, maker: &mut Maker<'_>, path: &[u8]) -> Result<OwnedFd, HandError> {
         let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC | libc::O_NOFOLLOW;
+        if self.directories.iter().any(|it| it == path) {
+            // It is there already for the sake of a file that was in it.
+            return maker.open(path, flags, 0);
+        }
         let mut directories = Vec::new();
         let made = self.in_place(maker, path, |maker, name| {
             maker.hand.call_path(libc::SYS_mkdir, name, |at| [at, 0o700])?;
