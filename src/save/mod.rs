@@ -9,6 +9,8 @@ pub mod error;
 pub mod hand;
 pub mod ipc;
 pub mod pipeline;
+pub mod ptys;
+pub mod queues;
 pub mod restore;
 pub mod sockets;
 pub mod state;

@@ -22,6 +22,7 @@ pub mod probe;
 pub mod process;
 pub mod ptrace;
 pub mod pty;
+pub mod pty_state;
 pub mod ready;
 pub mod seccomp;
 pub mod spawn;

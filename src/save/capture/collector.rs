@@ -8,8 +8,10 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
+use crate::save::capture::ptys::Gathered;
 use crate::save::hand::Hand;
-use crate::save::state::{Object, OpenFile, Pipe, Pty, SharedMemory};
+use crate::save::ptys::Pty;
+use crate::save::state::{Object, OpenFile, Pipe, SharedMemory};
 use crate::sys::beneath;
 
 /// A stopped process that is being captured.
@@ -95,6 +97,8 @@ pub struct Collector {
     pub shared: Vec<SharedMemory>,
     /// Pseudo-terminals.
     pub terminals: Vec<Pty>,
+    /// Ends of those that guests hold.
+    pub ptys: Gathered,
     /// Entries of `shared` by device and inode, as /proc/PID/maps prints them.
     pub shared_by_inode: HashMap<(u64, u64), u32>,
     /// Mappings of shared memory, for content that no descriptor leads to: (entry of `shared`,

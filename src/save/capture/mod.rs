@@ -18,6 +18,7 @@ pub mod ipc;
 pub mod maps;
 pub mod memory;
 pub mod process;
+pub mod ptys;
 pub mod stat;
 pub mod threads;
 pub mod timers;

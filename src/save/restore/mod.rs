@@ -20,6 +20,7 @@ pub mod courier;
 pub mod ipc;
 pub mod maker;
 pub mod process;
+pub mod ptys;
 pub mod seed;
 pub mod space;
 pub mod threads;
