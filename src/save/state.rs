@@ -530,3 +530,38 @@ pub enum TreeKind {
     /// A unix socket; bound again by whoever holds it, left alone if nobody does.
     Socket,
 }
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+
+    /// A process with nothing but numbers.
+    pub(crate) fn process(pid: i32, parent: i32, session: i32, group: i32) -> Process {
+        Process {
+            pid,
+            parent,
+            group,
+            session,
+            zombie: None,
+            space: None,
+            table: None,
+            threads: Vec::new(),
+            actions: Vec::new(),
+            pending: Vec::new(),
+            directory: ByteBuf::new(),
+            directory_gone: false,
+            umask: 0,
+            limits: Vec::new(),
+            interval_timers: [(0, 0); 3],
+            timers: Vec::new(),
+            oom_score_adj: 0,
+            personality: 0,
+            subreaper: false,
+            stopped: None,
+            exit_signal: 17,
+            cpu_us: [0; 4],
+            container: String::new(),
+            filters: Vec::new(),
+        }
+    }
+}

@@ -6,10 +6,13 @@
 #![allow(unsafe_code)]
 
 pub mod agent;
+pub mod clmul;
 pub mod beneath;
 pub mod clock;
+pub mod cpu;
 pub mod cpu_clock;
 pub mod files;
+pub mod generated;
 pub mod inherited;
 pub mod landlock;
 pub mod memfd;
@@ -23,6 +26,7 @@ pub mod process;
 pub mod ptrace;
 pub mod pty;
 pub mod pty_state;
+pub mod random;
 pub mod ready;
 pub mod seccomp;
 pub mod spawn;

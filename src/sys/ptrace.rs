@@ -303,7 +303,7 @@ impl Stopped {
 
     /// It executes one instruction and stops again; see [`Stopped::run`].
     pub fn step(self) -> Result<Stopped, Errno> {
-        self.go_and_wait(libc::PTRACE_SINGLESTEP)
+        self.go_and_wait(libc::PTRACE_SINGLESTEP, 0)
     }
 
     /// It goes on without the signal that it was about to get, and is waited for until it stops again.
@@ -312,11 +312,16 @@ impl Stopped {
     /// Nothing else must wait for tracees of the calling thread meanwhile. What a stop by a signal
     /// means is the caller's to say.
     pub fn run(self) -> Result<Stopped, Errno> {
-        self.go_and_wait(libc::PTRACE_CONT)
+        self.go_and_wait(libc::PTRACE_CONT, 0)
     }
 
-    fn go_and_wait(self, how: c_uint) -> Result<Stopped, Errno> {
-        request(how, self.tid, 0, 0)?;
+    /// The same, and it gets this signal. It must have stopped for one, of whatever kind.
+    pub fn run_with(self, signal: c_int) -> Result<Stopped, Errno> {
+        self.go_and_wait(libc::PTRACE_CONT, signal)
+    }
+
+    fn go_and_wait(self, how: c_uint, signal: c_int) -> Result<Stopped, Errno> {
+        request(how, self.tid, 0, signal as usize)?;
         wait_for(self.tid)
     }
 

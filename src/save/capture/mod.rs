@@ -3,6 +3,8 @@
 //! [`sandbox`] goes through the processes, and calls one file for each kind of state. All of it runs on
 //! the thread that holds the guests ([`crate::sentry::Tracees`]), while none of them runs.
 
+use std::path::PathBuf;
+
 use nix::errno::Errno;
 
 use crate::notify::Gate;
@@ -37,6 +39,10 @@ pub struct Found {
     pub tables: Vec<Table>,
     /// The guest's clocks.
     pub clocks: Clocks,
+    /// Content of file systems in memory.
+    pub trees: Vec<crate::save::state::Tree>,
+    /// System V and POSIX IPC.
+    pub ipc: crate::save::ipc::Ipc,
     /// Everything shared, and where content is.
     pub collector: Collector,
 }
@@ -46,15 +52,77 @@ pub fn sandbox(
     tracees: &mut Tracees,
     gate: &Gate,
     guests: &[ProcessInfo],
+    trees: &[PathBuf],
 ) -> Result<Found, SaveError> {
     let mut found = Found::default();
+    let done = all_of(tracees, gate, guests, trees, &mut found);
+    gate.pass_no_more();
+    done.map(|()| found)
+}
+
+fn all_of(
+    tracees: &mut Tracees,
+    gate: &Gate,
+    guests: &[ProcessInfo],
+    trees: &[PathBuf],
+    found: &mut Found,
+) -> Result<(), SaveError> {
     for guest in ordered(guests) {
-        let process = process_of(tracees, gate, guest, &mut found)?;
+        let process = process_of(tracees, gate, guest, found)?;
         found.processes.push(process);
     }
-    gate.pass_no_more();
     memory::shared_contents(&mut found.collector);
-    Ok(found)
+    let Some(any) = guests.iter().find(|guest| guest.state != 'Z') else { return Ok(()) };
+    found.trees = trees::capture(any.pid, trees, &mut found.collector)?;
+    found.ipc = ipc_of(tracees, gate, any, guests, &mut found.collector)?;
+    Ok(())
+}
+
+/// What no process holds: asked for by one of them.
+fn ipc_of(
+    tracees: &mut Tracees,
+    gate: &Gate,
+    guest: &ProcessInfo,
+    guests: &[ProcessInfo],
+    collector: &mut Collector,
+) -> Result<crate::save::ipc::Ipc, SaveError> {
+    let who = format!("process {} ({})", guest.guest_pid, guest.comm);
+    let living = guests.iter().filter(|guest| guest.state != 'Z');
+    let living: Vec<ipc::Guest> = living
+        .map(|guest| ipc::Guest {
+            pid: guest.pid,
+            guest_pid: guest.guest_pid,
+            who: format!("process {} ({})", guest.guest_pid, guest.comm),
+        })
+        .collect();
+    let stopped = tracees.take(guest.pid).ok_or_else(|| not_held(&who, guest.pid))?;
+    gate.pass(guest.pid);
+    let instruction = instruction_of(guest.pid, &who)?;
+    let (mut borrowed, _) = match Borrowed::begin(stopped, instruction) {
+        Ok(borrowed) => borrowed,
+        Err((error, stopped)) => {
+            stopped.into_iter().for_each(|it| tracees.put(it));
+            return Err(SaveError::of(&who)(error));
+        }
+    };
+    let mut subject =
+        Subject { pid: guest.pid, guest_pid: guest.guest_pid, hand: &mut borrowed.hand };
+    let ipc = ipc::capture(&mut subject, &living, collector);
+    tracees.put(borrowed.end().map_err(SaveError::of(&who))?);
+    ipc
+}
+
+/// Where a `syscall` instruction of the process is.
+fn instruction_of(pid: i32, who: &str) -> Result<u64, SaveError> {
+    let executable: Vec<(u64, u64, bool)> = maps::read(pid)
+        .map_err(|error| SaveError::failed(format!("{who}: its mappings"), error.desc()))?
+        .iter()
+        .filter(|line| line.protection & libc::PROT_EXEC as u32 != 0)
+        .map(|line| (line.start, line.end, line.name == b"[vdso]"))
+        .collect();
+    find_instruction(pid, &executable).ok_or_else(|| {
+        SaveError::refused(format!("{who} has no code that could make a system call for the save"))
+    })
 }
 
 /// Parents before their children. (A parent may have a higher number than its child.)
@@ -94,15 +162,7 @@ fn process_of(
     }
     let tids = threads_of(guest.pid)
         .map_err(|error| SaveError::failed(format!("{who}: its threads"), error.desc()))?;
-    let executable: Vec<(u64, u64, bool)> = maps::read(guest.pid)
-        .map_err(|error| SaveError::failed(format!("{who}: its mappings"), error.desc()))?
-        .iter()
-        .filter(|line| line.protection & libc::PROT_EXEC as u32 != 0)
-        .map(|line| (line.start, line.end, line.name == b"[vdso]"))
-        .collect();
-    let instruction = find_instruction(guest.pid, &executable).ok_or_else(|| {
-        SaveError::refused(format!("{who} has no code that could make a system call for the save"))
-    })?;
+    let instruction = instruction_of(guest.pid, &who)?;
 
     let mut area = None;
     for (at, tid) in tids.iter().enumerate() {

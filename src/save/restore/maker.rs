@@ -19,9 +19,14 @@ use crate::sys::beneath;
 pub enum Sink {
     /// To a file, at the offset.
     File(File),
-    /// To the memory of a process, as the host numbers it, at the address.
-    Space(i32),
-    /// Likewise, to the offset from this address.
+    /// To the memory of a process, at the address.
+    Space {
+        /// The process, as the host numbers it.
+        pid: i32,
+        /// Where a file lies below: a page of zeros has to be written there. Elsewhere memory is zero.
+        files: Vec<(u64, u64)>,
+    },
+    /// To memory of a process, to the offset from this address.
     Mapping {
         /// The process.
         pid: i32,

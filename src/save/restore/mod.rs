@@ -7,36 +7,47 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::launch::{FIRST, Planter};
 use crate::notify::Gate;
 use crate::save::error::RestoreError;
-use crate::save::hand::{AREA, Hand, find_instruction, remote_call};
+use crate::save::hand::{AREA, Hand, HandError, find_instruction, remote_call};
 use crate::save::state::{Process, Sandbox, Space};
 use crate::sys::ptrace::{self, Stopped};
 
 mod batch;
 pub mod courier;
+pub mod fill;
 pub mod ipc;
 pub mod maker;
 pub mod process;
 pub mod ptys;
 pub mod seed;
+pub mod shared;
 pub mod space;
 pub mod threads;
+pub mod tree;
 pub mod trees;
 
 use maker::{Maker, Sink};
 use space::{FilesPolicy, Sources};
+use tree::Step;
 
 /// The first descriptor that is free in a seed: those before are the standard streams and the courier's.
 pub const FIRST_FREE: i32 = FIRST + 1;
 
 /// How to restore.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Options {
     /// What to think of files that have changed.
     pub files: FilesPolicy,
+    /// Where file systems in memory are that may be filled: those of the run itself.
+    pub trees: Vec<PathBuf>,
 }
 
 /// Brings content of the memory section into its places. Called once, when all of them are there.
@@ -67,13 +78,13 @@ pub fn grow(
     gate: &Gate,
     area: u64,
     sandbox: &Sandbox,
-    options: Options,
+    options: &Options,
     fill: &mut Fill<'_>,
 ) -> Result<OwnedFd, RestoreError> {
     let (courier, theirs) = courier::pair(FIRST)
         .map_err(|errno| RestoreError::failed("a socket to the new processes", errno.desc()))?;
-    let garden = Garden { planter, gate, area, theirs };
-    let (mut maker_hand, _) = garden.plant(free_number(sandbox), "the maker")?;
+    let garden = Garden { planter, gate, area, theirs, free: free_number(sandbox) };
+    let (mut maker_hand, _) = garden.plant(garden.free, "the maker")?;
     let mut maker = Maker {
         hand: &mut maker_hand,
         courier: &courier,
@@ -82,15 +93,21 @@ pub fn grow(
         sinks: HashMap::new(),
         finishes: Vec::new(),
     };
-    let shared: Vec<OwnedFd> = Vec::new();
+    trees::restore(&mut maker, &options.trees)?;
+    ipc::restore(&mut maker)?;
+    let shared = shared::make(&mut maker)?;
 
-    let (mut plants, program) = skeleton(&garden, sandbox)?;
-    let sources = Sources { courier: &courier, shared: &shared, policy: options.files };
+    let (plants, program) = skeleton(&garden, sandbox)?;
+    let memory = &sandbox.shared;
+    let sources = Sources { courier: &courier, shared: &shared, memory, policy: options.files };
+    let (zombies, mut plants): (Vec<_>, Vec<_>) =
+        plants.into_iter().partition(|plant| plant.process.zombie.is_some());
     for plant in plants.iter_mut() {
         let space = space_of(sandbox, plant)?;
         space::clear(&mut plant.hand, space)?;
         space::map(&mut plant.hand, space, &sources, &plant.who)?;
-        maker.sinks.insert(space.object, Sink::Space(plant.hand.tid()));
+        let files = space::files_below(space);
+        maker.sinks.insert(space.object, Sink::Space { pid: plant.hand.tid(), files });
     }
     fill(&maker.sinks)?;
     for finish in std::mem::take(&mut maker.finishes) {
@@ -100,7 +117,8 @@ pub fn grow(
         furnish(sandbox, plant, gate)?;
     }
     drop(maker);
-    end_maker(maker_hand)?;
+    end(maker_hand)?;
+    zombies.into_iter().try_for_each(die)?;
     for plant in plants.iter_mut() {
         complete(sandbox, plant)?;
     }
@@ -115,7 +133,7 @@ pub fn grow(
     for stopped in ready {
         // ESRCH: it was killed, by one that goes on already.
         match stopped.because(ptrace::Stop::Asked).detach() {
-            Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
+            Ok(()) | Err(Errno::ESRCH) => {}
             Err(errno) => return Err(RestoreError::failed("a process cannot go on", errno.desc())),
         }
     }
@@ -136,6 +154,8 @@ struct Garden<'g> {
     area: u64,
     /// The other end of the courier's socket.
     theirs: OwnedFd,
+    /// From here on numbers are nobody's.
+    free: i32,
 }
 
 impl Garden<'_> {
@@ -143,7 +163,7 @@ impl Garden<'_> {
     fn plant(&self, pid: i32, who: &str) -> Result<(Hand, OwnedFd), RestoreError> {
         use std::os::fd::AsFd;
         let failed = |what: &'static str| {
-            move |errno: nix::errno::Errno| {
+            move |errno: Errno| {
                 RestoreError::failed(format!("{who}: it cannot be {what}"), errno.desc())
             }
         };
@@ -162,46 +182,88 @@ fn skeleton<'s>(
     garden: &Garden<'_>,
     sandbox: &'s Sandbox,
 ) -> Result<(Vec<Plant<'s>>, OwnedFd), RestoreError> {
-    let mut plants: Vec<Plant<'s>> = Vec::with_capacity(sandbox.processes.len());
+    let steps = tree::plan(&sandbox.processes, garden.free + 1).map_err(
+        |tree::Impossible { pid, session }| {
+            RestoreError::refused(format!(
+                "process {pid} cannot be made again in session {session} with its parent"
+            ))
+        },
+    )?;
+    let mut hands: HashMap<i32, Hand> = HashMap::new();
     let mut program = None;
-    for process in &sandbox.processes {
-        let who = match process.threads.first() {
-            Some(first) => {
-                format!("process {} ({})", process.pid, String::from_utf8_lossy(&first.name))
+    for step in steps {
+        carry_out(garden, step, &mut hands, |pid, pidfd| {
+            if pid == sandbox.run.program {
+                program = Some(pidfd);
             }
-            None => format!("process {}", process.pid),
-        };
-        let parent = plants.iter_mut().find(|plant| plant.process.pid == process.parent);
-        let mut hand = match parent {
-            Some(parent) => {
-                let made = threads::clone(&mut parent.hand, 0, libc::SIGCHLD, process.pid);
-                let hand = made.map_err(RestoreError::of(&who))?;
-                garden.gate.pass(hand.tid());
-                hand
-            }
-            None => {
-                let (hand, pidfd) = garden.plant(process.pid, &who)?;
-                if process.pid == sandbox.run.program {
-                    program = Some(pidfd);
-                }
-                hand
-            }
-        };
-        join_group(&mut hand, process, &who)?;
-        plants.push(Plant { process, who, hand, others: Vec::new() });
+        })?;
     }
-    let program = program.ok_or_else(|| {
-        RestoreError::refused("the image is damaged: the run's program is not in it")
-    })?;
+    let damaged = |what: &str| RestoreError::refused(format!("the image is damaged: {what}"));
+    let mut plants = Vec::with_capacity(sandbox.processes.len());
+    for process in &sandbox.processes {
+        let hand = hands.remove(&process.pid).ok_or_else(|| damaged("a process is in it twice"))?;
+        plants.push(Plant { process, who: name(process), hand, others: Vec::new() });
+    }
+    let program = program.ok_or_else(|| damaged("the run's program is not in it"))?;
     Ok((plants, program))
 }
 
-fn join_group(hand: &mut Hand, process: &Process, who: &str) -> Result<(), RestoreError> {
-    if process.session == process.pid {
-        hand.call(libc::SYS_setsid, []).map_err(RestoreError::of(who))?;
-    } else {
-        let arguments = [0, process.group as u64];
-        hand.call(libc::SYS_setpgid, arguments).map_err(RestoreError::of(who))?;
+fn name(process: &Process) -> String {
+    match process.threads.first() {
+        Some(first) => {
+            format!("process {} ({})", process.pid, String::from_utf8_lossy(&first.name))
+        }
+        None => format!("process {}", process.pid),
+    }
+}
+
+/// One step of the plan. `planted` is told of what init has planted.
+fn carry_out(
+    garden: &Garden<'_>,
+    step: Step,
+    hands: &mut HashMap<i32, Hand>,
+    mut planted: impl FnMut(i32, OwnedFd),
+) -> Result<(), RestoreError> {
+    let of = |pid: i32| RestoreError::of(format!("process {pid}"));
+    fn hand(hands: &mut HashMap<i32, Hand>, pid: i32) -> Result<&mut Hand, RestoreError> {
+        let lost = || RestoreError::refused(format!("the image is damaged: process {pid}"));
+        hands.get_mut(&pid).ok_or_else(lost)
+    }
+    match step {
+        Step::Make { parent: 1, pid, .. } => {
+            let (made, pidfd) = garden.plant(pid, &format!("process {pid}"))?;
+            planted(pid, pidfd);
+            hands.insert(pid, made);
+        }
+        Step::Make { parent, pid, stands_in } => {
+            // The end of one that only stands in is nobody's business.
+            let exit_signal = if stands_in { 0 } else { libc::SIGCHLD };
+            let made =
+                threads::clone(hand(hands, parent)?, 0, exit_signal, pid).map_err(of(pid))?;
+            garden.gate.pass(made.tid());
+            hands.insert(pid, made);
+        }
+        Step::Lead(pid) => {
+            hand(hands, pid)?.call(libc::SYS_setsid, []).map_err(of(pid))?;
+        }
+        Step::Join { pid, group } => {
+            let arguments = [0, group as u64];
+            hand(hands, pid)?.call(libc::SYS_setpgid, arguments).map_err(of(pid))?;
+        }
+        Step::Adopt(pid) => {
+            let arguments = [libc::PR_SET_CHILD_SUBREAPER as u64, 1];
+            hand(hands, pid)?.call(libc::SYS_prctl, arguments).map_err(of(pid))?;
+        }
+        Step::End { parent, pid } => {
+            let ending =
+                hands.remove(&pid).ok_or_else(|| RestoreError::refused("a stand-in is lost"))?;
+            end(ending)?;
+            // (Init waits for whatever it is left.)
+            if parent != 1 {
+                let arguments = [pid as u64, 0, libc::__WALL as u64, 0];
+                hand(hands, parent)?.call(libc::SYS_wait4, arguments).map_err(of(pid))?;
+            }
+        }
     }
     Ok(())
 }
@@ -269,14 +331,42 @@ fn set(plant: Plant<'_>) -> Result<Vec<Stopped>, RestoreError> {
     Ok(all)
 }
 
-/// The maker has made everything.
-fn end_maker(hand: Hand) -> Result<(), RestoreError> {
+/// Ends a process as it had ended; it waits for its parent to ask.
+fn die(plant: Plant<'_>) -> Result<(), RestoreError> {
+    let Plant { process, who, mut hand, .. } = plant;
+    let status = process.zombie.unwrap_or(0);
+    let failed = |errno: Errno| RestoreError::failed(format!("{who} does not end"), errno.desc());
+    if libc::WIFSIGNALED(status) {
+        let signal = libc::WTERMSIG(status);
+        let stopped = hand.stopped().map_err(RestoreError::of(&who))?;
+        stopped.set_signal_mask(0).map_err(failed)?;
+        let stopped = hand.release().map_err(RestoreError::of(&who))?;
+        return match stopped.run_with(signal) {
+            Err(Errno::ESRCH) => Ok(()),
+            Ok(_) => {
+                Err(RestoreError::refused(format!("{who} cannot have ended by signal {signal}")))
+            }
+            Err(errno) => Err(failed(errno)),
+        };
+    }
+    let code = libc::WEXITSTATUS(status) as u64;
+    match hand.call(libc::SYS_exit_group, [code]) {
+        Err(HandError::Killed) => Ok(()),
+        done => Err(RestoreError::failed(format!("{who} does not end"), format!("{done:?}"))),
+    }
+}
+
+/// Ends a process that is not of the image.
+fn end(hand: Hand) -> Result<(), RestoreError> {
     let tid = hand.tid();
-    let _ =
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(tid), nix::sys::signal::Signal::SIGKILL);
-    match ptrace::wait_for(tid) {
-        Err(nix::errno::Errno::ESRCH) => Ok(()),
-        Err(errno) => Err(RestoreError::failed("the maker does not end", errno.desc())),
-        Ok(_) => end_maker(hand),
+    let _ = kill(Pid::from_raw(tid), Signal::SIGKILL);
+    loop {
+        match ptrace::wait_for(tid) {
+            Err(Errno::ESRCH) => return Ok(()),
+            Err(errno) => {
+                return Err(RestoreError::failed("a helper process does not end", errno.desc()));
+            }
+            Ok(_) => {}
+        }
     }
 }
