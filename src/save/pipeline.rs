@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde_bytes::ByteBuf;
 
 use crate::save::capture::collector::Content;
-use crate::save::capture::{self, Found};
+use crate::save::capture::{self, Found, Streams};
 use crate::save::error::SaveError;
 use crate::save::hand;
 use crate::save::image::{Features, ImageError, Writer};
@@ -61,6 +61,25 @@ pub struct Facts {
     pub id: String,
     /// Where file systems in memory are mounted that are the sandbox's own.
     pub trees: Vec<std::path::PathBuf>,
+    /// Device and inode of the terminal of the run's program, if it has one.
+    pub terminal: Option<(u64, u64)>,
+}
+
+impl Facts {
+    /// The caller's standard streams, which are the supervisor's own.
+    pub fn streams(&self) -> Result<Streams, SaveError> {
+        use std::os::fd::AsFd;
+        let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+        let all = [(0, stdin.as_fd()), (1, stdout.as_fd()), (2, stderr.as_fd())];
+        let open: Vec<_> = all
+            .into_iter()
+            .filter(|(fd, _)| std::fs::metadata(format!("/proc/self/fd/{fd}")).is_ok())
+            .collect();
+        let mut streams = Streams::new(&open)
+            .map_err(|error| SaveError::failed("the standard streams cannot be read", error))?;
+        streams.terminal = self.terminal;
+        Ok(streams)
+    }
 }
 
 impl From<KernelError> for SaveError {
@@ -112,8 +131,8 @@ fn captured(kernel: &Arc<Kernel>, facts: &Facts) -> Result<(Sandbox, Found), Sav
         .map(|guest| guest.guest_pid)
         .ok_or(SaveError::refused("its program has ended"))?;
     let gate = Arc::clone(kernel.gate().ok_or(SaveError::refused("nothing runs in it"))?);
-    let trees = facts.trees.clone();
-    let work = move |tracees: &mut _| capture::sandbox(tracees, &gate, &guests, &trees);
+    let own = facts.clone();
+    let work = move |tracees: &mut _| capture::sandbox(tracees, &gate, &guests, &own);
     let mut found = kernel.tracer().run(work).map_err(KernelError::Tracer)??;
     let collector = &mut found.collector;
     let sandbox = Sandbox {

@@ -417,6 +417,8 @@ pub enum FileKind {
         stream: u32,
         /// A regular file of the caller, by name on the host: opened again at its offset.
         file: Option<(ByteBuf, Identity)>,
+        /// It is not the caller's description but another one of the same file (/proc/self/fd/N opened).
+        reopened: bool,
     },
     /// The terminal of the run's program ([`Sandbox::terminal`]).
     OwnTerminal,
@@ -445,7 +447,7 @@ pub enum FileKind {
     Epoll(Vec<(i32, u32, u32, u64)>),
     /// inotify_init1(2): (watch, path, mask), and events that wait.
     Inotify(Vec<(i32, ByteBuf, u32)>, ByteBuf),
-    /// pidfd_open(2): process or thread, whether it is a thread's.
+    /// pidfd_open(2): process or thread, whether it is a thread's. 0: it has ended and was waited for.
     Pid(i32, bool),
     /// A socket.
     Socket(Box<crate::save::sockets::Socket>),

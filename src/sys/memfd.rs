@@ -14,19 +14,6 @@ pub fn anonymous_file(name: &CStr) -> Result<File, Errno> {
     memfd_create(name, MFdFlags::MFD_CLOEXEC).map(File::from)
 }
 
-/// The same with a name of a guest's and with seals allowed.
-pub fn sealable_file(name: &[u8]) -> Result<File, Errno> {
-    let name = std::ffi::CString::new(name).map_err(|_| Errno::EINVAL)?;
-    memfd_create(name.as_c_str(), MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)
-        .map(File::from)
-}
-
-/// Adds seals (F_ADD_SEALS in fcntl(2)).
-pub fn seal(fd: std::os::fd::BorrowedFd<'_>, seals: u32) -> Result<(), Errno> {
-    let seals = nix::fcntl::SealFlag::from_bits_retain(seals as libc::c_int);
-    nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_ADD_SEALS(seals)).map(drop)
-}
-
 /// Memory that a child made by clone shares with its parent.
 #[derive(Debug)]
 pub struct SharedMemory {

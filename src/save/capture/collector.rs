@@ -1,13 +1,14 @@
 //! What is found while stopped guests are gone through, each thing once whoever shares it.
 
-use std::collections::HashMap;
 use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::errno::Errno;
+use nix::time::{ClockId, clock_gettime};
 
+use crate::save::capture::known::Known;
 use crate::save::capture::ptys::Gathered;
 use crate::save::hand::Hand;
 use crate::save::ptys::Pty;
@@ -99,11 +100,16 @@ pub struct Collector {
     pub terminals: Vec<Pty>,
     /// Ends of those that guests hold.
     pub ptys: Gathered,
-    /// Entries of `shared` by device and inode, as /proc/PID/maps prints them.
-    pub shared_by_inode: HashMap<(u64, u64), u32>,
     /// Mappings of shared memory, for content that no descriptor leads to: (entry of `shared`,
     /// (process, start, end, offset)).
     pub shared_mappings: Vec<(u32, (i32, u64, u64, u64))>,
+    /// What of these belongs to which object of the kernel.
+    pub known: Known,
+    /// CLOCK_MONOTONIC of the host at the moment that [`crate::save::state::Clocks`] tells of,
+    /// nanoseconds: what timers have lost since then is given back to them.
+    pub moment: Option<i64>,
+    /// What a user should know of, one sentence each.
+    pub notes: Vec<String>,
 }
 
 impl Collector {
@@ -111,6 +117,14 @@ impl Collector {
     pub fn object(&mut self) -> Object {
         self.next += 1;
         self.next
+    }
+
+    /// What a running timer that has so much left now had left at the moment of the save.
+    pub fn left_then(&self, remaining: u64) -> u64 {
+        let Some(moment) = self.moment.filter(|_| remaining > 0) else { return remaining };
+        let Ok(now) = clock_gettime(ClockId::CLOCK_MONOTONIC) else { return remaining };
+        let now = now.tv_sec() * 1_000_000_000 + now.tv_nsec();
+        remaining.saturating_add(u64::try_from(now - moment).unwrap_or(0))
     }
 }
 

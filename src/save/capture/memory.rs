@@ -146,7 +146,7 @@ fn shared_memory(
 ) -> Result<Option<u32>, SaveError> {
     let Some(name) = line.deleted() else { return Ok(None) };
     let key = (line.device, line.inode);
-    if let Some(index) = collector.shared_by_inode.get(&key).copied() {
+    if let Some(index) = collector.known.shared_by_inode(key) {
         grow(collector, index, line);
         return Ok(Some(index));
     }
@@ -164,7 +164,7 @@ fn shared_memory(
     let object = collector.object();
     let index = collector.shared.len() as u32;
     collector.shared.push(SharedMemory { object, size: 0, kind });
-    collector.shared_by_inode.insert(key, index);
+    collector.known.shared_is(key, index);
     grow(collector, index, line);
     let mapping = (subject.pid, line.start, line.end, line.offset);
     collector.shared_mappings.push((index, mapping));

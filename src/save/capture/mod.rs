@@ -3,19 +3,21 @@
 //! [`sandbox`] goes through the processes, and calls one file for each kind of state. All of it runs on
 //! the thread that holds the guests ([`crate::sentry::Tracees`]), while none of them runs.
 
-use std::path::PathBuf;
-
 use nix::errno::Errno;
 
 use crate::notify::Gate;
 use crate::save::error::SaveError;
 use crate::save::hand::{Area, Borrowed, Refusal, find_instruction};
-use crate::save::state::{Clocks, Process, Table, Thread};
+use crate::save::pipeline::Facts;
+use crate::save::state::{Clocks, Process, Table};
 use crate::sentry::{ProcessInfo, Tracees};
 use crate::sys::agent::Data;
 use crate::sys::ptrace::Stop;
 
 pub mod collector;
+pub mod descriptors;
+pub mod fdinfo;
+pub mod known;
 pub mod ipc;
 pub mod maps;
 pub mod memory;
@@ -27,6 +29,7 @@ pub mod timers;
 pub mod trees;
 
 use collector::{Collector, Subject};
+pub use descriptors::Streams;
 
 /// What was found.
 #[derive(Debug, Default)]
@@ -52,10 +55,10 @@ pub fn sandbox(
     tracees: &mut Tracees,
     gate: &Gate,
     guests: &[ProcessInfo],
-    trees: &[PathBuf],
+    facts: &Facts,
 ) -> Result<Found, SaveError> {
     let mut found = Found::default();
-    let done = all_of(tracees, gate, guests, trees, &mut found);
+    let done = all_of(tracees, gate, guests, facts, &mut found);
     gate.pass_no_more();
     done.map(|()| found)
 }
@@ -64,16 +67,19 @@ fn all_of(
     tracees: &mut Tracees,
     gate: &Gate,
     guests: &[ProcessInfo],
-    trees: &[PathBuf],
+    facts: &Facts,
     found: &mut Found,
 ) -> Result<(), SaveError> {
+    let streams = facts.streams()?;
     for guest in ordered(guests) {
-        let process = process_of(tracees, gate, guest, found)?;
+        let process = process_of(tracees, gate, guest, &streams, found)?;
         found.processes.push(process);
     }
+    descriptors::finish(&mut found.collector)?;
+    ptys::finish(&mut found.collector)?;
     memory::shared_contents(&mut found.collector);
     let Some(any) = guests.iter().find(|guest| guest.state != 'Z') else { return Ok(()) };
-    found.trees = trees::capture(any.pid, trees, &mut found.collector)?;
+    found.trees = trees::capture(any.pid, &facts.trees, &mut found.collector)?;
     found.ipc = ipc_of(tracees, gate, any, guests, &mut found.collector)?;
     Ok(())
 }
@@ -150,6 +156,7 @@ fn process_of(
     tracees: &mut Tracees,
     gate: &Gate,
     guest: &ProcessInfo,
+    streams: &Streams,
     found: &mut Found,
 ) -> Result<Process, SaveError> {
     let who = format!("process {} ({})", guest.guest_pid, guest.comm);
@@ -180,7 +187,15 @@ fn process_of(
             }
         };
         area = Some(place);
-        let done = one(&who, at, *tid, guest, &mut borrowed, &mut process, found);
+        let done = match at {
+            0 => leader(guest, streams, &mut borrowed, &mut process, found),
+            _ => Ok(()),
+        };
+        let done = done.and_then(|()| {
+            let number = guest_number(*tid)
+                .ok_or_else(|| SaveError::failed(&who, "one of its threads has ended meanwhile"))?;
+            threads::capture(&who, number, &mut borrowed)
+        });
         // The thread is given back whatever came of it.
         let last = at + 1 == tids.len() || done.is_err();
         let back = if last { borrowed.end() } else { borrowed.leave() };
@@ -202,32 +217,27 @@ fn borrow(
     }
 }
 
-/// One thread; with the first one also what belongs to the process.
-fn one(
-    who: &str,
-    at: usize,
-    tid: i32,
+/// What belongs to the process as a whole, by its first thread.
+fn leader(
     guest: &ProcessInfo,
+    streams: &Streams,
     borrowed: &mut Borrowed,
     process: &mut Process,
     found: &mut Found,
-) -> Result<Thread, SaveError> {
-    if at == 0 {
-        let mut subject =
-            Subject { pid: guest.pid, guest_pid: guest.guest_pid, hand: &mut borrowed.hand };
-        process::capture(&mut subject, process)?;
-        let space = memory::capture(&mut subject, &mut found.collector)?;
-        process.space = Some(found.spaces.len() as u32);
-        found.spaces.push(space);
-        process.table = Some(found.tables.len() as u32);
-        found.tables.push(Table::default());
-        if found.clocks == Clocks::default() {
-            found.clocks = clocks(&mut subject)?;
-        }
+) -> Result<(), SaveError> {
+    let mut subject =
+        Subject { pid: guest.pid, guest_pid: guest.guest_pid, hand: &mut borrowed.hand };
+    if found.clocks == Clocks::default() {
+        found.clocks = clocks(&mut subject)?;
     }
-    let number = guest_number(tid)
-        .ok_or_else(|| SaveError::failed(who, "one of its threads has ended meanwhile"))?;
-    threads::capture(who, number, borrowed)
+    process::capture(&mut subject, process)?;
+    let table = descriptors::capture_table(&mut subject, streams, &mut found.collector)?;
+    process.table = Some(found.tables.len() as u32);
+    found.tables.push(table);
+    let space = memory::capture(&mut subject, &mut found.collector)?;
+    process.space = Some(found.spaces.len() as u32);
+    found.spaces.push(space);
+    Ok(())
 }
 
 fn clocks(subject: &mut Subject<'_>) -> Result<Clocks, SaveError> {

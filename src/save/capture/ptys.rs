@@ -53,17 +53,33 @@ pub fn capture_descriptor(
     own: Option<u32>,
     collector: &mut Collector,
 ) -> Result<FileKind, SaveError> {
-    let what = format!("{subject}: the terminal of descriptor {fd}");
-    let failed = |errno: Errno| SaveError::failed(&what, errno.desc());
-    let copy = pty_state::copy_of(subject.pid, fd).map_err(failed)?;
+    let copy = pty_state::copy_of(subject.pid, fd).map_err(|errno| {
+        let what = format!("{}: the terminal of descriptor {fd}", subject.name());
+        SaveError::failed(what, errno.desc())
+    })?;
+    capture_copy(subject, copy, Some(fd), own, collector)
+}
+
+/// Likewise, by a copy of the descriptor; `fd`: its number in `subject`, if it has it at all (it may be
+/// in a message that it has not received).
+pub fn capture_copy(
+    subject: &mut Subject<'_>,
+    copy: OwnedFd,
+    fd: Option<i32>,
+    own: Option<u32>,
+    collector: &mut Collector,
+) -> Result<FileKind, SaveError> {
+    let who = subject.name();
+    let held = fd.map_or_else(|| "in a message".to_owned(), |fd| format!("descriptor {fd}"));
+    let failed =
+        |errno: Errno| SaveError::failed(format!("{who}: a terminal ({held})"), errno.desc());
     let status = fstat(&copy).map_err(failed)?;
     let device = (major(status.st_rdev), minor(status.st_rdev));
     let pts = std::fs::metadata(format!("/proc/{}/root/dev/pts", subject.pid));
     let inside = pts.is_ok_and(|pts| pts.dev() == status.st_dev) || device == TERMINAL;
     if !inside {
         return Err(SaveError::refused(format!(
-            "{subject} holds a terminal of the host (descriptor {fd}), which cannot be saved; close it \
-             first"
+            "{who} holds a terminal of the host ({held}), which cannot be saved; close it first"
         )));
     }
     let is_master = pty_state::ask(copy.as_fd(), Question::Index);
@@ -75,19 +91,16 @@ pub fn capture_descriptor(
         (_, Err(errno)) => return Err(failed(errno)),
     };
     let hung_up = is_master.is_err() && pty_state::settings(copy.as_fd()).is_err();
-    let (session, foreground) = session(subject, fd);
+    let (session, foreground) = fd.map_or((0, 0), |fd| session(subject, fd));
+    // (/dev/tty is kept as what it stands for.)
     if own == Some(index) && is_master.is_err() {
-        return Ok(if device == TERMINAL {
-            FileKind::ControllingTerminal
-        } else {
-            FileKind::OwnTerminal
-        });
+        return Ok(FileKind::OwnTerminal);
     }
     let Collector { terminals, ptys, .. } = collector;
     let found = ptys.0.entry(index).or_insert_with(|| {
         terminals.push(Pty { index, ..Pty::default() });
         let slot = terminals.len() as u32 - 1;
-        Found { slot, who: subject.to_string(), master: None, slave: None, hung_up: false }
+        Found { slot, who, master: None, slave: None, hung_up: false }
     });
     found.hung_up |= hung_up;
     let pty = &mut terminals[found.slot as usize];
@@ -98,10 +111,7 @@ pub fn capture_descriptor(
         return Ok(FileKind::PtyMaster(found.slot));
     }
     found.slave = Some(copy);
-    Ok(match device {
-        TERMINAL => FileKind::ControllingTerminal,
-        _ => FileKind::PtySlave(found.slot),
-    })
+    Ok(FileKind::PtySlave(found.slot))
 }
 
 /// Session and foreground group as the guest numbers them. Only whose controlling terminal it is can

@@ -66,6 +66,8 @@ pub struct Maker<'m> {
     pub sandbox: &'m Sandbox,
     /// Open file descriptions that have been made, by index in [`Sandbox::files`].
     pub files: Vec<Option<OwnedFd>>,
+    /// Memory that has a descriptor, by index in [`Sandbox::shared`].
+    pub shared: Vec<Option<OwnedFd>>,
     /// Where content goes.
     pub sinks: HashMap<Object, Sink>,
     /// What is left to do then, in order.

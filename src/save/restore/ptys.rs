@@ -21,9 +21,9 @@ use crate::save::hand::{Hand, HandError};
 use crate::save::ptys::{Ends, OwnTerminal, Pty};
 use crate::save::queues::Line;
 use crate::save::restore::maker::Maker;
-use crate::save::state::Sandbox;
+use crate::save::state::{FileKind, Sandbox};
 use crate::sys::pty_state::{self, Question, SETTINGS, SIZE, Switch};
-use crate::sys::terminal;
+use crate::sys::{descriptors, terminal};
 
 /// No more than a kernel has by default (NR_UNIX98_PTY_DEFAULT).
 const HIGHEST: u32 = 4096;
@@ -62,6 +62,9 @@ pub fn restore(maker: &mut Maker<'_>) -> Result<Ptys, RestoreError> {
     let made = terminals.iter().zip(made).filter_map(|(pty, it)| Some((pty.index, it?)));
     let ptys = Ptys { made: made.collect() };
     for (pty, (_, master)) in terminals.iter().zip(&ptys.made) {
+        if pty.ends == Ends::HungUp {
+            continue;
+        }
         let (pty, master) = (pty.clone(), master.clone());
         // A slave that is open from here on, whoever else opens it: a master whose only slave is
         // closed too early is hung up for its reader.
@@ -126,10 +129,6 @@ fn open_quietly(master: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
 }
 
 fn finish(pty: &Pty, master: BorrowedFd<'_>, slave: Option<OwnedFd>) -> Result<(), Errno> {
-    if pty.ends == Ends::HungUp {
-        // Its master goes with the last that holds it here.
-        return Ok(());
-    }
     if pty.packet {
         pty_state::switch(master, Switch::Packet(true))?;
     }
@@ -159,13 +158,68 @@ impl Ptys {
         flags: u32,
     ) -> Result<OwnedFd, RestoreError> {
         let Some((index, _)) = self.made.get(slot as usize) else {
-            return Err(RestoreError::refused("the image is damaged: a terminal is not in it"));
+            return Err(damaged());
         };
         let kept = libc::O_ACCMODE | libc::O_NONBLOCK;
         let flags = flags as i32 & kept | libc::O_NOCTTY | libc::O_CLOEXEC;
         let path = format!("/dev/pts/{index}");
         maker.open(path.as_bytes(), flags, 0).map_err(failed(*index))
     }
+}
+
+/// Makes all, and the open file descriptions of them, before the others are made
+/// ([`super::descriptors::make_files`]).
+pub fn restore_files(maker: &mut Maker<'_>) -> Result<(), RestoreError> {
+    let sandbox = maker.sandbox;
+    let ptys = restore(maker)?;
+    maker.files.resize_with(sandbox.files.len(), || None);
+    for (index, file) in sandbox.files.iter().enumerate() {
+        let made = match file.kind {
+            FileKind::PtyMaster(slot) => {
+                let Some(master) = ptys.master(slot) else { return Err(damaged()) };
+                let master = master.try_clone_to_owned();
+                let what = |error| RestoreError::failed("the master of a terminal", error);
+                let master = master.map_err(what)?;
+                let flags = file.flags as i32 & (libc::O_NONBLOCK | libc::O_APPEND);
+                descriptors::set_status(master.as_fd(), flags).map_err(own(slot))?;
+                master
+            }
+            FileKind::PtySlave(slot) => ptys.open_slave(maker, slot, file.flags)?,
+            _ => continue,
+        };
+        maker.files[index] = Some(made);
+    }
+    Ok(())
+}
+
+fn damaged() -> RestoreError {
+    RestoreError::refused("the image is damaged: a terminal is not in it")
+}
+
+/// Gives the session that the process of `hand` leads its controlling terminal back, if it had one of
+/// those that were made inside. All groups are there; nothing is locked or exclusive yet.
+pub fn give_controlling(
+    hand: &mut Hand,
+    sandbox: &Sandbox,
+    leader: i32,
+) -> Result<(), RestoreError> {
+    let its = |pty: &&Pty| pty.session == leader && pty.ends == Ends::Both;
+    let Some(pty) = sandbox.terminals.iter().find(its) else { return Ok(()) };
+    let path = format!("/dev/pts/{}", pty.index);
+    let flags = (libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC) as u64;
+    let mut acquire = || {
+        let open = |at| [libc::AT_FDCWD as u64, at, flags, 0];
+        let slave = hand.call_path(libc::SYS_openat, path.as_bytes(), open)? as i32;
+        acquire_terminal(hand, slave)?;
+        if pty.foreground > 0 {
+            set_foreground(hand, slave, pty.foreground)?;
+        }
+        hand.call(libc::SYS_close, [slave as u64]).map(drop)
+    };
+    acquire().map_err(|error| {
+        let what = format!("process {leader} cannot get its controlling terminal {path} back");
+        RestoreError::failed(what, error)
+    })
 }
 
 /// Makes a terminal the controlling one of the session that the process of `hand` leads; `slave` is a

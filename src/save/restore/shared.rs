@@ -1,10 +1,11 @@
 //! Memory that mappings share, made once and handed to those who map it.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
+use super::descriptors;
 use super::maker::{Maker, Sink};
 use crate::save::error::RestoreError;
-use crate::save::state::SharedKind;
+use crate::save::state::{SharedKind, SharedMemory};
 use crate::sys::memfd;
 
 /// Makes all of it: by index in [`crate::save::state::Sandbox::shared`], with `None` for what is not held
@@ -14,29 +15,21 @@ use crate::sys::memfd;
 /// /proc/PID/maps tells.
 pub fn make(maker: &mut Maker<'_>) -> Result<Vec<Option<OwnedFd>>, RestoreError> {
     let mut all = Vec::with_capacity(maker.sandbox.shared.len());
-    for shared in &maker.sandbox.shared {
-        let (name, seals) = match &shared.kind {
-            SharedKind::Anonymous => (&b"dev/zero"[..], 0),
-            SharedKind::Memfd { name, seals, .. } => (name.as_slice(), *seals),
-            SharedKind::SystemV { .. } => {
-                all.push(None);
-                continue;
-            }
-        };
-        let failed =
-            |error: std::io::Error| RestoreError::failed("shared memory cannot be made", error);
-        let file = memfd::sealable_file(name).map_err(|errno| failed(errno.into()))?;
-        file.set_len(shared.size).map_err(failed)?;
-        maker.sinks.insert(shared.object, Sink::File(file.try_clone().map_err(failed)?));
-        let held: OwnedFd = file.into();
-        if seals != 0 {
-            let sealed = held.as_fd().try_clone_to_owned().map_err(failed)?;
-            maker.finishes.push(Box::new(move |_| {
-                memfd::seal(sealed.as_fd(), seals)
-                    .map_err(|errno| RestoreError::failed("a memfd cannot be sealed", errno.desc()))
-            }));
-        }
-        all.push(Some(held));
+    for (index, shared) in maker.sandbox.shared.iter().enumerate() {
+        all.push(match &shared.kind {
+            SharedKind::Anonymous => Some(anonymous(maker, shared)?),
+            SharedKind::Memfd { .. } => Some(descriptors::shared_memory(maker, index as u32)?),
+            SharedKind::SystemV { .. } => None,
+        });
     }
     Ok(all)
+}
+
+fn anonymous(maker: &mut Maker<'_>, shared: &SharedMemory) -> Result<OwnedFd, RestoreError> {
+    let failed =
+        |error: std::io::Error| RestoreError::failed("shared memory cannot be made", error);
+    let file = memfd::anonymous_file(c"dev/zero").map_err(|errno| failed(errno.into()))?;
+    file.set_len(shared.size).map_err(failed)?;
+    maker.sinks.insert(shared.object, Sink::File(file.try_clone().map_err(failed)?));
+    Ok(file.into())
 }

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use nix::errno::Errno;
 
 use super::courier::Courier;
+use super::descriptors::FilesPolicy;
 use crate::save::capture::maps::{self, Line};
 use crate::save::error::RestoreError;
 use crate::save::hand::{self, AREA, CODE, Hand, HandError};
@@ -15,16 +16,6 @@ use crate::sys::agent::Table;
 const PRIVATE: i32 = libc::MAP_PRIVATE | libc::MAP_FIXED_NOREPLACE;
 const SHARED: i32 = libc::MAP_SHARED | libc::MAP_FIXED_NOREPLACE;
 const NO_FD: u64 = u64::MAX;
-
-/// Whether files that have changed since the save are taken all the same.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum FilesPolicy {
-    /// They are an error.
-    #[default]
-    Strict,
-    /// They are used as they are now.
-    ChangedOk,
-}
 
 /// Moves the agent to memory that is no file's, so that nothing of the seed's file is left (its program
 /// could not be another one then: -EBUSY, replace_mm_exe_file in kernel/fork.c).
