@@ -24,6 +24,7 @@ pub mod ipc;
 pub mod maps;
 pub mod memory;
 pub mod process;
+pub mod ptys;
 pub mod stat;
 pub mod threads;
 pub mod timers;
@@ -82,6 +83,7 @@ fn all_of(
     memory::shared_contents(&mut found.collector);
     found.trees = trees::capture(any.pid, &facts.trees, &mut found.collector)?;
     found.ipc = shared_of(tracees, gate, any, guests, &streams, &mut found.collector)?;
+    ptys::finish(&mut found.collector)?;
     sockets::settle(&mut found.collector)?;
     descriptors::finish(&mut found.collector)
 }

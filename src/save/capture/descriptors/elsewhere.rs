@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 
 use super::{Capture, Found};
-use crate::save::capture::{ipc, sockets};
+use crate::save::capture::{ipc, ptys, sockets};
 use crate::save::error::SaveError;
 use crate::save::state::FileKind;
 
@@ -20,23 +20,17 @@ impl Capture<'_, '_> {
         Ok(FileKind::Socket(Box::new(socket)))
     }
 
-    /// The master of a pseudo-terminal.
-    pub(super) fn pty_master(&mut self, found: &Found) -> Result<FileKind, SaveError> {
-        Err(self.holder.refused(found.fd, "the master of a pseudo-terminal"))
-    }
-
-    /// A slave of one that was made inside.
-    pub(super) fn pty_slave(&mut self, found: &Found) -> Result<FileKind, SaveError> {
-        Err(self.holder.refused(found.fd, "a terminal"))
-    }
-
-    /// /dev/tty.
-    pub(super) fn controlling_terminal(&mut self, found: &Found) -> Result<FileKind, SaveError> {
-        Err(self.holder.refused(found.fd, "its controlling terminal (/dev/tty)"))
+    /// The master or a slave of a pseudo-terminal, or /dev/tty.
+    pub(super) fn terminal(&mut self, found: &Found) -> Result<FileKind, SaveError> {
+        let copy = self.holder.copy(found.fd)?;
+        let fd = (self.holder.tid == self.subject.hand.tid()).then_some(found.fd);
+        // The first that was made inside.
+        let own = self.streams.terminal.map(|_| 0);
+        ptys::capture_copy(self.subject, copy, fd, own, self.collector)
     }
 
     /// A POSIX message queue.
     pub(super) fn message_queue(&mut self, found: &Found) -> Result<FileKind, SaveError> {
-        ipc::queue_descriptor(self.subject, found.fd)
+        ipc::queue_descriptor(&found.link, &self.holder.name, found.fd)
     }
 }

@@ -11,7 +11,7 @@ use crate::save::restore::courier::{self, Courier};
 use crate::save::restore::maker::Maker;
 use crate::save::restore::{seed, sockets as restore};
 use crate::save::sockets::{TcpState, Unix};
-use crate::save::state::{Clocks, Ipc, OpenFile, Run, Sandbox};
+use crate::save::state::{Clocks, OpenFile, Run, Sandbox};
 use crate::sys::ptrace::{self, Stop, Stopped};
 
 #[cfg(test)]
@@ -209,7 +209,7 @@ fn sandbox(files: Vec<OpenFile>) -> Sandbox {
         tables: Vec::new(),
         shared: Vec::new(),
         trees: Vec::new(),
-        ipc: Ipc::default(),
+        ipc: Default::default(),
         pipes: Vec::new(),
         terminals: Vec::new(),
         terminal: None,

@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 
 use super::Maker;
 use crate::save::error::RestoreError;
+use crate::save::restore::ipc::open_queue;
 use crate::save::state::FileKind;
 
 /// Makes a description of such a kind. Where its module makes several at once, it puts them into
@@ -13,12 +14,13 @@ pub(super) fn make(
     index: usize,
     kind: &FileKind,
 ) -> Result<OwnedFd, RestoreError> {
-    let _ = maker;
+    if let FileKind::MessageQueue(name) = kind {
+        return open_queue(maker, name, maker.sandbox.files[index].flags);
+    }
     let what = match kind {
         FileKind::Socket(_) => "a socket",
         FileKind::PtyMaster(_) | FileKind::PtySlave(_) => "a pseudo-terminal",
         FileKind::ControllingTerminal => "a controlling terminal",
-        FileKind::MessageQueue(_) => "a message queue",
         _ => "an unknown object",
     };
     Err(RestoreError::refused(format!(
