@@ -15,6 +15,7 @@ use crate::control::{Control, ExecCall, Server};
 use crate::launch::{Behind, End, Event, Launch, LaunchError, Plan, PlanError, host};
 use crate::notify::filter::{self, FilterError};
 use crate::notify::{Engine, Listener, Options};
+use crate::save::error::RestoreError;
 use crate::sentry::{self, Kernel, KernelArgs, KernelError, Starting, Time};
 use crate::sys::message::Descriptors;
 use crate::sys::process::{self, exit_status};
@@ -26,6 +27,7 @@ mod job;
 mod later;
 mod limits;
 mod network;
+mod restore;
 mod sources;
 
 use job::{Job, Reaction, Signals};
@@ -34,6 +36,7 @@ use sources::{Next, Sources};
 
 pub use attend::Caller;
 pub use later::{Later, Started, Wish};
+pub use restore::{Fill, Restored};
 
 /// How a run ended.
 #[derive(Debug)]
@@ -65,6 +68,8 @@ pub enum Error {
         /// Why.
         errno: Errno,
     },
+    /// The image could not be restored.
+    Restore(RestoreError),
     /// A call of the supervisor itself failed.
     Own(&'static str, io::Error),
 }
@@ -88,6 +93,7 @@ impl std::fmt::Display for Error {
             Error::Launch(error) => error.fmt(f),
             Error::Filter(error) => error.fmt(f),
             Error::Kernel(error) => error.fmt(f),
+            Error::Restore(error) => error.fmt(f),
             Error::NotExecuted { program, errno } => match errno {
                 Errno::ENOENT | Errno::ENOTDIR => {
                     write!(f, "{program}: not found inside the sandbox; check the name and PATH")
@@ -126,34 +132,70 @@ macro_rules! from {
         }
     )*};
 }
-from!(Plan(PlanError), Launch(LaunchError), Filter(FilterError), Kernel(KernelError));
+from!(
+    Plan(PlanError),
+    Launch(LaunchError),
+    Filter(FilterError),
+    Kernel(KernelError),
+    Restore(RestoreError)
+);
 
 /// Runs `spec` to its end. Call it on the main thread, before there is any other: the sandbox ends
 /// when this thread does. It can be spoken to through `control`, if there is one.
-pub fn run(spec: &RunSpec, mut control: Option<&mut Control>) -> Result<Finished, Error> {
+pub fn run(spec: &RunSpec, control: Option<&mut Control>) -> Result<Finished, Error> {
+    begin(spec, None, control)
+}
+
+/// Brings up what an image holds, under `spec`, and follows it to its end. As [`run`] otherwise.
+pub fn restore(
+    spec: &RunSpec,
+    image: Restored,
+    control: Option<&mut Control>,
+) -> Result<Finished, Error> {
+    begin(spec, Some(image), control)
+}
+
+fn begin(
+    spec: &RunSpec,
+    image: Option<Restored>,
+    mut control: Option<&mut Control>,
+) -> Result<Finished, Error> {
     let signals = Signals::take()?;
     let terminal = Terminal::of_standard_streams();
     let settings = terminal.as_ref().map(|terminal| (terminal.settings(), terminal.streams()));
-    let namespace = match spec.without.contains(Without::TIME_NAMESPACES) {
-        true => Namespace::default(),
-        false => Namespace::starting_now(),
+    let namespace = match (spec.without.contains(Without::TIME_NAMESPACES), &image) {
+        (true, _) => Namespace::default(),
+        (false, None) => Namespace::starting_now(),
+        (false, Some(image)) => image.clocks(),
     };
     let time = Time::new(spec.time, namespace, spec.identity.uid == 0);
-    let plan = Plan::new(spec, settings, signals.before, &time)?;
-    let launch = Launch::begin(spec, &plan)?;
+    let mut plan = Plan::new(spec, settings, signals.before, &time)?;
+    let area = image.as_ref().map(|image| image.sow(&mut plan)).transpose()?;
+    let mut launch = Launch::begin(spec, &plan)?;
 
     // All this while init builds the walls.
-    let program = filter::generate(&Kernel::rules(spec.features))?;
+    launch.pass_filter(&filter::generate(&Kernel::rules(spec.features))?)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Error::Own("start the runtime", error))?;
-
-    let behind = launch.finish(&program)?;
     let finished = runtime.block_on(async {
-        let mut supervisor = Supervisor::new(spec, &plan, behind, time)?;
+        let kernel = make_kernel(spec, launch.behind(), time)?;
+        let job = Job::new(terminal.as_ref());
+        let starting = kernel.begin_start().await?;
+        // Init need not wait for the supervisor once more: what a guest asks before somebody receives
+        // is kept by the kernel, and the guest waits.
+        if image.is_none() {
+            launch.behind().start(terminal.is_some() && job.foreground())?;
+        }
+        let packets = (spec.network == Network::None)
+            .then(|| RefusedPackets::watch(launch.behind().init_pid()))
+            .flatten();
+        let behind = launch.finish()?;
+        let supervisor = Supervisor::new(spec, &plan, behind, kernel, job, starting)?;
+        let mut supervisor = Supervisor { packets, ..supervisor };
         supervisor.serve(control.as_deref_mut())?;
-        supervisor.run(signals, terminal).await
+        supervisor.run(signals, terminal, image.zip(area)).await
     });
     // A parked future of a task that was killed has nobody to answer.
     runtime.shutdown_background();
@@ -199,26 +241,33 @@ struct Supervisor<'r> {
     early: Vec<i32>,
 }
 
+/// The kernel, with the limits in force.
+fn make_kernel(spec: &RunSpec, behind: &mut Behind, time: Time) -> Result<Arc<Kernel>, Error> {
+    let kernel = Kernel::new(KernelArgs {
+        features: spec.features,
+        init: behind.take_init(),
+        init_pid: behind.init_pid(),
+        container: spec.container.clone(),
+        banner: format!("sandbox {} started", env!("CARGO_PKG_VERSION")),
+        announce: spec.voice == Voice::Verbose,
+        time,
+    })?;
+    kernel
+        .limit(limits::of(spec, behind))
+        .map_err(|error| Error::Own("put the limits in force", error))?;
+    Ok(kernel)
+}
+
 impl<'r> Supervisor<'r> {
-    /// Starts receiving notifications: from here on guests can be served.
+    /// Starts receiving notifications: from here on guests are served.
     fn new(
         spec: &'r RunSpec,
         plan: &'r Plan,
         mut behind: Behind,
-        time: Time,
+        kernel: Arc<Kernel>,
+        job: Job,
+        starting: Starting,
     ) -> Result<Self, Error> {
-        let kernel = Kernel::new(KernelArgs {
-            features: spec.features,
-            init: behind.take_init(),
-            init_pid: behind.init_pid(),
-            container: spec.container.clone(),
-            banner: format!("sandbox {} started", env!("CARGO_PKG_VERSION")),
-            announce: spec.voice == Voice::Verbose,
-            time,
-        })?;
-        kernel
-            .limit(limits::of(spec, &behind))
-            .map_err(|error| Error::Own("put the limits in force", error))?;
         let listener = behind.take_listener()?;
         let options = Options {
             wait_killable: plan.wait_killable(),
@@ -232,9 +281,6 @@ impl<'r> Supervisor<'r> {
         )
         .map_err(|error| Error::Own("start the receiving thread", error))?;
         kernel.set_gate(engine.gate());
-        let packets = (spec.network == Network::None)
-            .then(|| RefusedPackets::watch(behind.init_pid()))
-            .flatten();
         let later = Later::new(Arc::clone(&kernel));
         let (call, calls) = mpsc::channel(1);
         Ok(Supervisor {
@@ -248,9 +294,9 @@ impl<'r> Supervisor<'r> {
             control: None,
             server: None,
             pid: 0,
-            starting: None,
-            job: Job::new(None),
-            packets,
+            starting: Some(starting),
+            job,
+            packets: None,
             early: Vec::new(),
         })
     }
@@ -265,22 +311,28 @@ impl<'r> Supervisor<'r> {
         Ok(())
     }
 
-    /// Starts the program and follows it to its end.
+    /// Follows the program to its end.
     async fn run(
         mut self,
         signals: Signals,
         terminal: Option<Terminal>,
+        image: Option<(Restored, u64)>,
     ) -> Result<Finished, Error> {
-        self.job = Job::new(terminal.as_ref());
-        self.starting = Some(self.kernel.begin_start().await?);
-        self.behind.start(terminal.is_some() && self.job.foreground())?;
-
+        if let Some((image, area)) = image {
+            let program = image.grow(area, &self.behind, &self.kernel).await?;
+            self.started(Some(program))?;
+        }
         if let Some(limit) = self.spec.limits.timeout {
             tokio::spawn(Arc::clone(&self.kernel).keep_timeout(limit));
         }
 
         let mut terminal = terminal.zip(self.behind.master.take());
         let mut sources = Sources::new(signals, &self.behind)?;
+        if self.starting.is_none()
+            && let Some((terminal, master)) = terminal.take()
+        {
+            sources.terminal = Some(self.job.carry(terminal, master)?);
+        }
         let end = loop {
             let next = tokio::select! {
                 biased;
@@ -324,20 +376,7 @@ impl<'r> Supervisor<'r> {
         match event {
             Event::Started => {
                 let [fd, ..] = fds;
-                let pid = fd.as_ref().and_then(|fd| process::pid_of(fd.as_fd())).unwrap_or(0);
-                self.pid = pid;
-                self.kernel.start(fd)?;
-                self.starting = None;
-                let path = self.spec.argv[0].to_string_lossy().into_owned();
-                let container = self.spec.container.clone();
-                self.kernel.emit(&sentry::Event::Started { pid, path, container });
-                if let Some(control) = &mut self.control {
-                    let told = control.started();
-                    told.map_err(|error| Error::Own("tell that the program runs", error))?;
-                }
-                for signal in std::mem::take(&mut self.early) {
-                    self.signal(signal)?;
-                }
+                self.started(fd)?;
             }
             // Nobody would continue a detached one, and nothing would answer on its socket.
             Event::Stopped(_) if self.control.as_ref().is_some_and(|it| it.is_detached()) => {}
@@ -352,9 +391,28 @@ impl<'r> Supervisor<'r> {
             Event::Fault(stage, index, errno) => {
                 return Err(self.behind.fault(self.plan, stage, index, errno).into());
             }
-            Event::Ready | Event::Listening | Event::Made => {}
+            Event::Ready | Event::Listening | Event::Made | Event::Planted => {}
         }
         Ok(None)
+    }
+
+    /// The program runs; `fd` stands for it.
+    fn started(&mut self, fd: Option<std::os::fd::OwnedFd>) -> Result<(), Error> {
+        let pid = fd.as_ref().and_then(|fd| process::pid_of(fd.as_fd())).unwrap_or(0);
+        self.pid = pid;
+        self.kernel.start(fd)?;
+        self.starting = None;
+        let path = self.spec.argv[0].to_string_lossy().into_owned();
+        let container = self.spec.container.clone();
+        self.kernel.emit(&sentry::Event::Started { pid, path, container });
+        if let Some(control) = &mut self.control {
+            let told = control.started();
+            told.map_err(|error| Error::Own("tell that the program runs", error))?;
+        }
+        for signal in std::mem::take(&mut self.early) {
+            self.signal(signal)?;
+        }
+        Ok(())
     }
 
     fn on_signal(&mut self, signal: &siginfo) -> Result<(), Error> {

@@ -4,6 +4,8 @@
 //! where no rule says otherwise, the working directory, then every place at which a secret would
 //! still show. Under all mounts lies the host's tree, which the launch makes read-only.
 
+mod again;
+
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
@@ -14,6 +16,8 @@ use super::error::refuse;
 use super::paths::{Found, Kind, Place, check, parse_pair, quoted};
 use super::view::translate;
 use super::{ConfigError, Host, Mount, MountKind, Rule, RuleKind, Shown, View, Why, secrets};
+
+pub(super) use again::{Again, arrange_again};
 
 /// Mounts in one mount namespace at most, by default (fs.mount-max, proc_sys_fs(5)).
 const MOUNTS_MAX: usize = 100_000;
@@ -361,9 +365,12 @@ impl Plan<'_> {
         let mut objects = Objects::new();
         for secret in secrets::places(self.host, &self.homes) {
             let Ok(place) = self.host.walk(&secret.path) else { continue };
+            if place.kind == Kind::Missing {
+                continue;
+            }
             // A link or a variable that leads to the home itself (or above it) names no secret.
             let wide = self.homes.iter().any(|home| home.starts_with(&place.path));
-            if place.kind != Kind::Missing && !wide && place.path != Path::new("/") {
+            if !wide && place.path != Path::new("/") {
                 let directory = place.kind == Kind::Directory;
                 objects
                     .entry(place.path)
@@ -376,11 +383,21 @@ impl Plan<'_> {
     /// Hides every object at every place at which a mount would show it, unless a rule names that
     /// very place.
     fn hide(&mut self, mut objects: Objects) -> Result<(), ConfigError> {
-        self.add_hidden_by_rules(&mut objects);
-        self.add_hidden_by_defaults(&mut objects);
-        self.add_process_views(&mut objects);
-        self.add_private(&mut objects);
-        self.add_sockets(&mut objects);
+        self.add_objects(&mut objects);
+        self.cover(objects)
+    }
+
+    /// What must not show besides secrets.
+    fn add_objects(&self, objects: &mut Objects) {
+        self.add_hidden_by_rules(objects);
+        self.add_hidden_by_defaults(objects);
+        self.add_process_views(objects);
+        self.add_private(objects);
+        self.add_sockets(objects);
+    }
+
+    /// [`Plan::hide`], once it is known what.
+    fn cover(&mut self, objects: Objects) -> Result<(), ConfigError> {
         let mut hidden: BTreeMap<PathBuf, Mount> = BTreeMap::new();
         let root = (PathBuf::from("/"), None);
         let binds = self.view.mounts().filter_map(|mount| match &mount.kind {

@@ -103,6 +103,25 @@ fn identity(host: &Host, uid: u32, gid: u32, mut groups: Vec<u32>) -> Identity {
     }
 }
 
+/// The identity of a guest that had these ids inside, made anew for this caller. Groups that do not
+/// exist here are left out.
+pub(super) fn again(
+    host: &Host,
+    uid: u32,
+    gid: u32,
+    groups: Vec<u32>,
+) -> Result<Identity, ConfigError> {
+    for (id, ranges, map) in [(uid, &host.uid_ranges, "uid"), (gid, &host.gid_ranges, "gid")] {
+        if host.uid == 0 && !is_mapped(id, ranges) {
+            return Err(refuse!(
+                "cannot restore its user: {map} {id} does not exist in this user namespace; restore it \
+                 where /proc/self/{map}_map covers it"
+            ));
+        }
+    }
+    Ok(identity(host, uid, gid, groups))
+}
+
 fn find(
     text: &OsStr,
     found: Result<Option<Account>, nix::errno::Errno>,

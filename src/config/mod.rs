@@ -11,8 +11,10 @@ mod files;
 mod host;
 mod identity;
 mod limits;
+mod listing;
 mod options;
 mod paths;
+mod saved;
 mod secrets;
 mod spec;
 #[cfg(test)]
@@ -31,6 +33,7 @@ pub use host::{Account, Accounts, Host};
 pub use limits::{Bound, Bytes, CgroupPlan, CpuBudget, CpuFile, LimitWishes, Limits, Means, Span};
 pub use options::{Options, Rule, RuleKind};
 pub(crate) use paths::{Found, Kind, quoted, walk};
+pub use saved::{SavedKind, SavedSpec, grants};
 pub use spec::{
     IdRange, Identity, Mount, MountKind, Network, RunSpec, Voice, Why, Withheld, Without,
 };
@@ -110,12 +113,18 @@ pub fn variables(
 
 /// Which rows trap. The only place that decides it.
 fn features(options: &Options, limits: &Limits, time: Option<&TimeSpec>) -> Features {
-    let mut features = Features::ALWAYS;
+    let mut features = derived_features(limits, time);
     features.set(Features::EXEC_EVENTS, options.observed || options.voice == Voice::Verbose);
+    features.set(Features::KMSG, options.kmsg);
+    features
+}
+
+/// Those that follow from what else a run is.
+fn derived_features(limits: &Limits, time: Option<&TimeSpec>) -> Features {
+    let mut features = Features::ALWAYS;
     features.set(Features::CPU_CLOCK, limits.need_ticker());
     features.set(Features::CPU_SET, limits.cpus.is_some());
     features.set(Features::MACHINE_VIEW, limits.show_machine());
-    features.set(Features::KMSG, options.kmsg);
     features.set(Features::VIRTUAL_TIME, time.is_some());
     features.set(Features::VIRTUAL_RATE, time.is_some_and(TimeSpec::changes_rate));
     features

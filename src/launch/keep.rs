@@ -21,6 +21,9 @@ use crate::sys::tracing::Stop;
 use crate::sys::{files, pty, spawn, terminal, tracing};
 use crate::timekeeping::Patch;
 
+/// So many candidates are tried in a fraction of a millisecond.
+const DIRECTORIES_SOON_SEEN: usize = 32;
+
 /// One program and what it is kept with.
 pub(super) struct Keeping<'k> {
     pub(super) plan: &'k Plan,
@@ -50,16 +53,29 @@ impl Keeping<'_> {
     /// Starts the program, reaps, and carries orders until the program ends.
     pub(super) fn serve(&self, foreground: bool) -> Result<(), Fault> {
         let signals = take_signals().at(Stage::Process)?;
-        let Some(program) = self.start(signals.as_fd(), foreground)? else { return Ok(()) };
+        match self.start(signals.as_fd(), foreground)? {
+            Some(program) => self.follow(program, signals.as_fd()),
+            None => Ok(()),
+        }
+    }
+
+    /// Keeps a program that runs already.
+    pub(super) fn adopt(&self, program: i32) -> Result<(), Fault> {
+        let signals = take_signals().at(Stage::Process)?;
+        let _ = Event::Started.send(self.socket, &[]);
+        self.follow(program, signals.as_fd())
+    }
+
+    fn follow(&self, program: i32, signals: BorrowedFd<'_>) -> Result<(), Fault> {
         let mut aside = None;
         // What became of the program may have been told while it was started.
         let mut told = true;
         loop {
             let (ordered, changed) = match std::mem::take(&mut told) {
                 true => (false, true),
-                false => spawn::wait_readable([self.socket, signals.as_fd()]).at(Stage::Process)?,
+                false => spawn::wait_readable([self.socket, signals]).at(Stage::Process)?,
             };
-            if changed && self.look_around(signals.as_fd(), program) {
+            if changed && self.look_around(signals, program) {
                 return Ok(());
             }
             if ordered {
@@ -77,7 +93,7 @@ impl Keeping<'_> {
                         let _ = spawn::kill(-program, libc::SIGCONT);
                     }
                     Ok((Order::Keep(later), descriptors)) if self.is_init => {
-                        self.make_keeper(later, descriptors, signals.as_fd());
+                        self.make_keeper(later, descriptors, signals);
                     }
                     Ok(_) => {}
                     // The supervisor is gone: everything ends with init.
@@ -116,7 +132,19 @@ impl Keeping<'_> {
     fn start(&self, signals: BorrowedFd<'_>, foreground: bool) -> Result<Option<i32>, Fault> {
         let (result, report) = files::pipe().at(Stage::Process)?;
         let program = Starting { keeping: self, foreground, report: report.as_fd() };
-        let (pid, pidfd) = spawn::spawn(0, &program, become_program).at(Stage::Process)?;
+        // Keys of a terminal could stop the process before its exec, and so could guests, of which there
+        // is none before the run's own program; or its keeper has to trace it; or it has so many
+        // directories to look through that somebody outside finds the time to stop it. (A stop in the
+        // moment that is left lasts until SIGCONT.)
+        let undisturbed = self.is_init
+            && self.terminal.is_none()
+            && self.plan.vdso.is_none()
+            && self.program.candidate(DIRECTORIES_SOON_SEEN).is_none();
+        let (pid, pidfd) = match undisturbed {
+            true => spawn::spawn_and_wait(&program, become_program),
+            false => spawn::spawn(0, &program, become_program),
+        }
+        .at(Stage::Process)?;
         drop(report);
         let patch = self.plan.vdso.as_ref();
         let Before { stopped, trapped } =

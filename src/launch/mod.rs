@@ -10,12 +10,14 @@ mod init;
 mod keep;
 mod machine;
 mod plan;
+mod plant;
 mod program;
 mod protocol;
 mod view;
 
 pub use cgroup::CgroupError;
-pub use handshake::{Behind, Keeper, Launch, LaunchError};
+pub use handshake::{Behind, Keeper, Launch, LaunchError, Planter};
 pub use plan::{Plan, PlanError};
+pub use plant::FIRST;
 pub use program::Program;
 pub use protocol::{End, Event, Order, Stage};

@@ -20,7 +20,7 @@ use crate::sys::memfd::SharedMemory;
 use crate::sys::mount::{ATTR_NODEV, ATTR_NOSUID, ATTR_RDONLY};
 use crate::sys::spawn::CpuMask;
 use crate::sys::strings::StringLists;
-use crate::sys::{files, seccomp};
+use crate::sys::{files, generated, seccomp};
 use crate::terminal::Settings;
 use crate::timekeeping::{NoVdso, Patch};
 
@@ -58,6 +58,8 @@ pub struct Plan {
     /// Descriptors from 3 on that the program keeps.
     pub(super) descriptors: Vec<RawFd>,
     pub(super) workdir: CString,
+    /// What the processes of an image grow from: then none is started, and this is planted.
+    pub(super) seed: Option<OwnedFd>,
     /// The program ([`super::program::Lists`]).
     pub(super) lists: StringLists,
     /// The signals that were blocked when the supervisor was started.
@@ -146,6 +148,7 @@ impl Plan {
             reopened,
             descriptors: spec.descriptors.clone(),
             workdir: c_string(spec.workdir.as_os_str())?,
+            seed: None,
             lists: StringLists::new(&program.lists()?),
             signal_mask,
             program: SharedMemory::new(PROGRAM_LIMIT * 8)
@@ -161,6 +164,11 @@ impl Plan {
                 let _ = files::copy_offset(reopen.fd, original.as_raw_fd());
             }
         }
+    }
+
+    /// What init plants, in place of starting a program.
+    pub fn plant(&mut self, seed: OwnedFd) {
+        self.seed = Some(seed);
     }
 
     /// The filter is loaded with WAIT_KILLABLE_RECV.
@@ -259,7 +267,7 @@ fn inherited_descriptors(
 }
 
 fn descriptor_flags(fd: RawFd) -> c_int {
-    std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}"))
+    generated::text(format!("/proc/self/fdinfo/{fd}"))
         .ok()
         .and_then(|info| {
             let flags = info.lines().find_map(|line| line.strip_prefix("flags:"))?;

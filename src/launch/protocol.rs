@@ -33,6 +33,11 @@ pub enum Order {
     /// Make a keeper for another program. Carries the program's lists, the keeper's end of a socket,
     /// and those of the standard streams that are open.
     Keep(Later),
+    /// Make a process of this number that executes the seed, to grow into one of an image. Carries what
+    /// its first descriptor beside the standard streams is.
+    Plant(i32),
+    /// All that was planted has grown: keep this one as the program of the run.
+    Adopt(i32),
 }
 
 /// What a keeper is to start, besides what lies in the program's lists.
@@ -51,10 +56,10 @@ pub struct Later {
 pub enum Event {
     /// A stage of the set-up failed: stage, index in it, errno.
     Fault(Stage, u32, i32),
-    /// All stands but the filter, which a keeper has already. Carries the master of the program's
-    /// terminal if it has one.
+    /// A keeper's preparations are done. Carries the master of its program's terminal if it has one.
     Ready,
-    /// The filter is loaded. Carries its listener.
+    /// The walls of the run stand and the filter is loaded. Carries its listener, and the master of the
+    /// program's terminal if it has one.
     Listening,
     /// The program runs. Carries a pidfd of it.
     Started,
@@ -68,6 +73,8 @@ pub enum Event {
     /// Init has made the keeper, before or after the keeper says that it is ready. Carries a pidfd of
     /// it.
     Made,
+    /// The seed is planted. Carries a pidfd of it.
+    Planted,
 }
 
 /// How a program ended.
@@ -107,10 +114,12 @@ pub enum Stage {
     Process,
     /// The program's own way to read clocks.
     Clock,
+    /// A process of an image. The index is its number.
+    Seed,
 }
 
 impl Stage {
-    const ALL: [Stage; 11] = [
+    const ALL: [Stage; 12] = [
         Stage::Files,
         Stage::Hostname,
         Stage::Loopback,
@@ -122,6 +131,7 @@ impl Stage {
         Stage::Filter,
         Stage::Process,
         Stage::Clock,
+        Stage::Seed,
     ];
 }
 
@@ -179,6 +189,8 @@ impl Order {
             Order::Group(signal) => words([3, signal as u32]),
             Order::Resume { foreground } => words([4, u32::from(foreground)]),
             Order::Signal(signal) => words([6, signal as u32]),
+            Order::Plant(pid) => words([7, pid as u32]),
+            Order::Adopt(pid) => words([8, pid as u32]),
             Order::Keep(Later { words: count, open, terminal }) => {
                 words([5, count, bits(open), bits(terminal)])
             }
@@ -197,6 +209,8 @@ impl Order {
             4 => Order::Resume { foreground: a != 0 },
             6 => Order::Signal(a as i32),
             5 => Order::Keep(Later { words: a, open: flags(b), terminal: flags(c) }),
+            7 => Order::Plant(a as i32),
+            8 => Order::Adopt(a as i32),
             _ => return Err(Errno::EBADMSG),
         };
         Ok((order, descriptors))
@@ -214,6 +228,7 @@ impl Event {
             Event::NotExecuted(errno, candidate) => words([4, errno as u32, candidate]),
             Event::Stopped(signal) => words([5, signal as u32]),
             Event::Made => words([7]),
+            Event::Planted => words([8]),
             Event::Ended(End { status, cpu_us, peak_kib }) => [
                 6,
                 status as u32,
@@ -253,6 +268,7 @@ impl Event {
                 Event::Ended(End { status: a as i32, cpu_us, peak_kib })
             }
             7 => Event::Made,
+            8 => Event::Planted,
             _ => return Err(Errno::EBADMSG),
         };
         Ok((event, descriptors))
@@ -273,6 +289,8 @@ mod tests {
             Order::Group(15),
             Order::Signal(10),
             Order::Resume { foreground: false },
+            Order::Plant(7),
+            Order::Adopt(2),
             Order::Keep(Later {
                 words: 9,
                 open: [true, false, true],
@@ -292,6 +310,7 @@ mod tests {
             Event::NotExecuted(2, 7),
             Event::Stopped(20),
             Event::Made,
+            Event::Planted,
             Event::Ended(End { status: -1, cpu_us: u64::MAX - 5, peak_kib: 1 << 40 }),
         ];
         events.extend(Stage::ALL.map(|stage| Event::Fault(stage, 3, 13)));
@@ -343,7 +362,7 @@ mod tests {
 
             let (ours, theirs) = arrived();
             let order = Order::receive(theirs.as_fd());
-            assert_eq!(order.is_ok(), tag <= 6 && length == LENGTH);
+            assert_eq!(order.is_ok(), tag <= 8 && length == LENGTH);
             match order {
                 Ok((order, _)) => {
                     order.send(ours.as_fd(), &[]).unwrap();
@@ -355,7 +374,7 @@ mod tests {
             let (ours, theirs) = arrived();
             match Event::receive(theirs.as_fd()) {
                 Ok((event, _)) => {
-                    assert!(tag <= 7 && length == LENGTH);
+                    assert!(tag <= 8 && length == LENGTH);
                     event.send(ours.as_fd(), &[]).unwrap();
                     assert_eq!(Event::receive(theirs.as_fd()).unwrap().0, event);
                 }

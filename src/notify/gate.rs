@@ -24,7 +24,7 @@ pub(super) const BACKED_OUT: Answer = Answer::Restart(513);
 /// The calls that can be backed out.
 #[derive(Debug, Default)]
 pub struct Gate {
-    /// Whether any task is stopping: spares a lock for every call. A call that misses a change is
+    /// Whether any task is stopping or passing: spares a lock for every call. A call that misses a change is
     /// served as if it had come before; parking looks again.
     any: AtomicBool,
     /// A leaf: held for a few instructions.
@@ -36,6 +36,8 @@ pub struct Gate {
 struct Inner {
     /// Threads whose stop has been asked for.
     stopping: HashSet<i32>,
+    /// Threads whose calls are the sentry's own ([`Gate::pass`]).
+    passing: HashSet<i32>,
     /// Parked calls by thread. (Without WAIT_KILLABLE_RECV a thread can have a cancelled one beside
     /// its current one.)
     parked: HashMap<i32, Vec<(u64, oneshot::Sender<()>)>>,
@@ -70,7 +72,27 @@ impl Gate {
     pub fn open(&self) {
         let mut inner = self.lock();
         inner.stopping.clear();
-        self.any.store(false, Ordering::SeqCst);
+        self.any.store(!inner.passing.is_empty(), Ordering::SeqCst);
+    }
+
+    /// What these threads call from here on is asked for by the sentry itself, and the host's kernel is
+    /// to answer it; until [`Gate::pass_no_more`].
+    pub fn pass(&self, tid: i32) {
+        let mut inner = self.lock();
+        inner.passing.insert(tid);
+        self.any.store(true, Ordering::SeqCst);
+    }
+
+    /// Undoes [`Gate::pass`] for all.
+    pub fn pass_no_more(&self) {
+        let mut inner = self.lock();
+        inner.passing.clear();
+        self.any.store(!inner.stopping.is_empty(), Ordering::SeqCst);
+    }
+
+    /// Whether calls of `tid` are the sentry's own.
+    pub(super) fn is_passing(&self, tid: i32) -> bool {
+        self.any.load(Ordering::SeqCst) && self.lock().passing.contains(&tid)
     }
 
     /// Whether a call of `tid` that has just arrived is to be backed out.

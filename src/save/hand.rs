@@ -248,6 +248,13 @@ fn errno_of(error: &std::io::Error) -> Errno {
     Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
 }
 
+/// A thread that could not be borrowed: why, and the thread itself unless it was killed.
+pub type Refusal = (HandError, Option<Stopped>);
+
+fn lost(error: HandError) -> Refusal {
+    (error, None)
+}
+
 /// Where the agent lies in a guest that goes on afterwards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Area {
@@ -278,30 +285,42 @@ pub struct Borrowed {
 impl Borrowed {
     /// Puts the agent into the thread's memory. `instruction`: where a `syscall` instruction of the
     /// guest is ([`find_instruction`]).
-    pub fn begin(stopped: Stopped, instruction: u64) -> Result<(Borrowed, Area), HandError> {
-        let (mut stopped, before) = prepare(stopped)?;
-        let map = |stopped, length: u64, protection: libc::c_int| {
-            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-            let arguments = [0, length, protection as u64, flags as u64, u64::MAX, 0];
-            remote_call(stopped, instruction, libc::SYS_mmap, arguments)
+    ///
+    /// # Errors
+    /// The thread comes back as it was, unless it was killed.
+    pub fn begin(stopped: Stopped, instruction: u64) -> Result<(Borrowed, Area), Refusal> {
+        let (stopped, before) = prepare(stopped).map_err(lost)?;
+        let map = |stopped, address: u64, length: u64, protection: libc::c_int, flags| {
+            let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | flags) as u64;
+            let arguments = [address, length, protection as u64, flags, u64::MAX, 0];
+            remote_call(stopped, instruction, libc::SYS_mmap, arguments).map_err(lost)
         };
-        let result;
-        (stopped, result) = map(stopped, AREA, libc::PROT_READ | libc::PROT_WRITE)?;
-        let address = result.map_err(own("map memory in it"))?;
-        let code = [address, CODE as u64, (libc::PROT_READ | libc::PROT_EXEC) as u64];
+        let (stopped, mapped) = map(stopped, 0, AREA, libc::PROT_READ | libc::PROT_WRITE, 0)?;
+        let refuse = |stopped, errno| match give_back(stopped, &before) {
+            Ok(stopped) => (own("map memory in it")(errno), Some(stopped)),
+            Err(error) => lost(error),
+        };
+        let address = match mapped {
+            Ok(address) => address,
+            Err(errno) => return Err(refuse(stopped, errno)),
+        };
         // Under PR_SET_MDWE what was writable never becomes executable: mapped anew, not protected.
-        let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED) as u64;
-        let arguments = [code[0], code[1], code[2], flags, u64::MAX, 0];
-        let (stopped, result) = remote_call(stopped, instruction, libc::SYS_mmap, arguments)?;
-        result.map_err(own("map memory in it"))?;
-        force(stopped.tid(), address, agent::code()).map_err(own("write to its memory"))?;
+        let executable = libc::PROT_READ | libc::PROT_EXEC;
+        let (stopped, mapped) = map(stopped, address, CODE as u64, executable, libc::MAP_FIXED)?;
+        let written = mapped.and_then(|_| force(stopped.tid(), address, agent::code()));
+        if let Err(errno) = written {
+            let unmap = [address, AREA, 0, 0, 0, 0];
+            let (stopped, _) =
+                remote_call(stopped, instruction, libc::SYS_munmap, unmap).map_err(lost)?;
+            return Err(refuse(stopped, errno));
+        }
         let hand = Hand::new(stopped, address);
         Ok((Borrowed { hand, before, instruction }, Area { address, instruction }))
     }
 
     /// The hand of another thread of the same process, which has the agent already.
-    pub fn join(stopped: Stopped, area: Area) -> Result<Borrowed, HandError> {
-        let (stopped, before) = prepare(stopped)?;
+    pub fn join(stopped: Stopped, area: Area) -> Result<Borrowed, Refusal> {
+        let (stopped, before) = prepare(stopped).map_err(lost)?;
         let hand = Hand::new(stopped, area.address);
         Ok(Borrowed { hand, before, instruction: area.instruction })
     }

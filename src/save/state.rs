@@ -31,7 +31,7 @@ pub struct Sandbox {
     /// Content of file systems that are private to the sandbox.
     pub trees: Vec<Tree>,
     /// System V and POSIX IPC.
-    pub ipc: Ipc,
+    pub ipc: crate::save::ipc::Ipc,
     /// What the sandbox's own network namespace and its sockets are like, beyond [`OpenFile`].
     pub pipes: Vec<Pipe>,
     /// Terminals made inside.
@@ -417,6 +417,8 @@ pub enum FileKind {
         stream: u32,
         /// A regular file of the caller, by name on the host: opened again at its offset.
         file: Option<(ByteBuf, Identity)>,
+        /// It is not the caller's description but another one of the same file (/proc/self/fd/N opened).
+        reopened: bool,
     },
     /// The terminal of the run's program ([`Sandbox::terminal`]).
     OwnTerminal,
@@ -445,7 +447,7 @@ pub enum FileKind {
     Epoll(Vec<(i32, u32, u32, u64)>),
     /// inotify_init1(2): (watch, path, mask), and events that wait.
     Inotify(Vec<(i32, ByteBuf, u32)>, ByteBuf),
-    /// pidfd_open(2): process or thread, whether it is a thread's.
+    /// pidfd_open(2): process or thread, whether it is a thread's. 0: it has ended and was waited for.
     Pid(i32, bool),
     /// A socket.
     Socket(Box<crate::save::sockets::Socket>),
@@ -512,21 +514,23 @@ pub enum TreeKind {
         /// Bytes.
         size: u64,
     },
+    /// A file with little content, or none.
+    Small {
+        /// Its content; zeros follow.
+        content: ByteBuf,
+        /// Bytes.
+        size: u64,
+    },
     /// Another name of the file at this path in the same tree.
     Link(ByteBuf),
     /// A symbolic link.
     Symlink(ByteBuf),
     /// A FIFO.
     Fifo,
+    /// The mark that union file systems leave where a file was: a device of number 0.
+    Whiteout,
     /// A unix socket; bound again by whoever holds it, left alone if nobody does.
     Socket,
-}
-
-/// System V and POSIX IPC. Kept as the `ipc` module's own state.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Ipc {
-    /// Opaque to everybody else.
-    pub state: ByteBuf,
 }
 
 /// A pseudo-terminal that was made inside.
@@ -561,4 +565,39 @@ pub struct OwnTerminal {
     pub pty: Pty,
     /// Which of the standard streams it took the place of.
     pub streams: [bool; 3],
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+
+    /// A process with nothing but numbers.
+    pub(crate) fn process(pid: i32, parent: i32, session: i32, group: i32) -> Process {
+        Process {
+            pid,
+            parent,
+            group,
+            session,
+            zombie: None,
+            space: None,
+            table: None,
+            threads: Vec::new(),
+            actions: Vec::new(),
+            pending: Vec::new(),
+            directory: ByteBuf::new(),
+            directory_gone: false,
+            umask: 0,
+            limits: Vec::new(),
+            interval_timers: [(0, 0); 3],
+            timers: Vec::new(),
+            oom_score_adj: 0,
+            personality: 0,
+            subreaper: false,
+            stopped: None,
+            exit_signal: 17,
+            cpu_us: [0; 4],
+            container: String::new(),
+            filters: Vec::new(),
+        }
+    }
 }

@@ -24,7 +24,7 @@ use nix::unistd::{SysconfVar, sysconf};
 use serde::{Deserialize, Serialize};
 
 use super::kernel::{Kernel, KernelError};
-use crate::sys::process;
+use crate::sys::{generated, process};
 
 /// A guest process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -355,7 +355,7 @@ pub(super) struct Stat {
 impl Stat {
     /// `None`: there is no such process.
     pub(super) fn read(pid: i32) -> Option<Stat> {
-        let text = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+        let text = generated::contents(format!("/proc/{pid}/stat")).ok()?;
         Stat::parse(&text)
     }
 

@@ -269,6 +269,16 @@ impl Kernel {
         }
     }
 
+    /// The program of the run, as the host numbers it, while it is there.
+    pub fn program(&self) -> Option<i32> {
+        match &*self.lock() {
+            Lifecycle::Started(program) => {
+                program.as_ref().and_then(|program| process::pid_of(program.as_fd()))
+            }
+            Lifecycle::Created => None,
+        }
+    }
+
     /// The wait status of the first [`Kernel::kill`], if there was one.
     pub fn killed(&self) -> Option<i32> {
         self.killed.get().copied()

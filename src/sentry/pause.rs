@@ -80,6 +80,11 @@ impl Kernel {
         let _ = self.pausing.gate.set(gate);
     }
 
+    /// What backs calls out, once there is one.
+    pub fn gate(&self) -> Option<&Arc<Gate>> {
+        self.pausing.gate.get()
+    }
+
     /// Stops every guest thread and gives their number; returns when the last has stopped. Pauses
     /// nest: each needs its own [`Kernel::unpause`]. An error: all go on.
     pub fn pause(&self) -> Result<u64, KernelError> {
@@ -121,7 +126,7 @@ impl Kernel {
     }
 
     /// Does `work` while no guest runs, without telling anybody of a pause.
-    pub(super) fn while_stopped<R>(
+    pub fn while_stopped<R>(
         &self,
         work: impl FnOnce() -> Result<R, KernelError>,
     ) -> Result<R, KernelError> {

@@ -136,7 +136,14 @@ fn live(work: &mpsc::Receiver<Work>, wake: &EventFd, progress: Arc<Progress>) ->
     SigSet::all().thread_block()?;
     let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
     let changes = SignalFd::with_flags(&SigSet::from_iter([Signal::SIGCHLD]), flags)?;
-    let mut tracees = Tracees { all: HashMap::new(), held: false, running: 0, places: 0, progress };
+    let mut tracees = Tracees {
+        all: HashMap::new(),
+        taken: HashMap::new(),
+        held: false,
+        running: 0,
+        places: 0,
+        progress,
+    };
     loop {
         let mut fds = [
             PollFd::new(wake.as_fd(), PollFlags::POLLIN),
@@ -193,6 +200,8 @@ const MOST_BEHIND: i32 = 4;
 /// The guest threads that are traced. Owned by the tracer's thread.
 pub struct Tracees {
     all: HashMap<i32, Tracee>,
+    /// How those are kept that somebody has taken.
+    taken: HashMap<i32, How>,
     /// Whether those that stop stay stopped.
     held: bool,
     /// How many of `all` have not stopped.
@@ -328,6 +337,27 @@ impl Tracees {
     pub(super) fn running(&self) -> Vec<i32> {
         let running = |tracee: &Tracee| matches!(tracee.state, State::Running(_));
         self.all.iter().filter(|(_, it)| running(it)).map(|(tid, _)| *tid).collect()
+    }
+
+    /// Takes a held tracee that has stopped, for work that needs it whole; to be given back with
+    /// [`Tracees::put`] by the same closure.
+    pub fn take(&mut self, tid: i32) -> Option<Stopped> {
+        match self.all.get(&tid)?.state {
+            State::Stopped(_) => {}
+            State::Running(_) => return None,
+        }
+        let Tracee { state: State::Stopped(stopped), how } = self.all.remove(&tid)? else {
+            return None;
+        };
+        self.taken.insert(tid, how);
+        Some(stopped)
+    }
+
+    /// Gives back what was taken.
+    pub fn put(&mut self, stopped: Stopped) {
+        if let Some(how) = self.taken.remove(&stopped.tid()) {
+            self.add(stopped.tid(), State::Stopped(stopped), how);
+        }
     }
 
     /// How many have stopped.

@@ -162,6 +162,12 @@ impl Table {
         self.entries[from.0][8] = self.address + target as u64;
     }
 
+    /// The result of `from` becomes the word at `offset` of what a later call points to.
+    pub fn forward_into(&mut self, from: Place, data: Data, offset: usize) {
+        debug_assert!(offset + 8 <= data.length);
+        self.entries[from.0][8] = data.address + offset as u64;
+    }
+
     /// Bytes for a call to read or to write, aligned to 16.
     pub fn data(&mut self, bytes: &[u8]) -> Data {
         let at = self.data.len().next_multiple_of(16);

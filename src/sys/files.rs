@@ -170,10 +170,15 @@ pub fn starts_with(path: &CStr, bytes: &[u8]) -> bool {
         .is_ok_and(|count| room[..count].starts_with(bytes))
 }
 
-/// Another descriptor for the same open file, close-on-exec.
+/// Another descriptor for the same open file, close-on-exec and none of the standard streams.
 pub fn duplicate(fd: RawFd) -> Result<OwnedFd, Errno> {
+    duplicate_above(fd, 3)
+}
+
+/// The same, with a number of at least `lowest`.
+pub fn duplicate_above(fd: RawFd, lowest: RawFd) -> Result<OwnedFd, Errno> {
     // SAFETY: plain numbers.
-    let copy = Errno::result(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) })?;
+    let copy = Errno::result(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, lowest) })?;
     // SAFETY: the kernel has just given this descriptor to us alone.
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }

@@ -6,19 +6,27 @@
 #![allow(unsafe_code)]
 
 pub mod agent;
+pub mod clmul;
+pub mod beneath;
 pub mod clock;
+pub mod cpu;
 pub mod cpu_clock;
+pub mod descriptors;
 pub mod files;
+pub mod generated;
 pub mod inherited;
 pub mod landlock;
 pub mod memfd;
 pub mod message;
+pub mod message_queue;
 pub mod mount;
 pub mod numbers;
+pub mod pagemap;
 pub mod probe;
 pub mod process;
 pub mod ptrace;
 pub mod pty;
+pub mod random;
 pub mod ready;
 pub mod seccomp;
 pub mod socket;

@@ -303,7 +303,7 @@ impl Stopped {
 
     /// It executes one instruction and stops again; see [`Stopped::run`].
     pub fn step(self) -> Result<Stopped, Errno> {
-        self.go_and_wait(libc::PTRACE_SINGLESTEP)
+        self.go_and_wait(libc::PTRACE_SINGLESTEP, 0)
     }
 
     /// It goes on without the signal that it was about to get, and is waited for until it stops again.
@@ -312,11 +312,16 @@ impl Stopped {
     /// Nothing else must wait for tracees of the calling thread meanwhile. What a stop by a signal
     /// means is the caller's to say.
     pub fn run(self) -> Result<Stopped, Errno> {
-        self.go_and_wait(libc::PTRACE_CONT)
+        self.go_and_wait(libc::PTRACE_CONT, 0)
     }
 
-    fn go_and_wait(self, how: c_uint) -> Result<Stopped, Errno> {
-        request(how, self.tid, 0, 0)?;
+    /// The same, and it gets this signal. It must have stopped for one, of whatever kind.
+    pub fn run_with(self, signal: c_int) -> Result<Stopped, Errno> {
+        self.go_and_wait(libc::PTRACE_CONT, signal)
+    }
+
+    fn go_and_wait(self, how: c_uint, signal: c_int) -> Result<Stopped, Errno> {
+        request(how, self.tid, 0, signal as usize)?;
         wait_for(self.tid)
     }
 
@@ -327,6 +332,28 @@ impl Stopped {
         request(libc::PTRACE_GETSIGINFO, self.tid, 0, &raw mut information as usize)?;
         Ok(information)
     }
+}
+
+/// The bytes of what is known of a signal.
+pub fn signal_bytes(information: &libc::siginfo_t) -> [u8; 128] {
+    const { assert!(size_of::<libc::siginfo_t>() == 128) };
+    // SAFETY: the sizes are the same; the kernel has filled it in as a whole, or it was zeroed.
+    unsafe { std::mem::transmute_copy(information) }
+}
+
+/// How many words general registers have.
+pub const REGISTERS: usize = size_of::<libc::user_regs_struct>() / 8;
+
+/// The registers as words, in the order of the struct.
+pub fn register_words(registers: &libc::user_regs_struct) -> [u64; REGISTERS] {
+    // SAFETY: the struct consists of so many words.
+    unsafe { std::mem::transmute_copy(registers) }
+}
+
+/// The registers that these words are.
+pub fn registers_of(words: [u64; REGISTERS]) -> libc::user_regs_struct {
+    // SAFETY: the struct consists of so many words, and any is valid.
+    unsafe { std::mem::transmute(words) }
 }
 
 #[cfg(test)]

@@ -29,6 +29,65 @@ pub fn spawn<T>(flags: c_int, argument: &T, child: fn(&T) -> !) -> Result<(pid_t
     }
 }
 
+/// As [`spawn`], and the child has number `pid` in the caller's pid namespace (clone3(2), set_tid;
+/// CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN there). EEXIST: the number is taken. Child side.
+pub fn spawn_as<T>(pid: pid_t, argument: &T, child: fn(&T) -> !) -> Result<OwnedFd, Errno> {
+    let mut pidfd: c_int = -1;
+    // struct clone_args (clone(2)): flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size,
+    // tls, set_tid, set_tid_size, cgroup.
+    let arguments = [
+        libc::CLONE_PIDFD as u64,
+        &raw mut pidfd as u64,
+        0,
+        0,
+        libc::SIGCHLD as u64,
+        0,
+        0,
+        0,
+        &raw const pid as u64,
+        1,
+        0,
+    ];
+    // SAFETY: as in `spawn`; the kernel reads the arguments and one pid, and writes one int.
+    let done =
+        unsafe { libc::syscall(libc::SYS_clone3, arguments.as_ptr(), size_of_val(&arguments)) };
+    match Errno::result(done)? {
+        0 => child(argument),
+        // SAFETY: the kernel has just given this descriptor to us alone; the child has no copy.
+        _ => Ok(unsafe { OwnedFd::from_raw_fd(pidfd) }),
+    }
+}
+
+/// As [`spawn`] without flags, on this process's own memory, which waits until the child has executed a program or ended
+/// (CLONE_VFORK). Nothing is copied, and nothing of a copy is torn down by the exec.
+///
+/// Nobody may stop such a child: only this process would notice, and it waits.
+pub fn spawn_and_wait<T>(argument: &T, child: fn(&T) -> !) -> Result<(pid_t, OwnedFd), Errno> {
+    struct Call<'a, T> {
+        argument: &'a T,
+        child: fn(&T) -> !,
+    }
+    extern "C" fn enter<T>(call: *mut libc::c_void) -> c_int {
+        // SAFETY: it is the one below, alive while the parent waits.
+        let call = unsafe { &*call.cast::<Call<'_, T>>() };
+        (call.child)(call.argument)
+    }
+    // The child's, 32 KiB: what leads to an exec needs a few of them, and each page is touched.
+    let mut stack = std::mem::MaybeUninit::<[u128; 2 << 10]>::uninit();
+    let mut call = Call { argument, child };
+    let mut pidfd: c_int = -1;
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
+    // SAFETY: the child runs on a stack of its own, which like `call` is alive while this thread waits;
+    // the kernel writes one int for the parent.
+    let pid = unsafe {
+        let top = stack.as_mut_ptr().add(1).cast();
+        libc::clone(enter::<T>, top, flags, (&raw mut call).cast(), &raw mut pidfd)
+    };
+    let pid = Errno::result(pid)?;
+    // SAFETY: the kernel has just given this descriptor to us alone; the child has no copy.
+    Ok((pid, unsafe { OwnedFd::from_raw_fd(pidfd) }))
+}
+
 /// fork(2): `None` in the child. EBUSY where the caller has other threads, which the child would lack.
 pub fn fork() -> Result<Option<pid_t>, Errno> {
     // proc_pid_task(5)
@@ -102,25 +161,80 @@ pub fn drop_bounding_set() -> Result<(), Errno> {
     prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as c_ulong, 0).map(drop)
 }
 
+/// struct __user_cap_header_struct (capget(2)).
+#[repr(C)]
+struct CapabilityHeader {
+    version: u32,
+    pid: c_int,
+}
+
+/// struct __user_cap_data_struct; version 3 has two, the lower 32 capabilities first.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct CapabilityData {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+fn capability_header() -> CapabilityHeader {
+    const VERSION_3: u32 = 0x2008_0522;
+    CapabilityHeader { version: VERSION_3, pid: 0 }
+}
+
+fn set_capabilities(data: &[CapabilityData; 2]) -> Result<(), Errno> {
+    let header = capability_header();
+    // SAFETY: version 3 takes a header and two data elements.
+    let done = unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) };
+    Errno::result(done).map(drop)
+}
+
 /// Gives up every capability that the caller holds.
 pub fn drop_capabilities() -> Result<(), Errno> {
-    #[repr(C)]
-    struct Header {
-        version: u32,
-        pid: c_int,
-    }
-    #[repr(C)]
-    struct Data {
-        effective: u32,
-        permitted: u32,
-        inheritable: u32,
-    }
-    const VERSION_3: u32 = 0x2008_0522;
-    let header = Header { version: VERSION_3, pid: 0 };
-    let none = [const { Data { effective: 0, permitted: 0, inheritable: 0 } }; 2];
+    set_capabilities(&[CapabilityData::default(); 2])
+}
+
+/// All capabilities that the caller is permitted become effective and inheritable, and it keeps them
+/// when it changes its user (PR_SET_KEEPCAPS). Before the bounding set is dropped: nothing is made
+/// inheritable that is not in it (cap_capset in security/commoncap.c). Child side.
+pub fn hold_capabilities() -> Result<(), Errno> {
+    prctl(libc::PR_SET_KEEPCAPS, 1, 0)?;
+    let header = capability_header();
+    let mut data = [CapabilityData::default(); 2];
     // SAFETY: version 3 takes a header and two data elements.
-    let done = unsafe { libc::syscall(libc::SYS_capset, &header as *const Header, none.as_ptr()) };
-    Errno::result(done).map(drop)
+    let done = unsafe { libc::syscall(libc::SYS_capget, &raw const header, data.as_mut_ptr()) };
+    Errno::result(done)?;
+    for half in &mut data {
+        half.effective = half.permitted;
+        half.inheritable = half.permitted;
+    }
+    set_capabilities(&data)
+}
+
+/// What the caller is permitted and may pass on stays with the program that it executes next
+/// (PR_CAP_AMBIENT in capabilities(7)). Child side.
+pub fn pass_capabilities_on() -> Result<(), Errno> {
+    for capability in 0..64 {
+        match prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE as c_ulong, capability) {
+            // EPERM: it is not permitted; EINVAL: the kernel knows no more of them.
+            Ok(_) | Err(Errno::EPERM) => {}
+            Err(Errno::EINVAL) => break,
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+/// Executes the file behind a descriptor, with no arguments and no environment; returns only on failure.
+/// Child side.
+pub fn execute_descriptor(fd: BorrowedFd<'_>) -> Errno {
+    let none = [std::ptr::null::<c_char>()];
+    let (raw, flags) = (fd.as_raw_fd(), libc::AT_EMPTY_PATH);
+    // SAFETY: an empty path and two null-terminated arrays.
+    unsafe {
+        libc::syscall(libc::SYS_execveat, raw, c"".as_ptr(), none.as_ptr(), none.as_ptr(), flags)
+    };
+    Errno::last()
 }
 
 /// Becomes `uid` and `gid`, with exactly these supplementary groups where `groups` is given. Raw

@@ -78,6 +78,30 @@ impl TimeSpec {
         }))
     }
 
+    /// Itself, if words could have said it.
+    ///
+    /// # Errors
+    /// Start or pace are out of bounds.
+    pub fn checked(self) -> Result<TimeSpec, TimeError> {
+        let fail = |cause: &str| Err(TimeError(cause.to_owned()));
+        match self.start {
+            Start::At(moment) if !(0..=LATEST).contains(&moment) => {
+                return fail("a clock can start from 1970 to 2230");
+            }
+            Start::Offset(offset) if !(-LATEST..=LATEST).contains(&offset) => {
+                return fail("the offset is longer than 260 years");
+            }
+            _ => {}
+        }
+        if let Pace::Runs(rate) = self.pace {
+            let (guest, host) = rate.terms();
+            if !(1.0 / FASTEST..=FASTEST).contains(&(f64::from(guest) / f64::from(host))) {
+                return fail("its rate is out of bounds");
+            }
+        }
+        Ok(self)
+    }
+
     /// The clock runs at another rate than the host's.
     pub fn changes_rate(&self) -> bool {
         matches!(self.pace, Pace::Runs(rate) if rate != Rate::ONE)

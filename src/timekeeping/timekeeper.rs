@@ -65,6 +65,14 @@ impl Namespace {
         Namespace { monotonic: -hindmost, boottime: -read(ClockId::CLOCK_BOOTTIME) }
     }
 
+    /// One whose clocks stand at these values now.
+    pub fn standing_at(monotonic: i64, boottime: i64) -> Namespace {
+        Namespace {
+            monotonic: monotonic.saturating_sub(read(ClockId::CLOCK_MONOTONIC)),
+            boottime: boottime.saturating_sub(read(ClockId::CLOCK_BOOTTIME)),
+        }
+    }
+
     /// The lines of `/proc/self/timens_offsets`.
     pub fn offsets(&self) -> String {
         let line = |name, offset| {

@@ -1,11 +1,19 @@
 //! What is found while stopped guests are gone through, each thing once whoever shares it.
 
+use std::ffi::{CStr, CString};
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
+use nix::errno::Errno;
+
+use nix::time::{ClockId, clock_gettime};
+
+use crate::save::capture::known::Known;
 use crate::save::capture::sockets::Gathered;
 use crate::save::hand::Hand;
 use crate::save::state::{Object, OpenFile, Pipe, Pty, SharedMemory};
+use crate::sys::beneath;
 
 /// A stopped process that is being captured.
 #[derive(Debug)]
@@ -30,6 +38,19 @@ pub enum Content {
         /// (start, end), page-aligned, in order.
         ranges: Vec<(u64, u64)>,
     },
+    /// Shared memory, read through a mapping of a process, which stays stopped until then.
+    Mapping {
+        /// Its object; the place in it is the offset.
+        object: Object,
+        /// The process, as the host numbers it.
+        pid: i32,
+        /// First address.
+        start: u64,
+        /// Address behind it.
+        end: u64,
+        /// Offset of the first address.
+        offset: u64,
+    },
     /// What can be read through a descriptor: a file or memory without a name.
     File {
         /// Its object; the place in it is the offset.
@@ -39,6 +60,28 @@ pub enum Content {
         /// Bytes.
         size: u64,
     },
+    /// Likewise, of a file that is opened only then: there may be more files than descriptors.
+    Below {
+        /// Its object; the place in it is the offset.
+        object: Object,
+        /// A directory above it.
+        directory: Arc<OwnedFd>,
+        /// Its path from there, without symbolic links.
+        path: CString,
+        /// Bytes.
+        size: u64,
+    },
+}
+
+impl Content {
+    /// Opens what is below a directory, for reading.
+    pub fn open_below(directory: &OwnedFd, path: &CStr) -> Result<File, Errno> {
+        let flags = libc::O_RDONLY | libc::O_NOFOLLOW | libc::O_NONBLOCK;
+        // Its time of access stays, unless it is somebody else's (open(2)).
+        beneath::open(directory.as_fd(), path, flags | libc::O_NOATIME)
+            .or_else(|_| beneath::open(directory.as_fd(), path, flags))
+            .map(File::from)
+    }
 }
 
 /// Gathers what processes share. Indices are those of [`crate::save::state::Sandbox`].
@@ -55,6 +98,16 @@ pub struct Collector {
     pub shared: Vec<SharedMemory>,
     /// Pseudo-terminals.
     pub terminals: Vec<Pty>,
+    /// Mappings of shared memory, for content that no descriptor leads to: (entry of `shared`,
+    /// (process, start, end, offset)).
+    pub shared_mappings: Vec<(u32, (i32, u64, u64, u64))>,
+    /// What of these belongs to which object of the kernel.
+    pub known: Known,
+    /// CLOCK_MONOTONIC of the host at the moment that [`crate::save::state::Clocks`] tells of,
+    /// nanoseconds: what timers have lost since then is given back to them.
+    pub moment: Option<i64>,
+    /// What a user should know of, one sentence each.
+    pub notes: Vec<String>,
     /// What is remembered of sockets until all are known.
     pub sockets: Gathered,
     /// Descriptors that lie in queues of sockets, in the order in which they were found: whoever captures
@@ -76,5 +129,23 @@ impl Collector {
     pub fn object(&mut self) -> Object {
         self.next += 1;
         self.next
+    }
+
+    /// What a running timer that has so much left now had left at the moment of the save.
+    pub fn left_then(&self, remaining: u64) -> u64 {
+        let Some(moment) = self.moment.filter(|_| remaining > 0) else { return remaining };
+        let Ok(now) = clock_gettime(ClockId::CLOCK_MONOTONIC) else { return remaining };
+        let now = now.tv_sec() * 1_000_000_000 + now.tv_nsec();
+        remaining.saturating_add(u64::try_from(now - moment).unwrap_or(0))
+    }
+}
+
+impl std::fmt::Display for Subject<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "process {}", self.guest_pid)?;
+        match std::fs::read_to_string(format!("/proc/{}/comm", self.pid)) {
+            Ok(name) => write!(f, " ({})", name.trim_end()),
+            Err(_) => Ok(()),
+        }
     }
 }

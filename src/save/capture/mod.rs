@@ -1,4 +1,312 @@
 //! Taking what an image knows from stopped guests.
+//!
+//! [`sandbox`] goes through the processes, and calls one file for each kind of state. All of it runs on
+//! the thread that holds the guests ([`crate::sentry::Tracees`]), while none of them runs.
+
+use nix::errno::Errno;
+
+use crate::notify::Gate;
+use crate::save::error::SaveError;
+use crate::save::hand::{Area, Borrowed, Refusal, find_instruction};
+use crate::save::pipeline::Facts;
+use crate::save::state::{Clocks, Process, Table};
+use crate::sentry::{ProcessInfo, Tracees};
+use crate::sys::agent::Data;
+use crate::sys::ptrace::Stop;
 
 pub mod collector;
+pub mod descriptors;
+pub mod fdinfo;
+pub mod known;
+pub mod ipc;
+pub mod maps;
+pub mod memory;
+pub mod process;
 pub mod sockets;
+pub mod stat;
+pub mod threads;
+pub mod timers;
+pub mod trees;
+
+use collector::{Collector, Subject};
+pub use descriptors::Streams;
+
+/// What was found.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// The processes, a parent before its children.
+    pub processes: Vec<Process>,
+    /// Address spaces.
+    pub spaces: Vec<crate::save::state::Space>,
+    /// Descriptor tables.
+    pub tables: Vec<Table>,
+    /// The guest's clocks.
+    pub clocks: Clocks,
+    /// Content of file systems in memory.
+    pub trees: Vec<crate::save::state::Tree>,
+    /// System V and POSIX IPC.
+    pub ipc: crate::save::ipc::Ipc,
+    /// Everything shared, and where content is.
+    pub collector: Collector,
+}
+
+/// Goes through all guests, which are stopped and stay so.
+pub fn sandbox(
+    tracees: &mut Tracees,
+    gate: &Gate,
+    guests: &[ProcessInfo],
+    facts: &Facts,
+) -> Result<Found, SaveError> {
+    let mut found = Found::default();
+    let done = all_of(tracees, gate, guests, facts, &mut found);
+    gate.pass_no_more();
+    done.map(|()| found)
+}
+
+fn all_of(
+    tracees: &mut Tracees,
+    gate: &Gate,
+    guests: &[ProcessInfo],
+    facts: &Facts,
+    found: &mut Found,
+) -> Result<(), SaveError> {
+    let streams = facts.streams()?;
+    for guest in ordered(guests) {
+        let process = process_of(tracees, gate, guest, &streams, found)?;
+        found.processes.push(process);
+    }
+    descriptors::finish(&mut found.collector)?;
+    memory::shared_contents(&mut found.collector);
+    let Some(any) = guests.iter().find(|guest| guest.state != 'Z') else { return Ok(()) };
+    found.trees = trees::capture(any.pid, &facts.trees, &mut found.collector)?;
+    found.ipc = ipc_of(tracees, gate, any, guests, &mut found.collector)?;
+    Ok(())
+}
+
+/// What no process holds: asked for by one of them.
+fn ipc_of(
+    tracees: &mut Tracees,
+    gate: &Gate,
+    guest: &ProcessInfo,
+    guests: &[ProcessInfo],
+    collector: &mut Collector,
+) -> Result<crate::save::ipc::Ipc, SaveError> {
+    let who = format!("process {} ({})", guest.guest_pid, guest.comm);
+    let living = guests.iter().filter(|guest| guest.state != 'Z');
+    let living: Vec<ipc::Guest> = living
+        .map(|guest| ipc::Guest {
+            pid: guest.pid,
+            guest_pid: guest.guest_pid,
+            who: format!("process {} ({})", guest.guest_pid, guest.comm),
+        })
+        .collect();
+    let stopped = tracees.take(guest.pid).ok_or_else(|| not_held(&who, guest.pid))?;
+    gate.pass(guest.pid);
+    let instruction = instruction_of(guest.pid, &who)?;
+    let (mut borrowed, _) = match Borrowed::begin(stopped, instruction) {
+        Ok(borrowed) => borrowed,
+        Err((error, stopped)) => {
+            stopped.into_iter().for_each(|it| tracees.put(it));
+            return Err(SaveError::of(&who)(error));
+        }
+    };
+    let mut subject =
+        Subject { pid: guest.pid, guest_pid: guest.guest_pid, hand: &mut borrowed.hand };
+    let ipc = ipc::capture(&mut subject, &living, collector);
+    tracees.put(borrowed.end().map_err(SaveError::of(&who))?);
+    ipc
+}
+
+/// Where a `syscall` instruction of the process is.
+fn instruction_of(pid: i32, who: &str) -> Result<u64, SaveError> {
+    let executable: Vec<(u64, u64, bool)> = maps::read(pid)
+        .map_err(|error| SaveError::failed(format!("{who}: its mappings"), error.desc()))?
+        .iter()
+        .filter(|line| line.protection & libc::PROT_EXEC as u32 != 0)
+        .map(|line| (line.start, line.end, line.name == b"[vdso]"))
+        .collect();
+    find_instruction(pid, &executable).ok_or_else(|| {
+        SaveError::refused(format!("{who} has no code that could make a system call for the save"))
+    })
+}
+
+/// Parents before their children. (A parent may have a higher number than its child.)
+fn ordered(guests: &[ProcessInfo]) -> Vec<&ProcessInfo> {
+    let mut left: Vec<&ProcessInfo> = guests.iter().collect();
+    left.sort_by_key(|guest| (guest.started_us, guest.guest_pid));
+    let mut ordered: Vec<&ProcessInfo> = Vec::with_capacity(left.len());
+    while !left.is_empty() {
+        let waits = |guest: &&ProcessInfo| {
+            left.iter().any(|it| it.guest_pid == guest.guest_parent && !std::ptr::eq(*it, *guest))
+        };
+        let (later, now): (Vec<_>, Vec<_>) = left.iter().copied().partition(waits);
+        // (No circle: a chain of parents ends at init. But what is read is not trusted.)
+        if now.is_empty() {
+            ordered.extend(later);
+            break;
+        }
+        ordered.extend(now);
+        left = later;
+    }
+    ordered
+}
+
+fn process_of(
+    tracees: &mut Tracees,
+    gate: &Gate,
+    guest: &ProcessInfo,
+    streams: &Streams,
+    found: &mut Found,
+) -> Result<Process, SaveError> {
+    let who = format!("process {} ({})", guest.guest_pid, guest.comm);
+    let fields = stat::read(guest.pid)
+        .ok_or_else(|| SaveError::failed(&who, "it ended while it was saved"))?;
+    let mut process = blank(guest, &fields);
+    if fields.state() == b'Z' {
+        process.zombie = Some(fields.signed(52) as i32);
+        return Ok(process);
+    }
+    let tids = threads_of(guest.pid)
+        .map_err(|error| SaveError::failed(format!("{who}: its threads"), error.desc()))?;
+    let instruction = instruction_of(guest.pid, &who)?;
+
+    let mut area = None;
+    for (at, tid) in tids.iter().enumerate() {
+        let stopped = tracees.take(*tid).ok_or_else(|| not_held(&who, *tid))?;
+        gate.pass(*tid);
+        let was_stopped = match stopped.why() {
+            Stop::Group(signal) => Some(signal),
+            _ => None,
+        };
+        let (mut borrowed, place) = match borrow(stopped, area, instruction) {
+            Ok(borrowed) => borrowed,
+            Err((error, stopped)) => {
+                stopped.into_iter().for_each(|it| tracees.put(it));
+                return Err(SaveError::of(&who)(error));
+            }
+        };
+        area = Some(place);
+        let done = match at {
+            0 => leader(guest, streams, &mut borrowed, &mut process, found),
+            _ => Ok(()),
+        };
+        let done = done.and_then(|()| {
+            let number = guest_number(*tid)
+                .ok_or_else(|| SaveError::failed(&who, "one of its threads has ended meanwhile"))?;
+            threads::capture(&who, number, &mut borrowed)
+        });
+        // The thread is given back whatever came of it.
+        let last = at + 1 == tids.len() || done.is_err();
+        let back = if last { borrowed.end() } else { borrowed.leave() };
+        tracees.put(back.map_err(SaveError::of(&who))?);
+        process.threads.push(done?);
+        process.stopped = process.stopped.or(was_stopped);
+    }
+    Ok(process)
+}
+
+fn borrow(
+    stopped: crate::sys::ptrace::Stopped,
+    area: Option<Area>,
+    instruction: u64,
+) -> Result<(Borrowed, Area), Refusal> {
+    match area {
+        Some(area) => Borrowed::join(stopped, area).map(|borrowed| (borrowed, area)),
+        None => Borrowed::begin(stopped, instruction),
+    }
+}
+
+/// What belongs to the process as a whole, by its first thread.
+fn leader(
+    guest: &ProcessInfo,
+    streams: &Streams,
+    borrowed: &mut Borrowed,
+    process: &mut Process,
+    found: &mut Found,
+) -> Result<(), SaveError> {
+    let mut subject =
+        Subject { pid: guest.pid, guest_pid: guest.guest_pid, hand: &mut borrowed.hand };
+    if found.clocks == Clocks::default() {
+        found.clocks = clocks(&mut subject)?;
+    }
+    process::capture(&mut subject, process)?;
+    let table = descriptors::capture_table(&mut subject, streams, &mut found.collector)?;
+    process.table = Some(found.tables.len() as u32);
+    found.tables.push(table);
+    let space = memory::capture(&mut subject, &mut found.collector)?;
+    process.space = Some(found.spaces.len() as u32);
+    found.spaces.push(space);
+    Ok(())
+}
+
+fn clocks(subject: &mut Subject<'_>) -> Result<Clocks, SaveError> {
+    let who = subject.to_string();
+    let mut table = subject.hand.table();
+    let mut ask = |clock: i32| -> Data {
+        let time = table.room(16);
+        table.call(libc::SYS_clock_gettime, [clock as u64, time.address]);
+        time
+    };
+    let asked = [libc::CLOCK_MONOTONIC, libc::CLOCK_BOOTTIME, libc::CLOCK_REALTIME].map(&mut ask);
+    let done = subject.hand.run(&table).map_err(SaveError::of(who))?;
+    let [monotonic, boottime, realtime] =
+        asked.map(|it| done.word(it, 0) as i64 * 1_000_000_000 + done.word(it, 1) as i64);
+    Ok(Clocks { monotonic, boottime, realtime })
+}
+
+fn blank(guest: &ProcessInfo, fields: &stat::Fields) -> Process {
+    let ticks = |field| fields.field(field) * 10_000;
+    Process {
+        pid: guest.guest_pid,
+        parent: guest.guest_parent,
+        group: guest.guest_group,
+        session: guest.guest_session,
+        zombie: None,
+        space: None,
+        table: None,
+        threads: Vec::new(),
+        actions: Vec::new(),
+        pending: Vec::new(),
+        directory: serde_bytes::ByteBuf::new(),
+        directory_gone: false,
+        umask: 0,
+        limits: Vec::new(),
+        interval_timers: [(0, 0); 3],
+        timers: Vec::new(),
+        oom_score_adj: 0,
+        personality: 0,
+        subreaper: false,
+        stopped: None,
+        exit_signal: fields.signed(38) as i32,
+        cpu_us: [14, 15, 16, 17].map(ticks),
+        container: guest.container.clone(),
+        filters: Vec::new(),
+    }
+}
+
+fn not_held(who: &str, tid: i32) -> SaveError {
+    SaveError::refused(format!(
+        "{who}: thread {tid} does not stand still (it waits in vfork(2), or another guest debugs it); \
+         try again later"
+    ))
+}
+
+/// The threads of a process that live, its leader first.
+fn threads_of(pid: i32) -> Result<Vec<i32>, Errno> {
+    let directory = std::fs::read_dir(format!("/proc/{pid}/task"))
+        .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))?;
+    let mut all: Vec<i32> = directory
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|tid| !stat::read(*tid).is_none_or(|it| matches!(it.state(), b'Z' | b'X')))
+        .collect();
+    all.sort_by_key(|tid| (*tid != pid, *tid));
+    Ok(all)
+}
+
+/// The number of a thread as the guest knows it.
+fn guest_number(tid: i32) -> Option<i32> {
+    let text = std::fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
+    line.split_whitespace().next_back()?.parse().ok()
+}

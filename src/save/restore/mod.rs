@@ -1,6 +1,430 @@
 //! Putting guests together from an image.
+//!
+//! [`grow`] is the story: seeds ([`seed`]) are planted by init, grow into processes and threads of the
+//! right numbers, and get their memory ([`space`]), what is shared ([`maker`], [`courier`]), and at the end
+//! their registers. Until all of it is there none of them runs an instruction of its program; if anything
+//! fails, init and with it all of them are killed. All of it runs on the one thread that traces.
 
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::launch::{FIRST, Planter};
+use crate::notify::Gate;
+use crate::save::error::RestoreError;
+use crate::save::hand::{AREA, Hand, HandError, find_instruction, remote_call};
+use crate::save::state::{Process, Sandbox, Space};
+use crate::sys::ptrace::{self, Stopped};
+
+mod batch;
 pub mod courier;
+pub mod descriptors;
+pub mod fill;
+pub mod ipc;
 pub mod maker;
+pub mod process;
 pub mod seed;
+pub mod shared;
 pub mod sockets;
+pub mod space;
+pub mod threads;
+pub mod tree;
+pub mod trees;
+
+use descriptors::{FilesPolicy, RestoreStreams};
+use maker::{Maker, Sink};
+use space::Sources;
+use tree::Step;
+
+/// The first descriptor that is free in a seed: those before are the standard streams and the courier's.
+pub const FIRST_FREE: i32 = FIRST + 1;
+
+/// How to restore.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// What to think of files that have changed.
+    pub files: FilesPolicy,
+    /// Where file systems in memory are that may be filled: those of the run itself.
+    pub trees: Vec<PathBuf>,
+    /// Which of the standard streams are the run's own terminal, if it has one.
+    pub terminal: Option<[bool; 3]>,
+    /// Files of the caller that were standard streams are opened again.
+    pub reopen_files: bool,
+}
+
+/// Brings content of the memory section into its places. Called once, when all of them are there.
+pub type Fill<'f> = dyn FnMut(&HashMap<u32, Sink>) -> Result<(), RestoreError> + Send + 'f;
+
+/// A process under construction.
+struct Plant<'s> {
+    process: &'s Process,
+    /// As an error names it.
+    who: String,
+    hand: Hand,
+    /// The threads beside the one of `hand`.
+    others: Vec<Hand>,
+    /// The number of the courier's end.
+    courier: i32,
+}
+
+/// Where a seed for these processes may lie.
+pub fn area(sandbox: &Sandbox) -> Result<u64, RestoreError> {
+    let mappings = sandbox.spaces.iter().flat_map(|space| &space.mappings);
+    let ranges: Vec<(u64, u64)> = mappings.map(|mapping| (mapping.start, mapping.end)).collect();
+    seed::place(&ranges)
+        .ok_or_else(|| RestoreError::refused("the image is damaged: its mappings leave no room"))
+}
+
+/// Puts all processes together and lets them go. `planter`: see there; `area`: where its seeds lie.
+/// Gives a descriptor that stands for the run's program.
+pub fn grow(
+    planter: &Planter,
+    gate: &Gate,
+    area: u64,
+    sandbox: &Sandbox,
+    options: &Options,
+    fill: &mut Fill<'_>,
+) -> Result<OwnedFd, RestoreError> {
+    let (courier, theirs) = courier::pair(FIRST)
+        .map_err(|errno| RestoreError::failed("a socket to the new processes", errno.desc()))?;
+    let garden = Garden { planter, gate, area, theirs, free: free_number(sandbox) };
+    let (mut maker_hand, _) = garden.plant(garden.free, "the maker")?;
+    let mut maker = Maker {
+        hand: &mut maker_hand,
+        courier: &courier,
+        sandbox,
+        files: Vec::new(),
+        shared: Vec::new(),
+        sinks: HashMap::new(),
+        finishes: Vec::new(),
+    };
+    trees::restore(&mut maker, &options.trees)?;
+    ipc::restore(&mut maker)?;
+    let streams = streams(&mut maker, options)?;
+    descriptors::make_files(&mut maker, &streams, options.files)?;
+    drop(streams);
+    let shared = shared::make(&mut maker)?;
+
+    let (plants, program) = skeleton(&garden, sandbox)?;
+    let memory = &sandbox.shared;
+    let sources = Sources { courier: &courier, shared: &shared, memory, policy: options.files };
+    let (zombies, mut plants): (Vec<_>, Vec<_>) =
+        plants.into_iter().partition(|plant| plant.process.zombie.is_some());
+    for plant in plants.iter_mut() {
+        let space = space_of(sandbox, plant)?;
+        space::clear(&mut plant.hand, space)?;
+        space::map(&mut plant.hand, space, &sources, &plant.who)?;
+        let files = space::files_below(space);
+        maker.sinks.insert(space.object, Sink::Space { pid: plant.hand.tid(), files });
+    }
+    fill(&maker.sinks)?;
+    for finish in std::mem::take(&mut maker.finishes) {
+        finish(&mut maker)?;
+    }
+    for plant in plants.iter_mut() {
+        furnish(sandbox, plant, gate)?;
+    }
+    descriptors::make_late_files(&mut maker, options.files)?;
+    for plant in plants.iter_mut() {
+        plant.courier = give_table(sandbox, plant, &courier, &maker.files)?;
+    }
+    drop(maker);
+    end(maker_hand)?;
+    zombies.into_iter().try_for_each(die)?;
+    for plant in plants.iter_mut() {
+        complete(sandbox, plant)?;
+    }
+    let mut ready = Vec::new();
+    for plant in plants {
+        ready.extend(set(plant)?);
+    }
+    gate.pass_no_more();
+    planter
+        .adopt(sandbox.run.program)
+        .map_err(|errno| RestoreError::failed("init does not keep the program", errno.desc()))?;
+    for stopped in ready {
+        // ESRCH: it was killed, by one that goes on already.
+        match stopped.because(ptrace::Stop::Asked).detach() {
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(errno) => return Err(RestoreError::failed("a process cannot go on", errno.desc())),
+        }
+    }
+    Ok(program)
+}
+
+/// A number that none of the image's processes and threads has.
+fn free_number(sandbox: &Sandbox) -> i32 {
+    let threads = sandbox.processes.iter().flat_map(|process| &process.threads);
+    let processes = sandbox.processes.iter().flat_map(|it| [it.pid, it.group, it.session]);
+    processes.chain(threads.map(|thread| thread.tid)).max().unwrap_or(1) + 1
+}
+
+/// What seeds are planted with.
+struct Garden<'g> {
+    planter: &'g Planter,
+    gate: &'g Gate,
+    area: u64,
+    /// The other end of the courier's socket.
+    theirs: OwnedFd,
+    /// From here on numbers are nobody's.
+    free: i32,
+}
+
+impl Garden<'_> {
+    /// A seed of init's, stopped and settled.
+    fn plant(&self, pid: i32, who: &str) -> Result<(Hand, OwnedFd), RestoreError> {
+        use std::os::fd::AsFd;
+        let failed = |what: &'static str| {
+            move |errno: Errno| {
+                RestoreError::failed(format!("{who}: it cannot be {what}"), errno.desc())
+            }
+        };
+        let (host, pidfd) = self.planter.plant(pid, self.theirs.as_fd()).map_err(failed("made"))?;
+        self.gate.pass(host);
+        ptrace::seize(host).and_then(|it| it.interrupt()).map_err(failed("stopped"))?;
+        let stopped = ptrace::wait_for(host).map_err(failed("stopped"))?;
+        let hand = space::settle(Hand::new(stopped, self.area), seed::settled(self.area))
+            .map_err(RestoreError::of(who))?;
+        Ok((hand, pidfd))
+    }
+}
+
+/// Makes every process, in its session and group. Gives them in the order of the image.
+fn skeleton<'s>(
+    garden: &Garden<'_>,
+    sandbox: &'s Sandbox,
+) -> Result<(Vec<Plant<'s>>, OwnedFd), RestoreError> {
+    let steps = tree::plan(&sandbox.processes, garden.free + 1).map_err(
+        |tree::Impossible { pid, session }| {
+            RestoreError::refused(format!(
+                "process {pid} cannot be made again in session {session} with its parent"
+            ))
+        },
+    )?;
+    let mut hands: HashMap<i32, Hand> = HashMap::new();
+    let mut program = None;
+    for step in steps {
+        carry_out(garden, step, &mut hands, |pid, pidfd| {
+            if pid == sandbox.run.program {
+                program = Some(pidfd);
+            }
+        })?;
+    }
+    let damaged = |what: &str| RestoreError::refused(format!("the image is damaged: {what}"));
+    let mut plants = Vec::with_capacity(sandbox.processes.len());
+    for process in &sandbox.processes {
+        let hand = hands.remove(&process.pid).ok_or_else(|| damaged("a process is in it twice"))?;
+        plants.push(Plant {
+            process,
+            who: name(process),
+            hand,
+            others: Vec::new(),
+            courier: FIRST,
+        });
+    }
+    let program = program.ok_or_else(|| damaged("the run's program is not in it"))?;
+    Ok((plants, program))
+}
+
+fn name(process: &Process) -> String {
+    match process.threads.first() {
+        Some(first) => {
+            format!("process {} ({})", process.pid, String::from_utf8_lossy(&first.name))
+        }
+        None => format!("process {}", process.pid),
+    }
+}
+
+/// One step of the plan. `planted` is told of what init has planted.
+fn carry_out(
+    garden: &Garden<'_>,
+    step: Step,
+    hands: &mut HashMap<i32, Hand>,
+    mut planted: impl FnMut(i32, OwnedFd),
+) -> Result<(), RestoreError> {
+    let of = |pid: i32| RestoreError::of(format!("process {pid}"));
+    fn hand(hands: &mut HashMap<i32, Hand>, pid: i32) -> Result<&mut Hand, RestoreError> {
+        let lost = || RestoreError::refused(format!("the image is damaged: process {pid}"));
+        hands.get_mut(&pid).ok_or_else(lost)
+    }
+    match step {
+        Step::Make { parent: 1, pid, .. } => {
+            let (made, pidfd) = garden.plant(pid, &format!("process {pid}"))?;
+            planted(pid, pidfd);
+            hands.insert(pid, made);
+        }
+        Step::Make { parent, pid, stands_in } => {
+            // The end of one that only stands in is nobody's business.
+            let exit_signal = if stands_in { 0 } else { libc::SIGCHLD };
+            let made =
+                threads::clone(hand(hands, parent)?, 0, exit_signal, pid).map_err(of(pid))?;
+            garden.gate.pass(made.tid());
+            hands.insert(pid, made);
+        }
+        Step::Lead(pid) => {
+            hand(hands, pid)?.call(libc::SYS_setsid, []).map_err(of(pid))?;
+        }
+        Step::Join { pid, group } => {
+            let arguments = [0, group as u64];
+            hand(hands, pid)?.call(libc::SYS_setpgid, arguments).map_err(of(pid))?;
+        }
+        Step::Adopt(pid) => {
+            let arguments = [libc::PR_SET_CHILD_SUBREAPER as u64, 1];
+            hand(hands, pid)?.call(libc::SYS_prctl, arguments).map_err(of(pid))?;
+        }
+        Step::End { parent, pid } => {
+            let ending =
+                hands.remove(&pid).ok_or_else(|| RestoreError::refused("a stand-in is lost"))?;
+            end(ending)?;
+            // (Init waits for whatever it is left.)
+            if parent != 1 {
+                let arguments = [pid as u64, 0, libc::__WALL as u64, 0];
+                hand(hands, parent)?.call(libc::SYS_wait4, arguments).map_err(of(pid))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn space_of<'s>(sandbox: &'s Sandbox, plant: &Plant<'_>) -> Result<&'s Space, RestoreError> {
+    let index = plant.process.space.and_then(|index| sandbox.spaces.get(index as usize));
+    index.ok_or_else(|| RestoreError::refused(format!("the image is damaged: {}", plant.who)))
+}
+
+/// Content is in place: rights, attributes, threads.
+fn furnish(sandbox: &Sandbox, plant: &mut Plant<'_>, gate: &Gate) -> Result<(), RestoreError> {
+    let space = space_of(sandbox, plant)?;
+    let Plant { process, who, hand, others, .. } = plant;
+    space::protect(hand, space, who)?;
+    process::equip(hand, process, space, who)?;
+    *others = threads::make(hand, process.threads.get(1..).unwrap_or_default(), who)?;
+    others.iter().for_each(|other| gate.pass(other.tid()));
+    for (hand, thread) in std::iter::once(hand).chain(others).zip(&process.threads) {
+        threads::equip(hand, thread, who)?;
+    }
+    Ok(())
+}
+
+/// The standard streams and the terminal of who restores, as init has prepared them.
+fn streams(maker: &mut Maker<'_>, options: &Options) -> Result<RestoreStreams, RestoreError> {
+    let mut own = Vec::with_capacity(3);
+    for fd in 0..3 {
+        own.push(match maker.courier.take(maker.hand, fd) {
+            Ok(stream) => stream,
+            // It is closed.
+            Err(_) => {
+                let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null");
+                null.map_err(|error| RestoreError::failed("/dev/null", error))?.into()
+            }
+        });
+    }
+    let terminal = options.terminal.and_then(|streams| streams.iter().position(|it| *it));
+    let terminal = terminal.map(|at| own[at].try_clone()).transpose();
+    let terminal = terminal.map_err(|error| RestoreError::failed("the terminal", error))?;
+    let own = own.try_into().map_err(|_| RestoreError::refused("there are three streams"))?;
+    Ok(RestoreStreams { own, terminal, reopen_files: options.reopen_files })
+}
+
+/// The process's descriptors, and its locks on them; the number of the courier's end.
+fn give_table(
+    sandbox: &Sandbox,
+    plant: &mut Plant<'_>,
+    courier: &courier::Courier,
+    files: &[Option<OwnedFd>],
+) -> Result<i32, RestoreError> {
+    let table = plant.process.table.and_then(|index| sandbox.tables.get(index as usize));
+    let damaged = || RestoreError::refused(format!("the image is damaged: {}", plant.who));
+    let table = table.ok_or_else(damaged)?;
+    let number = descriptors::install_table(&mut plant.hand, courier, table, files)?;
+    descriptors::take_locks(&mut plant.hand, sandbox, plant.process.pid, table)?;
+    Ok(number)
+}
+
+/// The last calls: what runs by itself, signals, and no capability any more.
+fn complete(sandbox: &Sandbox, plant: &mut Plant<'_>) -> Result<(), RestoreError> {
+    let space = space_of(sandbox, plant)?;
+    let Plant { process, who, hand, others, courier } = plant;
+    threads::drain(hand, who)?;
+    threads::queue(hand, (process.pid, process.pid), &process.pending, true, who)?;
+    descriptors::close_courier(hand, *courier)?;
+    process::limit(hand, process, who)?;
+    process::wind(hand, process, who)?;
+    for (hand, thread) in std::iter::once(hand).chain(others).zip(&process.threads) {
+        threads::queue(hand, (process.pid, thread.tid), &thread.pending, false, who)?;
+        process::give_up(hand, space, who)?;
+    }
+    Ok(())
+}
+
+/// Takes the agent out of the process and sets its threads to go on where they were.
+fn set(plant: Plant<'_>) -> Result<Vec<Stopped>, RestoreError> {
+    let Plant { process, who, hand, others, .. } = plant;
+    let executable: Vec<(u64, u64, bool)> = crate::save::capture::maps::read(hand.tid())
+        .unwrap_or_default()
+        .iter()
+        .filter(|line| line.protection & libc::PROT_EXEC as u32 != 0)
+        .filter(|line| line.start != hand.area())
+        .map(|line| (line.start, line.end, line.name == b"[vdso]"))
+        .collect();
+    let instruction = find_instruction(hand.tid(), &executable).ok_or_else(|| {
+        RestoreError::refused(format!("{who} has no code that could make a system call"))
+    })?;
+    let area = hand.area();
+    let stopped = hand.release().map_err(RestoreError::of(&who))?;
+    let arguments = [area, AREA, 0, 0, 0, 0];
+    let (stopped, done) = remote_call(stopped, instruction, libc::SYS_munmap, arguments)
+        .map_err(RestoreError::of(&who))?;
+    done.map_err(|errno| RestoreError::failed(format!("{who}: its memory"), errno.desc()))?;
+    let mut all = vec![stopped];
+    for other in others {
+        all.push(other.release().map_err(RestoreError::of(&who))?);
+    }
+    for (stopped, thread) in all.iter_mut().zip(&process.threads) {
+        threads::set(stopped, thread, &who)?;
+    }
+    Ok(all)
+}
+
+/// Ends a process as it had ended; it waits for its parent to ask.
+fn die(plant: Plant<'_>) -> Result<(), RestoreError> {
+    let Plant { process, who, mut hand, .. } = plant;
+    let status = process.zombie.unwrap_or(0);
+    let failed = |errno: Errno| RestoreError::failed(format!("{who} does not end"), errno.desc());
+    if libc::WIFSIGNALED(status) {
+        let signal = libc::WTERMSIG(status);
+        let stopped = hand.stopped().map_err(RestoreError::of(&who))?;
+        stopped.set_signal_mask(0).map_err(failed)?;
+        let stopped = hand.release().map_err(RestoreError::of(&who))?;
+        return match stopped.run_with(signal) {
+            Err(Errno::ESRCH) => Ok(()),
+            Ok(_) => {
+                Err(RestoreError::refused(format!("{who} cannot have ended by signal {signal}")))
+            }
+            Err(errno) => Err(failed(errno)),
+        };
+    }
+    let code = libc::WEXITSTATUS(status) as u64;
+    match hand.call(libc::SYS_exit_group, [code]) {
+        Err(HandError::Killed) => Ok(()),
+        done => Err(RestoreError::failed(format!("{who} does not end"), format!("{done:?}"))),
+    }
+}
+
+/// Ends a process that is not of the image.
+fn end(hand: Hand) -> Result<(), RestoreError> {
+    let tid = hand.tid();
+    let _ = kill(Pid::from_raw(tid), Signal::SIGKILL);
+    loop {
+        match ptrace::wait_for(tid) {
+            Err(Errno::ESRCH) => return Ok(()),
+            Err(errno) => {
+                return Err(RestoreError::failed("a helper process does not end", errno.desc()));
+            }
+            Ok(_) => {}
+        }
+    }
+}

@@ -12,11 +12,19 @@ const LOWEST: u64 = 0x1000_0000_0000;
 const HIGHEST: u64 = 0x5000_0000_0000;
 const STEP: u64 = 0x10_0000_0000;
 
+/// What is taken there: the seed's own area, the one that it settles in, and room to move the kernel's pages.
+const ROOM: u64 = 4 << 20;
+
+/// Where a seed at `area` settles ([`super::space::settle`]).
+pub fn settled(area: u64) -> u64 {
+    area + AREA.next_multiple_of(1 << 20)
+}
+
 /// A place for the agent that none of the ranges covers: (start, end) of each, in any order.
 pub fn place(ranges: &[(u64, u64)]) -> Option<u64> {
     let mut candidate = LOWEST;
     while candidate < HIGHEST {
-        let end = candidate + AREA;
+        let end = candidate + ROOM;
         if ranges.iter().all(|(from, to)| *to <= candidate || *from >= end) {
             return Some(candidate);
         }

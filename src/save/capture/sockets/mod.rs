@@ -61,57 +61,39 @@ struct Held {
     who: Whose,
 }
 
-/// Whose socket it is, for messages.
+/// Whose socket it is, for complaints: "process 12 (python3) (descriptor 5)".
 #[derive(Debug, Clone)]
-struct Whose {
-    /// As the guest numbers it; `None`: nobody's: it lies in the queue of another socket.
-    holder: Option<(i32, String, i32)>,
-}
+struct Whose(String);
 
 impl fmt::Display for Whose {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.holder {
-            Some((pid, name, fd)) => write!(f, "process {pid} ({name}), descriptor {fd}:"),
-            None => f.write_str("a socket that waits in the queue of another:"),
-        }
+        f.write_str(&self.0)
     }
 }
 
 impl Whose {
     fn refuse(&self, what: impl fmt::Display) -> SaveError {
-        SaveError::refused(format!("{self} {what}"))
+        SaveError::refused(format!("{self} holds {what}"))
     }
 
     fn failed(&self, what: &'static str) -> impl Fn(Errno) -> SaveError {
-        move |errno| SaveError::failed(format!("{self} cannot {what}"), errno.desc())
+        move |errno| SaveError::failed(format!("{self}: cannot {what}"), errno.desc())
     }
 }
 
 /// SO_NETNS_COOKIE, since Linux 5.14.
 const SO_NETNS_COOKIE: i32 = 71;
 
-/// Descriptor `fd` of the subject, which is a socket. To be called once for each description.
+/// A socket, by a copy of a descriptor of the subject's, or of one that lies in the queue of a socket of
+/// its ([`Collector::passed`]). To be called once for each description. `who` is for complaints.
 pub fn capture(
     subject: &mut Subject<'_>,
-    fd: i32,
+    who: String,
+    copy: OwnedFd,
     collector: &mut Collector,
 ) -> Result<Socket, SaveError> {
-    let name = std::fs::read_to_string(format!("/proc/{}/comm", subject.pid)).unwrap_or_default();
-    let who = Whose { holder: Some((subject.guest_pid, name.trim_end().to_owned(), fd)) };
-    let copy = socket::copy_descriptor(subject.pid, fd).map_err(who.failed("copy the socket"))?;
     collector.sockets.get_acquainted(subject)?;
-    take(who, copy, collector)
-}
-
-/// A socket that lies in the queue of another one ([`Collector::passed`]).
-pub fn capture_passed(
-    copy: BorrowedFd<'_>,
-    collector: &mut Collector,
-) -> Result<Socket, SaveError> {
-    let who = Whose { holder: None };
-    let copy = copy.try_clone_to_owned();
-    let copy = copy.map_err(|error| SaveError::failed("cannot copy a socket", error))?;
-    take(who, copy, collector)
+    take(Whose(who), copy, collector)
 }
 
 /// Brings together what is known of all sockets, when [`Collector::files`] and [`Collector::passed`] are

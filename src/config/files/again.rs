@@ -1,0 +1,81 @@
+//! The file view of a restored run: arranged anew of the rules of the saved one.
+//!
+//! Owns nothing but the order of business, which is that of [`super::arrange`]; who calls has found the
+//! rules' paths to be where they were.
+
+use std::path::{Path, PathBuf};
+
+use super::super::error::refuse;
+use super::super::paths::{Kind, quoted};
+use super::super::{ConfigError, Host, Mount, MountKind, Shown, View, Why};
+use super::{Object, Objects, Plan, flag_of};
+
+/// What a saved run's view is arranged of.
+pub(in crate::config) struct Again<'a> {
+    /// Where the program started.
+    pub(in crate::config) workdir: &'a Path,
+    /// The working directory was made writable because it was that.
+    pub(in crate::config) writable: bool,
+    /// The mounts of flags.
+    pub(in crate::config) rules: Vec<Mount>,
+    /// What was hidden by default: it stays so, whatever this host's defaults are.
+    pub(in crate::config) hidden: Vec<PathBuf>,
+}
+
+/// The view.
+pub(in crate::config) fn arrange_again(
+    host: &Host,
+    again: Again<'_>,
+    homes: &[PathBuf],
+) -> Result<View, ConfigError> {
+    let real = |home: &PathBuf| host.walk(home).map_or_else(|_| home.clone(), |place| place.path);
+    let homes = homes.iter().map(real).collect();
+    let mut plan = Plan { host, homes, view: View::default(), root_rule: false };
+    for mount in again.rules {
+        plan.insert_rule(flag_of(&mount.why), mount)?;
+    }
+    plan.add_defaults();
+    let mut objects = plan.secret_objects();
+    if again.writable {
+        plan.open_workdir(again.workdir, &objects)?;
+    }
+    plan.check_targets()?;
+    plan.add_objects(&mut objects);
+    plan.add_hidden_before(&again.hidden, &mut objects);
+    plan.cover(objects)?;
+    plan.check_workdir(again.workdir)?;
+    Ok(plan.view)
+}
+
+impl Plan<'_> {
+    /// Makes the working directory writable, under the conditions of [`Plan::add_workdir`].
+    fn open_workdir(&mut self, workdir: &Path, objects: &Objects) -> Result<(), ConfigError> {
+        if let Some(what) = self.too_wide(workdir, objects) {
+            return Err(refuse!(
+                "cannot make the working directory {} writable: for you it is {what}; restore it as \
+                 the user who saved it",
+                quoted(workdir)
+            ));
+        }
+        if self.view.at(workdir).is_none() {
+            let kind = MountKind::Writable { source: workdir.to_owned() };
+            let target = workdir.to_owned();
+            self.view.insert(Mount { target, kind, why: Why::WorkingDirectory });
+        }
+        Ok(())
+    }
+
+    /// What is at these places of the view, if anything still is.
+    fn add_hidden_before(&self, places: &[PathBuf], objects: &mut Objects) {
+        for place in places {
+            let Shown::Host { path, .. } = self.view.shown_under(place) else { continue };
+            let Ok(found) = self.host.walk(&path) else { continue };
+            if found.kind == Kind::Missing || found.path == Path::new("/") {
+                continue;
+            }
+            let directory = found.kind == Kind::Directory;
+            let why = Why::Default("hidden when it was saved");
+            objects.entry(found.path).or_insert(Object { directory, why });
+        }
+    }
+}

@@ -1,0 +1,600 @@
+//! A run's description as an image carries it, and the way back.
+//!
+//! Owns the saved form of [`RunSpec`] and its checks. What is saved is hostile when it comes back: it can
+//! ask for nothing that [`resolve`](super::resolve) could not grant to the restoring user here and now.
+//! So everything that depends on the host (ids, limits, defaults, what is hidden) is decided anew, the
+//! user's rules are rules again, and what was hidden when it was saved stays hidden besides. Not carried:
+//! descriptors (they are the guests' by then), which variables were withheld, and the wish to do without
+//! Landlock, since that is a wall.
+
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::unistd::AccessFlags;
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+
+use super::error::refuse;
+use super::paths::{Kind, check, quoted};
+use super::{
+    Bound, ConfigError, CpuBudget, Host, IdRange, LimitWishes, Limits, Mount, MountKind, Network,
+    RuleKind, RunSpec, Voice, Why, Without,
+};
+use super::{check_container, check_hostname, check_program, files, homes, identity, limits};
+use crate::sentry::Features;
+use crate::timekeeping::{Pace, Rate, Start, TimeSpec};
+
+/// Mounts in a saved run at most: as many as one mount namespace takes (fs.mount-max, proc_sys_fs(5)).
+const MOUNTS_MAX: usize = 100_000;
+/// Bytes of all arguments and variables together at most: more than execve(2) takes on any host.
+const WORDS_MAX: usize = 16 << 20;
+/// The name of a path at most (PATH_MAX, limits.h).
+const PATH_MAX: usize = 4096;
+/// Groups of a process at most (NGROUPS_MAX, limits.h).
+const GROUPS_MAX: usize = 65_536;
+
+/// [`RunSpec`] as an image carries it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SavedSpec {
+    /// The program and its arguments.
+    pub argv: Vec<ByteBuf>,
+    /// The guest's environment.
+    pub environment: Vec<(ByteBuf, ByteBuf)>,
+    /// Where the program started.
+    pub workdir: ByteBuf,
+    /// Its container.
+    pub container: String,
+    /// The host name inside, if it is not the host's.
+    pub hostname: Option<ByteBuf>,
+    /// Who the guest was.
+    pub identity: SavedIdentity,
+    /// The host's network instead of its own.
+    pub host_network: bool,
+    /// The file view.
+    pub mounts: Vec<SavedMount>,
+    /// What it might use.
+    pub limits: SavedLimits,
+    /// [`Features`], as a number.
+    pub features: u32,
+    /// [`Without`], as a number.
+    pub without: u32,
+    /// How much was said: 0 quiet, 1 normal, 2 verbose.
+    pub voice: u8,
+    /// The sandbox's own clock.
+    pub time: Option<SavedTime>,
+}
+
+/// [`super::Identity`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SavedIdentity {
+    /// Ids inside.
+    pub uid: u32,
+    /// See `uid`.
+    pub gid: u32,
+    /// Supplementary groups; none where the caller was not root.
+    pub groups: Option<Vec<u32>>,
+    /// Ids that the guest had: first inside, first outside, how many.
+    pub uids: Vec<(u32, u32, u32)>,
+    /// Groups, likewise.
+    pub gids: Vec<(u32, u32, u32)>,
+}
+
+/// [`Mount`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SavedMount {
+    /// Where the guest found it.
+    pub target: ByteBuf,
+    /// What was there.
+    pub kind: SavedKind,
+    /// Which rule put it there.
+    pub by: SavedRule,
+}
+
+/// [`MountKind`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SavedKind {
+    /// This path of the host, read-only.
+    ReadOnly(ByteBuf),
+    /// This path of the host.
+    Writable(ByteBuf),
+    /// A directory in memory with this mode.
+    Tmpfs(u32),
+    /// See [`MountKind`], here and below.
+    HiddenDirectory,
+    /// See there.
+    HiddenFile,
+    /// See there.
+    Proc,
+    /// See there.
+    Sys,
+    /// See there.
+    Dev,
+}
+
+/// [`Why`]; its words are found anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SavedRule {
+    /// A default of every run.
+    Default,
+    /// The working directory of the run.
+    WorkingDirectory,
+    /// A flag.
+    Flag,
+}
+
+/// [`Limits`], as they were wished for: who keeps them is decided anew. Durations in microseconds.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SavedLimits {
+    /// Bytes.
+    pub memory: Option<u64>,
+    /// Processes and threads.
+    pub pids: Option<u64>,
+    /// The numbers of its processors.
+    pub cpus: Option<Vec<u32>>,
+    /// Of one process.
+    pub open_files: Option<u64>,
+    /// Bytes.
+    pub file_size: Option<u64>,
+    /// Soft, hard.
+    pub cpu_time: Option<(u64, u64)>,
+    /// Of the whole run.
+    pub timeout: Option<u64>,
+}
+
+/// [`TimeSpec`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SavedTime {
+    /// Nanoseconds from the host's clock.
+    pub offset: Option<i64>,
+    /// Instead of that: nanoseconds since 1970.
+    pub at: Option<i64>,
+    /// Seconds of the guest, of the host; none: frozen.
+    pub rate: Option<(u32, u32)>,
+}
+
+impl SavedSpec {
+    /// What is kept of `spec`.
+    pub fn of(spec: &RunSpec) -> SavedSpec {
+        SavedSpec {
+            argv: spec.argv.iter().map(bytes).collect(),
+            environment: spec.environment.iter().map(|(n, v)| (bytes(n), bytes(v))).collect(),
+            workdir: bytes(&spec.workdir),
+            container: spec.container.clone(),
+            hostname: spec.hostname.as_ref().map(bytes),
+            identity: SavedIdentity {
+                uid: spec.identity.uid,
+                gid: spec.identity.gid,
+                groups: spec.identity.groups.clone(),
+                uids: ranges(&spec.identity.uid_map),
+                gids: ranges(&spec.identity.gid_map),
+            },
+            host_network: spec.network == Network::Host,
+            mounts: spec.mounts.iter().map(SavedMount::of).collect(),
+            limits: SavedLimits::of(&spec.limits),
+            features: spec.features.bits(),
+            without: spec.without.bits(),
+            voice: match spec.voice {
+                Voice::Quiet => 0,
+                Voice::Normal => 1,
+                Voice::Verbose => 2,
+            },
+            time: spec.time.map(SavedTime::of),
+        }
+    }
+
+    /// The run again, for the user and on the machine that `host` describes.
+    ///
+    /// # Errors
+    /// The first thing that this user cannot have here, with what to do.
+    pub fn restore(&self, host: &Host) -> Result<RunSpec, ConfigError> {
+        let argv: Vec<OsString> = self.argv.iter().map(text).collect();
+        check_program(&argv)?;
+        let environment = self.environment()?;
+        let workdir = path("the working directory", &self.workdir)?;
+        let identity = self.identity.restore(host)?;
+        let limits = self.limits.restore(host, &identity)?;
+        let time = self.time.map(SavedTime::restore).transpose()?;
+        let voice = match self.voice {
+            0 => Voice::Quiet,
+            1 => Voice::Normal,
+            2 => Voice::Verbose,
+            _ => return Err(unknown("the voice", self.voice.into())),
+        };
+        let (saved, own) = (self.features()?, self.without()?);
+        let mut features = Features::ALWAYS;
+        features.set(Features::EXEC_EVENTS, saved.contains(Features::EXEC_EVENTS));
+        features.set(Features::KMSG, saved.contains(Features::KMSG));
+        features |= super::derived_features(&limits, time.as_ref());
+        let without = match host.time_namespaces {
+            true => own,
+            false => own | Without::TIME_NAMESPACES,
+        };
+        Ok(RunSpec {
+            argv,
+            environment,
+            withheld: Vec::new(),
+            mounts: self.view(host, &workdir, identity.uid)?,
+            workdir,
+            container: check_container(&self.container)?,
+            hostname: match &self.hostname {
+                Some(name) => Some(check_hostname(OsStr::from_bytes(name))?),
+                None => None,
+            },
+            identity,
+            time,
+            network: if self.host_network { Network::Host } else { Network::None },
+            descriptors: Vec::new(),
+            limits,
+            features,
+            without,
+            voice,
+        })
+    }
+
+    /// Variables are for programs that are started later.
+    fn environment(&self) -> Result<Vec<(OsString, OsString)>, ConfigError> {
+        let words = self.environment.iter().flat_map(|(name, value)| [name, value]);
+        let total: usize = words.chain(&self.argv).map(|word| word.len() + 1).sum();
+        if total > WORDS_MAX {
+            return Err(refuse!(
+                "cannot restore its environment: arguments and variables have {total} bytes, which no \
+                 program can be given"
+            ));
+        }
+        let sound = |name: &ByteBuf, value: &ByteBuf| {
+            !name.is_empty() && !name.contains(&b'=') && !name.contains(&0) && !value.contains(&0)
+        };
+        match self.environment.iter().find(|(name, value)| !sound(name, value)) {
+            Some((name, _)) => Err(refuse!(
+                "cannot restore its environment: {} is no variable",
+                quoted(text(name))
+            )),
+            None => Ok(self.environment.iter().map(|(n, v)| (text(n), text(v))).collect()),
+        }
+    }
+
+    fn features(&self) -> Result<Features, ConfigError> {
+        Features::from_bits(self.features).ok_or_else(|| unknown("the features", self.features))
+    }
+
+    fn without(&self) -> Result<Without, ConfigError> {
+        let saved = Without::from_bits(self.without);
+        let saved = saved.ok_or_else(|| unknown("the facilities", self.without))?;
+        Ok(saved - Without::LANDLOCK)
+    }
+
+    /// The file view, arranged anew of the user's rules; with what was hidden besides.
+    fn view(&self, host: &Host, workdir: &Path, uid: u32) -> Result<Vec<Mount>, ConfigError> {
+        if self.mounts.len() > MOUNTS_MAX {
+            return Err(refuse!("cannot restore its file view: it has too many mounts"));
+        }
+        let account = host.accounts.by_uid(uid).ok().flatten();
+        let homes = homes(host, account.as_ref());
+        let mut again =
+            files::Again { workdir, writable: false, rules: Vec::new(), hidden: Vec::new() };
+        let mut targets = HashSet::new();
+        let mut needed = Vec::new();
+        for mount in &self.mounts {
+            let target = path("a mount", &mount.target)?;
+            if !targets.insert(target.clone()) {
+                return Err(wrong(&target, "is mounted twice"));
+            }
+            match (mount.by, mount.kind.restore()?) {
+                (SavedRule::Flag, kind) => again.rules.push(rule(host, target, kind)?),
+                (SavedRule::WorkingDirectory, MountKind::Writable { source })
+                    if source == target && target == workdir =>
+                {
+                    let place = find(host, &target)?;
+                    if place != (target.clone(), Kind::Directory) {
+                        return Err(moved(&target, &place.0));
+                    }
+                    again.writable = true;
+                }
+                (SavedRule::Default, kind) if kind.hides() => again.hidden.push(target),
+                (SavedRule::Default, MountKind::ReadOnly { .. } | MountKind::Writable { .. })
+                | (SavedRule::WorkingDirectory, _) => {
+                    return Err(wrong(&target, "is mounted in a way that no run has"));
+                }
+                (SavedRule::Default, kind) => needed.push((target, kind)),
+            }
+        }
+        let view = files::arrange_again(host, again, &homes)?;
+        // Guests may have files there.
+        for (target, kind) in needed {
+            if view.at(&target).is_none_or(|mount| mount.kind != kind) {
+                return Err(refuse!(
+                    "cannot restore its file view: the sandbox had {} of its own, and on this host \
+                     there is no such directory; create it",
+                    quoted(&target)
+                ));
+            }
+        }
+        Ok(view.into_mounts())
+    }
+}
+
+/// What a run may do beyond the run of a program in `cwd` without any flag, as flags: for people, who
+/// decide by it whether they trust an image.
+pub fn grants(spec: &RunSpec, cwd: Option<&Path>) -> Vec<String> {
+    let mut grants = Vec::new();
+    for mount in &spec.mounts {
+        match (&mount.why, &mount.kind) {
+            (Why::Flag(flag), MountKind::ReadOnly { .. } | MountKind::Writable { .. }) => {
+                grants.push(flag.clone());
+            }
+            (Why::WorkingDirectory, _) if cwd != Some(&*mount.target) => {
+                grants.push(format!("--workdir {}", quoted(&mount.target)));
+            }
+            _ => {}
+        }
+    }
+    if spec.network == Network::Host {
+        grants.push("--net host".to_owned());
+    }
+    grants
+}
+
+/// One of the user's rules again. Its words are made of what it does, so that they cannot lie.
+fn rule(host: &Host, target: PathBuf, kind: MountKind) -> Result<Mount, ConfigError> {
+    let (flag, source) = match &kind {
+        MountKind::ReadOnly { source } => (RuleKind::ReadOnly, Some(source)),
+        MountKind::Writable { source } => (RuleKind::Writable, Some(source)),
+        MountKind::Tmpfs { mode: 0o755 } => (RuleKind::Tmpfs, None),
+        MountKind::HiddenDirectory | MountKind::HiddenFile => (RuleKind::Hide, None),
+        _ => return Err(wrong(&target, "is mounted in a way that no flag asks for")),
+    };
+    let mut words = OsString::from(flag.flag());
+    words.push(" ");
+    let pair = match source {
+        Some(source) if *source != target => {
+            let mut pair = escape(source);
+            pair.push(":");
+            pair.push(escape(&target));
+            pair
+        }
+        Some(source) => escape(source),
+        None => target.clone().into(),
+    };
+    words.push(quoted(pair));
+    if let Some(source) = source {
+        let (place, found) = find(host, source)?;
+        if place != *source {
+            return Err(moved(source, &place));
+        }
+        let needed = match found {
+            Kind::Directory => AccessFlags::X_OK,
+            Kind::File => AccessFlags::R_OK,
+            Kind::Missing => return Err(wrong(source, "does not exist any more; put it back")),
+        };
+        if let Err(errno) = host.access(source, needed) {
+            return Err(wrong(
+                source,
+                &format!("may not be read by you ({}); ask its owner for access", errno.desc()),
+            ));
+        }
+    }
+    let (place, _) = find(host, &target)?;
+    if place != target {
+        return Err(moved(&target, &place));
+    }
+    Ok(Mount { target, kind, why: Why::Flag(words.to_string_lossy().into_owned()) })
+}
+
+/// A colon of a path itself, as `PATH[:DST]` writes it.
+fn escape(path: &Path) -> OsString {
+    let bytes = path.as_os_str().as_bytes();
+    let escaped = bytes.iter().flat_map(|byte| match byte {
+        b':' => vec![b'\\', b':'],
+        byte => vec![*byte],
+    });
+    OsString::from_vec(escaped.collect())
+}
+
+fn find(host: &Host, path: &Path) -> Result<(PathBuf, Kind), ConfigError> {
+    match host.walk(path) {
+        Ok(place) => Ok((place.path, place.kind)),
+        Err(trouble) => Err(refuse!("cannot restore its file view: {}", trouble.words())),
+    }
+}
+
+fn wrong(path: &Path, what: &str) -> ConfigError {
+    refuse!("cannot restore its file view: {} {what}", quoted(path))
+}
+
+fn moved(path: &Path, to: &Path) -> ConfigError {
+    if path == to {
+        return wrong(path, "is no directory any more; put it back");
+    }
+    let to = format!("leads to {} by now; undo that", quoted(to));
+    wrong(path, &to)
+}
+
+fn unknown(what: &str, number: u32) -> ConfigError {
+    refuse!(
+        "cannot restore {what} of the saved run ({number:#x}): this version does not know all of it; \
+         use the version that saved it"
+    )
+}
+
+fn bytes(text: impl AsRef<OsStr>) -> ByteBuf {
+    ByteBuf::from(text.as_ref().as_bytes())
+}
+
+fn text(bytes: &ByteBuf) -> OsString {
+    OsString::from_vec(bytes.to_vec())
+}
+
+/// An absolute path without `.`, `..` and double slashes.
+fn path(what: &str, bytes: &ByteBuf) -> Result<PathBuf, ConfigError> {
+    let path = PathBuf::from(text(bytes));
+    check(what, &path)?;
+    let normal: PathBuf = path.components().collect();
+    let plain = path.is_absolute()
+        && normal.as_os_str() == path.as_os_str()
+        && !path.components().any(|part| part == std::path::Component::ParentDir);
+    if !plain || bytes.len() > PATH_MAX {
+        return Err(refuse!("cannot restore {what} {}: it is no such path", quoted(&path)));
+    }
+    Ok(path)
+}
+
+fn ranges(map: &[IdRange]) -> Vec<(u32, u32, u32)> {
+    map.iter().map(|range| (range.inside, range.outside, range.count)).collect()
+}
+
+impl SavedIdentity {
+    /// The guest keeps its ids inside; outside they are the restoring user's own.
+    fn restore(&self, host: &Host) -> Result<super::Identity, ConfigError> {
+        let by_root = self.groups.is_some();
+        match (by_root, host.uid == 0) {
+            (true, false) => {
+                return Err(refuse!(
+                    "cannot restore it as an ordinary user: root saved it, and its programs may have \
+                     any user's id; restore it as root"
+                ));
+            }
+            (false, true) => {
+                return Err(refuse!(
+                    "cannot restore it as root: an ordinary user saved it, and its files would be \
+                     another user's; restore it as that user, for example with setpriv or su"
+                ));
+            }
+            _ => {}
+        }
+        let groups = self.groups.clone().unwrap_or_default();
+        let ids = [self.uid, self.gid].into_iter().chain(groups.iter().copied());
+        if groups.len() > GROUPS_MAX || ids.clone().any(|id| id == u32::MAX) {
+            return Err(refuse!("cannot restore its user and groups: there can be no such ones"));
+        }
+        let wanted = groups.len();
+        let identity = identity::again(host, self.uid, self.gid, groups)?;
+        if identity.groups.as_ref().is_some_and(|groups| groups.len() < wanted) {
+            return Err(refuse!(
+                "cannot restore its groups: not all of them exist in this user namespace; restore it \
+                 where /proc/self/gid_map covers them"
+            ));
+        }
+        Ok(identity)
+    }
+}
+
+impl SavedMount {
+    fn of(mount: &Mount) -> SavedMount {
+        SavedMount {
+            target: bytes(&mount.target),
+            kind: match &mount.kind {
+                MountKind::ReadOnly { source } => SavedKind::ReadOnly(bytes(source)),
+                MountKind::Writable { source } => SavedKind::Writable(bytes(source)),
+                MountKind::Tmpfs { mode } => SavedKind::Tmpfs(*mode),
+                MountKind::HiddenDirectory => SavedKind::HiddenDirectory,
+                MountKind::HiddenFile => SavedKind::HiddenFile,
+                MountKind::Proc => SavedKind::Proc,
+                MountKind::Sys => SavedKind::Sys,
+                MountKind::Dev => SavedKind::Dev,
+            },
+            by: match mount.why {
+                Why::Default(_) => SavedRule::Default,
+                Why::WorkingDirectory => SavedRule::WorkingDirectory,
+                Why::Flag(_) => SavedRule::Flag,
+            },
+        }
+    }
+}
+
+impl SavedKind {
+    fn restore(&self) -> Result<MountKind, ConfigError> {
+        Ok(match self {
+            SavedKind::ReadOnly(source) => MountKind::ReadOnly { source: path("a mount", source)? },
+            SavedKind::Writable(source) => MountKind::Writable { source: path("a mount", source)? },
+            SavedKind::Tmpfs(mode) => MountKind::Tmpfs { mode: *mode },
+            SavedKind::HiddenDirectory => MountKind::HiddenDirectory,
+            SavedKind::HiddenFile => MountKind::HiddenFile,
+            SavedKind::Proc => MountKind::Proc,
+            SavedKind::Sys => MountKind::Sys,
+            SavedKind::Dev => MountKind::Dev,
+        })
+    }
+}
+
+impl SavedLimits {
+    fn of(limits: &Limits) -> SavedLimits {
+        let limit = |bound: Option<Bound>| bound.map(|bound| bound.limit);
+        // Limits are read in microseconds, and below 2^60 of them.
+        let micros = |span: Duration| span.as_micros() as u64;
+        SavedLimits {
+            memory: limit(limits.memory),
+            pids: limit(limits.pids),
+            cpus: limits.cpus.as_ref().map(|cpus| cpus.iter().map(|cpu| *cpu as u32).collect()),
+            open_files: limits.open_files,
+            file_size: limits.file_size,
+            cpu_time: limits.cpu_time.map(|CpuBudget { soft, hard }| (micros(soft), micros(hard))),
+            timeout: limits.timeout.map(micros),
+        }
+    }
+
+    /// They are wishes again, as if they had been written on this host.
+    fn restore(&self, host: &Host, identity: &super::Identity) -> Result<Limits, ConfigError> {
+        let number = |number: Option<u64>| number.map(|number| number.to_string());
+        let wishes = LimitWishes {
+            memory: number(self.memory),
+            pids: number(self.pids),
+            cpus: self.cpus.as_ref().map(|cpus| cpus.len().to_string()),
+            open_files: number(self.open_files),
+            file_size: number(self.file_size),
+            cpu_time: self.cpu_time.map(|(soft, hard)| format!("{soft}us:{hard}us")),
+            timeout: self.timeout.map(|timeout| format!("{timeout}us")),
+        };
+        let mut limits = limits::choose(&wishes, host, identity)?;
+        // The same processors, where this user has them: the guests know their numbers.
+        if let Some(cpus) = &self.cpus {
+            let cpus: Vec<usize> = cpus.iter().map(|cpu| *cpu as usize).collect();
+            if cpus.is_sorted_by(|a, b| a < b) && cpus.iter().all(|cpu| host.cpus.contains(cpu)) {
+                limits.cpus = Some(cpus);
+            }
+        }
+        Ok(limits)
+    }
+}
+
+impl SavedTime {
+    fn of(time: TimeSpec) -> SavedTime {
+        let (offset, at) = match time.start {
+            Start::Offset(offset) => (Some(offset), None),
+            Start::At(at) => (None, Some(at)),
+        };
+        let rate = match time.pace {
+            Pace::Runs(rate) => Some(rate.terms()),
+            Pace::Frozen => None,
+        };
+        SavedTime { offset, at, rate }
+    }
+
+    fn restore(self) -> Result<TimeSpec, ConfigError> {
+        let bad = |cause: &str| refuse!("cannot restore its clock: {cause}");
+        let start = match (self.offset, self.at) {
+            (Some(offset), None) => Start::Offset(offset),
+            (None, Some(at)) => Start::At(at),
+            _ => return Err(bad("it does not start once")),
+        };
+        let pace = match self.rate {
+            Some((guest, host)) => {
+                Pace::Runs(Rate::new(guest, host).ok_or_else(|| bad("its rate is none"))?)
+            }
+            None => Pace::Frozen,
+        };
+        TimeSpec { start, pace }.checked().map_err(|error| bad(&error.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,268 @@
+//! The address space of a stopped process.
+
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use serde_bytes::ByteBuf;
+
+use super::collector::{Collector, Content, Subject};
+use super::maps::{self, Line};
+use crate::save::error::SaveError;
+use crate::save::hand::AREA;
+use crate::save::state::{
+    Identity, Layout, MappedFile, Mapping, MappingKind, SharedKind, SharedMemory, Space,
+};
+use crate::sys::pagemap;
+
+/// The kernel's page at the end of the address space, the same in every process.
+const VSYSCALL: &[u8] = b"[vsyscall]";
+
+/// The address space of the subject: what is mapped, and which pages go to the memory section.
+pub fn capture(subject: &mut Subject<'_>, collector: &mut Collector) -> Result<Space, SaveError> {
+    let pid = subject.pid;
+    let who = subject.to_string();
+    let failed = |what: &'static str| {
+        let who = who.clone();
+        move |error: nix::errno::Errno| SaveError::failed(format!("{who}: {what}"), error.desc())
+    };
+    let lines = maps::read(pid).map_err(failed("its mappings cannot be read"))?;
+    let pagemap = File::open(format!("/proc/{pid}/pagemap"))
+        .map_err(|error| SaveError::failed(format!("{who}: its pages cannot be found"), error))?;
+    let area = subject.hand.area();
+    let mut mappings = Vec::with_capacity(lines.len());
+    let mut ranges: Vec<(u64, u64)> = Vec::new();
+    let object = collector.object();
+    for line in lines.iter().filter(|line| line.name != VSYSCALL) {
+        // The hand's own place. The kernel may have joined it to a mapping beside it.
+        for piece in without(line, area, area + AREA) {
+            let kind = kind(subject, &piece, collector)?;
+            if has_own_pages(&kind) {
+                let own = pagemap::own_pages(&pagemap, piece.start, piece.end)
+                    .map_err(failed("its pages cannot be found"))?;
+                own.into_iter().for_each(|range| join(&mut ranges, range));
+            }
+            mappings.push(Mapping {
+                start: piece.start,
+                end: piece.end,
+                protection: piece.protection,
+                kind,
+                flags: piece.flags.clone(),
+            });
+        }
+    }
+    collector.contents.push(Content::Pages { object, pid, ranges });
+    attributes(subject, object, mappings)
+}
+
+fn join(ranges: &mut Vec<(u64, u64)>, range: (u64, u64)) {
+    match ranges.last_mut() {
+        Some(last) if last.1 == range.0 => last.1 = range.1,
+        _ => ranges.push(range),
+    }
+}
+
+/// What is left of a mapping outside a range.
+fn without(line: &Line, start: u64, end: u64) -> Vec<Line> {
+    let piece = |from: u64, to: u64| Line {
+        start: from,
+        end: to,
+        offset: line.offset + if line.inode != 0 { from - line.start } else { 0 },
+        ..line.clone()
+    };
+    let before = (line.start, line.end.min(start));
+    let behind = (line.start.max(end), line.end);
+    if line.end <= start || line.start >= end {
+        return vec![line.clone()];
+    }
+    [before, behind].into_iter().filter(|(from, to)| from < to).map(|(a, b)| piece(a, b)).collect()
+}
+
+/// Whether pages of it can be the process's own. Shared memory has its content elsewhere.
+fn has_own_pages(kind: &MappingKind) -> bool {
+    match kind {
+        MappingKind::Anonymous
+        | MappingKind::Stack
+        | MappingKind::Heap
+        | MappingKind::FilePrivate { .. }
+        | MappingKind::Vdso => true,
+        MappingKind::Shared { private, .. } => *private,
+        MappingKind::FileShared { .. } | MappingKind::Vvar(_) => false,
+    }
+}
+
+fn kind(
+    subject: &Subject<'_>,
+    line: &Line,
+    collector: &mut Collector,
+) -> Result<MappingKind, SaveError> {
+    let refuse = |what: &str| {
+        let (start, end) = (line.start, line.end);
+        Err(SaveError::refused(format!(
+            "{subject} maps {what} at {start:x}-{end:x}, which cannot be saved"
+        )))
+    };
+    let name = line.name.as_slice();
+    if line.has("um") || line.has("uw") {
+        return refuse("memory that a userfaultfd watches");
+    }
+    if line.has("ht") {
+        return refuse("huge pages of hugetlbfs");
+    }
+    match name {
+        b"[vdso]" => return Ok(MappingKind::Vdso),
+        b"[vvar]" | b"[vvar_vclock]" => {
+            return Ok(MappingKind::Vvar(String::from_utf8_lossy(name).into_owned()));
+        }
+        b"[heap]" => return Ok(MappingKind::Heap),
+        _ => {}
+    }
+    if line.has("io") || line.has("pf") && line.inode == 0 && !name.is_empty() {
+        return refuse(&format!("a device ({})", String::from_utf8_lossy(name)));
+    }
+    if line.inode == 0 {
+        return Ok(if line.has("gd") { MappingKind::Stack } else { MappingKind::Anonymous });
+    }
+    if name.starts_with(b"/[aio]") {
+        return refuse("rings of io_setup(2)");
+    }
+    if let Some(index) = shared_memory(subject, line, collector)? {
+        let (offset, private) = (line.offset, !line.shared);
+        return Ok(MappingKind::Shared { index, offset, private });
+    }
+    let file = mapped_file(subject, line)?;
+    Ok(if line.shared {
+        MappingKind::FileShared { file, offset: line.offset, writable: line.has("mw") }
+    } else {
+        MappingKind::FilePrivate { file, offset: line.offset }
+    })
+}
+
+/// Memory without a file of the guest's view behind it: an index in [`Collector::shared`].
+fn shared_memory(
+    subject: &Subject<'_>,
+    line: &Line,
+    collector: &mut Collector,
+) -> Result<Option<u32>, SaveError> {
+    let Some(name) = line.deleted() else { return Ok(None) };
+    let key = (line.device, line.inode);
+    if let Some(index) = collector.known.shared_by_inode(key) {
+        grow(collector, index, line);
+        return Ok(Some(index));
+    }
+    let kind = match name {
+        b"/dev/zero" => SharedKind::Anonymous,
+        name if name.starts_with(b"/SYSV") => SharedKind::SystemV { id: line.inode as i32 },
+        name if name.starts_with(b"/memfd:") => SharedKind::Memfd {
+            name: ByteBuf::from(&name[b"/memfd:".len()..]),
+            // None can be put on it while only mappings are left, and none matters.
+            seals: 0,
+            mode: 0o777,
+        },
+        _ => return Ok(None),
+    };
+    let object = collector.object();
+    let index = collector.shared.len() as u32;
+    collector.shared.push(SharedMemory { object, size: 0, kind });
+    collector.known.shared_is(key, index);
+    grow(collector, index, line);
+    let mapping = (subject.pid, line.start, line.end, line.offset);
+    collector.shared_mappings.push((index, mapping));
+    Ok(Some(index))
+}
+
+/// The size of memory is not told: it reaches as far as anything is mapped.
+fn grow(collector: &mut Collector, index: u32, line: &Line) {
+    if let Some(shared) = collector.shared.get_mut(index as usize) {
+        shared.size = shared.size.max(line.offset + (line.end - line.start));
+    }
+}
+
+fn mapped_file(subject: &Subject<'_>, line: &Line) -> Result<MappedFile, SaveError> {
+    let show = String::from_utf8_lossy(&line.name).into_owned();
+    if line.deleted().is_some() {
+        return Err(SaveError::refused(format!(
+            "{subject} maps {show}, which has been removed; its content is only in that mapping"
+        )));
+    }
+    let path = ByteBuf::from(line.name.clone());
+    let identity = identity(subject.pid, &line.name)
+        .map_err(|error| SaveError::failed(format!("{subject}: the mapped file {show}"), error))?;
+    Ok(MappedFile::Path { path, identity })
+}
+
+/// What a file of the guest's view is like.
+pub fn identity(pid: i32, path: &[u8]) -> std::io::Result<Identity> {
+    use std::os::unix::ffi::OsStrExt;
+    let relative = path.strip_prefix(b"/").unwrap_or(path);
+    let root = format!("/proc/{pid}/root");
+    let found = std::fs::metadata(Path::new(&root).join(std::ffi::OsStr::from_bytes(relative)))?;
+    Ok(Identity {
+        inode: (found.dev(), found.ino()),
+        size: found.size(),
+        modified: found.mtime() * 1_000_000_000 + found.mtime_nsec(),
+        mode: found.mode(),
+    })
+}
+
+/// What is known of the space as a whole.
+fn attributes(
+    subject: &mut Subject<'_>,
+    object: u32,
+    mappings: Vec<Mapping>,
+) -> Result<Space, SaveError> {
+    let pid = subject.pid;
+    let who = subject.to_string();
+    let missing = |what: &str| SaveError::failed(format!("{who}: {what}"), "cannot be read");
+    let stat = super::stat::read(pid).ok_or_else(|| missing("its state"))?;
+    let auxv = std::fs::read(format!("/proc/{pid}/auxv")).map_err(|_| missing("its vector"))?;
+    let exe = std::fs::read_link(format!("/proc/{pid}/exe")).map_err(|_| missing("its program"))?;
+    let filter = std::fs::read_to_string(format!("/proc/{pid}/coredump_filter"));
+    let filter = filter.ok().and_then(|text| u32::from_str_radix(text.trim(), 16).ok());
+
+    let mut table = subject.hand.table();
+    let brk = table.call(libc::SYS_brk, [0]);
+    let dumpable = table.attempt(libc::SYS_prctl, [libc::PR_GET_DUMPABLE as u64]);
+    let flags = [libc::PR_GET_THP_DISABLE, PR_GET_MEMORY_MERGE, PR_GET_MDWE]
+        .map(|option| table.attempt(libc::SYS_prctl, [option as u64, 0, 0, 0, 0]));
+    let membarrier = table.attempt(libc::SYS_membarrier, [MEMBARRIER_CMD_GET_REGISTRATIONS, 0]);
+    let done = subject.hand.run(&table).map_err(SaveError::of(&who))?;
+    let words = [
+        stat.field(26),
+        stat.field(27),
+        stat.field(45),
+        stat.field(46),
+        stat.field(47),
+        done.result(brk).unwrap_or(0),
+        stat.field(28),
+        stat.field(48),
+        stat.field(49),
+        stat.field(50),
+        stat.field(51),
+    ];
+    let exe = std::os::unix::ffi::OsStringExt::into_vec(exe.into_os_string());
+    Ok(Space {
+        object,
+        mappings,
+        layout: Layout { words, auxv: ByteBuf::from(auxv) },
+        exe: ByteBuf::from(exe),
+        dumpable: done.result(dumpable).unwrap_or(1) as u32,
+        coredump_filter: filter.unwrap_or(0x33),
+        flags: flags.map(|place| done.result(place).unwrap_or(0)),
+        membarrier: done.result(membarrier).unwrap_or(0),
+    })
+}
+
+// include/uapi/linux/prctl.h and membarrier.h
+const PR_GET_MEMORY_MERGE: libc::c_int = 68;
+const PR_GET_MDWE: libc::c_int = 66;
+const MEMBARRIER_CMD_GET_REGISTRATIONS: u64 = 1 << 9;
+
+/// Content of shared memory that no descriptor leads to is read through a mapping of it.
+pub fn shared_contents(collector: &mut Collector) {
+    for (index, (pid, start, end, offset)) in std::mem::take(&mut collector.shared_mappings) {
+        let Some(shared) = collector.shared.get(index as usize) else { continue };
+        let object = shared.object;
+        collector.contents.push(Content::Mapping { object, pid, start, end, offset });
+    }
+}

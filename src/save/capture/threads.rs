@@ -1,0 +1,139 @@
+//! A stopped thread.
+
+use nix::errno::Errno;
+use serde_bytes::ByteBuf;
+
+use crate::save::error::SaveError;
+use crate::save::hand::Borrowed;
+use crate::save::state::Thread;
+use crate::sys::agent::Data;
+use crate::sys::ptrace::Stopped;
+
+/// struct sched_attr, as far as it is known everywhere (sched_setattr(2)).
+const SCHED_ATTR: usize = 56;
+/// Bytes of a processor set: 8192 processors.
+const CPUS: usize = 1024;
+
+// include/uapi/linux/prctl.h
+const PR_GET_TID_ADDRESS: u64 = 40;
+
+/// What the hand tells: read by calls of the thread itself.
+struct Told {
+    alternate_stack: Data,
+    clear_tid: Data,
+    robust: [Data; 2],
+    death: Data,
+    scheduling: Data,
+    affinity: Data,
+}
+
+/// Captures the thread whose hand is borrowed. `tid`: its number for the guest.
+pub fn capture(who: &str, tid: i32, borrowed: &mut Borrowed) -> Result<Thread, SaveError> {
+    let failed = |what: &'static str| {
+        move |errno: Errno| {
+            SaveError::failed(format!("{who}: {what} of thread {tid}"), errno.desc())
+        }
+    };
+    let registers = words(&borrowed.registers());
+    let mask = borrowed.mask();
+    let first = borrowed.signal();
+    let host = borrowed.hand.tid();
+    let stopped = borrowed.hand.stopped().map_err(SaveError::of(who))?;
+    let extended = stopped.extended_state().map_err(failed("the vector registers"))?;
+    let mut pending = Vec::new();
+    // It was about to get this one.
+    pending.extend(first.iter().map(signal_bytes));
+    pending.extend(pending_of(stopped, false).map_err(failed("the pending signals"))?);
+    let rseq = match stopped.restartable_sequence() {
+        Ok((0, ..)) | Err(_) => None,
+        Ok(registered) => Some(registered),
+    };
+
+    let mut table = borrowed.hand.table();
+    let told = Told {
+        alternate_stack: table.room(24),
+        clear_tid: table.room(8),
+        robust: [table.room(8), table.room(8)],
+        death: table.room(4),
+        scheduling: table.room(SCHED_ATTR),
+        affinity: table.room(CPUS),
+    };
+    table.call(libc::SYS_sigaltstack, [0, told.alternate_stack.address]);
+    table.attempt(libc::SYS_prctl, [PR_GET_TID_ADDRESS, told.clear_tid.address]);
+    let [head, length] = told.robust;
+    table.attempt(libc::SYS_get_robust_list, [0, head.address, length.address]);
+    table.call(libc::SYS_prctl, [libc::PR_GET_PDEATHSIG as u64, told.death.address]);
+    let slack = table.call(libc::SYS_prctl, [libc::PR_GET_TIMERSLACK as u64]);
+    table.call(libc::SYS_sched_getattr, [0, told.scheduling.address, SCHED_ATTR as u64, 0]);
+    let cpus = table.call(libc::SYS_sched_getaffinity, [0, CPUS as u64, told.affinity.address]);
+    const IOPRIO_WHO_PROCESS: u64 = 1;
+    let io = table.attempt(libc::SYS_ioprio_get, [IOPRIO_WHO_PROCESS, 0]);
+    let secure = table.attempt(libc::SYS_prctl, [libc::PR_GET_SECUREBITS as u64]);
+    let done = borrowed.hand.run(&table).map_err(SaveError::of(who))?;
+
+    let identity = Identity::read(host)
+        .ok_or_else(|| SaveError::failed(format!("{who}: thread {tid}"), "cannot be read"))?;
+    let cpus = done.result(cpus).map_or(0, |length| length as usize);
+    let word = |index| u64::from(done.half(told.scheduling, index));
+    let stack = |index| done.word(told.alternate_stack, index);
+    Ok(Thread {
+        tid,
+        registers,
+        extended: ByteBuf::from(extended),
+        mask,
+        pending,
+        alternate_stack: [stack(0), stack(1) & 0xffff_ffff, stack(2)],
+        clear_tid: done.word(told.clear_tid, 0),
+        robust_list: told.robust.map(|it| done.word(it, 0)),
+        rseq,
+        name: ByteBuf::from(identity.name),
+        parent_death_signal: done.half(told.death, 0) as i32,
+        timer_slack: done.result(slack).unwrap_or(0),
+        scheduling: (word(1) as u32, done.word(told.scheduling, 1), word(4) as i32, word(5) as u32),
+        affinity: ByteBuf::from(&done.bytes(told.affinity)[..cpus]),
+        io_priority: done.result(io).unwrap_or(0) as u32,
+        remaining: None,
+        users: identity.users,
+        groups: identity.groups,
+        securebits: done.result(secure).unwrap_or(0) as u32,
+    })
+}
+
+/// Signals that wait for the thread, or with `shared` for its process.
+pub fn pending_of(stopped: &Stopped, shared: bool) -> Result<Vec<ByteBuf>, Errno> {
+    Ok(stopped.pending_signals(shared)?.iter().map(signal_bytes).collect())
+}
+
+fn signal_bytes(information: &libc::siginfo_t) -> ByteBuf {
+    ByteBuf::from(crate::sys::ptrace::signal_bytes(information))
+}
+
+/// The registers, in the order of struct user_regs_struct.
+pub fn words(registers: &libc::user_regs_struct) -> Vec<u64> {
+    crate::sys::ptrace::register_words(registers).to_vec()
+}
+
+/// What /proc/PID/status says beside.
+struct Identity {
+    name: Vec<u8>,
+    users: [[u32; 4]; 2],
+    groups: Vec<u32>,
+}
+
+impl Identity {
+    fn read(host: i32) -> Option<Identity> {
+        let mut name = std::fs::read(format!("/proc/{host}/comm")).ok()?;
+        name.pop();
+        let text = std::fs::read_to_string(format!("/proc/{host}/status")).ok()?;
+        let field = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+            Some(line.split_whitespace().filter_map(|it| it.parse().ok()).collect::<Vec<u32>>())
+        };
+        let four = |name| field(name)?.try_into().ok();
+        Some(Identity {
+            name,
+            users: [four("Uid:")?, four("Gid:")?],
+            groups: field("Groups:").unwrap_or_default(),
+        })
+    }
+}

@@ -1,0 +1,195 @@
+//! Where the writer's bytes go: straight to the output, or through a thread of its own.
+//!
+//! Owns batches of pieces, the vectored writing, and the thread. Does not know what a piece means.
+
+use std::io::{ErrorKind, IoSlice, Write};
+use std::mem;
+use std::ops::Range;
+use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
+use std::thread::{Builder, JoinHandle};
+
+use super::error::ImageError;
+use super::format::{PAGE, Page};
+
+/// Bytes of a batch's buffer, and about what is written at once.
+pub(super) const BATCH: usize = 8 << 20;
+/// Buffers of a writer with a thread: one that is filled, one that is written, one between.
+const BUFFERS: usize = 3;
+/// Pieces of one writev(2); the kernel takes 1024 (UIO_MAXIOV).
+const AT_ONCE: usize = 1024;
+
+static ZEROS: Page = [0; PAGE];
+
+/// Some of what is to be written.
+#[derive(Debug)]
+pub(super) enum Piece {
+    /// A table of frames.
+    Table(Box<Page>),
+    /// Bytes of the batch's buffer.
+    Own(Range<usize>),
+    /// Bytes of what the caller of the writer has lent.
+    Lent(Range<usize>),
+    /// So many zeros, less than a page.
+    Padding(usize),
+}
+
+impl Piece {
+    fn bytes<'a>(&'a self, own: &'a [u8], lent: &'a [u8]) -> &'a [u8] {
+        match self {
+            Piece::Table(page) => &page[..],
+            Piece::Own(range) => &own[range.clone()],
+            Piece::Lent(range) => &lent[range.clone()],
+            Piece::Padding(count) => &ZEROS[..*count],
+        }
+    }
+}
+
+/// What is written at once.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    /// Always of [`BATCH`] bytes, but for a moment while the writer looks into it.
+    pub(super) buffer: Vec<u8>,
+    /// Of those so many are in use.
+    pub(super) used: usize,
+    pub(super) pieces: Vec<Piece>,
+}
+
+impl Batch {
+    pub(super) fn new() -> Batch {
+        Batch { buffer: vec![0; BATCH], used: 0, pieces: Vec::new() }
+    }
+}
+
+/// Where batches go.
+pub(super) enum Output<W> {
+    Direct(W),
+    Thread(Thread<W>),
+}
+
+/// The end of the writing thread that the writer holds.
+pub(super) struct Thread<W> {
+    batches: SyncSender<Batch>,
+    /// Those that have been written.
+    back: Receiver<Batch>,
+    /// Buffers made so far.
+    made: usize,
+    thread: JoinHandle<Result<W, ImageError>>,
+}
+
+impl<W: Write> Output<W> {
+    /// Writes the pieces, or hands them over, and leaves an empty batch. Only [`Output::Direct`] may
+    /// be given `Lent` pieces.
+    pub(super) fn put(self, batch: &mut Batch, lent: &[u8]) -> Result<Output<W>, ImageError> {
+        if batch.pieces.is_empty() {
+            return Ok(self);
+        }
+        match self {
+            Output::Direct(mut to) => {
+                write_batch(&mut to, batch, lent)?;
+                Ok(Output::Direct(to))
+            }
+            Output::Thread(thread) => thread.put(batch).map(Output::Thread),
+        }
+    }
+
+    /// Waits until everything is written.
+    pub(super) fn finish(self) -> Result<W, ImageError> {
+        match self {
+            Output::Direct(to) => Ok(to),
+            Output::Thread(Thread { batches, thread, back, .. }) => {
+                drop(batches);
+                drop(back);
+                joined(thread)
+            }
+        }
+    }
+}
+
+impl<W: Write + Send + 'static> Thread<W> {
+    /// Starts the thread.
+    pub(super) fn start(to: W) -> Result<Thread<W>, ImageError> {
+        let (batches, next) = sync_channel::<Batch>(BUFFERS);
+        let (done, back) = channel();
+        let work = move || write_all(to, &next, |batch| drop(done.send(batch)));
+        let thread = Builder::new().name("image".to_owned()).spawn(work).map_err(|error| {
+            ImageError::io("cannot start a thread that writes the image", error)
+        })?;
+        Ok(Thread { batches, back, made: 1, thread })
+    }
+}
+
+impl<W> Thread<W> {
+    fn put(mut self, batch: &mut Batch) -> Result<Thread<W>, ImageError> {
+        if self.batches.send(mem::take(batch)).is_err() {
+            return Err(self.failure());
+        }
+        *batch = if self.made < BUFFERS {
+            self.made += 1;
+            Batch::new()
+        } else {
+            let Ok(empty) = self.back.recv() else { return Err(self.failure()) };
+            empty
+        };
+        Ok(self)
+    }
+
+    /// Why the thread has ended before its time.
+    fn failure(self) -> ImageError {
+        drop(self.batches);
+        joined(self.thread).err().unwrap_or_else(thread_died)
+    }
+}
+
+fn thread_died() -> ImageError {
+    ImageError::Unwritable { what: "the thread that writes it has died".to_owned() }
+}
+
+fn joined<W>(thread: JoinHandle<Result<W, ImageError>>) -> Result<W, ImageError> {
+    thread.join().unwrap_or_else(|_| Err(thread_died()))
+}
+
+/// The thread's work: ends with the output when nobody gives it batches any more.
+fn write_all<W: Write>(
+    mut to: W,
+    next: &Receiver<Batch>,
+    done: impl Fn(Batch),
+) -> Result<W, ImageError> {
+    while let Ok(mut batch) = next.recv() {
+        write_batch(&mut to, &mut batch, &[])?;
+        done(batch);
+    }
+    Ok(to)
+}
+
+/// Writes all pieces and empties the batch.
+fn write_batch(to: &mut impl Write, batch: &mut Batch, lent: &[u8]) -> Result<(), ImageError> {
+    for some in batch.pieces.chunks(AT_ONCE) {
+        let mut slices: Vec<IoSlice<'_>> =
+            some.iter().map(|it| IoSlice::new(it.bytes(&batch.buffer, lent))).collect();
+        write_slices(to, &mut slices)?;
+    }
+    batch.pieces.clear();
+    batch.used = 0;
+    Ok(())
+}
+
+/// Writes some bytes, padded to whole pages with zeros.
+pub(super) fn write_padded(to: &mut impl Write, bytes: &[u8]) -> Result<(), ImageError> {
+    let padding = bytes.len().next_multiple_of(PAGE) - bytes.len();
+    write_slices(to, &mut [IoSlice::new(bytes), IoSlice::new(&ZEROS[..padding])])
+}
+
+fn write_slices(to: &mut impl Write, mut slices: &mut [IoSlice<'_>]) -> Result<(), ImageError> {
+    let failed = |error| ImageError::io("cannot write the image", error);
+    // Slices without bytes go, so that 0 can only mean that nothing more is taken.
+    IoSlice::advance_slices(&mut slices, 0);
+    while !slices.is_empty() {
+        match to.write_vectored(slices) {
+            Ok(0) => return Err(failed(ErrorKind::WriteZero.into())),
+            Ok(count) => IoSlice::advance_slices(&mut slices, count),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,460 @@
+//! Writing an image, front to back, to anything that takes bytes.
+//!
+//! Owns how pages become frames: which are zero, which are like an earlier one, which are stored.
+//! Pages that the caller lends are written from where they are; those that it fetches come into the
+//! buffer that is written.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::io::Write;
+use std::mem;
+use std::ops::Range;
+
+use super::error::ImageError;
+use super::features::Features;
+use super::format::{
+    Header, Kind, Level, MOST_ADDRESS, MOST_DATA_PAGES, MOST_FEATURES, MOST_PACKED_PAGES,
+    MOST_RECORDS, MOST_STATE, PAGE, PAGE_BYTES, Record, Section, Summary, Table, Trailer, digest,
+    padded,
+};
+use super::hash::{Seen, checksum, is_zero};
+use super::output::{Batch, Output, Piece, Thread, write_padded};
+
+/// Pages are fetched in portions of this many bytes, which a processor's own cache holds.
+const PORTION: usize = 1 << 20;
+/// So many lent bytes become one write; more would push them out of the caches before.
+const LENT: usize = 4 << 20;
+/// Fewer lent bytes than this are copied and written with others.
+const SMALL: usize = 64 << 10;
+/// Room that a portion needs in a batch's buffer; packed it never needs more than unpacked.
+const ROOM: usize = PORTION;
+
+/// Writes one image. Pages of one object have to come in ascending order, and so have the bytes of one
+/// stream; objects may be interleaved. After an error it writes nothing more.
+pub struct Writer<W> {
+    /// `None` after an error.
+    output: Option<Output<W>>,
+    packer: Option<zstd::bulk::Compressor<'static>>,
+    /// For pages that are packed: where they are fetched to.
+    scratch: Vec<u8>,
+    batch: Batch,
+    /// The table that is being filled, and where among the batch's pieces it will stand.
+    records: Vec<Record>,
+    table_at: usize,
+    /// Bytes of payload behind it.
+    position: u64,
+    seen: Option<Seen>,
+    /// The number of the first page of each frame of data.
+    starts: Vec<u64>,
+    /// Where each object ended last; `true` for streams.
+    ends: HashMap<(u32, bool), u64>,
+    digest: u64,
+    summary: Summary,
+}
+
+impl<W: Write> Writer<W> {
+    /// Writes header, features and state.
+    pub fn begin(
+        mut out: W,
+        features: &Features,
+        state: &[u8],
+        compression: Option<Level>,
+    ) -> Result<Writer<W>, ImageError> {
+        let begun = write_head(&mut out, features, state, compression.is_some())?;
+        Writer::new(Output::Direct(out), begun, compression)
+    }
+
+    fn new(
+        output: Output<W>,
+        (digest, bytes): (u64, u64),
+        compression: Option<Level>,
+    ) -> Result<Writer<W>, ImageError> {
+        let packer = compression.map(|level| {
+            zstd::bulk::Compressor::new(level)
+                .map_err(|error| ImageError::io("cannot prepare compression", error))
+        });
+        Ok(Writer {
+            output: Some(output),
+            scratch: if packer.is_some() { vec![0; PORTION] } else { Vec::new() },
+            packer: packer.transpose()?,
+            batch: Batch::new(),
+            records: Vec::new(),
+            table_at: 0,
+            position: 0,
+            seen: Seen::new()?,
+            starts: Vec::new(),
+            ends: HashMap::new(),
+            digest,
+            summary: Summary { bytes, ..Summary::default() },
+        })
+    }
+
+    /// Pages that lie in memory already, at an address that is a multiple of 4096.
+    pub fn pages(&mut self, object: u32, address: u64, pages: &[u8]) -> Result<(), ImageError> {
+        let lend = matches!(self.output, Some(Output::Direct(_))) && self.packer.is_none();
+        if !lend || pages.len() <= SMALL {
+            let mut rest = pages;
+            return self.pages_with(object, address, pages.len() as u64 / PAGE_BYTES, |_, to| {
+                let (some, others) = rest.split_at(to.len());
+                to.copy_from_slice(some);
+                rest = others;
+                Ok(())
+            });
+        }
+        self.claim_pages(object, address, pages.len() as u64)?;
+        for (some, at) in pages.chunks(LENT).zip((address..).step_by(LENT)) {
+            if self.sort(object, at, some, None) > 0 {
+                self.put(some)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Pages that the caller fetches: `fetch` gets an address and the place for as many pages as fit,
+    /// again and again until there are `count`. What it fetches is written from that place.
+    pub fn pages_with(
+        &mut self,
+        object: u32,
+        address: u64,
+        count: u64,
+        mut fetch: impl FnMut(u64, &mut [u8]) -> Result<(), ImageError>,
+    ) -> Result<(), ImageError> {
+        let length = count.saturating_mul(PAGE_BYTES);
+        self.claim_pages(object, address, length)?;
+        let end = address + length;
+        let mut at = address;
+        while at < end {
+            self.make_room()?;
+            let size = (end - at).min(PORTION as u64) as usize;
+            self.portion(object, at, size, &mut fetch)?;
+            at += size as u64;
+        }
+        Ok(())
+    }
+
+    /// Fetches and sorts one portion.
+    fn portion(
+        &mut self,
+        object: u32,
+        at: u64,
+        size: usize,
+        fetch: &mut impl FnMut(u64, &mut [u8]) -> Result<(), ImageError>,
+    ) -> Result<(), ImageError> {
+        if self.packer.is_some() {
+            let mut scratch = mem::take(&mut self.scratch);
+            let fetched = fetch(at, &mut scratch[..size]);
+            if fetched.is_ok() {
+                self.sort(object, at, &scratch[..size], None);
+            }
+            self.scratch = scratch;
+            return self.or_stop(fetched);
+        }
+        let mut buffer = mem::take(&mut self.batch.buffer);
+        let start = self.batch.used;
+        let place = &mut buffer[start..start + size];
+        let fetched = fetch(at, place);
+        if fetched.is_ok() {
+            self.batch.used += self.sort(object, at, place, Some(start));
+        }
+        self.batch.buffer = buffer;
+        self.or_stop(fetched)
+    }
+
+    /// An image with a hole in it is not finished.
+    fn or_stop(&mut self, fetched: Result<(), ImageError>) -> Result<(), ImageError> {
+        if fetched.is_err() {
+            self.output = None;
+        }
+        fetched
+    }
+
+    /// So many pages of zeros.
+    pub fn zeros(&mut self, object: u32, address: u64, count: u64) -> Result<(), ImageError> {
+        self.claim_pages(object, address, count.saturating_mul(PAGE_BYTES))?;
+        if count == 0 {
+            return Ok(());
+        }
+        self.make_room()?;
+        self.push_pages(Kind::Zero, object, address, count);
+        Ok(())
+    }
+
+    /// A part of a stream of bytes.
+    pub fn bytes(&mut self, object: u32, offset: u64, bytes: &[u8]) -> Result<(), ImageError> {
+        self.claim((object, true), offset, bytes.len() as u64)?;
+        for (some, at) in bytes.chunks(PORTION).zip((offset..).step_by(PORTION)) {
+            self.make_room()?;
+            let record = Record {
+                kind: Kind::Bytes,
+                packed: false,
+                object,
+                at,
+                count: some.len() as u64,
+                stored: some.len() as u64,
+                checksum: 0,
+            };
+            self.store(record, some);
+        }
+        Ok(())
+    }
+
+    /// Writes what is left and the end. The output has everything when this returns; that it is on a
+    /// disk is the caller's to see to ([`super::Durable`]).
+    pub fn finish(mut self) -> Result<(W, Summary), ImageError> {
+        self.put(&[])?;
+        let mut out = self.output.take().ok_or_else(failed_before)?.finish()?;
+        self.summary.bytes += PAGE_BYTES;
+        let trailer = Trailer { summary: self.summary, digest: self.digest };
+        write_padded(&mut out, &trailer.encode())?;
+        out.flush().map_err(|error| ImageError::io("cannot write the image", error))?;
+        Ok((out, self.summary))
+    }
+
+    /// Checks a range of pages and takes it.
+    fn claim_pages(&mut self, object: u32, address: u64, length: u64) -> Result<(), ImageError> {
+        if !address.is_multiple_of(PAGE_BYTES) || !length.is_multiple_of(PAGE_BYTES) {
+            let what = format!("pages of object {object} are not whole pages");
+            return Err(ImageError::Unwritable { what });
+        }
+        self.claim((object, false), address, length)
+    }
+
+    fn claim(&mut self, whose: (u32, bool), at: u64, length: u64) -> Result<(), ImageError> {
+        let object = whose.0;
+        let end = at.checked_add(length).filter(|end| *end <= MOST_ADDRESS);
+        let wrong = |what: &str| {
+            Err(ImageError::Unwritable { what: format!("object {object} {what} at {at:#x}") })
+        };
+        let Some(end) = end else { return wrong("reaches beyond the largest address") };
+        if length == 0 {
+            return Ok(());
+        }
+        match self.ends.entry(whose) {
+            Entry::Occupied(mut last) if *last.get() <= at => *last.get_mut() = end,
+            Entry::Occupied(_) => return wrong("is given twice or out of order"),
+            Entry::Vacant(entry) => drop(entry.insert(end)),
+        }
+        Ok(())
+    }
+
+    /// Makes frames of pages. Those to be stored are packed into the batch, or are pieces of what is
+    /// lent, or lie in the batch's buffer from `own` on. Returns up to where they lie there.
+    fn sort(&mut self, object: u32, address: u64, pages: &[u8], own: Option<usize>) -> usize {
+        let most =
+            if self.packer.is_some() { MOST_PACKED_PAGES } else { MOST_DATA_PAGES } as usize * PAGE;
+        let mut kept = 0;
+        // The run of stored pages that is open.
+        let mut run = 0..0;
+        for (page, at) in pages.as_chunks::<PAGE>().0.iter().zip((0..).step_by(PAGE)) {
+            let other = if is_zero(page) { Some(Kind::Zero) } else { self.same(page) };
+            match other {
+                Some(kind) => {
+                    self.store_run(object, address, pages, mem::replace(&mut run, at..at), own);
+                    self.push_pages(kind, object, address + at as u64, 1);
+                    run = at + PAGE..at + PAGE;
+                }
+                None => {
+                    run.end = at + PAGE;
+                    kept = run.end;
+                    if run.len() == most {
+                        self.store_run(object, address, pages, run.clone(), own);
+                        run = at + PAGE..at + PAGE;
+                    }
+                }
+            }
+        }
+        self.store_run(object, address, pages, run, own);
+        kept
+    }
+
+    /// Whether a page is like a stored one; if not, it counts as stored.
+    fn same(&mut self, page: &[u8; PAGE]) -> Option<Kind> {
+        let number = self.summary.data_pages;
+        let found = self.seen.as_mut().and_then(|seen| {
+            let hash = seen.hash(page);
+            seen.find_or_add(hash, number)
+        });
+        if found.is_none() {
+            self.summary.data_pages += 1;
+        }
+        found.map(|from| Kind::Same { from })
+    }
+
+    /// Makes a frame of a run of pages, all of which count as stored already.
+    fn store_run(
+        &mut self,
+        object: u32,
+        address: u64,
+        pages: &[u8],
+        run: Range<usize>,
+        own: Option<usize>,
+    ) {
+        if run.is_empty() {
+            return;
+        }
+        let count = (run.len() / PAGE) as u64;
+        self.starts.push(self.summary.data_pages - count);
+        let content = &pages[run.clone()];
+        let record = Record {
+            kind: Kind::Data,
+            packed: false,
+            object,
+            at: address + run.start as u64,
+            count,
+            stored: run.len() as u64,
+            checksum: 0,
+        };
+        if self.packer.is_some() {
+            return self.store(record, content);
+        }
+        let record = Record { checksum: checksum(content), ..record };
+        let piece = match own {
+            Some(start) => Piece::Own(start + run.start..start + run.end),
+            None => Piece::Lent(run),
+        };
+        self.push(record, Some(piece));
+    }
+
+    /// Puts a frame's content into the batch's buffer, packed if that makes it smaller.
+    fn store(&mut self, record: Record, content: &[u8]) {
+        let place = &mut self.batch.buffer[self.batch.used..];
+        // Not worth unpacking for less than a sixteenth.
+        let most = content.len() - content.len() / 16 - 1;
+        let packed = self.packer.as_mut().and_then(|packer| {
+            packer.compress_to_buffer(content, &mut place[..most]).ok().filter(|size| *size > 0)
+        });
+        let stored = packed.unwrap_or(content.len());
+        if packed.is_none() {
+            place[..stored].copy_from_slice(content);
+        }
+        let record = Record {
+            packed: packed.is_some(),
+            stored: stored as u64,
+            checksum: checksum(&place[..stored]),
+            ..record
+        };
+        let start = self.batch.used;
+        self.batch.used += stored;
+        self.push(record, Some(Piece::Own(start..start + stored)));
+    }
+
+    /// A frame of pages without a payload; lengthens the last one if it can.
+    fn push_pages(&mut self, kind: Kind, object: u32, at: u64, count: u64) {
+        match kind {
+            Kind::Zero => self.summary.zero_pages += count,
+            _ => self.summary.same_pages += count,
+        }
+        if let Some(last) = self.records.last_mut()
+            && (last.object, last.end()) == (object, at)
+        {
+            let goes_on = match (last.kind, kind) {
+                (Kind::Zero, Kind::Zero) => true,
+                // The pages that it is like have to be those of one frame.
+                (Kind::Same { from }, Kind::Same { from: next }) => {
+                    from + last.count == next && self.starts.binary_search(&next).is_err()
+                }
+                _ => false,
+            };
+            if goes_on {
+                last.count += count;
+                return;
+            }
+        }
+        let record = Record { kind, packed: false, object, at, count, stored: 0, checksum: 0 };
+        self.push(record, None);
+    }
+
+    fn push(&mut self, record: Record, payload: Option<Piece>) {
+        if self.records.len() == MOST_RECORDS {
+            self.seal();
+        }
+        if self.records.is_empty() {
+            self.table_at = self.batch.pieces.len();
+            self.batch.pieces.push(Piece::Padding(0));
+        }
+        if record.kind == Kind::Bytes {
+            self.summary.stream_bytes += record.count;
+        }
+        if record.is_aligned() {
+            self.pad();
+        }
+        self.position += record.stored;
+        self.batch.pieces.extend(payload);
+        self.records.push(record);
+    }
+
+    /// Zeros up to the next page.
+    fn pad(&mut self) {
+        let padding = padded(self.position) - self.position;
+        self.position += padding;
+        if padding > 0 {
+            self.batch.pieces.push(Piece::Padding(padding as usize));
+        }
+    }
+
+    /// Finishes the table.
+    fn seal(&mut self) {
+        if self.records.is_empty() {
+            return;
+        }
+        self.pad();
+        let records = mem::take(&mut self.records);
+        self.summary.frames += records.len() as u64;
+        let (page, sum) = Table { number: self.summary.groups, records }.encode();
+        self.batch.pieces[self.table_at] = Piece::Table(Box::new(page));
+        self.digest = digest(self.digest, sum);
+        self.summary.groups += 1;
+        self.summary.bytes += PAGE_BYTES + self.position;
+        self.position = 0;
+    }
+
+    /// Writes the batch unless it has room for another portion.
+    fn make_room(&mut self) -> Result<(), ImageError> {
+        let room = self.batch.buffer.len() - self.batch.used;
+        if self.output.is_some() && room >= ROOM { Ok(()) } else { self.put(&[]) }
+    }
+
+    /// Writes the batch.
+    fn put(&mut self, lent: &[u8]) -> Result<(), ImageError> {
+        self.seal();
+        let output = self.output.take().ok_or_else(failed_before)?;
+        self.output = Some(output.put(&mut self.batch, lent)?);
+        Ok(())
+    }
+}
+
+impl<W: Write + Send + 'static> Writer<W> {
+    /// As [`Writer::begin`], but what follows is written by a thread of its own, while the caller
+    /// fetches and sorts. Pays where there is a second processor; costs three buffers of 8 MiB.
+    pub fn begin_in_background(
+        mut out: W,
+        features: &Features,
+        state: &[u8],
+        compression: Option<Level>,
+    ) -> Result<Writer<W>, ImageError> {
+        let begun = write_head(&mut out, features, state, compression.is_some())?;
+        Writer::new(Output::Thread(Thread::start(out)?), begun, compression)
+    }
+}
+
+fn failed_before() -> ImageError {
+    ImageError::Unwritable { what: "an earlier part of it could not be written".to_owned() }
+}
+
+/// Writes all that precedes the frames. Returns the digest's beginning and the bytes written.
+fn write_head(
+    out: &mut impl Write,
+    features: &Features,
+    state: &[u8],
+    compressed: bool,
+) -> Result<(u64, u64), ImageError> {
+    let features = features.encode()?;
+    let header = Header { compressed, features: Section::of(&features), state: Section::of(state) };
+    header.features.check("the list of features", MOST_FEATURES)?;
+    header.state.check("the state", MOST_STATE)?;
+    let (page, sum) = header.encode();
+    for part in [&page[..], &features, state] {
+        write_padded(out, part)?;
+    }
+    Ok((sum, PAGE_BYTES + padded(header.features.length) + padded(header.state.length)))
+}

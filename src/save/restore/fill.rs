@@ -1,0 +1,116 @@
+//! Content from the memory section into its places.
+
+use std::collections::HashMap;
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+
+use super::maker::Sink;
+use crate::save::error::RestoreError;
+use crate::save::hand;
+use crate::save::image::{Frame, ImageError, Reader};
+
+const PAGE: u64 = 4096;
+
+impl From<ImageError> for RestoreError {
+    fn from(error: ImageError) -> Self {
+        RestoreError::Refused(error.to_string())
+    }
+}
+
+/// Reads all frames of an image, from a pipe or a file, and puts them where they belong.
+pub fn stream<R: Read>(
+    mut reader: Reader<R>,
+    sinks: &HashMap<u32, Sink>,
+) -> Result<(), RestoreError> {
+    while let Some(frame) = reader.next_frame()? {
+        match frame {
+            Frame::Data { object, address, pages } => put(sinks, object, address, pages)?,
+            Frame::Bytes { object, offset, bytes } => put(sinks, object, offset, bytes)?,
+            Frame::Zero { object, address, count } => zero(sinks, object, address, count)?,
+            Frame::Same { object, address, count, from_object, from_address } => {
+                copy(sinks, (object, address), (from_object, from_address), count)?;
+            }
+        }
+    }
+    Ok(reader.expect_end()?)
+}
+
+fn sink(sinks: &HashMap<u32, Sink>, object: u32) -> Result<&Sink, RestoreError> {
+    let nobodys =
+        || RestoreError::refused(format!("the image is damaged: content {object} is nobody's"));
+    sinks.get(&object).ok_or_else(nobodys)
+}
+
+fn put(sinks: &HashMap<u32, Sink>, object: u32, at: u64, bytes: &[u8]) -> Result<(), RestoreError> {
+    match sink(sinks, object)? {
+        Sink::File(file) => file
+            .write_all_at(bytes, at)
+            .map_err(|error| RestoreError::failed("content of a file cannot be written", error)),
+        Sink::Below { directory, path } => Sink::open_below(directory, path)
+            .map_err(|errno| errno.into())
+            .and_then(|file| file.write_all_at(bytes, at))
+            .map_err(|error| RestoreError::failed("content of a file cannot be written", error)),
+        Sink::Mapping { pid, address } => {
+            hand::write(*pid, address.wrapping_add(at), bytes).map_err(memory)
+        }
+        Sink::Space { pid, .. } => match hand::write(*pid, at, bytes) {
+            Ok(()) => Ok(()),
+            // The kernel's own pages, which nobody may write to.
+            Err(nix::errno::Errno::EFAULT) => hand::force(*pid, at, bytes).map_err(memory),
+            Err(errno) => Err(memory(errno)),
+        },
+    }
+}
+
+fn memory(errno: nix::errno::Errno) -> RestoreError {
+    RestoreError::failed("memory cannot be written", errno.desc())
+}
+
+/// Pages that are there and zero: new memory is. Where a file lies below they have to be written.
+fn zero(
+    sinks: &HashMap<u32, Sink>,
+    object: u32,
+    address: u64,
+    count: u64,
+) -> Result<(), RestoreError> {
+    match sink(sinks, object)? {
+        Sink::File(_) | Sink::Below { .. } | Sink::Mapping { .. } => Ok(()),
+        Sink::Space { files, .. } => {
+            let page = vec![0; PAGE as usize];
+            let all = address..address.saturating_add(count.saturating_mul(PAGE));
+            for (start, end) in files {
+                let below = (*start).max(all.start)..(*end).min(all.end);
+                for at in below.step_by(PAGE as usize) {
+                    put(sinks, object, at, &page)?;
+                }
+            }
+            Ok(())
+        }
+    }
+}
+
+fn copy(
+    sinks: &HashMap<u32, Sink>,
+    to: (u32, u64),
+    from: (u32, u64),
+    count: u64,
+) -> Result<(), RestoreError> {
+    let mut page = vec![0; PAGE as usize];
+    for index in 0..count {
+        let at = from.1 + index * PAGE;
+        match sink(sinks, from.0)? {
+            Sink::File(file) => file
+                .read_exact_at(&mut page, at)
+                .map_err(|error| RestoreError::failed("content cannot be read", error))?,
+            Sink::Space { pid, .. } => hand::read(*pid, at, &mut page).map_err(memory)?,
+            Sink::Mapping { pid, address } => {
+                hand::read(*pid, address.wrapping_add(at), &mut page).map_err(memory)?;
+            }
+            Sink::Below { .. } => {
+                return Err(RestoreError::refused("the image is damaged: a file has pages"));
+            }
+        }
+        put(sinks, to.0, to.1 + index * PAGE, &page)?;
+    }
+    Ok(())
+}

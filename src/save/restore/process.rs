@@ -1,0 +1,112 @@
+//! What a process has beside memory, descriptors and threads.
+
+use crate::save::capture::process::SET;
+use crate::save::error::RestoreError;
+use crate::save::hand::Hand;
+use crate::save::state::{Process, Space};
+use crate::sys::agent::Table;
+
+/// Gives the process what does not run by itself. Comes after its memory: a working directory can be
+/// anywhere.
+pub fn equip(
+    hand: &mut Hand,
+    process: &Process,
+    space: &Space,
+    who: &str,
+) -> Result<(), RestoreError> {
+    let mut table = hand.table();
+    for (index, action) in process.actions.iter().enumerate() {
+        let signal = index as u64 + 1;
+        if matches!(signal as i32, libc::SIGKILL | libc::SIGSTOP) {
+            continue;
+        }
+        let bytes: Vec<u8> = action.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let new = table.data(&bytes);
+        table.call(libc::SYS_rt_sigaction, [signal, new.address, 0, SET]);
+    }
+    table.call(libc::SYS_umask, [u64::from(process.umask)]);
+    table.call(libc::SYS_personality, [u64::from(process.personality)]);
+    if process.subreaper {
+        table.call(libc::SYS_prctl, [libc::PR_SET_CHILD_SUBREAPER as u64, 1]);
+    }
+    hand.run(&table).map_err(RestoreError::of(who))?;
+    let directory = process.directory.as_slice();
+    let show = String::from_utf8_lossy(directory);
+    hand.call_path(libc::SYS_chdir, directory, |at| [at])
+        .map_err(RestoreError::of(format!("{who} cannot enter its working directory {show}")))?;
+    flags(hand, space, who)
+}
+
+/// Flags of the process and its memory as a whole.
+fn flags(hand: &mut Hand, space: &Space, who: &str) -> Result<(), RestoreError> {
+    let mut table = hand.table();
+    let [no_huge_pages, merge, deny] = space.flags;
+    if no_huge_pages != 0 {
+        table.attempt(libc::SYS_prctl, [libc::PR_SET_THP_DISABLE as u64, 1, 0, 0, 0]);
+    }
+    const PR_SET_MEMORY_MERGE: u64 = 67;
+    const PR_SET_MDWE: u64 = 65;
+    if merge != 0 {
+        table.attempt(libc::SYS_prctl, [PR_SET_MEMORY_MERGE, 1, 0, 0, 0]);
+    }
+    if deny != 0 {
+        table.call(libc::SYS_prctl, [PR_SET_MDWE, deny, 0, 0, 0]);
+    }
+    for command in (0..32).map(|bit| 1u64 << bit).filter(|bit| space.membarrier & bit != 0) {
+        table.attempt(libc::SYS_membarrier, [command, 0]);
+    }
+    if !table.is_empty() {
+        hand.run(&table).map_err(RestoreError::of(who))?;
+    }
+    Ok(())
+}
+
+/// The resource limits: once nothing has to be done any more that they may be too low for.
+pub fn limit(hand: &mut Hand, process: &Process, who: &str) -> Result<(), RestoreError> {
+    let mut table = hand.table();
+    for (limit, (soft, hard)) in process.limits.iter().enumerate() {
+        let bytes = [soft.to_ne_bytes(), hard.to_ne_bytes()].concat();
+        let new = table.data(&bytes);
+        // A hard limit above the restoring user's own cannot be had.
+        table.attempt(libc::SYS_prlimit64, [0, limit as u64, new.address, 0]);
+    }
+    if !table.is_empty() {
+        hand.run(&table).map_err(RestoreError::of(who))?;
+    }
+    Ok(())
+}
+
+/// Starts what runs by itself: just before all go on.
+pub fn wind(hand: &mut Hand, process: &Process, who: &str) -> Result<(), RestoreError> {
+    let mut table = hand.table();
+    for (which, (interval, value)) in process.interval_timers.iter().enumerate() {
+        if *value != 0 {
+            let words =
+                [interval / 1_000_000, interval % 1_000_000, value / 1_000_000, value % 1_000_000];
+            let new = words_of(&mut table, &words);
+            table.call(libc::SYS_setitimer, [which as u64, new, 0]);
+        }
+    }
+    if !table.is_empty() {
+        hand.run(&table).map_err(RestoreError::of(format!("{who}: its timers")))?;
+    }
+    Ok(())
+}
+
+fn words_of(table: &mut Table, words: &[u64]) -> u64 {
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    table.data(&bytes).address
+}
+
+/// Gives up all capabilities, for good; last of what a thread is told.
+pub fn give_up(hand: &mut Hand, space: &Space, who: &str) -> Result<(), RestoreError> {
+    let mut table = hand.table();
+    const VERSION_3: u64 = 0x2008_0522;
+    let header = table.data(&VERSION_3.to_ne_bytes());
+    let none = table.room(24);
+    table.call(libc::SYS_capset, [header.address, none.address]);
+    // (2, "for root only", cannot be asked for.)
+    table.call(libc::SYS_prctl, [libc::PR_SET_DUMPABLE as u64, u64::from(space.dumpable.min(1))]);
+    hand.run(&table).map_err(RestoreError::of(who))?;
+    Ok(())
+}

@@ -1,0 +1,380 @@
+//! An address space, put together in a process that has grown from a seed.
+
+use std::collections::HashMap;
+
+use nix::errno::Errno;
+
+use super::courier::Courier;
+use super::descriptors::FilesPolicy;
+use crate::save::capture::maps::{self, Line};
+use crate::save::error::RestoreError;
+use crate::save::hand::{self, AREA, CODE, Hand, HandError};
+use crate::save::state::{Identity, MappedFile, Mapping, MappingKind, SharedKind, Space};
+use crate::sys::agent;
+use crate::sys::agent::Table;
+
+const PRIVATE: i32 = libc::MAP_PRIVATE | libc::MAP_FIXED_NOREPLACE;
+const SHARED: i32 = libc::MAP_SHARED | libc::MAP_FIXED_NOREPLACE;
+const NO_FD: u64 = u64::MAX;
+
+/// Moves the agent to memory that is no file's, so that nothing of the seed's file is left (its program
+/// could not be another one then: -EBUSY, replace_mm_exe_file in kernel/fork.c).
+pub fn settle(mut hand: Hand, area: u64) -> Result<Hand, HandError> {
+    let before = hand.area();
+    let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE) as u64;
+    let writable = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+    let executable = (libc::PROT_READ | libc::PROT_EXEC) as u64;
+    let (code, table) = (CODE as u64, AREA - CODE as u64);
+    let mut calls = hand.table();
+    calls.call(libc::SYS_mmap, [area, code, executable, flags, NO_FD, 0]);
+    calls.call(libc::SYS_mmap, [area + code, table, writable, flags, NO_FD, 0]);
+    hand.run(&calls)?;
+    hand::force(hand.tid(), area, agent::code())
+        .map_err(|errno| HandError::Own("write to its memory", errno))?;
+    let mut hand = Hand::new(hand.release()?, area);
+    hand.call(libc::SYS_munmap, [before, AREA])?;
+    Ok(hand)
+}
+
+/// Empties the address space but for the agent; the kernel's pages go where the image has them.
+pub fn clear(hand: &mut Hand, space: &Space) -> Result<(), RestoreError> {
+    let lines = maps::read(hand.tid())
+        .map_err(|errno| RestoreError::failed("the mappings of a new process", errno.desc()))?;
+    let area = hand.area()..hand.area() + AREA;
+    let is_kernels =
+        |line: &&Line| matches!(&line.name[..], b"[vdso]" | b"[vvar]" | b"[vvar_vclock]");
+    let mut table = hand.table();
+    let outside = |line: &&Line| !area.contains(&line.start) && line.name != b"[vsyscall]";
+    for line in lines.iter().filter(outside).filter(|line| !is_kernels(line)) {
+        table.call(libc::SYS_munmap, [line.start, line.end - line.start]);
+    }
+    // Aside first: where they go may be where another of them is.
+    let mut aside = area.end + (1 << 20);
+    let mut moves = Vec::new();
+    for line in lines.iter().filter(is_kernels) {
+        let length = line.end - line.start;
+        let name = String::from_utf8_lossy(&line.name).into_owned();
+        let Some(target) = kernels_target(space, &name) else {
+            table.call(libc::SYS_munmap, [line.start, length]);
+            continue;
+        };
+        if target.end - target.start != length {
+            return Err(RestoreError::refused(format!(
+                "the image was made under another kernel: its {name} has another size; restore it under the \
+                 kernel that it was saved under"
+            )));
+        }
+        table.call(libc::SYS_mremap, [line.start, length, length, MOVE, aside]);
+        moves.push((aside, length, target.start));
+        aside += length;
+    }
+    for (from, length, to) in moves {
+        table.call(libc::SYS_mremap, [from, length, length, MOVE, to]);
+    }
+    hand.run(&table).map_err(RestoreError::of("a new process cannot be emptied"))?;
+    Ok(())
+}
+
+const MOVE: u64 = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
+
+fn kernels_target<'s>(space: &'s Space, name: &str) -> Option<&'s Mapping> {
+    space.mappings.iter().find(|mapping| match &mapping.kind {
+        MappingKind::Vdso => name == "[vdso]",
+        MappingKind::Vvar(which) => which == name,
+        _ => false,
+    })
+}
+
+/// What mappings of other things than plain memory need.
+pub struct Sources<'s> {
+    /// Gives descriptors of shared memory to the process.
+    pub courier: &'s Courier,
+    /// Shared memory, by index in [`crate::save::state::Sandbox::shared`].
+    pub shared: &'s [Option<std::os::fd::OwnedFd>],
+    /// What all of it is.
+    pub memory: &'s [crate::save::state::SharedMemory],
+    /// What to think of changed files.
+    pub policy: FilesPolicy,
+}
+
+/// Maps everything, writable for now. Content comes next, then [`protect`].
+pub fn map(
+    hand: &mut Hand,
+    space: &Space,
+    sources: &Sources<'_>,
+    who: &str,
+) -> Result<(), RestoreError> {
+    let files = open_files(hand, space, sources.policy, who)?;
+    let shared = give_shared(hand, space, sources, who)?;
+    let mut table = hand.table();
+    for mapping in &space.mappings {
+        if !table.has_room(1, 0) {
+            flush(hand, &mut table, who)?;
+        }
+        let length = mapping.end.checked_sub(mapping.start).filter(|it| *it > 0);
+        let length = length.ok_or_else(|| broken(who, mapping))?;
+        let protection = u64::from(mapping.protection) | libc::PROT_WRITE as u64;
+        let reserve = if has(mapping, "nr") { libc::MAP_NORESERVE } else { 0 };
+        let mut add = |protection: u64, flags: i32, fd: u64, offset: u64| {
+            let flags = (flags | reserve) as u64;
+            table.call(libc::SYS_mmap, [mapping.start, length, protection, flags, fd, offset]);
+        };
+        match &mapping.kind {
+            MappingKind::Anonymous | MappingKind::Heap => {
+                add(protection, PRIVATE | libc::MAP_ANONYMOUS, NO_FD, 0);
+            }
+            MappingKind::Stack => {
+                let flags = PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_GROWSDOWN;
+                add(protection, flags, NO_FD, 0);
+            }
+            MappingKind::FilePrivate { file, offset } => {
+                add(protection, PRIVATE, number(&files, file, false, who)?, *offset);
+            }
+            MappingKind::FileShared { file, offset, writable } => {
+                let own = u64::from(mapping.protection);
+                add(own, SHARED, number(&files, file, *writable, who)?, *offset);
+            }
+            MappingKind::Shared { index, .. } if let Some(id) = system_v(sources, *index) => {
+                let protection = mapping.protection as i32;
+                let mut flags = 0;
+                if protection & libc::PROT_WRITE == 0 {
+                    flags |= libc::SHM_RDONLY;
+                }
+                if protection & libc::PROT_EXEC != 0 {
+                    flags |= libc::SHM_EXEC;
+                }
+                table.call(libc::SYS_shmat, [id as u64, mapping.start, flags as u64]);
+            }
+            MappingKind::Shared { index, offset, private } => {
+                let fd = shared.get(index).copied().ok_or_else(|| broken(who, mapping))?;
+                if *private {
+                    add(protection, PRIVATE, fd, *offset);
+                } else {
+                    add(u64::from(mapping.protection), SHARED, fd, *offset);
+                }
+            }
+            // They have been moved.
+            MappingKind::Vdso | MappingKind::Vvar(_) => {}
+        }
+    }
+    flush(hand, &mut table, who)?;
+    let first = super::FIRST_FREE as u64;
+    hand.call(libc::SYS_close_range, [first, u64::from(u32::MAX), 0])
+        .map_err(RestoreError::of(who))?;
+    Ok(())
+}
+
+fn flush(hand: &mut Hand, table: &mut Table, who: &str) -> Result<(), RestoreError> {
+    if !table.is_empty() {
+        hand.run(table).map_err(RestoreError::of(format!("{who}: its memory")))?;
+        table.clear();
+    }
+    Ok(())
+}
+
+fn broken(who: &str, mapping: &Mapping) -> RestoreError {
+    let (start, end) = (mapping.start, mapping.end);
+    RestoreError::refused(format!("the image is damaged: {who}: mapping {start:x}-{end:x}"))
+}
+
+fn has(mapping: &Mapping, flag: &str) -> bool {
+    mapping.flags.split(' ').any(|it| it == flag)
+}
+
+/// Descriptors of files, by path and whether they can be written to.
+type Files = HashMap<(Vec<u8>, bool), u64>;
+
+fn number(
+    files: &Files,
+    file: &MappedFile,
+    writable: bool,
+    who: &str,
+) -> Result<u64, RestoreError> {
+    match file {
+        MappedFile::Path { path, .. } => {
+            let found = files.get(&(path.to_vec(), writable)).copied();
+            found.ok_or_else(|| RestoreError::refused(format!("the image is damaged: {who}")))
+        }
+        MappedFile::Open(_) => {
+            Err(RestoreError::refused(format!("{who} maps a file that has been removed")))
+        }
+    }
+}
+
+/// Opens every mapped file once, in the process itself.
+fn open_files(
+    hand: &mut Hand,
+    space: &Space,
+    policy: FilesPolicy,
+    who: &str,
+) -> Result<Files, RestoreError> {
+    let mut wanted: Vec<(&[u8], bool, &Identity)> = Vec::new();
+    for mapping in &space.mappings {
+        let (file, writable) = match &mapping.kind {
+            MappingKind::FilePrivate { file, .. } => (file, false),
+            MappingKind::FileShared { file, writable, .. } => (file, *writable),
+            _ => continue,
+        };
+        if let MappedFile::Path { path, identity } = file
+            && !wanted.iter().any(|it| it.0 == path.as_slice() && it.1 == writable)
+        {
+            wanted.push((path, writable, identity));
+        }
+    }
+    let mut files = Files::new();
+    // struct stat of x86-64.
+    const STAT: usize = 144;
+    for some in wanted.chunks(64) {
+        let mut table = hand.table();
+        let asked: Vec<_> = some
+            .iter()
+            .map(|(path, writable, _)| {
+                let path = table.string(path);
+                let stat = table.room(STAT);
+                let flags = if *writable { libc::O_RDWR } else { libc::O_RDONLY };
+                let open = table.attempt(
+                    libc::SYS_openat,
+                    [libc::AT_FDCWD as u64, path.address, (flags | libc::O_CLOEXEC) as u64, 0],
+                );
+                let look = table.attempt(libc::SYS_fstat, [0, stat.address]);
+                table.forward(open, look, 0);
+                (open, stat)
+            })
+            .collect();
+        let done = hand.run(&table).map_err(RestoreError::of(who))?;
+        for ((path, writable, identity), (open, stat)) in some.iter().zip(asked) {
+            let show = String::from_utf8_lossy(path);
+            let fd = done.result(open).map_err(|errno: Errno| {
+                RestoreError::failed(
+                    format!("{who} has mapped {show}, which cannot be opened"),
+                    errno.desc(),
+                )
+            })?;
+            // st_size and st_mtim.
+            let size = done.word(stat, 6);
+            let modified = done.word(stat, 11) as i64 * 1_000_000_000 + done.word(stat, 12) as i64;
+            let same = size == identity.size && modified == identity.modified;
+            if !same && policy == FilesPolicy::Strict {
+                return Err(RestoreError::refused(format!(
+                    "{show}, which {who} has mapped, has changed since the save; put it back, or restore with \
+                     --files changed-ok"
+                )));
+            }
+            files.insert((path.to_vec(), *writable), fd);
+        }
+    }
+    Ok(files)
+}
+
+/// The id of shared memory of System V.
+fn system_v(sources: &Sources<'_>, index: u32) -> Option<i32> {
+    match sources.memory.get(index as usize)?.kind {
+        SharedKind::SystemV { id } => Some(id),
+        _ => None,
+    }
+}
+
+/// Gives the process descriptors of the shared memory that it maps.
+fn give_shared(
+    hand: &mut Hand,
+    space: &Space,
+    sources: &Sources<'_>,
+    who: &str,
+) -> Result<HashMap<u32, u64>, RestoreError> {
+    use std::os::fd::AsFd;
+    let mut wanted: Vec<u32> = space
+        .mappings
+        .iter()
+        .filter_map(|mapping| match mapping.kind {
+            MappingKind::Shared { index, .. } if system_v(sources, index).is_none() => Some(index),
+            _ => None,
+        })
+        .collect();
+    wanted.sort_unstable();
+    wanted.dedup();
+    let fds: Vec<_> = wanted
+        .iter()
+        .map(|index| sources.shared.get(*index as usize)?.as_ref().map(AsFd::as_fd))
+        .collect::<Option<_>>()
+        .ok_or_else(|| RestoreError::refused(format!("the image is damaged: {who}")))?;
+    let numbers = sources.courier.send(hand, &fds).map_err(RestoreError::of(who))?;
+    Ok(wanted.into_iter().zip(numbers.into_iter().map(|it| it as u64)).collect())
+}
+
+/// Where private pages lie over a file: (start, end).
+pub fn files_below(space: &Space) -> Vec<(u64, u64)> {
+    let is_file = |kind: &MappingKind| {
+        matches!(
+            kind,
+            MappingKind::FilePrivate { .. }
+                | MappingKind::Shared { private: true, .. }
+                | MappingKind::Vdso
+        )
+    };
+    let below = space.mappings.iter().filter(|mapping| is_file(&mapping.kind));
+    below.map(|mapping| (mapping.start, mapping.end)).collect()
+}
+
+/// madvise(2) for each flag of VmFlags that one sets.
+const ADVICE: [(&str, libc::c_int); 8] = [
+    ("dc", libc::MADV_DONTFORK),
+    ("dd", libc::MADV_DONTDUMP),
+    ("hg", libc::MADV_HUGEPAGE),
+    ("nh", libc::MADV_NOHUGEPAGE),
+    ("mg", libc::MADV_MERGEABLE),
+    ("wf", libc::MADV_WIPEONFORK),
+    ("sr", libc::MADV_SEQUENTIAL),
+    ("rr", libc::MADV_RANDOM),
+];
+
+/// Content is in place: gives each mapping its rights and flags, and the space its fields.
+pub fn protect(hand: &mut Hand, space: &Space, who: &str) -> Result<(), RestoreError> {
+    let mut table = hand.table();
+    for mapping in &space.mappings {
+        if !table.has_room(12, 0) {
+            flush(hand, &mut table, who)?;
+        }
+        let range = [mapping.start, mapping.end - mapping.start];
+        match mapping.kind {
+            MappingKind::Vdso | MappingKind::Vvar(_) => continue,
+            MappingKind::FileShared { .. } => {}
+            _ if mapping.protection & libc::PROT_WRITE as u32 != 0 => {}
+            _ => {
+                let protection = u64::from(mapping.protection);
+                table.call(libc::SYS_mprotect, [range[0], range[1], protection]);
+            }
+        }
+        for (_, advice) in ADVICE.iter().filter(|(flag, _)| has(mapping, flag)) {
+            // Memory that is not mergeable here, say: what it is for is speed.
+            table.attempt(libc::SYS_madvise, [range[0], range[1], *advice as u64]);
+        }
+        if has(mapping, "lo") {
+            table.call(libc::SYS_mlock, range);
+        }
+    }
+    flush(hand, &mut table, who)?;
+    layout(hand, space, who)
+}
+
+/// PR_SET_MM_MAP (prctl(2)).
+fn layout(hand: &mut Hand, space: &Space, who: &str) -> Result<(), RestoreError> {
+    let mut table = hand.table();
+    let path = table.string(&space.exe);
+    let auxv = table.data(&space.layout.auxv);
+    let mut map: Vec<u8> = space.layout.words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    map.extend(auxv.address.to_ne_bytes());
+    map.extend((space.layout.auxv.len() as u32).to_ne_bytes());
+    // The descriptor of the program's file (exe_fd), and room for the other half of a word.
+    map.extend([0; 8]);
+    let map = table.data(&map);
+    let flags = (libc::O_RDONLY | libc::O_CLOEXEC) as u64;
+    let open = table.call(libc::SYS_openat, [libc::AT_FDCWD as u64, path.address, flags, 0]);
+    table.forward_into(open, map, 100);
+    const LENGTH: u64 = 104;
+    table.call(
+        libc::SYS_prctl,
+        [libc::PR_SET_MM as u64, libc::PR_SET_MM_MAP as u64, map.address, LENGTH, 0],
+    );
+    hand.run(&table).map_err(RestoreError::of(format!("{who}: the fields of its memory")))?;
+    Ok(())
+}

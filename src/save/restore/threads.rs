@@ -1,0 +1,170 @@
+//! Threads, made and given what they had.
+
+use serde_bytes::ByteBuf;
+
+use crate::save::error::RestoreError;
+use crate::save::hand::{Hand, HandError, first_stop};
+use crate::save::state::Thread;
+use crate::sys::agent::Table;
+use crate::sys::ptrace::{REGISTERS, Stop, Stopped, registers_of};
+
+/// Flags of a thread of the same process (pthread_create(3)).
+const THREAD: u64 = (libc::CLONE_VM
+    | libc::CLONE_FS
+    | libc::CLONE_FILES
+    | libc::CLONE_SIGHAND
+    | libc::CLONE_THREAD
+    | libc::CLONE_SYSVSEM) as u64;
+
+/// Makes a thread or a process of number `number` by a call of `hand`; it has stopped.
+pub fn clone(
+    hand: &mut Hand,
+    flags: u64,
+    exit_signal: i32,
+    number: i32,
+) -> Result<Hand, HandError> {
+    let mut table = hand.table();
+    let set_tid = table.data(&number.to_ne_bytes());
+    let mut arguments = [0u64; 11];
+    arguments[0] = flags;
+    arguments[4] = exit_signal as u64;
+    arguments[8] = set_tid.address;
+    arguments[9] = 1;
+    let bytes: Vec<u8> = arguments.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let arguments = table.data(&bytes);
+    table.call(libc::SYS_clone3, [arguments.address, bytes.len() as u64]);
+    hand.begin(&table)?;
+    let mut made = None;
+    loop {
+        match hand.go_on()? {
+            Stop::Made(tid) => made = Some(tid),
+            Stop::Signal(libc::SIGTRAP) => break,
+            Stop::Signal(signal @ (libc::SIGSEGV | libc::SIGBUS)) => {
+                return Err(HandError::Astray(signal));
+            }
+            _ => {}
+        }
+    }
+    hand.done(&table)?;
+    let tid = made.filter(|tid| *tid > 0).ok_or(HandError::Killed)?;
+    Ok(Hand::new(first_stop(tid)?, hand.area()))
+}
+
+/// Makes the threads beside the leader.
+pub fn make(leader: &mut Hand, threads: &[Thread], who: &str) -> Result<Vec<Hand>, RestoreError> {
+    threads
+        .iter()
+        .map(|thread| {
+            clone(leader, THREAD, 0, thread.tid)
+                .map_err(RestoreError::of(format!("{who}: thread {}", thread.tid)))
+        })
+        .collect()
+}
+
+// include/uapi/linux/prctl.h
+const PR_SET_NAME: u64 = 15;
+const PR_SET_TIMERSLACK: u64 = 29;
+
+/// Gives a thread what it had beside registers and signals.
+pub fn equip(hand: &mut Hand, thread: &Thread, who: &str) -> Result<(), RestoreError> {
+    let mut table = hand.table();
+    let name = table.string(&thread.name);
+    table.call(libc::SYS_prctl, [PR_SET_NAME, name.address]);
+    let [address, flags, size] = thread.alternate_stack;
+    // (It is not on it now: the agent has no stack.)
+    const ON_STACK: u64 = libc::SS_ONSTACK as u64;
+    let stack: Vec<u8> =
+        [address, flags & !ON_STACK, size].iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let stack = table.data(&stack);
+    table.call(libc::SYS_sigaltstack, [stack.address, 0]);
+    if thread.clear_tid != 0 {
+        table.call(libc::SYS_set_tid_address, [thread.clear_tid]);
+    }
+    let [list, length] = thread.robust_list;
+    if list != 0 {
+        table.call(libc::SYS_set_robust_list, [list, length]);
+    }
+    if let Some((address, size, signature, _)) = thread.rseq {
+        table.call(libc::SYS_rseq, [address, u64::from(size), 0, u64::from(signature)]);
+    }
+    table.call(libc::SYS_prctl, [PR_SET_TIMERSLACK, thread.timer_slack]);
+    schedule(&mut table, thread);
+    hand.run(&table).map_err(RestoreError::of(format!("{who}: thread {}", thread.tid)))?;
+    Ok(())
+}
+
+fn schedule(table: &mut Table, thread: &Thread) {
+    let (policy, flags, nice, priority) = thread.scheduling;
+    let mut attributes = Vec::with_capacity(56);
+    attributes.extend(48u32.to_ne_bytes());
+    attributes.extend(policy.to_ne_bytes());
+    attributes.extend(flags.to_ne_bytes());
+    attributes.extend(nice.to_ne_bytes());
+    attributes.extend(priority.to_ne_bytes());
+    attributes.extend([0; 24]);
+    let attributes = table.data(&attributes);
+    // What the guest had reached it may not reach again if the restoring user has less: speed only.
+    table.attempt(libc::SYS_sched_setattr, [0, attributes.address, 0]);
+    if !thread.affinity.is_empty() {
+        let cpus = table.data(&thread.affinity);
+        // None of them may be there.
+        let length = thread.affinity.len() as u64;
+        table.attempt(libc::SYS_sched_setaffinity, [0, length, cpus.address]);
+    }
+}
+
+/// Puts signals in the queue of the thread, or with `process` of its process. From the thread itself:
+/// only then may they say of themselves what they like (do_rt_tgsigqueueinfo in kernel/signal.c).
+pub fn queue(
+    hand: &mut Hand,
+    (pid, tid): (i32, i32),
+    signals: &[ByteBuf],
+    process: bool,
+    who: &str,
+) -> Result<(), RestoreError> {
+    for some in signals.chunks(64) {
+        let mut table = hand.table();
+        for signal in some {
+            let number = signal.first_chunk::<4>().map_or(0, |it| i32::from_ne_bytes(*it));
+            let information = table.data(signal);
+            let (pid, number) = (pid as u64, number as u64);
+            if process {
+                table.call(libc::SYS_rt_sigqueueinfo, [pid, number, information.address]);
+            } else {
+                let arguments = [pid, tid as u64, number, information.address];
+                table.call(libc::SYS_rt_tgsigqueueinfo, arguments);
+            }
+        }
+        hand.run(&table).map_err(RestoreError::of(format!("{who}: its pending signals")))?;
+    }
+    Ok(())
+}
+
+/// Takes away what waits for the thread since it was made (SIGCHLD of what was put together).
+pub fn drain(hand: &mut Hand, who: &str) -> Result<(), RestoreError> {
+    loop {
+        let mut table = hand.table();
+        let all = table.data(&u64::MAX.to_ne_bytes());
+        let now = table.data(&[0; 16]);
+        let arguments = [all.address, 0, now.address, 8];
+        let place = table.attempt(libc::SYS_rt_sigtimedwait, arguments);
+        let done = hand.run(&table).map_err(RestoreError::of(who))?;
+        if done.result(place).is_err() {
+            return Ok(());
+        }
+    }
+}
+
+/// Puts registers and the signal mask in place: the thread goes on where it was when it is let go.
+pub fn set(stopped: &mut Stopped, thread: &Thread, who: &str) -> Result<(), RestoreError> {
+    let failed = |errno: nix::errno::Errno| {
+        RestoreError::failed(format!("{who}: the registers of thread {}", thread.tid), errno.desc())
+    };
+    let words: [u64; REGISTERS] =
+        thread.registers.as_slice().try_into().map_err(|_| {
+            RestoreError::refused(format!("the image is damaged: {who}: registers"))
+        })?;
+    stopped.set_extended_state(&thread.extended).map_err(failed)?;
+    stopped.set_registers(&registers_of(words)).map_err(failed)?;
+    stopped.set_signal_mask(thread.mask).map_err(failed)
+}

@@ -1,0 +1,410 @@
+//! In which order processes have to be made so that parents, sessions and groups are what they were.
+//!
+//! A session is only ever inherited (setsid(2)), so who is to be in one is made by a process that is in
+//! it: by its parent, before or after that starts a session of its own; or, where the parent took an orphan
+//! over, by a *stand-in* that ends afterwards, so that the process becomes an orphan again. Stand-ins
+//! also lend their number to sessions and groups whose leader has ended. Pure logic: [`plan`] makes a
+//! list of steps, and whoever has hands carries them out.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::save::state::Process;
+
+/// Init, by its number.
+const INIT: i32 = 1;
+
+/// One step. Processes are named by number; stand-ins have numbers too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// `parent` makes `pid`; with `parent` 1, init plants it.
+    Make {
+        /// Who makes it.
+        parent: i32,
+        /// Its number.
+        pid: i32,
+        /// It is only there for others.
+        stands_in: bool,
+    },
+    /// It starts a session.
+    Lead(i32),
+    /// It joins a group, which may be its own.
+    Join {
+        /// Who.
+        pid: i32,
+        /// The group.
+        group: i32,
+    },
+    /// It takes orphans over from now on (PR_SET_CHILD_SUBREAPER).
+    Adopt(i32),
+    /// A stand-in ends and is waited for by who made it.
+    End {
+        /// Who made it.
+        parent: i32,
+        /// Its number.
+        pid: i32,
+    },
+}
+
+/// What cannot be made: the process, and its session or group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Impossible {
+    /// Its number.
+    pub pid: i32,
+    /// The session.
+    pub session: i32,
+}
+
+struct Planner<'p> {
+    processes: &'p [Process],
+    children: HashMap<i32, Vec<&'p Process>>,
+    /// See [`birthplaces`].
+    birthplaces: HashMap<i32, Option<i32>>,
+    alive: HashMap<i32, &'p Process>,
+    made: HashSet<i32>,
+    /// The session of each that has been made, as it is now.
+    session: HashMap<i32, i32>,
+    /// The group of each, likewise.
+    group: HashMap<i32, i32>,
+    /// Stand-ins that have not ended: (who made it, its number).
+    standing_in: Vec<(i32, i32)>,
+    /// Numbers for stand-ins that need none in particular.
+    next_free: i32,
+    steps: Vec<Step>,
+}
+
+/// The steps for these processes, all of them with a parent among them or init. `free`: from here on
+/// numbers are nobody's.
+pub fn plan(processes: &[Process], free: i32) -> Result<Vec<Step>, Impossible> {
+    let mut children: HashMap<i32, Vec<&Process>> = HashMap::new();
+    let alive: HashMap<i32, &Process> = processes.iter().map(|it| (it.pid, it)).collect();
+    for process in processes {
+        // A parent that is not there is init's business, as for the kernel.
+        let parent = if alive.contains_key(&process.parent) { process.parent } else { INIT };
+        children.entry(parent).or_default().push(process);
+    }
+    let mut planner = Planner {
+        processes,
+        birthplaces: birthplaces(processes, &children),
+        children,
+        alive,
+        made: HashSet::new(),
+        session: HashMap::from([(INIT, INIT)]),
+        group: HashMap::from([(INIT, INIT)]),
+        standing_in: Vec::new(),
+        next_free: free,
+        steps: Vec::new(),
+    };
+    planner.children_of(INIT);
+    planner.orphans();
+    if let Some(left) = processes.iter().find(|it| !planner.made.contains(&it.pid)) {
+        return Err(Impossible { pid: left.pid, session: left.session });
+    }
+    planner.end_stand_ins();
+    planner.groups()?;
+    planner.end_stand_ins();
+    Ok(planner.steps)
+}
+
+/// The session that each process has to be born into: its own, or, where it has started one since, that of
+/// children from before. `None`: it does not matter. A parent comes before its children.
+fn birthplaces(
+    processes: &[Process],
+    children: &HashMap<i32, Vec<&Process>>,
+) -> HashMap<i32, Option<i32>> {
+    let mut all: HashMap<i32, Option<i32>> = HashMap::new();
+    for process in processes.iter().rev() {
+        let place = if process.session != process.pid {
+            Some(process.session)
+        } else {
+            let places = children.get(&process.pid).into_iter().flatten();
+            places
+                .filter_map(|child| all.get(&child.pid).copied().flatten())
+                .find(|place| *place != process.pid)
+        };
+        all.insert(process.pid, place);
+    }
+    all
+}
+
+impl<'p> Planner<'p> {
+    fn make(&mut self, parent: i32, pid: i32, stands_in: bool) {
+        self.steps.push(Step::Make { parent, pid, stands_in });
+        self.session.insert(pid, self.session.get(&parent).copied().unwrap_or(INIT));
+        self.group.insert(pid, self.group.get(&parent).copied().unwrap_or(INIT));
+        if stands_in {
+            self.standing_in.push((parent, pid));
+        } else {
+            self.made.insert(pid);
+        }
+    }
+
+    fn lead(&mut self, pid: i32) {
+        self.steps.push(Step::Lead(pid));
+        self.session.insert(pid, pid);
+        self.group.insert(pid, pid);
+    }
+
+    /// Makes those children of `parent`, and theirs, that get their session from it.
+    fn children_of(&mut self, parent: i32) {
+        // (A stack of its own: chains of processes can be long.)
+        let mut parents = vec![parent];
+        while let Some(parent) = parents.pop() {
+            let own = self.alive.get(&parent).copied();
+            if own.is_some_and(|it| it.subreaper) {
+                self.steps.push(Step::Adopt(parent));
+            }
+            let mut ready = self.make_matching(parent);
+            if own.is_some_and(|it| it.session == it.pid) && self.session[&parent] != parent {
+                self.lead(parent);
+                ready.extend(self.make_matching(parent));
+            }
+            parents.extend(ready);
+        }
+    }
+
+    /// Makes the children that are to be in the session that `parent` is in now; or that lead one of
+    /// their own, once nothing hangs on when.
+    fn make_matching(&mut self, parent: i32) -> Vec<i32> {
+        let current = self.session[&parent];
+        let is_final = self.alive.get(&parent).is_none_or(|it| it.session == current);
+        let candidates = self.children.get(&parent).cloned().unwrap_or_default();
+        let mut ready = Vec::new();
+        for child in candidates {
+            // Who is born into no session in particular waits: it may be one of those whose own children
+            // settle that only later.
+            let fits = self.birthplace(child).map_or(is_final, |session| session == current);
+            if fits && !self.made.contains(&child.pid) {
+                self.make(parent, child.pid, false);
+                ready.push(child.pid);
+            }
+        }
+        ready
+    }
+
+    /// See [`birthplaces`].
+    fn birthplace(&self, process: &Process) -> Option<i32> {
+        self.birthplaces.get(&process.pid).copied().flatten()
+    }
+
+    /// Those whose parent took them over: made by a stand-in of their session.
+    fn orphans(&mut self) {
+        loop {
+            let orphan = self.processes.iter().find(|it| {
+                let parent = if self.alive.contains_key(&it.parent) { it.parent } else { INIT };
+                !self.made.contains(&it.pid) && (parent == INIT || self.made.contains(&parent))
+            });
+            let Some(orphan) = orphan else { return };
+            let Some(maker) = self.stand_in(orphan) else { return };
+            self.make(maker, orphan.pid, false);
+            self.children_of(orphan.pid);
+        }
+    }
+
+    /// A stand-in that is in the orphan's session and ends before the orphan's parent does.
+    fn stand_in(&mut self, orphan: &Process) -> Option<i32> {
+        let session = self.birthplace(orphan)?;
+        let leader_stands_in = self.standing_in.iter().any(|(_, pid)| *pid == session);
+        if leader_stands_in {
+            return Some(session);
+        }
+        let parent = if self.alive.contains_key(&orphan.parent) { orphan.parent } else { INIT };
+        if self.alive.contains_key(&session) {
+            // By the leader: what that stand-in leaves behind goes to the next subreaper above, or init.
+            if self.session.get(&session) != Some(&session) || self.heir(session) != parent {
+                return None;
+            }
+            let pid = self.next_free;
+            self.next_free += 1;
+            self.make(session, pid, true);
+            return Some(pid);
+        }
+        // The leader has ended: the stand-in has its number.
+        self.make(parent, session, true);
+        self.lead(session);
+        Some(session)
+    }
+
+    /// Who takes over what a child of `pid` leaves behind.
+    fn heir(&self, pid: i32) -> i32 {
+        let mut at = Some(pid);
+        while let Some(process) = at.and_then(|pid| self.alive.get(&pid)) {
+            if process.subreaper {
+                return process.pid;
+            }
+            at = Some(process.parent);
+        }
+        INIT
+    }
+
+    fn end_stand_ins(&mut self) {
+        for (parent, pid) in std::mem::take(&mut self.standing_in).into_iter().rev() {
+            self.steps.push(Step::End { parent, pid });
+        }
+    }
+
+    /// Groups: their leaders first.
+    fn groups(&mut self) -> Result<(), Impossible> {
+        let mut members: Vec<&Process> =
+            self.processes.iter().filter(|it| self.group.get(&it.pid) != Some(&it.group)).collect();
+        members.sort_by_key(|it| it.group != it.pid);
+        let mut gone: Vec<&Process> = Vec::new();
+        for process in members {
+            let group = process.group;
+            let exists = self.group.values().any(|it| *it == group);
+            if !exists && group != process.pid {
+                match self.alive.get(&group) {
+                    Some(leader) if leader.session != process.session => {
+                        return Err(Impossible { pid: process.pid, session: process.session });
+                    }
+                    // It led the group and has gone to another one since.
+                    Some(leader) => gone.push(*leader),
+                    None => self.make(process.pid, group, true),
+                }
+                self.steps.push(Step::Join { pid: group, group });
+                self.group.insert(group, group);
+            }
+            self.steps.push(Step::Join { pid: process.pid, group });
+            self.group.insert(process.pid, group);
+        }
+        for leader in gone {
+            self.steps.push(Step::Join { pid: leader.pid, group: leader.group });
+            self.group.insert(leader.pid, leader.group);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::save::state::testing::process;
+
+    /// Carries the steps out as the kernel would: (parent, session, group) of each that is left.
+    fn carry_out(steps: &[Step], subreapers: &[i32]) -> HashMap<i32, (i32, i32, i32)> {
+        let mut all = HashMap::from([(1, (0, 1, 1))]);
+        for step in steps {
+            match *step {
+                Step::Make { parent, pid, .. } => {
+                    let (_, session, group) = all[&parent];
+                    assert!(all.insert(pid, (parent, session, group)).is_none(), "{pid} twice");
+                }
+                Step::Lead(pid) => {
+                    let parent = all[&pid].0;
+                    assert!(!all.values().any(|it| it.2 == pid), "{pid} leads a group already");
+                    all.insert(pid, (parent, pid, pid));
+                }
+                Step::Join { pid, group } => {
+                    let (parent, session, _) = all[&pid];
+                    let known = all.values().any(|it| it.1 == session && it.2 == group);
+                    assert!(known || group == pid, "{pid} joins {group}, which is not there");
+                    all.insert(pid, (parent, session, group));
+                }
+                Step::Adopt(pid) => assert!(subreapers.contains(&pid)),
+                Step::End { parent, pid } => {
+                    assert_eq!(all.remove(&pid).map(|it| it.0), Some(parent));
+                    let mut heir = parent;
+                    while heir != 1 && !subreapers.contains(&heir) {
+                        heir = all[&heir].0;
+                    }
+                    all.values_mut().filter(|it| it.0 == pid).for_each(|it| it.0 = heir);
+                }
+            }
+        }
+        all.remove(&1);
+        all
+    }
+
+    fn check(wanted: &[(i32, i32, i32, i32)], subreapers: &[i32]) -> Vec<Step> {
+        let processes: Vec<Process> = wanted
+            .iter()
+            .map(|(pid, parent, session, group)| {
+                let mut it = process(*pid, *parent, *session, *group);
+                it.subreaper = subreapers.contains(pid);
+                it
+            })
+            .collect();
+        let steps = plan(&processes, 1000).unwrap();
+        let found = carry_out(&steps, subreapers);
+        let wanted: HashMap<_, _> = wanted
+            .iter()
+            .map(|(pid, parent, session, group)| (*pid, (*parent, *session, *group)))
+            .collect();
+        assert_eq!(found, wanted);
+        steps
+    }
+
+    #[test]
+    fn a_shell_with_a_pipeline_whose_first_part_has_ended() {
+        check(&[(2, 1, 1, 2), (4, 2, 1, 3), (5, 2, 1, 3)], &[]);
+        check(&[(2, 1, 1, 2), (3, 2, 1, 3), (5, 2, 1, 3)], &[]);
+    }
+
+    #[test]
+    fn a_daemon_whose_session_leader_has_ended() {
+        check(&[(2, 1, 1, 2), (9, 1, 8, 8), (10, 9, 8, 8)], &[]);
+        check(&[(2, 1, 1, 2), (9, 1, 8, 9), (11, 1, 8, 8)], &[]);
+    }
+
+    #[test]
+    fn a_server_that_left_its_parent_and_its_session() {
+        check(&[(2, 1, 1, 2), (7, 1, 7, 7), (8, 7, 7, 7), (9, 7, 9, 9)], &[]);
+    }
+
+    #[test]
+    fn a_child_from_before_its_parent_started_a_session() {
+        check(&[(2, 1, 1, 2), (5, 2, 5, 5), (6, 5, 1, 2), (7, 5, 5, 7)], &[]);
+    }
+
+    #[test]
+    fn an_orphan_of_a_living_session_goes_to_init_or_to_a_subreaper() {
+        check(&[(2, 1, 1, 2), (5, 2, 5, 5), (6, 1, 5, 5), (7, 1, 5, 6)], &[]);
+        check(&[(2, 1, 1, 2), (4, 2, 1, 2), (5, 4, 5, 5), (6, 2, 5, 5)], &[2]);
+    }
+
+    #[test]
+    fn what_no_kernel_can_have_made_is_named() {
+        // Its session is led by a process that its parent has nothing to do with.
+        let processes = [process(2, 1, 1, 2), process(5, 2, 5, 5), process(6, 2, 5, 5)];
+        assert_eq!(plan(&processes, 100), Err(Impossible { pid: 6, session: 5 }));
+    }
+
+    proptest::proptest! {
+        /// Whatever a random life of forks, sessions, groups and ends has led to can be made again.
+        #[test]
+        fn what_lives_have_led_to_can_be_made(deeds in proptest::collection::vec((0u8..5, 0usize..64, 0usize..64), 1..80)) {
+            let mut all: HashMap<i32, (i32, i32, i32)> = HashMap::from([(2, (1, 1, 2))]);
+            let mut next = 3;
+            for (deed, who, whom) in deeds {
+                let mut pids: Vec<i32> = all.keys().copied().collect();
+                pids.sort_unstable();
+                let pid = pids[who % pids.len()];
+                let (parent, session, group) = all[&pid];
+                match deed {
+                    0 | 1 => {
+                        all.insert(next, (pid, session, group));
+                        next += 1;
+                    }
+                    2 if !all.values().any(|it| it.2 == pid) && pid != 2 => {
+                        all.insert(pid, (parent, pid, pid));
+                    }
+                    3 if session != pid => {
+                        let other = pids[whom % pids.len()];
+                        let target = if other == pid { pid } else { all[&other].2 };
+                        let known = all.values().any(|it| it.1 == session && it.2 == target);
+                        if target == pid || known {
+                            all.insert(pid, (parent, session, target));
+                        }
+                    }
+                    4 if pid != 2 => {
+                        all.remove(&pid);
+                        all.values_mut().filter(|it| it.0 == pid).for_each(|it| it.0 = 1);
+                    }
+                    _ => {}
+                }
+            }
+            let mut wanted: Vec<_> = all.iter().map(|(pid, it)| (*pid, it.0, it.1, it.2)).collect();
+            wanted.sort_unstable();
+            check(&wanted, &[]);
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! Which pages of another process hold something of its own (proc_pid_pagemap(5)).
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+
+use nix::errno::Errno;
+
+const PAGE: u64 = 4096;
+
+// include/uapi/linux/fs.h, since Linux 6.7.
+const PAGE_IS_FILE: u64 = 1 << 2;
+const PAGE_IS_PRESENT: u64 = 1 << 3;
+const PAGE_IS_SWAPPED: u64 = 1 << 4;
+const PAGE_IS_PFNZERO: u64 = 1 << 5;
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+struct Region {
+    start: u64,
+    end: u64,
+    categories: u64,
+}
+
+#[repr(C)]
+#[derive(Debug, Default)]
+struct Scan {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    vec: u64,
+    vec_len: u64,
+    max_pages: u64,
+    category_inverted: u64,
+    category_mask: u64,
+    category_anyof_mask: u64,
+    return_mask: u64,
+}
+
+/// PAGEMAP_SCAN, _IOWR('f', 16, struct pm_scan_arg).
+const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
+
+/// The pages in a range that are the process's own: private and touched, or changed where they began as
+/// a file's. Pages that were only read, and are zero, are left out where the kernel tells.
+///
+/// `pagemap` is the process's /proc/PID/pagemap. Ranges: (start, end), in order.
+pub fn own_pages(pagemap: &File, start: u64, end: u64) -> Result<Vec<(u64, u64)>, Errno> {
+    match scan(pagemap, start, end) {
+        // Before Linux 6.7.
+        Err(Errno::ENOTTY) => read(pagemap, start, end),
+        done => done,
+    }
+}
+
+fn scan(pagemap: &File, start: u64, end: u64) -> Result<Vec<(u64, u64)>, Errno> {
+    const AT_ONCE: usize = 4096;
+    let mut found: Vec<(u64, u64)> = Vec::new();
+    let mut regions = vec![Region::default(); AT_ONCE];
+    let mut at = start;
+    while at < end {
+        let mut arguments = Scan {
+            size: size_of::<Scan>() as u64,
+            start: at,
+            end,
+            vec: regions.as_mut_ptr() as u64,
+            vec_len: AT_ONCE as u64,
+            category_inverted: PAGE_IS_FILE | PAGE_IS_PFNZERO,
+            category_mask: PAGE_IS_FILE | PAGE_IS_PFNZERO,
+            category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+            return_mask: PAGE_IS_PRESENT,
+            ..Scan::default()
+        };
+        // SAFETY: the kernel reads and writes one argument, and at most `vec_len` regions.
+        let done = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut arguments) };
+        let count = Errno::result(done)? as usize;
+        for region in regions.iter().take(count) {
+            push(&mut found, region.start, region.end);
+        }
+        if arguments.walk_end <= at {
+            break;
+        }
+        at = arguments.walk_end;
+    }
+    Ok(found)
+}
+
+fn read(pagemap: &File, start: u64, end: u64) -> Result<Vec<(u64, u64)>, Errno> {
+    const PRESENT: u64 = 1 << 63;
+    const SWAPPED: u64 = 1 << 62;
+    const FILE: u64 = 1 << 61;
+    let mut found = Vec::new();
+    let mut words = vec![0; 64 << 10];
+    let mut at = start;
+    while at < end {
+        let most = ((end - at) / PAGE * 8).min(words.len() as u64) as usize;
+        let count = pagemap
+            .read_at(&mut words[..most], at / PAGE * 8)
+            .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))?;
+        if count < 8 {
+            break;
+        }
+        for word in words[..count].as_chunks::<8>().0 {
+            let word = u64::from_ne_bytes(*word);
+            if word & (PRESENT | SWAPPED) != 0 && word & FILE == 0 {
+                push(&mut found, at, at + PAGE);
+            }
+            at += PAGE;
+        }
+    }
+    Ok(found)
+}
+
+fn push(found: &mut Vec<(u64, u64)>, start: u64, end: u64) {
+    match found.last_mut() {
+        Some(last) if last.1 == start => last.1 = end,
+        _ => found.push((start, end)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn touched_pages_are_found_both_ways_and_untouched_ones_are_not() {
+        let pages = 64usize;
+        let mut map = vec![0u8; (pages + 1) * PAGE as usize];
+        let begin = (map.as_ptr() as u64).next_multiple_of(PAGE);
+        let offset = (begin - map.as_ptr() as u64) as usize;
+        map[offset + 5 * PAGE as usize] = 1;
+        map[offset + 6 * PAGE as usize] = 1;
+        map[offset + 9 * PAGE as usize] = 1;
+        let file = File::open("/proc/self/pagemap").unwrap();
+        let (start, end) = (begin + 4 * PAGE, begin + 16 * PAGE);
+        let expected =
+            vec![(begin + 5 * PAGE, begin + 7 * PAGE), (begin + 9 * PAGE, begin + 10 * PAGE)];
+        let clear = |ranges: Vec<(u64, u64)>| -> Vec<(u64, u64)> { ranges };
+        assert_eq!(clear(read(&file, start, end).unwrap()), expected);
+        match scan(&file, start, end) {
+            Err(Errno::ENOTTY) => eprintln!("skipped: no PAGEMAP_SCAN"),
+            found => assert_eq!(found.unwrap(), expected),
+        }
+        drop(map);
+    }
+}
