@@ -111,6 +111,7 @@ pub fn settle(collector: &mut Collector) -> Result<(), SaveError> {
 
 fn resolve_rights(collector: &mut Collector) -> Result<(), SaveError> {
     let Collector { files, passed, .. } = collector;
+    let late: Vec<bool> = files.iter().map(|file| comes_late(&file.kind)).collect();
     for file in files {
         let FileKind::Socket(socket) = &mut file.kind else { continue };
         let queue = match &mut socket.detail {
@@ -122,9 +123,24 @@ fn resolve_rights(collector: &mut Collector) -> Result<(), SaveError> {
             *index = known.ok_or_else(|| {
                 SaveError::refused("a descriptor in the queue of a socket was not captured")
             })?;
+            if late.get(*index as usize) == Some(&true) {
+                return Err(SaveError::refused(
+                    "a descriptor of a process, of its files in /proc, of a namespace or of epoll waits in \
+                     the queue of a socket, which cannot be saved; receive it first",
+                ));
+            }
         }
     }
     Ok(())
+}
+
+/// Whether a description is made again only after queues have been filled.
+fn comes_late(kind: &FileKind) -> bool {
+    match kind {
+        FileKind::Pid(..) | FileKind::Epoll(_) | FileKind::Namespace(_) => true,
+        FileKind::Path { path, .. } => path.starts_with(b"/proc/"),
+        _ => false,
+    }
 }
 
 /// Whoever a unix socket is connected to must be there.
