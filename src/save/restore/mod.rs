@@ -29,8 +29,8 @@ pub mod maker;
 pub mod process;
 pub mod ptys;
 pub mod seed;
-pub mod sockets;
 pub mod shared;
+pub mod sockets;
 pub mod space;
 pub mod threads;
 pub mod tree;
@@ -107,8 +107,6 @@ pub fn grow(
     ipc::restore(&mut maker)?;
     ptys::restore_files(&mut maker)?;
     let streams = streams(&mut maker, options)?;
-    maker.files.resize_with(sandbox.files.len(), || None);
-    sockets::make_sockets(&mut maker)?;
     descriptors::make_files(&mut maker, &streams, options.files)?;
     drop(streams);
     let shared = shared::make(&mut maker)?;

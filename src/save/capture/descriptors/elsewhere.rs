@@ -1,22 +1,16 @@
 //! Where other modules' kinds of descriptions come in: sockets, terminals, message queues.
 
-use std::os::fd::AsFd;
-
 use super::{Capture, Found};
 use crate::save::capture::{ipc, ptys, sockets};
 use crate::save::error::SaveError;
 use crate::save::state::FileKind;
 
 impl Capture<'_, '_> {
+    /// A socket. What others there are is found out at the end, and so is what lies in its queue.
     pub(super) fn socket(&mut self, found: &Found) -> Result<FileKind, SaveError> {
-        let is_message = self.holder.tid == std::process::id() as i32;
-        let socket = if is_message {
-            // The sentry holds it itself, as a copy from a queue.
-            let copy = self.holder.copy(found.fd)?;
-            sockets::capture_passed(copy.as_fd(), self.collector)?
-        } else {
-            sockets::capture(self.subject, found.fd, self.collector)?
-        };
+        let copy = self.holder.copy(found.fd)?;
+        let who = format!("{} (descriptor {})", self.holder.name, found.fd);
+        let socket = sockets::capture(self.subject, who, copy, self.collector)?;
         Ok(FileKind::Socket(Box::new(socket)))
     }
 

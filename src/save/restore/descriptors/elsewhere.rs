@@ -2,10 +2,22 @@
 
 use std::os::fd::OwnedFd;
 
-use super::Maker;
+use super::{Maker, common};
 use crate::save::error::RestoreError;
 use crate::save::restore::ipc::open_queue;
+use crate::save::restore::sockets;
 use crate::save::state::FileKind;
+
+/// Makes what other modules make together.
+pub(super) fn make_first(maker: &mut Maker<'_>) -> Result<(), RestoreError> {
+    sockets::make_sockets(maker)?;
+    for (file, made) in maker.sandbox.files.iter().zip(&maker.files) {
+        if let (FileKind::Socket(_), Some(made)) = (&file.kind, made) {
+            common(made, file)?;
+        }
+    }
+    Ok(())
+}
 
 /// Makes a description of such a kind. Where its module makes several at once, it puts them into
 /// [`Maker::files`] before the others are made, and nobody asks here.
