@@ -172,19 +172,34 @@ fn begin(
     };
     let time = Time::new(spec.time, namespace, spec.identity.uid == 0);
     let mut plan = Plan::new(spec, settings, signals.before, &time)?;
+    let mut image = image;
+    if let Some(image) = &mut image {
+        image.options.terminal = terminal.as_ref().map(Terminal::streams);
+    }
     let area = image.as_ref().map(|image| image.sow(&mut plan)).transpose()?;
-    let launch = Launch::begin(spec, &plan)?;
+    let mut launch = Launch::begin(spec, &plan)?;
 
     // All this while init builds the walls.
-    let program = filter::generate(&Kernel::rules(spec.features))?;
+    launch.pass_filter(&filter::generate(&Kernel::rules(spec.features))?)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Error::Own("start the runtime", error))?;
-
-    let behind = launch.finish(&program)?;
     let finished = runtime.block_on(async {
-        let mut supervisor = Supervisor::new(spec, &plan, behind, time)?;
+        let kernel = make_kernel(spec, launch.behind(), time)?;
+        let job = Job::new(terminal.as_ref());
+        let starting = kernel.begin_start().await?;
+        // Init need not wait for the supervisor once more: what a guest asks before somebody receives
+        // is kept by the kernel, and the guest waits.
+        if image.is_none() {
+            launch.behind().start(terminal.is_some() && job.foreground())?;
+        }
+        let packets = (spec.network == Network::None)
+            .then(|| RefusedPackets::watch(launch.behind().init_pid()))
+            .flatten();
+        let behind = launch.finish()?;
+        let supervisor = Supervisor::new(spec, &plan, behind, kernel, job, starting)?;
+        let mut supervisor = Supervisor { packets, ..supervisor };
         supervisor.serve(control.as_deref_mut())?;
         supervisor.run(signals, terminal, image.zip(area)).await
     });
@@ -232,26 +247,33 @@ struct Supervisor<'r> {
     early: Vec<i32>,
 }
 
+/// The kernel, with the limits in force.
+fn make_kernel(spec: &RunSpec, behind: &mut Behind, time: Time) -> Result<Arc<Kernel>, Error> {
+    let kernel = Kernel::new(KernelArgs {
+        features: spec.features,
+        init: behind.take_init(),
+        init_pid: behind.init_pid(),
+        container: spec.container.clone(),
+        banner: format!("sandbox {} started", env!("CARGO_PKG_VERSION")),
+        announce: spec.voice == Voice::Verbose,
+        time,
+    })?;
+    kernel
+        .limit(limits::of(spec, behind))
+        .map_err(|error| Error::Own("put the limits in force", error))?;
+    Ok(kernel)
+}
+
 impl<'r> Supervisor<'r> {
-    /// Starts receiving notifications: from here on guests can be served.
+    /// Starts receiving notifications: from here on guests are served.
     fn new(
         spec: &'r RunSpec,
         plan: &'r Plan,
         mut behind: Behind,
-        time: Time,
+        kernel: Arc<Kernel>,
+        job: Job,
+        starting: Starting,
     ) -> Result<Self, Error> {
-        let kernel = Kernel::new(KernelArgs {
-            features: spec.features,
-            init: behind.take_init(),
-            init_pid: behind.init_pid(),
-            container: spec.container.clone(),
-            banner: format!("sandbox {} started", env!("CARGO_PKG_VERSION")),
-            announce: spec.voice == Voice::Verbose,
-            time,
-        })?;
-        kernel
-            .limit(limits::of(spec, &behind))
-            .map_err(|error| Error::Own("put the limits in force", error))?;
         let listener = behind.take_listener()?;
         let options = Options {
             wait_killable: plan.wait_killable(),
@@ -265,9 +287,6 @@ impl<'r> Supervisor<'r> {
         )
         .map_err(|error| Error::Own("start the receiving thread", error))?;
         kernel.set_gate(engine.gate());
-        let packets = (spec.network == Network::None)
-            .then(|| RefusedPackets::watch(behind.init_pid()))
-            .flatten();
         let later = Later::new(Arc::clone(&kernel));
         let (call, calls) = mpsc::channel(1);
         Ok(Supervisor {
@@ -281,9 +300,9 @@ impl<'r> Supervisor<'r> {
             control: None,
             server: None,
             pid: 0,
-            starting: None,
-            job: Job::new(None),
-            packets,
+            starting: Some(starting),
+            job,
+            packets: None,
             early: Vec::new(),
         })
     }
@@ -293,7 +312,12 @@ impl<'r> Supervisor<'r> {
         self.control = control;
         if let Some(listener) = self.control.as_mut().and_then(|it| it.take_listener()) {
             let id = self.control.as_ref().map(|it| it.id().to_owned()).unwrap_or_default();
-            let facts = Facts { spec: spec::save(self.spec), id };
+            let facts = Facts {
+                spec: spec::save(self.spec),
+                id,
+                trees: self.spec.own_trees(),
+                has_terminal: self.behind.master.is_some(),
+            };
             let kernel = Arc::clone(&self.kernel);
             let server = Server::start(listener, kernel, facts, self.call.clone());
             self.server = Some(server.map_err(|error| Error::Own("serve its socket", error))?);
@@ -301,23 +325,17 @@ impl<'r> Supervisor<'r> {
         Ok(())
     }
 
-    /// Starts the program and follows it to its end.
+    /// Follows the program to its end.
     async fn run(
         mut self,
         signals: Signals,
         terminal: Option<Terminal>,
         image: Option<(Restored, u64)>,
     ) -> Result<Finished, Error> {
-        self.job = Job::new(terminal.as_ref());
-        self.starting = Some(self.kernel.begin_start().await?);
-        match image {
-            None => self.behind.start(terminal.is_some() && self.job.foreground())?,
-            Some((image, area)) => {
-                let program = image.grow(area, &self.behind, &self.kernel).await?;
-                self.started(Some(program))?;
-            }
+        if let Some((image, area)) = image {
+            let program = image.grow(area, &self.behind, &self.kernel).await?;
+            self.started(Some(program))?;
         }
-
         if let Some(limit) = self.spec.limits.timeout {
             tokio::spawn(Arc::clone(&self.kernel).keep_timeout(limit));
         }

@@ -33,6 +33,20 @@ pub(super) struct CommandLine {
     pub(super) verb: Option<Verb>,
 }
 
+impl CommandLine {
+    /// The whole command line. The plain form, `sandbox -- PROG ARGS...`, needs no parser: to describe
+    /// every verb and flag to one takes longer than all else before the sandbox is made.
+    pub(super) fn read(words: &[OsString]) -> Result<CommandLine, clap::Error> {
+        match words {
+            [_, separator, argv @ ..] if separator == "--" && !argv.is_empty() => {
+                let run = RunCommand { argv: argv.to_vec(), ..RunCommand::default() };
+                Ok(CommandLine { run, verb: None })
+            }
+            words => CommandLine::try_parse_from(words),
+        }
+    }
+}
+
 const EXIT_STATUS: &str = "Exit status: the program's own; 128+N if signal N ended it; 125 an error of \
     sandbox itself; 126 PROG cannot be executed; 127 PROG was not found.";
 
@@ -137,7 +151,7 @@ pub(super) enum Verb {
 }
 
 /// `sandbox run`
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub(super) struct RunCommand {
     #[command(flatten)]
     pub(super) options: RunOptions,
@@ -180,7 +194,7 @@ const LIMITS: &str = "Limits";
 const NETWORK: &str = "Network and descriptors";
 
 /// What a run is allowed.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub(super) struct RunOptions {
     /// Show PATH, read-only, at DST (`\:` is a colon of the path itself)
     #[arg(long, value_name = "PATH[:DST]", help_heading = FILES)]
@@ -239,7 +253,7 @@ pub(super) struct RunOptions {
 }
 
 /// What a run may use.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 struct LimitOptions {
     /// Give all processes together this much memory
     #[arg(long, value_name = "SIZE", help_heading = LIMITS)]
@@ -265,9 +279,10 @@ struct LimitOptions {
     timeout: Option<String>,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
+#[derive(Debug, Default, Clone, Copy, ValueEnum)]
 enum Net {
     /// A network of its own with nothing but a loopback
+    #[default]
     None,
     /// The host's
     Host,

@@ -259,7 +259,7 @@ fn described(kind: &FileKind) -> (&'static str, String) {
     match kind {
         FileKind::Path { path, .. } => ("path", lossy(path)),
         FileKind::Deleted { path, .. } => ("deleted", lossy(path)),
-        FileKind::Stream { stream, file } => match file {
+        FileKind::Stream { stream, file, .. } => match file {
             Some((path, _)) => ("stream", format!("{stream} of the caller: {}", lossy(path))),
             None => ("stream", format!("{stream} of the caller")),
         },

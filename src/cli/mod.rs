@@ -31,8 +31,8 @@ use std::io::{ErrorKind, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
+use clap::CommandFactory;
 use clap::error::{ContextKind, ErrorKind as ClapError};
-use clap::{CommandFactory, Parser};
 use clap_complete::Shell;
 
 use crate::config::{Without, quoted};
@@ -46,7 +46,7 @@ const OWN_ERROR: i32 = 125;
 pub fn main() -> ExitCode {
     log_if_asked();
     let words: Vec<OsString> = std::env::args_os().collect();
-    let status = match CommandLine::try_parse_from(&words) {
+    let status = match CommandLine::read(&words) {
         Ok(line) => dispatch(line, &words),
         Err(error) => refuse_words(&error),
     };

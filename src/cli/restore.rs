@@ -21,7 +21,7 @@ use crate::control::detach::{self, Outcome, Side};
 use crate::control::{Claim, Control};
 use crate::runtime::{self, Finished, Restored};
 use crate::save::opened::{self, Image};
-use crate::save::restore::space::FilesPolicy;
+use crate::save::restore::descriptors::FilesPolicy;
 use crate::save::restore::{self, fill};
 use crate::save::spec;
 use crate::sys::files;
@@ -296,6 +296,8 @@ fn attempt(
             Files::Strict => FilesPolicy::Strict,
             Files::ChangedOk => FilesPolicy::ChangedOk,
         },
+        trees: spec.own_trees(),
+        ..restore::Options::default()
     };
     let mut reader = Some(reader);
     let restored = Restored {

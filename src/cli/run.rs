@@ -79,7 +79,8 @@ fn foreground(command: RunCommand) -> i32 {
             if finished.interrupted {
                 runtime::interrupt_job();
             }
-            finished.status
+            // Nothing is left to be undone.
+            std::process::exit(finished.status)
         }
         Err((status, sentence)) => {
             fail(sentence);

@@ -1,5 +1,7 @@
 //! The command line as a whole: words in, verbs and errors out.
 
+use clap::Parser;
+
 use super::*;
 
 fn parse(words: &[&str]) -> Result<CommandLine, String> {
@@ -15,6 +17,17 @@ fn argv(words: &[&str]) -> Vec<String> {
 #[test]
 fn the_definition_is_sound() {
     CommandLine::command().debug_assert();
+}
+
+#[test]
+fn the_plain_form_is_what_the_parser_makes_of_it() {
+    for argv in [["ls"].as_slice(), &["run", "--", "-v"], &["--", "x"], &["--help", "a b", ""]] {
+        let words: Vec<OsString> = ["sandbox", "--"].iter().chain(argv).map(Into::into).collect();
+        let read = CommandLine::read(&words).unwrap();
+        let parsed = CommandLine::try_parse_from(&words).unwrap();
+        assert_eq!(format!("{read:?}"), format!("{parsed:?}"), "{argv:?}");
+    }
+    assert!(CommandLine::read(&["sandbox".into(), "--".into()]).unwrap().run.argv.is_empty());
 }
 
 #[test]

@@ -365,9 +365,12 @@ impl Plan<'_> {
         let mut objects = Objects::new();
         for secret in secrets::places(self.host, &self.homes) {
             let Ok(place) = self.host.walk(&secret.path) else { continue };
+            if place.kind == Kind::Missing {
+                continue;
+            }
             // A link or a variable that leads to the home itself (or above it) names no secret.
             let wide = self.homes.iter().any(|home| home.starts_with(&place.path));
-            if place.kind != Kind::Missing && !wide && place.path != Path::new("/") {
+            if !wide && place.path != Path::new("/") {
                 let directory = place.kind == Kind::Directory;
                 objects
                     .entry(place.path)

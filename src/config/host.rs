@@ -9,6 +9,7 @@ use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::RawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use nix::errno::Errno;
 use nix::sched::{CpuSet, sched_getaffinity};
@@ -16,7 +17,9 @@ use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::{AccessFlags, Gid, Uid, User};
 
 use super::IdRange;
-use super::paths::{Found, Place, Trouble, walk};
+use super::listing::Listing;
+use super::paths::{Found, Kind, Place, Trouble, walk};
+use crate::sys::generated;
 
 /// The caller and the machine, as far as a run depends on them.
 pub struct Host {
@@ -54,7 +57,11 @@ pub struct Host {
     pub accounts: Box<dyn Accounts>,
     /// What was found at a path, so that ten thousand rules about one directory look at its
     /// ancestors once.
-    pub(crate) seen: RefCell<HashMap<PathBuf, Result<Found, Errno>>>,
+    pub(crate) seen: RefCell<HashMap<OsString, Result<Found, Errno>>>,
+    /// The directories that were listed.
+    pub(crate) listed: RefCell<HashMap<OsString, Rc<Listing>>>,
+    /// Where directories lead in which several paths lie.
+    pub(crate) led: RefCell<HashMap<OsString, Result<Place, Trouble>>>,
 }
 
 /// A user as passwd(5) describes one.
@@ -95,9 +102,9 @@ impl Host {
             uid_ranges: id_ranges("/proc/self/uid_map"),
             gid_ranges: id_ranges("/proc/self/gid_map"),
             descriptors: open_descriptors(),
-            sockets: sockets(&std::fs::read("/proc/net/unix").unwrap_or_default()),
+            sockets: sockets(&generated::contents("/proc/net/unix").unwrap_or_default()),
             process_views: process_views(
-                &std::fs::read("/proc/self/mountinfo").unwrap_or_default(),
+                &generated::contents("/proc/self/mountinfo").unwrap_or_default(),
             ),
             time_namespaces: Path::new("/proc/self/ns/time").exists(),
             cpus: own_cpus(),
@@ -106,6 +113,8 @@ impl Host {
             private: Vec::new(),
             accounts: Box::new(SystemAccounts),
             seen: RefCell::default(),
+            listed: RefCell::default(),
+            led: RefCell::default(),
         }
     }
 
@@ -132,23 +141,64 @@ impl Host {
 
     /// Where `path` (absolute) leads on the host, its symlinks followed.
     pub(crate) fn walk(&self, path: &Path) -> Result<Place, Trouble> {
-        walk(path, |at| self.look(at))
+        self.walk_from_parent(path).unwrap_or_else(|| walk(path, |at| self.look(at)))
+    }
+
+    /// The same in one step from where its parent leads, which is remembered; `None` where it takes more.
+    fn walk_from_parent(&self, path: &Path) -> Option<Result<Place, Trouble>> {
+        let (parent, name) = (path.parent()?, path.file_name()?);
+        let known = self.led.borrow().get(parent.as_os_str()).cloned();
+        let place = known.unwrap_or_else(|| {
+            let place = walk(parent, |at| self.look(at));
+            self.led.borrow_mut().insert(parent.as_os_str().to_owned(), place.clone());
+            place
+        });
+        let Place { path: mut at, kind } = place.ok()?;
+        at.push(name);
+        let kind = match kind {
+            Kind::Missing => Kind::Missing,
+            Kind::File => return None,
+            Kind::Directory => match self.look(&at).ok()? {
+                Found::Missing => Kind::Missing,
+                Found::Directory => Kind::Directory,
+                Found::File => Kind::File,
+                Found::Link(_) => return None,
+            },
+        };
+        Some(Ok(Place { path: at, kind }))
     }
 
     /// What is at `path`, its last component not followed.
     pub(crate) fn look(&self, path: &Path) -> Result<Found, Errno> {
-        if let Some(known) = self.seen.borrow().get(path) {
+        if self.is_lacking(path) {
+            return Ok(Found::Missing);
+        }
+        if let Some(known) = self.seen.borrow().get(path.as_os_str()) {
             return known.clone();
         }
         let found = Found::at(&self.real(path));
-        self.seen.borrow_mut().insert(path.to_owned(), found.clone());
+        self.seen.borrow_mut().insert(path.as_os_str().to_owned(), found.clone());
         found
     }
 
-    /// The names in a directory; none if it cannot be read.
-    pub(crate) fn names(&self, directory: &Path) -> Vec<OsString> {
-        let entries = std::fs::read_dir(self.real(directory));
-        entries.into_iter().flatten().flatten().map(|entry| entry.file_name()).collect()
+    /// Its directory was listed, and it is not in the list.
+    fn is_lacking(&self, path: &Path) -> bool {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return false };
+        self.listed.borrow().get(parent.as_os_str()).is_some_and(|listing| listing.lacks(name))
+    }
+
+    /// The names in a directory; none if it cannot be read. It is read once.
+    pub(crate) fn names(&self, directory: &Path) -> Rc<Listing> {
+        if let Some(known) = self.listed.borrow().get(directory.as_os_str()) {
+            return Rc::clone(known);
+        }
+        let listing = match self.is_lacking(directory) {
+            true => Rc::default(),
+            false => Rc::new(Listing::of(&self.real(directory))),
+        };
+        let name = directory.as_os_str().to_owned();
+        self.listed.borrow_mut().insert(name, Rc::clone(&listing));
+        listing
     }
 
     /// Whether the caller may use `path` so (eaccess(3), with the effective ids).
@@ -164,7 +214,7 @@ impl Host {
 
 /// The lines of a uid_map or gid_map file (user_namespaces(7)).
 fn id_ranges(file: &str) -> Vec<IdRange> {
-    let text = std::fs::read_to_string(file).unwrap_or_default();
+    let text = generated::text(file).unwrap_or_default();
     text.lines().filter_map(parse_id_range).collect()
 }
 

@@ -11,6 +11,7 @@ mod files;
 mod host;
 mod identity;
 mod limits;
+mod listing;
 mod options;
 mod paths;
 mod saved;

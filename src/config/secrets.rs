@@ -31,6 +31,9 @@ pub(crate) fn places(host: &Host, homes: &[PathBuf]) -> Vec<Secret> {
         for (names, what) in HOME {
             add(home, names, what);
         }
+        // Most of what is looked for is not there: two lists tell that at once.
+        host.names(home);
+        host.names(&home.join(Base::Config.below_home()));
         for (base, names, what) in XDG {
             add(&home.join(base.below_home()), names, what);
             if let Some(moved) = host.variable(base.variable()) {
@@ -62,8 +65,8 @@ fn expand(host: &Host, secret: Secret) -> Vec<Secret> {
     let fits = |name: &str| {
         name.len() >= head.len() + tail.len() && name.starts_with(head) && name.ends_with(tail)
     };
-    let names = host.names(directory).into_iter();
-    let names = names.filter(|name| name.to_str().is_some_and(fits));
+    let listing = host.names(directory);
+    let names = listing.names.iter().filter(|name| name.to_str().is_some_and(fits));
     names.map(|name| Secret { path: directory.join(name), what: secret.what }).collect()
 }
 

@@ -49,6 +49,8 @@ impl TestHost {
             private: Vec::new(),
             accounts: Box::new(TestAccounts),
             seen: Default::default(),
+            listed: Default::default(),
+            led: Default::default(),
         };
         let host = TestHost { host };
         for directory in [

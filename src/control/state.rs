@@ -288,10 +288,19 @@ impl Locked {
 
     /// Removes the directory of an id with all that is in it.
     fn remove(&self, id: &str, entry: BorrowedFd<'_>) -> Result<(), Errno> {
+        // What a run in the foreground has; most often that is all.
+        for name in ["control", "lock", "info"] {
+            let _ = unlinkat(entry, name, UnlinkatFlags::NoRemoveDir);
+        }
+        let remove = || unlinkat(&self.base.directory, id, UnlinkatFlags::RemoveDir);
+        match remove() {
+            Err(Errno::ENOTEMPTY) => {}
+            done => return done,
+        }
         for name in names(entry)? {
             unlinkat(entry, name.as_str(), UnlinkatFlags::NoRemoveDir)?;
         }
-        unlinkat(&self.base.directory, id, UnlinkatFlags::RemoveDir)
+        remove()
     }
 
     /// Removes what supervisors that were killed have left, and the base if nothing is in it.
@@ -301,14 +310,17 @@ impl Locked {
         if remove() != Err(Errno::ENOTEMPTY) {
             return;
         }
+        let mut removed = false;
         for id in names(base.directory.as_fd()).unwrap_or_default() {
             if let Some(entry) = self.entry(&id)
                 && matches!(Locked::standing(entry.as_fd()), Standing::Stale)
             {
-                let _ = self.remove(&id, entry.as_fd());
+                removed |= self.remove(&id, entry.as_fd()).is_ok();
             }
         }
-        let _ = remove();
+        if removed {
+            let _ = remove();
+        }
     }
 
     fn listed(&self, id: &str, directory: OwnedFd, ended: Option<Ended>) -> Option<Listed> {

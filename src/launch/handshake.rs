@@ -24,9 +24,7 @@ use crate::timekeeping::GroupClock;
 /// A sandbox in the making: its init process exists and builds the walls from the inside.
 pub struct Launch<'p> {
     plan: &'p Plan,
-    init: Init,
-    /// Behind `init`: a group is removed once every process in it has ended.
-    cgroups: Cgroups,
+    behind: Behind,
 }
 
 /// The guest's init, as its parent holds it. Dropping it kills it, and with it every guest.
@@ -39,7 +37,7 @@ struct Init {
     reaped: bool,
 }
 
-/// A sandbox whose walls stand; the program has not been started.
+/// A sandbox as the supervisor holds it.
 #[derive(Debug)]
 pub struct Behind {
     init: Init,
@@ -139,21 +137,33 @@ impl<'p> Launch<'p> {
         let cgroups = Cgroups::make(&spec.limits.cgroups, pid).map_err(LaunchError::Cgroup)?;
         init.map_ids(spec)?;
         init.order(Order::Go)?;
-        Ok(Launch { plan, init, cgroups })
+        Ok(Launch { plan, behind: Behind { init, listener: None, master: None, cgroups } })
     }
 
-    /// Passes the filter, and gives the sandbox once its walls stand.
-    pub fn finish(self, program: &[sock_filter]) -> Result<Behind, LaunchError> {
-        let Launch { plan, init, cgroups } = self;
-        plan.program
+    /// Passes the filter on, which init loads when the walls stand.
+    pub fn pass_filter(&self, program: &[sock_filter]) -> Result<(), LaunchError> {
+        self.plan
+            .program
             .write_program(program)
             .map_err(|e| LaunchError::Own("pass the filter on", e))?;
-        init.order(Order::Filter(program.len() as u32))?;
-        let [master, ..] = init.expect(plan, Event::Ready, "while it built the walls")?;
-        let [listener, ..] = init.expect(plan, Event::Listening, "while it loaded the filter")?;
+        self.behind.order(Order::Filter(program.len() as u32))
+    }
+
+    /// The sandbox in the making: its init exists, and has neither a listener nor a terminal yet.
+    pub fn behind(&mut self) -> &mut Behind {
+        &mut self.behind
+    }
+
+    /// Gives the sandbox once its walls stand and the filter is loaded.
+    pub fn finish(self) -> Result<Behind, LaunchError> {
+        let Launch { plan, mut behind } = self;
+        let init = &behind.init;
+        let [listener, master, ..] =
+            init.expect(plan, Event::Listening, "while it built the walls")?;
         fcntl(&init.socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
             .map_err(|e| LaunchError::Own("prepare the socket to the init process", e))?;
-        Ok(Behind { init, listener, master, cgroups })
+        (behind.listener, behind.master) = (listener, master);
+        Ok(behind)
     }
 }
 
@@ -247,7 +257,7 @@ impl Behind {
         self.cgroups.pids()
     }
 
-    /// Starts the program.
+    /// Starts the program, as soon as the walls stand and the filter is loaded.
     pub fn start(&self, foreground: bool) -> Result<(), LaunchError> {
         self.init.order(Order::Start { foreground })
     }

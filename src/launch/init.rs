@@ -97,12 +97,11 @@ fn live(plan: &Plan, socket: BorrowedFd<'_>) -> Result<(), Fault> {
     give_up_privileges(plan).at(Stage::Identity)?;
     files::change_directory(&plan.workdir).at(Stage::Workdir)?;
 
-    let ready = Event::Ready.send_with(socket, terminal.as_ref().map(|(master, _)| master));
-    // Only the supervisor holds the master from here on: when it lets go, the guest is hung up.
-    let terminal = terminal.map(|(_, slave)| slave);
-    if ready.is_err() || !load_filter(plan, socket)? {
+    if !load_filter(plan, socket, terminal.as_ref().map(|(master, _)| master.as_fd()))? {
         return Ok(());
     }
+    // Only the supervisor holds the master from here on: when it lets go, the guest is hung up.
+    let terminal = terminal.map(|(_, slave)| slave);
     let keeping = Keeping {
         plan,
         program: Lists(&plan.lists),
@@ -144,9 +143,11 @@ fn build(plan: &Plan, step: &Step) -> Result<(), Errno> {
             Some(fd) => need.of(mount::attach_tree(fd.as_fd(), target)),
             None => Err(Errno::EBADF),
         },
+        Step::Bind { source, target, need } => need.of(mount::bind(source, target)),
         Step::Attributes { target, recursive, attributes } => {
             mount::set_attributes(target, *recursive, *attributes)
         }
+        Step::Writable { target } => mount::clear_attributes(target, mount::ATTR_RDONLY),
         Step::Mount { kind, target, flags, data, need } => {
             need.of(mount::mount(Some(kind), target, Some(kind), *flags, Some(data)))
         }
@@ -232,10 +233,19 @@ fn give_up_privileges(plan: &Plan) -> Result<(), Errno> {
     spawn::die_with_parent(libc::SIGKILL)
 }
 
-/// Loads the filter as soon as the supervisor has made it, and hands its listener over.
-fn load_filter(plan: &Plan, socket: BorrowedFd<'_>) -> Result<bool, Fault> {
+/// Loads the filter as soon as the supervisor has made it, and hands its listener over, with the master
+/// of the guest's terminal.
+fn load_filter(
+    plan: &Plan,
+    socket: BorrowedFd<'_>,
+    master: Option<BorrowedFd<'_>>,
+) -> Result<bool, Fault> {
     let Ok((Order::Filter(count), _)) = Order::receive(socket) else { return Ok(false) };
     let program = plan.program.program(count as usize).at(Stage::Filter)?;
     let listener = seccomp::load_with_listener(program, plan.wait_killable).at(Stage::Filter)?;
-    Ok(Event::Listening.send(socket, &[listener.as_fd()]).is_ok())
+    let sent = match master {
+        Some(master) => Event::Listening.send(socket, &[listener.as_fd(), master]),
+        None => Event::Listening.send(socket, &[listener.as_fd()]),
+    };
+    Ok(sent.is_ok())
 }

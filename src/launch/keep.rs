@@ -21,6 +21,9 @@ use crate::sys::tracing::Stop;
 use crate::sys::{files, pty, spawn, terminal, tracing};
 use crate::timekeeping::Patch;
 
+/// So many candidates are tried in a fraction of a millisecond.
+const DIRECTORIES_SOON_SEEN: usize = 32;
+
 /// One program and what it is kept with.
 pub(super) struct Keeping<'k> {
     pub(super) plan: &'k Plan,
@@ -129,7 +132,19 @@ impl Keeping<'_> {
     fn start(&self, signals: BorrowedFd<'_>, foreground: bool) -> Result<Option<i32>, Fault> {
         let (result, report) = files::pipe().at(Stage::Process)?;
         let program = Starting { keeping: self, foreground, report: report.as_fd() };
-        let (pid, pidfd) = spawn::spawn(0, &program, become_program).at(Stage::Process)?;
+        // Keys of a terminal could stop the process before its exec, and so could guests, of which there
+        // is none before the run's own program; or its keeper has to trace it; or it has so many
+        // directories to look through that somebody outside finds the time to stop it. (A stop in the
+        // moment that is left lasts until SIGCONT.)
+        let undisturbed = self.is_init
+            && self.terminal.is_none()
+            && self.plan.vdso.is_none()
+            && self.program.candidate(DIRECTORIES_SOON_SEEN).is_none();
+        let (pid, pidfd) = match undisturbed {
+            true => spawn::spawn_and_wait(&program, become_program),
+            false => spawn::spawn(0, &program, become_program),
+        }
+        .at(Stage::Process)?;
         drop(report);
         let patch = self.plan.vdso.as_ref();
         let Before { stopped, trapped } =

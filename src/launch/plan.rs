@@ -20,7 +20,7 @@ use crate::sys::memfd::SharedMemory;
 use crate::sys::mount::{ATTR_NODEV, ATTR_NOSUID, ATTR_RDONLY};
 use crate::sys::spawn::CpuMask;
 use crate::sys::strings::StringLists;
-use crate::sys::{files, seccomp};
+use crate::sys::{files, generated, seccomp};
 use crate::terminal::Settings;
 use crate::timekeeping::{NoVdso, Patch};
 
@@ -267,7 +267,7 @@ fn inherited_descriptors(
 }
 
 fn descriptor_flags(fd: RawFd) -> c_int {
-    std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}"))
+    generated::text(format!("/proc/self/fdinfo/{fd}"))
         .ok()
         .and_then(|info| {
             let flags = info.lines().find_map(|line| line.strip_prefix("flags:"))?;

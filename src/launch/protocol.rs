@@ -56,10 +56,10 @@ pub struct Later {
 pub enum Event {
     /// A stage of the set-up failed: stage, index in it, errno.
     Fault(Stage, u32, i32),
-    /// All stands but the filter, which a keeper has already. Carries the master of the program's
-    /// terminal if it has one.
+    /// A keeper's preparations are done. Carries the master of its program's terminal if it has one.
     Ready,
-    /// The filter is loaded. Carries its listener.
+    /// The walls of the run stand and the filter is loaded. Carries its listener, and the master of the
+    /// program's terminal if it has one.
     Listening,
     /// The program runs. Carries a pidfd of it.
     Started,

@@ -33,8 +33,13 @@ pub(super) enum Step {
     Clone { tree: usize, source: CString, recursive: bool, attributes: u64 },
     /// Attaches tree `tree`.
     Attach { tree: usize, target: CString, need: Need },
+    /// Shows `source` at `target` as well, with the attributes of the mount that it is seen through: one
+    /// call, where a copy that is attached takes four.
+    Bind { source: CString, target: CString, need: Need },
     /// Adds attributes.
     Attributes { target: CString, recursive: bool, attributes: u64 },
+    /// Makes the mount at `target` writable again; what is mounted below it stays as it is.
+    Writable { target: CString },
     /// Mounts a file system.
     Mount { kind: CString, target: CString, flags: c_ulong, data: CString, need: Need },
     /// Makes a directory to mount on.
@@ -60,6 +65,12 @@ pub(super) struct View {
     pub(super) clones: Vec<Step>,
     /// What is mounted on top of it then.
     mounts: Vec<Step>,
+    /// What is mounted at the very end.
+    last: Vec<Step>,
+    /// Where an unopenable file can be bound from, until `last` covers it.
+    unopenable: Option<PathBuf>,
+    /// A rule puts something where `unopenable` would be.
+    null_is_ruled: bool,
     pub(super) steps: Vec<Step>,
     /// Directories in memory mounted so far: what lies below them has to be made.
     fresh: Vec<PathBuf>,
@@ -113,6 +124,7 @@ const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 impl View {
     /// Fills `steps` in.
     pub(super) fn build(&mut self, spec: &RunSpec) -> Result<(), PlanError> {
+        self.null_is_ruled = spec.mounts.iter().any(|mount| mount.target.ends_with("dev/null"));
         for mount in &spec.mounts {
             self.add(mount)?;
         }
@@ -135,6 +147,7 @@ impl View {
             attributes: all,
         });
         self.steps.append(&mut self.mounts);
+        self.steps.append(&mut self.last);
         Ok(())
     }
 
@@ -239,11 +252,21 @@ impl View {
         Ok(())
     }
 
-    /// An unopenable file: the null device through a mount that allows no devices.
+    /// An unopenable file: the null device through a mount that allows no devices. There are many of
+    /// them, so they are bound from the one that `dev` has put in place, where it has come before.
     fn hide_file(&mut self, target: &Path) -> Result<(), PlanError> {
+        if let Some(source) = &self.unopenable {
+            let (source, target) = (c_path(source)?, c_path(target)?);
+            self.mounts.push(Step::Bind { source, target, need: Need::UnlessGone });
+            return Ok(());
+        }
+        self.attach_unopenable(target, Need::UnlessGone)
+    }
+
+    fn attach_unopenable(&mut self, target: &Path, need: Need) -> Result<(), PlanError> {
         let attributes = ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV;
         let step = |tree, source| Step::Clone { tree, source, recursive: false, attributes };
-        self.clone_and_attach(step, Path::new("/dev/null"), target, Need::UnlessGone)
+        self.clone_and_attach(step, Path::new("/dev/null"), target, need)
     }
 
     /// Mounts generated files over those of procfs and sysfs. They come from a file system in memory
@@ -268,26 +291,23 @@ impl View {
     fn proc(&mut self, target: &Path) -> Result<(), PlanError> {
         let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
         self.mount("proc", target, flags, "", Need::Required)?;
+        // What is bound from a mount takes its attributes over (clone_mnt in fs/namespace.c): the whole is
+        // read-only while its own entries are bound onto themselves.
+        let whole = c_path(target)?;
+        self.mounts.push(Step::Attributes {
+            target: whole.clone(),
+            recursive: false,
+            attributes: ATTR_RDONLY,
+        });
         for name in PROC_READ_ONLY {
             let path = target.join(name);
-            if Path::new("/proc").join(name).exists() {
-                // A copy of the fresh proc's own entry, so the two steps come after its mount.
-                let tree = self.new_tree();
-                self.mounts.push(Step::Clone {
-                    tree,
-                    source: c_path(&path)?,
-                    recursive: false,
-                    attributes: ATTR_RDONLY,
-                });
-                self.mounts.push(Step::Attach {
-                    tree,
-                    target: c_path(&path)?,
-                    need: Need::Required,
-                });
-            }
+            let (source, target) = (c_path(&path)?, c_path(&path)?);
+            // Not every kernel has all of them.
+            self.mounts.push(Step::Bind { source, target, need: Need::UnlessGone });
         }
+        self.mounts.push(Step::Writable { target: whole });
         for name in PROC_HIDDEN {
-            if Path::new("/proc").join(name).exists() {
+            if self.unopenable.is_some() || Path::new("/proc").join(name).exists() {
                 self.hide_file(&target.join(name))?;
             }
         }
@@ -310,6 +330,11 @@ impl View {
             if source.exists() {
                 let path = target.join(name);
                 self.mounts.push(Step::File { path: c_path(&path)? });
+                if name == "null" && !self.null_is_ruled {
+                    // Below the real one, which covers it at the end.
+                    self.attach_unopenable(&path, Need::Required)?;
+                    self.unopenable = Some(path.clone());
+                }
                 // Read-only: a device can be written to all the same, but its mode, owner and times,
                 // which are the host's, cannot be changed by a guest that is root.
                 let step = |tree, source| Step::Clone {
@@ -319,6 +344,9 @@ impl View {
                     attributes: ATTR_RDONLY | ATTR_NOSUID,
                 };
                 self.clone_and_attach(step, &source, &path, Need::Required)?;
+                if self.unopenable.as_ref() == Some(&path) {
+                    self.last.extend(self.mounts.pop());
+                }
             }
         }
         for (name, content) in [
@@ -415,7 +443,9 @@ impl std::fmt::Display for Step {
             Step::Private => write!(f, "make the mounts private"),
             Step::Clone { source, .. } => write!(f, "copy the mount at {}", show(source)),
             Step::Attach { target, .. } => write!(f, "mount on {}", show(target)),
+            Step::Bind { target, .. } => write!(f, "mount on {}", show(target)),
             Step::Attributes { target, .. } => write!(f, "make {} read-only", show(target)),
+            Step::Writable { target } => write!(f, "make {} writable", show(target)),
             Step::Mount { kind, target, .. } => {
                 write!(f, "mount {} on {}", show(kind), show(target))
             }

@@ -82,21 +82,27 @@ thread_local! {
     static CREW: RefCell<Option<Arc<dyn Promote>>> = const { RefCell::new(None) };
 }
 
-/// Makes somebody else the leader.
+/// The crew, for its threads.
 trait Promote {
+    /// Makes somebody else the leader.
     fn promote(self: Arc<Self>);
+
+    /// Whether somebody receives, or is about to.
+    fn is_led(&self) -> bool;
 }
 
 /// Lets another thread receive while this one does something slow. A handler calls it before
 /// anything that can block: file input and output, copying much memory, waiting for a lock that is
 /// held across such work. Calling it again in the same handler, or in a future, costs nothing.
-pub fn hand_over() {
+///
+/// `false`: there is no other thread and none can be made. Who is about to wait for another guest
+/// must not: nobody would hear of what that one asks for.
+pub fn hand_over() -> bool {
+    let Some(crew) = CREW.with(|crew| crew.borrow().clone()) else { return true };
     if LEADS.replace(false) {
-        let crew = CREW.with(|crew| crew.borrow().clone());
-        if let Some(crew) = crew {
-            crew.promote();
-        }
+        Arc::clone(&crew).promote();
     }
+    crew.is_led()
 }
 
 impl<D: Dispatch> Engine<D> {
@@ -308,6 +314,11 @@ impl<D: Dispatch> Promote for Shared<D> {
             self.lock().led = false;
             self.changed.notify_one();
         }
+    }
+
+    fn is_led(&self) -> bool {
+        let crew = self.lock();
+        crew.led || crew.followers > 0
     }
 }
 

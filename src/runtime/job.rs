@@ -11,6 +11,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::Error;
 use crate::launch::Order;
+use crate::sys::generated;
 use crate::sys::ready::watch_readable;
 use crate::terminal::{Relay, Resume, Terminal};
 
@@ -184,7 +185,7 @@ impl Signals {
 
 /// The signals that this process ignores (proc_pid_status(5), SigIgn).
 fn ignored_signals() -> u64 {
-    std::fs::read_to_string("/proc/self/status")
+    generated::text("/proc/self/status")
         .ok()
         .and_then(|status| {
             let line = status.lines().find_map(|line| line.strip_prefix("SigIgn:"))?;

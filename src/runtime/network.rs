@@ -40,8 +40,9 @@ impl RefusedPackets {
     }
 }
 
+/// As much as holds all counters of the kernels there are (3 KiB) several times.
 fn read(file: &File) -> String {
-    let mut text = vec![0; 64 << 10];
+    let mut text = [0; 16 << 10];
     let count = file.read_at(&mut text, 0).unwrap_or(0);
     String::from_utf8_lossy(&text[..count]).into_owned()
 }

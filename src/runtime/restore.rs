@@ -57,8 +57,9 @@ impl Restored {
         let gate = Arc::clone(kernel.gate().ok_or(Error::Kernel(KernelError::NoTasks))?);
         let kernel = Arc::clone(kernel);
         let grown = tokio::task::spawn_blocking(move || {
-            let grow =
-                move |_: &mut _| restore::grow(&planter, &gate, area, &sandbox, options, &mut fill);
+            let grow = move |_: &mut _| {
+                restore::grow(&planter, &gate, area, &sandbox, &options, &mut fill)
+            };
             kernel.tracer().run(grow).map_err(KernelError::Tracer)
         });
         let lost = |_| Error::Own("restore the image", std::io::ErrorKind::Other.into());

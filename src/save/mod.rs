@@ -8,9 +8,12 @@ pub mod capture;
 pub mod error;
 pub mod hand;
 pub mod image;
+pub mod ipc;
 pub mod opened;
 pub mod pipeline;
 pub mod restore;
 pub mod sockets;
 pub mod spec;
 pub mod state;
+#[cfg(test)]
+mod testing;

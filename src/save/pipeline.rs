@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 use serde_bytes::ByteBuf;
 
 use crate::save::capture::collector::Content;
-use crate::save::capture::{self, Found};
+use crate::save::capture::{self, Found, Streams};
 use crate::save::error::SaveError;
 use crate::save::hand;
 use crate::save::image::{Features, ImageError, Writer};
-use crate::save::state::{Ipc, Run, Sandbox};
+use crate::save::state::{Run, Sandbox};
 use crate::sentry::{Kernel, KernelError};
 
 const PAGE: u64 = 4096;
@@ -59,6 +59,32 @@ pub struct Facts {
     pub spec: ByteBuf,
     /// The id of the sandbox.
     pub id: String,
+    /// Where file systems in memory are mounted that are the sandbox's own.
+    pub trees: Vec<std::path::PathBuf>,
+    /// The run's program has a terminal of its own: the first of the sandbox's.
+    pub has_terminal: bool,
+}
+
+impl Facts {
+    /// The caller's standard streams, which are the supervisor's own, and the terminal in place of some in
+    /// the view of guest `pid`, as the host numbers it.
+    pub fn streams(&self, pid: i32) -> Result<Streams, SaveError> {
+        use std::os::fd::AsFd;
+        use std::os::unix::fs::MetadataExt;
+        let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+        let all = [(0, stdin.as_fd()), (1, stdout.as_fd()), (2, stderr.as_fd())];
+        let open: Vec<_> = all
+            .into_iter()
+            .filter(|(fd, _)| std::fs::metadata(format!("/proc/self/fd/{fd}")).is_ok())
+            .collect();
+        let mut streams = Streams::new(&open)
+            .map_err(|error| SaveError::failed("the standard streams cannot be read", error))?;
+        if self.has_terminal {
+            let terminal = std::fs::metadata(format!("/proc/{pid}/root/dev/pts/0"));
+            streams.terminal = terminal.ok().map(|found| (found.dev(), found.ino()));
+        }
+        Ok(streams)
+    }
 }
 
 impl From<KernelError> for SaveError {
@@ -110,7 +136,8 @@ fn captured(kernel: &Arc<Kernel>, facts: &Facts) -> Result<(Sandbox, Found), Sav
         .map(|guest| guest.guest_pid)
         .ok_or(SaveError::refused("its program has ended"))?;
     let gate = Arc::clone(kernel.gate().ok_or(SaveError::refused("nothing runs in it"))?);
-    let work = move |tracees: &mut _| capture::sandbox(tracees, &gate, &guests);
+    let own = facts.clone();
+    let work = move |tracees: &mut _| capture::sandbox(tracees, &gate, &guests, &own);
     let mut found = kernel.tracer().run(work).map_err(KernelError::Tracer)??;
     let collector = &mut found.collector;
     let sandbox = Sandbox {
@@ -129,8 +156,8 @@ fn captured(kernel: &Arc<Kernel>, facts: &Facts) -> Result<(Sandbox, Found), Sav
         files: std::mem::take(&mut collector.files),
         tables: std::mem::take(&mut found.tables),
         shared: std::mem::take(&mut collector.shared),
-        trees: Vec::new(),
-        ipc: Ipc::default(),
+        trees: std::mem::take(&mut found.trees),
+        ipc: std::mem::take(&mut found.ipc),
         pipes: std::mem::take(&mut collector.pipes),
         terminals: std::mem::take(&mut collector.terminals),
         terminal: None,
@@ -179,7 +206,7 @@ impl Content {
         match self {
             Content::Pages { ranges, .. } => ranges.iter().map(|(start, end)| end - start).sum(),
             Content::Mapping { start, end, .. } => end - start,
-            Content::File { size, .. } => *size,
+            Content::File { size, .. } | Content::Below { size, .. } => *size,
         }
     }
 
@@ -203,6 +230,13 @@ impl Content {
                 })?;
             }
             Content::File { object, file, size } => stream(writer, *object, file, *size)?,
+            Content::Below { object, directory, path, size } => {
+                let show = path.to_string_lossy();
+                let file = Content::open_below(directory, path).map_err(|errno| {
+                    SaveError::failed(format!("{show} cannot be read"), errno.desc())
+                })?;
+                stream(writer, *object, &file, *size)?;
+            }
         }
         Ok(())
     }

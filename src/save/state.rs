@@ -31,7 +31,7 @@ pub struct Sandbox {
     /// Content of file systems that are private to the sandbox.
     pub trees: Vec<Tree>,
     /// System V and POSIX IPC.
-    pub ipc: Ipc,
+    pub ipc: crate::save::ipc::Ipc,
     /// What the sandbox's own network namespace and its sockets are like, beyond [`OpenFile`].
     pub pipes: Vec<Pipe>,
     /// Terminals made inside.
@@ -410,13 +410,14 @@ pub enum FileKind {
         /// It is a directory.
         directory: bool,
     },
-    /// A standard stream of the caller: one of its pipes, files or sockets. The restoring caller's takes
-    /// its place, or what it redirects it to.
+    /// A standard stream of the caller. The restoring caller's takes its place.
     Stream {
         /// 0, 1 or 2.
         stream: u32,
         /// A regular file of the caller, by name on the host: opened again at its offset.
         file: Option<(ByteBuf, Identity)>,
+        /// It is another description of the same than the caller's.
+        reopened: bool,
     },
     /// The terminal of the run's program ([`Sandbox::terminal`]).
     OwnTerminal,
@@ -443,9 +444,9 @@ pub enum FileKind {
     },
     /// epoll_create1(2): (descriptor, index in [`Sandbox::files`], events, data).
     Epoll(Vec<(i32, u32, u32, u64)>),
-    /// inotify_init1(2): (watch, path, mask), and events that wait.
+    /// inotify_init1(2): (watch, path, mask), and events that wait (none: those are refused).
     Inotify(Vec<(i32, ByteBuf, u32)>, ByteBuf),
-    /// pidfd_open(2): process or thread, whether it is a thread's.
+    /// pidfd_open(2): process or thread, whether it is a thread's. 0: it has ended and was waited for.
     Pid(i32, bool),
     /// A socket.
     Socket(Box<crate::save::sockets::Socket>),
@@ -512,21 +513,23 @@ pub enum TreeKind {
         /// Bytes.
         size: u64,
     },
+    /// A file with little content, or none.
+    Small {
+        /// Its content; zeros follow.
+        content: ByteBuf,
+        /// Bytes.
+        size: u64,
+    },
     /// Another name of the file at this path in the same tree.
     Link(ByteBuf),
     /// A symbolic link.
     Symlink(ByteBuf),
     /// A FIFO.
     Fifo,
+    /// The mark that union file systems leave where a file was: a device of number 0.
+    Whiteout,
     /// A unix socket; bound again by whoever holds it, left alone if nobody does.
     Socket,
-}
-
-/// System V and POSIX IPC. Kept as the `ipc` module's own state.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Ipc {
-    /// Opaque to everybody else.
-    pub state: ByteBuf,
 }
 
 /// A pseudo-terminal that was made inside.

@@ -24,7 +24,8 @@ use nix::unistd::{SysconfVar, sysconf};
 use serde::{Deserialize, Serialize};
 
 use super::kernel::{Kernel, KernelError};
-use crate::sys::process;
+use super::kin::Family;
+use crate::sys::{generated, process};
 
 /// A guest process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,7 +79,7 @@ pub(super) struct Keepers {
 
 /// A keeper.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Kept {
+pub(super) struct Kept {
     /// In ticks since boot: the number may be another one's before it is known that the keeper has
     /// ended.
     start: u64,
@@ -90,7 +91,7 @@ struct Kept {
 
 impl Kept {
     /// Whether it is (still) the process of this number.
-    fn is(&self, start: u64) -> bool {
+    pub(super) fn is(&self, start: u64) -> bool {
         self.start == start
     }
 }
@@ -157,11 +158,14 @@ impl Kernel {
             .or_else(|_| self.describe(&before))
     }
 
-    /// The guest processes of one reading of /proc, and whether it was clean: none vanished while it
-    /// was read, which could have left a child behind that was not read.
-    pub(super) fn members(&self) -> Result<(Vec<Member>, bool), KernelError> {
-        let reading = self.reading()?;
-        Ok((reading.members, reading.is_clean))
+    /// The guest processes of one reading of /proc.
+    pub(super) fn members(&self) -> Result<Vec<Member>, KernelError> {
+        self.reading().map(|reading| reading.members)
+    }
+
+    /// What tells guests from other processes.
+    pub(super) fn family(&self) -> Family {
+        Family::new(self.init_pid(), self.keepers.lock().clone())
     }
 
     fn reading(&self) -> Result<Reading, KernelError> {
@@ -186,19 +190,14 @@ impl Kernel {
 #[derive(Debug)]
 struct Reading {
     members: Vec<Member>,
-    is_clean: bool,
 }
 
 impl Reading {
     fn new(init: i32, keepers: &BTreeMap<i32, Kept>) -> Result<Reading, Errno> {
         let mut all = HashMap::new();
-        let mut is_clean = true;
         for pid in numbers("/proc")? {
-            match Stat::read(pid) {
-                // (One that is just ending has no parent any more: proc_pid_stat, pid_alive.)
-                Some(stat) if stat.parent == 0 && stat.has_ended() => is_clean = false,
-                Some(stat) => drop(all.insert(pid, (stat.parent, stat.start))),
-                None => is_clean = false,
+            if let Some(stat) = Stat::read(pid).filter(Stat::is_there) {
+                all.insert(pid, (stat.parent, stat.start));
             }
         }
         let mut members: Vec<Member> = all
@@ -212,7 +211,7 @@ impl Reading {
             })
             .collect();
         members.sort_by_key(|member| member.pid);
-        Ok(Reading { members, is_clean })
+        Ok(Reading { members })
     }
 
     fn same_members(&self, other: &Reading) -> bool {
@@ -302,22 +301,6 @@ pub(super) fn last_number() -> Option<i32> {
     std::fs::read_to_string("/proc/sys/kernel/ns_last_pid").ok()?.trim().parse().ok()
 }
 
-/// Whether `pid`, which may be a thread, descends from `init`, as far as a quick look tells: what has
-/// made it may be ending just now, but not much more than that.
-pub(super) fn descends(pid: i32, init: i32) -> bool {
-    let mut at = pid;
-    for _ in 0..MOST_PARENTS {
-        match Stat::read(at).map(|stat| stat.parent) {
-            Some(parent) if parent == init => return true,
-            Some(parent) if parent > 1 => at = parent,
-            _ => return false,
-        }
-    }
-    false
-}
-
-const MOST_PARENTS: usize = 64;
-
 /// The names in a directory of /proc that are numbers.
 pub(super) fn numbers(directory: &str) -> Result<impl Iterator<Item = i32> + use<>, Errno> {
     let entries = std::fs::read_dir(directory)
@@ -348,6 +331,8 @@ pub(super) struct Stat {
     pub(super) parent: i32,
     /// Of all threads; in whole ticks.
     pub(super) cpu: Duration,
+    /// How many threads it has; a zombie counts as one.
+    pub(super) threads: u64,
     /// In ticks since boot.
     pub(super) start: u64,
 }
@@ -355,8 +340,14 @@ pub(super) struct Stat {
 impl Stat {
     /// `None`: there is no such process.
     pub(super) fn read(pid: i32) -> Option<Stat> {
-        let text = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+        let text = generated::contents(format!("/proc/{pid}/stat")).ok()?;
         Stat::parse(&text)
+    }
+
+    /// Whether it was not just about to be gone: it has no parent any more then (pid_alive in
+    /// do_task_stat, fs/proc/array.c).
+    pub(super) fn is_there(&self) -> bool {
+        self.parent != 0 || !self.has_ended()
     }
 
     /// Whether it is a zombie, or about to be gone.
@@ -378,6 +369,7 @@ impl Stat {
             state: fields.first()?.chars().next()?,
             parent: fields.get(1)?.parse().ok()?,
             cpu: ticks(number(14)? + number(15)?),
+            threads: number(20)?,
             start: number(22)?,
         })
     }
@@ -461,7 +453,7 @@ mod tests {
             b"41 (a) b (\nc) R 1) S 40 41 7 0 -1 4194560 1 2 3 4 150 50 9 9 20 0 1 0 12345 8 9";
         let stat = Stat::parse(text).unwrap();
         assert_eq!((stat.comm.as_str(), stat.state, stat.parent), ("a) b (\nc) R 1", 'S', 40));
-        assert_eq!((stat.cpu, stat.start), (ticks(200), 12345));
+        assert_eq!((stat.cpu, stat.threads, stat.start), (ticks(200), 1, 12345));
         assert_eq!(Stat::parse(b"41 (x) S 40"), None);
         assert_eq!(Stat::parse(b") 41 ("), None);
     }

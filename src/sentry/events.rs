@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -185,7 +185,8 @@ pub struct Events {
     /// The last events. A leaf of the lock order; whoever follows is told while it is held, so that a
     /// new follower misses none and gets none twice.
     recent: Mutex<VecDeque<Record>>,
-    followers: broadcast::Sender<Record>,
+    /// Made for the first follower: most runs have none, and its ring is large.
+    followers: OnceLock<broadcast::Sender<Record>>,
 }
 
 /// How many past events are kept, and how far a follower may fall behind.
@@ -198,7 +199,7 @@ impl Events {
             announce,
             limit: Mutex::new(RateLimit::new(100, 1000)),
             recent: Mutex::default(),
-            followers: broadcast::Sender::new(KEPT),
+            followers: OnceLock::new(),
         }
     }
 
@@ -222,7 +223,8 @@ impl Events {
     /// events and is told how many.
     pub fn follow(&self) -> (Vec<Record>, broadcast::Receiver<Record>) {
         let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        (recent.iter().cloned().collect(), self.followers.subscribe())
+        let followers = self.followers.get_or_init(|| broadcast::Sender::new(KEPT));
+        (recent.iter().cloned().collect(), followers.subscribe())
     }
 
     fn record(&self, log: &KernelLog, event: &Event) {
@@ -240,9 +242,11 @@ impl Events {
         if recent.len() >= KEPT {
             recent.pop_front();
         }
-        recent.push_back(record.clone());
-        // Nobody may be following.
-        let _ = self.followers.send(record);
+        if let Some(followers) = self.followers.get() {
+            // Nobody may be following any more.
+            let _ = followers.send(record.clone());
+        }
+        recent.push_back(record);
     }
 }
 

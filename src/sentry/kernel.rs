@@ -92,7 +92,14 @@ pub enum KernelError {
     /// The host does not let this thread be traced.
     NotStoppable(i32, Errno),
     /// This thread was asked to stop and does not.
-    NotStopping(i32),
+    NotStopping {
+        /// The thread.
+        task: i32,
+        /// Its state, one letter, as in ps(1).
+        state: char,
+        /// The number of the system call that it is in, if any and if the host tells.
+        call: Option<i64>,
+    },
     /// Processes are made faster than they can be found.
     Storm,
     /// There is no thread that could trace.
@@ -131,15 +138,17 @@ impl std::fmt::Display for KernelError {
                 named(*task),
                 errno.desc()
             ),
-            KernelError::NotStopping(task) => write!(
-                f,
-                "cannot pause the sandbox: thread {} does not stop; it waits in the host's kernel, \
-                 see /proc/{task}/wchan",
-                named(*task)
-            ),
+            KernelError::NotStopping { task, state, call } => {
+                write!(f, "cannot pause the sandbox: thread {} does not stop", named(*task))?;
+                write!(f, " (state {state}")?;
+                if let Some(number) = call {
+                    write!(f, ", in system call {number}")?;
+                }
+                write!(f, "); it waits in the host's kernel, see /proc/{task}/wchan")
+            }
             KernelError::Storm => f.write_str(
                 "cannot pause the sandbox: it makes processes faster than they can be found; \
-                 `sandbox kill` ends it",
+                 try again when the host has more time for it, or end it with `sandbox kill`",
             ),
             KernelError::Tracer(errno) => {
                 write!(f, "cannot trace the sandbox's threads: {}", errno.desc())

@@ -1,11 +1,10 @@
 //! Stopping every guest thread, and letting all go on.
 //!
-//! Owns the order of a pause: wait until no program is being started ([`super::starts`]), list the guests' threads, ask each to stop (ptrace(2), on the thread of
+//! Owns the order of a pause: wait until no program is being started ([`super::starts`]), trace all
+//! guest threads and ask each to stop (a sweep through /proc, [`super::sweep`], on the thread of
 //! [`super::tracer`]), back out the calls that hold them up ([`crate::notify::Gate`]: after the stop
-//! was asked for, never before), wait until all have stopped, and begin anew until nothing new is
-//! found. What a stopping thread makes meanwhile is stopped from its first instruction on. (A process
-//! that only makes its successor and ends is gone before a reading of /proc comes to it. While anything
-//! vanishes like that, the newest process is looked for directly: [`Tracees::hunt`].)
+//! was asked for, never before), wait until all have stopped, and begin anew until a sweep, during
+//! which all stand still, meets nothing new. Then there is nothing else.
 //!
 //! What counts as stopped, beside a thread that ptrace has stopped: the parent in a vfork(2), which
 //! the kernel keeps until its child, which is stopped, executes or ends; and a thread that another
@@ -20,14 +19,14 @@
 //! Everything here blocks, and a parked call is backed out by the runtime: never call it on a thread
 //! that the runtime needs (use `spawn_blocking`).
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use tokio::sync::watch;
 
-use super::census::{Stat, last_number, numbers};
+use super::census::Stat;
 use super::events::Event;
 use super::kernel::{Kernel, KernelError};
 use super::task::Status;
@@ -61,6 +60,9 @@ struct Depth {
 /// A task that does not stop in this time (it waits for a dead file server, say) fails the pause.
 const LONGEST_STOP: Duration = Duration::from_secs(10);
 
+/// What makes processes all the time may be stopped late where hundreds of them want a CPU.
+const LONGEST_STORM: Duration = Duration::from_secs(30);
+
 /// A task that may not be traced for this time fails the pause: all others stand still meanwhile.
 const LONGEST_REFUSAL: Duration = Duration::from_secs(1);
 
@@ -68,10 +70,6 @@ const LONGEST_REFUSAL: Duration = Duration::from_secs(1);
 /// next look. No descriptor tells that a task sits in vfork(2).
 const FIRST_LOOK: Duration = Duration::from_millis(2);
 const LONGEST_LOOK: Duration = Duration::from_millis(20);
-
-/// On a host where processes are made and end all the time no reading of /proc may be without one that
-/// has vanished: so many are enough that find nothing new, if a hunt finds nothing either.
-const MOST_UNCLEAN: u32 = 5;
 
 impl Kernel {
     /// What backs calls out; once.
@@ -180,54 +178,50 @@ impl Kernel {
     fn stop_all(&self) -> Result<u64, KernelError> {
         self.time().sessions().hold(true);
         self.on_tracer(Tracees::hold)?;
-        let begun = Instant::now();
-        let deadline = begun + LONGEST_STOP;
-        let mut unclean = 0;
-        let mut clean = 0;
-        let mut last: Option<Option<i32>> = None;
-        // Those that were seen to have ended, and whose last children have been listed since.
+        let deadline = Instant::now() + LONGEST_STORM;
         let mut ended = HashSet::new();
+        let mut refused_since = HashMap::new();
+        // Once all that are known stand still: how many of them have not stopped and need not.
+        let mut excused = None;
+        let mut quiet_sweeps = 0;
+        let mut family = self.family();
         loop {
-            let since_last_pass = last.replace(last_number());
-            let (mut members, is_clean) = self.members()?;
-            // Parents before their children.
-            members.sort_by_key(|member| (member.start, member.pid));
-            let all: Vec<i32> = members.iter().flat_map(|member| threads(member.pid)).collect();
-            let asked = self.on_tracer(move |tracees| tracees.stop_all(&all))?;
-            self.back_out(&asked.running);
-            let excused = self.wait_for_stops(deadline)?;
-            let refused = self.refused(asked.refused)?;
-            let newly_ended = refused.ended.iter().filter(|tid| ended.insert(**tid)).last();
-            let missed = asked.missed.or(newly_ended.copied());
-            // Where nothing was made anywhere since the pass before, nothing can have been missed:
-            // what was being made then had a parent that has been found and has stopped.
-            let is_quiet = since_last_pass.flatten().is_some_and(|it| last_number() == Some(it));
-            let is_over = is_quiet || clean == 2 || unclean == MOST_UNCLEAN;
-            if is_over && refused.free.is_empty() && !asked.any_new {
-                let stopped = self.on_tracer(|tracees| tracees.stopped())?;
-                return Ok((stopped + excused + refused.held) as u64);
-            }
-            let now = Instant::now();
-            if let Some(error) = refused.free.first().filter(|_| now > begun + LONGEST_REFUSAL) {
-                return Err(*error);
-            }
-            if now > deadline {
+            let swept;
+            (family, swept) = self.on_tracer(move |tracees| {
+                let swept = tracees.sweep(&mut family);
+                (family, swept)
+            })?;
+            let swept = swept.map_err(KernelError::Census)?;
+            self.back_out(&swept.running);
+            let refused = self.refused(swept.refused)?;
+            let all_ended = swept.ended.into_iter().chain(refused.ended);
+            let any_ended = all_ended.filter(|it| ended.insert(*it)).count() > 0;
+            let is_quiet = !swept.any_new && !swept.any_missed && !any_ended;
+            still_free(&refused.free, &mut refused_since)?;
+            if Instant::now() > deadline {
                 return Err(KernelError::Storm);
             }
             if !refused.free.is_empty() {
                 // Maybe its program is just being started, or its tracer about to stop.
                 std::thread::sleep(FIRST_LOOK);
-            } else if asked.any_new {
-                (clean, unclean) = (0, 0);
-            } else if is_clean && missed.is_none() {
-                clean += 1;
-            } else {
-                clean = 0;
-                let init = self.init_pid();
-                let caught = self.on_tracer(move |tracees| tracees.hunt(init))?;
-                self.back_out(&caught);
-                unclean += u32::from(caught.is_empty() && missed.is_none());
             }
+            match excused {
+                Some(excused) if is_quiet && refused.free.is_empty() => {
+                    quiet_sweeps += 1;
+                    if swept.in_order || quiet_sweeps == 2 {
+                        let stopped = self.on_tracer(|tracees| tracees.stopped())?;
+                        return Ok((stopped + excused + refused.held) as u64);
+                    }
+                    continue;
+                }
+                _ => quiet_sweeps = 0,
+            }
+            excused = if is_quiet {
+                Some(self.wait_for_stops(deadline)?)
+            } else {
+                // What is still to be found may keep them from a CPU: they are not waited for long.
+                self.pausing.tracer.progress().wait(FIRST_LOOK).then_some(0)
+            };
         }
     }
 
@@ -238,14 +232,18 @@ impl Kernel {
     }
 
     /// Waits until all that were asked have stopped; gives how many of them need not.
-    fn wait_for_stops(&self, deadline: Instant) -> Result<usize, KernelError> {
+    fn wait_for_stops(&self, latest: Instant) -> Result<usize, KernelError> {
+        let deadline = Instant::now() + LONGEST_STOP;
         let mut look = FIRST_LOOK;
         loop {
             if self.pausing.tracer.progress().wait(look) {
                 return Ok(0);
             }
             look = (look * 2).min(LONGEST_LOOK);
-            let running = self.on_tracer(|tracees| tracees.running())?;
+            let running = self.on_tracer(|tracees| {
+                tracees.ask_all();
+                tracees.running()
+            })?;
             let mut excused = 0;
             let mut late = None;
             for tid in running {
@@ -253,13 +251,16 @@ impl Kernel {
                     // It has ended: its tracer hears of that when the whole process has.
                     None | Some('Z' | 'X') => {}
                     Some('D') if sits_in_vfork(tid) => excused += 1,
-                    Some(_) => late = Some(tid),
+                    // It waits for a CPU, and stops when it has one.
+                    Some('R') if Instant::now() < latest => late = late.or(Some((tid, latest))),
+                    Some(_) => late = Some((tid, deadline)),
                 }
             }
             match late {
                 None => return Ok(excused),
-                Some(tid) if Instant::now() > deadline => {
-                    return Err(KernelError::NotStopping(tid));
+                Some((task, limit)) if Instant::now() > limit => {
+                    let state = Stat::read(task).map_or('?', |stat| stat.state);
+                    return Err(KernelError::NotStopping { task, state, call: call(task).0 });
                 }
                 Some(_) => {}
             }
@@ -267,13 +268,13 @@ impl Kernel {
     }
 
     /// What to think of those that could not be traced.
-    fn refused(&self, refused: Vec<(i32, Errno)>) -> Result<Refused, KernelError> {
+    fn refused(&self, refused: Vec<(i32, u64, Errno)>) -> Result<Refused, KernelError> {
         let mut all = Refused::default();
-        for (task, errno) in refused {
+        for (task, start, errno) in refused {
             match Status::read(task).map(|status| (status.state, status.tracer)) {
-                Err(_) | Ok((b'Z' | b'X', _)) => all.ended.push(task),
+                Err(_) | Ok((b'Z' | b'X', _)) => all.ended.push((task, start)),
                 // It may have been another one's a moment ago: the next attempt tells.
-                Ok((_, 0)) => all.free.push(KernelError::NotStoppable(task, errno)),
+                Ok((_, 0)) => all.free.push((task, KernelError::NotStoppable(task, errno))),
                 // It is traced for the time of one call, and not let go from it.
                 Ok(_) if self.time().sessions().holds(task) => all.held += 1,
                 Ok((state, tracer)) => {
@@ -281,7 +282,7 @@ impl Kernel {
                     if is_ours && state == b't' {
                         all.held += 1;
                     } else {
-                        all.free.push(KernelError::Traced { task, tracer });
+                        all.free.push((task, KernelError::Traced { task, tracer }));
                     }
                 }
             }
@@ -303,9 +304,9 @@ struct Refused {
     /// How many another guest holds, which is stopped itself, or a session of the sentry's.
     held: usize,
     /// Why the others, which may run, could not.
-    free: Vec<KernelError>,
-    /// Those that have ended: only the next reading shows what they have made.
-    ended: Vec<i32>,
+    free: Vec<(i32, KernelError)>,
+    /// Those that have ended: only the next sweep shows what they have made.
+    ended: Vec<(i32, u64)>,
 }
 
 impl Pause {
@@ -314,12 +315,18 @@ impl Pause {
     }
 }
 
-/// The threads of a process. One that has ended is tried by its own number, so that it is known to be
-/// missed.
-fn threads(pid: i32) -> Vec<i32> {
-    let all: Vec<i32> =
-        numbers(&format!("/proc/{pid}/task")).map(Iterator::collect).unwrap_or_default();
-    if all.is_empty() { vec![pid] } else { all }
+/// Fails with what one says that could not be traced for long; `since` says for how long.
+fn still_free(
+    free: &[(i32, KernelError)],
+    since: &mut HashMap<i32, Instant>,
+) -> Result<(), KernelError> {
+    since.retain(|task, _| free.iter().any(|(other, _)| other == task));
+    for (task, error) in free {
+        if since.entry(*task).or_insert_with(Instant::now).elapsed() > LONGEST_REFUSAL {
+            return Err(*error);
+        }
+    }
+    Ok(())
 }
 
 /// Whether a thread in an uninterruptible wait is the parent in a vfork(2).
@@ -327,13 +334,7 @@ fn threads(pid: i32) -> Vec<i32> {
 /// It was asked to stop, so whatever it really waits for there, it does not run its program again
 /// before it has stopped.
 fn sits_in_vfork(tid: i32) -> bool {
-    let text = std::fs::read_to_string(format!("/proc/{tid}/syscall")).unwrap_or_default();
-    let mut words = text.split_whitespace();
-    let number = words.next().and_then(|word| word.parse::<libc::c_long>().ok());
-    let argument = words
-        .next()
-        .and_then(|word| u64::from_str_radix(word.trim_start_matches("0x"), 16).ok())
-        .unwrap_or(0);
+    let (number, argument) = call(tid);
     let flags = match number {
         #[cfg(target_arch = "x86_64")]
         Some(libc::SYS_vfork) => return true,
@@ -349,4 +350,16 @@ fn sits_in_vfork(tid: i32) -> bool {
         _ => 0,
     };
     flags & libc::CLONE_VFORK as u64 != 0
+}
+
+/// The system call that a thread is in, if that can be read, and its first argument.
+fn call(tid: i32) -> (Option<libc::c_long>, u64) {
+    let text = std::fs::read_to_string(format!("/proc/{tid}/syscall")).unwrap_or_default();
+    let mut words = text.split_whitespace();
+    let number = words.next().and_then(|word| word.parse().ok());
+    let argument = words
+        .next()
+        .and_then(|word| u64::from_str_radix(word.trim_start_matches("0x"), 16).ok())
+        .unwrap_or(0);
+    (number, argument)
 }

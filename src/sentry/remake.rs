@@ -16,6 +16,7 @@ use nix::errno::Errno;
 
 use super::call::Call;
 use super::rewind;
+use super::sessions::Unseized;
 use super::time::Time;
 use crate::notify::{Answer, Received, hand_over};
 use crate::sys::process;
@@ -128,24 +129,32 @@ pub(super) fn show_stamps(call: &Call<'_>, stamps: Stamps) -> Answer {
 
 /// Has the call made as `change` says.
 pub(super) fn remake(call: &Call<'_>, change: Change) -> Answer {
-    hand_over();
     let received = *call.received();
     let kernel = Arc::clone(call.kernel);
-    match kernel.time().sessions().seize(received.tid) {
+    let refuse = |why| {
+        kernel.refuse(
+            received.tid,
+            "a timeout of the sandbox's clock",
+            why,
+            "its timeouts are the host's; run it without --time",
+        );
+        Answer::Continue
+    };
+    if !hand_over() {
+        return refuse("the sandbox may make no more threads to wait with (ulimit -u)");
+    }
+    match kernel.time().sessions().seize(call) {
         Ok(()) => {}
-        Err(Errno::ESRCH) => return Answer::Continue,
-        Err(_) => {
-            kernel.refuse(
-                received.tid,
-                "a timeout of the sandbox's clock",
-                "another program of the sandbox traces it",
-                "its timeouts are the host's; run it without --time",
-            );
-            return Answer::Continue;
+        Err(Unseized::Ended | Unseized::Init) => return Answer::Continue,
+        // It stops before it makes the call again, and is let go by then.
+        Err(Unseized::Sentry) => {
+            let stops = kernel.time().sessions().await_interrupt(call);
+            return if stops { Answer::Restart(RESTART) } else { Answer::Continue };
         }
+        Err(Unseized::Guest) => return refuse("another program of the sandbox traces it"),
     }
     // The stop is asked for first: with nothing pending the code would reach the guest.
-    let _ = tracing::interrupt(received.tid);
+    kernel.time().sessions().interrupt(received.tid);
     Answer::Restart(RESTART).then(move || {
         let time = kernel.time();
         let session = Session { received, change: &change, time };

@@ -51,7 +51,7 @@ impl Kernel {
     ) -> Result<(), KernelError> {
         let mut told = HashSet::new();
         let mut tell_new = || -> Result<usize, KernelError> {
-            let (members, _) = self.members()?;
+            let members = self.members()?;
             let mut count = 0;
             for member in members.iter().filter(|member| wanted(member)) {
                 if told.insert((member.pid, member.start)) {

@@ -20,7 +20,7 @@
 use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -28,8 +28,8 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use super::census;
 use super::task::Status;
+use crate::sys::process;
 use crate::sys::ptrace::{self, Change, Running, Stop, Stopped};
 
 /// Decides what becomes of one tracee. Lives on the tracer's thread.
@@ -134,6 +134,8 @@ impl Tracer {
 /// The thread's life.
 fn live(work: &mpsc::Receiver<Work>, wake: &EventFd, progress: Arc<Progress>) -> Result<(), Errno> {
     SigSet::all().thread_block()?;
+    // In a storm of forks there are hundreds of others that want a CPU.
+    process::hurry();
     let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
     let changes = SignalFd::with_flags(&SigSet::from_iter([Signal::SIGCHLD]), flags)?;
     let mut tracees = Tracees {
@@ -175,27 +177,6 @@ fn live(work: &mpsc::Receiver<Work>, wake: &EventFd, progress: Arc<Progress>) ->
 fn group(tid: i32, late: &HashMap<i32, i32>) -> Option<i32> {
     if late.is_empty() { None } else { Status::read(tid).ok().map(|status| status.tgid) }
 }
-
-/// What became of [`Tracees::stop_all`].
-#[derive(Debug, Default)]
-pub(super) struct Asked {
-    /// Whether any was new.
-    pub(super) any_new: bool,
-    /// One that has ended before it could be traced.
-    pub(super) missed: Option<i32>,
-    /// All that have been asked and have not stopped.
-    pub(super) running: Vec<i32>,
-    /// Those that may not be traced, and why.
-    pub(super) refused: Vec<(i32, Errno)>,
-}
-
-/// A hunt lasts as long as many lives of a process that only makes its successor and ends; and this
-/// thread may have to wait for a CPU meanwhile.
-const SHORTEST_HUNT: Duration = Duration::from_millis(2);
-const FEWEST_LOOKS: u32 = 50;
-
-/// So many numbers before the last one are looked at in a hunt.
-const MOST_BEHIND: i32 = 4;
 
 /// The guest threads that are traced. Owned by the tracer's thread.
 pub struct Tracees {
@@ -252,36 +233,8 @@ impl Tracees {
         self.held = true;
     }
 
-    /// Asks all of `tids` to stop, seizing those that are new. They are let go in the same order.
-    ///
-    /// All are seized before the first is stopped. Signals that do nothing (SIGCHLD, mostly) are kept
-    /// for a process while one of its threads is traced, and then given to a thread that has not
-    /// stopped (sig_ignored and complete_signal in kernel/signal.c): one that is not traced would see
-    /// its call end with EINTR, and nobody would mend that (see [`super::rewind`]).
-    pub(super) fn stop_all(&mut self, tids: &[i32]) -> Asked {
-        let mut asked = Asked::default();
-        for tid in tids {
-            match self.trace(*tid) {
-                Ok(is_new) => asked.any_new |= is_new,
-                // It has ended, and who knows what it has made.
-                Err(Errno::ESRCH) => asked.missed = Some(*tid),
-                Err(errno) => asked.refused.push((*tid, errno)),
-            }
-        }
-        for tid in tids {
-            match self.interrupt(*tid) {
-                Ok(()) => {}
-                Err(Errno::ESRCH) => asked.missed = Some(*tid),
-                Err(errno) => asked.refused.push((*tid, errno)),
-            }
-        }
-        asked.running = self.running();
-        self.publish();
-        asked
-    }
-
     /// Seizes `tid`, if it is new. Gives whether it was.
-    fn trace(&mut self, tid: i32) -> Result<bool, Errno> {
+    pub(super) fn trace(&mut self, tid: i32) -> Result<bool, Errno> {
         if self.has(tid) {
             return Ok(false);
         }
@@ -291,41 +244,39 @@ impl Tracees {
         Ok(true)
     }
 
-    /// Asks `tid` to stop, if it is traced and has not.
-    fn interrupt(&mut self, tid: i32) -> Result<(), Errno> {
-        let Some(State::Running(running)) = self.all.get(&tid).map(|it| &it.state) else {
-            return Ok(());
-        };
-        let asked = running.interrupt();
-        if asked == Err(Errno::ESRCH) {
-            // It is about to be told that it has ended; or it was told before, of one that was made
-            // by a tracee.
-            self.remove(tid);
+    /// Lets `tid` go after all others.
+    pub(super) fn place_last(&mut self, tid: i32) {
+        let place = self.next_place();
+        if let Some(tracee) = self.all.get_mut(&tid) {
+            tracee.how.place = place;
         }
-        asked
     }
 
-    /// Tries for a while to stop what is made and ends too fast to be found in a reading of /proc: it is
-    /// looked for by the number that the kernel gave last. Gives those that were caught.
-    pub(super) fn hunt(&mut self, init: i32) -> Vec<i32> {
-        let begun = Instant::now();
-        let mut looks = 0;
-        let mut caught = Vec::new();
-        while caught.is_empty() && (looks < FEWEST_LOOKS || begun.elapsed() < SHORTEST_HUNT) {
-            looks += 1;
-            let Some(last) = census::last_number() else { break };
-            for tid in (last - MOST_BEHIND..=last).rev() {
-                if !self.has(tid)
-                    && census::descends(tid, init)
-                    && self.trace(tid).is_ok()
-                    && self.interrupt(tid).is_ok()
-                {
-                    caught.push(tid);
-                }
-            }
+    /// Asks all to stop that have not, in their order. Gives whether all were still there: those that
+    /// are not are forgotten.
+    pub(super) fn ask_all(&mut self) -> bool {
+        let mut running = self.running();
+        running.sort_by_key(|tid| self.all.get(tid).map(|tracee| tracee.how.place));
+        let mut all_there = true;
+        for tid in running {
+            all_there &= self.ask(tid);
         }
         self.publish();
-        caught
+        all_there
+    }
+
+    /// Asks `tid` to stop, if it is traced and has not. Gives whether it was there, as above.
+    pub(super) fn ask(&mut self, tid: i32) -> bool {
+        let Some(State::Running(running)) = self.all.get(&tid).map(|it| &it.state) else {
+            return true;
+        };
+        // It is about to be told that it has ended, or nothing will tell: its number went with a
+        // thread that executed and was killed before it stopped.
+        let is_there = running.interrupt().is_ok();
+        if !is_there {
+            self.remove(tid);
+        }
+        is_there
     }
 
     /// Whether `tid` is traced.
@@ -425,10 +376,7 @@ impl Tracees {
                 match stopped.why() {
                     // Nothing tells of the end of the number that it had.
                     Stop::Executed { former } if former != tid => how = self.remove(former),
-                    Stop::Made(made) if made > 0 && !self.has(made) => {
-                        let how = How { handler: None, place: self.next_place(), after: None };
-                        self.add(made, State::Running(Running::made(made)), how);
-                    }
+                    Stop::Made(made) if made > 0 => self.made(made),
                     _ => {}
                 }
                 let place = how.as_ref().map_or_else(|| self.next_place(), |how| how.place);
@@ -441,6 +389,17 @@ impl Tracees {
                     self.decide(tid, stopped, how);
                 }
             }
+        }
+    }
+
+    /// A tracee has made `tid`. It may have stopped and been let go, or have ended, before that of its
+    /// maker was told, and even its number may be another one's.
+    fn made(&mut self, tid: i32) {
+        let running = Running::made(tid);
+        // It stops anyway, first of all; who is no tracee answers ESRCH.
+        if !self.has(tid) && running.interrupt().is_ok() {
+            let how = How { handler: None, place: self.next_place(), after: None };
+            self.add(tid, State::Running(running), how);
         }
     }
 
@@ -480,5 +439,27 @@ impl Tracees {
 
     fn publish(&self) {
         self.progress.set(if self.held { self.running } else { 0 });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_told_to_be_made_and_is_no_tracee_is_not_waited_for() {
+        let tracer = Tracer::default();
+        let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
+        let pid = child.id() as i32;
+        let had = tracer.run(move |tracees| {
+            tracees.hold();
+            tracees.made(pid);
+            tracees.made(i32::MAX);
+            (tracees.has(pid), tracees.running())
+        });
+        assert_eq!(had, Ok((false, Vec::new())));
+        assert!(tracer.progress().wait(Duration::ZERO));
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 }

@@ -11,6 +11,7 @@ use nix::errno::Errno;
 
 use super::call::Call;
 use super::kernel::Kernel;
+use super::sessions::Unseized;
 use crate::notify::{Answer, hand_over};
 use crate::sys::tracing::{self, Stop};
 
@@ -22,71 +23,23 @@ pub(super) fn follow_exec(call: &Call<'_>) -> Answer {
     hand_over();
     let tid = call.received().tid;
     let kernel = Arc::clone(call.kernel);
-    loop {
-        match kernel.time().sessions().seize(tid) {
-            // (A thread that has taken the number of one that died meanwhile is let go again.)
-            Ok(()) => return Answer::Continue.then(move || attend(&kernel, tid)),
-            Err(Errno::EPERM) => match Tracer::of(tid, kernel.init_pid()) {
-                Tracer::None if call.trapped().is_valid() => {}
-                Tracer::None | Tracer::Sentry | Tracer::Init => return Answer::Continue,
-                Tracer::Guest => break,
-            },
-            Err(_) => return Answer::Continue,
+    match kernel.time().sessions().seize(call) {
+        Ok(()) => return Answer::Continue.then(move || attend(&kernel, tid)),
+        // What attends to an exec that has failed sees the end of this one.
+        Err(Unseized::Ended | Unseized::Sentry | Unseized::Init) => {}
+        Err(Unseized::Guest) => {
+            kernel.refuse(tid, WHAT, "another program of the sandbox traces it", REMEDY);
         }
     }
-    kernel.refuse(tid, WHAT, "another program of the sandbox traces it", REMEDY);
     Answer::Continue
-}
-
-/// Who traces a thread.
-enum Tracer {
-    /// Nobody, any more.
-    None,
-    /// A thread of ours: an exec has failed a moment ago, and the thread came to the next one
-    /// before it stopped. What attends to the former will see this one's end.
-    Sentry,
-    /// Init, or a keeper that init has made, gives the clock to the programs that it starts itself.
-    Init,
-    /// A debugger inside.
-    Guest,
-}
-
-impl Tracer {
-    fn of(tid: i32, init: i32) -> Tracer {
-        let field = |pid: i32, name: &str| -> Option<i32> {
-            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-            let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-            line.trim().parse().ok()
-        };
-        match field(tid, "TracerPid:") {
-            None | Some(0) => Tracer::None,
-            Some(tracer) if std::path::Path::new(&format!("/proc/self/task/{tracer}")).exists() => {
-                Tracer::Sentry
-            }
-            Some(tracer) if tracer == init => Tracer::Init,
-            Some(tracer) => {
-                let keeper = field(tracer, "PPid:") == Some(init) && is_copy_of_us(tracer);
-                if keeper { Tracer::Init } else { Tracer::Guest }
-            }
-        }
-    }
-}
-
-/// Keepers, like init, are copies of this process.
-fn is_copy_of_us(pid: i32) -> bool {
-    match std::fs::read_link(format!("/proc/{pid}/exe")) {
-        Ok(program) => std::fs::read_link("/proc/self/exe").is_ok_and(|own| own == program),
-        // They forbid being looked at (PR_SET_DUMPABLE), which ordinary users' programs do not.
-        Err(error) => error.kind() == std::io::ErrorKind::PermissionDenied,
-    }
 }
 
 /// Waits for the end of the exec, whatever it is. The thread that traces is this one.
 fn attend(kernel: &Kernel, tid: i32) {
     // Only now: a stop that is asked for earlier would cancel the notification where signals do.
     // It comes to pass when the call returns, that is, if the exec fails.
-    let _ = tracing::interrupt(tid);
     let sessions = kernel.time().sessions();
+    sessions.interrupt(tid);
     let signal = match tracing::wait_any() {
         Ok((now, Stop::Exec)) => {
             let (former, tid) = (tid, now);

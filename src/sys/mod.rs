@@ -7,14 +7,19 @@
 
 pub mod agent;
 pub mod clmul;
+pub mod beneath;
 pub mod clock;
 pub mod cpu;
 pub mod cpu_clock;
+pub mod descriptors;
 pub mod files;
+pub mod generated;
 pub mod inherited;
 pub mod landlock;
+pub mod listing;
 pub mod memfd;
 pub mod message;
+pub mod message_queue;
 pub mod mount;
 pub mod numbers;
 pub mod pagemap;
@@ -25,6 +30,7 @@ pub mod pty;
 pub mod random;
 pub mod ready;
 pub mod seccomp;
+pub mod socket;
 pub mod spawn;
 pub mod strings;
 pub mod terminal;

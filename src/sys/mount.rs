@@ -44,6 +44,11 @@ pub fn mount(
     Errno::result(done).map(drop)
 }
 
+/// Shows `source` at `target` too, with the attributes of its mount (MS_BIND, not recursive).
+pub fn bind(source: &CStr, target: &CStr) -> Result<(), Errno> {
+    mount(Some(source), target, None, libc::MS_BIND, None)
+}
+
 /// Takes what is mounted at `target` out of sight (umount2(2), MNT_DETACH). Child side.
 pub fn detach(target: &CStr) -> Result<(), Errno> {
     // SAFETY: `target` is NUL-terminated and outlives the call.
@@ -89,16 +94,21 @@ pub fn attach_tree(tree: BorrowedFd<'_>, target: &CStr) -> Result<(), Errno> {
 /// Adds attributes to the mount at `path` and with `recursive` to all below it (mount_setattr(2),
 /// Linux 5.12).
 pub fn set_attributes(path: &CStr, recursive: bool, set: u64) -> Result<(), Errno> {
-    setattr(libc::AT_FDCWD, path, if recursive { libc::AT_RECURSIVE } else { 0 }, set)
+    setattr(libc::AT_FDCWD, path, if recursive { libc::AT_RECURSIVE } else { 0 }, set, 0)
+}
+
+/// Takes attributes from the mount at `path`, not from those below it.
+pub fn clear_attributes(path: &CStr, clear: u64) -> Result<(), Errno> {
+    setattr(libc::AT_FDCWD, path, 0, 0, clear)
 }
 
 /// The same for a detached tree.
 pub fn set_tree_attributes(tree: BorrowedFd<'_>, set: u64) -> Result<(), Errno> {
-    setattr(tree.as_raw_fd(), c"", libc::AT_RECURSIVE | libc::AT_EMPTY_PATH, set)
+    setattr(tree.as_raw_fd(), c"", libc::AT_RECURSIVE | libc::AT_EMPTY_PATH, set, 0)
 }
 
-fn setattr(dir: c_int, path: &CStr, flags: c_int, set: u64) -> Result<(), Errno> {
-    let attr = MountAttr { attr_set: set, attr_clr: 0, propagation: 0, userns_fd: 0 };
+fn setattr(dir: c_int, path: &CStr, flags: c_int, set: u64, clear: u64) -> Result<(), Errno> {
+    let attr = MountAttr { attr_set: set, attr_clr: clear, propagation: 0, userns_fd: 0 };
     // SAFETY: `attr` is a struct mount_attr of the size given; `path` is NUL-terminated.
     let done = unsafe {
         libc::syscall(

@@ -100,6 +100,17 @@ pub fn wait_any() -> Result<(pid_t, Stop), Errno> {
     wait(-1, libc::__WALL | libc::__WNOTHREAD)
 }
 
+/// Whether a thread that the calling one traces has ended; it is still to be waited for.
+pub fn any_has_ended() -> bool {
+    // SAFETY: an all-zero siginfo is valid.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let how = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT | libc::__WALL | libc::__WNOTHREAD;
+    // SAFETY: the kernel writes one siginfo.
+    let done = unsafe { libc::waitid(libc::P_ALL, 0, &mut info, how) };
+    // SAFETY: the kernel has filled in the fields of SIGCHLD, or left zeros (waitid(2)).
+    done == 0 && unsafe { info.si_pid() } != 0
+}
+
 /// Waits for the next stop of a traced child. Child side.
 pub fn wait_child(pid: pid_t) -> Result<Stop, Errno> {
     wait(pid, libc::__WALL).map(|(_, stop)| stop)

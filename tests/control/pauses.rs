@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::common::{LIMIT, comes_true, finish, have, run, start, wait_for};
+use crate::common::{LIMIT, comes_true, finish, guest, have, run, start, wait_for};
 use crate::desk::Desk;
 
 /// How long nothing is watched to happen.
@@ -28,6 +28,20 @@ fn a_paused_one_stands_still_and_answers() {
     wait_for("more ticks", || size() > before);
     desk.sandbox(&["resume", "x"]).one_line_error(125, &["not paused"]);
     // A paused one can be killed.
+    desk.sandbox(&["pause", "x"]).success();
+    desk.sandbox(&["kill", "x", "KILL"]).success();
+    desk.sandbox(&["wait", "x"]).expect_status(137);
+    desk.expect_nothing();
+}
+
+/// Its threads are held in the middle of waits that the sentry makes for them, and end all the same.
+#[test]
+fn a_paused_one_with_a_rate_can_be_killed() {
+    let desk = Desk::new("pause-rate");
+    let program = guest("time_ends").to_str().expect("a path in UTF-8").to_owned();
+    let words = ["run", "--detach", "--id", "x", "--time", "rate=10", "--", &program, "nap"];
+    desk.sandbox(&words).success();
+    wait_for("the threads", || desk.sandbox(&["logs", "x"]).out() == "naps\n");
     desk.sandbox(&["pause", "x"]).success();
     desk.sandbox(&["kill", "x", "KILL"]).success();
     desk.sandbox(&["wait", "x"]).expect_status(137);

@@ -38,7 +38,8 @@ pub(crate) fn main() -> ! {
     let plan = Plan::new(&spec, None, before, &time).unwrap_or_else(|it| panic!("{it}"));
     let launch = Launch::begin(&spec, &plan).unwrap_or_else(|it| panic!("{it}"));
     let filter = notify::filter::generate(&Kernel::rules(spec.features)).expect("a filter");
-    let mut behind = launch.finish(&filter).unwrap_or_else(|it| panic!("{it}"));
+    launch.pass_filter(&filter).unwrap_or_else(|it| panic!("{it}"));
+    let mut behind = launch.finish().unwrap_or_else(|it| panic!("{it}"));
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let kernel = Kernel::new(KernelArgs {

@@ -26,6 +26,30 @@ fn every_wait_lasts_as_long_as_its_own_clock_says() {
     }
 }
 
+/// A thread that is killed while the sentry traces it for a wait would remain as a zombie.
+#[test]
+fn processes_end_whatever_their_threads_wait_for() {
+    let program = guest("time_ends");
+    let workspace = Workspace::new("ends");
+    let native = workspace.native(&[&program]);
+    native.success().expect_out("all ended\n");
+    for words in ["rate=10", "rate=0.5"] {
+        let outcome = workspace.inside_with(&["--time", words], &[&program]);
+        outcome.success().same_as(&native);
+    }
+}
+
+/// An exec is traced until it has come to its end, and a thread may be quicker than who traces it.
+#[test]
+fn an_exec_that_fails_takes_no_call_its_clock() {
+    let program = guest("time_failed_exec").to_str().expect("a path in UTF-8").to_owned();
+    let workspace = Workspace::new("failed-exec");
+    let native = workspace.native(&[&program, "native"]);
+    native.success().expect_out("0 wrong\n");
+    let outcome = workspace.inside_with(&["--time", "+3d"], &[&program, "made"]);
+    outcome.success().same_as(&native);
+}
+
 #[test]
 fn a_rate_shortens_the_hosts_wait() {
     let workspace = Workspace::new("rate");

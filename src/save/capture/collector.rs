@@ -1,10 +1,19 @@
 //! What is found while stopped guests are gone through, each thing once whoever shares it.
 
-use std::collections::HashMap;
+use std::ffi::{CStr, CString};
 use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
+use nix::errno::Errno;
+
+use nix::time::{ClockId, clock_gettime};
+
+use crate::save::capture::known::Known;
+use crate::save::capture::sockets::Gathered;
 use crate::save::hand::Hand;
 use crate::save::state::{Object, OpenFile, Pipe, Pty, SharedMemory};
+use crate::sys::beneath;
 
 /// A stopped process that is being captured.
 #[derive(Debug)]
@@ -51,6 +60,28 @@ pub enum Content {
         /// Bytes.
         size: u64,
     },
+    /// Likewise, of a file that is opened only then: there may be more files than descriptors.
+    Below {
+        /// Its object; the place in it is the offset.
+        object: Object,
+        /// A directory above it.
+        directory: Arc<OwnedFd>,
+        /// Its path from there, without symbolic links.
+        path: CString,
+        /// Bytes.
+        size: u64,
+    },
+}
+
+impl Content {
+    /// Opens what is below a directory, for reading.
+    pub fn open_below(directory: &OwnedFd, path: &CStr) -> Result<File, Errno> {
+        let flags = libc::O_RDONLY | libc::O_NOFOLLOW | libc::O_NONBLOCK;
+        // Its time of access stays, unless it is somebody else's (open(2)).
+        beneath::open(directory.as_fd(), path, flags | libc::O_NOATIME)
+            .or_else(|_| beneath::open(directory.as_fd(), path, flags))
+            .map(File::from)
+    }
 }
 
 /// Gathers what processes share. Indices are those of [`crate::save::state::Sandbox`].
@@ -67,11 +98,30 @@ pub struct Collector {
     pub shared: Vec<SharedMemory>,
     /// Pseudo-terminals.
     pub terminals: Vec<Pty>,
-    /// Entries of `shared` by device and inode, as /proc/PID/maps prints them.
-    pub shared_by_inode: HashMap<(u64, u64), u32>,
     /// Mappings of shared memory, for content that no descriptor leads to: (entry of `shared`,
     /// (process, start, end, offset)).
     pub shared_mappings: Vec<(u32, (i32, u64, u64, u64))>,
+    /// What of these belongs to which object of the kernel.
+    pub known: Known,
+    /// CLOCK_MONOTONIC of the host at the moment that [`crate::save::state::Clocks`] tells of,
+    /// nanoseconds: what timers have lost since then is given back to them.
+    pub moment: Option<i64>,
+    /// What a user should know of, one sentence each.
+    pub notes: Vec<String>,
+    /// What is remembered of sockets until all are known.
+    pub sockets: Gathered,
+    /// Descriptors that lie in queues of sockets, in the order in which they were found: whoever captures
+    /// descriptors goes through them too, until there are no more, and fills in which files they are.
+    pub passed: Vec<Passed>,
+}
+
+/// A descriptor that lies in the queue of a socket (SCM_RIGHTS).
+#[derive(Debug)]
+pub struct Passed {
+    /// A copy of the sentry's own.
+    pub fd: OwnedFd,
+    /// Index in [`Collector::files`], once it is known.
+    pub file: Option<u32>,
 }
 
 impl Collector {
@@ -79,6 +129,14 @@ impl Collector {
     pub fn object(&mut self) -> Object {
         self.next += 1;
         self.next
+    }
+
+    /// What a running timer that has so much left now had left at the moment of the save.
+    pub fn left_then(&self, remaining: u64) -> u64 {
+        let Some(moment) = self.moment.filter(|_| remaining > 0) else { return remaining };
+        let Ok(now) = clock_gettime(ClockId::CLOCK_MONOTONIC) else { return remaining };
+        let now = now.tv_sec() * 1_000_000_000 + now.tv_nsec();
+        remaining.saturating_add(u64::try_from(now - moment).unwrap_or(0))
     }
 }
 

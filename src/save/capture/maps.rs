@@ -15,7 +15,7 @@ pub struct Line {
     pub shared: bool,
     /// Offset in the file.
     pub offset: u64,
-    /// Device (major << 8 | minor, as printed) and inode; 0: no file.
+    /// Device, as st_dev tells it, and inode; 0: no file.
     pub device: u64,
     /// See above.
     pub inode: u64,
@@ -60,7 +60,7 @@ fn head(line: &[u8]) -> Option<Line> {
     let shared = rights.get(3) == Some(&b's');
     let offset = hexadecimal(field()?)?;
     let (major, minor) = field()?.split_once(':')?;
-    let device = hexadecimal(major)? << 32 | hexadecimal(minor)?;
+    let device = libc::makedev(hexadecimal(major)? as u32, hexadecimal(minor)? as u32);
     let inode = field()?.parse().ok()?;
     let name = fields.next().unwrap_or_default();
     Some(Line {

@@ -146,7 +146,7 @@ fn shared_memory(
 ) -> Result<Option<u32>, SaveError> {
     let Some(name) = line.deleted() else { return Ok(None) };
     let key = (line.device, line.inode);
-    if let Some(index) = collector.shared_by_inode.get(&key).copied() {
+    if let Some(index) = collector.known.shared_by_inode(key) {
         grow(collector, index, line);
         return Ok(Some(index));
     }
@@ -164,15 +164,18 @@ fn shared_memory(
     let object = collector.object();
     let index = collector.shared.len() as u32;
     collector.shared.push(SharedMemory { object, size: 0, kind });
-    collector.shared_by_inode.insert(key, index);
-    grow(collector, index, line);
+    collector.known.shared_is(key, index);
     let mapping = (subject.pid, line.start, line.end, line.offset);
     collector.shared_mappings.push((index, mapping));
+    grow(collector, index, line);
     Ok(Some(index))
 }
 
-/// The size of memory is not told: it reaches as far as anything is mapped.
+/// The size of memory that no descriptor was seen of is not told: it reaches as far as anything is mapped.
 fn grow(collector: &mut Collector, index: u32, line: &Line) {
+    if collector.shared_mappings.iter().all(|it| it.0 != index) {
+        return;
+    }
     if let Some(shared) = collector.shared.get_mut(index as usize) {
         shared.size = shared.size.max(line.offset + (line.end - line.start));
     }

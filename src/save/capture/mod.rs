@@ -4,24 +4,33 @@
 //! the thread that holds the guests ([`crate::sentry::Tracees`]), while none of them runs.
 
 use nix::errno::Errno;
+use nix::time::{ClockId, clock_gettime};
 
 use crate::notify::Gate;
 use crate::save::error::SaveError;
 use crate::save::hand::{Area, Borrowed, Refusal, find_instruction};
-use crate::save::state::{Clocks, Process, Table, Thread};
+use crate::save::pipeline::Facts;
+use crate::save::state::{Clocks, Process, Table};
 use crate::sentry::{ProcessInfo, Tracees};
 use crate::sys::agent::Data;
 use crate::sys::ptrace::Stop;
 
 pub mod collector;
+pub mod sockets;
+pub mod descriptors;
+pub mod fdinfo;
+pub mod known;
+pub mod ipc;
 pub mod maps;
 pub mod memory;
 pub mod process;
 pub mod stat;
 pub mod threads;
 pub mod timers;
+pub mod trees;
 
 use collector::{Collector, Subject};
+pub use descriptors::Streams;
 
 /// What was found.
 #[derive(Debug, Default)]
@@ -34,6 +43,10 @@ pub struct Found {
     pub tables: Vec<Table>,
     /// The guest's clocks.
     pub clocks: Clocks,
+    /// Content of file systems in memory.
+    pub trees: Vec<crate::save::state::Tree>,
+    /// System V and POSIX IPC.
+    pub ipc: crate::save::ipc::Ipc,
     /// Everything shared, and where content is.
     pub collector: Collector,
 }
@@ -43,15 +56,100 @@ pub fn sandbox(
     tracees: &mut Tracees,
     gate: &Gate,
     guests: &[ProcessInfo],
+    facts: &Facts,
 ) -> Result<Found, SaveError> {
     let mut found = Found::default();
+    let done = all_of(tracees, gate, guests, facts, &mut found);
+    gate.pass_no_more();
+    done.map(|()| found)
+}
+
+fn all_of(
+    tracees: &mut Tracees,
+    gate: &Gate,
+    guests: &[ProcessInfo],
+    facts: &Facts,
+    found: &mut Found,
+) -> Result<(), SaveError> {
+    let Some(any) = guests.iter().find(|guest| guest.state != 'Z') else {
+        return Err(SaveError::refused("nothing runs in it any more"));
+    };
+    let streams = facts.streams(any.pid)?;
     for guest in ordered(guests) {
-        let process = process_of(tracees, gate, guest, &mut found)?;
+        let process = process_of(tracees, gate, guest, &streams, found)?;
         found.processes.push(process);
     }
-    gate.pass_no_more();
     memory::shared_contents(&mut found.collector);
-    Ok(found)
+    found.trees = trees::capture(any.pid, &facts.trees, &mut found.collector)?;
+    found.ipc = shared_of(tracees, gate, any, guests, &streams, &mut found.collector)?;
+    sockets::settle(&mut found.collector)?;
+    descriptors::finish(&mut found.collector)
+}
+
+/// What no process holds, asked for by one of them: IPC, and descriptors on their way.
+fn shared_of(
+    tracees: &mut Tracees,
+    gate: &Gate,
+    guest: &ProcessInfo,
+    guests: &[ProcessInfo],
+    streams: &Streams,
+    collector: &mut Collector,
+) -> Result<crate::save::ipc::Ipc, SaveError> {
+    let who = format!("process {} ({})", guest.guest_pid, guest.comm);
+    let living = guests.iter().filter(|guest| guest.state != 'Z');
+    let living: Vec<ipc::Guest> = living
+        .map(|guest| ipc::Guest {
+            pid: guest.pid,
+            guest_pid: guest.guest_pid,
+            who: format!("process {} ({})", guest.guest_pid, guest.comm),
+        })
+        .collect();
+    let stopped = tracees.take(guest.pid).ok_or_else(|| not_held(&who, guest.pid))?;
+    gate.pass(guest.pid);
+    let instruction = instruction_of(guest.pid, &who)?;
+    let (mut borrowed, _) = match Borrowed::begin(stopped, instruction) {
+        Ok(borrowed) => borrowed,
+        Err((error, stopped)) => {
+            stopped.into_iter().for_each(|it| tracees.put(it));
+            return Err(SaveError::of(&who)(error));
+        }
+    };
+    let mut subject =
+        Subject { pid: guest.pid, guest_pid: guest.guest_pid, hand: &mut borrowed.hand };
+    let ipc = on_their_way(&mut subject, streams, collector)
+        .and_then(|()| ipc::capture(&mut subject, &living, collector));
+    tracees.put(borrowed.end().map_err(SaveError::of(&who))?);
+    ipc
+}
+
+/// Descriptors in the queues of sockets, which may be sockets with descriptors in their queues.
+fn on_their_way(
+    subject: &mut Subject<'_>,
+    streams: &Streams,
+    collector: &mut Collector,
+) -> Result<(), SaveError> {
+    let mut at = 0;
+    while let Some(passed) = collector.passed.get(at) {
+        let held = passed.fd.try_clone();
+        let held = held.map_err(|error| SaveError::failed("a descriptor in a queue", error))?;
+        let file = descriptors::capture_held(subject, held, streams, collector)?;
+        collector.passed[at].file = Some(file);
+        at += 1;
+    }
+    Ok(())
+}
+
+/// Where a `syscall` instruction of the process is.
+fn instruction_of(pid: i32, who: &str) -> Result<u64, SaveError> {
+    let executable: Vec<(u64, u64, bool)> = maps::read(pid)
+        .map_err(|error| SaveError::failed(format!("{who}: its mappings"), error.desc()))?
+        .iter()
+        .filter(|line| line.protection & libc::PROT_EXEC as u32 != 0)
+        .map(|line| (line.start, line.end, line.name == b"[vdso]"))
+        .collect();
+    find_instruction(pid, &executable).ok_or_else(|| {
+        SaveError::refused(format!("{who} has no code that could make a system call for the save"))
+    })
 }
 
 /// Parents before their children. (A parent may have a higher number than its child.)
@@ -79,6 +177,7 @@ fn process_of(
     tracees: &mut Tracees,
     gate: &Gate,
     guest: &ProcessInfo,
+    streams: &Streams,
     found: &mut Found,
 ) -> Result<Process, SaveError> {
     let who = format!("process {} ({})", guest.guest_pid, guest.comm);
@@ -91,15 +190,7 @@ fn process_of(
     }
     let tids = threads_of(guest.pid)
         .map_err(|error| SaveError::failed(format!("{who}: its threads"), error.desc()))?;
-    let executable: Vec<(u64, u64, bool)> = maps::read(guest.pid)
-        .map_err(|error| SaveError::failed(format!("{who}: its mappings"), error.desc()))?
-        .iter()
-        .filter(|line| line.protection & libc::PROT_EXEC as u32 != 0)
-        .map(|line| (line.start, line.end, line.name == b"[vdso]"))
-        .collect();
-    let instruction = find_instruction(guest.pid, &executable).ok_or_else(|| {
-        SaveError::refused(format!("{who} has no code that could make a system call for the save"))
-    })?;
+    let instruction = instruction_of(guest.pid, &who)?;
 
     let mut area = None;
     for (at, tid) in tids.iter().enumerate() {
@@ -117,7 +208,15 @@ fn process_of(
             }
         };
         area = Some(place);
-        let done = one(&who, at, *tid, guest, &mut borrowed, &mut process, found);
+        let done = match at {
+            0 => leader(guest, streams, &mut borrowed, &mut process, found),
+            _ => Ok(()),
+        };
+        let done = done.and_then(|()| {
+            let number = guest_number(*tid)
+                .ok_or_else(|| SaveError::failed(&who, "one of its threads has ended meanwhile"))?;
+            threads::capture(&who, number, &mut borrowed)
+        });
         // The thread is given back whatever came of it.
         let last = at + 1 == tids.len() || done.is_err();
         let back = if last { borrowed.end() } else { borrowed.leave() };
@@ -139,32 +238,29 @@ fn borrow(
     }
 }
 
-/// One thread; with the first one also what belongs to the process.
-fn one(
-    who: &str,
-    at: usize,
-    tid: i32,
+/// What belongs to the process as a whole, by its first thread.
+fn leader(
     guest: &ProcessInfo,
+    streams: &Streams,
     borrowed: &mut Borrowed,
     process: &mut Process,
     found: &mut Found,
-) -> Result<Thread, SaveError> {
-    if at == 0 {
-        let mut subject =
-            Subject { pid: guest.pid, guest_pid: guest.guest_pid, hand: &mut borrowed.hand };
-        process::capture(&mut subject, process)?;
-        let space = memory::capture(&mut subject, &mut found.collector)?;
-        process.space = Some(found.spaces.len() as u32);
-        found.spaces.push(space);
-        process.table = Some(found.tables.len() as u32);
-        found.tables.push(Table::default());
-        if found.clocks == Clocks::default() {
-            found.clocks = clocks(&mut subject)?;
-        }
+) -> Result<(), SaveError> {
+    let mut subject =
+        Subject { pid: guest.pid, guest_pid: guest.guest_pid, hand: &mut borrowed.hand };
+    if found.clocks == Clocks::default() {
+        found.clocks = clocks(&mut subject)?;
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).ok();
+        found.collector.moment = now.map(|now| now.tv_sec() * 1_000_000_000 + now.tv_nsec());
     }
-    let number = guest_number(tid)
-        .ok_or_else(|| SaveError::failed(who, "one of its threads has ended meanwhile"))?;
-    threads::capture(who, number, borrowed)
+    process::capture(&mut subject, process)?;
+    let table = descriptors::capture_table(&mut subject, streams, &mut found.collector)?;
+    process.table = Some(found.tables.len() as u32);
+    found.tables.push(table);
+    let space = memory::capture(&mut subject, &mut found.collector)?;
+    process.space = Some(found.spaces.len() as u32);
+    found.spaces.push(space);
+    Ok(())
 }
 
 fn clocks(subject: &mut Subject<'_>) -> Result<Clocks, SaveError> {

@@ -11,8 +11,11 @@ use super::error::ImageError;
 use super::format::PAGE;
 use crate::sys::{clmul, random};
 
-/// The checksum of some bytes.
+/// The checksum of some bytes. A fuzzer, which could not make any that fits, gets the same for all.
 pub(super) fn checksum(bytes: &[u8]) -> u64 {
+    if cfg!(fuzzing) {
+        return 0;
+    }
     twox_hash::XxHash3_64::oneshot(bytes)
 }
 

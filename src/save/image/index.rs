@@ -175,9 +175,12 @@ impl Index {
             let Record { object, at: address, count: pages, stored, .. } = *record;
             let block = self.blocks.len();
             if matches!(record.kind, Kind::Data | Kind::Bytes) {
-                // What follows begins behind its own padding, so the gap is part of the file.
-                let padding = next - place - stored;
-                self.blocks.push(Block { record: *record, at: base + place, padding });
+                self.blocks.push(Block { record: *record, at: base + place, padding: 0 });
+            }
+            // Frames without a payload may stand between a payload and the padding behind it.
+            let padding = next - place - stored;
+            if let Some(last) = self.blocks.last_mut() {
+                last.padding += padding;
             }
             let source = match record.kind {
                 Kind::Bytes => {

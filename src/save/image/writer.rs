@@ -92,6 +92,9 @@ impl<W: Write> Writer<W> {
     /// Pages that lie in memory already, at an address that is a multiple of 4096.
     pub fn pages(&mut self, object: u32, address: u64, pages: &[u8]) -> Result<(), ImageError> {
         let lend = matches!(self.output, Some(Output::Direct(_))) && self.packer.is_none();
+        if !pages.len().is_multiple_of(PAGE) {
+            return Err(not_whole(object));
+        }
         if !lend || pages.len() <= SMALL {
             let mut rest = pages;
             return self.pages_with(object, address, pages.len() as u64 / PAGE_BYTES, |_, to| {
@@ -213,8 +216,7 @@ impl<W: Write> Writer<W> {
     /// Checks a range of pages and takes it.
     fn claim_pages(&mut self, object: u32, address: u64, length: u64) -> Result<(), ImageError> {
         if !address.is_multiple_of(PAGE_BYTES) || !length.is_multiple_of(PAGE_BYTES) {
-            let what = format!("pages of object {object} are not whole pages");
-            return Err(ImageError::Unwritable { what });
+            return Err(not_whole(object));
         }
         self.claim((object, false), address, length)
     }
@@ -435,6 +437,10 @@ impl<W: Write + Send + 'static> Writer<W> {
         let begun = write_head(&mut out, features, state, compression.is_some())?;
         Writer::new(Output::Thread(Thread::start(out)?), begun, compression)
     }
+}
+
+fn not_whole(object: u32) -> ImageError {
+    ImageError::Unwritable { what: format!("pages of object {object} are not whole pages") }
 }
 
 fn failed_before() -> ImageError {

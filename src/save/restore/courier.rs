@@ -53,6 +53,16 @@ impl Courier {
         hand: &mut Hand,
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<Vec<i32>, HandError> {
+        self.send_to(hand, self.theirs, descriptors)
+    }
+
+    /// Likewise, where the other end has been moved to another number.
+    pub fn send_to(
+        &self,
+        hand: &mut Hand,
+        theirs: i32,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<Vec<i32>, HandError> {
         let mut numbers = Vec::with_capacity(descriptors.len());
         for some in descriptors.chunks(AT_ONCE) {
             let raw: Vec<RawFd> = some.iter().map(AsRawFd::as_raw_fd).collect();
@@ -66,7 +76,7 @@ impl Courier {
             let control = table.room(length.next_multiple_of(8));
             let vector = table.data(&words(&[byte.address, 1]));
             let message = table.data(&header(vector.address, control.address, length));
-            table.call(libc::SYS_recvmsg, [self.theirs as u64, message.address, 0]);
+            table.call(libc::SYS_recvmsg, [theirs as u64, message.address, 0]);
             let done = hand.run(&table)?;
             let received = done.bytes(control)[HEADER..length].chunks_exact(4);
             let number = |it: &[u8]| i32::from_ne_bytes([it[0], it[1], it[2], it[3]]);

@@ -46,6 +46,13 @@ fn put(sinks: &HashMap<u32, Sink>, object: u32, at: u64, bytes: &[u8]) -> Result
         Sink::File(file) => file
             .write_all_at(bytes, at)
             .map_err(|error| RestoreError::failed("content of a file cannot be written", error)),
+        Sink::Below { directory, path } => Sink::open_below(directory, path)
+            .map_err(|errno| errno.into())
+            .and_then(|file| file.write_all_at(bytes, at))
+            .map_err(|error| RestoreError::failed("content of a file cannot be written", error)),
+        Sink::Mapping { pid, address } => {
+            hand::write(*pid, address.wrapping_add(at), bytes).map_err(memory)
+        }
         Sink::Space { pid, .. } => match hand::write(*pid, at, bytes) {
             Ok(()) => Ok(()),
             // The kernel's own pages, which nobody may write to.
@@ -67,7 +74,7 @@ fn zero(
     count: u64,
 ) -> Result<(), RestoreError> {
     match sink(sinks, object)? {
-        Sink::File(_) => Ok(()),
+        Sink::File(_) | Sink::Below { .. } | Sink::Mapping { .. } => Ok(()),
         Sink::Space { files, .. } => {
             let page = vec![0; PAGE as usize];
             let all = address..address.saturating_add(count.saturating_mul(PAGE));
@@ -96,6 +103,12 @@ fn copy(
                 .read_exact_at(&mut page, at)
                 .map_err(|error| RestoreError::failed("content cannot be read", error))?,
             Sink::Space { pid, .. } => hand::read(*pid, at, &mut page).map_err(memory)?,
+            Sink::Mapping { pid, address } => {
+                hand::read(*pid, address.wrapping_add(at), &mut page).map_err(memory)?;
+            }
+            Sink::Below { .. } => {
+                return Err(RestoreError::refused("the image is damaged: a file has pages"));
+            }
         }
         put(sinks, to.0, to.1 + index * PAGE, &page)?;
     }

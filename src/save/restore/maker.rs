@@ -1,13 +1,18 @@
 //! What is at hand while guests are put together.
 
 use std::collections::HashMap;
+use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use nix::errno::Errno;
 
 use crate::save::error::RestoreError;
 use crate::save::hand::{Hand, HandError};
 use crate::save::restore::courier::Courier;
 use crate::save::state::{Object, Sandbox};
+use crate::sys::beneath;
 
 /// Where content of the memory section goes.
 #[derive(Debug)]
@@ -21,6 +26,28 @@ pub enum Sink {
         /// Where a file lies below: a page of zeros has to be written there. Elsewhere memory is zero.
         files: Vec<(u64, u64)>,
     },
+    /// To memory of a process, to the offset from this address.
+    Mapping {
+        /// The process.
+        pid: i32,
+        /// Where offset 0 is.
+        address: u64,
+    },
+    /// To a file that is opened only then, at the offset.
+    Below {
+        /// A directory above it.
+        directory: Arc<OwnedFd>,
+        /// Its path from there, without symbolic links.
+        path: CString,
+    },
+}
+
+impl Sink {
+    /// Opens what is below a directory, for writing.
+    pub fn open_below(directory: &OwnedFd, path: &CStr) -> Result<File, Errno> {
+        let flags = libc::O_WRONLY | libc::O_NOFOLLOW | libc::O_NONBLOCK;
+        beneath::open(directory.as_fd(), path, flags).map(File::from)
+    }
 }
 
 /// What is done once all content is in its place: seals, modes, locks.
@@ -39,6 +66,8 @@ pub struct Maker<'m> {
     pub sandbox: &'m Sandbox,
     /// Open file descriptions that have been made, by index in [`Sandbox::files`].
     pub files: Vec<Option<OwnedFd>>,
+    /// Memory that has a descriptor, by index in [`Sandbox::shared`].
+    pub shared: Vec<Option<OwnedFd>>,
     /// Where content goes.
     pub sinks: HashMap<Object, Sink>,
     /// What is left to do then, in order.

@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
@@ -19,27 +20,40 @@ use crate::save::hand::{AREA, Hand, HandError, find_instruction, remote_call};
 use crate::save::state::{Process, Sandbox, Space};
 use crate::sys::ptrace::{self, Stopped};
 
+mod batch;
 pub mod courier;
+pub mod descriptors;
 pub mod fill;
+pub mod ipc;
 pub mod maker;
 pub mod process;
 pub mod seed;
+pub mod sockets;
+pub mod shared;
 pub mod space;
 pub mod threads;
 pub mod tree;
+pub mod trees;
 
+use descriptors::{FilesPolicy, RestoreStreams};
 use maker::{Maker, Sink};
-use space::{FilesPolicy, Sources};
+use space::Sources;
 use tree::Step;
 
 /// The first descriptor that is free in a seed: those before are the standard streams and the courier's.
 pub const FIRST_FREE: i32 = FIRST + 1;
 
 /// How to restore.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Options {
     /// What to think of files that have changed.
     pub files: FilesPolicy,
+    /// Where file systems in memory are that may be filled: those of the run itself.
+    pub trees: Vec<PathBuf>,
+    /// Which of the standard streams are the run's own terminal, if it has one.
+    pub terminal: Option<[bool; 3]>,
+    /// Files of the caller that were standard streams are opened again.
+    pub reopen_files: bool,
 }
 
 /// Brings content of the memory section into its places. Called once, when all of them are there.
@@ -53,6 +67,8 @@ struct Plant<'s> {
     hand: Hand,
     /// The threads beside the one of `hand`.
     others: Vec<Hand>,
+    /// The number of the courier's end.
+    courier: i32,
 }
 
 /// Where a seed for these processes may lie.
@@ -70,7 +86,7 @@ pub fn grow(
     gate: &Gate,
     area: u64,
     sandbox: &Sandbox,
-    options: Options,
+    options: &Options,
     fill: &mut Fill<'_>,
 ) -> Result<OwnedFd, RestoreError> {
     let (courier, theirs) = courier::pair(FIRST)
@@ -82,13 +98,22 @@ pub fn grow(
         courier: &courier,
         sandbox,
         files: Vec::new(),
+        shared: Vec::new(),
         sinks: HashMap::new(),
         finishes: Vec::new(),
     };
-    let shared: Vec<OwnedFd> = Vec::new();
+    trees::restore(&mut maker, &options.trees)?;
+    ipc::restore(&mut maker)?;
+    let streams = streams(&mut maker, options)?;
+    maker.files.resize_with(sandbox.files.len(), || None);
+    sockets::make_sockets(&mut maker)?;
+    descriptors::make_files(&mut maker, &streams, options.files)?;
+    drop(streams);
+    let shared = shared::make(&mut maker)?;
 
     let (plants, program) = skeleton(&garden, sandbox)?;
-    let sources = Sources { courier: &courier, shared: &shared, policy: options.files };
+    let memory = &sandbox.shared;
+    let sources = Sources { courier: &courier, shared: &shared, memory, policy: options.files };
     let (zombies, mut plants): (Vec<_>, Vec<_>) =
         plants.into_iter().partition(|plant| plant.process.zombie.is_some());
     for plant in plants.iter_mut() {
@@ -99,11 +124,15 @@ pub fn grow(
         maker.sinks.insert(space.object, Sink::Space { pid: plant.hand.tid(), files });
     }
     fill(&maker.sinks)?;
+    for plant in plants.iter_mut() {
+        furnish(sandbox, plant, gate)?;
+    }
+    descriptors::make_late_files(&mut maker, options.files)?;
     for finish in std::mem::take(&mut maker.finishes) {
         finish(&mut maker)?;
     }
     for plant in plants.iter_mut() {
-        furnish(sandbox, plant, gate)?;
+        plant.courier = give_table(sandbox, plant, &courier, &maker.files)?;
     }
     drop(maker);
     end(maker_hand)?;
@@ -191,7 +220,13 @@ fn skeleton<'s>(
     let mut plants = Vec::with_capacity(sandbox.processes.len());
     for process in &sandbox.processes {
         let hand = hands.remove(&process.pid).ok_or_else(|| damaged("a process is in it twice"))?;
-        plants.push(Plant { process, who: name(process), hand, others: Vec::new() });
+        plants.push(Plant {
+            process,
+            who: name(process),
+            hand,
+            others: Vec::new(),
+            courier: FIRST,
+        });
     }
     let program = program.ok_or_else(|| damaged("the run's program is not in it"))?;
     Ok((plants, program))
@@ -265,7 +300,7 @@ fn space_of<'s>(sandbox: &'s Sandbox, plant: &Plant<'_>) -> Result<&'s Space, Re
 /// Content is in place: rights, attributes, threads.
 fn furnish(sandbox: &Sandbox, plant: &mut Plant<'_>, gate: &Gate) -> Result<(), RestoreError> {
     let space = space_of(sandbox, plant)?;
-    let Plant { process, who, hand, others } = plant;
+    let Plant { process, who, hand, others, .. } = plant;
     space::protect(hand, space, who)?;
     process::equip(hand, process, space, who)?;
     *others = threads::make(hand, process.threads.get(1..).unwrap_or_default(), who)?;
@@ -276,13 +311,49 @@ fn furnish(sandbox: &Sandbox, plant: &mut Plant<'_>, gate: &Gate) -> Result<(), 
     Ok(())
 }
 
+/// The standard streams and the terminal of who restores, as init has prepared them.
+fn streams(maker: &mut Maker<'_>, options: &Options) -> Result<RestoreStreams, RestoreError> {
+    let mut own = Vec::with_capacity(3);
+    for fd in 0..3 {
+        own.push(match maker.courier.take(maker.hand, fd) {
+            Ok(stream) => stream,
+            // It is closed.
+            Err(_) => {
+                let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null");
+                null.map_err(|error| RestoreError::failed("/dev/null", error))?.into()
+            }
+        });
+    }
+    let terminal = options.terminal.and_then(|streams| streams.iter().position(|it| *it));
+    let terminal = terminal.map(|at| own[at].try_clone()).transpose();
+    let terminal = terminal.map_err(|error| RestoreError::failed("the terminal", error))?;
+    let own = own.try_into().map_err(|_| RestoreError::refused("there are three streams"))?;
+    Ok(RestoreStreams { own, terminal, reopen_files: options.reopen_files })
+}
+
+/// The process's descriptors, and its locks on them; the number of the courier's end.
+fn give_table(
+    sandbox: &Sandbox,
+    plant: &mut Plant<'_>,
+    courier: &courier::Courier,
+    files: &[Option<OwnedFd>],
+) -> Result<i32, RestoreError> {
+    let table = plant.process.table.and_then(|index| sandbox.tables.get(index as usize));
+    let damaged = || RestoreError::refused(format!("the image is damaged: {}", plant.who));
+    let table = table.ok_or_else(damaged)?;
+    let number = descriptors::install_table(&mut plant.hand, courier, table, files)?;
+    descriptors::take_locks(&mut plant.hand, sandbox, plant.process.pid, table)?;
+    Ok(number)
+}
+
 /// The last calls: what runs by itself, signals, and no capability any more.
 fn complete(sandbox: &Sandbox, plant: &mut Plant<'_>) -> Result<(), RestoreError> {
     let space = space_of(sandbox, plant)?;
-    let Plant { process, who, hand, others } = plant;
+    let Plant { process, who, hand, others, courier } = plant;
     threads::drain(hand, who)?;
     threads::queue(hand, (process.pid, process.pid), &process.pending, true, who)?;
-    hand.call(libc::SYS_close, [FIRST as u64]).map_err(RestoreError::of(&*who))?;
+    descriptors::close_courier(hand, *courier)?;
+    process::limit(hand, process, who)?;
     process::wind(hand, process, who)?;
     for (hand, thread) in std::iter::once(hand).chain(others).zip(&process.threads) {
         threads::queue(hand, (process.pid, thread.tid), &thread.pending, false, who)?;
@@ -293,7 +364,7 @@ fn complete(sandbox: &Sandbox, plant: &mut Plant<'_>) -> Result<(), RestoreError
 
 /// Takes the agent out of the process and sets its threads to go on where they were.
 fn set(plant: Plant<'_>) -> Result<Vec<Stopped>, RestoreError> {
-    let Plant { process, who, hand, others } = plant;
+    let Plant { process, who, hand, others, .. } = plant;
     let executable: Vec<(u64, u64, bool)> = crate::save::capture::maps::read(hand.tid())
         .unwrap_or_default()
         .iter()

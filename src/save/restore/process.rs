@@ -34,11 +34,11 @@ pub fn equip(
     let show = String::from_utf8_lossy(directory);
     hand.call_path(libc::SYS_chdir, directory, |at| [at])
         .map_err(RestoreError::of(format!("{who} cannot enter its working directory {show}")))?;
-    flags(hand, process, space, who)
+    flags(hand, space, who)
 }
 
 /// Flags of the process and its memory as a whole.
-fn flags(hand: &mut Hand, process: &Process, space: &Space, who: &str) -> Result<(), RestoreError> {
+fn flags(hand: &mut Hand, space: &Space, who: &str) -> Result<(), RestoreError> {
     let mut table = hand.table();
     let [no_huge_pages, merge, deny] = space.flags;
     if no_huge_pages != 0 {
@@ -55,6 +55,15 @@ fn flags(hand: &mut Hand, process: &Process, space: &Space, who: &str) -> Result
     for command in (0..32).map(|bit| 1u64 << bit).filter(|bit| space.membarrier & bit != 0) {
         table.attempt(libc::SYS_membarrier, [command, 0]);
     }
+    if !table.is_empty() {
+        hand.run(&table).map_err(RestoreError::of(who))?;
+    }
+    Ok(())
+}
+
+/// The resource limits: once nothing has to be done any more that they may be too low for.
+pub fn limit(hand: &mut Hand, process: &Process, who: &str) -> Result<(), RestoreError> {
+    let mut table = hand.table();
     for (limit, (soft, hard)) in process.limits.iter().enumerate() {
         let bytes = [soft.to_ne_bytes(), hard.to_ne_bytes()].concat();
         let new = table.data(&bytes);

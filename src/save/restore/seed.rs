@@ -71,7 +71,7 @@ pub fn file(area: u64) -> Vec<u8> {
     segment(5, CODE as u64, area, CODE as u64, CODE as u64);
     // No page of the file: it is all bss.
     segment(6, 0, area + CODE as u64, 0, TABLE as u64);
-    debug_assert!(HEADERS <= CODE);
+    const { assert!(HEADERS <= CODE) };
     file[CODE..CODE + code.len()].copy_from_slice(code);
     let wait = CODE + WAITS_AT;
     file[wait..wait + WAIT.len()].copy_from_slice(&WAIT);
@@ -132,7 +132,6 @@ pub(crate) mod tests {
         assert_eq!(done.result(last), Ok(u64::from(std::process::id())));
         let failed = hand.call(libc::SYS_close, [999]).unwrap_err();
         assert_eq!(failed.to_string(), "close: Bad file number");
-        drop(hand);
         child.kill().unwrap();
         child.wait().unwrap();
     }

@@ -5,26 +5,17 @@ use std::collections::HashMap;
 use nix::errno::Errno;
 
 use super::courier::Courier;
+use super::descriptors::FilesPolicy;
 use crate::save::capture::maps::{self, Line};
 use crate::save::error::RestoreError;
 use crate::save::hand::{self, AREA, CODE, Hand, HandError};
-use crate::save::state::{Identity, MappedFile, Mapping, MappingKind, Space};
+use crate::save::state::{Identity, MappedFile, Mapping, MappingKind, SharedKind, Space};
 use crate::sys::agent;
 use crate::sys::agent::Table;
 
 const PRIVATE: i32 = libc::MAP_PRIVATE | libc::MAP_FIXED_NOREPLACE;
 const SHARED: i32 = libc::MAP_SHARED | libc::MAP_FIXED_NOREPLACE;
 const NO_FD: u64 = u64::MAX;
-
-/// Whether files that have changed since the save are taken all the same.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum FilesPolicy {
-    /// They are an error.
-    #[default]
-    Strict,
-    /// They are used as they are now.
-    ChangedOk,
-}
 
 /// Moves the agent to memory that is no file's, so that nothing of the seed's file is left (its program
 /// could not be another one then: -EBUSY, replace_mm_exe_file in kernel/fork.c).
@@ -99,7 +90,9 @@ pub struct Sources<'s> {
     /// Gives descriptors of shared memory to the process.
     pub courier: &'s Courier,
     /// Shared memory, by index in [`crate::save::state::Sandbox::shared`].
-    pub shared: &'s [std::os::fd::OwnedFd],
+    pub shared: &'s [Option<std::os::fd::OwnedFd>],
+    /// What all of it is.
+    pub memory: &'s [crate::save::state::SharedMemory],
     /// What to think of changed files.
     pub policy: FilesPolicy,
 }
@@ -140,6 +133,17 @@ pub fn map(
             MappingKind::FileShared { file, offset, writable } => {
                 let own = u64::from(mapping.protection);
                 add(own, SHARED, number(&files, file, *writable, who)?, *offset);
+            }
+            MappingKind::Shared { index, .. } if let Some(id) = system_v(sources, *index) => {
+                let protection = mapping.protection as i32;
+                let mut flags = 0;
+                if protection & libc::PROT_WRITE == 0 {
+                    flags |= libc::SHM_RDONLY;
+                }
+                if protection & libc::PROT_EXEC != 0 {
+                    flags |= libc::SHM_EXEC;
+                }
+                table.call(libc::SYS_shmat, [id as u64, mapping.start, flags as u64]);
             }
             MappingKind::Shared { index, offset, private } => {
                 let fd = shared.get(index).copied().ok_or_else(|| broken(who, mapping))?;
@@ -262,6 +266,14 @@ fn open_files(
     Ok(files)
 }
 
+/// The id of shared memory of System V.
+fn system_v(sources: &Sources<'_>, index: u32) -> Option<i32> {
+    match sources.memory.get(index as usize)?.kind {
+        SharedKind::SystemV { id } => Some(id),
+        _ => None,
+    }
+}
+
 /// Gives the process descriptors of the shared memory that it maps.
 fn give_shared(
     hand: &mut Hand,
@@ -274,7 +286,7 @@ fn give_shared(
         .mappings
         .iter()
         .filter_map(|mapping| match mapping.kind {
-            MappingKind::Shared { index, .. } => Some(index),
+            MappingKind::Shared { index, .. } if system_v(sources, index).is_none() => Some(index),
             _ => None,
         })
         .collect();
@@ -282,7 +294,7 @@ fn give_shared(
     wanted.dedup();
     let fds: Vec<_> = wanted
         .iter()
-        .map(|index| sources.shared.get(*index as usize).map(AsFd::as_fd))
+        .map(|index| sources.shared.get(*index as usize)?.as_ref().map(AsFd::as_fd))
         .collect::<Option<_>>()
         .ok_or_else(|| RestoreError::refused(format!("the image is damaged: {who}")))?;
     let numbers = sources.courier.send(hand, &fds).map_err(RestoreError::of(who))?;

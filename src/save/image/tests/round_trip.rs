@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use proptest::prelude::*;
+
 use super::super::*;
 
 /// The content of an image: bytes of each object by page, bytes of each stream by offset.
@@ -26,11 +28,14 @@ impl Content {
     }
 }
 
+/// The most zeros of a frame that are looked at, since a forged frame may say any number.
+const ZEROS: u64 = 2000;
+
 pub(super) fn features() -> Features {
     Features::of_this_machine().unwrap()
 }
 
-/// Reads an image front to back. Zeros are bounded, so that a forged count cannot fill memory here.
+/// Reads an image front to back.
 pub(super) fn read(image: &[u8]) -> Result<Content, ImageError> {
     let opened = Opened::open(image)?;
     let (state, mut reader) = opened.state()?;
@@ -39,7 +44,7 @@ pub(super) fn read(image: &[u8]) -> Result<Content, ImageError> {
         match frame {
             Frame::Data { object, address, pages } => content.put_pages(object, address, pages),
             Frame::Zero { object, address, count } => {
-                for page in 0..count.min(1000) {
+                for page in 0..count.min(ZEROS) {
                     content.put_pages(object, address + page * PAGE as u64, &[0; PAGE]);
                 }
             }
@@ -68,7 +73,8 @@ pub(super) fn read_indexed(image: &[u8]) -> Result<Content, ImageError> {
     index.verify(&file)?;
     let mut content = Content { state: index.state(&file)?, ..Content::default() };
     for run in index.runs() {
-        for page in 0..run.pages.min(1000) {
+        let pages = if run.source == Source::Zero { run.pages.min(ZEROS) } else { run.pages };
+        for page in 0..pages {
             let mut bytes = vec![0; PAGE];
             let far = page * PAGE as u64;
             match run.source {
@@ -93,7 +99,7 @@ pub(super) fn read_indexed(image: &[u8]) -> Result<Content, ImageError> {
 }
 
 /// A file without a name.
-fn tempfile() -> std::fs::File {
+pub(super) fn tempfile() -> std::fs::File {
     nix::sys::memfd::memfd_create(c"image", nix::sys::memfd::MFdFlags::MFD_CLOEXEC).unwrap().into()
 }
 
@@ -122,4 +128,162 @@ fn a_few_pages_come_back() {
         assert_eq!(read(&image).unwrap(), content);
         assert_eq!(read_indexed(&image).unwrap(), content);
     }
+}
+
+/// Something to be written.
+#[derive(Debug, Clone)]
+pub(super) enum Step {
+    /// Pages, each of one byte or of a row of numbers, behind a gap of so many pages.
+    Pages {
+        object: u32,
+        gap: u64,
+        pages: Vec<u8>,
+        fetched: bool,
+    },
+    Zeros {
+        object: u32,
+        gap: u64,
+        count: u64,
+    },
+    Bytes {
+        object: u32,
+        gap: u64,
+        bytes: Vec<u8>,
+    },
+}
+
+/// A page that compresses, one that does not, or zeros.
+fn page(seed: u8) -> Vec<u8> {
+    let mut state = u32::from(seed);
+    let mut next = || {
+        state = state.wrapping_mul(1664525).wrapping_add(1013904223);
+        (state >> 24) as u8
+    };
+    match seed {
+        0..6 => vec![seed / 3; PAGE],
+        6..8 => (0..PAGE).map(|at| at as u8 & seed).collect(),
+        _ => (0..PAGE).map(|_| next()).collect(),
+    }
+}
+
+pub(super) fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let object = 0..3u32;
+    let gap = prop_oneof![3 => Just(0u64), 1 => 0..5u64, 1 => 0..1u64 << 30];
+    let pages = (object.clone(), gap.clone(), prop::collection::vec(0..12u8, 0..24), any::<bool>())
+        .prop_map(|(object, gap, seeds, fetched)| {
+            let pages = seeds.into_iter().flat_map(page).collect();
+            Step::Pages { object, gap, pages, fetched }
+        });
+    let zeros = (object.clone(), gap.clone(), 0..5u64)
+        .prop_map(|(object, gap, count)| Step::Zeros { object, gap, count });
+    let bytes = (object, gap, prop::collection::vec(any::<u8>(), 0..9000))
+        .prop_map(|(object, gap, bytes)| Step::Bytes { object, gap, bytes });
+    prop::collection::vec(prop_oneof![4 => pages, 1 => zeros, 1 => bytes], 0..8)
+}
+
+/// Writes the steps and says what should come back.
+pub(super) fn write(
+    steps: &[Step],
+    compression: Option<Level>,
+    background: bool,
+) -> (Vec<u8>, Content) {
+    let state = b"some state".to_vec();
+    let begin = if background { Writer::begin_in_background } else { Writer::begin };
+    let mut writer = begin(Vec::new(), &features(), &state, compression).unwrap();
+    let mut content = Content { state, ..Content::default() };
+    let mut ends = BTreeMap::new();
+    for step in steps {
+        match step {
+            Step::Pages { object, gap, pages, fetched } => {
+                let end = ends.entry((*object, false)).or_insert(0);
+                let at = *end + gap * PAGE as u64;
+                *end = at + pages.len() as u64;
+                if *fetched {
+                    let count = (pages.len() / PAGE) as u64;
+                    let fetch = |address, to: &mut [u8]| {
+                        to.copy_from_slice(&pages[(address - at) as usize..][..to.len()]);
+                        Ok(())
+                    };
+                    writer.pages_with(*object, at, count, fetch).unwrap();
+                } else {
+                    writer.pages(*object, at, pages).unwrap();
+                }
+                content.put_pages(*object, at, pages);
+            }
+            Step::Zeros { object, gap, count } => {
+                let end = ends.entry((*object, false)).or_insert(0);
+                let at = *end + gap * PAGE as u64;
+                *end = at + count * PAGE as u64;
+                writer.zeros(*object, at, *count).unwrap();
+                content.put_pages(*object, at, &vec![0; *count as usize * PAGE]);
+            }
+            Step::Bytes { object, gap, bytes } => {
+                let end = ends.entry((*object, true)).or_insert(0);
+                let at = *end + gap;
+                *end = at + bytes.len() as u64;
+                writer.bytes(*object, at, bytes).unwrap();
+                content.put_bytes(*object, at, bytes);
+            }
+        }
+    }
+    let (image, summary) = writer.finish().unwrap();
+    assert_eq!(summary.bytes, image.len() as u64);
+    let pages = summary.data_pages + summary.zero_pages + summary.same_pages;
+    assert_eq!(pages, content.pages.len() as u64);
+    assert_eq!(summary.stream_bytes, content.streams.len() as u64);
+    (image, content)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn whatever_goes_in_comes_out(
+        steps in steps(),
+        compression in prop_oneof![Just(None), Just(Some(1)), Just(Some(-5))],
+        background in any::<bool>(),
+    ) {
+        let (image, content) = write(&steps, compression, background);
+        prop_assert_eq!(image.len() % PAGE, 0);
+        prop_assert!(read(&image).unwrap() == content);
+        prop_assert!(read_indexed(&image).unwrap() == content);
+    }
+}
+
+#[test]
+fn many_small_runs_take_many_tables_and_large_ones_many_batches() {
+    // 10 MiB: zeros, repetitions and different pages by turns, then a long stretch of the latter.
+    let mut pages = vec![0u8; 10 << 20];
+    for (at, page) in pages.chunks_mut(PAGE).enumerate() {
+        match at % 4 {
+            _ if at > 600 => page[..8].copy_from_slice(&(at as u64).to_le_bytes()),
+            0 => {}
+            1 => page.fill(1),
+            _ => page[..8].copy_from_slice(&(at as u64).to_le_bytes()),
+        }
+    }
+    for (compression, background, fetched) in
+        [(None, false, false), (None, true, true), (None, false, true), (Some(1), true, false)]
+    {
+        let step = Step::Pages { object: 1, gap: 3, pages: pages.clone(), fetched };
+        let (image, content) = write(&[step], compression, background);
+        assert!(read(&image).unwrap() == content);
+        assert!(read_indexed(&image).unwrap() == content);
+    }
+}
+
+#[test]
+fn zeros_cost_nothing() {
+    let mut writer = Writer::begin(Vec::new(), &features(), b"", None).unwrap();
+    for part in 0..64 {
+        writer.pages(1, part << 20, &vec![0; 1 << 20]).unwrap();
+        let fetch = |_, to: &mut [u8]| {
+            to.fill(0);
+            Ok(())
+        };
+        writer.pages_with(2, part << 20, 256, fetch).unwrap();
+    }
+    let (image, summary) = writer.finish().unwrap();
+    assert_eq!((summary.zero_pages, summary.frames), (2 * 64 * 256, 128));
+    assert!(image.len() <= 6 * PAGE, "{}", image.len());
 }

@@ -1,0 +1,108 @@
+//! Which entry of the image stands for which object of the kernel.
+//!
+//! Open file descriptions have no number that user space can see. kcmp(2) tells whether two descriptors
+//! stand for the same one and orders those that do not, so that what was found is kept sorted; and only
+//! descriptions of the same inode are ever compared, which keeps the lists short.
+
+use std::cmp::Ordering;
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+
+use nix::errno::Errno;
+
+use crate::save::state::Object;
+use crate::sys::descriptors::{self, Place};
+
+/// Device and inode.
+pub type Inode = (u64, u64);
+
+/// What was found so far.
+#[derive(Debug, Default)]
+pub struct Known {
+    /// Descriptions by inode, each with a descriptor of it, in the order of kcmp(2).
+    groups: HashMap<Inode, Vec<(Place, u32)>>,
+    /// Descriptions that stand for streams of the caller.
+    pub(super) streams: HashMap<u32, u32>,
+    /// Files without a name: number and content.
+    pub(super) deleted: HashMap<Inode, (u32, Object)>,
+    /// Pipes and FIFOs.
+    pub(super) pipes: HashMap<Inode, PipeEnds>,
+    /// Epoll descriptions, whose targets are looked for once all tables are known.
+    pub(super) epolls: Vec<Waiting<super::fdinfo::Watched>>,
+    /// Memory that has an inode.
+    shared: HashMap<Inode, u32>,
+    /// Inotify descriptions, whose paths are.
+    pub(super) watchers: Vec<Waiting<super::fdinfo::Watch>>,
+    /// Where files of guests were found: where to look for what is watched first.
+    pub(super) directories: Vec<Vec<u8>>,
+    /// Descriptors of the sentry's own that stand for a description nobody else may hold.
+    pub(super) held: Vec<OwnedFd>,
+}
+
+/// A pipe and what is known of its ends.
+#[derive(Debug)]
+pub(super) struct PipeEnds {
+    pub(super) index: u32,
+    /// Who holds it, for complaints.
+    pub(super) holder: String,
+    /// Guests hold a reading, a writing end.
+    pub(super) found: [bool; 2],
+    /// Somebody does.
+    pub(super) open: [bool; 2],
+    /// It has a name: outsiders may come and go.
+    pub(super) named: bool,
+}
+
+/// A description that is completed at the end.
+#[derive(Debug)]
+pub(super) struct Waiting<T> {
+    pub(super) file: u32,
+    pub(super) place: Place,
+    /// Who holds it, for complaints.
+    pub(super) holder: String,
+    /// The root of its file view.
+    pub(super) root: std::sync::Arc<OwnedFd>,
+    pub(super) items: Vec<T>,
+}
+
+impl Known {
+    /// The description that a descriptor stands for, or where it would have to be put in.
+    pub(super) fn find(&self, inode: Inode, place: Place) -> Result<Result<u32, usize>, Errno> {
+        self.search(inode, |known| descriptors::compare(known, place))
+    }
+
+    /// The description for which `compare` says Equal. It is asked how a known one compares to that.
+    pub(super) fn search(
+        &self,
+        inode: Inode,
+        compare: impl Fn(Place) -> Result<Ordering, Errno>,
+    ) -> Result<Result<u32, usize>, Errno> {
+        let group = self.groups.get(&inode).map_or(&[][..], Vec::as_slice);
+        let (mut low, mut high) = (0, group.len());
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match compare(group[middle].0)? {
+                Ordering::Equal => return Ok(Ok(group[middle].1)),
+                Ordering::Less => low = middle + 1,
+                Ordering::Greater => high = middle,
+            }
+        }
+        Ok(Err(low))
+    }
+
+    /// Puts a description in where [`Known::find`] said.
+    pub(super) fn insert(&mut self, inode: Inode, at: usize, place: Place, file: u32) {
+        self.groups.entry(inode).or_default().insert(at, (place, file));
+    }
+
+    /// The entry of [`crate::save::state::Sandbox::shared`] for memory that has this inode, as descriptors and
+    /// /proc/PID/maps tell of it.
+    pub fn shared_by_inode(&self, inode: Inode) -> Option<u32> {
+        self.shared.get(&inode).copied()
+    }
+
+    /// Says which entry that is.
+    pub fn shared_is(&mut self, inode: Inode, index: u32) {
+        self.shared.insert(inode, index);
+    }
+}

@@ -1,0 +1,132 @@
+//! A process gets its descriptor table.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use crate::save::error::RestoreError;
+use crate::save::hand::Hand;
+use crate::save::restore::courier::Courier;
+use crate::save::state::{Descriptor, Sandbox, Table};
+use crate::sys::descriptors::range_lock_bytes;
+
+/// Descriptors that are sent at once.
+const AT_ONCE: usize = 128;
+
+/// Gives a process its descriptors; all others are closed, but for the courier's end. Gives the number
+/// of that, which the table does not use: the process's last descriptor to be closed
+/// ([`close_courier`]).
+///
+/// The soft limit on numbers is raised to the hard one for it, and stays there.
+pub fn install_table(
+    hand: &mut Hand,
+    courier: &Courier,
+    table: &Table,
+    files: &[Option<OwnedFd>],
+) -> Result<i32, RestoreError> {
+    let mut wanted = table.descriptors.clone();
+    wanted.sort_by_key(|it| it.fd);
+    if wanted.first().is_some_and(|it| it.fd < 0)
+        || wanted.windows(2).any(|it| it[0].fd == it[1].fd)
+    {
+        return Err(RestoreError::refused(
+            "the image gives a process two descriptors of one number",
+        ));
+    }
+    let failed = || RestoreError::of("cannot give a process its descriptors");
+    raise_limit(hand).map_err(failed())?;
+    let number = move_courier(hand, courier.theirs(), &wanted).map_err(failed())?;
+    // Those with the highest numbers come first. The lowest free numbers are what is received, so that
+    // the Nth of them is never above the Nth of those wanted (all of which are free), and moving them
+    // from the last to the first never meets one that was not moved yet.
+    for some in wanted.rchunks(AT_ONCE) {
+        let mut sent = Vec::with_capacity(some.len());
+        for it in some {
+            let file = files.get(it.file as usize).and_then(Option::as_ref);
+            sent.push(file.map(AsFd::as_fd).ok_or_else(|| {
+                RestoreError::refused(format!(
+                    "the image names an open file ({}) that was not made again",
+                    it.file
+                ))
+            })?);
+        }
+        let mut received = courier.send_to(hand, number, &sent).map_err(failed())?;
+        received.sort_unstable();
+        place(hand, &received, some).map_err(failed())?;
+    }
+    Ok(number)
+}
+
+/// Closes the courier's end, after which the process has its table and nothing else.
+pub fn close_courier(hand: &mut Hand, number: i32) -> Result<(), RestoreError> {
+    let closed = hand.call(libc::SYS_close, [number as u64]);
+    closed.map(drop).map_err(RestoreError::of("cannot give a process its descriptors"))
+}
+
+fn raise_limit(hand: &mut Hand) -> Result<(), crate::save::hand::HandError> {
+    let kind = u64::from(libc::RLIMIT_NOFILE);
+    let (_, limit) = hand.call_with(libc::SYS_prlimit64, &[0; 16], |at| [0, kind, 0, at])?;
+    let raised = [&limit[8..16], &limit[8..16]].concat();
+    hand.call_with(libc::SYS_prlimit64, &raised, |at| [0, kind, at, 0]).map(drop)
+}
+
+/// Closes everything but the courier's end, and moves that to a number that is not wanted.
+fn move_courier(
+    hand: &mut Hand,
+    from: i32,
+    wanted: &[Descriptor],
+) -> Result<i32, crate::save::hand::HandError> {
+    let free = |number: i32| wanted.binary_search_by_key(&number, |it| it.fd).is_err();
+    let number = if free(from) { from } else { (0..).find(|it| free(*it)).unwrap_or(0) };
+    let mut table = hand.table();
+    if number != from {
+        table.call(libc::SYS_dup3, [from as u64, number as u64, 0]);
+    }
+    if number > 0 {
+        table.call(libc::SYS_close_range, [0, number as u64 - 1, 0]);
+    }
+    table.call(libc::SYS_close_range, [number as u64 + 1, u64::from(u32::MAX), 0]);
+    hand.run(&table)?;
+    Ok(number)
+}
+
+/// Moves what was received to where it is wanted.
+fn place(
+    hand: &mut Hand,
+    received: &[i32],
+    wanted: &[Descriptor],
+) -> Result<(), crate::save::hand::HandError> {
+    let mut table = hand.table();
+    for (from, to) in received.iter().zip(wanted).rev() {
+        if *from == to.fd {
+            if to.close_on_exec {
+                let arguments = [*from as u64, libc::F_SETFD as u64, libc::FD_CLOEXEC as u64];
+                table.call(libc::SYS_fcntl, arguments);
+            }
+            continue;
+        }
+        let flags = if to.close_on_exec { libc::O_CLOEXEC } else { 0 };
+        table.call(libc::SYS_dup3, [*from as u64, to.fd as u64, flags as u64]);
+        table.call(libc::SYS_close, [*from as u64]);
+    }
+    if table.is_empty() { Ok(()) } else { hand.run(&table).map(drop) }
+}
+
+/// Takes the locks that a process holds itself (fcntl(2), F_SETLK), once it has its table. It closes
+/// nothing afterwards that is open on a file that it has locked: it would lose them.
+pub fn take_locks(
+    hand: &mut Hand,
+    sandbox: &Sandbox,
+    pid: i32,
+    table: &Table,
+) -> Result<(), RestoreError> {
+    for descriptor in &table.descriptors {
+        let Some(file) = sandbox.files.get(descriptor.file as usize) else { continue };
+        for lock in file.locks.iter().filter(|it| it.pid == pid && pid != 0) {
+            let bytes = range_lock_bytes(lock.write, (lock.start, lock.length));
+            let arguments = |at| [descriptor.fd as u64, libc::F_SETLK as u64, at];
+            hand.call_with(libc::SYS_fcntl, &bytes, arguments).map_err(RestoreError::of(
+                format_args!("process {pid} cannot lock {} again", super::describe(file)),
+            ))?;
+        }
+    }
+    Ok(())
+}

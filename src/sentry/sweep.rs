@@ -1,0 +1,202 @@
+//! Finding every guest thread and asking it to stop, while guests make others.
+//!
+//! A sweep goes through /proc in the order of the numbers, one process at a time, and traces each
+//! guest as soon as it is seen: what a traced one makes from then on is traced by birth. What remains
+//! is a *line*: a process that makes the next one and ends before it is traced. No line escapes
+//! unseen. /proc lists by number, and a number is given to what is made later than another's, so the
+//! living one of a line is always ahead of the sweep, until the sweep comes to it (proc_pid_readdir
+//! and next_tgid in fs/proc/base.c, alloc_pid in kernel/pid.c). Then it is new; or it has ended
+//! between its listing and the look at it, which shows: it is gone, or was not seen ended before. So
+//! a sweep during which all that was known stood still, and which has met nothing new, nothing that
+//! was gone and nothing newly ended, proves that there is nothing else. The one exception is a line
+//! that went past the largest number to the smallest during the sweep.
+//!
+//! A sweep that has met something goes back to it and looks again at what comes after: thus it follows a
+//! line, one process after the other, until it has traced one early enough in its life. (That is
+//! before it begins to fork: ptrace_event_enabled in kernel_clone, kernel/fork.c.)
+//!
+//! The newest are looked at first, before the rest: in a storm they are what makes the others, and
+//! what keeps this thread from a CPU.
+//!
+//! What is not here: waiting for the stops, and what to think of those that may not be traced.
+
+use std::collections::HashSet;
+
+use nix::errno::Errno;
+use nix::unistd::gettid;
+
+use super::census::numbers;
+use super::kin::{Family, Kin};
+use super::task::Status;
+use super::tracer::Tracees;
+use crate::sys::listing::Listing;
+
+/// How often a sweep goes back at most: others wait for the tracer's thread meanwhile.
+const MOST_TURNS: usize = 200;
+
+/// So many of the newest numbers are looked at first.
+const NEWEST: i32 = 200;
+
+/// What a sweep has met.
+#[derive(Debug, Default)]
+pub(super) struct Swept {
+    /// Whether any thread was new.
+    pub(super) any_new: bool,
+    /// Whether anything was gone before it could be looked at or traced.
+    pub(super) any_missed: bool,
+    /// Processes that have ended: number and time of start.
+    pub(super) ended: Vec<(i32, u64)>,
+    /// Threads that may not be traced: number, time of start of the process, and why.
+    pub(super) refused: Vec<(i32, u64, Errno)>,
+    /// All that have been asked to stop and have not.
+    pub(super) running: Vec<i32>,
+    /// Whether it is known that no number was smaller than one that was given before it.
+    pub(super) in_order: bool,
+}
+
+impl Tracees {
+    /// Traces every guest thread that is met and asks all to stop. They are let go in the order in
+    /// which their processes were made.
+    ///
+    /// All threads of a process are traced before the first is asked to stop. Signals that do nothing
+    /// (SIGCHLD, mostly) are kept for a process while one of its threads is traced, and then given to a
+    /// thread that has not stopped (sig_ignored and complete_signal in kernel/signal.c): one that is not
+    /// traced would see its call end with EINTR, and nobody would mend that (see [`super::rewind`]).
+    /// Each process is asked as soon as it is met: what stops leaves its CPU to the sweep.
+    pub(super) fn sweep(&mut self, family: &mut Family) -> Result<Swept, Errno> {
+        family.in_order();
+        let mut swept = Swept::default();
+        let mut new = Vec::new();
+        let mut seen = HashSet::new();
+        let mut all = Listing::open("/proc")?;
+        if let Some(last) = family.last().filter(|last| *last > NEWEST) {
+            all.seek_number(last - NEWEST)?;
+            self.sweep_on(&mut all, family, &mut seen, &mut new, &mut swept)?;
+            all.seek(0)?;
+            // These, too, are looked at again in their turn.
+            seen.clear();
+            swept.refused.clear();
+        }
+        self.sweep_on(&mut all, family, &mut seen, &mut new, &mut swept)?;
+        // Parents before their children.
+        new.sort_by_key(|(start, pid, _)| (*start, *pid));
+        for (_, _, tid) in &new {
+            self.place_last(*tid);
+        }
+        swept.any_new = !new.is_empty();
+        swept.any_missed |= !self.ask_all();
+        swept.running = self.running();
+        swept.in_order = family.in_order();
+        Ok(swept)
+    }
+
+    /// Goes on to the end of the list, and back to what was met last as long as anything is met.
+    fn sweep_on(
+        &mut self,
+        all: &mut Listing,
+        family: &mut Family,
+        seen: &mut HashSet<i32>,
+        new: &mut Vec<(u64, i32, i32)>,
+        swept: &mut Swept,
+    ) -> Result<(), Errno> {
+        for _ in 0..MOST_TURNS {
+            let mut again = None;
+            loop {
+                let position = all.position()?;
+                let Some(pid) = all.next_number()? else { break };
+                if !family.is_settled(pid) && seen.insert(pid) && self.meet(pid, family, new, swept)
+                {
+                    again = Some(position);
+                }
+            }
+            match again {
+                Some(position) => all.seek(position)?,
+                None => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at one process. Gives whether it may have made another one just now.
+    fn meet(
+        &mut self,
+        pid: i32,
+        family: &mut Family,
+        new: &mut Vec<(u64, i32, i32)>,
+        swept: &mut Swept,
+    ) -> bool {
+        let start = match family.judge(pid) {
+            Kin::Guest(start) => start,
+            Kin::Other => return false,
+            Kin::Gone => {
+                swept.any_missed = true;
+                return true;
+            }
+            Kin::Ended(start) => {
+                swept.ended.push((pid, start));
+                return true;
+            }
+        };
+        let before = (new.len(), swept.any_missed);
+        let threads: Vec<i32> =
+            numbers(&format!("/proc/{pid}/task")).map(Iterator::collect).unwrap_or_default();
+        swept.any_missed |= threads.is_empty();
+        for tid in &threads {
+            let tid = *tid;
+            match self.trace(tid) {
+                Ok(true) => new.push((start, pid, tid)),
+                Ok(false) => {}
+                Err(Errno::ESRCH) => swept.any_missed = true,
+                // It is traced by birth, and its stop has not been told yet.
+                Err(Errno::EPERM) if is_own(tid) => swept.any_missed = true,
+                Err(errno) => swept.refused.push((tid, start, errno)),
+            }
+        }
+        for tid in &threads {
+            swept.any_missed |= !self.ask(*tid);
+        }
+        before != (new.len(), swept.any_missed)
+    }
+}
+
+/// Whether the calling thread traces `tid`.
+fn is_own(tid: i32) -> bool {
+    Status::read(tid).is_ok_and(|status| status.tracer == gettid().as_raw())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tracer::Tracer;
+    use super::*;
+    use std::collections::BTreeMap;
+    use std::process::{Command, Stdio};
+
+    #[test]
+    fn a_process_is_met_once_and_what_is_no_descendant_never() {
+        let mut cat = Command::new("cat");
+        let mut child = cat.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let pid = child.id() as i32;
+        let tracer = Tracer::default();
+        let sweep = move |tracees: &mut Tracees| {
+            tracees.hold();
+            let swept = tracees.sweep(&mut Family::new(pid, BTreeMap::new())).unwrap();
+            (swept.any_new, tracees.has(pid))
+        };
+        // What stands for init here is not met itself, and has no child.
+        assert_eq!(tracer.run(sweep), Ok((false, false)));
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "cat; :"]).stdin(Stdio::piped());
+        let mut init = shell.spawn().unwrap();
+        let parent = init.id() as i32;
+        let family = move || Family::new(parent, BTreeMap::new());
+        let mut met = false;
+        while !met {
+            met = tracer.run(move |it| it.sweep(&mut family()).unwrap().any_new).unwrap();
+        }
+        assert_eq!(tracer.run(move |it| it.sweep(&mut family()).unwrap().any_new), Ok(false));
+        tracer.run(Tracees::let_go).unwrap();
+        drop((child.stdin.take(), init.stdin.take()));
+        child.wait().unwrap();
+        init.wait().unwrap();
+    }
+}

@@ -1,0 +1,65 @@
+//! Files below a directory that somebody else filled, by names that nobody can make lead elsewhere
+//! (openat2(2), Linux 5.6), and their extended attributes (xattr(7)).
+
+use std::ffi::CStr;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use libc::{c_int, c_void};
+use nix::errno::Errno;
+
+/// Opens `path` below `directory`, close-on-exec. EXDEV: it leads to another mount or out; ELOOP: over a
+/// symbolic link. A link at its end is opened itself with O_PATH | O_NOFOLLOW.
+pub fn open(directory: BorrowedFd<'_>, path: &CStr, flags: c_int) -> Result<OwnedFd, Errno> {
+    // SAFETY: an all-zero open_how is valid.
+    let mut how: libc::open_how = unsafe { std::mem::zeroed() };
+    how.flags = (flags | libc::O_CLOEXEC) as u32 as u64;
+    how.resolve = libc::RESOLVE_BENEATH
+        | libc::RESOLVE_NO_XDEV
+        | libc::RESOLVE_NO_MAGICLINKS
+        | libc::RESOLVE_NO_SYMLINKS;
+    loop {
+        // SAFETY: `path` is NUL-terminated, `how` of the size that is given; both outlive the call.
+        let done = unsafe {
+            libc::syscall(
+                libc::SYS_openat2,
+                directory.as_raw_fd(),
+                path.as_ptr(),
+                &raw const how,
+                size_of::<libc::open_how>(),
+            )
+        };
+        match Errno::result(done) {
+            Err(Errno::EINTR | Errno::EAGAIN) => {}
+            // SAFETY: the kernel has just given this descriptor to us alone.
+            done => return done.map(|fd| unsafe { OwnedFd::from_raw_fd(fd as RawFd) }),
+        }
+    }
+}
+
+/// Names of the extended attributes of what is at `path` (followed), as far as they can be seen.
+pub fn attribute_names(path: &CStr) -> Result<Vec<Vec<u8>>, Errno> {
+    // SAFETY: the kernel writes at most `length` bytes to a buffer of as many.
+    let list = whole(|at, length| unsafe { libc::listxattr(path.as_ptr(), at.cast(), length) })?;
+    Ok(list.split(|byte| *byte == 0).filter(|it| !it.is_empty()).map(<[u8]>::to_vec).collect())
+}
+
+/// The value of an extended attribute of what is at `path` (followed).
+pub fn attribute(path: &CStr, name: &CStr) -> Result<Vec<u8>, Errno> {
+    // SAFETY: as above.
+    whole(|at, length| unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), at, length) })
+}
+
+fn whole(call: impl Fn(*mut c_void, usize) -> isize) -> Result<Vec<u8>, Errno> {
+    let mut room = vec![0u8; 256];
+    loop {
+        match Errno::result(call(room.as_mut_ptr().cast(), room.len())) {
+            Ok(length) => {
+                room.truncate(length as usize);
+                return Ok(room);
+            }
+            // XATTR_LIST_MAX and XATTR_SIZE_MAX are 64 KiB (xattr(7)).
+            Err(Errno::ERANGE) if room.len() < 64 << 10 => room.resize(64 << 10, 0),
+            Err(errno) => return Err(errno),
+        }
+    }
+}
