@@ -16,6 +16,8 @@ use crate::launch::{Behind, End, Event, Launch, LaunchError, Plan, PlanError, ho
 use crate::notify::filter::{self, FilterError};
 use crate::notify::{Engine, Listener, Options};
 use crate::save::error::RestoreError;
+use crate::save::pipeline::Facts;
+use crate::save::spec;
 use crate::sentry::{self, Kernel, KernelArgs, KernelError, Starting, Time};
 use crate::sys::message::Descriptors;
 use crate::sys::process::{self, exit_status};
@@ -170,6 +172,10 @@ fn begin(
     };
     let time = Time::new(spec.time, namespace, spec.identity.uid == 0);
     let mut plan = Plan::new(spec, settings, signals.before, &time)?;
+    let mut image = image;
+    if let Some(image) = &mut image {
+        image.options.terminal = terminal.as_ref().map(Terminal::streams);
+    }
     let area = image.as_ref().map(|image| image.sow(&mut plan)).transpose()?;
     let mut launch = Launch::begin(spec, &plan)?;
 
@@ -305,7 +311,15 @@ impl<'r> Supervisor<'r> {
     fn serve(&mut self, control: Option<&'r mut Control>) -> Result<(), Error> {
         self.control = control;
         if let Some(listener) = self.control.as_mut().and_then(|it| it.take_listener()) {
-            let server = Server::start(listener, Arc::clone(&self.kernel), self.call.clone());
+            let id = self.control.as_ref().map(|it| it.id().to_owned()).unwrap_or_default();
+            let facts = Facts {
+                spec: spec::save(self.spec),
+                id,
+                trees: self.spec.own_trees(),
+                has_terminal: self.behind.master.is_some(),
+            };
+            let kernel = Arc::clone(&self.kernel);
+            let server = Server::start(listener, kernel, facts, self.call.clone());
             self.server = Some(server.map_err(|error| Error::Own("serve its socket", error))?);
         }
         Ok(())
@@ -487,7 +501,9 @@ impl<'r> Supervisor<'r> {
             control.ended(exit_status(status));
         }
         self.kernel.exited(status);
+        let mut farewell = None;
         if let Some(server) = self.server.take() {
+            farewell = server.farewell();
             server.close().await;
         }
         let interrupted = self.job.finish(status);
@@ -496,7 +512,7 @@ impl<'r> Supervisor<'r> {
         }
         let refusals = self.kernel.refusals().all();
         let refusals = refusals.iter().map(ToString::to_string);
-        let notes = self.kernel.limit_notes().into_iter().chain(refusals).collect();
+        let notes = farewell.into_iter().chain(self.kernel.limit_notes()).chain(refusals).collect();
         Finished { status: exit_status(status), notes, interrupted }
     }
 }

@@ -75,6 +75,22 @@ pub(super) enum Verb {
         #[arg(value_name = "ID")]
         id: String,
     },
+    /// Save all of a running sandbox to an image, and end it
+    #[command(
+        visible_alias = "checkpoint",
+        after_help = "The sandbox ends, with status 137, only when the image is whole and on the disk. \
+            Exit status: 0 saved, 125 not saved, and it goes on."
+    )]
+    Save(super::save::Command),
+    /// Go on from an image that sandbox save has written
+    #[command(after_help = EXIT_STATUS)]
+    Restore(super::restore::Command),
+    /// Tell what is in an image, or in a running sandbox; executes nothing of it
+    #[command(
+        after_help = "A word with a slash in it, or that names a file in the current directory, is an \
+            image; - is one on the standard input."
+    )]
+    Inspect(super::inspect::Command),
     /// Send a signal to the program of a sandbox, or to other processes in it
     Kill(super::kill::Command),
     /// Wait for the end of a sandbox; exits with its status

@@ -9,11 +9,15 @@ pub mod doctor;
 mod events;
 mod exec;
 mod explain;
+mod inspect;
 mod kill;
 mod logs;
 mod pause;
+mod progress;
 mod ps;
+mod restore;
 mod run;
+mod save;
 mod stats;
 pub mod syscalls;
 mod table;
@@ -67,6 +71,9 @@ fn dispatch(line: CommandLine, words: &[OsString]) -> i32 {
         Some(Verb::Kill(command)) => kill::run(&command),
         Some(Verb::Pause { id }) => pause::pause(&id),
         Some(Verb::Resume { id }) => pause::resume(&id),
+        Some(Verb::Save(command)) => save::run(&command),
+        Some(Verb::Restore(command)) => restore::run(command),
+        Some(Verb::Inspect(command)) => inspect::run(&command),
         Some(Verb::Wait { id }) => wait::run(&id),
         Some(Verb::Stats(command)) => stats::run(&command),
         Some(Verb::Top(command)) => top::run(&command),

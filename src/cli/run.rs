@@ -148,7 +148,7 @@ fn words(options: &Options) -> Vec<String> {
 }
 
 /// Says once what the program ran into.
-fn explain_refusals(spec: &RunSpec, notes: &[String]) {
+pub(super) fn explain_refusals(spec: &RunSpec, notes: &[String]) {
     if spec.voice == Voice::Quiet {
         return;
     }

@@ -241,6 +241,16 @@ impl SavedSpec {
         })
     }
 
+    /// The paths of the host that the user or the working directory showed: source, target, whether it
+    /// could be changed. Unchecked.
+    pub fn shown(&self) -> impl Iterator<Item = (&[u8], &[u8], bool)> {
+        self.mounts.iter().filter_map(|mount| match &mount.kind {
+            SavedKind::ReadOnly(source) => Some((&source[..], &mount.target[..], false)),
+            SavedKind::Writable(source) => Some((&source[..], &mount.target[..], true)),
+            _ => None,
+        })
+    }
+
     /// Variables are for programs that are started later.
     fn environment(&self) -> Result<Vec<(OsString, OsString)>, ConfigError> {
         let words = self.environment.iter().flat_map(|(name, value)| [name, value]);

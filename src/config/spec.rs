@@ -49,6 +49,18 @@ pub struct RunSpec {
     pub voice: Voice,
 }
 
+impl RunSpec {
+    /// Where file systems in memory are that the sandbox has for itself.
+    pub fn own_trees(&self) -> Vec<PathBuf> {
+        let tmpfs = |mount: &&Mount| matches!(mount.kind, MountKind::Tmpfs { .. });
+        let mut all: Vec<PathBuf> =
+            self.mounts.iter().filter(tmpfs).map(|mount| mount.target.clone()).collect();
+        let devices = self.mounts.iter().filter(|mount| mount.kind == MountKind::Dev);
+        all.extend(devices.map(|mount| mount.target.join("shm")));
+        all
+    }
+}
+
 /// A variable of the caller that the guest does not get.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Withheld {

@@ -178,6 +178,16 @@ impl Call {
         Ok((self.body(prefix)?, descriptors))
     }
 
+    /// Says more on the same connection.
+    ///
+    /// # Errors
+    /// The sandbox has ended.
+    pub fn say(&self, request: &Request) -> Result<(), ClientError> {
+        let bytes = protocol::encode_request(request);
+        let bytes = bytes.map_err(|error| self.silent(error.to_string()))?;
+        (&self.stream).write_all(&bytes).map_err(|error| self.unread(&error))
+    }
+
     /// Where a reply can be waited for.
     pub fn socket(&self) -> BorrowedFd<'_> {
         self.stream.as_fd()

@@ -43,6 +43,11 @@ impl Control {
         self.claim.base()
     }
 
+    /// The id.
+    pub fn id(&self) -> &str {
+        self.claim.id()
+    }
+
     /// Whether the run is in the background: no shell has it as a job.
     pub fn is_detached(&self) -> bool {
         self.claim.is_detached()

@@ -11,7 +11,7 @@ use serde_bytes::ByteBuf;
 use crate::sentry::{ProcessInfo, Record, Stats};
 
 /// The version of the protocol. Raised whenever a message changes its meaning or shape.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Bytes in a request at most.
 ///
 /// As much as a program's arguments and environment may have together (execve(2): 2 MiB where the stack
@@ -59,13 +59,31 @@ pub enum Request {
         /// Until the sandbox ends.
         follow: bool,
     },
+    /// Save all of it into the file that comes along: [`Reply::Progress`] again and again, then
+    /// [`Reply::Written`]. Then the client sends [`Request::Commit`] on the same connection and is told
+    /// [`Reply::Done`]. If it does not, nothing is ended.
+    Save(Box<Save>),
+    /// The image has its name: only after [`Reply::Written`], on the same connection.
+    Commit,
+}
+
+/// How to save.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Save {
+    /// The guests go on afterwards.
+    pub leave_running: bool,
+    /// Level of zstd; none: pages are stored as they are.
+    pub compression: Option<i32>,
+    /// What the image will be called, for people; none: it goes to a pipe or the like.
+    pub name: Option<String>,
 }
 
 impl Request {
     /// Whether it is answered for as long as the client likes.
     pub fn is_followed(&self) -> bool {
         match self {
-            Request::Wait => true,
+            Request::Wait | Request::Save(_) => true,
             Request::Log { follow } | Request::Events { follow } => *follow,
             _ => false,
         }
@@ -135,8 +153,31 @@ pub enum Reply {
     Log(String),
     /// Something happened.
     Event(Record),
+    /// How far a save is, in bytes.
+    Progress {
+        /// Written.
+        done: u64,
+        /// To be written in all, as far as is known.
+        total: u64,
+    },
+    /// The image is complete, and on the disk if it is in a file.
+    Written(Summary),
     /// It is not done, and why. The shape of this reply is the same in all versions.
     Refused(Refused),
+}
+
+/// What was saved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Summary {
+    /// Bytes of the image.
+    pub bytes: u64,
+    /// Processes in it.
+    pub processes: u64,
+    /// Threads in it.
+    pub threads: u64,
+    /// How long the guests stood still, microseconds.
+    pub pause_us: u64,
 }
 
 /// Why a request was not carried out.
@@ -277,6 +318,12 @@ mod tests {
             Request::Signal { target: Target::Program, signal: 15 },
             Request::Signal { target: Target::Container("x".into()), signal: 64 },
             Request::Signal { target: Target::Process(7), signal: 9 },
+            Request::Save(Box::new(Save {
+                leave_running: true,
+                compression: Some(-3),
+                name: Some("x".into()),
+            })),
+            Request::Commit,
         ] {
             let frame = encode_request(&request).unwrap();
             assert_eq!(decode_request(body(&frame, REQUEST_MAX)), Ok(request));
@@ -286,6 +333,8 @@ mod tests {
             Reply::Done,
             Reply::Ended { status: 137 },
             Reply::Event(Record { time: 5, event }),
+            Reply::Progress { done: 1, total: 1 << 40 },
+            Reply::Written(Summary { bytes: 1, processes: 2, threads: 3, pause_us: 4 }),
             Reply::Refused(Refused { reason: "because".into() }),
         ] {
             let frame = encode_reply(&reply).unwrap();
@@ -299,7 +348,10 @@ mod tests {
         let error = decode_request(&frame.unwrap()[PREFIX..]).unwrap_err();
         assert_eq!(error, ProtocolError::Version(9));
         let words = error.to_string();
-        assert!(words.contains("version 9") && words.contains("version 1"), "{words}");
+        assert!(
+            words.contains("version 9") && words.contains(&format!("version {VERSION}")),
+            "{words}"
+        );
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! the kernel runs beside it. What requests do to the sandbox is in `service`.
 
 mod peer;
+mod saving;
 mod service;
 
 use std::collections::VecDeque;
@@ -20,9 +21,12 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use super::protocol::{self, Exec, PREFIX, ProtocolError, REQUEST_MAX, Refused, Reply, Request};
+use crate::save::pipeline::Facts;
 use crate::sentry::{Kernel, Starting};
 use crate::sys::message::{DESCRIPTORS_MAX, receive_stream, send_stream};
 use peer::UserNamespace;
+pub use saving::Farewell;
+use saving::Saving;
 use service::Service;
 
 /// Connections whose request is not complete: one more, and the oldest of them is dropped. Whoever
@@ -47,6 +51,7 @@ pub struct Server {
     closing: watch::Sender<bool>,
     /// Ends when no connection is left.
     connections: mpsc::Receiver<Infallible>,
+    farewell: Farewell,
 }
 
 /// A program that a client wants, for whoever starts programs.
@@ -86,19 +91,27 @@ impl Server {
     pub fn start(
         listener: std::os::unix::net::UnixListener,
         kernel: Arc<Kernel>,
+        facts: Facts,
         programs: mpsc::Sender<ExecCall>,
     ) -> io::Result<Server> {
         let listener = UnixListener::from_std(listener)?;
         let (closing, closed) = watch::channel(false);
         let (alive, connections) = mpsc::channel(1);
+        let farewell = Farewell::default();
+        let saving = Saving::new(Arc::clone(&kernel), facts, farewell.clone());
         let shared = Arc::new(Shared {
-            service: Service::new(kernel, programs),
+            service: Service::new(kernel, programs, saving),
             own: UserNamespace::of_this_process(),
             answered: Semaphore::new(ANSWERED_MAX),
             followed: Semaphore::new(FOLLOWED_MAX),
         });
         tokio::spawn(accept(listener, shared, Life { closing: closed, _alive: alive }));
-        Ok(Server { closing, connections })
+        Ok(Server { closing, connections, farewell })
+    }
+
+    /// What is to be said at the end of a run that a save has ended.
+    pub fn farewell(&self) -> Option<String> {
+        self.farewell.words()
     }
 
     /// Stops serving: incomplete requests are dropped, what is being served gets a moment to end.

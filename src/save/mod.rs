@@ -9,6 +9,7 @@ pub mod error;
 pub mod hand;
 pub mod image;
 pub mod ipc;
+pub mod opened;
 pub mod pipeline;
 pub mod ptys;
 pub mod queues;

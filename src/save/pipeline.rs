@@ -61,14 +61,16 @@ pub struct Facts {
     pub id: String,
     /// Where file systems in memory are mounted that are the sandbox's own.
     pub trees: Vec<std::path::PathBuf>,
-    /// Device and inode of the terminal of the run's program, if it has one.
-    pub terminal: Option<(u64, u64)>,
+    /// The run's program has a terminal of its own: the first of the sandbox's.
+    pub has_terminal: bool,
 }
 
 impl Facts {
-    /// The caller's standard streams, which are the supervisor's own.
-    pub fn streams(&self) -> Result<Streams, SaveError> {
+    /// The caller's standard streams, which are the supervisor's own, and the terminal in place of some in
+    /// the view of guest `pid`, as the host numbers it.
+    pub fn streams(&self, pid: i32) -> Result<Streams, SaveError> {
         use std::os::fd::AsFd;
+        use std::os::unix::fs::MetadataExt;
         let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
         let all = [(0, stdin.as_fd()), (1, stdout.as_fd()), (2, stderr.as_fd())];
         let open: Vec<_> = all
@@ -77,7 +79,10 @@ impl Facts {
             .collect();
         let mut streams = Streams::new(&open)
             .map_err(|error| SaveError::failed("the standard streams cannot be read", error))?;
-        streams.terminal = self.terminal;
+        if self.has_terminal {
+            let terminal = std::fs::metadata(format!("/proc/{pid}/root/dev/pts/0"));
+            streams.terminal = terminal.ok().map(|found| (found.dev(), found.ino()));
+        }
         Ok(streams)
     }
 }

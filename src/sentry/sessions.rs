@@ -97,8 +97,9 @@ impl Sessions {
         }
         drop(inner);
         // A pause traces it, and may not have come to asking it.
-        let asked = call.kernel.tracer().run(move |tracees| tracees.stop_all(&[tid]));
-        asked.is_ok_and(|asked| asked.missed.is_none() && asked.refused.is_empty())
+        let asked =
+            call.kernel.tracer().run(move |tracees| tracees.trace(tid).is_ok() && tracees.ask(tid));
+        asked.unwrap_or(false)
     }
 
     /// Lets a stopped thread go, once no pause holds it. One that was killed meanwhile has ended

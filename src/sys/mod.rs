@@ -31,6 +31,7 @@ pub mod pty_state;
 pub mod random;
 pub mod ready;
 pub mod seccomp;
+pub mod socket;
 pub mod spawn;
 pub mod strings;
 pub mod terminal;

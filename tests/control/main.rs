@@ -12,4 +12,5 @@ mod later;
 mod lifecycle;
 mod limits;
 mod pauses;
+mod saves;
 mod verbs;

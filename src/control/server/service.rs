@@ -13,6 +13,7 @@ use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::super::protocol::{Exec, Refused, Reply, Request, Standing, Target};
+use super::saving::Saving;
 use super::{ExecCall, answer, gone, send, send_with};
 use crate::sentry::{Event, Kernel, KernelError, Record};
 use crate::sys::process::exit_status;
@@ -31,11 +32,17 @@ pub(super) struct Service {
     pausing: Arc<Semaphore>,
     /// Whether `sandbox pause` holds the kernel. Changed with the permit of `pausing` only.
     held: Arc<AtomicBool>,
+    saving: Saving,
 }
 
 impl Service {
-    pub(super) fn new(kernel: Arc<Kernel>, programs: mpsc::Sender<ExecCall>) -> Service {
+    pub(super) fn new(
+        kernel: Arc<Kernel>,
+        programs: mpsc::Sender<ExecCall>,
+        saving: Saving,
+    ) -> Service {
         Service {
+            saving,
             kernel,
             programs,
             blocking: Arc::new(Semaphore::new(BLOCKING_MAX)),
@@ -51,8 +58,10 @@ impl Service {
         descriptors: Vec<OwnedFd>,
         stream: &mut UnixStream,
     ) {
-        if let Request::Exec(exec) = request {
-            return self.exec(*exec, descriptors, stream).await;
+        match request {
+            Request::Exec(exec) => return self.exec(*exec, descriptors, stream).await,
+            Request::Save(save) => return self.saving.serve(*save, descriptors, stream).await,
+            _ => {}
         }
         // No other request wants any.
         drop(descriptors);
@@ -90,9 +99,12 @@ impl Service {
                 let held = Arc::clone(&self.held);
                 run(&self.pausing, &self.kernel, move |kernel| resume(kernel, &held)).await
             }
-            Request::Wait | Request::Exec(_) | Request::Log { .. } | Request::Events { .. } => {
-                Err("it has more than one answer".to_owned())
-            }
+            Request::Commit => Err("nothing was saved on this connection".to_owned()),
+            Request::Wait
+            | Request::Exec(_)
+            | Request::Save(_)
+            | Request::Log { .. }
+            | Request::Events { .. } => Err("it has more than one answer".to_owned()),
         }
     }
 

@@ -9,7 +9,8 @@ use nix::errno::Errno;
 use nix::time::{ClockId, clock_gettime};
 
 use crate::save::capture::known::Known;
-use crate::save::capture::ptys::Gathered;
+use crate::save::capture::ptys::Gathered as Terminals;
+use crate::save::capture::sockets::Gathered;
 use crate::save::hand::Hand;
 use crate::save::ptys::Pty;
 use crate::save::state::{Object, OpenFile, Pipe, SharedMemory};
@@ -99,7 +100,7 @@ pub struct Collector {
     /// Pseudo-terminals.
     pub terminals: Vec<Pty>,
     /// Ends of those that guests hold.
-    pub ptys: Gathered,
+    pub ptys: Terminals,
     /// Mappings of shared memory, for content that no descriptor leads to: (entry of `shared`,
     /// (process, start, end, offset)).
     pub shared_mappings: Vec<(u32, (i32, u64, u64, u64))>,
@@ -110,6 +111,20 @@ pub struct Collector {
     pub moment: Option<i64>,
     /// What a user should know of, one sentence each.
     pub notes: Vec<String>,
+    /// What is remembered of sockets until all are known.
+    pub sockets: Gathered,
+    /// Descriptors that lie in queues of sockets, in the order in which they were found: whoever captures
+    /// descriptors goes through them too, until there are no more, and fills in which files they are.
+    pub passed: Vec<Passed>,
+}
+
+/// A descriptor that lies in the queue of a socket (SCM_RIGHTS).
+#[derive(Debug)]
+pub struct Passed {
+    /// A copy of the sentry's own.
+    pub fd: OwnedFd,
+    /// Index in [`Collector::files`], once it is known.
+    pub file: Option<u32>,
 }
 
 impl Collector {

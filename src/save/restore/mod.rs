@@ -29,6 +29,7 @@ pub mod maker;
 pub mod process;
 pub mod ptys;
 pub mod seed;
+pub mod sockets;
 pub mod shared;
 pub mod space;
 pub mod threads;
@@ -106,6 +107,8 @@ pub fn grow(
     ipc::restore(&mut maker)?;
     ptys::restore_files(&mut maker)?;
     let streams = streams(&mut maker, options)?;
+    maker.files.resize_with(sandbox.files.len(), || None);
+    sockets::make_sockets(&mut maker)?;
     descriptors::make_files(&mut maker, &streams, options.files)?;
     drop(streams);
     let shared = shared::make(&mut maker)?;
@@ -124,13 +127,13 @@ pub fn grow(
         maker.sinks.insert(space.object, Sink::Space { pid: plant.hand.tid(), files });
     }
     fill(&maker.sinks)?;
-    for finish in std::mem::take(&mut maker.finishes) {
-        finish(&mut maker)?;
-    }
     for plant in plants.iter_mut() {
         furnish(sandbox, plant, gate)?;
     }
     descriptors::make_late_files(&mut maker, options.files)?;
+    for finish in std::mem::take(&mut maker.finishes) {
+        finish(&mut maker)?;
+    }
     for plant in plants.iter_mut() {
         plant.courier = give_table(sandbox, plant, &courier, &maker.files)?;
     }

@@ -1,0 +1,290 @@
+//! Taking sockets from stopped guests.
+//!
+//! The sentry holds a copy of each and asks the kernel itself: a socket belongs to its own network
+//! namespace, whoever uses it. What must be known of several sockets at once (who is connected to whom,
+//! what is on its way between two) is settled once all have been seen ([`settle`]). Nothing is consumed:
+//! queues are peeked at. What is changed for that, is put back at once: SO_PEEK_OFF, SO_PASSCRED, the
+//! repair mode of TCP.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use libc::{AF_INET, AF_INET6, AF_NETLINK, AF_UNIX, SOCK_DGRAM, SOCK_STREAM, SOL_SOCKET};
+use nix::errno::Errno;
+use serde_bytes::ByteBuf;
+
+use crate::save::capture::collector::{Collector, Passed, Subject};
+use crate::save::error::SaveError;
+use crate::save::sockets::{Detail, Message, Socket, UnixState, options};
+use crate::save::state::FileKind;
+use crate::sys::{files, socket};
+
+mod diag;
+mod ids;
+mod netlink;
+mod queue;
+mod tcp;
+mod udp;
+mod unix;
+
+#[cfg(test)]
+mod tests;
+
+/// What is remembered of sockets while they are gone through.
+#[derive(Debug, Default)]
+pub struct Gathered {
+    /// Connections that go outside are refused; else they are saved as broken off.
+    pub strict: bool,
+    /// How the guest's namespaces number things.
+    ids: Option<ids::Ids>,
+    /// Unix sockets of the guest's network namespace.
+    listing: diag::Listing,
+    /// Those whose connections nobody has accepted.
+    unaccepted: HashSet<u64>,
+    /// SO_NETNS_COOKIE of it.
+    namespace: Option<Vec<u8>>,
+    /// It is the host's own, so that connections may go outside.
+    shares_host: bool,
+    /// The guest's root directory.
+    root: Option<std::fs::File>,
+    /// A copy of each socket, by its id.
+    held: HashMap<u64, Held>,
+}
+
+/// A socket that is being saved.
+#[derive(Debug)]
+struct Held {
+    /// A copy.
+    copy: OwnedFd,
+    /// Who holds it.
+    who: Whose,
+}
+
+/// Whose socket it is, for messages.
+#[derive(Debug, Clone)]
+struct Whose {
+    /// As the guest numbers it; `None`: nobody's: it lies in the queue of another socket.
+    holder: Option<(i32, String, i32)>,
+}
+
+impl fmt::Display for Whose {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.holder {
+            Some((pid, name, fd)) => write!(f, "process {pid} ({name}), descriptor {fd}:"),
+            None => f.write_str("a socket that waits in the queue of another:"),
+        }
+    }
+}
+
+impl Whose {
+    fn refuse(&self, what: impl fmt::Display) -> SaveError {
+        SaveError::refused(format!("{self} {what}"))
+    }
+
+    fn failed(&self, what: &'static str) -> impl Fn(Errno) -> SaveError {
+        move |errno| SaveError::failed(format!("{self} cannot {what}"), errno.desc())
+    }
+}
+
+/// SO_NETNS_COOKIE, since Linux 5.14.
+const SO_NETNS_COOKIE: i32 = 71;
+
+/// Descriptor `fd` of the subject, which is a socket. To be called once for each description.
+pub fn capture(
+    subject: &mut Subject<'_>,
+    fd: i32,
+    collector: &mut Collector,
+) -> Result<Socket, SaveError> {
+    let name = std::fs::read_to_string(format!("/proc/{}/comm", subject.pid)).unwrap_or_default();
+    let who = Whose { holder: Some((subject.guest_pid, name.trim_end().to_owned(), fd)) };
+    let copy = socket::copy_descriptor(subject.pid, fd).map_err(who.failed("copy the socket"))?;
+    collector.sockets.get_acquainted(subject)?;
+    take(who, copy, collector)
+}
+
+/// A socket that lies in the queue of another one ([`Collector::passed`]).
+pub fn capture_passed(
+    copy: BorrowedFd<'_>,
+    collector: &mut Collector,
+) -> Result<Socket, SaveError> {
+    let who = Whose { holder: None };
+    let copy = copy.try_clone_to_owned();
+    let copy = copy.map_err(|error| SaveError::failed("cannot copy a socket", error))?;
+    take(who, copy, collector)
+}
+
+/// Brings together what is known of all sockets, when [`Collector::files`] and [`Collector::passed`] are
+/// complete. Refuses what cannot be saved.
+pub fn settle(collector: &mut Collector) -> Result<(), SaveError> {
+    resolve_rights(collector)?;
+    check_peers(collector)?;
+    let Collector { files, sockets, .. } = collector;
+    let all = files.iter_mut().filter_map(|file| match &mut file.kind {
+        FileKind::Socket(socket) => Some(&mut **socket),
+        _ => None,
+    });
+    tcp::settle(all.collect(), sockets)
+}
+
+fn resolve_rights(collector: &mut Collector) -> Result<(), SaveError> {
+    let Collector { files, passed, .. } = collector;
+    for file in files {
+        let FileKind::Socket(socket) = &mut file.kind else { continue };
+        let queue = match &mut socket.detail {
+            Detail::Unix(unix) => &mut unix.queue,
+            _ => continue,
+        };
+        for index in queue.iter_mut().flat_map(|message| &mut message.rights) {
+            let known = passed.get(*index as usize).and_then(|it| it.file);
+            *index = known.ok_or_else(|| {
+                SaveError::refused("a descriptor in the queue of a socket was not captured")
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// Whoever a unix socket is connected to must be there.
+fn check_peers(collector: &Collector) -> Result<(), SaveError> {
+    let held = &collector.sockets.held;
+    for file in &collector.files {
+        let FileKind::Socket(socket) = &file.kind else { continue };
+        let Detail::Unix(unix) = &socket.detail else { continue };
+        let (peers, who) = match (&unix.state, held.get(&socket.id)) {
+            (UnixState::Connected(peer), Some(held)) => (std::slice::from_ref(peer), &held.who),
+            (UnixState::Listening { pending, .. }, Some(held)) => (&pending[..], &held.who),
+            _ => continue,
+        };
+        if peers.iter().any(|peer| *peer != 0 && !held.contains_key(peer)) {
+            return Err(who.refuse(
+                "a unix socket that is connected to a process outside the sandbox, which cannot be saved; \
+                 close it first",
+            ));
+        }
+    }
+    Ok(())
+}
+
+impl Gathered {
+    /// Asks for what is the same for all sockets, once.
+    fn get_acquainted(&mut self, subject: &mut Subject<'_>) -> Result<(), SaveError> {
+        if self.ids.is_some() {
+            return Ok(());
+        }
+        let who = format!("process {}", subject.guest_pid);
+        let kind = (libc::SOCK_RAW | libc::SOCK_CLOEXEC) as u64;
+        // NETLINK_SOCK_DIAG is 4.
+        let fd = subject
+            .hand
+            .call(libc::SYS_socket, [AF_NETLINK as u64, kind, 4])
+            .map_err(SaveError::of(&who))?;
+        let copy = socket::copy_descriptor(subject.pid, fd as i32);
+        subject.hand.call(libc::SYS_close, [fd]).map_err(SaveError::of(&who))?;
+        let failed = |errno: Errno| {
+            SaveError::failed("cannot list the unix sockets of the sandbox", errno.desc())
+        };
+        let copy = copy.map_err(failed)?;
+        self.listing = diag::list(copy.as_fd()).map_err(failed)?;
+        let pending = self.listing.values().flat_map(|entry| &entry.pending);
+        self.unaccepted = pending.map(|id| u64::from(*id)).collect();
+        self.namespace = namespace(copy.as_fd());
+        let own = socket::socket(AF_UNIX, SOCK_DGRAM, 0).ok();
+        let own = own.and_then(|own| namespace(own.as_fd()));
+        self.shares_host = own.is_some() && own == self.namespace;
+        self.root = std::fs::File::open(format!("/proc/{}/root", subject.pid)).ok();
+        self.ids = Some(ids::Ids::of(subject.pid));
+        Ok(())
+    }
+
+    fn ids(&self) -> &ids::Ids {
+        const NONE: &ids::Ids = &ids::Ids::NONE;
+        self.ids.as_ref().unwrap_or(NONE)
+    }
+}
+
+fn namespace(fd: BorrowedFd<'_>) -> Option<Vec<u8>> {
+    socket::option(fd, SOL_SOCKET, SO_NETNS_COOKIE, 8).ok()
+}
+
+fn take(who: Whose, copy: OwnedFd, collector: &mut Collector) -> Result<Socket, SaveError> {
+    let fd = copy.as_fd();
+    let of = |name| options::get(fd, SOL_SOCKET, name).map_err(who.failed("ask the socket"));
+    let (family, kind, protocol) =
+        (of(libc::SO_DOMAIN)?, of(libc::SO_TYPE)?, of(libc::SO_PROTOCOL)?);
+    let (_, id) = files::identity(fd).map_err(who.failed("ask the socket"))?;
+    if namespace(fd) != collector.sockets.namespace {
+        return Err(who.refuse(
+            "a socket of another network namespace, which cannot be saved; close it first",
+        ));
+    }
+    let mut saved = Socket {
+        id,
+        family,
+        kind,
+        protocol,
+        options: options::read(fd, family, kind),
+        filter: ByteBuf::from(filter(&who, fd)?),
+        shutdown: 0,
+        detail: Detail::Netlink(netlink::none()),
+    };
+    let gathered = &collector.sockets;
+    let passed = &mut collector.passed;
+    saved.detail = match (family, kind, protocol) {
+        (AF_UNIX, ..) => {
+            let (unix, shutdown) = unix::capture(&who, fd, id, kind, gathered, passed)?;
+            saved.shutdown = shutdown;
+            Detail::Unix(unix)
+        }
+        (AF_INET | AF_INET6, SOCK_STREAM, libc::IPPROTO_TCP | libc::IPPROTO_MPTCP) => {
+            let (tcp, shutdown) = tcp::capture(&who, fd, protocol)?;
+            saved.shutdown = shutdown;
+            Detail::Tcp(tcp)
+        }
+        (AF_INET | AF_INET6, SOCK_DGRAM, libc::IPPROTO_UDP) => {
+            saved.shutdown = udp::closed(fd);
+            Detail::Udp(udp::capture(&who, fd)?)
+        }
+        (AF_NETLINK, ..) => Detail::Netlink(netlink::capture(&who, fd)?),
+        _ => {
+            return Err(
+                who.refuse(format!("{}, which cannot be saved; close it first", name(&saved)))
+            );
+        }
+    };
+    collector.sockets.held.insert(id, Held { copy, who });
+    Ok(saved)
+}
+
+fn name(socket: &Socket) -> String {
+    match (socket.family, socket.kind, socket.protocol) {
+        (AF_INET | AF_INET6, libc::SOCK_RAW, _) => "a raw socket".into(),
+        (AF_INET | AF_INET6, SOCK_DGRAM, libc::IPPROTO_ICMP | libc::IPPROTO_ICMPV6) => {
+            "a ping socket".into()
+        }
+        (libc::AF_PACKET, ..) => "a packet socket".into(),
+        (family, kind, protocol) => {
+            format!("a socket of family {family}, type {kind}, protocol {protocol}")
+        }
+    }
+}
+
+fn filter(who: &Whose, fd: BorrowedFd<'_>) -> Result<Vec<u8>, SaveError> {
+    match socket::filter(fd) {
+        Ok(filter) => Ok(filter),
+        Err(Errno::EACCES) => {
+            Err(who.refuse("a socket with an eBPF filter, which cannot be saved; detach it first"))
+        }
+        // Not all sockets have filters.
+        Err(Errno::ENOPROTOOPT | Errno::EOPNOTSUPP) => Ok(Vec::new()),
+        Err(errno) => Err(who.failed("read the socket's filter")(errno)),
+    }
+}
+
+/// Marks descriptors that were found in a queue; the message has their places in the list.
+fn remember(passed: &mut Vec<Passed>, message: &mut Message, rights: Vec<OwnedFd>) {
+    for fd in rights {
+        message.rights.push(passed.len() as u32);
+        passed.push(Passed { fd, file: None });
+    }
+}
