@@ -275,6 +275,8 @@ fn stream<W: Write>(
 ) -> Result<(), SaveError> {
     use std::os::unix::fs::FileExt;
     let mut buffer = vec![0; 1 << 20];
+    // A page of zeros may be a hole.
+    const BLOCK: usize = 4096;
     let mut at = 0;
     while at < size {
         let most = (size - at).min(buffer.len() as u64) as usize;
@@ -284,8 +286,20 @@ fn stream<W: Write>(
         if count == 0 {
             break;
         }
-        if buffer[..count].iter().any(|byte| *byte != 0) {
-            writer.bytes(object, at, &buffer[..count])?;
+        let mut begin = None;
+        for (index, block) in buffer[..count].chunks(BLOCK).enumerate() {
+            let position = index * BLOCK;
+            match (block.iter().any(|byte| *byte != 0), begin) {
+                (true, None) => begin = Some(position),
+                (false, Some(from)) => {
+                    writer.bytes(object, at + from as u64, &buffer[from..position])?;
+                    begin = None;
+                }
+                _ => {}
+            }
+        }
+        if let Some(from) = begin {
+            writer.bytes(object, at + from as u64, &buffer[from..count])?;
         }
         at += count as u64;
     }

@@ -83,8 +83,9 @@ fn all_of(
     memory::shared_contents(&mut found.collector);
     found.trees = trees::capture(any.pid, &facts.trees, &mut found.collector)?;
     found.ipc = ipc_of(tracees, gate, any, guests, &mut found.collector)?;
-    ptys::finish(&mut found.collector)?;
-    descriptors::finish(&mut found.collector)
+    descriptors::finish(&mut found.collector)?;
+    // The last, since it takes out what waits in them and puts it back.
+    ptys::finish(&mut found.collector)
 }
 
 /// What no process holds: asked for by one of them.

@@ -113,7 +113,13 @@ pub fn grow(
 
     let (plants, program) = skeleton(&garden, sandbox)?;
     let memory = &sandbox.shared;
-    let sources = Sources { courier: &courier, shared: &shared, memory, policy: options.files };
+    let sources = Sources {
+        courier: &courier,
+        shared: &shared,
+        memory,
+        policy: options.files,
+        trees: &options.trees,
+    };
     let (zombies, mut plants): (Vec<_>, Vec<_>) =
         plants.into_iter().partition(|plant| plant.process.zombie.is_some());
     for plant in plants.iter_mut() {

@@ -527,7 +527,7 @@ fn what_cannot_be_saved_is_named() {
             "gone with its process",
         ),
         ("f = os.open('l', os.O_RDWR | os.O_CREAT)\nfcntl.fcntl(f, 1024, 1)", "a lease on a file"),
-        ("f = os.open('/dev/ptmx', os.O_RDWR)", "pseudo-terminal"),
+        ("f = os.open('/dev/ptmx', os.O_RDWR)", "a terminal of the host"),
     ];
     for (program, what) in refused {
         let Some(mut guest) = Guest::run(program) else { return };
