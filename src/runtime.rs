@@ -16,7 +16,7 @@ use crate::launch::{Behind, End, Event, Launch, LaunchError, Order, Plan, PlanEr
 use crate::notify::filter::{self, FilterError};
 use crate::notify::{Engine, Listener, Options};
 use crate::save::error::RestoreError;
-use crate::save::pipeline::Facts;
+use crate::save::pipeline::{Facts, ItsTerminal};
 use crate::save::spec;
 use crate::sentry::{self, Kernel, KernelArgs, KernelError, Starting, Time};
 use crate::sys::message::Descriptors;
@@ -333,7 +333,7 @@ impl<'r> Supervisor<'r> {
     fn own_terminal(
         &self,
         terminal: Option<&Terminal>,
-    ) -> Result<Option<(Arc<OwnedFd>, [bool; 3])>, Error> {
+    ) -> Result<Option<ItsTerminal>, Error> {
         let Some((master, terminal)) = self.behind.master.as_ref().zip(terminal) else {
             return Ok(None);
         };

@@ -54,6 +54,9 @@ pub struct Saved {
     pub pause: Duration,
 }
 
+/// The master of a program's terminal, and which of its standard streams that took the place of.
+pub type ItsTerminal = (Arc<OwnedFd>, [bool; 3]);
+
 /// What the run is, for who comes from an image.
 #[derive(Debug, Clone, Default)]
 pub struct Facts {
@@ -65,7 +68,7 @@ pub struct Facts {
     pub trees: Vec<std::path::PathBuf>,
     /// The terminal of the run's program, the first of the sandbox's, if it has one: the master, and
     /// which of the standard streams it took the place of.
-    pub terminal: Option<(Arc<OwnedFd>, [bool; 3])>,
+    pub terminal: Option<ItsTerminal>,
 }
 
 impl Facts {
