@@ -74,23 +74,21 @@ pub(super) fn read_indexed(image: &[u8]) -> Result<Content, ImageError> {
     let mut content = Content { state: index.state(&file)?, ..Content::default() };
     for run in index.runs() {
         let pages = if run.source == Source::Zero { run.pages.min(ZEROS) } else { run.pages };
-        for page in 0..pages {
-            let mut bytes = vec![0; PAGE];
-            let far = page * PAGE as u64;
-            match run.source {
-                Source::File(at) => {
-                    assert_eq!(at % PAGE as u64, 0);
-                    file.read_exact_at(&mut bytes, at + far).unwrap();
-                }
-                Source::Zero => {}
-                Source::Packed { block, first } => {
-                    let mut whole = Vec::new();
-                    index.unpack(&file, block, &mut whole)?;
-                    bytes.copy_from_slice(&whole[((first + page) as usize) * PAGE..][..PAGE]);
-                }
+        let mut bytes = vec![0; pages as usize * PAGE];
+        match run.source {
+            Source::File(at) => {
+                assert_eq!(at % PAGE as u64, 0);
+                file.read_exact_at(&mut bytes, at).unwrap();
             }
-            content.put_pages(run.object, run.address + far, &bytes);
+            Source::Zero => {}
+            Source::Packed { block, first } => {
+                let mut whole = Vec::new();
+                index.unpack(&file, block, &mut whole)?;
+                let begin = first as usize * PAGE;
+                bytes = whole[begin..begin + bytes.len()].to_vec();
+            }
         }
+        content.put_pages(run.object, run.address, &bytes);
     }
     for stream in index.streams() {
         content.put_bytes(stream.object, stream.offset, &index.stream(&file, stream)?);
