@@ -285,3 +285,44 @@ fn zeros_cost_nothing() {
     assert_eq!((summary.zero_pages, summary.frames), (2 * 64 * 256, 128));
     assert!(image.len() <= 6 * PAGE, "{}", image.len());
 }
+
+#[test]
+fn a_pipe_carries_an_image_and_what_follows_it() {
+    let (mut from, to) = std::io::pipe().unwrap();
+    let writing = std::thread::spawn(move || {
+        use std::io::Write;
+        let mut writer = Writer::begin_in_background(to, &features(), b"state", Some(1)).unwrap();
+        writer.pages(1, 0, &page(9).repeat(300)).unwrap();
+        writer.bytes(1, 0, b"stream").unwrap();
+        let (mut to, _) = writer.finish().unwrap();
+        to.write_all(b"another message").unwrap();
+    });
+    let (state, mut reader) = Opened::open(&mut from).unwrap().state().unwrap();
+    assert_eq!(state, b"state");
+    let mut pages = 0;
+    while let Some(frame) = reader.next_frame().unwrap() {
+        match frame {
+            Frame::Data { pages: some, .. } => pages += some.len() / PAGE,
+            Frame::Same { count, .. } => pages += count as usize,
+            Frame::Bytes { bytes, .. } => assert_eq!(bytes, b"stream"),
+            Frame::Zero { .. } => unreachable!("there are no zeros"),
+        }
+    }
+    assert_eq!(pages, 300);
+    let mut rest = String::new();
+    std::io::Read::read_to_string(&mut reader.into_inner(), &mut rest).unwrap();
+    assert_eq!(rest, "another message");
+    writing.join().unwrap();
+}
+
+#[test]
+fn a_reader_that_goes_away_is_an_error() {
+    for background in [false, true] {
+        let (from, to) = std::io::pipe().unwrap();
+        let begin = if background { Writer::begin_in_background } else { Writer::begin };
+        let mut writer = begin(to, &features(), b"state", None).unwrap();
+        drop(from);
+        let written = writer.pages(1, 0, &page(9)).and_then(|()| writer.finish());
+        assert!(written.unwrap_err().to_string().contains("Broken pipe"));
+    }
+}
