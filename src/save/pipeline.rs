@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,7 @@ use crate::save::capture::{self, Found, Streams};
 use crate::save::error::SaveError;
 use crate::save::hand;
 use crate::save::image::{Features, ImageError, Writer};
+use crate::save::ptys::OwnTerminal;
 use crate::save::state::{Run, Sandbox};
 use crate::sentry::{Kernel, KernelError};
 
@@ -62,15 +64,15 @@ pub struct Facts {
     pub id: String,
     /// Where file systems in memory are mounted that are the sandbox's own.
     pub trees: Vec<std::path::PathBuf>,
-    /// The run's program has a terminal of its own: the first of the sandbox's.
-    pub has_terminal: bool,
+    /// The terminal of the run's program, the first of the sandbox's, if it has one: the master, and
+    /// which of the standard streams it took the place of.
+    pub terminal: Option<(Arc<OwnedFd>, [bool; 3])>,
 }
 
 impl Facts {
     /// The caller's standard streams, which are the supervisor's own, and the terminal in place of some in
     /// the view of guest `pid`, as the host numbers it.
     pub fn streams(&self, pid: i32) -> Result<Streams, SaveError> {
-        use std::os::fd::AsFd;
         use std::os::unix::fs::MetadataExt;
         let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
         let all = [(0, stdin.as_fd()), (1, stdout.as_fd()), (2, stderr.as_fd())];
@@ -80,7 +82,7 @@ impl Facts {
             .collect();
         let mut streams = Streams::new(&open)
             .map_err(|error| SaveError::failed("the standard streams cannot be read", error))?;
-        if self.has_terminal {
+        if self.terminal.is_some() {
             let terminal = std::fs::metadata(format!("/proc/{pid}/root/dev/pts/0"));
             streams.terminal = terminal.ok().map(|found| (found.dev(), found.ino()));
         }
@@ -143,6 +145,7 @@ fn captured(
         .map(|guest| guest.guest_pid)
         .ok_or(SaveError::refused("its program has ended"))?;
     let gate = Arc::clone(kernel.gate().ok_or(SaveError::refused("nothing runs in it"))?);
+    let groups: Vec<(i32, i32)> = guests.iter().map(|it| (it.pid, it.guest_pid)).collect();
     let own = facts.clone();
     let work = move |tracees: &mut _| capture::sandbox(tracees, &gate, &guests, &own, asleep);
     let mut found = kernel.tracer().run(work).map_err(KernelError::Tracer)??;
@@ -167,9 +170,17 @@ fn captured(
         ipc: std::mem::take(&mut found.ipc),
         pipes: std::mem::take(&mut collector.pipes),
         terminals: std::mem::take(&mut collector.terminals),
-        terminal: None,
+        terminal: own_terminal(facts, &groups)?,
     };
     Ok((sandbox, found))
+}
+
+/// The terminal of the run's program. `groups`: numbers of processes on the host and for the guest.
+fn own_terminal(facts: &Facts, groups: &[(i32, i32)]) -> Result<Option<OwnTerminal>, SaveError> {
+    let Some((master, streams)) = &facts.terminal else { return Ok(None) };
+    let leader = nix::unistd::tcgetpgrp(master.as_fd()).map_or(0, nix::unistd::Pid::as_raw);
+    let foreground = groups.iter().find(|(pid, _)| *pid == leader).map_or(0, |(_, guest)| *guest);
+    capture::ptys::capture_own(master.as_fd(), *streams, foreground).map(Some)
 }
 
 fn write(
@@ -271,6 +282,8 @@ fn stream<W: Write>(
 ) -> Result<(), SaveError> {
     use std::os::unix::fs::FileExt;
     let mut buffer = vec![0; 1 << 20];
+    // A page of zeros may be a hole.
+    const BLOCK: usize = 4096;
     let mut at = 0;
     while at < size {
         let most = (size - at).min(buffer.len() as u64) as usize;
@@ -280,8 +293,20 @@ fn stream<W: Write>(
         if count == 0 {
             break;
         }
-        if buffer[..count].iter().any(|byte| *byte != 0) {
-            writer.bytes(object, at, &buffer[..count])?;
+        let mut begin = None;
+        for (index, block) in buffer[..count].chunks(BLOCK).enumerate() {
+            let position = index * BLOCK;
+            match (block.iter().any(|byte| *byte != 0), begin) {
+                (true, None) => begin = Some(position),
+                (false, Some(from)) => {
+                    writer.bytes(object, at + from as u64, &buffer[from..position])?;
+                    begin = None;
+                }
+                _ => {}
+            }
+        }
+        if let Some(from) = begin {
+            writer.bytes(object, at + from as u64, &buffer[from..count])?;
         }
         at += count as u64;
     }

@@ -35,9 +35,9 @@ pub struct Sandbox {
     /// What the sandbox's own network namespace and its sockets are like, beyond [`OpenFile`].
     pub pipes: Vec<Pipe>,
     /// Terminals made inside.
-    pub terminals: Vec<Pty>,
+    pub terminals: Vec<crate::save::ptys::Pty>,
     /// The terminal of the run's program, if it has one.
-    pub terminal: Option<OwnTerminal>,
+    pub terminal: Option<crate::save::ptys::OwnTerminal>,
 }
 
 /// What the run was asked for. Kept as the run specification's own saved form.
@@ -533,40 +533,6 @@ pub enum TreeKind {
     Whiteout,
     /// A unix socket; bound again by whoever holds it, left alone if nobody does.
     Socket,
-}
-
-/// A pseudo-terminal that was made inside.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Pty {
-    /// Its number in /dev/pts.
-    pub index: u32,
-    /// struct termios2, as bytes.
-    pub settings: ByteBuf,
-    /// struct winsize, as bytes.
-    pub size: ByteBuf,
-    /// TIOCGPTLCK.
-    pub locked: bool,
-    /// TIOCGPKT.
-    pub packet: bool,
-    /// TIOCGEXCL.
-    pub exclusive: bool,
-    /// Session whose controlling terminal it is, and its foreground group; 0: none.
-    pub session: i32,
-    /// See above.
-    pub foreground: i32,
-    /// What waits to be read from the slave.
-    pub input: ByteBuf,
-    /// What waits to be read from the master.
-    pub output: ByteBuf,
-}
-
-/// The terminal of the run's program.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct OwnTerminal {
-    /// Settings, size and so on; its index in /dev/pts is 0.
-    pub pty: Pty,
-    /// Which of the standard streams it took the place of.
-    pub streams: [bool; 3],
 }
 
 #[cfg(test)]

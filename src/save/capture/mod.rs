@@ -18,14 +18,15 @@ use crate::sys::agent::Data;
 use crate::sys::ptrace::Stop;
 
 pub mod collector;
-pub mod sockets;
 pub mod descriptors;
 pub mod fdinfo;
-pub mod known;
 pub mod ipc;
+pub mod known;
 pub mod maps;
 pub mod memory;
 pub mod process;
+pub mod ptys;
+pub mod sockets;
 pub mod stat;
 pub mod threads;
 pub mod timers;
@@ -90,18 +91,18 @@ fn all_of(
     }
     memory::shared_contents(&mut found.collector);
     found.trees = trees::capture(any.pid, &facts.trees, &mut found.collector)?;
-    found.ipc = shared_of(tracees, gate, any, guests, &streams, &mut found.collector)?;
-    sockets::settle(&mut found.collector)?;
-    descriptors::finish(&mut found.collector)
+    found.ipc = ipc_of(tracees, gate, any, guests, &mut found.collector)?;
+    descriptors::finish(&mut found.collector)?;
+    // The last, since it takes out what waits in them and puts it back.
+    ptys::finish(&mut found.collector)
 }
 
-/// What no process holds, asked for by one of them: IPC, and descriptors on their way.
-fn shared_of(
+/// What no process holds: asked for by one of them.
+fn ipc_of(
     tracees: &mut Tracees,
     gate: &Gate,
     guest: &ProcessInfo,
     guests: &[ProcessInfo],
-    streams: &Streams,
     collector: &mut Collector,
 ) -> Result<crate::save::ipc::Ipc, SaveError> {
     let who = format!("process {} ({})", guest.guest_pid, guest.comm);
@@ -125,27 +126,9 @@ fn shared_of(
     };
     let mut subject =
         Subject { pid: guest.pid, guest_pid: guest.guest_pid, hand: &mut borrowed.hand };
-    let ipc = on_their_way(&mut subject, streams, collector)
-        .and_then(|()| ipc::capture(&mut subject, &living, collector));
+    let ipc = ipc::capture(&mut subject, &living, collector);
     tracees.put(borrowed.end().map_err(SaveError::of(&who))?);
     ipc
-}
-
-/// Descriptors in the queues of sockets, which may be sockets with descriptors in their queues.
-fn on_their_way(
-    subject: &mut Subject<'_>,
-    streams: &Streams,
-    collector: &mut Collector,
-) -> Result<(), SaveError> {
-    let mut at = 0;
-    while let Some(passed) = collector.passed.get(at) {
-        let held = passed.fd.try_clone();
-        let held = held.map_err(|error| SaveError::failed("a descriptor in a queue", error))?;
-        let file = descriptors::capture_held(subject, held, streams, collector)?;
-        collector.passed[at].file = Some(file);
-        at += 1;
-    }
-    Ok(())
 }
 
 /// Where a `syscall` instruction of the process is.

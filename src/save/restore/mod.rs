@@ -27,9 +27,10 @@ pub mod fill;
 pub mod ipc;
 pub mod maker;
 pub mod process;
+pub mod ptys;
 pub mod seed;
-pub mod sockets;
 pub mod shared;
+pub mod sockets;
 pub mod space;
 pub mod stops;
 pub mod threads;
@@ -107,25 +108,32 @@ pub fn grow(
     };
     trees::restore(&mut maker, &options.trees)?;
     ipc::restore(&mut maker)?;
+    ptys::restore_files(&mut maker)?;
     let streams = streams(&mut maker, options)?;
-    maker.files.resize_with(sandbox.files.len(), || None);
-    sockets::make_sockets(&mut maker)?;
     descriptors::make_files(&mut maker, &streams, options.files)?;
     drop(streams);
     let shared = shared::make(&mut maker)?;
 
     let (plants, program) = skeleton(&garden, sandbox)?;
     let memory = &sandbox.shared;
-    let sources = Sources { courier: &courier, shared: &shared, memory, policy: options.files };
+    let sources = Sources {
+        courier: &courier,
+        shared: &shared,
+        memory,
+        policy: options.files,
+        trees: &options.trees,
+    };
     let (zombies, mut plants): (Vec<_>, Vec<_>) =
         plants.into_iter().partition(|plant| plant.process.zombie.is_some());
     for plant in plants.iter_mut() {
+        ptys::give_controlling(&mut plant.hand, sandbox, plant.process.pid)?;
         let space = space_of(sandbox, plant)?;
         space::clear(&mut plant.hand, space)?;
         space::map(&mut plant.hand, space, &sources, &plant.who)?;
         let files = space::files_below(space);
         maker.sinks.insert(space.object, Sink::Space { pid: plant.hand.tid(), files });
     }
+    own_foreground(sandbox, &mut plants)?;
     fill(&maker.sinks)?;
     for plant in plants.iter_mut() {
         furnish(sandbox, plant, gate)?;
@@ -158,6 +166,22 @@ pub fn grow(
         }
     }
     Ok(program)
+}
+
+/// The group that was in the foreground of the run's own terminal is again.
+fn own_foreground(sandbox: &Sandbox, plants: &mut [Plant<'_>]) -> Result<(), RestoreError> {
+    let Some(own) = &sandbox.terminal else { return Ok(()) };
+    let group = own.pty.foreground;
+    let member = plants.iter_mut().find(|it| it.process.session == 1 && it.process.group == group);
+    let Some(plant) = member else { return Ok(()) };
+    let flags = (libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC) as u64;
+    let mut set = || {
+        let open = |at| [libc::AT_FDCWD as u64, at, flags, 0];
+        let terminal = plant.hand.call_path(libc::SYS_openat, b"/dev/pts/0", open)?;
+        ptys::set_foreground(&mut plant.hand, terminal as i32, group)?;
+        plant.hand.call(libc::SYS_close, [terminal]).map(drop)
+    };
+    set().map_err(RestoreError::of("the terminal of the program"))
 }
 
 /// A number that none of the image's processes and threads has.
