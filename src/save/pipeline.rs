@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use serde_bytes::ByteBuf;
 
 use crate::save::capture::collector::Content;
+use crate::save::capture::waits::Asleep;
 use crate::save::capture::{self, Found, Streams};
 use crate::save::error::SaveError;
 use crate::save::hand;
@@ -115,10 +116,12 @@ pub fn save(
     commit: &mut dyn FnMut(&Saved) -> Result<(), SaveError>,
 ) -> Result<Saved, SaveError> {
     let features = Features::of_this_machine()?;
+    let mut asleep = Asleep::look(kernel.census()?.iter().map(|guest| guest.pid));
     kernel.pause()?;
     let stopped = Instant::now();
     let saved = (|| {
-        let (sandbox, found) = captured(kernel, facts)?;
+        asleep.confirm();
+        let (sandbox, found) = captured(kernel, facts, asleep)?;
         let mut saved = write(&sandbox, &found, &features, out, options, progress)?;
         saved.pause = stopped.elapsed();
         commit(&saved)?;
@@ -132,7 +135,11 @@ pub fn save(
 }
 
 /// What is known of the stopped guests.
-fn captured(kernel: &Arc<Kernel>, facts: &Facts) -> Result<(Sandbox, Found), SaveError> {
+fn captured(
+    kernel: &Arc<Kernel>,
+    facts: &Facts,
+    asleep: Asleep,
+) -> Result<(Sandbox, Found), SaveError> {
     let guests = kernel.census()?;
     let program = kernel.program().ok_or(SaveError::refused("its program has ended"))?;
     let program = guests
@@ -143,7 +150,7 @@ fn captured(kernel: &Arc<Kernel>, facts: &Facts) -> Result<(Sandbox, Found), Sav
     let gate = Arc::clone(kernel.gate().ok_or(SaveError::refused("nothing runs in it"))?);
     let groups: Vec<(i32, i32)> = guests.iter().map(|it| (it.pid, it.guest_pid)).collect();
     let own = facts.clone();
-    let work = move |tracees: &mut _| capture::sandbox(tracees, &gate, &guests, &own);
+    let work = move |tracees: &mut _| capture::sandbox(tracees, &gate, &guests, &own, asleep);
     let mut found = kernel.tracer().run(work).map_err(KernelError::Tracer)??;
     let collector = &mut found.collector;
     let sandbox = Sandbox {

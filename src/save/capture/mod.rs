@@ -3,6 +3,8 @@
 //! [`sandbox`] goes through the processes, and calls one file for each kind of state. All of it runs on
 //! the thread that holds the guests ([`crate::sentry::Tracees`]), while none of them runs.
 
+use std::collections::HashSet;
+
 use nix::errno::Errno;
 use nix::time::{ClockId, clock_gettime};
 
@@ -29,6 +31,7 @@ pub mod stat;
 pub mod threads;
 pub mod timers;
 pub mod trees;
+pub mod waits;
 
 use collector::{Collector, Subject};
 pub use descriptors::Streams;
@@ -50,6 +53,10 @@ pub struct Found {
     pub ipc: crate::save::ipc::Ipc,
     /// Everything shared, and where content is.
     pub collector: Collector,
+    /// Threads that slept before they were stopped.
+    asleep: waits::Asleep,
+    /// Processes that have stopped without their parent having been told.
+    unheard: HashSet<i32>,
 }
 
 /// Goes through all guests, which are stopped and stay so.
@@ -58,8 +65,9 @@ pub fn sandbox(
     gate: &Gate,
     guests: &[ProcessInfo],
     facts: &Facts,
+    asleep: waits::Asleep,
 ) -> Result<Found, SaveError> {
-    let mut found = Found::default();
+    let mut found = Found { asleep, ..Found::default() };
     let done = all_of(tracees, gate, guests, facts, &mut found);
     gate.pass_no_more();
     done.map(|()| found)
@@ -77,7 +85,8 @@ fn all_of(
     };
     let streams = facts.streams(any.pid)?;
     for guest in ordered(guests) {
-        let process = process_of(tracees, gate, guest, &streams, found)?;
+        let mut process = process_of(tracees, gate, (guest, guests), &streams, found)?;
+        process.stop_unheard = found.unheard.contains(&process.pid);
         found.processes.push(process);
     }
     memory::shared_contents(&mut found.collector);
@@ -159,7 +168,7 @@ fn ordered(guests: &[ProcessInfo]) -> Vec<&ProcessInfo> {
 fn process_of(
     tracees: &mut Tracees,
     gate: &Gate,
-    guest: &ProcessInfo,
+    (guest, guests): (&ProcessInfo, &[ProcessInfo]),
     streams: &Streams,
     found: &mut Found,
 ) -> Result<Process, SaveError> {
@@ -192,13 +201,15 @@ fn process_of(
         };
         area = Some(place);
         let done = match at {
-            0 => leader(guest, streams, &mut borrowed, &mut process, found),
+            0 => leader((guest, guests), streams, &mut borrowed, &mut process, found),
             _ => Ok(()),
         };
         let done = done.and_then(|()| {
             let number = guest_number(*tid)
                 .ok_or_else(|| SaveError::failed(&who, "one of its threads has ended meanwhile"))?;
-            threads::capture(&who, number, &mut borrowed)
+            let mut thread = threads::capture(&who, number, &mut borrowed)?;
+            waits::settle(&found.asleep, *tid, &mut thread);
+            Ok(thread)
         });
         // The thread is given back whatever came of it.
         let last = at + 1 == tids.len() || done.is_err();
@@ -223,7 +234,7 @@ fn borrow(
 
 /// What belongs to the process as a whole, by its first thread.
 fn leader(
-    guest: &ProcessInfo,
+    (guest, guests): (&ProcessInfo, &[ProcessInfo]),
     streams: &Streams,
     borrowed: &mut Borrowed,
     process: &mut Process,
@@ -237,6 +248,10 @@ fn leader(
         found.collector.moment = now.map(|now| now.tv_sec() * 1_000_000_000 + now.tv_nsec());
     }
     process::capture(&mut subject, process)?;
+    timers::set_back(process, &found.collector);
+    let children = guests.iter().filter(|it| it.guest_parent == guest.guest_pid);
+    let children: Vec<i32> = children.map(|it| it.guest_pid).collect();
+    found.unheard.extend(process::unheard_stops(&mut subject, &children)?);
     let table = descriptors::capture_table(&mut subject, streams, &mut found.collector)?;
     process.table = Some(found.tables.len() as u32);
     found.tables.push(table);
@@ -284,6 +299,7 @@ fn blank(guest: &ProcessInfo, fields: &stat::Fields) -> Process {
         personality: 0,
         subreaper: false,
         stopped: None,
+        stop_unheard: false,
         exit_signal: fields.signed(38) as i32,
         cpu_us: [14, 15, 16, 17].map(ticks),
         container: guest.container.clone(),
