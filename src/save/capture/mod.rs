@@ -24,6 +24,7 @@ pub mod ipc;
 pub mod maps;
 pub mod memory;
 pub mod process;
+pub mod snapshot;
 pub mod stat;
 pub mod threads;
 pub mod timers;
@@ -31,6 +32,7 @@ pub mod trees;
 
 use collector::{Collector, Subject};
 pub use descriptors::Streams;
+use snapshot::{Copied, Live};
 
 /// What was found.
 #[derive(Debug, Default)]
@@ -49,17 +51,20 @@ pub struct Found {
     pub ipc: crate::save::ipc::Ipc,
     /// Everything shared, and where content is.
     pub collector: Collector,
+    /// Copies that were made of processes, which are to go on before their pages are read.
+    pub copies: Vec<Copied>,
 }
 
-/// Goes through all guests, which are stopped and stay so.
+/// Goes through all guests, which are stopped. `live`: they are to go on before their memory is read.
 pub fn sandbox(
     tracees: &mut Tracees,
     gate: &Gate,
     guests: &[ProcessInfo],
     facts: &Facts,
+    live: Option<&Live>,
 ) -> Result<Found, SaveError> {
     let mut found = Found::default();
-    let done = all_of(tracees, gate, guests, facts, &mut found);
+    let done = all_of(tracees, gate, guests, facts, live, &mut found);
     gate.pass_no_more();
     done.map(|()| found)
 }
@@ -69,6 +74,7 @@ fn all_of(
     gate: &Gate,
     guests: &[ProcessInfo],
     facts: &Facts,
+    live: Option<&Live>,
     found: &mut Found,
 ) -> Result<(), SaveError> {
     let Some(any) = guests.iter().find(|guest| guest.state != 'Z') else {
@@ -76,7 +82,7 @@ fn all_of(
     };
     let streams = facts.streams(any.pid)?;
     for guest in ordered(guests) {
-        let process = process_of(tracees, gate, guest, &streams, found)?;
+        let process = process_of(tracees, gate, guest, &streams, live, found)?;
         found.processes.push(process);
     }
     memory::shared_contents(&mut found.collector);
@@ -141,7 +147,7 @@ fn on_their_way(
 
 /// Where a `syscall` instruction of the process is.
 fn instruction_of(pid: i32, who: &str) -> Result<u64, SaveError> {
-    let executable: Vec<(u64, u64, bool)> = maps::read(pid)
+    let executable: Vec<(u64, u64, bool)> = maps::list(pid)
         .map_err(|error| SaveError::failed(format!("{who}: its mappings"), error.desc()))?
         .iter()
         .filter(|line| line.protection & libc::PROT_EXEC as u32 != 0)
@@ -178,6 +184,7 @@ fn process_of(
     gate: &Gate,
     guest: &ProcessInfo,
     streams: &Streams,
+    live: Option<&Live>,
     found: &mut Found,
 ) -> Result<Process, SaveError> {
     let who = format!("process {} ({})", guest.guest_pid, guest.comm);
@@ -209,7 +216,10 @@ fn process_of(
         };
         area = Some(place);
         let done = match at {
-            0 => leader(guest, streams, &mut borrowed, &mut process, found),
+            0 => {
+                let at = Before { gate, guest, streams, live };
+                leader(&at, &mut borrowed, &mut process, found)
+            }
             _ => Ok(()),
         };
         let done = done.and_then(|()| {
@@ -238,14 +248,22 @@ fn borrow(
     }
 }
 
+/// What is known before the first thread is asked.
+struct Before<'b> {
+    gate: &'b Gate,
+    guest: &'b ProcessInfo,
+    streams: &'b Streams,
+    live: Option<&'b Live>,
+}
+
 /// What belongs to the process as a whole, by its first thread.
 fn leader(
-    guest: &ProcessInfo,
-    streams: &Streams,
+    before: &Before<'_>,
     borrowed: &mut Borrowed,
     process: &mut Process,
     found: &mut Found,
 ) -> Result<(), SaveError> {
+    let Before { gate, guest, streams, live } = *before;
     let mut subject =
         Subject { pid: guest.pid, guest_pid: guest.guest_pid, hand: &mut borrowed.hand };
     if found.clocks == Clocks::default() {
@@ -257,7 +275,11 @@ fn leader(
     let table = descriptors::capture_table(&mut subject, streams, &mut found.collector)?;
     process.table = Some(found.tables.len() as u32);
     found.tables.push(table);
-    let space = memory::capture(&mut subject, &mut found.collector)?;
+    let copied = match live {
+        Some(live) => live.copy(&mut subject, gate, process, found)?,
+        None => None,
+    };
+    let space = memory::capture(&mut subject, live.zip(copied), &mut found.collector)?;
     process.space = Some(found.spaces.len() as u32);
     found.spaces.push(space);
     Ok(())
