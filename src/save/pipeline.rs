@@ -169,7 +169,7 @@ fn captured(
     facts: &Facts,
     live: Option<Live>,
 ) -> Result<(Sandbox, Found), SaveError> {
-    let guests = kernel.census()?;
+    let guests = kernel.census_of_stopped()?;
     let program = kernel.program().ok_or(SaveError::refused("its program has ended"))?;
     let program = guests
         .iter()

@@ -33,7 +33,7 @@ pub fn capture(
         move |error: nix::errno::Errno| SaveError::failed(format!("{who}: {what}"), error.desc())
     };
     let lines = match live {
-        Some((live, _)) => live.mappings(pid),
+        Some((live, _)) => live.mappings(pid, subject.hand.area()),
         None => maps::read(pid),
     };
     let lines = lines.map_err(failed("its mappings cannot be read"))?;

@@ -25,7 +25,7 @@ use super::maps::{self, Line};
 use super::memory::join;
 use crate::notify::Gate;
 use crate::save::error::SaveError;
-use crate::save::hand::{Hand, HandError, first_stop};
+use crate::save::hand::{AREA, Hand, HandError, first_stop};
 use crate::save::state::{MappingKind, Process, Space};
 use crate::sentry::Kernel;
 use crate::sys::ptrace::{self, Stop};
@@ -76,10 +76,12 @@ impl Live {
         Ok(Live { kernel: Arc::clone(kernel), before })
     }
 
-    /// Mappings of a stopped process with their flags, which may be those of shortly before.
-    pub fn mappings(&self, pid: i32) -> Result<Vec<Line>, Errno> {
+    /// Mappings of a stopped process with their flags, which may be those of shortly before; but for the
+    /// one of its hand, at `area`.
+    pub fn mappings(&self, pid: i32, area: u64) -> Result<Vec<Line>, Errno> {
         if let Some(before) = self.before.as_ref().and_then(|all| all.get(&pid)) {
             let mut lines = maps::list(pid)?;
+            lines.retain(|line| line.start < area || line.end > area + AREA);
             if maps::adopt_flags(&mut lines, before) && locked(&lines) == locked_pages(pid) {
                 return Ok(lines);
             }
