@@ -330,10 +330,7 @@ impl<'r> Supervisor<'r> {
     }
 
     /// The program's terminal, for who saves it: its master, and in place of which streams it is.
-    fn own_terminal(
-        &self,
-        terminal: Option<&Terminal>,
-    ) -> Result<Option<ItsTerminal>, Error> {
+    fn own_terminal(&self, terminal: Option<&Terminal>) -> Result<Option<ItsTerminal>, Error> {
         let Some((master, terminal)) = self.behind.master.as_ref().zip(terminal) else {
             return Ok(None);
         };
