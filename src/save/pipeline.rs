@@ -208,8 +208,9 @@ fn captured(
             log: kernel.log().since(0).0,
             program,
             last_pid: 0,
-            ran_us: 0,
-            saved_us: 0,
+            // The guest's uptime begins with its sandbox.
+            ran_us: found.clocks.boottime.max(0) as u64 / 1000,
+            saved_us: found.clocks.realtime / 1000,
         },
         clocks: found.clocks,
         spaces: std::mem::take(&mut found.spaces),
