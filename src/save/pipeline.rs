@@ -21,7 +21,7 @@ use crate::save::error::SaveError;
 use crate::save::image::{Features, ImageError, Writer};
 use crate::save::ptys::OwnTerminal;
 use crate::save::state::{Run, Sandbox};
-use crate::sentry::{Kernel, KernelError};
+use crate::sentry::{self, Kernel, KernelError};
 
 /// How to save.
 #[derive(Debug, Clone, Copy, Default)]
@@ -115,6 +115,7 @@ pub fn save(
     commit: &mut dyn FnMut(&Saved) -> Result<(), SaveError>,
 ) -> Result<Saved, SaveError> {
     let features = Features::of_this_machine()?;
+    refuse_early(kernel)?;
     if options.leave_running {
         let (sandbox, mut found, pause) = captured_live(kernel, facts)?;
         let saved = write(&sandbox, &found, &features, out, options, progress);
@@ -139,6 +140,24 @@ pub fn save(
         Err(_) => kernel.unpause()?,
     }
     saved
+}
+
+/// Refuses what can be told before anything is stopped.
+fn refuse_early(kernel: &Kernel) -> Result<(), SaveError> {
+    let is_set = kernel.time().keeper().generation() > 0;
+    if is_set || kernel.features().intersects(sentry::Features::VIRTUAL_TIME) {
+        return Err(SaveError::refused(
+            "it has a clock of its own (--time, or set inside), which an image does not carry; run it \
+             without",
+        ));
+    }
+    if kernel.has_later_programs() {
+        return Err(SaveError::refused(
+            "programs that sandbox exec or --container started still run in it, whose callers an image \
+             cannot carry; end them first (sandbox ps shows them)",
+        ));
+    }
+    Ok(())
 }
 
 /// Which threads wait for a span of time, and since when: looked at just before they are stopped.
