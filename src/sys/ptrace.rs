@@ -5,6 +5,7 @@
 //! Every call may answer ESRCH: a tracee can be killed at any moment, stopped or not.
 
 use std::marker::PhantomData;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use libc::{c_int, c_long, c_uint, c_void, pid_t};
 use nix::errno::Errno;
@@ -113,6 +114,40 @@ pub fn wait_for(tid: pid_t) -> Result<Stopped, Errno> {
                 return Ok(Stopped { tid, why: Stop::of(tid, status), of: PhantomData });
             }
             Ok(_) => return Err(Errno::ESRCH),
+        }
+    }
+}
+
+/// Kills a tracee and waits for its end.
+pub fn end(stopped: Stopped) -> Result<(), Errno> {
+    // SAFETY: no pointers; the number is its own until it is waited for.
+    Errno::result(unsafe { libc::kill(stopped.tid, libc::SIGKILL) })?;
+    loop {
+        match wait_for(stopped.tid) {
+            Err(Errno::ESRCH) => return Ok(()),
+            Err(errno) => return Err(errno),
+            Ok(_) => {}
+        }
+    }
+}
+
+/// Waits for the end of the process behind a pidfd, which the calling thread traces (waitid(2), P_PIDFD
+/// since Linux 5.4). ECHILD: it does not, or has waited already.
+pub fn wait_for_end(pidfd: BorrowedFd<'_>) -> Result<(), Errno> {
+    let flags = libc::WEXITED | libc::__WALL | libc::__WNOTHREAD;
+    loop {
+        // SAFETY: the kernel writes nothing where no result is asked for.
+        let done = unsafe {
+            libc::waitid(
+                libc::P_PIDFD,
+                pidfd.as_raw_fd() as libc::id_t,
+                std::ptr::null_mut(),
+                flags,
+            )
+        };
+        match Errno::result(done) {
+            Err(Errno::EINTR) => {}
+            done => return done.map(drop),
         }
     }
 }

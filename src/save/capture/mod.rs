@@ -26,6 +26,7 @@ pub mod maps;
 pub mod memory;
 pub mod process;
 pub mod ptys;
+pub mod snapshot;
 pub mod sockets;
 pub mod stat;
 pub mod threads;
@@ -35,6 +36,7 @@ pub mod waits;
 
 use collector::{Collector, Subject};
 pub use descriptors::Streams;
+use snapshot::{Copied, Live};
 
 /// What was found.
 #[derive(Debug, Default)]
@@ -57,18 +59,21 @@ pub struct Found {
     asleep: waits::Asleep,
     /// Processes that have stopped without their parent having been told.
     unheard: HashSet<i32>,
+    /// Copies that were made of processes, which are to go on before their pages are read.
+    pub copies: Vec<Copied>,
 }
 
-/// Goes through all guests, which are stopped and stay so.
+/// Goes through all guests, which are stopped. `live`: they are to go on before their memory is read.
 pub fn sandbox(
     tracees: &mut Tracees,
     gate: &Gate,
     guests: &[ProcessInfo],
     facts: &Facts,
     asleep: waits::Asleep,
+    live: Option<&Live>,
 ) -> Result<Found, SaveError> {
     let mut found = Found { asleep, ..Found::default() };
-    let done = all_of(tracees, gate, guests, facts, &mut found);
+    let done = all_of(tracees, gate, guests, facts, live, &mut found);
     gate.pass_no_more();
     done.map(|()| found)
 }
@@ -78,6 +83,7 @@ fn all_of(
     gate: &Gate,
     guests: &[ProcessInfo],
     facts: &Facts,
+    live: Option<&Live>,
     found: &mut Found,
 ) -> Result<(), SaveError> {
     let Some(any) = guests.iter().find(|guest| guest.state != 'Z') else {
@@ -85,7 +91,7 @@ fn all_of(
     };
     let streams = facts.streams(any.pid)?;
     for guest in ordered(guests) {
-        let mut process = process_of(tracees, gate, (guest, guests), &streams, found)?;
+        let mut process = process_of(tracees, gate, (guest, guests), &streams, live, found)?;
         process.stop_unheard = found.unheard.contains(&process.pid);
         found.processes.push(process);
     }
@@ -133,7 +139,7 @@ fn ipc_of(
 
 /// Where a `syscall` instruction of the process is.
 fn instruction_of(pid: i32, who: &str) -> Result<u64, SaveError> {
-    let executable: Vec<(u64, u64, bool)> = maps::read(pid)
+    let executable: Vec<(u64, u64, bool)> = maps::list(pid)
         .map_err(|error| SaveError::failed(format!("{who}: its mappings"), error.desc()))?
         .iter()
         .filter(|line| line.protection & libc::PROT_EXEC as u32 != 0)
@@ -170,6 +176,7 @@ fn process_of(
     gate: &Gate,
     (guest, guests): (&ProcessInfo, &[ProcessInfo]),
     streams: &Streams,
+    live: Option<&Live>,
     found: &mut Found,
 ) -> Result<Process, SaveError> {
     let who = format!("process {} ({})", guest.guest_pid, guest.comm);
@@ -201,7 +208,10 @@ fn process_of(
         };
         area = Some(place);
         let done = match at {
-            0 => leader((guest, guests), streams, &mut borrowed, &mut process, found),
+            0 => {
+                let before = Before { gate, guest, guests, streams, live };
+                leader(&before, &mut borrowed, &mut process, found)
+            }
             _ => Ok(()),
         };
         let done = done.and_then(|()| {
@@ -232,14 +242,23 @@ fn borrow(
     }
 }
 
+/// What is known before the first thread is asked.
+struct Before<'b> {
+    gate: &'b Gate,
+    guest: &'b ProcessInfo,
+    guests: &'b [ProcessInfo],
+    streams: &'b Streams,
+    live: Option<&'b Live>,
+}
+
 /// What belongs to the process as a whole, by its first thread.
 fn leader(
-    (guest, guests): (&ProcessInfo, &[ProcessInfo]),
-    streams: &Streams,
+    before: &Before<'_>,
     borrowed: &mut Borrowed,
     process: &mut Process,
     found: &mut Found,
 ) -> Result<(), SaveError> {
+    let Before { gate, guest, guests, streams, live } = *before;
     let mut subject =
         Subject { pid: guest.pid, guest_pid: guest.guest_pid, hand: &mut borrowed.hand };
     if found.clocks == Clocks::default() {
@@ -255,7 +274,11 @@ fn leader(
     let table = descriptors::capture_table(&mut subject, streams, &mut found.collector)?;
     process.table = Some(found.tables.len() as u32);
     found.tables.push(table);
-    let space = memory::capture(&mut subject, &mut found.collector)?;
+    let copied = match live {
+        Some(live) => live.copy(&mut subject, gate, process, found)?,
+        None => None,
+    };
+    let space = memory::capture(&mut subject, live.zip(copied), &mut found.collector)?;
     process.space = Some(found.spaces.len() as u32);
     found.spaces.push(space);
     Ok(())

@@ -23,6 +23,7 @@ use crate::sys::ptrace::{self, Stopped};
 mod batch;
 pub mod courier;
 pub mod descriptors;
+pub mod direct;
 pub mod fill;
 pub mod ipc;
 pub mod maker;
