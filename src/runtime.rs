@@ -1,7 +1,7 @@
 //! The story of one run: plan, launch, take the listener, serve, reap, status.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::errno::Errno;
@@ -12,11 +12,11 @@ use tokio::sync::mpsc;
 
 use crate::config::{Network, RunSpec, Voice, Without};
 use crate::control::{Control, ExecCall, Server};
-use crate::launch::{Behind, End, Event, Launch, LaunchError, Plan, PlanError, host};
+use crate::launch::{Behind, End, Event, Launch, LaunchError, Order, Plan, PlanError, host};
 use crate::notify::filter::{self, FilterError};
 use crate::notify::{Engine, Listener, Options};
 use crate::save::error::RestoreError;
-use crate::save::pipeline::Facts;
+use crate::save::pipeline::{Facts, ItsTerminal};
 use crate::save::spec;
 use crate::sentry::{self, Kernel, KernelArgs, KernelError, Starting, Time};
 use crate::sys::message::Descriptors;
@@ -200,7 +200,7 @@ fn begin(
         let behind = launch.finish()?;
         let supervisor = Supervisor::new(spec, &plan, behind, kernel, job, starting)?;
         let mut supervisor = Supervisor { packets, ..supervisor };
-        supervisor.serve(control.as_deref_mut())?;
+        supervisor.serve(control.as_deref_mut(), terminal.as_ref())?;
         supervisor.run(signals, terminal, image.zip(area)).await
     });
     // A parked future of a task that was killed has nobody to answer.
@@ -308,7 +308,11 @@ impl<'r> Supervisor<'r> {
     }
 
     /// Begins to answer on the control socket.
-    fn serve(&mut self, control: Option<&'r mut Control>) -> Result<(), Error> {
+    fn serve(
+        &mut self,
+        control: Option<&'r mut Control>,
+        terminal: Option<&Terminal>,
+    ) -> Result<(), Error> {
         self.control = control;
         if let Some(listener) = self.control.as_mut().and_then(|it| it.take_listener()) {
             let id = self.control.as_ref().map(|it| it.id().to_owned()).unwrap_or_default();
@@ -316,13 +320,22 @@ impl<'r> Supervisor<'r> {
                 spec: spec::save(self.spec),
                 id,
                 trees: self.spec.own_trees(),
-                has_terminal: self.behind.master.is_some(),
+                terminal: self.own_terminal(terminal)?,
             };
             let kernel = Arc::clone(&self.kernel);
             let server = Server::start(listener, kernel, facts, self.call.clone());
             self.server = Some(server.map_err(|error| Error::Own("serve its socket", error))?);
         }
         Ok(())
+    }
+
+    /// The program's terminal, for who saves it: its master, and in place of which streams it is.
+    fn own_terminal(&self, terminal: Option<&Terminal>) -> Result<Option<ItsTerminal>, Error> {
+        let Some((master, terminal)) = self.behind.master.as_ref().zip(terminal) else {
+            return Ok(None);
+        };
+        let copy = master.try_clone().map_err(|error| Error::Own("copy a descriptor", error))?;
+        Ok(Some((Arc::new(copy), terminal.streams())))
     }
 
     /// Follows the program to its end.
@@ -335,6 +348,10 @@ impl<'r> Supervisor<'r> {
         if let Some((image, area)) = image {
             let program = image.grow(area, &self.behind, &self.kernel).await?;
             self.started(Some(program))?;
+            if terminal.is_some() {
+                // Whatever it had drawn is not on this terminal, which may have another size.
+                self.behind.order(Order::Group(libc::SIGWINCH))?;
+            }
         }
         if let Some(limit) = self.spec.limits.timeout {
             tokio::spawn(Arc::clone(&self.kernel).keep_timeout(limit));
@@ -411,7 +428,7 @@ impl<'r> Supervisor<'r> {
     }
 
     /// The program runs; `fd` stands for it.
-    fn started(&mut self, fd: Option<std::os::fd::OwnedFd>) -> Result<(), Error> {
+    fn started(&mut self, fd: Option<OwnedFd>) -> Result<(), Error> {
         let pid = fd.as_ref().and_then(|fd| process::pid_of(fd.as_fd())).unwrap_or(0);
         self.pid = pid;
         self.kernel.start(fd)?;

@@ -2,14 +2,14 @@
 
 use std::collections::HashMap;
 use std::io::Write;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use super::Error;
 use crate::launch::{Behind, Plan};
 use crate::save::error::RestoreError;
 use crate::save::restore::maker::Sink;
-use crate::save::restore::{self, Options, seed};
+use crate::save::restore::{self, Options, ptys, seed};
 use crate::save::state::Sandbox;
 use crate::sentry::{Kernel, KernelError};
 use crate::sys::memfd::anonymous_file;
@@ -53,6 +53,10 @@ impl Restored {
         kernel: &Arc<Kernel>,
     ) -> Result<OwnedFd, Error> {
         let Restored { sandbox, mut fill, options } = self;
+        ptys::require_terminal(&sandbox, behind.master.is_some())?;
+        if let (Some(own), Some(master)) = (&sandbox.terminal, &behind.master) {
+            ptys::restore_own(master.as_fd(), own)?;
+        }
         let planter = behind.planter()?;
         let gate = Arc::clone(kernel.gate().ok_or(Error::Kernel(KernelError::NoTasks))?);
         let kernel = Arc::clone(kernel);

@@ -7,9 +7,11 @@
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
+use crate::save::capture::stat;
 use crate::sys::agent::{self, Data, Done, Failed, Table};
 use crate::sys::process;
 use crate::sys::ptrace::{self, Stop, Stopped};
@@ -156,6 +158,30 @@ impl Hand {
     pub fn go_on(&mut self) -> Result<Stop, HandError> {
         let stopped = self.stopped.take().ok_or(HandError::Killed)?;
         let stopped = stopped.run().map_err(own("let it go on"))?;
+        let why = stopped.why();
+        self.stopped = Some(stopped);
+        Ok(why)
+    }
+
+    /// Lets the thread run until it sleeps in a call, where it is stopped, or stops by itself.
+    pub fn go_on_to_sleep(&mut self) -> Result<Stop, HandError> {
+        /// It only has to come to a call.
+        const LONGEST: Duration = Duration::from_secs(1);
+        let stopped = self.stopped.take().ok_or(HandError::Killed)?;
+        let running = stopped.because(Stop::Asked).go_on().map_err(own("let it go on"))?;
+        let begun = Instant::now();
+        // Nothing tells that a thread has gone to sleep.
+        let state = loop {
+            let state = stat::read(self.tid).map_or(b'X', |it| it.state());
+            if state != b'R' || begun.elapsed() > LONGEST {
+                break state;
+            }
+            std::thread::yield_now();
+        };
+        if state != b't' {
+            running.interrupt().map_err(own("stop it"))?;
+        }
+        let stopped = ptrace::wait_for(self.tid).map_err(own("wait for it"))?;
         let why = stopped.why();
         self.stopped = Some(stopped);
         Ok(why)

@@ -12,6 +12,8 @@ pub mod image;
 pub mod ipc;
 pub mod opened;
 pub mod pipeline;
+pub mod ptys;
+pub mod queues;
 pub mod restore;
 pub mod sockets;
 pub mod spec;

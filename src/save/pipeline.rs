@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,10 +14,12 @@ use serde_bytes::ByteBuf;
 
 use crate::save::capture::collector::Content;
 use crate::save::capture::snapshot::{self, Live};
+use crate::save::capture::waits::Asleep;
 use crate::save::capture::{self, Found, Streams};
 use crate::save::content;
 use crate::save::error::SaveError;
 use crate::save::image::{Features, ImageError, Writer};
+use crate::save::ptys::OwnTerminal;
 use crate::save::state::{Run, Sandbox};
 use crate::sentry::{Kernel, KernelError};
 
@@ -51,6 +54,9 @@ pub struct Saved {
     pub pause: Duration,
 }
 
+/// The master of a program's terminal, and which of its standard streams that took the place of.
+pub type ItsTerminal = (Arc<OwnedFd>, [bool; 3]);
+
 /// What the run is, for who comes from an image.
 #[derive(Debug, Clone, Default)]
 pub struct Facts {
@@ -60,15 +66,15 @@ pub struct Facts {
     pub id: String,
     /// Where file systems in memory are mounted that are the sandbox's own.
     pub trees: Vec<std::path::PathBuf>,
-    /// The run's program has a terminal of its own: the first of the sandbox's.
-    pub has_terminal: bool,
+    /// The terminal of the run's program, the first of the sandbox's, if it has one: the master, and
+    /// which of the standard streams it took the place of.
+    pub terminal: Option<ItsTerminal>,
 }
 
 impl Facts {
     /// The caller's standard streams, which are the supervisor's own, and the terminal in place of some in
     /// the view of guest `pid`, as the host numbers it.
     pub fn streams(&self, pid: i32) -> Result<Streams, SaveError> {
-        use std::os::fd::AsFd;
         use std::os::unix::fs::MetadataExt;
         let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
         let all = [(0, stdin.as_fd()), (1, stdout.as_fd()), (2, stderr.as_fd())];
@@ -78,7 +84,7 @@ impl Facts {
             .collect();
         let mut streams = Streams::new(&open)
             .map_err(|error| SaveError::failed("the standard streams cannot be read", error))?;
-        if self.has_terminal {
+        if self.terminal.is_some() {
             let terminal = std::fs::metadata(format!("/proc/{pid}/root/dev/pts/0"));
             streams.terminal = terminal.ok().map(|found| (found.dev(), found.ino()));
         }
@@ -117,10 +123,12 @@ pub fn save(
         commit(&saved)?;
         return Ok(saved);
     }
+    let mut asleep = asleep(kernel)?;
     let begun = Instant::now();
     kernel.pause()?;
     let saved = (|| {
-        let (sandbox, found) = captured(kernel, facts, None)?;
+        asleep.confirm();
+        let (sandbox, found) = captured(kernel, facts, asleep, None)?;
         let mut saved = write(&sandbox, &found, &features, out, options, progress)?;
         saved.pause = begun.elapsed();
         commit(&saved)?;
@@ -133,6 +141,11 @@ pub fn save(
     saved
 }
 
+/// Which threads wait for a span of time, and since when: looked at just before they are stopped.
+fn asleep(kernel: &Kernel) -> Result<Asleep, SaveError> {
+    Ok(Asleep::look(kernel.census()?.iter().map(|guest| guest.pid)))
+}
+
 /// Captures guests that go on again at once: what is to be read later is read from copies of them. Gives
 /// how long they stood still.
 fn captured_live(
@@ -142,12 +155,15 @@ fn captured_live(
     // The second time nothing is taken for granted.
     for is_prepared in [true, false] {
         let live = Live::new(kernel, is_prepared)?;
+        let mut asleep = asleep(kernel)?;
         let begun = Instant::now();
         kernel.pause()?;
-        let captured = captured(kernel, facts, Some(live)).and_then(|(sandbox, mut found)| {
-            content::keep(&mut found.collector.contents)?;
-            Ok((sandbox, found))
-        });
+        asleep.confirm();
+        let captured =
+            captured(kernel, facts, asleep, Some(live)).and_then(|(sandbox, mut found)| {
+                content::keep(&mut found.collector.contents)?;
+                Ok((sandbox, found))
+            });
         kernel.unpause()?;
         let pause = begun.elapsed();
         let (mut sandbox, mut found) = captured?;
@@ -167,6 +183,7 @@ fn captured_live(
 fn captured(
     kernel: &Arc<Kernel>,
     facts: &Facts,
+    asleep: Asleep,
     live: Option<Live>,
 ) -> Result<(Sandbox, Found), SaveError> {
     let guests = kernel.census_of_stopped()?;
@@ -177,9 +194,11 @@ fn captured(
         .map(|guest| guest.guest_pid)
         .ok_or(SaveError::refused("its program has ended"))?;
     let gate = Arc::clone(kernel.gate().ok_or(SaveError::refused("nothing runs in it"))?);
+    let groups: Vec<(i32, i32)> = guests.iter().map(|it| (it.pid, it.guest_pid)).collect();
     let own = facts.clone();
-    let work =
-        move |tracees: &mut _| capture::sandbox(tracees, &gate, &guests, &own, live.as_ref());
+    let work = move |tracees: &mut _| {
+        capture::sandbox(tracees, &gate, &guests, &own, asleep, live.as_ref())
+    };
     let mut found = kernel.tracer().run(work).map_err(KernelError::Tracer)??;
     let collector = &mut found.collector;
     let sandbox = Sandbox {
@@ -202,9 +221,17 @@ fn captured(
         ipc: std::mem::take(&mut found.ipc),
         pipes: std::mem::take(&mut collector.pipes),
         terminals: std::mem::take(&mut collector.terminals),
-        terminal: None,
+        terminal: own_terminal(facts, &groups)?,
     };
     Ok((sandbox, found))
+}
+
+/// The terminal of the run's program. `groups`: numbers of processes on the host and for the guest.
+fn own_terminal(facts: &Facts, groups: &[(i32, i32)]) -> Result<Option<OwnTerminal>, SaveError> {
+    let Some((master, streams)) = &facts.terminal else { return Ok(None) };
+    let leader = nix::unistd::tcgetpgrp(master.as_fd()).map_or(0, nix::unistd::Pid::as_raw);
+    let foreground = groups.iter().find(|(pid, _)| *pid == leader).map_or(0, |(_, guest)| *guest);
+    capture::ptys::capture_own(master.as_fd(), *streams, foreground).map(Some)
 }
 
 fn write(

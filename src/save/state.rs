@@ -35,9 +35,9 @@ pub struct Sandbox {
     /// What the sandbox's own network namespace and its sockets are like, beyond [`OpenFile`].
     pub pipes: Vec<Pipe>,
     /// Terminals made inside.
-    pub terminals: Vec<Pty>,
+    pub terminals: Vec<crate::save::ptys::Pty>,
     /// The terminal of the run's program, if it has one.
-    pub terminal: Option<OwnTerminal>,
+    pub terminal: Option<crate::save::ptys::OwnTerminal>,
 }
 
 /// What the run was asked for. Kept as the run specification's own saved form.
@@ -258,6 +258,9 @@ pub struct Process {
     pub subreaper: bool,
     /// It is stopped by this signal (job control).
     pub stopped: Option<i32>,
+    /// Its parent could still be told of that stop by wait4(2).
+    #[serde(default)]
+    pub stop_unheard: bool,
     /// The signal that its parent gets at its end.
     pub exit_signal: i32,
     /// CPU time so far, microseconds: user and system of its own, user and system of its children.
@@ -532,40 +535,6 @@ pub enum TreeKind {
     Socket,
 }
 
-/// A pseudo-terminal that was made inside.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Pty {
-    /// Its number in /dev/pts.
-    pub index: u32,
-    /// struct termios2, as bytes.
-    pub settings: ByteBuf,
-    /// struct winsize, as bytes.
-    pub size: ByteBuf,
-    /// TIOCGPTLCK.
-    pub locked: bool,
-    /// TIOCGPKT.
-    pub packet: bool,
-    /// TIOCGEXCL.
-    pub exclusive: bool,
-    /// Session whose controlling terminal it is, and its foreground group; 0: none.
-    pub session: i32,
-    /// See above.
-    pub foreground: i32,
-    /// What waits to be read from the slave.
-    pub input: ByteBuf,
-    /// What waits to be read from the master.
-    pub output: ByteBuf,
-}
-
-/// The terminal of the run's program.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct OwnTerminal {
-    /// Settings, size and so on; its index in /dev/pts is 0.
-    pub pty: Pty,
-    /// Which of the standard streams it took the place of.
-    pub streams: [bool; 3],
-}
-
 #[cfg(test)]
 pub(crate) mod testing {
     use super::*;
@@ -593,6 +562,7 @@ pub(crate) mod testing {
             personality: 0,
             subreaper: false,
             stopped: None,
+            stop_unheard: false,
             exit_signal: 17,
             cpu_us: [0; 4],
             container: String::new(),

@@ -44,6 +44,7 @@ pub(crate) fn with_maker<T>(sandbox: &Sandbox, work: impl FnOnce(&mut Maker<'_>)
         courier: &courier,
         sandbox,
         files: Vec::new(),
+        shared: Vec::new(),
         sinks: HashMap::new(),
         finishes: Vec::new(),
     };

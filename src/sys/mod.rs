@@ -28,6 +28,7 @@ pub mod probe;
 pub mod process;
 pub mod ptrace;
 pub mod pty;
+pub mod pty_state;
 pub mod random;
 pub mod ready;
 pub mod seccomp;

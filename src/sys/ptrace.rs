@@ -379,6 +379,24 @@ pub fn signal_bytes(information: &libc::siginfo_t) -> [u8; 128] {
 /// How many words general registers have.
 pub const REGISTERS: usize = size_of::<libc::user_regs_struct>() / 8;
 
+/// Where registers are among the words.
+pub mod place {
+    /// The third argument.
+    pub const RDX: usize = libc::RDX as usize;
+    /// The second.
+    pub const RSI: usize = libc::RSI as usize;
+    /// The first.
+    pub const RDI: usize = libc::RDI as usize;
+    /// The fourth.
+    pub const R10: usize = libc::R10 as usize;
+    /// The result of a call.
+    pub const RAX: usize = libc::RAX as usize;
+    /// Its number.
+    pub const ORIG_RAX: usize = libc::ORIG_RAX as usize;
+    /// Behind its instruction.
+    pub const RIP: usize = libc::RIP as usize;
+}
+
 /// The registers as words, in the order of the struct.
 pub fn register_words(registers: &libc::user_regs_struct) -> [u64; REGISTERS] {
     // SAFETY: the struct consists of so many words.

@@ -6,13 +6,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::errno::Errno;
-
 use nix::time::{ClockId, clock_gettime};
 
 use crate::save::capture::known::Known;
-use crate::save::capture::sockets::Gathered;
+use crate::save::capture::{ptys, sockets};
 use crate::save::hand::Hand;
-use crate::save::state::{Object, OpenFile, Pipe, Pty, SharedMemory};
+use crate::save::ptys::Pty;
+use crate::save::state::{Object, OpenFile, Pipe, SharedMemory};
 use crate::sys::beneath;
 
 /// A stopped process that is being captured.
@@ -123,6 +123,8 @@ pub struct Collector {
     pub shared: Vec<SharedMemory>,
     /// Pseudo-terminals.
     pub terminals: Vec<Pty>,
+    /// Ends of those that guests hold.
+    pub ptys: ptys::Gathered,
     /// Mappings of shared memory, for content that no descriptor leads to: (entry of `shared`,
     /// (process, start, end, offset)).
     pub shared_mappings: Vec<(u32, (i32, u64, u64, u64))>,
@@ -134,7 +136,7 @@ pub struct Collector {
     /// What a user should know of, one sentence each.
     pub notes: Vec<String>,
     /// What is remembered of sockets until all are known.
-    pub sockets: Gathered,
+    pub sockets: sockets::Gathered,
     /// Descriptors that lie in queues of sockets, in the order in which they were found: whoever captures
     /// descriptors goes through them too, until there are no more, and fills in which files they are.
     pub passed: Vec<Passed>,

@@ -111,7 +111,23 @@ pub fn capture_table(
         let close_on_exec = found.info.flags & libc::O_CLOEXEC as u32 != 0;
         table.descriptors.push(Descriptor { fd, file, close_on_exec });
     }
+    capture_passed(subject, streams, collector)?;
     Ok(table)
+}
+
+/// Descriptors in queues of sockets, which may be sockets with descriptors in their queues.
+fn capture_passed(
+    subject: &mut Subject<'_>,
+    streams: &Streams,
+    collector: &mut Collector,
+) -> Result<(), SaveError> {
+    while let Some(next) = collector.passed.iter().position(|it| it.file.is_none()) {
+        let fd = collector.passed[next].fd.try_clone();
+        let fd = fd.map_err(|error| SaveError::failed("cannot copy a descriptor", error))?;
+        let file = capture_held(subject, fd, streams, collector)?;
+        collector.passed[next].file = Some(file);
+    }
+    Ok(())
 }
 
 /// A description that travels in a message which `subject` has not received yet: the sentry's own copy
@@ -134,7 +150,8 @@ pub fn capture_held(
 pub fn finish(collector: &mut Collector) -> Result<(), SaveError> {
     pipes::check_ends(collector)?;
     targets::finish(collector)?;
-    watches::finish(collector)
+    watches::finish(collector)?;
+    super::sockets::settle(collector)
 }
 
 impl Holder {

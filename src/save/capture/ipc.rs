@@ -462,17 +462,14 @@ fn queue(opened: OwnedFd, name: &[u8], show: &str, ids: &Ids) -> Result<Queue, S
     })
 }
 
-/// A descriptor of a POSIX message queue.
-pub fn queue_descriptor(subject: &Subject<'_>, fd: i32) -> Result<FileKind, SaveError> {
-    let link = std::fs::read_link(format!("/proc/{}/fd/{fd}", subject.pid));
-    let link = link.map_err(|error| SaveError::failed(format!("{subject}: {fd}"), error))?;
-    let name = std::os::unix::ffi::OsStringExt::into_vec(link.into_os_string());
-    if name.ends_with(b" (deleted)") {
+/// A descriptor of a POSIX message queue that `who` holds, by its link in /proc/PID/fd.
+pub fn queue_descriptor(link: &[u8], who: &str, fd: i32) -> Result<FileKind, SaveError> {
+    if link.ends_with(b" (deleted)") {
         return Err(SaveError::refused(format!(
-            "{subject} holds a message queue without a name (descriptor {fd}), which cannot be saved; \
+            "{who} holds a message queue without a name (descriptor {fd}), which cannot be saved; \
              close it first"
         )));
     }
-    let name = name.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+    let name = link.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
     Ok(FileKind::MessageQueue(ByteBuf::from(name)))
 }

@@ -116,6 +116,12 @@ fn unescape(name: &[u8]) -> Vec<u8> {
 }
 
 impl Line {
+    /// Whether a file is behind it. (The inode of shared memory of System V is its number, and the first
+    /// of a namespace has number 0: newseg() in ipc/shm.c.)
+    pub fn has_file(&self) -> bool {
+        self.inode != 0 || self.name.starts_with(b"/SYSV")
+    }
+
     /// Whether a flag is set.
     pub fn has(&self, flag: &str) -> bool {
         self.flags.split(' ').any(|it| it == flag)

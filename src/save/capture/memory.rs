@@ -102,7 +102,7 @@ fn without(line: &Line, start: u64, end: u64) -> Vec<Line> {
     let piece = |from: u64, to: u64| Line {
         start: from,
         end: to,
-        offset: line.offset + if line.inode != 0 { from - line.start } else { 0 },
+        offset: line.offset + if line.has_file() { from - line.start } else { 0 },
         ..line.clone()
     };
     let before = (line.start, line.end.min(start));
@@ -152,10 +152,10 @@ fn kind(
         b"[heap]" => return Ok(MappingKind::Heap),
         _ => {}
     }
-    if line.has("io") || line.has("pf") && line.inode == 0 && !name.is_empty() {
+    if line.has("io") || line.has("pf") && !line.has_file() && !name.is_empty() {
         return refuse(&format!("a device ({})", String::from_utf8_lossy(name)));
     }
-    if line.inode == 0 {
+    if !line.has_file() {
         return Ok(if line.has("gd") { MappingKind::Stack } else { MappingKind::Anonymous });
     }
     if name.starts_with(b"/[aio]") {

@@ -3,6 +3,8 @@
 //! [`sandbox`] goes through the processes, and calls one file for each kind of state. All of it runs on
 //! the thread that holds the guests ([`crate::sentry::Tracees`]), while none of them runs.
 
+use std::collections::HashSet;
+
 use nix::errno::Errno;
 use nix::time::{ClockId, clock_gettime};
 
@@ -16,19 +18,21 @@ use crate::sys::agent::Data;
 use crate::sys::ptrace::Stop;
 
 pub mod collector;
-pub mod sockets;
 pub mod descriptors;
 pub mod fdinfo;
-pub mod known;
 pub mod ipc;
+pub mod known;
 pub mod maps;
 pub mod memory;
 pub mod process;
+pub mod ptys;
 pub mod snapshot;
+pub mod sockets;
 pub mod stat;
 pub mod threads;
 pub mod timers;
 pub mod trees;
+pub mod waits;
 
 use collector::{Collector, Subject};
 pub use descriptors::Streams;
@@ -51,6 +55,10 @@ pub struct Found {
     pub ipc: crate::save::ipc::Ipc,
     /// Everything shared, and where content is.
     pub collector: Collector,
+    /// Threads that slept before they were stopped.
+    asleep: waits::Asleep,
+    /// Processes that have stopped without their parent having been told.
+    unheard: HashSet<i32>,
     /// Copies that were made of processes, which are to go on before their pages are read.
     pub copies: Vec<Copied>,
 }
@@ -61,9 +69,10 @@ pub fn sandbox(
     gate: &Gate,
     guests: &[ProcessInfo],
     facts: &Facts,
+    asleep: waits::Asleep,
     live: Option<&Live>,
 ) -> Result<Found, SaveError> {
-    let mut found = Found::default();
+    let mut found = Found { asleep, ..Found::default() };
     let done = all_of(tracees, gate, guests, facts, live, &mut found);
     gate.pass_no_more();
     done.map(|()| found)
@@ -82,23 +91,24 @@ fn all_of(
     };
     let streams = facts.streams(any.pid)?;
     for guest in ordered(guests) {
-        let process = process_of(tracees, gate, guest, &streams, live, found)?;
+        let mut process = process_of(tracees, gate, (guest, guests), &streams, live, found)?;
+        process.stop_unheard = found.unheard.contains(&process.pid);
         found.processes.push(process);
     }
     memory::shared_contents(&mut found.collector);
     found.trees = trees::capture(any.pid, &facts.trees, &mut found.collector)?;
-    found.ipc = shared_of(tracees, gate, any, guests, &streams, &mut found.collector)?;
-    sockets::settle(&mut found.collector)?;
-    descriptors::finish(&mut found.collector)
+    found.ipc = ipc_of(tracees, gate, any, guests, &mut found.collector)?;
+    descriptors::finish(&mut found.collector)?;
+    // The last, since it takes out what waits in them and puts it back.
+    ptys::finish(&mut found.collector)
 }
 
-/// What no process holds, asked for by one of them: IPC, and descriptors on their way.
-fn shared_of(
+/// What no process holds: asked for by one of them.
+fn ipc_of(
     tracees: &mut Tracees,
     gate: &Gate,
     guest: &ProcessInfo,
     guests: &[ProcessInfo],
-    streams: &Streams,
     collector: &mut Collector,
 ) -> Result<crate::save::ipc::Ipc, SaveError> {
     let who = format!("process {} ({})", guest.guest_pid, guest.comm);
@@ -122,27 +132,9 @@ fn shared_of(
     };
     let mut subject =
         Subject { pid: guest.pid, guest_pid: guest.guest_pid, hand: &mut borrowed.hand };
-    let ipc = on_their_way(&mut subject, streams, collector)
-        .and_then(|()| ipc::capture(&mut subject, &living, collector));
+    let ipc = ipc::capture(&mut subject, &living, collector);
     tracees.put(borrowed.end().map_err(SaveError::of(&who))?);
     ipc
-}
-
-/// Descriptors in the queues of sockets, which may be sockets with descriptors in their queues.
-fn on_their_way(
-    subject: &mut Subject<'_>,
-    streams: &Streams,
-    collector: &mut Collector,
-) -> Result<(), SaveError> {
-    let mut at = 0;
-    while let Some(passed) = collector.passed.get(at) {
-        let held = passed.fd.try_clone();
-        let held = held.map_err(|error| SaveError::failed("a descriptor in a queue", error))?;
-        let file = descriptors::capture_held(subject, held, streams, collector)?;
-        collector.passed[at].file = Some(file);
-        at += 1;
-    }
-    Ok(())
 }
 
 /// Where a `syscall` instruction of the process is.
@@ -182,7 +174,7 @@ fn ordered(guests: &[ProcessInfo]) -> Vec<&ProcessInfo> {
 fn process_of(
     tracees: &mut Tracees,
     gate: &Gate,
-    guest: &ProcessInfo,
+    (guest, guests): (&ProcessInfo, &[ProcessInfo]),
     streams: &Streams,
     live: Option<&Live>,
     found: &mut Found,
@@ -217,15 +209,17 @@ fn process_of(
         area = Some(place);
         let done = match at {
             0 => {
-                let at = Before { gate, guest, streams, live };
-                leader(&at, &mut borrowed, &mut process, found)
+                let before = Before { gate, guest, guests, streams, live };
+                leader(&before, &mut borrowed, &mut process, found)
             }
             _ => Ok(()),
         };
         let done = done.and_then(|()| {
             let number = guest_number(*tid)
                 .ok_or_else(|| SaveError::failed(&who, "one of its threads has ended meanwhile"))?;
-            threads::capture(&who, number, &mut borrowed)
+            let mut thread = threads::capture(&who, number, &mut borrowed)?;
+            waits::settle(&found.asleep, *tid, &mut thread);
+            Ok(thread)
         });
         // The thread is given back whatever came of it.
         let last = at + 1 == tids.len() || done.is_err();
@@ -252,6 +246,7 @@ fn borrow(
 struct Before<'b> {
     gate: &'b Gate,
     guest: &'b ProcessInfo,
+    guests: &'b [ProcessInfo],
     streams: &'b Streams,
     live: Option<&'b Live>,
 }
@@ -263,7 +258,7 @@ fn leader(
     process: &mut Process,
     found: &mut Found,
 ) -> Result<(), SaveError> {
-    let Before { gate, guest, streams, live } = *before;
+    let Before { gate, guest, guests, streams, live } = *before;
     let mut subject =
         Subject { pid: guest.pid, guest_pid: guest.guest_pid, hand: &mut borrowed.hand };
     if found.clocks == Clocks::default() {
@@ -272,6 +267,10 @@ fn leader(
         found.collector.moment = now.map(|now| now.tv_sec() * 1_000_000_000 + now.tv_nsec());
     }
     process::capture(&mut subject, process)?;
+    timers::set_back(process, &found.collector);
+    let children = guests.iter().filter(|it| it.guest_parent == guest.guest_pid);
+    let children: Vec<i32> = children.map(|it| it.guest_pid).collect();
+    found.unheard.extend(process::unheard_stops(&mut subject, &children)?);
     let table = descriptors::capture_table(&mut subject, streams, &mut found.collector)?;
     process.table = Some(found.tables.len() as u32);
     found.tables.push(table);
@@ -323,6 +322,7 @@ fn blank(guest: &ProcessInfo, fields: &stat::Fields) -> Process {
         personality: 0,
         subreaper: false,
         stopped: None,
+        stop_unheard: false,
         exit_signal: fields.signed(38) as i32,
         cpu_us: [14, 15, 16, 17].map(ticks),
         container: guest.container.clone(),

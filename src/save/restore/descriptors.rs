@@ -47,6 +47,7 @@ pub fn make_files(
     let privileges = maker.put_capabilities_away()?;
     let mut unnamed = paths::Unnamed::default();
     let mut pipes = pipes::make(maker)?;
+    elsewhere::make_first(maker)?;
     for (index, file) in sandbox.files.iter().enumerate() {
         if maker.files[index].is_some() || is_late(file) {
             continue;

@@ -9,6 +9,8 @@
 //! see. Making and removing objects until the number fits would need no privilege, but tens of
 //! thousands of them.
 
+use std::os::fd::OwnedFd;
+
 use serde_bytes::ByteBuf;
 
 use crate::save::error::RestoreError;
@@ -222,13 +224,18 @@ fn queue(maker: &mut Maker<'_>, queue: &Queue) -> Result<(), RestoreError> {
     maker.hand.call(libc::SYS_close, [fd]).map(drop).map_err(of(&what))
 }
 
-/// A descriptor of a POSIX message queue, in the maker, as one that holds it has it.
-pub fn open_queue(maker: &mut Maker<'_>, name: &ByteBuf, flags: u32) -> Result<i32, RestoreError> {
+/// A descriptor of a POSIX message queue, as one that held it had it.
+pub fn open_queue(
+    maker: &mut Maker<'_>,
+    name: &ByteBuf,
+    flags: u32,
+) -> Result<OwnedFd, RestoreError> {
     let what = format!("a descriptor of the message queue /{}", String::from_utf8_lossy(name));
     let kept = libc::O_ACCMODE | libc::O_NONBLOCK;
     let flags = u64::from(flags & kept as u32) | libc::O_CLOEXEC as u64;
     let open = |at| [at, flags, 0, 0];
-    maker.hand.call_path(libc::SYS_mq_open, name, open).map(|fd| fd as i32).map_err(of(&what))
+    let fd = maker.hand.call_path(libc::SYS_mq_open, name, open).map_err(of(&what))?;
+    maker.take_and_close(fd as i32).map_err(of(&what))
 }
 
 #[cfg(test)]

@@ -1,6 +1,9 @@
 //! An address space, put together in a process that has grown from a seed.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
@@ -95,6 +98,8 @@ pub struct Sources<'s> {
     pub memory: &'s [crate::save::state::SharedMemory],
     /// What to think of changed files.
     pub policy: FilesPolicy,
+    /// Where files come from the image itself: their times are not there yet.
+    pub trees: &'s [PathBuf],
 }
 
 /// Maps everything, writable for now. Content comes next, then [`protect`].
@@ -104,7 +109,7 @@ pub fn map(
     sources: &Sources<'_>,
     who: &str,
 ) -> Result<(), RestoreError> {
-    let files = open_files(hand, space, sources.policy, who)?;
+    let files = open_files(hand, space, sources, who)?;
     let shared = give_shared(hand, space, sources, who)?;
     let mut table = hand.table();
     for mapping in &space.mappings {
@@ -205,7 +210,7 @@ fn number(
 fn open_files(
     hand: &mut Hand,
     space: &Space,
-    policy: FilesPolicy,
+    sources: &Sources<'_>,
     who: &str,
 ) -> Result<Files, RestoreError> {
     let mut wanted: Vec<(&[u8], bool, &Identity)> = Vec::new();
@@ -254,7 +259,9 @@ fn open_files(
             let size = done.word(stat, 6);
             let modified = done.word(stat, 11) as i64 * 1_000_000_000 + done.word(stat, 12) as i64;
             let same = size == identity.size && modified == identity.modified;
-            if !same && policy == FilesPolicy::Strict {
+            let name = Path::new(OsStr::from_bytes(path));
+            let is_carried = sources.trees.iter().any(|tree| name.starts_with(tree));
+            if !same && !is_carried && sources.policy == FilesPolicy::Strict {
                 return Err(RestoreError::refused(format!(
                     "{show}, which {who} has mapped, has changed since the save; put it back, or restore with \
                      --files changed-ok"

@@ -82,9 +82,8 @@ impl Capture<'_, '_> {
             libc::S_IFCHR if self.streams.terminal == Some(found.inode()) => {
                 Ok(FileKind::OwnTerminal)
             }
-            libc::S_IFCHR if device == TTY => self.controlling_terminal(found),
-            libc::S_IFCHR if device == PTMX => self.pty_master(found),
-            libc::S_IFCHR if PTS.contains(&device.0) => self.pty_slave(found),
+            libc::S_IFCHR if device == TTY || device == PTMX => self.terminal(found),
+            libc::S_IFCHR if PTS.contains(&device.0) => self.terminal(found),
             libc::S_IFCHR if DEVICES.contains(&device) => self.by_path(found, None),
             _ => {
                 let what = format!("the device {}", String::from_utf8_lossy(&found.link));

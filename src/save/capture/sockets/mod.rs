@@ -61,57 +61,39 @@ struct Held {
     who: Whose,
 }
 
-/// Whose socket it is, for messages.
+/// Whose socket it is, for complaints: "process 12 (python3) (descriptor 5)".
 #[derive(Debug, Clone)]
-struct Whose {
-    /// As the guest numbers it; `None`: nobody's: it lies in the queue of another socket.
-    holder: Option<(i32, String, i32)>,
-}
+struct Whose(String);
 
 impl fmt::Display for Whose {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.holder {
-            Some((pid, name, fd)) => write!(f, "process {pid} ({name}), descriptor {fd}:"),
-            None => f.write_str("a socket that waits in the queue of another:"),
-        }
+        f.write_str(&self.0)
     }
 }
 
 impl Whose {
     fn refuse(&self, what: impl fmt::Display) -> SaveError {
-        SaveError::refused(format!("{self} {what}"))
+        SaveError::refused(format!("{self} holds {what}"))
     }
 
     fn failed(&self, what: &'static str) -> impl Fn(Errno) -> SaveError {
-        move |errno| SaveError::failed(format!("{self} cannot {what}"), errno.desc())
+        move |errno| SaveError::failed(format!("{self}: cannot {what}"), errno.desc())
     }
 }
 
 /// SO_NETNS_COOKIE, since Linux 5.14.
 const SO_NETNS_COOKIE: i32 = 71;
 
-/// Descriptor `fd` of the subject, which is a socket. To be called once for each description.
+/// A socket, by a copy of a descriptor of the subject's, or of one that lies in the queue of a socket of
+/// its ([`Collector::passed`]). To be called once for each description. `who` is for complaints.
 pub fn capture(
     subject: &mut Subject<'_>,
-    fd: i32,
+    who: String,
+    copy: OwnedFd,
     collector: &mut Collector,
 ) -> Result<Socket, SaveError> {
-    let name = std::fs::read_to_string(format!("/proc/{}/comm", subject.pid)).unwrap_or_default();
-    let who = Whose { holder: Some((subject.guest_pid, name.trim_end().to_owned(), fd)) };
-    let copy = socket::copy_descriptor(subject.pid, fd).map_err(who.failed("copy the socket"))?;
     collector.sockets.get_acquainted(subject)?;
-    take(who, copy, collector)
-}
-
-/// A socket that lies in the queue of another one ([`Collector::passed`]).
-pub fn capture_passed(
-    copy: BorrowedFd<'_>,
-    collector: &mut Collector,
-) -> Result<Socket, SaveError> {
-    let who = Whose { holder: None };
-    let copy = copy.try_clone_to_owned();
-    let copy = copy.map_err(|error| SaveError::failed("cannot copy a socket", error))?;
-    take(who, copy, collector)
+    take(Whose(who), copy, collector)
 }
 
 /// Brings together what is known of all sockets, when [`Collector::files`] and [`Collector::passed`] are
@@ -129,6 +111,7 @@ pub fn settle(collector: &mut Collector) -> Result<(), SaveError> {
 
 fn resolve_rights(collector: &mut Collector) -> Result<(), SaveError> {
     let Collector { files, passed, .. } = collector;
+    let late: Vec<bool> = files.iter().map(|file| comes_late(&file.kind)).collect();
     for file in files {
         let FileKind::Socket(socket) = &mut file.kind else { continue };
         let queue = match &mut socket.detail {
@@ -140,9 +123,24 @@ fn resolve_rights(collector: &mut Collector) -> Result<(), SaveError> {
             *index = known.ok_or_else(|| {
                 SaveError::refused("a descriptor in the queue of a socket was not captured")
             })?;
+            if late.get(*index as usize) == Some(&true) {
+                return Err(SaveError::refused(
+                    "a descriptor of a process, of its files in /proc, of a namespace or of epoll waits in \
+                     the queue of a socket, which cannot be saved; receive it first",
+                ));
+            }
         }
     }
     Ok(())
+}
+
+/// Whether a description is made again only after queues have been filled.
+fn comes_late(kind: &FileKind) -> bool {
+    match kind {
+        FileKind::Pid(..) | FileKind::Epoll(_) | FileKind::Namespace(_) => true,
+        FileKind::Path { path, .. } => path.starts_with(b"/proc/"),
+        _ => false,
+    }
 }
 
 /// Whoever a unix socket is connected to must be there.

@@ -11,7 +11,7 @@ use crate::save::restore::courier::{self, Courier};
 use crate::save::restore::maker::Maker;
 use crate::save::restore::{seed, sockets as restore};
 use crate::save::sockets::{TcpState, Unix};
-use crate::save::state::{Clocks, Ipc, OpenFile, Run, Sandbox};
+use crate::save::state::{OpenFile, Sandbox};
 use crate::sys::ptrace::{self, Stop, Stopped};
 
 #[cfg(test)]
@@ -65,7 +65,8 @@ impl Guest {
         let pid = self.child.id() as i32;
         let mut subject = Subject { pid, guest_pid: pid, hand };
         for fd in &self.fds {
-            let socket = capture(&mut subject, *fd, collector)?;
+            let copy = socket::copy_descriptor(pid, *fd).unwrap();
+            let socket = capture(&mut subject, "the guest".into(), copy, collector)?;
             collector.files.push(open(socket));
         }
         let mut next = 0;
@@ -75,7 +76,7 @@ impl Guest {
             let index = match (known, File::from(fd.try_clone().unwrap()).metadata().unwrap()) {
                 (Some(index), _) => index,
                 (None, about) if is_socket(&about) => {
-                    let socket = capture_passed(fd.as_fd(), collector)?;
+                    let socket = capture(&mut subject, "a message".into(), fd, collector)?;
                     collector.files.push(open(socket));
                     collector.files.len() - 1
                 }
@@ -190,30 +191,7 @@ fn plant() -> Planted {
 }
 
 fn sandbox(files: Vec<OpenFile>) -> Sandbox {
-    let spec = ByteBuf::new();
-    let run = Run {
-        spec,
-        id: String::new(),
-        log: String::new(),
-        program: 2,
-        last_pid: 2,
-        ran_us: 0,
-        saved_us: 0,
-    };
-    Sandbox {
-        run,
-        clocks: Clocks::default(),
-        spaces: Vec::new(),
-        processes: Vec::new(),
-        files,
-        tables: Vec::new(),
-        shared: Vec::new(),
-        trees: Vec::new(),
-        ipc: Ipc::default(),
-        pipes: Vec::new(),
-        terminals: Vec::new(),
-        terminal: None,
-    }
+    Sandbox { files, ..crate::save::testing::empty() }
 }
 
 /// Makes the sockets again and gives them to `check`. The maker is there until the end: so are its
@@ -229,6 +207,7 @@ fn restored(files: Vec<OpenFile>, check: impl FnOnce(Vec<OwnedFd>)) {
         courier: &planted.courier,
         sandbox: &sandbox,
         files: sandbox.files.iter().map(|_| None).collect(),
+        shared: Vec::new(),
         sinks: std::collections::HashMap::new(),
         finishes: Vec::new(),
     };

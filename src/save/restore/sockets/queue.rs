@@ -167,8 +167,8 @@ fn sender(maker: &Maker<'_>, message: &Message) -> Result<Option<usize>, Restore
 }
 
 /// Sends a message by the maker: to a path of the guest's view, and in the name of another process, which
-/// root of the sandbox may (scm_check_creds in net/core/scm.c). A process that is gone is replaced by
-/// the maker.
+/// root of the sandbox may (scm_check_creds in net/core/scm.c). A process that is gone, or none of the
+/// sandbox's, is replaced by the maker.
 fn send_by_maker(
     maker: &mut Maker<'_>,
     fd: i32,
@@ -186,7 +186,7 @@ fn send_by_maker(
     }
     let mut sent = try_send(maker, fd, message, to, &numbers, message.credentials);
     if let (Err(error), Some((_, user, group))) = (&sent, message.credentials)
-        && error.errno() == Some(Errno::ESRCH)
+        && matches!(error.errno(), Some(Errno::ESRCH | Errno::EPERM))
     {
         let own = maker.hand.call(libc::SYS_getpid, [])? as i32;
         sent = try_send(maker, fd, message, to, &numbers, Some((own, user, group)));

@@ -184,3 +184,25 @@ ready(l, c)",
     let error = refused("a, b = socketpair(); a.send(b'x', MSG_OOB); ready(a, b)");
     assert!(error.contains("urgent data"), "{error}");
 }
+
+#[test]
+fn credentials_in_a_queue_are_kept() {
+    let guest = Guest::start(
+        "a, b = socketpair(); b.setsockopt(SOL_SOCKET, SO_PASSCRED, 1)
+a.send(b'one'); a.send(b'two')
+ready(a, b)
+data, extra, *_ = b.recvmsg(9, 100); assert data == b'onetwo' and extra[0][1] == SCM_CREDENTIALS
+",
+    );
+    let pid = guest.child.id() as i32;
+    let files = guest.save().unwrap();
+    let queue = &unix_of(&files, 1).queue;
+    assert_eq!(queue[0].credentials, Some((pid, 0, 0)));
+    guest.finish();
+    restored(files, |fds| {
+        let message = socket::receive(fds[1].as_fd(), 9, 0).unwrap();
+        assert_eq!(message.bytes, b"onetwo");
+        // Not the same process: the one that sent it is gone.
+        assert!(message.credentials.is_some_and(|(sender, ..)| sender != pid && sender != 0));
+    });
+}
