@@ -41,6 +41,42 @@ pub struct Progress {
     pub total: u64,
 }
 
+/// Tells how far it is; gives whether anybody still wants the image.
+pub type Tell = Arc<dyn Fn(Progress) -> bool + Send + Sync>;
+
+/// Where an image is written to, bytes counted.
+struct Counted {
+    out: File,
+    so_far: Progress,
+    tell: Tell,
+}
+
+impl Write for Counted {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let count = self.out.write(bytes)?;
+        self.count(count)
+    }
+
+    fn write_vectored(&mut self, pieces: &[std::io::IoSlice<'_>]) -> std::io::Result<usize> {
+        let count = self.out.write_vectored(pieces)?;
+        self.count(count)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.out.flush()
+    }
+}
+
+impl Counted {
+    fn count(&mut self, count: usize) -> std::io::Result<usize> {
+        self.so_far.done += count as u64;
+        match (self.tell)(self.so_far) {
+            true => Ok(count),
+            false => Err(std::io::Error::other("nobody wants it any more")),
+        }
+    }
+}
+
 /// What was saved.
 #[derive(Debug, Clone, Default)]
 pub struct Saved {
@@ -111,7 +147,7 @@ pub fn save(
     facts: &Facts,
     out: File,
     options: Options,
-    progress: &(dyn Fn(Progress) + Sync),
+    progress: &Tell,
     commit: &mut dyn FnMut(&Saved) -> Result<(), SaveError>,
 ) -> Result<Saved, SaveError> {
     let features = Features::of_this_machine()?;
@@ -260,20 +296,17 @@ fn write(
     features: &Features,
     out: File,
     options: Options,
-    progress: &(dyn Fn(Progress) + Sync),
+    progress: &Tell,
 ) -> Result<Saved, SaveError> {
     let mut state = Vec::new();
     ciborium::into_writer(sandbox, &mut state)
         .map_err(|error| SaveError::failed("the state cannot be written", error))?;
     let disk = out.try_clone().map_err(|error| SaveError::failed("the image", error))?;
-    let mut writer = Writer::begin_in_background(out, features, &state, options.compression)?;
     let contents = &found.collector.contents;
-    let mut now = Progress { done: 0, total: contents.iter().map(Content::bytes).sum() };
-    for content in contents {
-        content.write(&mut writer)?;
-        now.done += content.bytes();
-        progress(now);
-    }
+    let total = contents.iter().map(Content::bytes).sum::<u64>() + state.len() as u64;
+    let out = Counted { out, so_far: Progress { done: 0, total }, tell: Arc::clone(progress) };
+    let mut writer = Writer::begin_in_background(out, features, &state, options.compression)?;
+    contents.iter().try_for_each(|content| content.write(&mut writer))?;
     let (mut out, summary) = writer.finish()?;
     out.flush().map_err(|error| SaveError::failed("the image cannot be written", error))?;
     match disk.sync_all() {
