@@ -112,7 +112,7 @@ pub fn save(
     commit: &mut dyn FnMut(&Saved) -> Result<(), SaveError>,
 ) -> Result<Saved, SaveError> {
     let features = Features::of_this_machine()?;
-    kernel.pause()?;
+    kernel.pause_outside_vfork()?;
     let stopped = Instant::now();
     let saved = (|| {
         let (sandbox, found) = captured(kernel, facts)?;
