@@ -7,9 +7,11 @@
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
+use crate::save::capture::stat;
 use crate::sys::agent::{self, Data, Done, Failed, Table};
 use crate::sys::process;
 use crate::sys::ptrace::{self, Stop, Stopped};
@@ -80,12 +82,20 @@ pub struct Hand {
     tid: i32,
     /// Where the agent's area lies: its code, then its table.
     area: u64,
+    /// Where in the room for tables its own begin.
+    table: usize,
 }
 
 impl Hand {
     /// `stopped` has the agent's code at `area` and room for a table behind it.
     pub fn new(stopped: Stopped, area: u64) -> Hand {
-        Hand { tid: stopped.tid(), stopped: Some(stopped), area }
+        Hand { tid: stopped.tid(), stopped: Some(stopped), area, table: 0 }
+    }
+
+    /// The hand of a process that shares the memory of another one, whose table stays as it is as long
+    /// as it has no data.
+    pub fn beside(stopped: Stopped, area: u64) -> Hand {
+        Hand { table: TABLE / 2, ..Hand::new(stopped, area) }
     }
 
     /// The thread, as the host numbers it.
@@ -100,7 +110,7 @@ impl Hand {
 
     /// A table for this hand.
     pub fn table(&self) -> Table {
-        Table::new(self.area + CODE as u64, TABLE)
+        Table::new(self.area + (CODE + self.table) as u64, TABLE - self.table)
     }
 
     /// The thread itself, for as long as it does nothing.
@@ -133,11 +143,11 @@ impl Hand {
         for (address, bytes) in table.encode() {
             write(self.tid, address, &bytes).map_err(own("write to its memory"))?;
         }
-        let (code, table) = (self.area, self.area + CODE as u64);
-        let stopped = self.stopped()?;
+        let code = self.area;
+        let stopped = self.stopped.as_mut().ok_or(HandError::Killed)?;
         let mut registers = stopped.registers().map_err(own("read its registers"))?;
         registers.rip = code;
-        registers.r15 = table;
+        registers.r15 = table.address();
         // No call is under way that the kernel would make again.
         registers.orig_rax = u64::MAX;
         registers.eflags &= !0x100;
@@ -148,6 +158,30 @@ impl Hand {
     pub fn go_on(&mut self) -> Result<Stop, HandError> {
         let stopped = self.stopped.take().ok_or(HandError::Killed)?;
         let stopped = stopped.run().map_err(own("let it go on"))?;
+        let why = stopped.why();
+        self.stopped = Some(stopped);
+        Ok(why)
+    }
+
+    /// Lets the thread run until it sleeps in a call, where it is stopped, or stops by itself.
+    pub fn go_on_to_sleep(&mut self) -> Result<Stop, HandError> {
+        /// It only has to come to a call.
+        const LONGEST: Duration = Duration::from_secs(1);
+        let stopped = self.stopped.take().ok_or(HandError::Killed)?;
+        let running = stopped.because(Stop::Asked).go_on().map_err(own("let it go on"))?;
+        let begun = Instant::now();
+        // Nothing tells that a thread has gone to sleep.
+        let state = loop {
+            let state = stat::read(self.tid).map_or(b'X', |it| it.state());
+            if state != b'R' || begun.elapsed() > LONGEST {
+                break state;
+            }
+            std::thread::yield_now();
+        };
+        if state != b't' {
+            running.interrupt().map_err(own("stop it"))?;
+        }
+        let stopped = ptrace::wait_for(self.tid).map_err(own("wait for it"))?;
         let why = stopped.why();
         self.stopped = Some(stopped);
         Ok(why)

@@ -5,6 +5,7 @@
 //! from it.
 
 pub mod capture;
+pub mod content;
 pub mod error;
 pub mod hand;
 pub mod image;

@@ -13,15 +13,15 @@ use std::time::{Duration, Instant};
 use serde_bytes::ByteBuf;
 
 use crate::save::capture::collector::Content;
+use crate::save::capture::snapshot::{self, Live};
+use crate::save::capture::waits::Asleep;
 use crate::save::capture::{self, Found, Streams};
+use crate::save::content;
 use crate::save::error::SaveError;
-use crate::save::hand;
 use crate::save::image::{Features, ImageError, Writer};
 use crate::save::ptys::OwnTerminal;
 use crate::save::state::{Run, Sandbox};
 use crate::sentry::{Kernel, KernelError};
-
-const PAGE: u64 = 4096;
 
 /// How to save.
 #[derive(Debug, Clone, Copy, Default)]
@@ -54,6 +54,9 @@ pub struct Saved {
     pub pause: Duration,
 }
 
+/// The master of a program's terminal, and which of its standard streams that took the place of.
+pub type ItsTerminal = (Arc<OwnedFd>, [bool; 3]);
+
 /// What the run is, for who comes from an image.
 #[derive(Debug, Clone, Default)]
 pub struct Facts {
@@ -65,7 +68,7 @@ pub struct Facts {
     pub trees: Vec<std::path::PathBuf>,
     /// The terminal of the run's program, the first of the sandbox's, if it has one: the master, and
     /// which of the standard streams it took the place of.
-    pub terminal: Option<(Arc<OwnedFd>, [bool; 3])>,
+    pub terminal: Option<ItsTerminal>,
 }
 
 impl Facts {
@@ -112,25 +115,78 @@ pub fn save(
     commit: &mut dyn FnMut(&Saved) -> Result<(), SaveError>,
 ) -> Result<Saved, SaveError> {
     let features = Features::of_this_machine()?;
+    if options.leave_running {
+        let (sandbox, mut found, pause) = captured_live(kernel, facts)?;
+        let saved = write(&sandbox, &found, &features, out, options, progress);
+        snapshot::end(kernel, &mut found);
+        let saved = Saved { pause, ..saved? };
+        commit(&saved)?;
+        return Ok(saved);
+    }
+    let mut asleep = asleep(kernel)?;
+    let begun = Instant::now();
     kernel.pause_outside_vfork()?;
-    let stopped = Instant::now();
     let saved = (|| {
-        let (sandbox, found) = captured(kernel, facts)?;
+        asleep.confirm();
+        let (sandbox, found) = captured(kernel, facts, asleep, None)?;
         let mut saved = write(&sandbox, &found, &features, out, options, progress)?;
-        saved.pause = stopped.elapsed();
+        saved.pause = begun.elapsed();
         commit(&saved)?;
         Ok(saved)
     })();
-    match (&saved, options.leave_running) {
-        (Ok(_), false) => kernel.kill(libc::SIGKILL)?,
-        _ => kernel.unpause()?,
+    match saved {
+        Ok(_) => kernel.kill(libc::SIGKILL)?,
+        Err(_) => kernel.unpause()?,
     }
     saved
 }
 
+/// Which threads wait for a span of time, and since when: looked at just before they are stopped.
+fn asleep(kernel: &Kernel) -> Result<Asleep, SaveError> {
+    Ok(Asleep::look(kernel.census()?.iter().map(|guest| guest.pid)))
+}
+
+/// Captures guests that go on again at once: what is to be read later is read from copies of them. Gives
+/// how long they stood still.
+fn captured_live(
+    kernel: &Arc<Kernel>,
+    facts: &Facts,
+) -> Result<(Sandbox, Found, Duration), SaveError> {
+    // The second time nothing is taken for granted.
+    for is_prepared in [true, false] {
+        let live = Live::new(kernel, is_prepared)?;
+        let mut asleep = asleep(kernel)?;
+        let begun = Instant::now();
+        kernel.pause_outside_vfork()?;
+        asleep.confirm();
+        let captured =
+            captured(kernel, facts, asleep, Some(live)).and_then(|(sandbox, mut found)| {
+                content::keep(&mut found.collector.contents)?;
+                Ok((sandbox, found))
+            });
+        kernel.unpause()?;
+        let pause = begun.elapsed();
+        let (mut sandbox, mut found) = captured?;
+        match snapshot::settle(&mut found, &mut sandbox.spaces) {
+            Ok(true) => return Ok((sandbox, found, pause)),
+            Ok(false) => snapshot::end(kernel, &mut found),
+            Err(error) => {
+                snapshot::end(kernel, &mut found);
+                return Err(error);
+            }
+        }
+    }
+    Err(SaveError::refused("mappings of its processes cannot be read; try again"))
+}
+
 /// What is known of the stopped guests.
-fn captured(kernel: &Arc<Kernel>, facts: &Facts) -> Result<(Sandbox, Found), SaveError> {
-    let guests = kernel.census()?;
+fn captured(
+    kernel: &Arc<Kernel>,
+    facts: &Facts,
+    asleep: Asleep,
+    live: Option<Live>,
+) -> Result<(Sandbox, Found), SaveError> {
+    let guests = kernel.census_of_stopped()?;
     let program = kernel.program().ok_or(SaveError::refused("its program has ended"))?;
     let program = guests
         .iter()
@@ -140,7 +196,9 @@ fn captured(kernel: &Arc<Kernel>, facts: &Facts) -> Result<(Sandbox, Found), Sav
     let gate = Arc::clone(kernel.gate().ok_or(SaveError::refused("nothing runs in it"))?);
     let groups: Vec<(i32, i32)> = guests.iter().map(|it| (it.pid, it.guest_pid)).collect();
     let own = facts.clone();
-    let work = move |tracees: &mut _| capture::sandbox(tracees, &gate, &guests, &own);
+    let work = move |tracees: &mut _| {
+        capture::sandbox(tracees, &gate, &guests, &own, asleep, live.as_ref())
+    };
     let mut found = kernel.tracer().run(work).map_err(KernelError::Tracer)??;
     let collector = &mut found.collector;
     let sandbox = Sandbox {
@@ -209,99 +267,4 @@ fn write(
     let threads = sandbox.processes.iter().map(|process| process.threads.len() as u64).sum();
     let processes = sandbox.processes.len() as u64;
     Ok(Saved { bytes: summary.bytes, processes, threads, pause: Duration::ZERO })
-}
-
-impl Content {
-    /// How much it is.
-    pub fn bytes(&self) -> u64 {
-        match self {
-            Content::Pages { ranges, .. } => ranges.iter().map(|(start, end)| end - start).sum(),
-            Content::Mapping { start, end, .. } => end - start,
-            Content::File { size, .. } | Content::Below { size, .. } => *size,
-        }
-    }
-
-    fn write<W: Write>(&self, writer: &mut Writer<W>) -> Result<(), SaveError> {
-        let unreadable = |errno: nix::errno::Errno| ImageError::Unwritable {
-            what: format!("the memory of a guest cannot be read: {}", errno.desc()),
-        };
-        match self {
-            Content::Pages { object, pid, ranges } => {
-                for (start, end) in ranges {
-                    let pages = (end - start) / PAGE;
-                    writer.pages_with(*object, *start, pages, |address, to| {
-                        read(*pid, address, to).map_err(unreadable)
-                    })?;
-                }
-            }
-            Content::Mapping { object, pid, start, end, offset } => {
-                let pages = (end - start) / PAGE;
-                writer.pages_with(*object, *offset, pages, |at, to| {
-                    read(*pid, start + (at - offset), to).map_err(unreadable)
-                })?;
-            }
-            Content::File { object, file, size } => stream(writer, *object, file, *size)?,
-            Content::Below { object, directory, path, size } => {
-                let show = path.to_string_lossy();
-                let file = Content::open_below(directory, path).map_err(|errno| {
-                    SaveError::failed(format!("{show} cannot be read"), errno.desc())
-                })?;
-                stream(writer, *object, &file, *size)?;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Memory of a guest, also where it has no right to read it itself.
-fn read(pid: i32, address: u64, to: &mut [u8]) -> Result<(), nix::errno::Errno> {
-    use std::os::unix::fs::FileExt;
-    match hand::read(pid, address, to) {
-        Err(nix::errno::Errno::EFAULT) => {
-            hand::memory(pid, false)?.read_exact_at(to, address).map_err(|error| {
-                nix::errno::Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
-            })
-        }
-        done => done,
-    }
-}
-
-/// The content of a file. Holes stay holes: they are not in the image.
-fn stream<W: Write>(
-    writer: &mut Writer<W>,
-    object: u32,
-    file: &File,
-    size: u64,
-) -> Result<(), SaveError> {
-    use std::os::unix::fs::FileExt;
-    let mut buffer = vec![0; 1 << 20];
-    // A page of zeros may be a hole.
-    const BLOCK: usize = 4096;
-    let mut at = 0;
-    while at < size {
-        let most = (size - at).min(buffer.len() as u64) as usize;
-        let count = file
-            .read_at(&mut buffer[..most], at)
-            .map_err(|error| SaveError::failed("a file of the sandbox cannot be read", error))?;
-        if count == 0 {
-            break;
-        }
-        let mut begin = None;
-        for (index, block) in buffer[..count].chunks(BLOCK).enumerate() {
-            let position = index * BLOCK;
-            match (block.iter().any(|byte| *byte != 0), begin) {
-                (true, None) => begin = Some(position),
-                (false, Some(from)) => {
-                    writer.bytes(object, at + from as u64, &buffer[from..position])?;
-                    begin = None;
-                }
-                _ => {}
-            }
-        }
-        if let Some(from) = begin {
-            writer.bytes(object, at + from as u64, &buffer[from..count])?;
-        }
-        at += count as u64;
-    }
-    Ok(())
 }
