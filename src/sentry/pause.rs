@@ -102,17 +102,22 @@ impl Kernel {
     }
 
     /// The same at a moment when none sits in vfork(2), if one comes soon: such a thread cannot be looked
-    /// at by its tracer. Else, and where a pause is in effect already, as [`Kernel::pause`] does.
-    pub fn pause_outside_vfork(&self) -> Result<u64, KernelError> {
+    /// at by its tracer. Else, and where a pause is in effect already, as [`Kernel::pause`] does. Gives
+    /// what `before` found just before all were stopped.
+    pub fn pause_outside_vfork<B>(
+        &self,
+        mut before: impl FnMut() -> Result<B, KernelError>,
+    ) -> Result<B, KernelError> {
         let mut rest = FIRST_LOOK;
         loop {
-            let tasks = self.pause()?;
+            let found = before()?;
+            self.pause()?;
             let is_over = {
                 let depth = self.pausing.lock();
                 depth.in_vfork == 0 || depth.asked + depth.own > 1
             };
             if is_over || rest > LONGEST_VFORK {
-                return Ok(tasks);
+                return Ok(found);
             }
             self.unpause()?;
             // Nothing tells that a child has executed its program.
