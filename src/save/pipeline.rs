@@ -160,9 +160,7 @@ pub fn save(
         commit(&saved)?;
         return Ok(saved);
     }
-    let mut asleep = asleep(kernel)?;
-    let begun = Instant::now();
-    kernel.pause()?;
+    let (mut asleep, begun) = kernel.pause_outside_vfork(|| asleep(kernel))?;
     let saved = (|| {
         asleep.confirm();
         let (sandbox, found) = captured(kernel, facts, asleep, None)?;
@@ -196,9 +194,11 @@ fn refuse_early(kernel: &Kernel) -> Result<(), SaveError> {
     Ok(())
 }
 
-/// Which threads wait for a span of time, and since when: looked at just before they are stopped.
-fn asleep(kernel: &Kernel) -> Result<Asleep, SaveError> {
-    Ok(Asleep::look(kernel.census()?.iter().map(|guest| guest.pid)))
+/// Which threads wait for a span of time, and since when, looked at just before they are stopped; and
+/// when that was.
+fn asleep(kernel: &Kernel) -> Result<(Asleep, Instant), KernelError> {
+    let asleep = Asleep::look(kernel.census()?.iter().map(|guest| guest.pid));
+    Ok((asleep, Instant::now()))
 }
 
 /// Captures guests that go on again at once: what is to be read later is read from copies of them. Gives
@@ -210,9 +210,7 @@ fn captured_live(
     // The second time nothing is taken for granted.
     for is_prepared in [true, false] {
         let live = Live::new(kernel, is_prepared)?;
-        let mut asleep = asleep(kernel)?;
-        let begun = Instant::now();
-        kernel.pause()?;
+        let (mut asleep, begun) = kernel.pause_outside_vfork(|| asleep(kernel))?;
         asleep.confirm();
         let captured =
             captured(kernel, facts, asleep, Some(live)).and_then(|(sandbox, mut found)| {

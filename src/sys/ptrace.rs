@@ -229,6 +229,16 @@ impl Stopped {
         Ok(Running { tid: self.tid, of: PhantomData })
     }
 
+    /// It goes on with the call in which it has stopped (`Stop::Made`, `Stop::Executed`), and is to stop
+    /// again when it leaves that, before an instruction of its program. Until then its registers are not its
+    /// own: the kernel still puts the result of the call into them.
+    pub fn finish_call(self) -> Result<Running, Errno> {
+        // Asked before it goes: any stop forgets what was asked earlier (ptrace_stop in kernel/signal.c).
+        request(libc::PTRACE_INTERRUPT, self.tid, 0, 0)?;
+        request(libc::PTRACE_CONT, self.tid, 0, 0)?;
+        Ok(Running { tid: self.tid, of: PhantomData })
+    }
+
     /// Its general registers.
     pub fn registers(&self) -> Result<libc::user_regs_struct, Errno> {
         // SAFETY: an all-zero user_regs_struct is valid.
