@@ -98,11 +98,25 @@ fn stream<W: Write>(
 ) -> Result<(), SaveError> {
     pieces(size, |at, buffer| {
         let count = read_some(file, from + at, buffer)?;
-        if !is_zero(&buffer[..count]) {
-            writer.bytes(object, at, &buffer[..count])?;
+        for (start, end) in written(&buffer[..count]) {
+            writer.bytes(object, at + start as u64, &buffer[start..end])?;
         }
         Ok(count)
     })
+}
+
+/// Where blocks are that hold more than zeros: (start, end). What is between them may be a hole.
+fn written(bytes: &[u8]) -> Vec<(usize, usize)> {
+    const BLOCK: usize = 4096;
+    let mut found: Vec<(usize, usize)> = Vec::new();
+    for (index, block) in bytes.chunks(BLOCK).enumerate().filter(|(_, block)| !is_zero(block)) {
+        let start = index * BLOCK;
+        match found.last_mut() {
+            Some(last) if last.1 == start => last.1 += block.len(),
+            _ => found.push((start, start + block.len())),
+        }
+    }
+    found
 }
 
 /// Calls `each` with places and room until so many bytes are done, or it gives 0.

@@ -163,8 +163,9 @@ impl Hand {
         Ok(why)
     }
 
-    /// Lets the thread run until it sleeps in a call, where it is stopped, or stops by itself.
-    pub fn go_on_to_sleep(&mut self) -> Result<Stop, HandError> {
+    /// Lets the thread run until it sleeps in a call and so long after that; there it is stopped, unless it
+    /// stops by itself.
+    pub fn go_on_to_sleep(&mut self, longer: Duration) -> Result<Stop, HandError> {
         /// It only has to come to a call.
         const LONGEST: Duration = Duration::from_secs(1);
         let stopped = self.stopped.take().ok_or(HandError::Killed)?;
@@ -179,6 +180,10 @@ impl Hand {
             std::thread::yield_now();
         };
         if state != b't' {
+            // (What it does then, nothing tells either.)
+            if !longer.is_zero() {
+                std::thread::sleep(longer);
+            }
             running.interrupt().map_err(own("stop it"))?;
         }
         let stopped = ptrace::wait_for(self.tid).map_err(own("wait for it"))?;

@@ -21,7 +21,7 @@ use crate::save::error::SaveError;
 use crate::save::image::{Features, ImageError, Writer};
 use crate::save::ptys::OwnTerminal;
 use crate::save::state::{Run, Sandbox};
-use crate::sentry::{Kernel, KernelError};
+use crate::sentry::{self, Kernel, KernelError};
 
 /// How to save.
 #[derive(Debug, Clone, Copy, Default)]
@@ -39,6 +39,42 @@ pub struct Progress {
     pub done: u64,
     /// Bytes in all, as far as is known.
     pub total: u64,
+}
+
+/// Tells how far it is; gives whether anybody still wants the image.
+pub type Tell = Arc<dyn Fn(Progress) -> bool + Send + Sync>;
+
+/// Where an image is written to, bytes counted.
+struct Counted {
+    out: File,
+    so_far: Progress,
+    tell: Tell,
+}
+
+impl Write for Counted {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let count = self.out.write(bytes)?;
+        self.count(count)
+    }
+
+    fn write_vectored(&mut self, pieces: &[std::io::IoSlice<'_>]) -> std::io::Result<usize> {
+        let count = self.out.write_vectored(pieces)?;
+        self.count(count)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.out.flush()
+    }
+}
+
+impl Counted {
+    fn count(&mut self, count: usize) -> std::io::Result<usize> {
+        self.so_far.done += count as u64;
+        match (self.tell)(self.so_far) {
+            true => Ok(count),
+            false => Err(std::io::Error::other("nobody wants it any more")),
+        }
+    }
 }
 
 /// What was saved.
@@ -111,10 +147,11 @@ pub fn save(
     facts: &Facts,
     out: File,
     options: Options,
-    progress: &(dyn Fn(Progress) + Sync),
+    progress: &Tell,
     commit: &mut dyn FnMut(&Saved) -> Result<(), SaveError>,
 ) -> Result<Saved, SaveError> {
     let features = Features::of_this_machine()?;
+    refuse_early(kernel)?;
     if options.leave_running {
         let (sandbox, mut found, pause) = captured_live(kernel, facts)?;
         let saved = write(&sandbox, &found, &features, out, options, progress);
@@ -137,6 +174,24 @@ pub fn save(
         Err(_) => kernel.unpause()?,
     }
     saved
+}
+
+/// Refuses what can be told before anything is stopped.
+fn refuse_early(kernel: &Kernel) -> Result<(), SaveError> {
+    let is_set = kernel.time().keeper().generation() > 0;
+    if is_set || kernel.features().intersects(sentry::Features::VIRTUAL_TIME) {
+        return Err(SaveError::refused(
+            "it has a clock of its own (--time, or set inside), which an image does not carry; run it \
+             without",
+        ));
+    }
+    if kernel.has_later_programs() {
+        return Err(SaveError::refused(
+            "programs that sandbox exec or --container started still run in it, whose callers an image \
+             cannot carry; end them first (sandbox ps shows them)",
+        ));
+    }
+    Ok(())
 }
 
 /// Which threads wait for a span of time, and since when, looked at just before they are stopped; and
@@ -206,8 +261,9 @@ fn captured(
             log: kernel.log().since(0).0,
             program,
             last_pid: 0,
-            ran_us: 0,
-            saved_us: 0,
+            // The guest's uptime begins with its sandbox.
+            ran_us: found.clocks.boottime.max(0) as u64 / 1000,
+            saved_us: found.clocks.realtime / 1000,
         },
         clocks: found.clocks,
         spaces: std::mem::take(&mut found.spaces),
@@ -238,20 +294,17 @@ fn write(
     features: &Features,
     out: File,
     options: Options,
-    progress: &(dyn Fn(Progress) + Sync),
+    progress: &Tell,
 ) -> Result<Saved, SaveError> {
     let mut state = Vec::new();
     ciborium::into_writer(sandbox, &mut state)
         .map_err(|error| SaveError::failed("the state cannot be written", error))?;
     let disk = out.try_clone().map_err(|error| SaveError::failed("the image", error))?;
-    let mut writer = Writer::begin_in_background(out, features, &state, options.compression)?;
     let contents = &found.collector.contents;
-    let mut now = Progress { done: 0, total: contents.iter().map(Content::bytes).sum() };
-    for content in contents {
-        content.write(&mut writer)?;
-        now.done += content.bytes();
-        progress(now);
-    }
+    let total = contents.iter().map(Content::bytes).sum::<u64>() + state.len() as u64;
+    let out = Counted { out, so_far: Progress { done: 0, total }, tell: Arc::clone(progress) };
+    let mut writer = Writer::begin_in_background(out, features, &state, options.compression)?;
+    contents.iter().try_for_each(|content| content.write(&mut writer))?;
     let (mut out, summary) = writer.finish()?;
     out.flush().map_err(|error| SaveError::failed("the image cannot be written", error))?;
     match disk.sync_all() {

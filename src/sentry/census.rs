@@ -137,6 +137,12 @@ impl Kernel {
         self.keepers.remove(pid);
     }
 
+    /// Whether programs that were started later, or what they have left behind, may still be there.
+    pub fn has_later_programs(&self) -> bool {
+        let init = self.init_pid();
+        self.keepers.lock().iter().any(|(pid, kept)| *pid != init && !kept.ending)
+    }
+
     /// Whether `pid` (as the host numbers it) is a keeper.
     pub(super) fn is_keeper(&self, pid: i32) -> bool {
         let kept = self.keepers.lock().get(&pid).cloned();

@@ -104,10 +104,41 @@ static void *holder(void *unused) {
     return NULL;
 }
 
+/* A wait that goes on can still be ended by a handler. */
+static struct timespec rest;
+static volatile int sleep_result, sleep_error;
+static void nothing(int signal) { (void)signal; }
+static void *sleeper(void *unused) {
+    (void)unused;
+    struct timespec long_time = {100, 0};
+    sleep_result = syscall(SYS_nanosleep, &long_time, &rest);
+    sleep_error = errno;
+    return NULL;
+}
+
+/* What a process keeps of itself. */
+static int keeps(void) {
+    int signal = 0;
+    prctl(PR_SET_PDEATHSIG, SIGUSR1);
+    FILE *file = fopen("/proc/self/oom_score_adj", "w");
+    if (file) fprintf(file, "500"), fclose(file);
+    syscall(SYS_ioprio_set, 1, 0, 3 << 13);
+    while (!there(go)) usleep(10000);
+    CHECK(prctl(PR_GET_PDEATHSIG, &signal) == 0 && signal == SIGUSR1);
+    CHECK(syscall(SYS_ioprio_get, 1, 0) == 3 << 13);
+    int adjustment = 0;
+    file = fopen("/proc/self/oom_score_adj", "r");
+    CHECK(file && fscanf(file, "%d", &adjustment) == 1 && adjustment == 500);
+    return failed;
+}
+
 int main(int count, char **arguments) {
     if (count < 3) return 2;
     go = arguments[2];
-    pthread_t one, two;
+    pthread_t one, two, three;
+    struct sigaction does_nothing = {0};
+    does_nothing.sa_handler = nothing;
+    sigaction(SIGUSR1, &does_nothing, NULL);
     pthread_mutexattr_t attributes;
     pthread_mutexattr_init(&attributes);
     pthread_mutexattr_setrobust(&attributes, PTHREAD_MUTEX_ROBUST);
@@ -123,6 +154,7 @@ int main(int count, char **arguments) {
     catch_it(SIGRTMIN + 6), catch_it(SIGRTMIN + 7), catch_it(SIGALRM), catch_it(SIGRTMIN + 5);
     pthread_create(&one, NULL, thread, NULL);
     pthread_create(&two, NULL, holder, NULL);
+    pthread_create(&three, NULL, sleeper, NULL);
     while (!other) usleep(1000);
 
     /* A number that is not the first. */
@@ -143,6 +175,8 @@ int main(int count, char **arguments) {
     /* Children: one has stopped and was told of, one was not, one has died. */
     pid_t told = fork();
     if (!told) { prctl(PR_SET_PDEATHSIG, SIGTERM); for (;;) pause(); }
+    pid_t keeper = fork();
+    if (!keeper) { int bad = keeps(); fflush(stdout); _exit(bad); }
     pid_t untold = fork();
     if (!untold) for (;;) pause();
     int status = 0;
@@ -172,6 +206,8 @@ int main(int count, char **arguments) {
     while (!there(go)) usleep(1000);
 
     long now = elapsed();
+    int kept = -1;
+    CHECK(waitpid(keeper, &kept, 0) == keeper && kept == 0);
     CHECK(left(once) > 0 || got[SIGRTMIN + 6]);
     CHECK(left(idle) == 0);
     CHECK(left(cpu) > 90000 && left(cpu) <= 100000);
@@ -180,6 +216,7 @@ int main(int count, char **arguments) {
     printf("after %ld ms the timer has %ld ms left\n", now - begun, left(once));
     long ticks = got[SIGRTMIN + 7], expected = (now - then) / 200;
     CHECK(ticks >= expected - 3 && ticks <= expected + 1);
+    while (!got[SIGRTMIN + 7]) usleep(1000);
     CHECK(value[SIGRTMIN + 7] == 77 && code[SIGRTMIN + 7] == SI_TIMER);
     CHECK(!got[SIGHUP] && !got[SIGRTMIN + 1] && !got[SIGRTMIN + 2]);
     sigprocmask(SIG_UNBLOCK, &blocked, NULL);
@@ -205,6 +242,9 @@ int main(int count, char **arguments) {
 
     /* The threads end as threads do. */
     CHECK(pthread_join(one, NULL) == 0 && on_stack == 1);
+    pthread_kill(three, SIGUSR1);
+    CHECK(pthread_join(three, NULL) == 0 && sleep_result == -1 && sleep_error == EINTR);
+    CHECK(rest.tv_sec >= 80 && rest.tv_sec < 100);
     CHECK(pthread_join(two, NULL) == 0);
     CHECK(pthread_mutex_lock(&robust) == EOWNERDEAD);
     while (elapsed() < begun + 8000 && (!got[SIGRTMIN + 6] || !got[SIGALRM])) usleep(10000);

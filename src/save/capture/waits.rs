@@ -102,7 +102,7 @@ impl Asleep {
     /// before anything is done with them: a stop is a sleep itself.
     pub fn confirm(&mut self) {
         self.all.retain(|tid, sleep| {
-            Scheduled::read(&tid.to_string()).is_some_and(|now| now.times == sleep.times + 1)
+            scheduled(&tid.to_string()).is_some_and(|(_, times)| times == sleep.times + 1)
         });
     }
 }
@@ -129,13 +129,16 @@ struct Scheduled {
 
 impl Scheduled {
     fn read(task: &str) -> Option<Scheduled> {
-        let text = read_to_string(format!("/proc/{task}/sched")).ok()?;
-        let (since, times) = parse(&text)?;
+        let (since, times) = scheduled(task)?;
         let stat = read_to_string(format!("/proc/{task}/stat")).ok()?;
         // Field 39, `processor`.
         let cpu = stat.rsplit(") ").next()?.split(' ').nth(36)?.parse().ok()?;
         Some(Scheduled { since, times, cpu })
     }
+}
+
+fn scheduled(task: &str) -> Option<(u64, u64)> {
+    parse(&read_to_string(format!("/proc/{task}/sched")).ok()?)
 }
 
 /// `se.exec_start` and `nr_voluntary_switches` (proc_sched_show_task in kernel/sched/debug.c).
@@ -155,8 +158,8 @@ fn parse(text: &str) -> Option<(u64, u64)> {
 fn time_of(cpu: usize) -> Option<u64> {
     let mut only = CpuSet::new();
     only.set(cpu).ok()?;
-    // Where the guest's processors are not the supervisor's, all clocks are taken for the same.
-    let _ = sched_setaffinity(Pid::from_raw(0), &only);
+    // Nothing is known of a processor of the guest's that is none of the supervisor's.
+    sched_setaffinity(Pid::from_raw(0), &only).ok()?;
     // It is written down when the thread is looked at for who runs next.
     std::thread::yield_now();
     Scheduled::read("thread-self").map(|it| it.since)

@@ -6,12 +6,19 @@
 //! stopped in it. From there on it is, for the kernel, one whose wait was interrupted: it goes on once the
 //! thread has its own registers and is let go, a handler ends it with EINTR, and none of it shows.
 
+use std::time::Duration;
+
+use nix::errno::Errno;
+
 use crate::save::hand::{Hand, HandError};
 use crate::save::state::Thread;
 use crate::sys::ptrace::{Stop, place};
 
 /// ERESTART_RESTARTBLOCK (include/linux/errno.h).
 const RESTART_BLOCK: i64 = -516;
+
+/// So often a thread is let run until it waits, for twice as long each time.
+const MOST_ATTEMPTS: u32 = 9;
 
 /// What has become of a wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,8 +53,10 @@ pub fn begin(hand: &mut Hand, thread: &Thread) -> Result<Option<Begun>, HandErro
         _ => return Ok(None),
     };
     hand.begin(&table)?;
-    loop {
-        match hand.go_on_to_sleep()? {
+    for attempt in 0..MOST_ATTEMPTS {
+        // Where the sandbox is asked about the call, its answer takes a while.
+        let longer = if attempt == 0 { 0 } else { 1 << attempt };
+        match hand.go_on_to_sleep(Duration::from_millis(longer))? {
             Stop::Signal(libc::SIGTRAP) => {
                 let result = hand.done(&table)?.result(call);
                 let result = result.map_or_else(|errno| -i64::from(errno as i32), |it| it as i64);
@@ -69,4 +78,5 @@ pub fn begin(hand: &mut Hand, thread: &Thread) -> Result<Option<Begun>, HandErro
             _ => {}
         }
     }
+    Err(HandError::Own("begin its wait anew", Errno::EAGAIN))
 }
