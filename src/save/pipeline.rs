@@ -156,7 +156,12 @@ pub fn save(
         let (sandbox, mut found, pause) = captured_live(kernel, facts)?;
         let saved = write(&sandbox, &found, &features, out, options, progress);
         snapshot::end(kernel, &mut found);
-        let saved = Saved { pause, ..saved? };
+        // The copies end with the rest of it: whatever could not be read then, that is why.
+        let saved = saved.map_err(|error| match has_ended(kernel) {
+            true => SaveError::refused("its program has ended while it was saved"),
+            false => error,
+        })?;
+        let saved = Saved { pause, ..saved };
         commit(&saved)?;
         return Ok(saved);
     }
@@ -174,6 +179,13 @@ pub fn save(
         Err(_) => kernel.unpause()?,
     }
     saved
+}
+
+/// Whether the run's program is no more, also if nobody was told yet.
+fn has_ended(kernel: &Kernel) -> bool {
+    kernel.program().is_none_or(|pid| {
+        capture::stat::read(pid).is_none_or(|it| matches!(it.state(), b'Z' | b'X'))
+    })
 }
 
 /// Refuses what can be told before anything is stopped.
@@ -223,6 +235,10 @@ fn captured_live(
         match snapshot::settle(&mut found, &mut sandbox.spaces) {
             Ok(true) => return Ok((sandbox, found, pause)),
             Ok(false) => snapshot::end(kernel, &mut found),
+            Err(_) if has_ended(kernel) => {
+                snapshot::end(kernel, &mut found);
+                return Err(SaveError::refused("its program has ended while it was saved"));
+            }
             Err(error) => {
                 snapshot::end(kernel, &mut found);
                 return Err(error);

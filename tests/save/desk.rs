@@ -5,10 +5,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
-use crate::common::{LIMIT, Outcome, Workspace, guest, run, wait_for};
+use crate::common::leftovers::Leftovers;
+use crate::common::{LIMIT, Outcome, Workspace, guest, run, sandbox_program, wait_for};
 
 /// How a program comes to its end.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Way {
     /// It is saved and goes on.
     LeftRunning,
@@ -16,12 +17,15 @@ pub(crate) enum Way {
     Restored,
     /// It has been paused before.
     PausedAndRestored,
+    /// What was restored is saved once more, and restored once more.
+    RestoredTwice,
 }
 
 /// A user's sandboxes, of which one is called `it`.
 pub(crate) struct Desk {
     pub(crate) workspace: Workspace,
     runtime: Workspace,
+    before: Leftovers,
 }
 
 impl Desk {
@@ -29,12 +33,21 @@ impl Desk {
         let workspace = Workspace::new(test);
         let runtime = Workspace::new(&format!("{test}-run"));
         fs::set_permissions(runtime.path(), fs::Permissions::from_mode(0o700)).unwrap();
-        Desk { workspace, runtime }
+        let before = Leftovers::before(&workspace);
+        Desk { workspace, runtime, before }
     }
 
-    fn command(&self, words: &[&str]) -> Command {
+    pub(crate) fn command(&self, words: &[&str]) -> Command {
         let mut command = self.workspace.sandbox();
         command.args(words).env("XDG_RUNTIME_DIR", self.runtime.path());
+        command
+    }
+
+    /// A native script that gets the path of `sandbox` as its last word.
+    pub(crate) fn beside(&self, words: &[&str]) -> Command {
+        let mut command = self.workspace.command(words[0]);
+        command.args(&words[1..]).arg(sandbox_program());
+        command.env("XDG_RUNTIME_DIR", self.runtime.path());
         command
     }
 
@@ -60,6 +73,14 @@ impl Desk {
         wait_for("the program", || self.workspace.has("up"));
     }
 
+    /// Starts any program; it has made `up` when this returns.
+    #[track_caller]
+    pub(crate) fn start(&self, words: &[&str]) {
+        let own = ["run", "--detach", "--id", "it", "--"];
+        self.sandbox(&[&own[..], words].concat()).success();
+        wait_for("the program", || self.workspace.has("up"));
+    }
+
     /// Saves what runs, and has it go on in this way.
     #[track_caller]
     pub(crate) fn save(&self, way: Way) {
@@ -74,6 +95,9 @@ impl Desk {
             self.sandbox(&["wait", "it"]).expect_status(137);
             self.sandbox(&["restore", "image", "--detach", "--id", "it"]).success();
         }
+        if way == Way::RestoredTwice {
+            self.save(Way::Restored);
+        }
     }
 
     /// It ends well, and says so.
@@ -84,6 +108,19 @@ impl Desk {
         assert!(status == 0 && out.ends_with(last), "status {status}:\n{out}");
     }
 
+    /// Nothing has been left: no process, file, mount or state of a sandbox, once all have been waited for.
+    #[track_caller]
+    pub(crate) fn is_clean(&self) {
+        self.sandbox(&["ps", "--json"]).success().expect_out("[]\n");
+        let state = self.runtime.path().join("sandbox");
+        let left = fs::read_dir(state).into_iter().flatten().flatten().map(|it| it.file_name());
+        assert_eq!(left.collect::<Vec<_>>(), [""; 0]);
+        let files = fs::read_dir(self.workspace.path()).unwrap().flatten().map(|it| it.file_name());
+        let partial = files.filter(|name| name.to_string_lossy().ends_with(".partial"));
+        assert_eq!(partial.collect::<Vec<_>>(), [""; 0]);
+        self.before.check();
+    }
+
     pub(crate) fn touch(&self, name: &str) {
         self.workspace.write(Path::new(name).to_str().unwrap(), "");
     }
@@ -91,7 +128,9 @@ impl Desk {
 
 impl Drop for Desk {
     fn drop(&mut self) {
-        let _ = self.command(&["kill", "it", "KILL"]).output();
-        let _ = self.command(&["wait", "it"]).output();
+        for id in ["it", "other"] {
+            let _ = self.command(&["kill", id, "KILL"]).output();
+            let _ = self.command(&["wait", id]).output();
+        }
     }
 }

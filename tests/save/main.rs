@@ -4,6 +4,8 @@
 
 mod desk;
 mod likeness;
+mod failures;
+mod programs;
 mod waits;
 
 #[path = "../common/mod.rs"]

@@ -46,6 +46,12 @@ pub fn set_back(process: &mut Process, collector: &Collector) {
     };
     let [(interval, value), ..] = &mut process.interval_timers;
     *value = left(*value * 1000, *interval * 1000) / 1000;
+    // While its signal waits to be taken the timer of ITIMER_REAL stands and has nothing left; taking it
+    // sets it going again (dequeue_signal in kernel/signal.c, until 6.13). A new one with nothing left would
+    // never go.
+    if *value == 0 {
+        *value = *interval;
+    }
     // Clocks that count the time of processors stand while everything is stopped (clock_getres(2)).
     let is_wall = |timer: &&mut Timer| {
         timer.clock >= 0

@@ -16,6 +16,7 @@ mod watching;
 
 use std::os::fd::{AsFd, OwnedFd};
 
+use nix::errno::Errno;
 use nix::unistd::{Whence, lseek64};
 
 pub use identity::{FilesPolicy, check as check_identity};
@@ -232,8 +233,13 @@ impl Maker<'_> {
         // An end of a FIFO waits for the other one. (Put right with the rest of the flags.)
         let waits = matches!(file.kind, FileKind::Path { fifo: Some(_), .. });
         let flags = if waits { flags | libc::O_NONBLOCK } else { flags };
-        self.open(path, flags, 0)
-            .map_err(RestoreError::of(format_args!("cannot open {}", describe(file))))
+        self.open(path, flags, 0).map_err(|error| match error.errno() {
+            Some(Errno::ENOENT | Errno::ENOTDIR) => RestoreError::refused(format!(
+                "{}, which a process had open, is not there any more; put it back",
+                describe(file)
+            )),
+            _ => RestoreError::of(format_args!("cannot open {}", describe(file)))(error),
+        })
     }
 
     /// Opens what a descriptor stands for once more.
