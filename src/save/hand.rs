@@ -10,6 +10,7 @@ use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
 
+use crate::save::bpf;
 use crate::sys::agent::{self, Data, Done, Failed, Table};
 use crate::sys::process;
 use crate::sys::ptrace::{self, Stop, Stopped};
@@ -32,6 +33,8 @@ pub enum HandError {
     Own(&'static str, Errno),
     /// It stopped for something else (a fault in the guest's memory): the signal.
     Astray(i32),
+    /// A seccomp filter of the guest's own does not let this call through. It has not been made.
+    Denied(u32),
 }
 
 impl std::fmt::Display for HandError {
@@ -47,6 +50,12 @@ impl std::fmt::Display for HandError {
             }
             HandError::Own(what, errno) => write!(f, "cannot {what}: {}", errno.desc()),
             HandError::Astray(signal) => write!(f, "it got signal {signal} meanwhile"),
+            HandError::Denied(number) => {
+                let row = crate::sentry::syscalls::table::row(*number);
+                let name =
+                    row.map_or_else(|| format!("system call {number}"), |it| it.name.to_string());
+                write!(f, "its own seccomp filter denies {name}, which is needed for this")
+            }
         }
     }
 }
@@ -61,6 +70,7 @@ impl HandError {
             HandError::Own(_, errno) => Some(*errno),
             HandError::Killed => Some(Errno::ESRCH),
             HandError::Astray(_) => None,
+            HandError::Denied(_) => Some(Errno::EPERM),
         }
     }
 }
@@ -80,12 +90,32 @@ pub struct Hand {
     tid: i32,
     /// Where the agent's area lies: its code, then its table.
     area: u64,
+    /// Filters of the guest's own, which what it calls passes.
+    filters: Vec<Vec<u8>>,
 }
 
 impl Hand {
     /// `stopped` has the agent's code at `area` and room for a table behind it.
     pub fn new(stopped: Stopped, area: u64) -> Hand {
-        Hand { tid: stopped.tid(), stopped: Some(stopped), area }
+        Hand { tid: stopped.tid(), stopped: Some(stopped), area, filters: Vec::new() }
+    }
+
+    /// The guest has these seccomp filters of its own: what they deny is not called.
+    pub fn respect(&mut self, filters: Vec<Vec<u8>>) {
+        self.filters = filters;
+    }
+
+    /// The first call of a table that a filter of the guest's denies.
+    fn denied(&self, table: &Table) -> Option<u32> {
+        if self.filters.is_empty() {
+            return None;
+        }
+        let denied = |(number, arguments)| {
+            let call = bpf::Call { number, instruction_pointer: self.area, arguments };
+            let allowed = self.filters.iter().all(|filter| bpf::allows(filter, &call));
+            (!allowed).then_some(number)
+        };
+        table.calls().find_map(denied)
     }
 
     /// The thread, as the host numbers it.
@@ -130,6 +160,9 @@ impl Hand {
 
     /// Puts a table in place and makes the thread ready to run down it.
     pub fn begin(&mut self, table: &Table) -> Result<(), HandError> {
+        if let Some(number) = self.denied(table) {
+            return Err(HandError::Denied(number));
+        }
         for (address, bytes) in table.encode() {
             write(self.tid, address, &bytes).map_err(own("write to its memory"))?;
         }

@@ -13,13 +13,14 @@ use std::time::{Duration, Instant};
 use serde_bytes::ByteBuf;
 
 use crate::save::capture::collector::Content;
+use crate::save::capture::filters::Filters;
 use crate::save::capture::{self, Found, Streams};
 use crate::save::error::SaveError;
 use crate::save::hand;
 use crate::save::image::{Features, ImageError, Writer};
 use crate::save::ptys::OwnTerminal;
 use crate::save::state::{Run, Sandbox};
-use crate::sentry::{Kernel, KernelError};
+use crate::sentry::{Kernel, KernelError, filter_count};
 
 const PAGE: u64 = 4096;
 
@@ -140,7 +141,12 @@ fn captured(kernel: &Arc<Kernel>, facts: &Facts) -> Result<(Sandbox, Found), Sav
     let gate = Arc::clone(kernel.gate().ok_or(SaveError::refused("nothing runs in it"))?);
     let groups: Vec<(i32, i32)> = guests.iter().map(|it| (it.pid, it.guest_pid)).collect();
     let own = facts.clone();
-    let work = move |tracees: &mut _| capture::sandbox(tracees, &gate, &guests, &own);
+    let log = Arc::clone(kernel);
+    let work = move |tracees: &mut _| {
+        let before = filter_count(log.init_pid()).unwrap_or(0);
+        let filters = Filters { log: log.filters(), before, gate: &gate };
+        capture::sandbox(tracees, filters, &guests, &own)
+    };
     let mut found = kernel.tracer().run(work).map_err(KernelError::Tracer)??;
     let collector = &mut found.collector;
     let sandbox = Sandbox {

@@ -8,11 +8,10 @@ use serde_bytes::ByteBuf;
 
 use super::collector::{Collector, Content, Subject};
 use super::maps::{self, Line};
+use super::shared;
 use crate::save::error::SaveError;
 use crate::save::hand::AREA;
-use crate::save::state::{
-    Identity, Layout, MappedFile, Mapping, MappingKind, SharedKind, SharedMemory, Space,
-};
+use crate::save::state::{Identity, Layout, MappedFile, Mapping, MappingKind, Space};
 use crate::sys::pagemap;
 
 /// The kernel's page at the end of the address space, the same in every process.
@@ -33,26 +32,50 @@ pub fn capture(subject: &mut Subject<'_>, collector: &mut Collector) -> Result<S
     let mut mappings = Vec::with_capacity(lines.len());
     let mut ranges: Vec<(u64, u64)> = Vec::new();
     let object = collector.object();
+    let mut lock_new = 0;
     for line in lines.iter().filter(|line| line.name != VSYSCALL) {
         // The hand's own place. The kernel may have joined it to a mapping beside it.
         for piece in without(line, area, area + AREA) {
             let kind = kind(subject, &piece, collector)?;
+            let mut own = Vec::new();
             if has_own_pages(&kind) {
-                let own = pagemap::own_pages(&pagemap, piece.start, piece.end)
+                own = pagemap::own_pages(&pagemap, piece.start, piece.end)
                     .map_err(failed("its pages cannot be found"))?;
-                own.into_iter().for_each(|range| join(&mut ranges, range));
             }
+            let guards = match kind {
+                MappingKind::Vvar(_) | MappingKind::Vdso => Vec::new(),
+                _ => pagemap::guards(&pagemap, piece.start, piece.end)
+                    .map_err(failed("its pages cannot be found"))?,
+            };
+            if let MappingKind::Shared { index, .. } = kind {
+                collector.mapped.see(index, pid, &piece, (&own, &guards));
+            }
+            own.into_iter().for_each(|range| join(&mut ranges, range));
             mappings.push(Mapping {
                 start: piece.start,
                 end: piece.end,
                 protection: piece.protection,
                 kind,
                 flags: piece.flags.clone(),
+                name: piece.given_name().map(ByteBuf::from),
+                guards,
             });
+        }
+        // What is mapped from now on is treated as the hand's own place was.
+        if line.start <= area && area < line.end && line.has("lo") {
+            let on_fault = if line.has("lf") { libc::MCL_ONFAULT } else { 0 };
+            lock_new = (libc::MCL_FUTURE | on_fault) as u32;
         }
     }
     collector.contents.push(Content::Pages { object, pid, ranges });
-    attributes(subject, object, mappings)
+    let mut space = attributes(subject, object, mappings)?;
+    space.lock_new = lock_new;
+    let exe = space.exe.as_slice();
+    let is_exe = |line: &&Line| line.has_file() && line.name == exe && line.deleted().is_some();
+    let line = lines.iter().find(is_exe);
+    space.exe_memory =
+        line.and_then(|line| collector.known.shared_by_inode((line.device, line.inode)));
+    Ok(space)
 }
 
 fn join(ranges: &mut Vec<(u64, u64)>, range: (u64, u64)) {
@@ -106,6 +129,12 @@ fn kind(
     if line.has("um") || line.has("uw") {
         return refuse("memory that a userfaultfd watches");
     }
+    if name.starts_with(b"/secretmem") {
+        return refuse("secret memory (memfd_secret)");
+    }
+    if line.key != 0 {
+        return refuse(&format!("memory with protection key {} (pkeys(7))", line.key));
+    }
     if line.has("ht") {
         return refuse("huge pages of hugetlbfs");
     }
@@ -126,11 +155,15 @@ fn kind(
     if name.starts_with(b"/[aio]") {
         return refuse("rings of io_setup(2)");
     }
-    if let Some(index) = shared_memory(subject, line, collector)? {
+    if let Some(index) = shared::index(subject.pid, line, collector) {
         let (offset, private) = (line.offset, !line.shared);
         return Ok(MappingKind::Shared { index, offset, private });
     }
     let file = mapped_file(subject, line)?;
+    if line.shared && line.has("mw") {
+        let who = subject.to_string();
+        super::flush::sync_mapped(subject.pid, &line.name, &who, &mut collector.synced)?;
+    }
     Ok(if line.shared {
         MappingKind::FileShared { file, offset: line.offset, writable: line.has("mw") }
     } else {
@@ -138,56 +171,8 @@ fn kind(
     })
 }
 
-/// Memory without a file of the guest's view behind it: an index in [`Collector::shared`].
-fn shared_memory(
-    subject: &Subject<'_>,
-    line: &Line,
-    collector: &mut Collector,
-) -> Result<Option<u32>, SaveError> {
-    let Some(name) = line.deleted() else { return Ok(None) };
-    let key = (line.device, line.inode);
-    if let Some(index) = collector.known.shared_by_inode(key) {
-        grow(collector, index, line);
-        return Ok(Some(index));
-    }
-    let kind = match name {
-        b"/dev/zero" => SharedKind::Anonymous,
-        name if name.starts_with(b"/SYSV") => SharedKind::SystemV { id: line.inode as i32 },
-        name if name.starts_with(b"/memfd:") => SharedKind::Memfd {
-            name: ByteBuf::from(&name[b"/memfd:".len()..]),
-            // None can be put on it while only mappings are left, and none matters.
-            seals: 0,
-            mode: 0o777,
-        },
-        _ => return Ok(None),
-    };
-    let object = collector.object();
-    let index = collector.shared.len() as u32;
-    collector.shared.push(SharedMemory { object, size: 0, kind });
-    collector.known.shared_is(key, index);
-    let mapping = (subject.pid, line.start, line.end, line.offset);
-    collector.shared_mappings.push((index, mapping));
-    grow(collector, index, line);
-    Ok(Some(index))
-}
-
-/// The size of memory that no descriptor was seen of is not told: it reaches as far as anything is mapped.
-fn grow(collector: &mut Collector, index: u32, line: &Line) {
-    if collector.shared_mappings.iter().all(|it| it.0 != index) {
-        return;
-    }
-    if let Some(shared) = collector.shared.get_mut(index as usize) {
-        shared.size = shared.size.max(line.offset + (line.end - line.start));
-    }
-}
-
 fn mapped_file(subject: &Subject<'_>, line: &Line) -> Result<MappedFile, SaveError> {
     let show = String::from_utf8_lossy(&line.name).into_owned();
-    if line.deleted().is_some() {
-        return Err(SaveError::refused(format!(
-            "{subject} maps {show}, which has been removed; its content is only in that mapping"
-        )));
-    }
     let path = ByteBuf::from(line.name.clone());
     let identity = identity(subject.pid, &line.name)
         .map_err(|error| SaveError::failed(format!("{subject}: the mapped file {show}"), error))?;
@@ -249,6 +234,8 @@ fn attributes(
         mappings,
         layout: Layout { words, auxv: ByteBuf::from(auxv) },
         exe: ByteBuf::from(exe),
+        exe_memory: None,
+        lock_new: 0,
         dumpable: done.result(dumpable).unwrap_or(1) as u32,
         coredump_filter: filter.unwrap_or(0x33),
         flags: flags.map(|place| done.result(place).unwrap_or(0)),
@@ -260,12 +247,3 @@ fn attributes(
 const PR_GET_MEMORY_MERGE: libc::c_int = 68;
 const PR_GET_MDWE: libc::c_int = 66;
 const MEMBARRIER_CMD_GET_REGISTRATIONS: u64 = 1 << 9;
-
-/// Content of shared memory that no descriptor leads to is read through a mapping of it.
-pub fn shared_contents(collector: &mut Collector) {
-    for (index, (pid, start, end, offset)) in std::mem::take(&mut collector.shared_mappings) {
-        let Some(shared) = collector.shared.get(index as usize) else { continue };
-        let object = shared.object;
-        collector.contents.push(Content::Mapping { object, pid, start, end, offset });
-    }
-}
