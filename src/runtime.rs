@@ -16,7 +16,7 @@ use crate::launch::{Behind, End, Event, Launch, LaunchError, Order, Plan, PlanEr
 use crate::notify::filter::{self, FilterError};
 use crate::notify::{Engine, Listener, Options};
 use crate::save::error::RestoreError;
-use crate::save::pipeline::Facts;
+use crate::save::pipeline::{Facts, ItsTerminal};
 use crate::save::spec;
 use crate::sentry::{self, Kernel, KernelArgs, KernelError, Starting, Time};
 use crate::sys::message::Descriptors;
@@ -330,10 +330,7 @@ impl<'r> Supervisor<'r> {
     }
 
     /// The program's terminal, for who saves it: its master, and in place of which streams it is.
-    fn own_terminal(
-        &self,
-        terminal: Option<&Terminal>,
-    ) -> Result<Option<(Arc<OwnedFd>, [bool; 3])>, Error> {
+    fn own_terminal(&self, terminal: Option<&Terminal>) -> Result<Option<ItsTerminal>, Error> {
         let Some((master, terminal)) = self.behind.master.as_ref().zip(terminal) else {
             return Ok(None);
         };

@@ -20,9 +20,10 @@ use crate::config::{Host, RunSpec, Voice, grants, quoted};
 use crate::control::detach::{self, Outcome, Side};
 use crate::control::{Claim, Control};
 use crate::runtime::{self, Finished, Restored};
+use crate::save::image::Index;
 use crate::save::opened::{self, Image};
 use crate::save::restore::descriptors::FilesPolicy;
-use crate::save::restore::{self, fill};
+use crate::save::restore::{self, direct, fill};
 use crate::save::spec;
 use crate::sys::files;
 
@@ -262,6 +263,7 @@ fn attempt(
     control: &mut Control,
 ) -> Result<(RunSpec, Finished), Failure> {
     let own = |sentence: String| (OWN_ERROR, sentence);
+    let plain = plain_file(&opened);
     let Opened { image, bar, .. } = opened;
     let Image { mut sandbox, reader, .. } = image;
     let mut host = Host::current();
@@ -303,9 +305,12 @@ fn attempt(
     let restored = Restored {
         sandbox,
         fill: Box::new(move |sinks| {
-            let filled = match reader.take() {
-                Some(reader) => fill::stream(reader, sinks),
-                None => Ok(()),
+            let filled = match (reader.take(), &plain) {
+                (Some(_), Some(file)) => Index::open(file)
+                    .map_err(Into::into)
+                    .and_then(|index| direct::fill(file, &index, sinks, &|bytes| bar.add(bytes))),
+                (Some(reader), None) => fill::stream(reader, sinks),
+                (None, _) => Ok(()),
             };
             // Before the first word of a program.
             bar.clear();
@@ -322,6 +327,15 @@ fn attempt(
             Err((status, refused(command, error)))
         }
     }
+}
+
+/// The image's file, if any part of it can be read at any time and is what it is.
+fn plain_file(opened: &Opened) -> Option<File> {
+    if opened.image.compressed {
+        return None;
+    }
+    let file = File::from(files::duplicate(opened.descriptor).ok()?);
+    file.metadata().ok().filter(|it| it.is_file()).map(|_| file)
 }
 
 /// Nanoseconds since a moment of the host's clock.

@@ -218,8 +218,11 @@ struct Signals(SignalFd);
 impl Signals {
     fn hold() -> Result<Signals, Failure> {
         let own = |errno: Errno| Failure::Words(format!("cannot hold signals: {}", errno.desc()));
-        let held =
-            SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT]);
+        let ignored = ignored_signals();
+        let ending = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
+        // A signal that is ignored, as under nohup(1), would be kept once it is blocked.
+        let held: SigSet =
+            ending.into_iter().filter(|it| ignored >> (*it as i32 - 1) & 1 == 0).collect();
         held.thread_block().map_err(own)?;
         SignalFd::with_flags(&held, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
             .map(Signals)
@@ -246,6 +249,13 @@ impl Signals {
             _ => Ok(()),
         }
     }
+}
+
+/// The signals that this process was started to ignore (SigIgn in proc_pid_status(5)), a bit each.
+fn ignored_signals() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
 }
 
 /// `zstd[:LEVEL]`

@@ -7,11 +7,12 @@
 //! descriptors (they are the guests' by then), which variables were withheld, and the wish to do without
 //! Landlock, since that is a wall.
 
+mod wishes;
+
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use nix::unistd::AccessFlags;
 use serde::{Deserialize, Serialize};
@@ -20,12 +21,11 @@ use serde_bytes::ByteBuf;
 use super::error::refuse;
 use super::paths::{Kind, check, quoted};
 use super::{
-    Bound, ConfigError, CpuBudget, Host, IdRange, LimitWishes, Limits, Mount, MountKind, Network,
-    RuleKind, RunSpec, Voice, Why, Without,
+    ConfigError, Host, IdRange, Mount, MountKind, Network, RuleKind, RunSpec, Voice, Why, Without,
 };
-use super::{check_container, check_hostname, check_program, files, homes, identity, limits};
+use super::{check_container, check_hostname, check_program, files, homes, identity};
 use crate::sentry::Features;
-use crate::timekeeping::{Pace, Rate, Start, TimeSpec};
+use wishes::{SavedLimits, SavedTime};
 
 /// Mounts in a saved run at most: as many as one mount namespace takes (fs.mount-max, proc_sys_fs(5)).
 const MOUNTS_MAX: usize = 100_000;
@@ -128,38 +128,6 @@ pub enum SavedRule {
     WorkingDirectory,
     /// A flag.
     Flag,
-}
-
-/// [`Limits`], as they were wished for: who keeps them is decided anew. Durations in microseconds.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SavedLimits {
-    /// Bytes.
-    pub memory: Option<u64>,
-    /// Processes and threads.
-    pub pids: Option<u64>,
-    /// The numbers of its processors.
-    pub cpus: Option<Vec<u32>>,
-    /// Of one process.
-    pub open_files: Option<u64>,
-    /// Bytes.
-    pub file_size: Option<u64>,
-    /// Soft, hard.
-    pub cpu_time: Option<(u64, u64)>,
-    /// Of the whole run.
-    pub timeout: Option<u64>,
-}
-
-/// [`TimeSpec`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SavedTime {
-    /// Nanoseconds from the host's clock.
-    pub offset: Option<i64>,
-    /// Instead of that: nanoseconds since 1970.
-    pub at: Option<i64>,
-    /// Seconds of the guest, of the host; none: frozen.
-    pub rate: Option<(u32, u32)>,
 }
 
 impl SavedSpec {
@@ -533,76 +501,6 @@ impl SavedKind {
             SavedKind::Sys => MountKind::Sys,
             SavedKind::Dev => MountKind::Dev,
         })
-    }
-}
-
-impl SavedLimits {
-    fn of(limits: &Limits) -> SavedLimits {
-        let limit = |bound: Option<Bound>| bound.map(|bound| bound.limit);
-        // Limits are read in microseconds, and below 2^60 of them.
-        let micros = |span: Duration| span.as_micros() as u64;
-        SavedLimits {
-            memory: limit(limits.memory),
-            pids: limit(limits.pids),
-            cpus: limits.cpus.as_ref().map(|cpus| cpus.iter().map(|cpu| *cpu as u32).collect()),
-            open_files: limits.open_files,
-            file_size: limits.file_size,
-            cpu_time: limits.cpu_time.map(|CpuBudget { soft, hard }| (micros(soft), micros(hard))),
-            timeout: limits.timeout.map(micros),
-        }
-    }
-
-    /// They are wishes again, as if they had been written on this host.
-    fn restore(&self, host: &Host, identity: &super::Identity) -> Result<Limits, ConfigError> {
-        let number = |number: Option<u64>| number.map(|number| number.to_string());
-        let wishes = LimitWishes {
-            memory: number(self.memory),
-            pids: number(self.pids),
-            cpus: self.cpus.as_ref().map(|cpus| cpus.len().to_string()),
-            open_files: number(self.open_files),
-            file_size: number(self.file_size),
-            cpu_time: self.cpu_time.map(|(soft, hard)| format!("{soft}us:{hard}us")),
-            timeout: self.timeout.map(|timeout| format!("{timeout}us")),
-        };
-        let mut limits = limits::choose(&wishes, host, identity)?;
-        // The same processors, where this user has them: the guests know their numbers.
-        if let Some(cpus) = &self.cpus {
-            let cpus: Vec<usize> = cpus.iter().map(|cpu| *cpu as usize).collect();
-            if cpus.is_sorted_by(|a, b| a < b) && cpus.iter().all(|cpu| host.cpus.contains(cpu)) {
-                limits.cpus = Some(cpus);
-            }
-        }
-        Ok(limits)
-    }
-}
-
-impl SavedTime {
-    fn of(time: TimeSpec) -> SavedTime {
-        let (offset, at) = match time.start {
-            Start::Offset(offset) => (Some(offset), None),
-            Start::At(at) => (None, Some(at)),
-        };
-        let rate = match time.pace {
-            Pace::Runs(rate) => Some(rate.terms()),
-            Pace::Frozen => None,
-        };
-        SavedTime { offset, at, rate }
-    }
-
-    fn restore(self) -> Result<TimeSpec, ConfigError> {
-        let bad = |cause: &str| refuse!("cannot restore its clock: {cause}");
-        let start = match (self.offset, self.at) {
-            (Some(offset), None) => Start::Offset(offset),
-            (None, Some(at)) => Start::At(at),
-            _ => return Err(bad("it does not start once")),
-        };
-        let pace = match self.rate {
-            Some((guest, host)) => {
-                Pace::Runs(Rate::new(guest, host).ok_or_else(|| bad("its rate is none"))?)
-            }
-            None => Pace::Frozen,
-        };
-        TimeSpec { start, pace }.checked().map_err(|error| bad(&error.to_string()))
     }
 }
 

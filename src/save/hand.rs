@@ -7,10 +7,12 @@
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
 use crate::save::bpf;
+use crate::save::capture::stat;
 use crate::sys::agent::{self, Data, Done, Failed, Table};
 use crate::sys::process;
 use crate::sys::ptrace::{self, Stop, Stopped};
@@ -92,12 +94,15 @@ pub struct Hand {
     area: u64,
     /// Filters of the guest's own, which what it calls passes.
     filters: Vec<Vec<u8>>,
+    /// Where in the room for tables its own begin.
+    table: usize,
 }
 
 impl Hand {
     /// `stopped` has the agent's code at `area` and room for a table behind it.
     pub fn new(stopped: Stopped, area: u64) -> Hand {
-        Hand { tid: stopped.tid(), stopped: Some(stopped), area, filters: Vec::new() }
+        let filters = Vec::new();
+        Hand { tid: stopped.tid(), stopped: Some(stopped), area, filters, table: 0 }
     }
 
     /// The guest has these seccomp filters of its own: what they deny is not called.
@@ -118,6 +123,12 @@ impl Hand {
         table.calls().find_map(denied)
     }
 
+    /// The hand of a process that shares the memory of another one, whose table stays as it is as long
+    /// as it has no data.
+    pub fn beside(stopped: Stopped, area: u64) -> Hand {
+        Hand { table: TABLE / 2, ..Hand::new(stopped, area) }
+    }
+
     /// The thread, as the host numbers it.
     pub fn tid(&self) -> i32 {
         self.tid
@@ -130,7 +141,7 @@ impl Hand {
 
     /// A table for this hand.
     pub fn table(&self) -> Table {
-        Table::new(self.area + CODE as u64, TABLE)
+        Table::new(self.area + (CODE + self.table) as u64, TABLE - self.table)
     }
 
     /// The thread itself, for as long as it does nothing.
@@ -166,11 +177,11 @@ impl Hand {
         for (address, bytes) in table.encode() {
             write(self.tid, address, &bytes).map_err(own("write to its memory"))?;
         }
-        let (code, table) = (self.area, self.area + CODE as u64);
-        let stopped = self.stopped()?;
+        let code = self.area;
+        let stopped = self.stopped.as_mut().ok_or(HandError::Killed)?;
         let mut registers = stopped.registers().map_err(own("read its registers"))?;
         registers.rip = code;
-        registers.r15 = table;
+        registers.r15 = table.address();
         // No call is under way that the kernel would make again.
         registers.orig_rax = u64::MAX;
         registers.eflags &= !0x100;
@@ -181,6 +192,35 @@ impl Hand {
     pub fn go_on(&mut self) -> Result<Stop, HandError> {
         let stopped = self.stopped.take().ok_or(HandError::Killed)?;
         let stopped = stopped.run().map_err(own("let it go on"))?;
+        let why = stopped.why();
+        self.stopped = Some(stopped);
+        Ok(why)
+    }
+
+    /// Lets the thread run until it sleeps in a call and so long after that; there it is stopped, unless it
+    /// stops by itself.
+    pub fn go_on_to_sleep(&mut self, longer: Duration) -> Result<Stop, HandError> {
+        /// It only has to come to a call.
+        const LONGEST: Duration = Duration::from_secs(1);
+        let stopped = self.stopped.take().ok_or(HandError::Killed)?;
+        let running = stopped.because(Stop::Asked).go_on().map_err(own("let it go on"))?;
+        let begun = Instant::now();
+        // Nothing tells that a thread has gone to sleep.
+        let state = loop {
+            let state = stat::read(self.tid).map_or(b'X', |it| it.state());
+            if state != b'R' || begun.elapsed() > LONGEST {
+                break state;
+            }
+            std::thread::yield_now();
+        };
+        if state != b't' {
+            // (What it does then, nothing tells either.)
+            if !longer.is_zero() {
+                std::thread::sleep(longer);
+            }
+            running.interrupt().map_err(own("stop it"))?;
+        }
+        let stopped = ptrace::wait_for(self.tid).map_err(own("wait for it"))?;
         let why = stopped.why();
         self.stopped = Some(stopped);
         Ok(why)

@@ -6,6 +6,7 @@
 
 pub mod bpf;
 pub mod capture;
+pub mod content;
 pub mod error;
 pub mod hand;
 pub mod image;

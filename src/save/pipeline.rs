@@ -14,15 +14,15 @@ use serde_bytes::ByteBuf;
 
 use crate::save::capture::collector::Content;
 use crate::save::capture::filters::Filters;
+use crate::save::capture::snapshot::{self, Live};
+use crate::save::capture::waits::Asleep;
 use crate::save::capture::{self, Found, Streams};
+use crate::save::content;
 use crate::save::error::SaveError;
-use crate::save::hand;
 use crate::save::image::{Features, ImageError, Writer};
 use crate::save::ptys::OwnTerminal;
 use crate::save::state::{Run, Sandbox};
-use crate::sentry::{Kernel, KernelError, filter_count};
-
-const PAGE: u64 = 4096;
+use crate::sentry::{self, Kernel, KernelError, filter_count};
 
 /// How to save.
 #[derive(Debug, Clone, Copy, Default)]
@@ -42,6 +42,42 @@ pub struct Progress {
     pub total: u64,
 }
 
+/// Tells how far it is; gives whether anybody still wants the image.
+pub type Tell = Arc<dyn Fn(Progress) -> bool + Send + Sync>;
+
+/// Where an image is written to, bytes counted.
+struct Counted {
+    out: File,
+    so_far: Progress,
+    tell: Tell,
+}
+
+impl Write for Counted {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let count = self.out.write(bytes)?;
+        self.count(count)
+    }
+
+    fn write_vectored(&mut self, pieces: &[std::io::IoSlice<'_>]) -> std::io::Result<usize> {
+        let count = self.out.write_vectored(pieces)?;
+        self.count(count)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.out.flush()
+    }
+}
+
+impl Counted {
+    fn count(&mut self, count: usize) -> std::io::Result<usize> {
+        self.so_far.done += count as u64;
+        match (self.tell)(self.so_far) {
+            true => Ok(count),
+            false => Err(std::io::Error::other("nobody wants it any more")),
+        }
+    }
+}
+
 /// What was saved.
 #[derive(Debug, Clone, Default)]
 pub struct Saved {
@@ -55,6 +91,9 @@ pub struct Saved {
     pub pause: Duration,
 }
 
+/// The master of a program's terminal, and which of its standard streams that took the place of.
+pub type ItsTerminal = (Arc<OwnedFd>, [bool; 3]);
+
 /// What the run is, for who comes from an image.
 #[derive(Debug, Clone, Default)]
 pub struct Facts {
@@ -66,7 +105,7 @@ pub struct Facts {
     pub trees: Vec<std::path::PathBuf>,
     /// The terminal of the run's program, the first of the sandbox's, if it has one: the master, and
     /// which of the standard streams it took the place of.
-    pub terminal: Option<(Arc<OwnedFd>, [bool; 3])>,
+    pub terminal: Option<ItsTerminal>,
 }
 
 impl Facts {
@@ -109,29 +148,99 @@ pub fn save(
     facts: &Facts,
     out: File,
     options: Options,
-    progress: &(dyn Fn(Progress) + Sync),
+    progress: &Tell,
     commit: &mut dyn FnMut(&Saved) -> Result<(), SaveError>,
 ) -> Result<Saved, SaveError> {
     let features = Features::of_this_machine()?;
-    kernel.pause()?;
-    let stopped = Instant::now();
+    refuse_early(kernel)?;
+    if options.leave_running {
+        let (sandbox, mut found, pause) = captured_live(kernel, facts)?;
+        let saved = write(&sandbox, &found, &features, out, options, progress);
+        snapshot::end(kernel, &mut found);
+        let saved = Saved { pause, ..saved? };
+        commit(&saved)?;
+        return Ok(saved);
+    }
+    let (mut asleep, begun) = kernel.pause_outside_vfork(|| asleep(kernel))?;
     let saved = (|| {
-        let (sandbox, found) = captured(kernel, facts)?;
+        asleep.confirm();
+        let (sandbox, found) = captured(kernel, facts, asleep, None)?;
         let mut saved = write(&sandbox, &found, &features, out, options, progress)?;
-        saved.pause = stopped.elapsed();
+        saved.pause = begun.elapsed();
         commit(&saved)?;
         Ok(saved)
     })();
-    match (&saved, options.leave_running) {
-        (Ok(_), false) => kernel.kill(libc::SIGKILL)?,
-        _ => kernel.unpause()?,
+    match saved {
+        Ok(_) => kernel.kill(libc::SIGKILL)?,
+        Err(_) => kernel.unpause()?,
     }
     saved
 }
 
+/// Refuses what can be told before anything is stopped.
+fn refuse_early(kernel: &Kernel) -> Result<(), SaveError> {
+    let is_set = kernel.time().keeper().generation() > 0;
+    if is_set || kernel.features().intersects(sentry::Features::VIRTUAL_TIME) {
+        return Err(SaveError::refused(
+            "it has a clock of its own (--time, or set inside), which an image does not carry; run it \
+             without",
+        ));
+    }
+    if kernel.has_later_programs() {
+        return Err(SaveError::refused(
+            "programs that sandbox exec or --container started still run in it, whose callers an image \
+             cannot carry; end them first (sandbox ps shows them)",
+        ));
+    }
+    Ok(())
+}
+
+/// Which threads wait for a span of time, and since when, looked at just before they are stopped; and
+/// when that was.
+fn asleep(kernel: &Kernel) -> Result<(Asleep, Instant), KernelError> {
+    let asleep = Asleep::look(kernel.census()?.iter().map(|guest| guest.pid));
+    Ok((asleep, Instant::now()))
+}
+
+/// Captures guests that go on again at once: what is to be read later is read from copies of them. Gives
+/// how long they stood still.
+fn captured_live(
+    kernel: &Arc<Kernel>,
+    facts: &Facts,
+) -> Result<(Sandbox, Found, Duration), SaveError> {
+    // The second time nothing is taken for granted.
+    for is_prepared in [true, false] {
+        let live = Live::new(kernel, is_prepared)?;
+        let (mut asleep, begun) = kernel.pause_outside_vfork(|| asleep(kernel))?;
+        asleep.confirm();
+        let captured =
+            captured(kernel, facts, asleep, Some(live)).and_then(|(sandbox, mut found)| {
+                content::keep(&mut found.collector.contents)?;
+                Ok((sandbox, found))
+            });
+        kernel.unpause()?;
+        let pause = begun.elapsed();
+        let (mut sandbox, mut found) = captured?;
+        match snapshot::settle(&mut found, &mut sandbox.spaces) {
+            Ok(true) => return Ok((sandbox, found, pause)),
+            Ok(false) => snapshot::end(kernel, &mut found),
+            Err(error) => {
+                snapshot::end(kernel, &mut found);
+                return Err(error);
+            }
+        }
+    }
+    Err(SaveError::refused("mappings of its processes cannot be read; try again"))
+}
+
 /// What is known of the stopped guests.
-fn captured(kernel: &Arc<Kernel>, facts: &Facts) -> Result<(Sandbox, Found), SaveError> {
-    let guests = kernel.census()?;
+fn captured(
+    kernel: &Arc<Kernel>,
+    facts: &Facts,
+    asleep: Asleep,
+    live: Option<Live>,
+) -> Result<(Sandbox, Found), SaveError> {
+    let guests = kernel.census_of_stopped()?;
     let program = kernel.program().ok_or(SaveError::refused("its program has ended"))?;
     let program = guests
         .iter()
@@ -145,7 +254,7 @@ fn captured(kernel: &Arc<Kernel>, facts: &Facts) -> Result<(Sandbox, Found), Sav
     let work = move |tracees: &mut _| {
         let before = filter_count(log.init_pid()).unwrap_or(0);
         let filters = Filters { log: log.filters(), before, gate: &gate };
-        capture::sandbox(tracees, filters, &guests, &own)
+        capture::sandbox(tracees, filters, &guests, &own, asleep, live.as_ref())
     };
     let mut found = kernel.tracer().run(work).map_err(KernelError::Tracer)??;
     let collector = &mut found.collector;
@@ -156,8 +265,9 @@ fn captured(kernel: &Arc<Kernel>, facts: &Facts) -> Result<(Sandbox, Found), Sav
             log: kernel.log().since(0).0,
             program,
             last_pid: 0,
-            ran_us: 0,
-            saved_us: 0,
+            // The guest's uptime begins with its sandbox.
+            ran_us: found.clocks.boottime.max(0) as u64 / 1000,
+            saved_us: found.clocks.realtime / 1000,
         },
         clocks: found.clocks,
         spaces: std::mem::take(&mut found.spaces),
@@ -188,20 +298,17 @@ fn write(
     features: &Features,
     out: File,
     options: Options,
-    progress: &(dyn Fn(Progress) + Sync),
+    progress: &Tell,
 ) -> Result<Saved, SaveError> {
     let mut state = Vec::new();
     ciborium::into_writer(sandbox, &mut state)
         .map_err(|error| SaveError::failed("the state cannot be written", error))?;
     let disk = out.try_clone().map_err(|error| SaveError::failed("the image", error))?;
-    let mut writer = Writer::begin_in_background(out, features, &state, options.compression)?;
     let contents = &found.collector.contents;
-    let mut now = Progress { done: 0, total: contents.iter().map(Content::bytes).sum() };
-    for content in contents {
-        content.write(&mut writer)?;
-        now.done += content.bytes();
-        progress(now);
-    }
+    let total = contents.iter().map(Content::bytes).sum::<u64>() + state.len() as u64;
+    let out = Counted { out, so_far: Progress { done: 0, total }, tell: Arc::clone(progress) };
+    let mut writer = Writer::begin_in_background(out, features, &state, options.compression)?;
+    contents.iter().try_for_each(|content| content.write(&mut writer))?;
     let (mut out, summary) = writer.finish()?;
     out.flush().map_err(|error| SaveError::failed("the image cannot be written", error))?;
     match disk.sync_all() {
@@ -215,99 +322,4 @@ fn write(
     let threads = sandbox.processes.iter().map(|process| process.threads.len() as u64).sum();
     let processes = sandbox.processes.len() as u64;
     Ok(Saved { bytes: summary.bytes, processes, threads, pause: Duration::ZERO })
-}
-
-impl Content {
-    /// How much it is.
-    pub fn bytes(&self) -> u64 {
-        match self {
-            Content::Pages { ranges, .. } => ranges.iter().map(|(start, end)| end - start).sum(),
-            Content::Mapping { start, end, .. } => end - start,
-            Content::File { size, .. } | Content::Below { size, .. } => *size,
-        }
-    }
-
-    fn write<W: Write>(&self, writer: &mut Writer<W>) -> Result<(), SaveError> {
-        let unreadable = |errno: nix::errno::Errno| ImageError::Unwritable {
-            what: format!("the memory of a guest cannot be read: {}", errno.desc()),
-        };
-        match self {
-            Content::Pages { object, pid, ranges } => {
-                for (start, end) in ranges {
-                    let pages = (end - start) / PAGE;
-                    writer.pages_with(*object, *start, pages, |address, to| {
-                        read(*pid, address, to).map_err(unreadable)
-                    })?;
-                }
-            }
-            Content::Mapping { object, pid, start, end, offset } => {
-                let pages = (end - start) / PAGE;
-                writer.pages_with(*object, *offset, pages, |at, to| {
-                    read(*pid, start + (at - offset), to).map_err(unreadable)
-                })?;
-            }
-            Content::File { object, file, size } => stream(writer, *object, file, *size)?,
-            Content::Below { object, directory, path, size } => {
-                let show = path.to_string_lossy();
-                let file = Content::open_below(directory, path).map_err(|errno| {
-                    SaveError::failed(format!("{show} cannot be read"), errno.desc())
-                })?;
-                stream(writer, *object, &file, *size)?;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Memory of a guest, also where it has no right to read it itself.
-fn read(pid: i32, address: u64, to: &mut [u8]) -> Result<(), nix::errno::Errno> {
-    use std::os::unix::fs::FileExt;
-    match hand::read(pid, address, to) {
-        Err(nix::errno::Errno::EFAULT) => {
-            hand::memory(pid, false)?.read_exact_at(to, address).map_err(|error| {
-                nix::errno::Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
-            })
-        }
-        done => done,
-    }
-}
-
-/// The content of a file. Holes stay holes: they are not in the image.
-fn stream<W: Write>(
-    writer: &mut Writer<W>,
-    object: u32,
-    file: &File,
-    size: u64,
-) -> Result<(), SaveError> {
-    use std::os::unix::fs::FileExt;
-    let mut buffer = vec![0; 1 << 20];
-    // A page of zeros may be a hole.
-    const BLOCK: usize = 4096;
-    let mut at = 0;
-    while at < size {
-        let most = (size - at).min(buffer.len() as u64) as usize;
-        let count = file
-            .read_at(&mut buffer[..most], at)
-            .map_err(|error| SaveError::failed("a file of the sandbox cannot be read", error))?;
-        if count == 0 {
-            break;
-        }
-        let mut begin = None;
-        for (index, block) in buffer[..count].chunks(BLOCK).enumerate() {
-            let position = index * BLOCK;
-            match (block.iter().any(|byte| *byte != 0), begin) {
-                (true, None) => begin = Some(position),
-                (false, Some(from)) => {
-                    writer.bytes(object, at + from as u64, &buffer[from..position])?;
-                    begin = None;
-                }
-                _ => {}
-            }
-        }
-        if let Some(from) = begin {
-            writer.bytes(object, at + from as u64, &buffer[from..count])?;
-        }
-        at += count as u64;
-    }
-    Ok(())
 }

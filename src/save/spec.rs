@@ -48,3 +48,31 @@ pub fn read(bytes: &[u8]) -> Result<SavedSpec, RestoreError> {
 pub fn restore(bytes: &[u8], host: &Host) -> Result<RunSpec, RestoreError> {
     read(bytes)?.restore(host).map_err(|error| RestoreError::refused(error.to_string()))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::config::testing::{TestHost, options};
+
+    #[test]
+    fn a_run_comes_back_and_parts_and_more_are_none() {
+        let host = TestHost::ordinary();
+        let spec = host.resolve(&options(&["--rw /data"])).unwrap();
+        let image = save(&spec);
+        let back = restore(&image, &host.host).unwrap();
+        assert_eq!(SavedSpec::of(&back), SavedSpec::of(&spec));
+        let error = read(&image[..image.len() - 1]).unwrap_err().to_string();
+        assert!(error.contains("cannot be understood"), "{error}");
+        let longer = [&image[..], &[0]].concat();
+        assert!(read(&longer).unwrap_err().to_string().contains("followed by something"));
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_are_an_error(image: Vec<u8>) {
+            prop_assert!(read(&image).is_err());
+        }
+    }
+}

@@ -270,6 +270,9 @@ pub struct Process {
     pub subreaper: bool,
     /// It is stopped by this signal (job control).
     pub stopped: Option<i32>,
+    /// Its parent could still be told of that stop by wait4(2).
+    #[serde(default)]
+    pub stop_unheard: bool,
     /// The signal that its parent gets at its end.
     pub exit_signal: i32,
     /// CPU time so far, microseconds: user and system of its own, user and system of its children.
@@ -571,6 +574,7 @@ pub(crate) mod testing {
             personality: 0,
             subreaper: false,
             stopped: None,
+            stop_unheard: false,
             exit_signal: 17,
             cpu_us: [0; 4],
             container: String::new(),

@@ -70,7 +70,8 @@ pub(super) struct Member {
     pub(super) container: String,
 }
 
-/// Processes that the sandbox keeps inside beside init, which are not guests: by their host number.
+/// Processes that the sandbox keeps inside beside init, which are not guests (a save's copies of guests
+/// are among them): by their host number.
 #[derive(Debug, Default)]
 pub(super) struct Keepers {
     /// A leaf of the lock order.
@@ -136,6 +137,12 @@ impl Kernel {
         self.keepers.remove(pid);
     }
 
+    /// Whether programs that were started later, or what they have left behind, may still be there.
+    pub fn has_later_programs(&self) -> bool {
+        let init = self.init_pid();
+        self.keepers.lock().iter().any(|(pid, kept)| *pid != init && !kept.ending)
+    }
+
     /// Whether `pid` (as the host numbers it) is a keeper.
     pub(super) fn is_keeper(&self, pid: i32) -> bool {
         let kept = self.keepers.lock().get(&pid).cloned();
@@ -171,6 +178,11 @@ impl Kernel {
     fn reading(&self) -> Result<Reading, KernelError> {
         let keepers = self.keepers.lock().clone();
         Reading::new(self.init_pid(), &keepers).map_err(KernelError::Census)
+    }
+
+    /// The same while all are stopped: none comes or goes, and one reading of /proc finds them all.
+    pub fn census_of_stopped(&self) -> Result<Vec<ProcessInfo>, KernelError> {
+        self.describe(&self.reading()?)
     }
 
     fn describe(&self, reading: &Reading) -> Result<Vec<ProcessInfo>, KernelError> {

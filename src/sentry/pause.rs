@@ -55,6 +55,8 @@ struct Depth {
     own: u32,
     /// How many tasks were stopped.
     tasks: u64,
+    /// How many of them the kernel keeps in vfork(2).
+    in_vfork: usize,
 }
 
 /// A task that does not stop in this time (it waits for a dead file server, say) fails the pause.
@@ -65,6 +67,9 @@ const LONGEST_STORM: Duration = Duration::from_secs(30);
 
 /// A task that may not be traced for this time fails the pause: all others stand still meanwhile.
 const LONGEST_REFUSAL: Duration = Duration::from_secs(1);
+
+/// The longest rest between two attempts to find all outside vfork(2).
+const LONGEST_VFORK: Duration = Duration::from_millis(256);
 
 /// When it is first looked at what keeps the last ones from stopping, and how long at most until the
 /// next look. No descriptor tells that a task sits in vfork(2).
@@ -94,6 +99,31 @@ impl Kernel {
             self.emit(&Event::Paused { tasks: depth.tasks });
         }
         Ok(depth.tasks)
+    }
+
+    /// The same at a moment when none sits in vfork(2), if one comes soon: such a thread cannot be looked
+    /// at by its tracer. Else, and where a pause is in effect already, as [`Kernel::pause`] does. Gives
+    /// what `before` found just before all were stopped.
+    pub fn pause_outside_vfork<B>(
+        &self,
+        mut before: impl FnMut() -> Result<B, KernelError>,
+    ) -> Result<B, KernelError> {
+        let mut rest = FIRST_LOOK;
+        loop {
+            let found = before()?;
+            self.pause()?;
+            let is_over = {
+                let depth = self.pausing.lock();
+                depth.in_vfork == 0 || depth.asked + depth.own > 1
+            };
+            if is_over || rest > LONGEST_VFORK {
+                return Ok(found);
+            }
+            self.unpause()?;
+            // Nothing tells that a child has executed its program.
+            std::thread::sleep(rest);
+            rest *= 2;
+        }
     }
 
     /// Undoes one [`Kernel::pause`]; with the last, all go on.
@@ -145,8 +175,8 @@ impl Kernel {
                 return Err(KernelError::Starting);
             }
             match self.stop_all() {
-                Ok(tasks) => {
-                    depth.tasks = tasks;
+                Ok((tasks, in_vfork)) => {
+                    (depth.tasks, depth.in_vfork) = (tasks, in_vfork);
                     self.time().keeper().pause_updates();
                 }
                 Err(error) => {
@@ -175,7 +205,8 @@ impl Kernel {
         done
     }
 
-    fn stop_all(&self) -> Result<u64, KernelError> {
+    /// Gives how many have stopped, and how many of these sit in vfork(2).
+    fn stop_all(&self) -> Result<(u64, usize), KernelError> {
         self.time().sessions().hold(true);
         self.on_tracer(Tracees::hold)?;
         let deadline = Instant::now() + LONGEST_STORM;
@@ -210,7 +241,7 @@ impl Kernel {
                     quiet_sweeps += 1;
                     if swept.in_order || quiet_sweeps == 2 {
                         let stopped = self.on_tracer(|tracees| tracees.stopped())?;
-                        return Ok((stopped + excused + refused.held) as u64);
+                        return Ok(((stopped + excused + refused.held) as u64, excused));
                     }
                     continue;
                 }

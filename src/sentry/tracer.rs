@@ -383,7 +383,13 @@ impl Tracees {
                 let after = how.as_ref().and_then(|how| how.after);
                 let how = How { handler: how.and_then(|how| how.handler), place, after };
                 super::rewind::prepare(&mut stopped);
-                if self.held {
+                let in_call = matches!(stopped.why(), Stop::Made(_) | Stop::Executed { .. });
+                if self.held && in_call {
+                    // ESRCH: it has been killed; its end is told.
+                    if let Ok(running) = stopped.finish_call() {
+                        self.add(tid, State::Running(running), how);
+                    }
+                } else if self.held {
                     self.add(tid, State::Stopped(stopped), how);
                 } else {
                     self.decide(tid, stopped, how);

@@ -17,6 +17,7 @@ pub mod generated;
 pub mod inherited;
 pub mod landlock;
 pub mod listing;
+pub mod mapped;
 pub mod memfd;
 pub mod message;
 pub mod message_queue;

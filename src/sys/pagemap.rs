@@ -146,13 +146,20 @@ mod tests {
 
     #[test]
     fn touched_pages_are_found_both_ways_and_untouched_ones_are_not() {
-        let pages = 64usize;
-        let mut map = vec![0u8; (pages + 1) * PAGE as usize];
-        let begin = (map.as_ptr() as u64).next_multiple_of(PAGE);
-        let offset = (begin - map.as_ptr() as u64) as usize;
-        map[offset + 5 * PAGE as usize] = 1;
-        map[offset + 6 * PAGE as usize] = 1;
-        map[offset + 9 * PAGE as usize] = 1;
+        let pages = 64u64;
+        let (protection, flags) =
+            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: a fresh mapping of this test's own.
+        let begin = unsafe {
+            let map =
+                libc::mmap(std::ptr::null_mut(), (pages * PAGE) as usize, protection, flags, -1, 0);
+            assert_ne!(map, libc::MAP_FAILED);
+            libc::madvise(map, (pages * PAGE) as usize, libc::MADV_NOHUGEPAGE);
+            for page in [5, 6, 9] {
+                map.cast::<u8>().add(page * PAGE as usize).write(1);
+            }
+            map as u64
+        };
         let file = File::open("/proc/self/pagemap").unwrap();
         let (start, end) = (begin + 4 * PAGE, begin + 16 * PAGE);
         let expected =
@@ -160,6 +167,7 @@ mod tests {
         assert_eq!(read(&file, start, end).unwrap(), expected);
         assert_eq!(own_pages(&file, start, end).unwrap(), expected);
         assert_eq!(guards(&file, start, end).unwrap(), vec![]);
-        drop(map);
+        // SAFETY: nothing refers to it.
+        unsafe { libc::munmap(begin as *mut libc::c_void, (pages * PAGE) as usize) };
     }
 }

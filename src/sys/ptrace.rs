@@ -5,6 +5,7 @@
 //! Every call may answer ESRCH: a tracee can be killed at any moment, stopped or not.
 
 use std::marker::PhantomData;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use libc::{c_int, c_long, c_uint, c_void, pid_t};
 use nix::errno::Errno;
@@ -117,6 +118,40 @@ pub fn wait_for(tid: pid_t) -> Result<Stopped, Errno> {
     }
 }
 
+/// Kills a tracee and waits for its end.
+pub fn end(stopped: Stopped) -> Result<(), Errno> {
+    // SAFETY: no pointers; the number is its own until it is waited for.
+    Errno::result(unsafe { libc::kill(stopped.tid, libc::SIGKILL) })?;
+    loop {
+        match wait_for(stopped.tid) {
+            Err(Errno::ESRCH) => return Ok(()),
+            Err(errno) => return Err(errno),
+            Ok(_) => {}
+        }
+    }
+}
+
+/// Waits for the end of the process behind a pidfd, which the calling thread traces (waitid(2), P_PIDFD
+/// since Linux 5.4). ECHILD: it does not, or has waited already.
+pub fn wait_for_end(pidfd: BorrowedFd<'_>) -> Result<(), Errno> {
+    let flags = libc::WEXITED | libc::__WALL | libc::__WNOTHREAD;
+    loop {
+        // SAFETY: the kernel writes nothing where no result is asked for.
+        let done = unsafe {
+            libc::waitid(
+                libc::P_PIDFD,
+                pidfd.as_raw_fd() as libc::id_t,
+                std::ptr::null_mut(),
+                flags,
+            )
+        };
+        match Errno::result(done) {
+            Err(Errno::EINTR) => {}
+            done => return done.map(drop),
+        }
+    }
+}
+
 /// The number that comes with an event (PTRACE_GETEVENTMSG).
 fn event_message(tid: pid_t) -> Result<pid_t, Errno> {
     let mut message: libc::c_ulong = 0;
@@ -191,6 +226,16 @@ impl Stopped {
             Stop::Group(_) => request(libc::PTRACE_LISTEN, self.tid, 0, 0)?,
             _ => request(libc::PTRACE_CONT, self.tid, 0, self.signal())?,
         };
+        Ok(Running { tid: self.tid, of: PhantomData })
+    }
+
+    /// It goes on with the call in which it has stopped (`Stop::Made`, `Stop::Executed`), and is to stop
+    /// again when it leaves that, before an instruction of its program. Until then its registers are not its
+    /// own: the kernel still puts the result of the call into them.
+    pub fn finish_call(self) -> Result<Running, Errno> {
+        // Asked before it goes: any stop forgets what was asked earlier (ptrace_stop in kernel/signal.c).
+        request(libc::PTRACE_INTERRUPT, self.tid, 0, 0)?;
+        request(libc::PTRACE_CONT, self.tid, 0, 0)?;
         Ok(Running { tid: self.tid, of: PhantomData })
     }
 
@@ -343,6 +388,24 @@ pub fn signal_bytes(information: &libc::siginfo_t) -> [u8; 128] {
 
 /// How many words general registers have.
 pub const REGISTERS: usize = size_of::<libc::user_regs_struct>() / 8;
+
+/// Where registers are among the words.
+pub mod place {
+    /// The third argument.
+    pub const RDX: usize = libc::RDX as usize;
+    /// The second.
+    pub const RSI: usize = libc::RSI as usize;
+    /// The first.
+    pub const RDI: usize = libc::RDI as usize;
+    /// The fourth.
+    pub const R10: usize = libc::R10 as usize;
+    /// The result of a call.
+    pub const RAX: usize = libc::RAX as usize;
+    /// Its number.
+    pub const ORIG_RAX: usize = libc::ORIG_RAX as usize;
+    /// Behind its instruction.
+    pub const RIP: usize = libc::RIP as usize;
+}
 
 /// The registers as words, in the order of the struct.
 pub fn register_words(registers: &libc::user_regs_struct) -> [u64; REGISTERS] {

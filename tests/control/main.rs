@@ -11,6 +11,7 @@ mod hostile;
 mod later;
 mod lifecycle;
 mod limits;
+mod live;
 mod pauses;
 mod saves;
 mod verbs;

@@ -307,14 +307,12 @@ fn what_a_run_was_allowed_is_said_and_a_path_that_is_gone_is_named() {
 fn a_client_that_is_killed_leaves_no_file_and_no_pause() {
     let desk = Desk::new("save-killed");
     detach_counter(&desk, "x");
-    // Held up by a FIFO that nobody reads: the image does not fit into a pipe.
-    let (reader, writer) = std::io::pipe().unwrap();
+    // Held up by a pipe that nobody empties: the image does not fit into it.
+    let (mut reader, writer) = std::io::pipe().unwrap();
     let mut held = desk.command(&["save", "x", "-o", "-"]);
     let mut held = held.stdout(writer).spawn().unwrap();
-    wait_for("the save", || {
-        let other = desk.sandbox(&["save", "x", "-o", "other", "--leave-running"]);
-        other.err().contains("being saved already")
-    });
+    reader.read_exact(&mut [0]).unwrap();
+    desk.sandbox(&["save", "x", "-o", "other"]).one_line_error(125, &["being saved already"]);
     held.kill().unwrap();
     held.wait().unwrap();
     drop(reader);

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use super::super::protocol::{Refused, Reply, Request, Save, Summary};
 use super::{answer, gone, read_request, send};
 use crate::save::error::SaveError;
-use crate::save::pipeline::{self, Facts, Options, Progress, Saved};
+use crate::save::pipeline::{self, Facts, Options, Progress, Saved, Tell};
 use crate::sentry::Kernel;
 
 /// How long the client may take to give the image its name: the guests stand still meanwhile.
@@ -147,9 +147,12 @@ impl Teller {
     ) -> Result<(), String> {
         let (written, committed) = (&mut self.written, &mut self.committed);
         let (words, farewell) = (&mut self.words, &self.farewell);
-        let tell = |progress| {
-            self.progress.send_replace(progress);
-        };
+        let progress = self.progress.clone();
+        let tell: Tell = Arc::new(move |so_far| {
+            progress.send_replace(so_far);
+            // Whoever asked listens until the image is complete.
+            !progress.is_closed()
+        });
         let mut commit = |saved: &Saved| {
             let left = || SaveError::refused("whoever asked for the image did not keep it");
             if let Some(written) = written.take() {

@@ -38,6 +38,31 @@ pub enum Content {
         /// (start, end), page-aligned, in order.
         ranges: Vec<(u64, u64)>,
     },
+    /// Mappings of a copy of a process ([`super::snapshot`]), whose pages are looked for and read while
+    /// the process itself goes on.
+    Copied {
+        /// Their object; the place in it is the address.
+        object: Object,
+        /// The copy, as the host numbers it.
+        pid: i32,
+        /// (start, end), in order.
+        mappings: Vec<(u64, u64)>,
+    },
+    /// What was read while all stood still.
+    Kept {
+        /// Its object.
+        object: Object,
+        /// Where it was read to; holes are zeros that are not in the image.
+        spool: Arc<File>,
+        /// Where in the spool.
+        at: u64,
+        /// Where in the object.
+        offset: u64,
+        /// Bytes.
+        size: u64,
+        /// They are pages; else a stream.
+        pages: bool,
+    },
     /// Shared memory, read through a mapping of a process, which stays stopped until then.
     Mapping {
         /// Its object; the place in it is the offset.

@@ -27,6 +27,32 @@ pub struct Line {
     pub key: u32,
 }
 
+/// Reads all mappings, without their flags. The kernel goes through no page for it, as it does for
+/// [`read`] (show_smap in fs/proc/task_mmu.c).
+pub fn list(pid: i32) -> Result<Vec<Line>, Errno> {
+    let text = std::fs::read(format!("/proc/{pid}/maps"))
+        .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))?;
+    parse(&text).ok_or(Errno::EPROTO)
+}
+
+/// Gives each line the flags of one that overlaps it and is otherwise the same, read at another time or
+/// of another process. Gives whether all have got some. Both are in the order of addresses.
+pub fn adopt_flags(lines: &mut [Line], others: &[Line]) -> bool {
+    let mut all = true;
+    for line in lines {
+        let first = others.partition_point(|other| other.end <= line.start);
+        let overlapping = others[first..].iter().take_while(|other| other.start < line.end);
+        match overlapping.clone().find(|other| other.is_like(line)) {
+            Some(other) => {
+                line.flags.clone_from(&other.flags);
+                line.key = other.key;
+            }
+            None => all = false,
+        }
+    }
+    all
+}
+
 /// Reads all mappings.
 pub fn read(pid: i32) -> Result<Vec<Line>, Errno> {
     let text = std::fs::read(format!("/proc/{pid}/smaps"))
@@ -114,6 +140,13 @@ impl Line {
         self.name.strip_prefix(b"[anon:")?.strip_suffix(b"]")
     }
 
+    /// Whether it maps the same with the same rights.
+    fn is_like(&self, other: &Line) -> bool {
+        (self.protection, self.shared, self.device, self.inode)
+            == (other.protection, other.shared, other.device, other.inode)
+            && self.name == other.name
+    }
+
     /// A file without a name any more: the name that it had.
     pub fn deleted(&self) -> Option<&[u8]> {
         self.name.strip_suffix(b" (deleted)")
@@ -135,6 +168,12 @@ mod tests {
         assert_eq!(all[0].deleted(), Some(&b"/a b/c\nd"[..]));
         assert!(all[0].has("ex") && !all[0].has("wr"));
         assert!(all[1].shared && all[1].name.is_empty());
+        let mut moved = vec![Line { end: 0x900, flags: String::new(), ..all[0].clone() }];
+        assert!(adopt_flags(&mut moved, &all));
+        assert_eq!(moved[0].flags, all[0].flags);
+        moved[0].protection = 1;
+        assert!(!adopt_flags(&mut moved, &all));
+        assert!(list(std::process::id() as i32).unwrap().iter().any(|it| it.name == b"[stack]"));
         assert!(read(std::process::id() as i32).unwrap().iter().any(|it| it.name == b"[stack]"));
     }
 }

@@ -9,38 +9,55 @@ use serde_bytes::ByteBuf;
 use super::collector::{Collector, Content, Subject};
 use super::maps::{self, Line};
 use super::shared;
+use super::snapshot::{self, Live};
 use crate::save::error::SaveError;
 use crate::save::hand::AREA;
-use crate::save::state::{Identity, Layout, MappedFile, Mapping, MappingKind, Space};
+use crate::save::state::{Identity, Layout, MappedFile, Mapping, MappingKind, Object, Space};
 use crate::sys::pagemap;
 
 /// The kernel's page at the end of the address space, the same in every process.
 const VSYSCALL: &[u8] = b"[vsyscall]";
 
-/// The address space of the subject: what is mapped, and which pages go to the memory section.
-pub fn capture(subject: &mut Subject<'_>, collector: &mut Collector) -> Result<Space, SaveError> {
+/// The address space of the subject: what is mapped, and which pages go to the memory section. `live`:
+/// it has a copy, of this number, whose memory is read instead of its own, as far as a copy has it.
+pub fn capture(
+    subject: &mut Subject<'_>,
+    live: Option<(&Live, i32)>,
+    collector: &mut Collector,
+) -> Result<Space, SaveError> {
     let pid = subject.pid;
     let who = subject.to_string();
     let failed = |what: &'static str| {
         let who = who.clone();
         move |error: nix::errno::Errno| SaveError::failed(format!("{who}: {what}"), error.desc())
     };
-    let lines = maps::read(pid).map_err(failed("its mappings cannot be read"))?;
+    let lines = match live {
+        Some((live, _)) => live.mappings(pid, subject.hand.area()),
+        None => maps::read(pid),
+    };
+    let lines = lines.map_err(failed("its mappings cannot be read"))?;
     let pagemap = File::open(format!("/proc/{pid}/pagemap"))
         .map_err(|error| SaveError::failed(format!("{who}: its pages cannot be found"), error))?;
     let area = subject.hand.area();
     let mut mappings = Vec::with_capacity(lines.len());
-    let mut ranges: Vec<(u64, u64)> = Vec::new();
     let object = collector.object();
     let mut lock_new = 0;
     for line in lines.iter().filter(|line| line.name != VSYSCALL) {
         // The hand's own place. The kernel may have joined it to a mapping beside it.
         for piece in without(line, area, area + AREA) {
             let kind = kind(subject, &piece, collector)?;
+            // What is mapped privately of shared memory hides it where it has been changed.
             let mut own = Vec::new();
+            let copy = live.filter(|_| !snapshot::is_lost(&piece.flags)).map(|(_, copy)| copy);
             if has_own_pages(&kind) {
-                own = pagemap::own_pages(&pagemap, piece.start, piece.end)
-                    .map_err(failed("its pages cannot be found"))?;
+                if copy.is_none() || matches!(kind, MappingKind::Shared { .. }) {
+                    own = pagemap::own_pages(&pagemap, piece.start, piece.end)
+                        .map_err(failed("its pages cannot be found"))?;
+                }
+                match copy {
+                    Some(copy) => add_copied(collector, object, copy, (piece.start, piece.end)),
+                    None => add_pages(collector, object, pid, &own),
+                }
             }
             let guards = match kind {
                 MappingKind::Vvar(_) | MappingKind::Vdso => Vec::new(),
@@ -50,7 +67,6 @@ pub fn capture(subject: &mut Subject<'_>, collector: &mut Collector) -> Result<S
             if let MappingKind::Shared { index, .. } = kind {
                 collector.mapped.see(index, pid, &piece, (&own, &guards));
             }
-            own.into_iter().for_each(|range| join(&mut ranges, range));
             mappings.push(Mapping {
                 start: piece.start,
                 end: piece.end,
@@ -67,7 +83,6 @@ pub fn capture(subject: &mut Subject<'_>, collector: &mut Collector) -> Result<S
             lock_new = (libc::MCL_FUTURE | on_fault) as u32;
         }
     }
-    collector.contents.push(Content::Pages { object, pid, ranges });
     let mut space = attributes(subject, object, mappings)?;
     space.lock_new = lock_new;
     let exe = space.exe.as_slice();
@@ -78,7 +93,29 @@ pub fn capture(subject: &mut Subject<'_>, collector: &mut Collector) -> Result<S
     Ok(space)
 }
 
-fn join(ranges: &mut Vec<(u64, u64)>, range: (u64, u64)) {
+/// Contents of an object are in the order of its addresses.
+fn add_pages(collector: &mut Collector, object: Object, pid: i32, own: &[(u64, u64)]) {
+    if let Some(Content::Pages { object: last, ranges, .. }) = collector.contents.last_mut()
+        && *last == object
+    {
+        own.iter().for_each(|range| join(ranges, *range));
+    } else {
+        collector.contents.push(Content::Pages { object, pid, ranges: own.to_vec() });
+    }
+}
+
+fn add_copied(collector: &mut Collector, object: Object, copy: i32, mapping: (u64, u64)) {
+    if let Some(Content::Copied { object: last, mappings, .. }) = collector.contents.last_mut()
+        && *last == object
+    {
+        mappings.push(mapping);
+    } else {
+        collector.contents.push(Content::Copied { object, pid: copy, mappings: vec![mapping] });
+    }
+}
+
+/// Adds a range to others, in order.
+pub fn join(ranges: &mut Vec<(u64, u64)>, range: (u64, u64)) {
     match ranges.last_mut() {
         Some(last) if last.1 == range.0 => last.1 = range.1,
         _ => ranges.push(range),

@@ -3,6 +3,8 @@
 //! [`sandbox`] goes through the processes, and calls one file for each kind of state. All of it runs on
 //! the thread that holds the guests ([`crate::sentry::Tracees`]), while none of them runs.
 
+use std::collections::HashSet;
+
 use nix::errno::Errno;
 use nix::time::{ClockId, clock_gettime};
 
@@ -28,15 +30,18 @@ pub mod memory;
 pub mod process;
 pub mod ptys;
 pub mod shared;
+pub mod snapshot;
 pub mod sockets;
 pub mod stat;
 pub mod threads;
 pub mod timers;
 pub mod trees;
+pub mod waits;
 
 use collector::{Collector, Subject};
 pub use descriptors::Streams;
 use filters::Filters;
+use snapshot::{Copied, Live};
 
 /// What was found.
 #[derive(Debug, Default)]
@@ -55,17 +60,25 @@ pub struct Found {
     pub ipc: crate::save::ipc::Ipc,
     /// Everything shared, and where content is.
     pub collector: Collector,
+    /// Threads that slept before they were stopped.
+    asleep: waits::Asleep,
+    /// Processes that have stopped without their parent having been told.
+    unheard: HashSet<i32>,
+    /// Copies that were made of processes, which are to go on before their pages are read.
+    pub copies: Vec<Copied>,
 }
 
-/// Goes through all guests, which are stopped and stay so.
+/// Goes through all guests, which are stopped. `live`: they are to go on before their memory is read.
 pub fn sandbox(
     tracees: &mut Tracees,
     filters: Filters<'_>,
     guests: &[ProcessInfo],
     facts: &Facts,
+    asleep: waits::Asleep,
+    live: Option<&Live>,
 ) -> Result<Found, SaveError> {
-    let mut found = Found::default();
-    let done = all_of(tracees, filters, guests, facts, &mut found);
+    let mut found = Found { asleep, ..Found::default() };
+    let done = all_of(tracees, filters, guests, facts, live, &mut found);
     filters.gate.pass_no_more();
     done.map(|()| found)
 }
@@ -75,6 +88,7 @@ fn all_of(
     filters: Filters<'_>,
     guests: &[ProcessInfo],
     facts: &Facts,
+    live: Option<&Live>,
     found: &mut Found,
 ) -> Result<(), SaveError> {
     let Some(any) = guests.iter().find(|guest| guest.state != 'Z') else {
@@ -83,7 +97,8 @@ fn all_of(
     kin::refuse(guests)?;
     let streams = facts.streams(any.pid)?;
     for guest in ordered(guests) {
-        let process = process_of(tracees, filters, guest, &streams, found)?;
+        let mut process = process_of(tracees, filters, (guest, guests), &streams, live, found)?;
+        process.stop_unheard = found.unheard.contains(&process.pid);
         found.processes.push(process);
     }
     shared::finish(&mut found.collector, &mut found.spaces);
@@ -139,7 +154,7 @@ fn ipc_of(
 
 /// Where a `syscall` instruction of the process is.
 fn instruction_of(pid: i32, who: &str) -> Result<u64, SaveError> {
-    let executable: Vec<(u64, u64, bool)> = maps::read(pid)
+    let executable: Vec<(u64, u64, bool)> = maps::list(pid)
         .map_err(|error| SaveError::failed(format!("{who}: its mappings"), error.desc()))?
         .iter()
         .filter(|line| line.protection & libc::PROT_EXEC as u32 != 0)
@@ -174,8 +189,9 @@ fn ordered(guests: &[ProcessInfo]) -> Vec<&ProcessInfo> {
 fn process_of(
     tracees: &mut Tracees,
     filters: Filters<'_>,
-    guest: &ProcessInfo,
+    (guest, guests): (&ProcessInfo, &[ProcessInfo]),
     streams: &Streams,
+    live: Option<&Live>,
     found: &mut Found,
 ) -> Result<Process, SaveError> {
     let who = format!("process {} ({})", guest.guest_pid, guest.comm);
@@ -209,13 +225,18 @@ fn process_of(
         area = Some(place);
         borrowed.hand.respect(filters::programs(&process));
         let done = match at {
-            0 => leader(guest, streams, &mut borrowed, &mut process, found),
+            0 => {
+                let before = Before { gate: filters.gate, guest, guests, streams, live };
+                leader(&before, &mut borrowed, &mut process, found)
+            }
             _ => Ok(()),
         };
         let done = done.and_then(|()| {
             let number = guest_number(*tid)
                 .ok_or_else(|| SaveError::failed(&who, "one of its threads has ended meanwhile"))?;
-            threads::capture(&who, number, &mut borrowed)
+            let mut thread = threads::capture(&who, number, &mut borrowed)?;
+            waits::settle(&found.asleep, *tid, &mut thread);
+            Ok(thread)
         });
         // The thread is given back whatever came of it.
         let last = at + 1 == tids.len() || done.is_err();
@@ -238,14 +259,23 @@ fn borrow(
     }
 }
 
+/// What is known before the first thread is asked.
+struct Before<'b> {
+    gate: &'b Gate,
+    guest: &'b ProcessInfo,
+    guests: &'b [ProcessInfo],
+    streams: &'b Streams,
+    live: Option<&'b Live>,
+}
+
 /// What belongs to the process as a whole, by its first thread.
 fn leader(
-    guest: &ProcessInfo,
-    streams: &Streams,
+    before: &Before<'_>,
     borrowed: &mut Borrowed,
     process: &mut Process,
     found: &mut Found,
 ) -> Result<(), SaveError> {
+    let Before { gate, guest, guests, streams, live } = *before;
     let mut subject =
         Subject { pid: guest.pid, guest_pid: guest.guest_pid, hand: &mut borrowed.hand };
     if found.clocks == Clocks::default() {
@@ -254,10 +284,18 @@ fn leader(
         found.collector.moment = now.map(|now| now.tv_sec() * 1_000_000_000 + now.tv_nsec());
     }
     process::capture(&mut subject, process)?;
+    timers::set_back(process, &found.collector);
+    let children = guests.iter().filter(|it| it.guest_parent == guest.guest_pid);
+    let children: Vec<i32> = children.map(|it| it.guest_pid).collect();
+    found.unheard.extend(process::unheard_stops(&mut subject, &children)?);
     let table = descriptors::capture_table(&mut subject, streams, &mut found.collector)?;
     process.table = Some(found.tables.len() as u32);
     found.tables.push(table);
-    let space = memory::capture(&mut subject, &mut found.collector)?;
+    let copied = match live {
+        Some(live) => live.copy(&mut subject, gate, process, found)?,
+        None => None,
+    };
+    let space = memory::capture(&mut subject, live.zip(copied), &mut found.collector)?;
     process.space = Some(found.spaces.len() as u32);
     found.spaces.push(space);
     Ok(())
@@ -301,6 +339,7 @@ fn blank(guest: &ProcessInfo, fields: &stat::Fields) -> Process {
         personality: 0,
         subreaper: false,
         stopped: None,
+        stop_unheard: false,
         exit_signal: fields.signed(38) as i32,
         cpu_us: [14, 15, 16, 17].map(ticks),
         container: guest.container.clone(),

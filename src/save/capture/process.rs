@@ -82,6 +82,31 @@ pub fn capture(subject: &mut Subject<'_>, process: &mut Process) -> Result<(), S
     Ok(())
 }
 
+/// Those of the children that have stopped, which the subject has not been told yet and can be.
+pub fn unheard_stops(subject: &mut Subject<'_>, children: &[i32]) -> Result<Vec<i32>, SaveError> {
+    let who = subject.to_string();
+    let mut all = Vec::new();
+    for some in children.chunks(256) {
+        let mut table = subject.hand.table();
+        let options = libc::WSTOPPED | libc::WNOHANG | libc::WNOWAIT | libc::__WALL;
+        let asked: Vec<(i32, Data)> = some
+            .iter()
+            .map(|child| {
+                let told = table.room(128);
+                let kind = u64::from(libc::P_PID);
+                let arguments = [kind, *child as u64, told.address, options as u64, 0];
+                table.attempt(libc::SYS_waitid, arguments);
+                (*child, told)
+            })
+            .collect();
+        let done = subject.hand.run(&table).map_err(SaveError::of(&who))?;
+        // si_signo is SIGCHLD, or nothing is told (waitid(2)).
+        let told = asked.iter().filter(|(_, told)| done.half(*told, 0) != 0);
+        all.extend(told.map(|(child, _)| *child));
+    }
+    Ok(all)
+}
+
 /// What /proc tells.
 fn files_of(subject: &Subject<'_>, process: &mut Process) -> Result<(), SaveError> {
     use std::os::unix::ffi::OsStringExt;

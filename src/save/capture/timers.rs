@@ -1,13 +1,20 @@
 //! Timers of timer_create(2).
 
-use super::collector::Subject;
+use super::collector::{Collector, Subject};
 use crate::save::error::SaveError;
-use crate::save::state::Timer;
+use crate::save::state::{Process, Timer};
 
 /// The timers of the subject (/proc/PID/timers, and how long each still runs).
 pub fn capture(subject: &mut Subject<'_>) -> Result<Vec<Timer>, SaveError> {
     let text = std::fs::read_to_string(format!("/proc/{}/timers", subject.pid)).unwrap_or_default();
     let mut timers = parse(&text);
+    for timer in timers.iter_mut().filter(|it| it.notify & libc::SIGEV_THREAD_ID != 0) {
+        match super::guest_number(timer.thread) {
+            Some(number) => timer.thread = number,
+            // It has ended, and nobody is told of what the timer does.
+            None => (timer.notify, timer.thread) = (libc::SIGEV_NONE, 0),
+        }
+    }
     let who = subject.to_string();
     for some in timers.chunks_mut(256) {
         let mut table = subject.hand.table();
@@ -28,6 +35,28 @@ pub fn capture(subject: &mut Subject<'_>) -> Result<Vec<Timer>, SaveError> {
         }
     }
     Ok(timers)
+}
+
+/// Gives timers back what they have lost since the moment of the save.
+pub fn set_back(process: &mut Process, collector: &Collector) {
+    // One that repeats has never more left than until the next time.
+    let left = |remaining, interval| match (collector.left_then(remaining), interval) {
+        (left, 0) => left,
+        (left, interval) => left.min(remaining.max(interval)),
+    };
+    let [(interval, value), ..] = &mut process.interval_timers;
+    *value = left(*value * 1000, *interval * 1000) / 1000;
+    // Clocks that count the time of processors stand while everything is stopped (clock_getres(2)).
+    let is_wall = |timer: &&mut Timer| {
+        timer.clock >= 0
+            && !matches!(
+                timer.clock,
+                libc::CLOCK_PROCESS_CPUTIME_ID | libc::CLOCK_THREAD_CPUTIME_ID
+            )
+    };
+    for timer in process.timers.iter_mut().filter(is_wall) {
+        timer.remaining = left(timer.remaining, timer.interval);
+    }
 }
 
 /// proc_pid_timers(5): "ID: 0", "signal: 14/0000000000000000", "notify: signal/pid.7", "ClockID: 1".

@@ -13,15 +13,17 @@ use std::thread;
 use super::error::ImageError;
 use super::features::Features;
 use super::format::{Header, Kind, Next, PAGE_BYTES, Record, Section, Summary, Table, padded};
+use super::hash::Sum;
 use super::reader::{
-    Checks, WITHIN, check_padding, check_payload, read_exact, read_page, read_section, unpack,
-    unpacker,
+    Checks, WITHIN, check_padding, check_payload, check_sum, read_exact, read_page, read_section,
+    unpack, unpacker,
 };
 
 /// Threads that check content; more gain nothing over the memory's own speed.
 const THREADS: usize = 4;
-/// Blocks that lie within so many bytes are read together.
-const AT_ONCE: u64 = 1 << 20;
+/// So much is read at once: blocks that lie together, or a piece of a block. A processor's own cache
+/// holds it.
+const AT_ONCE: u64 = 256 << 10;
 
 /// Where the content of some pages is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,6 +105,23 @@ impl Block {
     fn check(&self, bytes: &[u8]) -> Result<(), ImageError> {
         let (stored, padding) = bytes.split_at(self.record.stored as usize);
         check_payload(&self.record, stored)?;
+        check_padding(padding)
+    }
+
+    /// The same, reading them as they are needed.
+    fn check_in_pieces(&self, from: &mut impl Read, room: &mut [u8]) -> Result<(), ImageError> {
+        let mut sum = Sum::default();
+        let mut rest = self.record.stored as usize;
+        while rest > 0 {
+            let size = rest.min(room.len());
+            read_exact(from, &mut room[..size], WITHIN)?;
+            sum.add(&room[..size]);
+            rest -= size;
+        }
+        check_sum(&self.record, sum.finish())?;
+        // Less than a page.
+        let padding = &mut room[..self.padding as usize];
+        read_exact(from, padding, WITHIN)?;
         check_padding(padding)
     }
 }
@@ -284,7 +303,7 @@ impl Index {
 
     /// Takes blocks that lie together and checks them, until there are none.
     fn verify_some(&self, file: &File, next: &Mutex<usize>) -> Result<(), ImageError> {
-        let mut room = Vec::new();
+        let mut room = vec![0; AT_ONCE as usize];
         loop {
             let some = {
                 let mut next = next.lock().unwrap_or_else(PoisonError::into_inner);
@@ -294,10 +313,11 @@ impl Index {
             };
             let (Some(first), Some(last)) = (some.first(), some.last()) else { return Ok(()) };
             let (begin, end) = (first.range().start, last.range().end);
-            let length = (end - begin) as usize;
-            if room.len() < length {
-                room.resize(length, 0);
+            if end - begin > AT_ONCE {
+                first.check_in_pieces(&mut At { file, at: begin }, &mut room)?;
+                continue;
             }
+            let length = (end - begin) as usize;
             read_exact(&mut At { file, at: begin }, &mut room[..length], WITHIN)?;
             for block in some {
                 let Range { start, end } = block.range();

@@ -245,7 +245,12 @@ pub(super) fn described(record: &Record) -> String {
 
 /// Compares a payload with its checksum.
 pub(super) fn check_payload(record: &Record, stored: &[u8]) -> Result<(), ImageError> {
-    if checksum(stored) == record.checksum {
+    check_sum(record, checksum(stored))
+}
+
+/// Compares the checksum of a payload with what it should be.
+pub(super) fn check_sum(record: &Record, found: u64) -> Result<(), ImageError> {
+    if found == record.checksum {
         return Ok(());
     }
     Err(ImageError::damaged(described(record)))

@@ -41,7 +41,13 @@ fn sink(sinks: &HashMap<u32, Sink>, object: u32) -> Result<&Sink, RestoreError> 
     sinks.get(&object).ok_or_else(nobodys)
 }
 
-fn put(sinks: &HashMap<u32, Sink>, object: u32, at: u64, bytes: &[u8]) -> Result<(), RestoreError> {
+/// Puts bytes where they belong.
+pub(super) fn put(
+    sinks: &HashMap<u32, Sink>,
+    object: u32,
+    at: u64,
+    bytes: &[u8],
+) -> Result<(), RestoreError> {
     match sink(sinks, object)? {
         Sink::File(file) => file
             .write_all_at(bytes, at)
@@ -67,7 +73,7 @@ fn memory(at: u64) -> impl Fn(nix::errno::Errno) -> RestoreError {
 }
 
 /// Pages that are there and zero: new memory is. Where a file lies below they have to be written.
-fn zero(
+pub(super) fn zero(
     sinks: &HashMap<u32, Sink>,
     object: u32,
     address: u64,

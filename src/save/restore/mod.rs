@@ -23,6 +23,7 @@ use crate::sys::ptrace::{self, Stopped};
 mod batch;
 pub mod courier;
 pub mod descriptors;
+pub mod direct;
 pub mod fill;
 pub mod ipc;
 pub mod maker;
@@ -32,9 +33,12 @@ pub mod seed;
 pub mod shared;
 pub mod sockets;
 pub mod space;
+pub mod stops;
 pub mod threads;
+pub mod timers;
 pub mod tree;
 pub mod trees;
+pub mod waits;
 
 use descriptors::{FilesPolicy, RestoreStreams};
 use maker::{Maker, Sink};
@@ -149,18 +153,17 @@ pub fn grow(
     drop(maker);
     end(maker_hand)?;
     zombies.into_iter().try_for_each(die)?;
-    for plant in plants.iter_mut() {
-        complete(sandbox, plant)?;
-    }
-    let mut ready = Vec::new();
-    for plant in plants {
-        ready.extend(set(plant)?);
+    // Children first: a parent is told of what becomes of them, and that is not to be seen.
+    let mut ready = Vec::with_capacity(plants.len());
+    for mut plant in plants.into_iter().rev() {
+        complete(sandbox, &mut plant)?;
+        ready.push(set(plant)?);
     }
     gate.pass_no_more();
     planter
         .adopt(sandbox.run.program)
         .map_err(|errno| RestoreError::failed("init does not keep the program", errno.desc()))?;
-    for stopped in ready {
+    for stopped in ready.into_iter().rev().flatten() {
         // ESRCH: it was killed, by one that goes on already.
         match stopped.because(ptrace::Stop::Asked).detach() {
             Ok(()) | Err(Errno::ESRCH) => {}
@@ -378,14 +381,22 @@ fn give_table(
 fn complete(sandbox: &Sandbox, plant: &mut Plant<'_>) -> Result<(), RestoreError> {
     let space = space_of(sandbox, plant)?;
     let Plant { process, who, hand, others, courier } = plant;
+    for hand in std::iter::once(&mut *hand).chain(others.iter_mut()) {
+        threads::block(hand, who)?;
+    }
+    stops::hear(hand, process, sandbox)?;
     threads::drain(hand, who)?;
     threads::queue(hand, (process.pid, process.pid), &process.pending, true, who)?;
     descriptors::close_courier(hand, *courier)?;
     process::limit(hand, process, who)?;
-    process::wind(hand, process, who)?;
+    timers::make(hand, process, who)?;
+    process::spare(hand, process);
+    timers::wind(hand, process, who)?;
     for (hand, thread) in std::iter::once(hand).chain(others).zip(&process.threads) {
         threads::queue(hand, (process.pid, thread.tid), &thread.pending, false, who)?;
+        threads::secure(hand, thread, who)?;
         process::give_up(hand, space, who)?;
+        threads::mourn(hand, thread, who)?;
         process::confine(hand, process, who)?;
     }
     Ok(())
@@ -405,6 +416,14 @@ fn set(plant: Plant<'_>) -> Result<Vec<Stopped>, RestoreError> {
         RestoreError::refused(format!("{who} has no code that could make a system call"))
     })?;
     let area = hand.area();
+    let mut hands = vec![hand];
+    hands.extend(others);
+    let mut waits = Vec::with_capacity(hands.len());
+    for (hand, thread) in hands.iter_mut().zip(&process.threads) {
+        waits.push(waits::begin(hand, thread).map_err(RestoreError::of(&who))?);
+    }
+    let mut others = hands.into_iter();
+    let hand = others.next().ok_or_else(|| RestoreError::refused("a process has no thread"))?;
     let stopped = hand.release().map_err(RestoreError::of(&who))?;
     let arguments = [area, AREA, 0, 0, 0, 0];
     let (stopped, done) = remote_call(stopped, instruction, libc::SYS_munmap, arguments)
@@ -414,8 +433,11 @@ fn set(plant: Plant<'_>) -> Result<Vec<Stopped>, RestoreError> {
     for other in others {
         all.push(other.release().map_err(RestoreError::of(&who))?);
     }
-    for (stopped, thread) in all.iter_mut().zip(&process.threads) {
-        threads::set(stopped, thread, &who)?;
+    if process.stopped.is_some() {
+        all = stops::stop(all, &who)?;
+    }
+    for ((stopped, thread), wait) in all.iter_mut().zip(&process.threads).zip(waits) {
+        threads::set(stopped, thread, wait, &who)?;
     }
     Ok(all)
 }

@@ -4,7 +4,6 @@ use crate::save::capture::process::SET;
 use crate::save::error::RestoreError;
 use crate::save::hand::Hand;
 use crate::save::state::{Process, Space};
-use crate::sys::agent::Table;
 
 /// Gives the process what does not run by itself. Comes after its memory: a working directory can be
 /// anywhere.
@@ -76,26 +75,14 @@ pub fn limit(hand: &mut Hand, process: &Process, who: &str) -> Result<(), Restor
     Ok(())
 }
 
-/// Starts what runs by itself: just before all go on.
-pub fn wind(hand: &mut Hand, process: &Process, who: &str) -> Result<(), RestoreError> {
-    let mut table = hand.table();
-    for (which, (interval, value)) in process.interval_timers.iter().enumerate() {
-        if *value != 0 {
-            let words =
-                [interval / 1_000_000, interval % 1_000_000, value / 1_000_000, value % 1_000_000];
-            let new = words_of(&mut table, &words);
-            table.call(libc::SYS_setitimer, [which as u64, new, 0]);
-        }
+/// How soon it is killed where memory runs out. Less soon than the restoring user's programs it cannot be
+/// made (oom_score_adj_min in proc_pid_oom_score_adj(5)).
+pub fn spare(hand: &Hand, process: &Process) {
+    let name = format!("/proc/{}/oom_score_adj", hand.tid());
+    let wanted = process.oom_score_adj.to_string();
+    if std::fs::read_to_string(&name).is_ok_and(|now| now.trim() != wanted) {
+        let _ = std::fs::write(name, wanted);
     }
-    if !table.is_empty() {
-        hand.run(&table).map_err(RestoreError::of(format!("{who}: its timers")))?;
-    }
-    Ok(())
-}
-
-fn words_of(table: &mut Table, words: &[u64]) -> u64 {
-    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
-    table.data(&bytes).address
 }
 
 /// Gives up all capabilities, for good; last of what a thread is told.

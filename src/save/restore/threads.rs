@@ -2,11 +2,12 @@
 
 use serde_bytes::ByteBuf;
 
+use super::waits::Begun;
 use crate::save::error::RestoreError;
 use crate::save::hand::{Hand, HandError, first_stop};
 use crate::save::state::Thread;
 use crate::sys::agent::Table;
-use crate::sys::ptrace::{REGISTERS, Stop, Stopped, registers_of};
+use crate::sys::ptrace::{REGISTERS, Stop, Stopped, place, registers_of};
 
 /// Flags of a thread of the same process (pthread_create(3)).
 const THREAD: u64 = (libc::CLONE_VM
@@ -140,6 +141,41 @@ pub fn queue(
     Ok(())
 }
 
+/// Blocks all signals: those that are put in its queue wait there until it is let go.
+pub fn block(hand: &mut Hand, who: &str) -> Result<(), RestoreError> {
+    let stopped = hand.stopped().map_err(RestoreError::of(who))?;
+    stopped
+        .set_signal_mask(u64::MAX)
+        .map_err(|errno| RestoreError::failed(format!("{who}: its signal mask"), errno.desc()))
+}
+
+/// What it takes capabilities for: flags of those, and the priority of its input and output.
+pub fn secure(hand: &mut Hand, thread: &Thread, who: &str) -> Result<(), RestoreError> {
+    let mut table = hand.table();
+    if thread.securebits != 0 {
+        table.attempt(libc::SYS_prctl, [libc::PR_SET_SECUREBITS as u64, thread.securebits.into()]);
+    }
+    // (Without a class it has none of its own.)
+    if thread.io_priority >> 13 != 0 {
+        const IOPRIO_WHO_PROCESS: u64 = 1;
+        table.attempt(libc::SYS_ioprio_set, [IOPRIO_WHO_PROCESS, 0, thread.io_priority.into()]);
+    }
+    if !table.is_empty() {
+        hand.run(&table).map_err(RestoreError::of(who))?;
+    }
+    Ok(())
+}
+
+/// The signal that it gets when its parent ends. After all capabilities have been given up: the kernel
+/// forgets it whenever they change (commit_creds in kernel/cred.c).
+pub fn mourn(hand: &mut Hand, thread: &Thread, who: &str) -> Result<(), RestoreError> {
+    if thread.parent_death_signal != 0 {
+        let arguments = [libc::PR_SET_PDEATHSIG as u64, thread.parent_death_signal as u64];
+        hand.call(libc::SYS_prctl, arguments).map_err(RestoreError::of(who))?;
+    }
+    Ok(())
+}
+
 /// Takes away what waits for the thread since it was made (SIGCHLD of what was put together).
 pub fn drain(hand: &mut Hand, who: &str) -> Result<(), RestoreError> {
     loop {
@@ -156,14 +192,23 @@ pub fn drain(hand: &mut Hand, who: &str) -> Result<(), RestoreError> {
 }
 
 /// Puts registers and the signal mask in place: the thread goes on where it was when it is let go.
-pub fn set(stopped: &mut Stopped, thread: &Thread, who: &str) -> Result<(), RestoreError> {
+pub fn set(
+    stopped: &mut Stopped,
+    thread: &Thread,
+    wait: Option<Begun>,
+    who: &str,
+) -> Result<(), RestoreError> {
     let failed = |errno: nix::errno::Errno| {
         RestoreError::failed(format!("{who}: the registers of thread {}", thread.tid), errno.desc())
     };
-    let words: [u64; REGISTERS] =
+    let mut words: [u64; REGISTERS] =
         thread.registers.as_slice().try_into().map_err(|_| {
             RestoreError::refused(format!("the image is damaged: {who}: registers"))
         })?;
+    if let Some(Begun::Over(result)) = wait {
+        words[place::RAX] = result as u64;
+        words[place::ORIG_RAX] = u64::MAX;
+    }
     stopped.set_extended_state(&thread.extended).map_err(failed)?;
     stopped.set_registers(&registers_of(words)).map_err(failed)?;
     stopped.set_signal_mask(thread.mask).map_err(failed)

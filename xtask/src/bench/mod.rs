@@ -21,6 +21,7 @@ mod project;
 mod report;
 mod row;
 mod running;
+mod save;
 mod startup;
 mod stats;
 mod syscalls;
@@ -61,9 +62,10 @@ struct Group {
 }
 
 /// All of them, in the order of the table.
-const GROUPS: [Group; 6] = [
+const GROUPS: [Group; 7] = [
     Group { name: exec::NAME, measure: exec::measure },
     Group { name: pause::NAME, measure: pause::measure },
+    Group { name: save::NAME, measure: save::measure },
     Group { name: cpu::REPORT, measure: cpu::report },
     Group { name: cpu::BUDGET, measure: cpu::budget },
     Group { name: idle::ONE, measure: idle::one },

@@ -74,23 +74,21 @@ pub(super) fn read_indexed(image: &[u8]) -> Result<Content, ImageError> {
     let mut content = Content { state: index.state(&file)?, ..Content::default() };
     for run in index.runs() {
         let pages = if run.source == Source::Zero { run.pages.min(ZEROS) } else { run.pages };
-        for page in 0..pages {
-            let mut bytes = vec![0; PAGE];
-            let far = page * PAGE as u64;
-            match run.source {
-                Source::File(at) => {
-                    assert_eq!(at % PAGE as u64, 0);
-                    file.read_exact_at(&mut bytes, at + far).unwrap();
-                }
-                Source::Zero => {}
-                Source::Packed { block, first } => {
-                    let mut whole = Vec::new();
-                    index.unpack(&file, block, &mut whole)?;
-                    bytes.copy_from_slice(&whole[((first + page) as usize) * PAGE..][..PAGE]);
-                }
+        let mut bytes = vec![0; pages as usize * PAGE];
+        match run.source {
+            Source::File(at) => {
+                assert_eq!(at % PAGE as u64, 0);
+                file.read_exact_at(&mut bytes, at).unwrap();
             }
-            content.put_pages(run.object, run.address + far, &bytes);
+            Source::Zero => {}
+            Source::Packed { block, first } => {
+                let mut whole = Vec::new();
+                index.unpack(&file, block, &mut whole)?;
+                let begin = first as usize * PAGE;
+                bytes = whole[begin..begin + bytes.len()].to_vec();
+            }
         }
+        content.put_pages(run.object, run.address, &bytes);
     }
     for stream in index.streams() {
         content.put_bytes(stream.object, stream.offset, &index.stream(&file, stream)?);
@@ -286,4 +284,45 @@ fn zeros_cost_nothing() {
     let (image, summary) = writer.finish().unwrap();
     assert_eq!((summary.zero_pages, summary.frames), (2 * 64 * 256, 128));
     assert!(image.len() <= 6 * PAGE, "{}", image.len());
+}
+
+#[test]
+fn a_pipe_carries_an_image_and_what_follows_it() {
+    let (mut from, to) = std::io::pipe().unwrap();
+    let writing = std::thread::spawn(move || {
+        use std::io::Write;
+        let mut writer = Writer::begin_in_background(to, &features(), b"state", Some(1)).unwrap();
+        writer.pages(1, 0, &page(9).repeat(300)).unwrap();
+        writer.bytes(1, 0, b"stream").unwrap();
+        let (mut to, _) = writer.finish().unwrap();
+        to.write_all(b"another message").unwrap();
+    });
+    let (state, mut reader) = Opened::open(&mut from).unwrap().state().unwrap();
+    assert_eq!(state, b"state");
+    let mut pages = 0;
+    while let Some(frame) = reader.next_frame().unwrap() {
+        match frame {
+            Frame::Data { pages: some, .. } => pages += some.len() / PAGE,
+            Frame::Same { count, .. } => pages += count as usize,
+            Frame::Bytes { bytes, .. } => assert_eq!(bytes, b"stream"),
+            Frame::Zero { .. } => unreachable!("there are no zeros"),
+        }
+    }
+    assert_eq!(pages, 300);
+    let mut rest = String::new();
+    std::io::Read::read_to_string(&mut reader.into_inner(), &mut rest).unwrap();
+    assert_eq!(rest, "another message");
+    writing.join().unwrap();
+}
+
+#[test]
+fn a_reader_that_goes_away_is_an_error() {
+    for background in [false, true] {
+        let (from, to) = std::io::pipe().unwrap();
+        let begin = if background { Writer::begin_in_background } else { Writer::begin };
+        let mut writer = begin(to, &features(), b"state", None).unwrap();
+        drop(from);
+        let written = writer.pages(1, 0, &page(9)).and_then(|()| writer.finish());
+        assert!(written.unwrap_err().to_string().contains("Broken pipe"));
+    }
 }

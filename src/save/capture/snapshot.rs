@@ -1,0 +1,303 @@
+//! Copies of stopped processes, from which memory is read while the processes go on.
+//!
+//! A copy is a process with the same pages, copy-on-write, which never runs an instruction: it stays
+//! stopped by the tracer from its first moment on, and is killed when it has been read. Owns making it so
+//! that the guest does not notice, and what a copy lacks ([`is_lost`]).
+//!
+//! The guest must not find a child that it has not made. So a process in between makes the copy and
+//! ends: the copy is an orphan, and init's. The one in between has no exit signal, so no wait of the
+//! guest's program sees it, and the thread that made it waits for it by its number. It has the guest's
+//! memory (CLONE_VM) but a table of descriptors of its own, which it empties before it makes the copy: a
+//! copy holds no pipe open, and no lock goes, since that table was never the owner of any (close(2) lets
+//! go the locks of a table, locks_remove_posix in fs/locks.c). What a guest can see of a copy: its number
+//! in /proc and kill(2), until the save is done; and one more attachment to System V memory.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use nix::errno::Errno;
+
+use super::Found;
+use super::collector::{Content, Subject};
+use super::maps::{self, Line};
+use super::memory::join;
+use crate::notify::Gate;
+use crate::save::error::SaveError;
+use crate::save::hand::{AREA, Hand, HandError, first_stop};
+use crate::save::state::{MappingKind, Process, Space};
+use crate::sentry::Kernel;
+use crate::sys::ptrace::{self, Stop};
+use crate::sys::{pagemap, process};
+
+/// The guests are to go on while their memory is read.
+pub struct Live {
+    kernel: Arc<Kernel>,
+    /// What the mappings of each process were like shortly before, with their flags, which take time to
+    /// read. None: they are read while all stand still.
+    before: Option<HashMap<i32, Vec<Line>>>,
+}
+
+/// A copy. Killed when dropped.
+#[derive(Debug)]
+pub struct Copied {
+    pid: i32,
+    pidfd: OwnedFd,
+    kernel: Arc<Kernel>,
+    /// The entry of [`Found::spaces`].
+    space: usize,
+}
+
+impl Drop for Copied {
+    fn drop(&mut self) {
+        // ESRCH: it has been killed. Its tracer reaps it, then init.
+        let _ = process::pidfd_send_signal(self.pidfd.as_fd(), libc::SIGKILL);
+        self.kernel.remove_keeper(self.pid);
+    }
+}
+
+/// Whether a mapping with these flags is not in a copy, or empty there (MADV_DONTFORK and
+/// MADV_WIPEONFORK of madvise(2)).
+pub fn is_lost(flags: &str) -> bool {
+    flags.split(' ').any(|flag| matches!(flag, "dc" | "wf"))
+}
+
+impl Live {
+    /// `prepared`: mappings are read now, while all run; what has changed until they stand still is
+    /// found out later ([`settle`]).
+    pub fn new(kernel: &Arc<Kernel>, prepared: bool) -> Result<Live, SaveError> {
+        let mut before = None;
+        if prepared {
+            let guests = kernel.census()?;
+            let read = |pid| Some((pid, maps::read(pid).ok()?));
+            before = Some(guests.iter().filter_map(|guest| read(guest.pid)).collect());
+        }
+        Ok(Live { kernel: Arc::clone(kernel), before })
+    }
+
+    /// Mappings of a stopped process with their flags, which may be those of shortly before; but for the
+    /// one of its hand, at `area`.
+    pub fn mappings(&self, pid: i32, area: u64) -> Result<Vec<Line>, Errno> {
+        if let Some(before) = self.before.as_ref().and_then(|all| all.get(&pid)) {
+            let mut lines = maps::list(pid)?;
+            lines.retain(|line| line.start < area || line.end > area + AREA);
+            if maps::adopt_flags(&mut lines, before) && locked(&lines) == locked_pages(pid) {
+                return Ok(lines);
+            }
+        }
+        maps::read(pid)
+    }
+
+    /// Makes a copy of the subject, if that can be done unnoticed. Gives its number.
+    pub fn copy(
+        &self,
+        subject: &mut Subject<'_>,
+        gate: &Gate,
+        process: &Process,
+        found: &mut Found,
+    ) -> Result<Option<i32>, SaveError> {
+        if is_below_reaper(process, &found.processes) {
+            return Ok(None);
+        }
+        let who = subject.to_string();
+        match copy(subject.hand, gate, &self.kernel) {
+            Ok((pid, pidfd)) => {
+                let (kernel, space) = (Arc::clone(&self.kernel), found.spaces.len());
+                found.copies.push(Copied { pid, pidfd, kernel, space });
+                Ok(Some(pid))
+            }
+            Err(HandError::Killed) => Err(SaveError::of(who)(HandError::Killed)),
+            // It may have as many processes as it is allowed, or too much memory to promise twice.
+            Err(error) => {
+                tracing::debug!(%who, %error, "it stands still while its memory is read");
+                Ok(None)
+            }
+        }
+    }
+}
+
+/// Whether an orphan of the process would be a guest's child (PR_SET_CHILD_SUBREAPER of prctl(2)).
+/// `captured`: all that were captured before, among them all above it.
+fn is_below_reaper(process: &Process, captured: &[Process]) -> bool {
+    let above: HashMap<i32, &Process> = captured.iter().map(|it| (it.pid, it)).collect();
+    let mut seen = HashSet::new();
+    let mut at = Some(process);
+    while let Some(process) = at.filter(|it| seen.insert(it.pid)) {
+        if process.subreaper {
+            return true;
+        }
+        at = above.get(&process.parent).copied();
+    }
+    false
+}
+
+/// Bytes that the lines say are locked, and that the kernel does.
+fn locked(lines: &[Line]) -> u64 {
+    lines.iter().filter(|line| line.has("lo")).map(|line| line.end - line.start).sum()
+}
+
+fn locked_pages(pid: i32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("VmLck:"));
+    let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kilobytes.map_or(u64::MAX, |kilobytes| kilobytes * 1024)
+}
+
+/// Makes the process in between, and has it make the copy.
+fn copy(hand: &mut Hand, gate: &Gate, kernel: &Kernel) -> Result<(i32, OwnedFd), HandError> {
+    let mut table = hand.table();
+    let between = table.call(libc::SYS_clone, [libc::CLONE_VM as u64, 0, 0, 0, 0]);
+    let wait = table.call(libc::SYS_wait4, [0, 0, libc::__WALL as u64, 0]);
+    table.forward(between, wait, 0);
+    hand.begin(&table)?;
+    let mut copy = Err(HandError::Killed);
+    loop {
+        // While the thread stands still at this stop, the other one works in its memory.
+        match hand.go_on()? {
+            Stop::Made(tid) if tid > 0 => copy = copy_by(tid, hand.area(), gate, kernel),
+            Stop::Signal(libc::SIGTRAP) => break,
+            Stop::Signal(signal @ (libc::SIGSEGV | libc::SIGBUS)) => {
+                return Err(HandError::Astray(signal));
+            }
+            _ => {}
+        }
+    }
+    hand.done(&table)?;
+    copy
+}
+
+/// The work of the process in between, which has ended when this returns.
+fn copy_by(tid: i32, area: u64, gate: &Gate, kernel: &Kernel) -> Result<(i32, OwnedFd), HandError> {
+    kernel.add_keeper(tid, "");
+    gate.pass(tid);
+    let mut hand = Hand::beside(first_stop(tid)?, area);
+    let copy = copy_and_end(&mut hand, kernel);
+    if hand.stopped().is_ok() {
+        ptrace::end(hand.release()?).map_err(|errno| HandError::Own("end it", errno))?;
+    }
+    kernel.remove_keeper(tid);
+    copy
+}
+
+fn copy_and_end(hand: &mut Hand, kernel: &Kernel) -> Result<(i32, OwnedFd), HandError> {
+    let mut table = hand.table();
+    table.call(libc::SYS_close_range, [0, u64::from(u32::MAX), 0]);
+    // Not of the guest's process group, whose end may be waited for.
+    table.attempt(libc::SYS_setsid, []);
+    table.call(libc::SYS_clone, [0, 0, 0, 0, 0]);
+    // Should its tracer die, this is what the copy does.
+    table.call(libc::SYS_exit_group, [0]);
+    hand.begin(&table)?;
+    let mut copy = Err(HandError::Killed);
+    loop {
+        match hand.go_on() {
+            Ok(Stop::Made(pid)) if pid > 0 => {
+                kernel.add_keeper(pid, "");
+                // It stays where it is.
+                let _ = first_stop(pid)?;
+                copy = process::pidfd_open(pid, false)
+                    .map(|pidfd| (pid, pidfd))
+                    .map_err(|errno| HandError::Own("keep it", errno));
+            }
+            Ok(Stop::Signal(libc::SIGTRAP)) => {
+                hand.done(&table)?;
+                return copy;
+            }
+            Ok(Stop::Signal(signal @ (libc::SIGSEGV | libc::SIGBUS))) => {
+                return Err(HandError::Astray(signal));
+            }
+            Ok(_) => {}
+            // It has ended.
+            Err(HandError::Killed) => return copy,
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Finds the pages of the copies, and whether what was taken for granted of their mappings is so. If it
+/// is not, all has to be captured anew.
+pub fn settle(found: &mut Found, spaces: &mut [Space]) -> Result<bool, SaveError> {
+    for copied in &found.copies {
+        let gone = |errno: Errno| {
+            SaveError::failed(
+                "the copy of a process, of which memory is read, is gone",
+                errno.desc(),
+            )
+        };
+        let lines = maps::read(copied.pid).map_err(gone)?;
+        let Some(space) = spaces.get_mut(copied.space) else { continue };
+        for mapping in &mut space.mappings {
+            // The kernel's own pages are nobody's.
+            if matches!(mapping.kind, MappingKind::Vvar(_)) {
+                continue;
+            }
+            let at = lines.partition_point(|line| line.end <= mapping.start);
+            let line = lines.get(at).filter(|line| line.start <= mapping.start);
+            let is_so = match line {
+                Some(line) => decisive(&line.flags) == decisive(&mapping.flags),
+                None => mapping.flags.split(' ').any(|flag| flag == "dc"),
+            };
+            if !is_so {
+                return Ok(false);
+            }
+            if let Some(line) = line {
+                mapping.flags = with_locks(&line.flags, &mapping.flags);
+            }
+        }
+    }
+    for content in &mut found.collector.contents {
+        let Content::Copied { object, pid, mappings } = content else { continue };
+        let failed = |why: String| {
+            SaveError::failed("the pages of a copy of a process cannot be found", why)
+        };
+        let file = File::open(format!("/proc/{pid}/pagemap"));
+        let file = file.map_err(|error| failed(error.to_string()))?;
+        let mut ranges = Vec::new();
+        for (start, end) in mappings {
+            let own = pagemap::own_pages(&file, *start, *end)
+                .map_err(|errno| failed(errno.desc().to_owned()))?;
+            own.into_iter().for_each(|range| join(&mut ranges, range));
+        }
+        *content = Content::Pages { object: *object, pid: *pid, ranges };
+    }
+    Ok(true)
+}
+
+/// Flags that decide how a mapping is saved.
+fn decisive(flags: &str) -> Vec<&str> {
+    const DECISIVE: [&str; 7] = ["dc", "wf", "gd", "io", "pf", "mw", "ht"];
+    flags.split(' ').filter(|flag| DECISIVE.contains(flag)).collect()
+}
+
+/// A copy has no locked memory (dup_mmap in kernel/fork.c).
+fn with_locks(flags: &str, before: &str) -> String {
+    let locks = before.split(' ').filter(|flag| matches!(*flag, "lo" | "lf"));
+    let own = flags.split(' ').filter(|flag| !matches!(*flag, "lo" | "lf"));
+    own.chain(locks).collect::<Vec<_>>().join(" ")
+}
+
+/// Ends the copies; returns when they have ended. Not on the tracer's thread.
+pub fn end(kernel: &Kernel, found: &mut Found) {
+    let copies = std::mem::take(&mut found.copies);
+    let pidfds: Vec<_> = copies.iter().filter_map(|it| it.pidfd.try_clone().ok()).collect();
+    drop(copies);
+    // (No tracer any more: none of them is left.)
+    let _ = kernel.tracer().run(move |_| {
+        for pidfd in pidfds {
+            let _ = ptrace::wait_for_end(pidfd.as_fd());
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_that_matter_are_compared_and_locks_are_kept() {
+        assert!(is_lost("rd wr dc") && is_lost("wf") && !is_lost("rd wr mr mw me"));
+        assert_eq!(decisive("rd wr mw gd ac"), ["mw", "gd"]);
+        assert_eq!(with_locks("rd wr mr", "rd lo mr"), "rd wr mr lo");
+    }
+}

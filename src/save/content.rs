@@ -1,0 +1,224 @@
+//! Reading the content that an image carries, and writing it there.
+//!
+//! Where each piece of it is to be read is [`Content`]'s to say; when, the pipeline's.
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use nix::errno::Errno;
+
+use crate::save::capture::collector::Content;
+use crate::save::error::SaveError;
+use crate::save::hand;
+use crate::save::image::{ImageError, Writer};
+use crate::sys::memfd::anonymous_file;
+
+const PAGE: u64 = 4096;
+
+impl Content {
+    /// How much it is.
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Content::Pages { ranges, .. } => ranges.iter().map(|(start, end)| end - start).sum(),
+            Content::Copied { mappings, .. } => {
+                mappings.iter().map(|(start, end)| end - start).sum()
+            }
+            Content::Mapping { start, end, .. } => end - start,
+            Content::File { size, .. }
+            | Content::Below { size, .. }
+            | Content::Kept { size, .. } => *size,
+        }
+    }
+
+    /// Writes it to the memory section.
+    pub fn write<W: Write>(&self, writer: &mut Writer<W>) -> Result<(), SaveError> {
+        let unreadable = |errno: Errno| ImageError::Unwritable {
+            what: format!("the memory of a guest cannot be read: {}", errno.desc()),
+        };
+        match self {
+            Content::Pages { object, pid, ranges } => {
+                for (start, end) in ranges {
+                    let pages = (end - start) / PAGE;
+                    writer.pages_with(*object, *start, pages, |address, to| {
+                        read(*pid, address, to).map_err(unreadable)
+                    })?;
+                }
+            }
+            Content::Mapping { object, pid, start, end, offset } => {
+                let pages = (end - start) / PAGE;
+                writer.pages_with(*object, *offset, pages, |at, to| {
+                    read(*pid, start + (at - offset), to).map_err(unreadable)
+                })?;
+            }
+            // Their pages have to be found before.
+            Content::Copied { .. } => {}
+            Content::Kept { object, spool, at, offset, size, pages: true } => {
+                writer.pages_with(*object, *offset, size / PAGE, |address, to| {
+                    spool.read_exact_at(to, at + (address - offset)).map_err(|error| {
+                        let what = format!("what was kept of a guest cannot be read: {error}");
+                        ImageError::Unwritable { what }
+                    })
+                })?;
+            }
+            Content::Kept { object, spool, at, size, .. } => {
+                stream(writer, *object, spool, *at, *size)?;
+            }
+            Content::File { object, file, size } => stream(writer, *object, file, 0, *size)?,
+            Content::Below { object, directory, path, size } => {
+                let file = opened(directory, path)?;
+                stream(writer, *object, &file, 0, *size)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Memory of a guest, also where it has no right to read it itself.
+fn read(pid: i32, address: u64, to: &mut [u8]) -> Result<(), Errno> {
+    match hand::read(pid, address, to) {
+        Err(Errno::EFAULT) => hand::memory(pid, false)?
+            .read_exact_at(to, address)
+            .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))),
+        done => done,
+    }
+}
+
+/// The content of a file, which is where it was at `from` of `file`. Holes stay holes: they are not in the
+/// image.
+fn stream<W: Write>(
+    writer: &mut Writer<W>,
+    object: u32,
+    file: &File,
+    from: u64,
+    size: u64,
+) -> Result<(), SaveError> {
+    pieces(size, |at, buffer| {
+        let count = read_some(file, from + at, buffer)?;
+        for (start, end) in written(&buffer[..count]) {
+            writer.bytes(object, at + start as u64, &buffer[start..end])?;
+        }
+        Ok(count)
+    })
+}
+
+/// Where blocks are that hold more than zeros: (start, end). What is between them may be a hole.
+fn written(bytes: &[u8]) -> Vec<(usize, usize)> {
+    const BLOCK: usize = 4096;
+    let mut found: Vec<(usize, usize)> = Vec::new();
+    for (index, block) in bytes.chunks(BLOCK).enumerate().filter(|(_, block)| !is_zero(block)) {
+        let start = index * BLOCK;
+        match found.last_mut() {
+            Some(last) if last.1 == start => last.1 += block.len(),
+            _ => found.push((start, start + block.len())),
+        }
+    }
+    found
+}
+
+/// Calls `each` with places and room until so many bytes are done, or it gives 0.
+fn pieces(
+    size: u64,
+    mut each: impl FnMut(u64, &mut [u8]) -> Result<usize, SaveError>,
+) -> Result<(), SaveError> {
+    let mut buffer = vec![0; (1 << 20).min(size) as usize];
+    let mut at = 0;
+    while at < size {
+        let most = (size - at).min(buffer.len() as u64) as usize;
+        match each(at, &mut buffer[..most])? {
+            0 => break,
+            count => at += count as u64,
+        }
+    }
+    Ok(())
+}
+
+fn read_some(file: &File, at: u64, to: &mut [u8]) -> Result<usize, SaveError> {
+    file.read_at(to, at)
+        .map_err(|error| SaveError::failed("a file of the sandbox cannot be read", error))
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    // In steps that the compiler turns into vector instructions.
+    bytes.chunks(256).all(|chunk| chunk.iter().fold(0, |sum, byte| sum | byte) == 0)
+}
+
+/// Reads what would change once the guests go on, into memory of the sentry's: it is read while they stand
+/// still, and the image may be written to something slow.
+pub fn keep(contents: &mut Vec<Content>) -> Result<(), SaveError> {
+    let mut spool = None;
+    let mut end = 0;
+    for content in std::mem::take(contents) {
+        if matches!(content, Content::Copied { .. } | Content::Kept { .. }) || content.bytes() == 0
+        {
+            contents.push(content);
+            continue;
+        }
+        let spool = match &spool {
+            Some(spool) => Arc::clone(spool),
+            None => Arc::clone(spool.insert(Arc::new(anonymous_file(c"snapshot").map_err(own)?))),
+        };
+        let unreadable =
+            |errno: Errno| SaveError::failed("the memory of a guest cannot be read", errno.desc());
+        let mut kept = |object, offset, size: u64, pages, read: &mut Read<'_>| {
+            let at = end;
+            pieces(size, |place, buffer| {
+                let count = read(place, buffer)?;
+                if !is_zero(&buffer[..count]) {
+                    spool.write_all_at(&buffer[..count], at + place).map_err(|e| own_io(&e))?;
+                }
+                Ok(count)
+            })?;
+            end += size.next_multiple_of(PAGE);
+            spool.set_len(end).map_err(|error| own_io(&error))?;
+            let spool = Arc::clone(&spool);
+            contents.push(Content::Kept { object, spool, at, offset, size, pages });
+            Ok::<_, SaveError>(())
+        };
+        let memory = |pid: i32, start: u64| {
+            move |place: u64, to: &mut [u8]| {
+                read(pid, start + place, to).map_err(unreadable)?;
+                Ok(to.len())
+            }
+        };
+        match content {
+            Content::Pages { object, pid, ranges } => {
+                for (start, end) in ranges {
+                    kept(object, start, end - start, true, &mut memory(pid, start))?;
+                }
+            }
+            Content::Mapping { object, pid, start, end, offset } => {
+                kept(object, offset, end - start, true, &mut memory(pid, start))?;
+            }
+            Content::File { object, file, size } => {
+                kept(object, 0, size, false, &mut |at, to| read_some(&file, at, to))?;
+            }
+            Content::Below { object, directory, path, size } => {
+                let file = opened(&directory, &path)?;
+                kept(object, 0, size, false, &mut |at, to| read_some(&file, at, to))?;
+            }
+            Content::Copied { .. } | Content::Kept { .. } => {}
+        }
+    }
+    Ok(())
+}
+
+/// Reads a piece from a place on; gives how much it was.
+type Read<'r> = dyn FnMut(u64, &mut [u8]) -> Result<usize, SaveError> + 'r;
+
+fn own(errno: Errno) -> SaveError {
+    SaveError::failed("what has to be read at once cannot be kept in memory", errno.desc())
+}
+
+fn own_io(error: &std::io::Error) -> SaveError {
+    own(Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))
+}
+
+fn opened(directory: &OwnedFd, path: &CStr) -> Result<File, SaveError> {
+    Content::open_below(directory, path).map_err(|errno| {
+        SaveError::failed(format!("{} cannot be read", path.to_string_lossy()), errno.desc())
+    })
+}

@@ -1,0 +1,126 @@
+//! Content from an image that is a plain file, into memory without a detour.
+//!
+//! Where the image is a regular file that is not packed, its list is read first ([`Index`]), and pages go
+//! from the page cache into the guests' memory, by several threads, while others compare the whole with
+//! its checksums. Nothing of it is in use before both are done. Memory is filled at once and not mapped
+//! from the image: a mapping would give the image's content back where the guest gives memory away
+//! (MADV_DONTNEED of madvise(2)) and expects zeros.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use nix::errno::Errno;
+
+use super::fill;
+use super::maker::Sink;
+use crate::save::error::RestoreError;
+use crate::save::image::{Index, Run, Source};
+use crate::sys::mapped::Mapped;
+
+const PAGE: u64 = 4096;
+/// So many pages are copied by one call.
+const PORTION: u64 = 512;
+/// Threads that copy. More would wait for the memory.
+const THREADS: usize = 4;
+
+/// Puts all content where it belongs. `done` is told of bytes.
+pub fn fill(
+    file: &File,
+    index: &Index,
+    sinks: &HashMap<u32, Sink>,
+    done: &(dyn Fn(u64) + Sync),
+) -> Result<(), RestoreError> {
+    let length = index.summary().bytes;
+    let mapped = usize::try_from(length).ok().and_then(|length| Mapped::new(file, length).ok());
+    let portions: Vec<Run> = index.runs().iter().flat_map(portions).collect();
+    let work = Work { file, mapped, sinks, portions, next: AtomicUsize::new(0), done };
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(THREADS);
+    thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(|| work.copy_some())).collect();
+        let check = scope.spawn(|| index.verify(file));
+        let mut outcome = work.copy_some();
+        for stream in index.streams() {
+            let bytes = index.stream(file, stream)?;
+            outcome = outcome.and_then(|()| fill::put(sinks, stream.object, stream.offset, &bytes));
+        }
+        for other in others {
+            outcome = outcome.and(other.join().unwrap_or_else(|_| Err(died())));
+        }
+        // What is wrong with the image is the better reason.
+        check.join().map_err(|_| died())??;
+        outcome
+    })
+}
+
+fn died() -> RestoreError {
+    RestoreError::failed("the memory of the programs cannot be filled", "a thread has died")
+}
+
+/// A run in pieces.
+fn portions(run: &Run) -> impl Iterator<Item = Run> + use<> {
+    let run = *run;
+    let step = if run.source == Source::Zero { run.pages.max(1) } else { PORTION };
+    (0..run.pages).step_by(step as usize).map(move |first| Run {
+        address: run.address + first * PAGE,
+        pages: step.min(run.pages - first),
+        source: match run.source {
+            Source::File(at) => Source::File(at + first * PAGE),
+            other => other,
+        },
+        ..run
+    })
+}
+
+struct Work<'w> {
+    file: &'w File,
+    /// Missing where the file cannot be mapped.
+    mapped: Option<Mapped>,
+    sinks: &'w HashMap<u32, Sink>,
+    portions: Vec<Run>,
+    next: AtomicUsize,
+    done: &'w (dyn Fn(u64) + Sync),
+}
+
+impl Work<'_> {
+    /// Copies one portion after another until there are none.
+    fn copy_some(&self) -> Result<(), RestoreError> {
+        let mut buffer = Vec::new();
+        loop {
+            let portion = self.next.fetch_add(1, Ordering::Relaxed);
+            let Some(run) = self.portions.get(portion) else { return Ok(()) };
+            self.copy(run, &mut buffer)?;
+        }
+    }
+
+    fn copy(&self, run: &Run, buffer: &mut Vec<u8>) -> Result<(), RestoreError> {
+        let length = (run.pages * PAGE) as usize;
+        let at = match run.source {
+            Source::File(at) => at,
+            Source::Zero => return fill::zero(self.sinks, run.object, run.address, run.pages),
+            Source::Packed { .. } => {
+                return Err(RestoreError::refused("the image is damaged: it is packed after all"));
+            }
+        };
+        (self.done)(length as u64);
+        let target = match self.sinks.get(&run.object) {
+            Some(Sink::Space { pid, .. }) => Some((*pid, run.address)),
+            Some(Sink::Mapping { pid, address }) => Some((*pid, address.wrapping_add(run.address))),
+            _ => None,
+        };
+        if let (Some(mapped), Some((pid, address))) = (&self.mapped, target)
+            && mapped.write_memory(pid, address, at as usize, length) == Ok(length)
+        {
+            return Ok(());
+        }
+        // Memory that has to be forced, or a file.
+        buffer.resize(length, 0);
+        self.file.read_exact_at(buffer, at).map_err(|error| {
+            let errno = Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO));
+            RestoreError::failed("the image cannot be read", errno.desc())
+        })?;
+        fill::put(self.sinks, run.object, run.address, buffer)
+    }
+}

@@ -1,0 +1,9 @@
+//! Programs that are saved in the middle and go on from the image, as if nothing had happened.
+//!
+//! Each guest program looks after itself: it says what is not as it should be, and its status tells.
+
+mod desk;
+mod waits;
+
+#[path = "../common/mod.rs"]
+mod common;

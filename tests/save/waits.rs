@@ -1,0 +1,59 @@
+//! Interrupted calls, timers, signals and stopped processes.
+
+use crate::common::{LIMIT, guest, run};
+use crate::desk::{Desk, Way};
+
+/// Milliseconds of the timed waits: long enough for a save in the middle on a busy machine.
+const SPAN: &str = "4000";
+
+#[test]
+fn the_guest_program_waits_natively() {
+    let desk = Desk::new("save-native");
+    let mut command = desk.workspace.command(guest("save_waits"));
+    command.args(["up", "300"]);
+    run(command, b"", LIMIT).success().expect_out("all waited\n");
+}
+
+#[track_caller]
+fn waits(test: &str, way: Way) {
+    let desk = Desk::new(test);
+    // How long it had waited before an earlier stop, the kernel does not tell.
+    let late = if way == Way::PausedAndRestored { SPAN } else { "1500" };
+    desk.begin("save_waits", &format!("up {SPAN} {late}"));
+    desk.save(way);
+    desk.ends_well("all waited\n");
+}
+
+#[test]
+fn no_wait_ends_by_a_save_that_leaves_the_program_running() {
+    waits("waits-left", Way::LeftRunning);
+}
+
+#[test]
+fn no_wait_ends_by_a_save_and_a_restore() {
+    waits("waits-restored", Way::Restored);
+}
+
+#[test]
+fn a_wait_that_was_interrupted_before_goes_on_all_the_same() {
+    waits("waits-paused", Way::PausedAndRestored);
+}
+
+#[track_caller]
+fn state(test: &str, way: Way) {
+    let desk = Desk::new(test);
+    desk.begin("save_state", "up go");
+    desk.save(way);
+    desk.touch("go");
+    desk.ends_well("all so\n");
+}
+
+#[test]
+fn timers_signals_and_stops_are_there_after_a_save() {
+    state("state-left", Way::LeftRunning);
+}
+
+#[test]
+fn timers_signals_and_stops_are_there_after_a_restore() {
+    state("state-restored", Way::Restored);
+}
