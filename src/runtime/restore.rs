@@ -11,7 +11,7 @@ use crate::save::error::RestoreError;
 use crate::save::restore::maker::Sink;
 use crate::save::restore::{self, Options, ptys, seed};
 use crate::save::state::Sandbox;
-use crate::sentry::{Kernel, KernelError};
+use crate::sentry::{Kernel, KernelError, RecordedFilter};
 use crate::sys::memfd::anonymous_file;
 use crate::timekeeping::Namespace;
 
@@ -59,6 +59,12 @@ impl Restored {
         }
         let planter = behind.planter()?;
         let gate = Arc::clone(kernel.gate().ok_or(Error::Kernel(KernelError::NoTasks))?);
+        for process in &sandbox.processes {
+            for (depth, (flags, program)) in process.filters.iter().enumerate() {
+                let filter = RecordedFilter { flags: *flags, program: program.to_vec() };
+                kernel.filters().record(depth, filter);
+            }
+        }
         let kernel = Arc::clone(kernel);
         let grown = tokio::task::spawn_blocking(move || {
             let grow = move |_: &mut _| {

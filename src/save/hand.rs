@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
+use crate::save::bpf;
 use crate::save::capture::stat;
 use crate::sys::agent::{self, Data, Done, Failed, Table};
 use crate::sys::process;
@@ -34,6 +35,8 @@ pub enum HandError {
     Own(&'static str, Errno),
     /// It stopped for something else (a fault in the guest's memory): the signal.
     Astray(i32),
+    /// A seccomp filter of the guest's own does not let this call through. It has not been made.
+    Denied(u32),
 }
 
 impl std::fmt::Display for HandError {
@@ -49,6 +52,12 @@ impl std::fmt::Display for HandError {
             }
             HandError::Own(what, errno) => write!(f, "cannot {what}: {}", errno.desc()),
             HandError::Astray(signal) => write!(f, "it got signal {signal} meanwhile"),
+            HandError::Denied(number) => {
+                let row = crate::sentry::syscalls::table::row(*number);
+                let name =
+                    row.map_or_else(|| format!("system call {number}"), |it| it.name.to_string());
+                write!(f, "its own seccomp filter denies {name}, which is needed for this")
+            }
         }
     }
 }
@@ -63,6 +72,7 @@ impl HandError {
             HandError::Own(_, errno) => Some(*errno),
             HandError::Killed => Some(Errno::ESRCH),
             HandError::Astray(_) => None,
+            HandError::Denied(_) => Some(Errno::EPERM),
         }
     }
 }
@@ -82,6 +92,8 @@ pub struct Hand {
     tid: i32,
     /// Where the agent's area lies: its code, then its table.
     area: u64,
+    /// Filters of the guest's own, which what it calls passes.
+    filters: Vec<Vec<u8>>,
     /// Where in the room for tables its own begin.
     table: usize,
 }
@@ -89,7 +101,26 @@ pub struct Hand {
 impl Hand {
     /// `stopped` has the agent's code at `area` and room for a table behind it.
     pub fn new(stopped: Stopped, area: u64) -> Hand {
-        Hand { tid: stopped.tid(), stopped: Some(stopped), area, table: 0 }
+        let filters = Vec::new();
+        Hand { tid: stopped.tid(), stopped: Some(stopped), area, filters, table: 0 }
+    }
+
+    /// The guest has these seccomp filters of its own: what they deny is not called.
+    pub fn respect(&mut self, filters: Vec<Vec<u8>>) {
+        self.filters = filters;
+    }
+
+    /// The first call of a table that a filter of the guest's denies.
+    fn denied(&self, table: &Table) -> Option<u32> {
+        if self.filters.is_empty() {
+            return None;
+        }
+        let denied = |(number, arguments)| {
+            let call = bpf::Call { number, instruction_pointer: self.area, arguments };
+            let allowed = self.filters.iter().all(|filter| bpf::allows(filter, &call));
+            (!allowed).then_some(number)
+        };
+        table.calls().find_map(denied)
     }
 
     /// The hand of a process that shares the memory of another one, whose table stays as it is as long
@@ -140,6 +171,9 @@ impl Hand {
 
     /// Puts a table in place and makes the thread ready to run down it.
     pub fn begin(&mut self, table: &Table) -> Result<(), HandError> {
+        if let Some(number) = self.denied(table) {
+            return Err(HandError::Denied(number));
+        }
         for (address, bytes) in table.encode() {
             write(self.tid, address, &bytes).map_err(own("write to its memory"))?;
         }

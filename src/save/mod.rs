@@ -4,6 +4,7 @@
 //! it from stopped guests, by calls that they make themselves ([`hand`]); [`restore`] puts guests together
 //! from it.
 
+pub mod bpf;
 pub mod capture;
 pub mod content;
 pub mod error;

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use serde_bytes::ByteBuf;
 
 use crate::save::capture::collector::Content;
+use crate::save::capture::filters::Filters;
 use crate::save::capture::snapshot::{self, Live};
 use crate::save::capture::waits::Asleep;
 use crate::save::capture::{self, Found, Streams};
@@ -21,7 +22,7 @@ use crate::save::error::SaveError;
 use crate::save::image::{Features, ImageError, Writer};
 use crate::save::ptys::OwnTerminal;
 use crate::save::state::{Run, Sandbox};
-use crate::sentry::{self, Kernel, KernelError};
+use crate::sentry::{self, Kernel, KernelError, filter_count};
 
 /// How to save.
 #[derive(Debug, Clone, Copy, Default)]
@@ -265,8 +266,11 @@ fn captured(
     let gate = Arc::clone(kernel.gate().ok_or(SaveError::refused("nothing runs in it"))?);
     let groups: Vec<(i32, i32)> = guests.iter().map(|it| (it.pid, it.guest_pid)).collect();
     let own = facts.clone();
+    let log = Arc::clone(kernel);
     let work = move |tracees: &mut _| {
-        capture::sandbox(tracees, &gate, &guests, &own, asleep, live.as_ref())
+        let before = filter_count(log.init_pid()).unwrap_or(0);
+        let filters = Filters { log: log.filters(), before, gate: &gate };
+        capture::sandbox(tracees, filters, &guests, &own, asleep, live.as_ref())
     };
     let mut found = kernel.tracer().run(work).map_err(KernelError::Tracer)??;
     let collector = &mut found.collector;

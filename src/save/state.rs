@@ -81,6 +81,12 @@ pub struct Space {
     pub layout: Layout,
     /// The program's file, as the guest names it.
     pub exe: ByteBuf,
+    /// That has been removed: index in [`Sandbox::shared`] of what takes its place.
+    #[serde(default)]
+    pub exe_memory: Option<u32>,
+    /// What is mapped from now on is locked: MCL_FUTURE, MCL_ONFAULT of mlockall(2).
+    #[serde(default)]
+    pub lock_new: u32,
     /// PR_GET_DUMPABLE.
     pub dumpable: u32,
     /// /proc/PID/coredump_filter.
@@ -114,6 +120,12 @@ pub struct Mapping {
     pub kind: MappingKind,
     /// VmFlags of proc_pid_smaps(5), as there ("rd ex mr ...").
     pub flags: String,
+    /// The name of PR_SET_VMA_ANON_NAME.
+    #[serde(default)]
+    pub name: Option<ByteBuf>,
+    /// Guard regions (MADV_GUARD_INSTALL): (start, end).
+    #[serde(default)]
+    pub guards: Vec<(u64, u64)>,
 }
 
 /// What is mapped.

@@ -188,6 +188,8 @@ pub struct Kernel {
     /// The program's wait status, once it has ended.
     exit: watch::Sender<Option<i32>>,
     tasks: TaskSet,
+    /// The filters that guests have loaded. Protected by itself, a leaf of the lock order.
+    filters: super::filter_log::FilterLog,
     pub(super) keepers: Keepers,
     pub(super) accounting: Accounting,
     pub(super) pausing: Pause,
@@ -230,6 +232,7 @@ impl Kernel {
             killed: OnceLock::new(),
             exit: watch::Sender::new(None),
             tasks: TaskSet::default(),
+            filters: super::filter_log::FilterLog::default(),
             keepers,
             accounting: Accounting::new(args.init_pid),
             pausing: Pause::default(),
@@ -338,6 +341,11 @@ impl Kernel {
     /// Guest threads of which something is remembered.
     pub fn tasks(&self) -> &TaskSet {
         &self.tasks
+    }
+
+    /// The seccomp filters that guests have loaded.
+    pub fn filters(&self) -> &super::filter_log::FilterLog {
+        &self.filters
     }
 
     /// The guest's kernel log.

@@ -201,6 +201,14 @@ impl Table {
         pieces
     }
 
+    /// The calls: number and arguments.
+    pub fn calls(&self) -> impl Iterator<Item = (u32, [u64; 6])> + '_ {
+        self.entries.iter().map(|entry| {
+            let [number, a, b, c, d, e, f, ..] = *entry;
+            (number as u32, [a, b, c, d, e, f])
+        })
+    }
+
     /// Where the table lies.
     pub fn address(&self) -> u64 {
         self.address

@@ -40,6 +40,24 @@ pub fn compare(a: Place, b: Place) -> Result<Ordering, Errno> {
     kcmp(a.0, b.0, KCMP_FILE, a.1 as c_ulong, b.1 as c_ulong)
 }
 
+/// What whole processes may have in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Common {
+    /// The address space.
+    Memory = 1,
+    /// The descriptor table.
+    Descriptors = 2,
+    /// Root, working directory, umask.
+    Directory = 3,
+    /// What signals do.
+    Handlers = 4,
+}
+
+/// Whether two processes have something in common, and else an order, as [`compare`] does.
+pub fn compare_common(a: pid_t, b: pid_t, what: Common) -> Result<Ordering, Errno> {
+    kcmp(a, b, what as c_int, 0, 0)
+}
+
 /// Likewise, of `a` and what is registered with an epoll descriptor under the number `target`; several
 /// may be, and `which` counts them.
 pub fn compare_epoll(a: Place, epoll: Place, target: u32, which: u32) -> Result<Ordering, Errno> {

@@ -12,6 +12,7 @@ mod later;
 mod lifecycle;
 mod limits;
 mod live;
+mod memory;
 mod pauses;
 mod saves;
 mod verbs;

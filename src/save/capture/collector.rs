@@ -125,9 +125,10 @@ pub struct Collector {
     pub terminals: Vec<Pty>,
     /// Ends of those that guests hold.
     pub ptys: ptys::Gathered,
-    /// Mappings of shared memory, for content that no descriptor leads to: (entry of `shared`,
-    /// (process, start, end, offset)).
-    pub shared_mappings: Vec<(u32, (i32, u64, u64, u64))>,
+    /// Files that are safe on the disk.
+    pub synced: super::flush::Synced,
+    /// Memory that is only known from mappings.
+    pub mapped: super::shared::Mapped,
     /// What of these belongs to which object of the kernel.
     pub known: Known,
     /// CLOCK_MONOTONIC of the host at the moment that [`crate::save::state::Clocks`] tells of,

@@ -283,6 +283,7 @@ impl Capture<'_, '_> {
                     Some((stream, reopened)) => self.streams.kind(stream, reopened),
                     None => self.kind(found)?,
                 };
+                self.flush(found, &kind)?;
                 self.add(found, kind)?
             }
         };
@@ -291,6 +292,18 @@ impl Capture<'_, '_> {
         }
         self.note_process_locks(found, file)?;
         Ok(file)
+    }
+
+    /// What is written to it is on the disk from here on, if it is a file that the image only names.
+    fn flush(&mut self, found: &Found, kind: &FileKind) -> Result<(), SaveError> {
+        let is_named = matches!(kind, FileKind::Path { .. } | FileKind::Stream { .. });
+        let is_written = is_named && found.stat.is_file() && found.access()[1];
+        if !is_written || !self.collector.synced.is_new(found.inode()) {
+            return Ok(());
+        }
+        let file = self.holder.copy(found.fd)?;
+        let shown = String::from_utf8_lossy(&found.link);
+        super::flush::sync(file.as_fd(), &self.holder.name, &shown)
     }
 
     fn stream(&mut self, found: &Found, stream: u32) -> Result<u32, SaveError> {

@@ -23,6 +23,8 @@ pub struct Line {
     pub name: Vec<u8>,
     /// VmFlags.
     pub flags: String,
+    /// The protection key (pkeys(7)).
+    pub key: u32,
 }
 
 /// Reads all mappings, without their flags. The kernel goes through no page for it, as it does for
@@ -41,7 +43,10 @@ pub fn adopt_flags(lines: &mut [Line], others: &[Line]) -> bool {
         let first = others.partition_point(|other| other.end <= line.start);
         let overlapping = others[first..].iter().take_while(|other| other.start < line.end);
         match overlapping.clone().find(|other| other.is_like(line)) {
-            Some(other) => line.flags.clone_from(&other.flags),
+            Some(other) => {
+                line.flags.clone_from(&other.flags);
+                line.key = other.key;
+            }
             None => all = false,
         }
     }
@@ -60,6 +65,8 @@ fn parse(text: &[u8]) -> Option<Vec<Line>> {
     for line in text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
         if let Some(flags) = line.strip_prefix(b"VmFlags:") {
             all.last_mut()?.flags = String::from_utf8_lossy(flags).trim().to_owned();
+        } else if let Some(key) = line.strip_prefix(b"ProtectionKey:") {
+            all.last_mut()?.key = String::from_utf8_lossy(key).trim().parse().ok()?;
         } else if line[0].is_ascii_digit() || (b'a'..=b'f').contains(&line[0]) {
             all.push(head(line)?);
         }
@@ -96,6 +103,7 @@ fn head(line: &[u8]) -> Option<Line> {
         inode,
         name: unescape(name.trim_ascii_start()),
         flags: String::new(),
+        key: 0,
     })
 }
 
@@ -125,6 +133,11 @@ impl Line {
     /// Whether a flag is set.
     pub fn has(&self, flag: &str) -> bool {
         self.flags.split(' ').any(|it| it == flag)
+    }
+
+    /// The name that a guest gave to memory that is no file's (PR_SET_VMA_ANON_NAME).
+    pub fn given_name(&self) -> Option<&[u8]> {
+        self.name.strip_prefix(b"[anon:")?.strip_suffix(b"]")
     }
 
     /// Whether it maps the same with the same rights.

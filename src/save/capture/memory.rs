@@ -8,12 +8,11 @@ use serde_bytes::ByteBuf;
 
 use super::collector::{Collector, Content, Subject};
 use super::maps::{self, Line};
+use super::shared;
 use super::snapshot::{self, Live};
 use crate::save::error::SaveError;
 use crate::save::hand::AREA;
-use crate::save::state::{
-    Identity, Layout, MappedFile, Mapping, MappingKind, Object, SharedKind, SharedMemory, Space,
-};
+use crate::save::state::{Identity, Layout, MappedFile, Mapping, MappingKind, Object, Space};
 use crate::sys::pagemap;
 
 /// The kernel's page at the end of the address space, the same in every process.
@@ -42,19 +41,31 @@ pub fn capture(
     let area = subject.hand.area();
     let mut mappings = Vec::with_capacity(lines.len());
     let object = collector.object();
+    let mut lock_new = 0;
     for line in lines.iter().filter(|line| line.name != VSYSCALL) {
         // The hand's own place. The kernel may have joined it to a mapping beside it.
         for piece in without(line, area, area + AREA) {
             let kind = kind(subject, &piece, collector)?;
+            // What is mapped privately of shared memory hides it where it has been changed.
+            let mut own = Vec::new();
             let copy = live.filter(|_| !snapshot::is_lost(&piece.flags)).map(|(_, copy)| copy);
-            match copy {
-                _ if !has_own_pages(&kind) => {}
-                Some(copy) => add_copied(collector, object, copy, (piece.start, piece.end)),
-                None => {
-                    let own = pagemap::own_pages(&pagemap, piece.start, piece.end)
+            if has_own_pages(&kind) {
+                if copy.is_none() || matches!(kind, MappingKind::Shared { .. }) {
+                    own = pagemap::own_pages(&pagemap, piece.start, piece.end)
                         .map_err(failed("its pages cannot be found"))?;
-                    add_pages(collector, object, pid, &own);
                 }
+                match copy {
+                    Some(copy) => add_copied(collector, object, copy, (piece.start, piece.end)),
+                    None => add_pages(collector, object, pid, &own),
+                }
+            }
+            let guards = match kind {
+                MappingKind::Vvar(_) | MappingKind::Vdso => Vec::new(),
+                _ => pagemap::guards(&pagemap, piece.start, piece.end)
+                    .map_err(failed("its pages cannot be found"))?,
+            };
+            if let MappingKind::Shared { index, .. } = kind {
+                collector.mapped.see(index, pid, &piece, (&own, &guards));
             }
             mappings.push(Mapping {
                 start: piece.start,
@@ -62,10 +73,24 @@ pub fn capture(
                 protection: piece.protection,
                 kind,
                 flags: piece.flags.clone(),
+                name: piece.given_name().map(ByteBuf::from),
+                guards,
             });
         }
+        // What is mapped from now on is treated as the hand's own place was.
+        if line.start <= area && area < line.end && line.has("lo") {
+            let on_fault = if line.has("lf") { libc::MCL_ONFAULT } else { 0 };
+            lock_new = (libc::MCL_FUTURE | on_fault) as u32;
+        }
     }
-    attributes(subject, object, mappings)
+    let mut space = attributes(subject, object, mappings)?;
+    space.lock_new = lock_new;
+    let exe = space.exe.as_slice();
+    let is_exe = |line: &&Line| line.has_file() && line.name == exe && line.deleted().is_some();
+    let line = lines.iter().find(is_exe);
+    space.exe_memory =
+        line.and_then(|line| collector.known.shared_by_inode((line.device, line.inode)));
+    Ok(space)
 }
 
 /// Contents of an object are in the order of its addresses.
@@ -141,6 +166,12 @@ fn kind(
     if line.has("um") || line.has("uw") {
         return refuse("memory that a userfaultfd watches");
     }
+    if name.starts_with(b"/secretmem") {
+        return refuse("secret memory (memfd_secret)");
+    }
+    if line.key != 0 {
+        return refuse(&format!("memory with protection key {} (pkeys(7))", line.key));
+    }
     if line.has("ht") {
         return refuse("huge pages of hugetlbfs");
     }
@@ -161,11 +192,15 @@ fn kind(
     if name.starts_with(b"/[aio]") {
         return refuse("rings of io_setup(2)");
     }
-    if let Some(index) = shared_memory(subject, line, collector)? {
+    if let Some(index) = shared::index(subject.pid, line, collector) {
         let (offset, private) = (line.offset, !line.shared);
         return Ok(MappingKind::Shared { index, offset, private });
     }
     let file = mapped_file(subject, line)?;
+    if line.shared && line.has("mw") {
+        let who = subject.to_string();
+        super::flush::sync_mapped(subject.pid, &line.name, &who, &mut collector.synced)?;
+    }
     Ok(if line.shared {
         MappingKind::FileShared { file, offset: line.offset, writable: line.has("mw") }
     } else {
@@ -173,56 +208,8 @@ fn kind(
     })
 }
 
-/// Memory without a file of the guest's view behind it: an index in [`Collector::shared`].
-fn shared_memory(
-    subject: &Subject<'_>,
-    line: &Line,
-    collector: &mut Collector,
-) -> Result<Option<u32>, SaveError> {
-    let Some(name) = line.deleted() else { return Ok(None) };
-    let key = (line.device, line.inode);
-    if let Some(index) = collector.known.shared_by_inode(key) {
-        grow(collector, index, line);
-        return Ok(Some(index));
-    }
-    let kind = match name {
-        b"/dev/zero" => SharedKind::Anonymous,
-        name if name.starts_with(b"/SYSV") => SharedKind::SystemV { id: line.inode as i32 },
-        name if name.starts_with(b"/memfd:") => SharedKind::Memfd {
-            name: ByteBuf::from(&name[b"/memfd:".len()..]),
-            // None can be put on it while only mappings are left, and none matters.
-            seals: 0,
-            mode: 0o777,
-        },
-        _ => return Ok(None),
-    };
-    let object = collector.object();
-    let index = collector.shared.len() as u32;
-    collector.shared.push(SharedMemory { object, size: 0, kind });
-    collector.known.shared_is(key, index);
-    let mapping = (subject.pid, line.start, line.end, line.offset);
-    collector.shared_mappings.push((index, mapping));
-    grow(collector, index, line);
-    Ok(Some(index))
-}
-
-/// The size of memory that no descriptor was seen of is not told: it reaches as far as anything is mapped.
-fn grow(collector: &mut Collector, index: u32, line: &Line) {
-    if collector.shared_mappings.iter().all(|it| it.0 != index) {
-        return;
-    }
-    if let Some(shared) = collector.shared.get_mut(index as usize) {
-        shared.size = shared.size.max(line.offset + (line.end - line.start));
-    }
-}
-
 fn mapped_file(subject: &Subject<'_>, line: &Line) -> Result<MappedFile, SaveError> {
     let show = String::from_utf8_lossy(&line.name).into_owned();
-    if line.deleted().is_some() {
-        return Err(SaveError::refused(format!(
-            "{subject} maps {show}, which has been removed; its content is only in that mapping"
-        )));
-    }
     let path = ByteBuf::from(line.name.clone());
     let identity = identity(subject.pid, &line.name)
         .map_err(|error| SaveError::failed(format!("{subject}: the mapped file {show}"), error))?;
@@ -284,6 +271,8 @@ fn attributes(
         mappings,
         layout: Layout { words, auxv: ByteBuf::from(auxv) },
         exe: ByteBuf::from(exe),
+        exe_memory: None,
+        lock_new: 0,
         dumpable: done.result(dumpable).unwrap_or(1) as u32,
         coredump_filter: filter.unwrap_or(0x33),
         flags: flags.map(|place| done.result(place).unwrap_or(0)),
@@ -295,12 +284,3 @@ fn attributes(
 const PR_GET_MEMORY_MERGE: libc::c_int = 68;
 const PR_GET_MDWE: libc::c_int = 66;
 const MEMBARRIER_CMD_GET_REGISTRATIONS: u64 = 1 << 9;
-
-/// Content of shared memory that no descriptor leads to is read through a mapping of it.
-pub fn shared_contents(collector: &mut Collector) {
-    for (index, (pid, start, end, offset)) in std::mem::take(&mut collector.shared_mappings) {
-        let Some(shared) = collector.shared.get(index as usize) else { continue };
-        let object = shared.object;
-        collector.contents.push(Content::Mapping { object, pid, start, end, offset });
-    }
-}

@@ -20,12 +20,16 @@ use crate::sys::ptrace::Stop;
 pub mod collector;
 pub mod descriptors;
 pub mod fdinfo;
+pub mod filters;
+pub mod flush;
 pub mod ipc;
+pub mod kin;
 pub mod known;
 pub mod maps;
 pub mod memory;
 pub mod process;
 pub mod ptys;
+pub mod shared;
 pub mod snapshot;
 pub mod sockets;
 pub mod stat;
@@ -36,6 +40,7 @@ pub mod waits;
 
 use collector::{Collector, Subject};
 pub use descriptors::Streams;
+use filters::Filters;
 use snapshot::{Copied, Live};
 
 /// What was found.
@@ -66,21 +71,21 @@ pub struct Found {
 /// Goes through all guests, which are stopped. `live`: they are to go on before their memory is read.
 pub fn sandbox(
     tracees: &mut Tracees,
-    gate: &Gate,
+    filters: Filters<'_>,
     guests: &[ProcessInfo],
     facts: &Facts,
     asleep: waits::Asleep,
     live: Option<&Live>,
 ) -> Result<Found, SaveError> {
     let mut found = Found { asleep, ..Found::default() };
-    let done = all_of(tracees, gate, guests, facts, live, &mut found);
-    gate.pass_no_more();
+    let done = all_of(tracees, filters, guests, facts, live, &mut found);
+    filters.gate.pass_no_more();
     done.map(|()| found)
 }
 
 fn all_of(
     tracees: &mut Tracees,
-    gate: &Gate,
+    filters: Filters<'_>,
     guests: &[ProcessInfo],
     facts: &Facts,
     live: Option<&Live>,
@@ -89,15 +94,24 @@ fn all_of(
     let Some(any) = guests.iter().find(|guest| guest.state != 'Z') else {
         return Err(SaveError::refused("nothing runs in it any more"));
     };
+    kin::refuse(guests)?;
     let streams = facts.streams(any.pid)?;
     for guest in ordered(guests) {
-        let mut process = process_of(tracees, gate, (guest, guests), &streams, live, found)?;
+        let mut process = process_of(tracees, filters, (guest, guests), &streams, live, found)?;
         process.stop_unheard = found.unheard.contains(&process.pid);
         found.processes.push(process);
     }
-    memory::shared_contents(&mut found.collector);
+    shared::finish(&mut found.collector, &mut found.spaces);
     found.trees = trees::capture(any.pid, &facts.trees, &mut found.collector)?;
-    found.ipc = ipc_of(tracees, gate, any, guests, &mut found.collector)?;
+    // Rather by one who may call what it likes.
+    let programs = |guest: &ProcessInfo| {
+        let process = found.processes.iter().find(|it| it.pid == guest.guest_pid);
+        process.map(filters::programs).unwrap_or_default()
+    };
+    let living = guests.iter().filter(|guest| guest.state != 'Z');
+    let any = living.min_by_key(|guest| programs(guest).len()).unwrap_or(any);
+    let theirs = programs(any);
+    found.ipc = ipc_of(tracees, filters.gate, (any, theirs), guests, &mut found.collector)?;
     descriptors::finish(&mut found.collector)?;
     // The last, since it takes out what waits in them and puts it back.
     ptys::finish(&mut found.collector)
@@ -107,7 +121,7 @@ fn all_of(
 fn ipc_of(
     tracees: &mut Tracees,
     gate: &Gate,
-    guest: &ProcessInfo,
+    (guest, programs): (&ProcessInfo, Vec<Vec<u8>>),
     guests: &[ProcessInfo],
     collector: &mut Collector,
 ) -> Result<crate::save::ipc::Ipc, SaveError> {
@@ -130,6 +144,7 @@ fn ipc_of(
             return Err(SaveError::of(&who)(error));
         }
     };
+    borrowed.hand.respect(programs);
     let mut subject =
         Subject { pid: guest.pid, guest_pid: guest.guest_pid, hand: &mut borrowed.hand };
     let ipc = ipc::capture(&mut subject, &living, collector);
@@ -173,7 +188,7 @@ fn ordered(guests: &[ProcessInfo]) -> Vec<&ProcessInfo> {
 
 fn process_of(
     tracees: &mut Tracees,
-    gate: &Gate,
+    filters: Filters<'_>,
     (guest, guests): (&ProcessInfo, &[ProcessInfo]),
     streams: &Streams,
     live: Option<&Live>,
@@ -190,11 +205,12 @@ fn process_of(
     let tids = threads_of(guest.pid)
         .map_err(|error| SaveError::failed(format!("{who}: its threads"), error.desc()))?;
     let instruction = instruction_of(guest.pid, &who)?;
+    filters::capture(filters, &tids, &who, &mut process)?;
 
     let mut area = None;
     for (at, tid) in tids.iter().enumerate() {
         let stopped = tracees.take(*tid).ok_or_else(|| not_held(&who, *tid))?;
-        gate.pass(*tid);
+        filters.gate.pass(*tid);
         let was_stopped = match stopped.why() {
             Stop::Group(signal) => Some(signal),
             _ => None,
@@ -207,9 +223,10 @@ fn process_of(
             }
         };
         area = Some(place);
+        borrowed.hand.respect(filters::programs(&process));
         let done = match at {
             0 => {
-                let before = Before { gate, guest, guests, streams, live };
+                let before = Before { gate: filters.gate, guest, guests, streams, live };
                 leader(&before, &mut borrowed, &mut process, found)
             }
             _ => Ok(()),

@@ -57,19 +57,19 @@ pub(super) fn put(
             .and_then(|file| file.write_all_at(bytes, at))
             .map_err(|error| RestoreError::failed("content of a file cannot be written", error)),
         Sink::Mapping { pid, address } => {
-            hand::write(*pid, address.wrapping_add(at), bytes).map_err(memory)
+            hand::write(*pid, address.wrapping_add(at), bytes).map_err(memory(at))
         }
         Sink::Space { pid, .. } => match hand::write(*pid, at, bytes) {
             Ok(()) => Ok(()),
             // The kernel's own pages, which nobody may write to.
-            Err(nix::errno::Errno::EFAULT) => hand::force(*pid, at, bytes).map_err(memory),
-            Err(errno) => Err(memory(errno)),
+            Err(nix::errno::Errno::EFAULT) => hand::force(*pid, at, bytes).map_err(memory(at)),
+            Err(errno) => Err(memory(at)(errno)),
         },
     }
 }
 
-fn memory(errno: nix::errno::Errno) -> RestoreError {
-    RestoreError::failed("memory cannot be written", errno.desc())
+fn memory(at: u64) -> impl Fn(nix::errno::Errno) -> RestoreError {
+    move |errno| RestoreError::failed(format!("memory at {at:x} cannot be written"), errno.desc())
 }
 
 /// Pages that are there and zero: new memory is. Where a file lies below they have to be written.
@@ -108,9 +108,18 @@ fn copy(
             Sink::File(file) => file
                 .read_exact_at(&mut page, at)
                 .map_err(|error| RestoreError::failed("content cannot be read", error))?,
-            Sink::Space { pid, .. } => hand::read(*pid, at, &mut page).map_err(memory)?,
+            Sink::Space { pid, .. } => match hand::read(*pid, at, &mut page) {
+                // It may not be read by the process itself.
+                Err(nix::errno::Errno::EFAULT) => hand::memory(*pid, false)
+                    .and_then(|file| {
+                        let read = file.read_exact_at(&mut page, at);
+                        read.map_err(|_| nix::errno::Errno::EIO)
+                    })
+                    .map_err(memory(at))?,
+                done => done.map_err(memory(at))?,
+            },
             Sink::Mapping { pid, address } => {
-                hand::read(*pid, address.wrapping_add(at), &mut page).map_err(memory)?;
+                hand::read(*pid, address.wrapping_add(at), &mut page).map_err(memory(at))?;
             }
             Sink::Below { .. } => {
                 return Err(RestoreError::refused("the image is damaged: a file has pages"));

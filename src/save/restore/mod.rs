@@ -123,6 +123,7 @@ pub fn grow(
         memory,
         policy: options.files,
         trees: &options.trees,
+        files: &maker.files,
     };
     let (zombies, mut plants): (Vec<_>, Vec<_>) =
         plants.into_iter().partition(|plant| plant.process.zombie.is_some());
@@ -144,6 +145,9 @@ pub fn grow(
         finish(&mut maker)?;
     }
     for plant in plants.iter_mut() {
+        // (A program in a tree of the sandbox's own can be executed from here on.)
+        let space = space_of(sandbox, plant)?;
+        space::seal(&mut plant.hand, space, (&courier, &shared), &plant.who)?;
         plant.courier = give_table(sandbox, plant, &courier, &maker.files)?;
     }
     drop(maker);
@@ -393,6 +397,7 @@ fn complete(sandbox: &Sandbox, plant: &mut Plant<'_>) -> Result<(), RestoreError
         threads::secure(hand, thread, who)?;
         process::give_up(hand, space, who)?;
         threads::mourn(hand, thread, who)?;
+        process::confine(hand, process, who)?;
     }
     Ok(())
 }

@@ -97,3 +97,23 @@ pub fn give_up(hand: &mut Hand, space: &Space, who: &str) -> Result<(), RestoreE
     hand.run(&table).map_err(RestoreError::of(who))?;
     Ok(())
 }
+
+/// Loads the process's own seccomp filters for one of its threads: nothing that they might deny comes
+/// afterwards, but for what the save has found allowed. (That no privilege can be gained any more, which
+/// the kernel wants for this, holds for all that init makes.)
+pub fn confine(hand: &mut Hand, process: &Process, who: &str) -> Result<(), RestoreError> {
+    // What concerns other threads, or who loaded it, has no place here.
+    const KEPT: u64 = libc::SECCOMP_FILTER_FLAG_LOG | libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
+    for (flags, program) in &process.filters {
+        let mut table = hand.table();
+        let instructions = table.data(program);
+        let count = (program.len() / size_of::<libc::sock_filter>()) as u64;
+        // struct sock_fprog
+        let bytes = [count.to_ne_bytes(), instructions.address.to_ne_bytes()].concat();
+        let loaded = table.data(&bytes);
+        let mode = u64::from(libc::SECCOMP_SET_MODE_FILTER);
+        table.call(libc::SYS_seccomp, [mode, u64::from(*flags) & KEPT, loaded.address]);
+        hand.run(&table).map_err(RestoreError::of(format!("{who}: its seccomp filters")))?;
+    }
+    Ok(())
+}

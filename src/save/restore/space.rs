@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -93,13 +94,15 @@ pub struct Sources<'s> {
     /// Gives descriptors of shared memory to the process.
     pub courier: &'s Courier,
     /// Shared memory, by index in [`crate::save::state::Sandbox::shared`].
-    pub shared: &'s [Option<std::os::fd::OwnedFd>],
+    pub shared: &'s [Option<OwnedFd>],
     /// What all of it is.
     pub memory: &'s [crate::save::state::SharedMemory],
     /// What to think of changed files.
     pub policy: FilesPolicy,
     /// Where files come from the image itself: their times are not there yet.
     pub trees: &'s [PathBuf],
+    /// Open file descriptions, by index in [`crate::save::state::Sandbox::files`].
+    pub files: &'s [Option<OwnedFd>],
 }
 
 /// Maps everything, writable for now. Content comes next, then [`protect`].
@@ -118,7 +121,12 @@ pub fn map(
         }
         let length = mapping.end.checked_sub(mapping.start).filter(|it| *it > 0);
         let length = length.ok_or_else(|| broken(who, mapping))?;
-        let protection = u64::from(mapping.protection) | libc::PROT_WRITE as u64;
+        // Content is written through the mapping where that is no burden. To map all of a reserved
+        // area writable would count it against what may be committed; only what counts already is.
+        let mut protection = u64::from(mapping.protection);
+        if has(mapping, "ac") {
+            protection |= libc::PROT_WRITE as u64;
+        }
         let reserve = if has(mapping, "nr") { libc::MAP_NORESERVE } else { 0 };
         let mut add = |protection: u64, flags: i32, fd: u64, offset: u64| {
             let flags = (flags | reserve) as u64;
@@ -186,8 +194,15 @@ fn has(mapping: &Mapping, flag: &str) -> bool {
     mapping.flags.split(' ').any(|it| it == flag)
 }
 
-/// Descriptors of files, by path and whether they can be written to.
-type Files = HashMap<(Vec<u8>, bool), u64>;
+/// Descriptors of files, by file and whether they can be written to.
+type Files = HashMap<(Wanted, bool), u64>;
+
+/// A mapped file.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Wanted {
+    Path(Vec<u8>),
+    Open(u32),
+}
 
 fn number(
     files: &Files,
@@ -195,15 +210,12 @@ fn number(
     writable: bool,
     who: &str,
 ) -> Result<u64, RestoreError> {
-    match file {
-        MappedFile::Path { path, .. } => {
-            let found = files.get(&(path.to_vec(), writable)).copied();
-            found.ok_or_else(|| RestoreError::refused(format!("the image is damaged: {who}")))
-        }
-        MappedFile::Open(_) => {
-            Err(RestoreError::refused(format!("{who} maps a file that has been removed")))
-        }
-    }
+    let wanted = match file {
+        MappedFile::Path { path, .. } => Wanted::Path(path.to_vec()),
+        MappedFile::Open(index) => Wanted::Open(*index),
+    };
+    let found = files.get(&(wanted, writable)).copied();
+    found.ok_or_else(|| RestoreError::refused(format!("the image is damaged: {who}")))
 }
 
 /// Opens every mapped file once, in the process itself.
@@ -213,6 +225,7 @@ fn open_files(
     sources: &Sources<'_>,
     who: &str,
 ) -> Result<Files, RestoreError> {
+    let mut files = Files::new();
     let mut wanted: Vec<(&[u8], bool, &Identity)> = Vec::new();
     for mapping in &space.mappings {
         let (file, writable) = match &mapping.kind {
@@ -225,8 +238,13 @@ fn open_files(
         {
             wanted.push((path, writable, identity));
         }
+        if let MappedFile::Open(index) = file
+            && !files.contains_key(&(Wanted::Open(*index), writable))
+        {
+            let fd = open_again(hand, *index, writable, sources, who)?;
+            files.insert((Wanted::Open(*index), writable), fd);
+        }
     }
-    let mut files = Files::new();
     // struct stat of x86-64.
     const STAT: usize = 144;
     for some in wanted.chunks(64) {
@@ -267,10 +285,29 @@ fn open_files(
                      --files changed-ok"
                 )));
             }
-            files.insert((path.to_vec(), *writable), fd);
+            files.insert((Wanted::Path(path.to_vec()), *writable), fd);
         }
     }
     Ok(files)
+}
+
+/// A file without a name, by way of a description that has been made of it: with rights of its own.
+fn open_again(
+    hand: &mut Hand,
+    index: u32,
+    writable: bool,
+    sources: &Sources<'_>,
+    who: &str,
+) -> Result<u64, RestoreError> {
+    let fd = sources.files.get(index as usize).and_then(Option::as_ref);
+    let given = give(hand, fd, sources.courier, who)?
+        .ok_or_else(|| RestoreError::refused(format!("the image is damaged: {who}")))?;
+    let flags = if writable { libc::O_RDWR } else { libc::O_RDONLY } | libc::O_CLOEXEC;
+    let path = format!("/proc/self/fd/{given}");
+    hand.call_path(libc::SYS_openat, path.as_bytes(), |at| {
+        [libc::AT_FDCWD as u64, at, flags as u64, 0]
+    })
+    .map_err(RestoreError::of(format!("{who} has mapped a file that was removed")))
 }
 
 /// The id of shared memory of System V.
@@ -338,7 +375,7 @@ const ADVICE: [(&str, libc::c_int); 8] = [
 pub fn protect(hand: &mut Hand, space: &Space, who: &str) -> Result<(), RestoreError> {
     let mut table = hand.table();
     for mapping in &space.mappings {
-        if !table.has_room(12, 0) {
+        if !table.has_room(16, 128) {
             flush(hand, &mut table, who)?;
         }
         let range = [mapping.start, mapping.end - mapping.start];
@@ -356,17 +393,75 @@ pub fn protect(hand: &mut Hand, space: &Space, who: &str) -> Result<(), RestoreE
             table.attempt(libc::SYS_madvise, [range[0], range[1], *advice as u64]);
         }
         if has(mapping, "lo") {
-            table.call(libc::SYS_mlock, range);
+            let on_fault = if has(mapping, "lf") { MLOCK_ONFAULT } else { 0 };
+            table.call(libc::SYS_mlock2, [range[0], range[1], on_fault]);
+        }
+        if let Some(name) = &mapping.name {
+            let name = table.string(name).address;
+            // A kernel may do without (CONFIG_ANON_VMA_NAME).
+            table.attempt(
+                libc::SYS_prctl,
+                [PR_SET_VMA, PR_SET_VMA_ANON_NAME, range[0], range[1], name],
+            );
+        }
+        for (start, end) in &mapping.guards {
+            if !table.has_room(12, 128) {
+                flush(hand, &mut table, who)?;
+            }
+            table.call(libc::SYS_madvise, [*start, end - start, MADV_GUARD_INSTALL]);
         }
     }
-    flush(hand, &mut table, who)?;
-    layout(hand, space, who)
+    flush(hand, &mut table, who)
 }
 
-/// PR_SET_MM_MAP (prctl(2)).
-fn layout(hand: &mut Hand, space: &Space, who: &str) -> Result<(), RestoreError> {
+/// What keeps a space as it is, and comes when all of it is there.
+pub fn seal(
+    hand: &mut Hand,
+    space: &Space,
+    shared: (&Courier, &[Option<OwnedFd>]),
+    who: &str,
+) -> Result<(), RestoreError> {
+    layout(hand, space, shared, who)?;
     let mut table = hand.table();
-    let path = table.string(&space.exe);
+    let is_kernels = |it: &&Mapping| matches!(it.kind, MappingKind::Vdso | MappingKind::Vvar(_));
+    for mapping in space.mappings.iter().filter(|it| has(it, "sl") && !is_kernels(it)) {
+        if !table.has_room(1, 0) {
+            flush(hand, &mut table, who)?;
+        }
+        table.call(SYS_MSEAL, [mapping.start, mapping.end - mapping.start, 0]);
+    }
+    if space.lock_new != 0 {
+        table.call(libc::SYS_mlockall, [u64::from(space.lock_new)]);
+    }
+    flush(hand, &mut table, who)
+}
+
+const MLOCK_ONFAULT: u64 = 1;
+/// include/uapi/asm-generic/mman-common.h, since Linux 6.13
+const MADV_GUARD_INSTALL: u64 = 102;
+/// Since Linux 6.10.
+const SYS_MSEAL: libc::c_long = 462;
+// include/uapi/linux/prctl.h
+const PR_SET_VMA: u64 = 0x5356_4d41;
+const PR_SET_VMA_ANON_NAME: u64 = 0;
+
+/// PR_SET_MM_MAP (prctl(2)).
+fn layout(
+    hand: &mut Hand,
+    space: &Space,
+    (courier, shared): (&Courier, &[Option<OwnedFd>]),
+    who: &str,
+) -> Result<(), RestoreError> {
+    let given = match space.exe_memory {
+        Some(index) => {
+            let fd = shared.get(index as usize).and_then(Option::as_ref);
+            give(hand, fd, courier, who)?
+        }
+        None => None,
+    };
+    let mut table = hand.table();
+    let named = given.map(|fd| format!("/proc/self/fd/{fd}").into_bytes());
+    let path = table.string(named.as_deref().unwrap_or(&space.exe));
     let auxv = table.data(&space.layout.auxv);
     let mut map: Vec<u8> = space.layout.words.iter().flat_map(|word| word.to_ne_bytes()).collect();
     map.extend(auxv.address.to_ne_bytes());
@@ -382,6 +477,21 @@ fn layout(hand: &mut Hand, space: &Space, who: &str) -> Result<(), RestoreError>
         libc::SYS_prctl,
         [libc::PR_SET_MM as u64, libc::PR_SET_MM_MAP as u64, map.address, LENGTH, 0],
     );
+    let first = super::FIRST_FREE as u64;
+    table.call(libc::SYS_close_range, [first, u64::from(u32::MAX), 0]);
     hand.run(&table).map_err(RestoreError::of(format!("{who}: the fields of its memory")))?;
     Ok(())
+}
+
+/// Gives the process a descriptor; its number there.
+fn give(
+    hand: &mut Hand,
+    fd: Option<&OwnedFd>,
+    courier: &Courier,
+    who: &str,
+) -> Result<Option<u64>, RestoreError> {
+    use std::os::fd::AsFd;
+    let Some(fd) = fd else { return Ok(None) };
+    let numbers = courier.send(hand, &[fd.as_fd()]).map_err(RestoreError::of(who))?;
+    Ok(numbers.first().map(|it| *it as u64))
 }

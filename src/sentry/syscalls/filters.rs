@@ -11,6 +11,7 @@ use super::args::{Addr, Flags, Operation, PrctlOption, ULong};
 use crate::notify::{Answer, GuestMemory};
 use crate::sentry::RecordedFilter;
 use crate::sentry::call::Call;
+use crate::sentry::filter_log;
 use crate::sys::seccomp::FILTER_FLAG_NEW_LISTENER;
 
 /// BPF_MAXINSNS: the kernel takes no longer program.
@@ -56,7 +57,11 @@ fn record(call: &Call<'_>, flags: u32, address: u64) {
     if let Ok(task) = call.kernel.tasks().get(call.received().tid)
         && call.trapped().is_valid()
     {
-        task.record_filter(RecordedFilter { flags, program });
+        let filter = RecordedFilter { flags, program };
+        let count = |tid| filter_log::count(tid).unwrap_or(0);
+        let before = count(call.kernel.init_pid());
+        call.kernel.filters().record(count(task.tid).saturating_sub(before), filter.clone());
+        task.record_filter(filter);
     }
 }
 

@@ -19,9 +19,8 @@ impl Capture<'_, '_> {
     pub(super) fn memory(&mut self, found: &Found) -> Result<FileKind, SaveError> {
         let known = self.collector.known.shared_by_inode(found.inode());
         // One that was only seen as a mapping so far is known too little of.
-        let mapped = |it: &(u32, _)| Some(it.0) == known;
-        let mapped = self.collector.shared_mappings.iter().position(mapped);
-        if let (Some(index), None) = (known, mapped) {
+        let only_mapped = known.is_some_and(|index| self.collector.mapped.has(index));
+        if let (Some(index), false) = (known, only_mapped) {
             return Ok(FileKind::Memory(index));
         }
         let file = self.holder.reopen(found.fd, OFlag::O_RDONLY)?;
@@ -40,8 +39,8 @@ impl Capture<'_, '_> {
         let kind = SharedKind::Memfd { name, seals, mode: found.stat.mode() };
         self.collector.contents.push(Content::File { object, file: file.into(), size });
         let shared = SharedMemory { object, size, kind };
-        if let (Some(index), Some(at)) = (known, mapped) {
-            self.collector.shared_mappings.remove(at);
+        if let Some(index) = known {
+            self.collector.mapped.forget(index);
             self.collector.shared[index as usize] = shared;
             return Ok(FileKind::Memory(index));
         }
