@@ -62,7 +62,13 @@ impl Desk {
     pub(crate) fn begin(&self, program: &str, words: &str) {
         let own = self.workspace.path().join(program);
         fs::copy(guest(program), own).unwrap();
-        let script = format!("exec ./{program} {words} > out 2>&1");
+        self.begin_command(&format!("exec ./{program} {words}"));
+    }
+
+    /// The same for a command of the shell.
+    #[track_caller]
+    pub(crate) fn begin_command(&self, command: &str) {
+        let script = format!("exec > out 2>&1; {command}");
         self.sandbox(&["run", "--detach", "--id", "it", "--", "sh", "-c", &script]).success();
         wait_for("the program", || self.workspace.has("up"));
     }

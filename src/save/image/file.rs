@@ -4,10 +4,11 @@
 //! is written.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind, IoSlice, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::error::ImageError;
@@ -15,8 +16,6 @@ use crate::sys::random;
 
 /// Names tried before giving up; each is one of 2^40.
 const TRIES: usize = 16;
-/// Symbolic links followed (the kernel follows as many, fs/namei.c MAXSYMLINKS).
-const LINKS: usize = 40;
 /// The longest name that a file may have (limits.h NAME_MAX).
 const NAME: usize = 255;
 
@@ -119,31 +118,47 @@ impl Drop for Durable {
 
 /// What a path stands for in the end: a regular file, or nothing yet.
 fn resolve(path: &Path) -> Result<PathBuf, ImageError> {
-    let mut target = path.to_owned();
-    for _ in 0..LINKS {
-        let refused = |why| Err(ImageError::Target { path: target.clone(), why });
-        let kind = match fs::symlink_metadata(&target) {
-            Ok(found) => found.file_type(),
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(target),
-            Err(error) => {
-                return Err(ImageError::io(format!("cannot look at {}", target.display()), error));
-            }
-        };
-        if kind.is_file() {
-            return Ok(target);
+    let found = match fs::symlink_metadata(path) {
+        Ok(found) => found,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(path.to_owned()),
+        Err(error) => {
+            return Err(ImageError::io(format!("cannot look at {}", path.display()), error));
         }
-        if kind.is_dir() {
-            return refused("it is a directory");
-        }
-        if !kind.is_symlink() {
-            return refused("it is neither a regular file nor free; write to it with -o - > NAME");
-        }
-        let link = fs::read_link(&target).map_err(|error| {
-            ImageError::io(format!("cannot follow the link {}", target.display()), error)
-        })?;
-        target = target.parent().unwrap_or(Path::new("")).join(link);
+    };
+    if !found.is_symlink() {
+        return is_replaceable(path, &found).map(|()| path.to_owned());
     }
-    Err(ImageError::Target { path: path.to_owned(), why: "too many symbolic links lead to it" })
+    // The kernel follows the link, which it refuses where somebody else has laid it in a directory for
+    // all (fs.protected_symlinks, proc_sys_fs(5)); following it by hand would go round that.
+    let refused = |why| Err(ImageError::Target { path: path.to_owned(), why });
+    let file = match OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return refused("it links to nothing"),
+        Err(error) => {
+            return Err(ImageError::io(
+                format!("cannot follow the link {}", path.display()),
+                error,
+            ));
+        }
+    };
+    let look = |error| ImageError::io(format!("cannot look at {}", path.display()), error);
+    let linked = file.metadata().map_err(look)?;
+    is_replaceable(path, &linked)?;
+    let target = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).map_err(look)?;
+    match fs::symlink_metadata(&target) {
+        Ok(there) if (there.dev(), there.ino()) == (linked.dev(), linked.ino()) => Ok(target),
+        _ => refused("what it links to has no name that could be seen"),
+    }
+}
+
+/// An error unless it is a regular file.
+fn is_replaceable(path: &Path, found: &Metadata) -> Result<(), ImageError> {
+    let why = match () {
+        () if found.is_file() => return Ok(()),
+        () if found.is_dir() => "it is a directory",
+        () => "it is neither a regular file nor free; -o - writes to the standard output",
+    };
+    Err(ImageError::Target { path: path.to_owned(), why })
 }
 
 /// The directory and the name in it.

@@ -16,7 +16,7 @@ pub(super) const BATCH: usize = 8 << 20;
 /// Buffers of a writer with a thread: one that is filled, one that is written, one between.
 const BUFFERS: usize = 3;
 /// Pieces of one writev(2); the kernel takes 1024 (UIO_MAXIOV).
-const AT_ONCE: usize = 1024;
+pub(super) const AT_ONCE: usize = 1024;
 
 static ZEROS: Page = [0; PAGE];
 

@@ -18,16 +18,15 @@ use super::format::{
     padded,
 };
 use super::hash::{Seen, checksum, is_zero};
-use super::output::{Batch, Output, Piece, Thread, write_padded};
+use super::output::{AT_ONCE, Batch, Output, Piece, Thread, write_padded};
 
-/// Pages are fetched in portions of this many bytes, which a processor's own cache holds.
+/// Pages are fetched in portions of this many bytes, which a processor's own cache holds. That is also
+/// the room that one needs in a batch's buffer: packed it never takes more.
 const PORTION: usize = 1 << 20;
 /// So many lent bytes become one write; more would push them out of the caches before.
 const LENT: usize = 4 << 20;
 /// Fewer lent bytes than this are copied and written with others.
 const SMALL: usize = 64 << 10;
-/// Room that a portion needs in a batch's buffer; packed it never needs more than unpacked.
-const ROOM: usize = PORTION;
 
 /// Writes one image. Pages of one object have to come in ascending order, and so have the bytes of one
 /// stream; objects may be interleaved. After an error it writes nothing more.
@@ -410,10 +409,12 @@ impl<W: Write> Writer<W> {
         self.position = 0;
     }
 
-    /// Writes the batch unless it has room for another portion.
+    /// Writes the batch unless it has room for another portion. Frames without a payload take no room in
+    /// the buffer, but their tables do in memory.
     fn make_room(&mut self) -> Result<(), ImageError> {
         let room = self.batch.buffer.len() - self.batch.used;
-        if self.output.is_some() && room >= ROOM { Ok(()) } else { self.put(&[]) }
+        let has_room = room >= PORTION && self.batch.pieces.len() < AT_ONCE;
+        if self.output.is_some() && has_room { Ok(()) } else { self.put(&[]) }
     }
 
     /// Writes the batch.

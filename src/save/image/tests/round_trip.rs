@@ -287,6 +287,21 @@ fn zeros_cost_nothing() {
 }
 
 #[test]
+fn frames_without_payloads_do_not_gather_in_memory() {
+    let mut writer = Writer::begin(Vec::new(), &features(), b"", None).unwrap();
+    // Every other page: each is a frame.
+    for at in 0..300_000u64 {
+        writer.zeros(1, at * 2 * PAGE as u64, 1).unwrap();
+    }
+    let (image, summary) = writer.finish().unwrap();
+    assert_eq!(summary.frames, 300_000);
+    assert!(summary.groups < 3000, "{}", summary.groups);
+    let mut file = tempfile();
+    std::io::Write::write_all(&mut file, &image).unwrap();
+    assert_eq!(Index::open(&file).unwrap().runs().len(), 300_000);
+}
+
+#[test]
 fn a_pipe_carries_an_image_and_what_follows_it() {
     let (mut from, to) = std::io::pipe().unwrap();
     let writing = std::thread::spawn(move || {
