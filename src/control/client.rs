@@ -119,7 +119,13 @@ impl Sandbox {
             return Err(ClientError::Ended(id, ended.status));
         }
         let silent = |cause: String| ClientError::Silent(id.clone(), cause);
-        let stream = self.listed.connect().map_err(|error| silent(error.to_string()))?;
+        let stream = self.listed.connect().map_err(|error| {
+            // It may have ended since it was found.
+            match state::find(&id).map(|now| now.ended) {
+                Ok(Some(ended)) => ClientError::Ended(id.clone(), ended.status),
+                _ => silent(error.to_string()),
+            }
+        })?;
         if is_stopped(self.listed.info.pid) {
             return Err(ClientError::Stopped(id, self.listed.info.pid));
         }
