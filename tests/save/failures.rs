@@ -1,7 +1,6 @@
 //! What goes wrong on purpose: the guest goes on, what was saved before stays whole, and nothing is left.
 
 use std::fs;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
@@ -111,7 +110,6 @@ fn a_supervisor_that_is_killed_leaves_the_image_before() {
                 let save = save.spawn().unwrap();
                 let mut some = vec![0; step * 65536];
                 std::io::Read::read_exact(&mut reader, &mut some).unwrap();
-                assert!(reader.as_raw_fd() >= 0);
                 save
             }
         };

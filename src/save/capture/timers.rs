@@ -47,8 +47,8 @@ pub fn set_back(process: &mut Process, collector: &Collector) {
     let [(interval, value), ..] = &mut process.interval_timers;
     *value = left(*value * 1000, *interval * 1000) / 1000;
     // While its signal waits to be taken the timer of ITIMER_REAL stands and has nothing left; taking it
-    // sets it going again (dequeue_signal in kernel/signal.c, until 6.13). A new one with nothing left would
-    // never go.
+    // sets it going again (dequeue_signal in kernel/signal.c, which calls posixtimer_rearm_itimer in newer
+    // kernels). A new one with nothing left would never go.
     if *value == 0 {
         *value = *interval;
     }
