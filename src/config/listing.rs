@@ -87,7 +87,7 @@ mod tests {
 
     #[test]
     fn a_directory_is_read_without_itself() {
-        let names = Listing::of(Path::new(env!("CARGO_MANIFEST_DIR"))).names;
-        assert!(names.contains(&"src".into()) && !names.contains(&"..".into()), "{names:?}");
+        let names = Listing::of(Path::new("/")).names;
+        assert!(names.contains(&"usr".into()) && !names.contains(&"..".into()), "{names:?}");
     }
 }
