@@ -66,6 +66,7 @@ impl Tracees {
     pub(super) fn sweep(&mut self, family: &mut Family) -> Result<Swept, Errno> {
         family.in_order();
         let mut swept = Swept::default();
+        let begun = self.places();
         let mut new = Vec::new();
         let mut seen = HashSet::new();
         let mut all = Listing::open("/proc")?;
@@ -80,8 +81,13 @@ impl Tracees {
         self.sweep_on(&mut all, family, &mut seen, &mut new, &mut swept)?;
         // Parents before their children.
         new.sort_by_key(|(start, pid, _)| (*start, *pid));
+        let born = self.placed_since(begun);
         for (_, _, tid) in &new {
             self.place_last(*tid);
+        }
+        // What they have made meanwhile stays behind them.
+        for tid in born.into_iter().filter(|tid| !new.iter().any(|(_, _, it)| it == tid)) {
+            self.place_last(tid);
         }
         swept.any_new = !new.is_empty();
         swept.any_missed |= !self.ask_all();

@@ -244,6 +244,19 @@ impl Tracees {
         Ok(true)
     }
 
+    /// Where the next one is placed: see [`Tracees::placed_since`].
+    pub(super) fn places(&self) -> u64 {
+        self.places
+    }
+
+    /// Those that were placed after that, in their order.
+    pub(super) fn placed_since(&self, places: u64) -> Vec<i32> {
+        let since = self.all.iter().filter(|(_, it)| it.how.place > places);
+        let mut since: Vec<(u64, i32)> = since.map(|(tid, it)| (it.how.place, *tid)).collect();
+        since.sort_unstable();
+        since.into_iter().map(|(_, tid)| tid).collect()
+    }
+
     /// Lets `tid` go after all others.
     pub(super) fn place_last(&mut self, tid: i32) {
         let place = self.next_place();
