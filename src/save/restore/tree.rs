@@ -266,7 +266,8 @@ impl<'p> Planner<'p> {
             self.steps.push(Step::Join { pid: process.pid, group });
             self.group.insert(process.pid, group);
         }
-        for leader in gone {
+        // The last first: it may be the only one in the group of an earlier one.
+        for leader in gone.into_iter().rev() {
             self.steps.push(Step::Join { pid: leader.pid, group: leader.group });
             self.group.insert(leader.pid, leader.group);
         }
