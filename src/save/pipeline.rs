@@ -280,7 +280,6 @@ fn captured(
             id: facts.id.clone(),
             log: kernel.log().since(0).0,
             program,
-            last_pid: 0,
             // The guest's uptime begins with its sandbox.
             ran_us: found.clocks.boottime.max(0) as u64 / 1000,
             saved_us: found.clocks.realtime / 1000,

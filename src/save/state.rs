@@ -51,8 +51,6 @@ pub struct Run {
     pub log: String,
     /// The guest number of the run's program.
     pub program: i32,
-    /// The last number given to a process.
-    pub last_pid: i32,
     /// How long it had run, microseconds.
     pub ran_us: u64,
     /// When it was saved, microseconds since the epoch by the host's clock.
@@ -228,7 +226,7 @@ pub enum SharedKind {
 }
 
 /// A process.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Process {
     /// Its number.
     pub pid: i32,
@@ -429,7 +427,7 @@ pub enum FileKind {
     Stream {
         /// 0, 1 or 2.
         stream: u32,
-        /// A regular file of the caller, by name on the host: opened again at its offset.
+        /// A regular file of the caller, by name on the host: for who looks into the image.
         file: Option<(ByteBuf, Identity)>,
         /// It is another description of the same than the caller's.
         reopened: bool,
@@ -553,32 +551,6 @@ pub(crate) mod testing {
 
     /// A process with nothing but numbers.
     pub(crate) fn process(pid: i32, parent: i32, session: i32, group: i32) -> Process {
-        Process {
-            pid,
-            parent,
-            group,
-            session,
-            zombie: None,
-            space: None,
-            table: None,
-            threads: Vec::new(),
-            actions: Vec::new(),
-            pending: Vec::new(),
-            directory: ByteBuf::new(),
-            directory_gone: false,
-            umask: 0,
-            limits: Vec::new(),
-            interval_timers: [(0, 0); 3],
-            timers: Vec::new(),
-            oom_score_adj: 0,
-            personality: 0,
-            subreaper: false,
-            stopped: None,
-            stop_unheard: false,
-            exit_signal: 17,
-            cpu_us: [0; 4],
-            container: String::new(),
-            filters: Vec::new(),
-        }
+        Process { pid, parent, session, group, exit_signal: libc::SIGCHLD, ..Process::default() }
     }
 }

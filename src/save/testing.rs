@@ -16,7 +16,6 @@ pub(crate) fn empty() -> Sandbox {
         id: String::new(),
         log: String::new(),
         program: 0,
-        last_pid: 0,
         ran_us: 0,
         saved_us: 0,
     };

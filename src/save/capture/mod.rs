@@ -10,7 +10,7 @@ use nix::time::{ClockId, clock_gettime};
 
 use crate::notify::Gate;
 use crate::save::error::SaveError;
-use crate::save::hand::{Area, Borrowed, Refusal, find_instruction};
+use crate::save::hand::{Area, Borrowed, find_instruction};
 use crate::save::pipeline::Facts;
 use crate::save::state::{Clocks, Process, Table};
 use crate::sentry::{ProcessInfo, Tracees};
@@ -134,16 +134,8 @@ fn ipc_of(
             who: format!("process {} ({})", guest.guest_pid, guest.comm),
         })
         .collect();
-    let stopped = tracees.take(guest.pid).ok_or_else(|| not_held(&who, guest.pid))?;
-    gate.pass(guest.pid);
     let instruction = instruction_of(guest.pid, &who)?;
-    let (mut borrowed, _) = match Borrowed::begin(stopped, instruction) {
-        Ok(borrowed) => borrowed,
-        Err((error, stopped)) => {
-            stopped.into_iter().for_each(|it| tracees.put(it));
-            return Err(SaveError::of(&who)(error));
-        }
-    };
+    let (mut borrowed, _) = lend(tracees, gate, (guest.pid, &who), None, instruction)?;
     borrowed.hand.respect(programs);
     let mut subject =
         Subject { pid: guest.pid, guest_pid: guest.guest_pid, hand: &mut borrowed.hand };
@@ -209,18 +201,18 @@ fn process_of(
 
     let mut area = None;
     for (at, tid) in tids.iter().enumerate() {
-        let stopped = tracees.take(*tid).ok_or_else(|| not_held(&who, *tid))?;
-        filters.gate.pass(*tid);
-        let was_stopped = match stopped.why() {
+        let lent = lend(tracees, filters.gate, (*tid, &who), area, instruction);
+        let (mut borrowed, place) = match (lent, area) {
+            (Err(error), Some(area)) => {
+                // The one before left the agent to this one.
+                take_out(tracees, tids[at - 1], area);
+                return Err(error);
+            }
+            (lent, _) => lent?,
+        };
+        let was_stopped = match borrowed.why() {
             Stop::Group(signal) => Some(signal),
             _ => None,
-        };
-        let (mut borrowed, place) = match borrow(stopped, area, instruction) {
-            Ok(borrowed) => borrowed,
-            Err((error, stopped)) => {
-                stopped.into_iter().for_each(|it| tracees.put(it));
-                return Err(SaveError::of(&who)(error));
-            }
         };
         area = Some(place);
         borrowed.hand.respect(filters::programs(&process));
@@ -248,15 +240,35 @@ fn process_of(
     Ok(process)
 }
 
-fn borrow(
-    stopped: crate::sys::ptrace::Stopped,
+/// Borrows the hand of a held thread: its number, and of whom it is. Where that cannot be it stays held, as
+/// it was. `area`: where the agent lies in its process already.
+fn lend(
+    tracees: &mut Tracees,
+    gate: &Gate,
+    (tid, who): (i32, &str),
     area: Option<Area>,
     instruction: u64,
-) -> Result<(Borrowed, Area), Refusal> {
-    match area {
+) -> Result<(Borrowed, Area), SaveError> {
+    let stopped = tracees.take(tid).ok_or_else(|| not_held(who, tid))?;
+    gate.pass(tid);
+    let borrowed = match area {
         Some(area) => Borrowed::join(stopped, area).map(|borrowed| (borrowed, area)),
         None => Borrowed::begin(stopped, instruction),
-    }
+    };
+    borrowed.map_err(|(error, stopped)| {
+        stopped.into_iter().for_each(|it| tracees.put(it));
+        SaveError::of(who)(error)
+    })
+}
+
+/// Takes the agent out of the process of a held thread. One that cannot be borrowed again has been killed.
+fn take_out(tracees: &mut Tracees, tid: i32, area: Area) {
+    let Some(stopped) = tracees.take(tid) else { return };
+    let back = match Borrowed::join(stopped, area) {
+        Ok(borrowed) => borrowed.end().ok(),
+        Err((_, stopped)) => stopped,
+    };
+    back.into_iter().for_each(|it| tracees.put(it));
 }
 
 /// What is known before the first thread is asked.
@@ -323,27 +335,10 @@ fn blank(guest: &ProcessInfo, fields: &stat::Fields) -> Process {
         parent: guest.guest_parent,
         group: guest.guest_group,
         session: guest.guest_session,
-        zombie: None,
-        space: None,
-        table: None,
-        threads: Vec::new(),
-        actions: Vec::new(),
-        pending: Vec::new(),
-        directory: serde_bytes::ByteBuf::new(),
-        directory_gone: false,
-        umask: 0,
-        limits: Vec::new(),
-        interval_timers: [(0, 0); 3],
-        timers: Vec::new(),
-        oom_score_adj: 0,
-        personality: 0,
-        subreaper: false,
-        stopped: None,
-        stop_unheard: false,
         exit_signal: fields.signed(38) as i32,
         cpu_us: [14, 15, 16, 17].map(ticks),
         container: guest.container.clone(),
-        filters: Vec::new(),
+        ..Process::default()
     }
 }
 

@@ -63,8 +63,8 @@ pub fn make_files(
                 made
             }
             FileKind::Deleted { .. } => unnamed.make(maker, file)?,
-            FileKind::Stream { stream, file: regular, reopened } => {
-                streams.make(maker, *stream, regular.as_ref(), *reopened, file, policy)?
+            FileKind::Stream { stream, reopened, .. } => {
+                streams.make(maker, *stream, *reopened, file)?
             }
             FileKind::OwnTerminal => streams.own_terminal(file)?,
             FileKind::Memory(index) => maker.memory(*index, file)?,

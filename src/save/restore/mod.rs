@@ -57,8 +57,6 @@ pub struct Options {
     pub trees: Vec<PathBuf>,
     /// Which of the standard streams are the run's own terminal, if it has one.
     pub terminal: Option<[bool; 3]>,
-    /// Files of the caller that were standard streams are opened again.
-    pub reopen_files: bool,
 }
 
 /// Brings content of the memory section into its places. Called once, when all of them are there.
@@ -178,15 +176,7 @@ fn own_foreground(sandbox: &Sandbox, plants: &mut [Plant<'_>]) -> Result<(), Res
     let Some(own) = &sandbox.terminal else { return Ok(()) };
     let group = own.pty.foreground;
     let member = plants.iter_mut().find(|it| it.process.session == 1 && it.process.group == group);
-    let Some(plant) = member else { return Ok(()) };
-    let flags = (libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC) as u64;
-    let mut set = || {
-        let open = |at| [libc::AT_FDCWD as u64, at, flags, 0];
-        let terminal = plant.hand.call_path(libc::SYS_openat, b"/dev/pts/0", open)?;
-        ptys::set_foreground(&mut plant.hand, terminal as i32, group)?;
-        plant.hand.call(libc::SYS_close, [terminal]).map(drop)
-    };
-    set().map_err(RestoreError::of("the terminal of the program"))
+    member.map_or(Ok(()), |plant| ptys::set_own_foreground(&mut plant.hand, group))
 }
 
 /// A number that none of the image's processes and threads has.
@@ -359,7 +349,7 @@ fn streams(maker: &mut Maker<'_>, options: &Options) -> Result<RestoreStreams, R
     let terminal = terminal.map(|at| own[at].try_clone()).transpose();
     let terminal = terminal.map_err(|error| RestoreError::failed("the terminal", error))?;
     let own = own.try_into().map_err(|_| RestoreError::refused("there are three streams"))?;
-    Ok(RestoreStreams { own, terminal, reopen_files: options.reopen_files })
+    Ok(RestoreStreams { own, terminal })
 }
 
 /// The process's descriptors, and its locks on them; the number of the courier's end.

@@ -206,20 +206,36 @@ pub fn give_controlling(
     let its = |pty: &&Pty| pty.session == leader && pty.ends == Ends::Both;
     let Some(pty) = sandbox.terminals.iter().find(its) else { return Ok(()) };
     let path = format!("/dev/pts/{}", pty.index);
-    let flags = (libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC) as u64;
-    let mut acquire = || {
-        let open = |at| [libc::AT_FDCWD as u64, at, flags, 0];
-        let slave = hand.call_path(libc::SYS_openat, path.as_bytes(), open)? as i32;
+    let acquired = with_terminal(hand, &path, |hand, slave| {
         acquire_terminal(hand, slave)?;
         if pty.foreground > 0 {
             set_foreground(hand, slave, pty.foreground)?;
         }
-        hand.call(libc::SYS_close, [slave as u64]).map(drop)
-    };
-    acquire().map_err(|error| {
+        Ok(())
+    });
+    acquired.map_err(|error| {
         let what = format!("process {leader} cannot get its controlling terminal {path} back");
         RestoreError::failed(what, error)
     })
+}
+
+/// Does `work` with a descriptor of the terminal at `path`, in the process of `hand`.
+fn with_terminal(
+    hand: &mut Hand,
+    path: &str,
+    work: impl FnOnce(&mut Hand, i32) -> Result<(), HandError>,
+) -> Result<(), HandError> {
+    let flags = (libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC) as u64;
+    let open = |at| [libc::AT_FDCWD as u64, at, flags, 0];
+    let slave = hand.call_path(libc::SYS_openat, path.as_bytes(), open)?;
+    work(hand, slave as i32)?;
+    hand.call(libc::SYS_close, [slave]).map(drop)
+}
+
+/// Puts a group into the foreground of the run's own terminal, by a process of the session that it controls.
+pub fn set_own_foreground(hand: &mut Hand, group: i32) -> Result<(), RestoreError> {
+    with_terminal(hand, "/dev/pts/0", |hand, slave| set_foreground(hand, slave, group))
+        .map_err(RestoreError::of("the terminal of the program"))
 }
 
 /// Makes a terminal the controlling one of the session that the process of `hand` leads; `slave` is a

@@ -131,7 +131,6 @@ fn sandbox(table: &Table, collector: &Collector) -> Sandbox {
             id: String::new(),
             log: String::new(),
             program: 2,
-            last_pid: 2,
             ran_us: 0,
             saved_us: 0,
         },
@@ -190,7 +189,7 @@ fn restore(
     let ((input, _in), (_out, output)) = (std::io::pipe().unwrap(), std::io::pipe().unwrap());
     let streams = Streams::new(&[(0, input.as_fd()), (1, output.as_fd())]).unwrap();
     let own = [input.into(), output.into(), std::fs::File::open("/dev/null").unwrap().into()];
-    let restore_streams = RestoreStreams { own, terminal: None, reopen_files: false };
+    let restore_streams = RestoreStreams { own, terminal: None };
     let mut maker = Maker {
         hand: &mut maker_hand,
         courier: &maker_courier,

@@ -1,16 +1,13 @@
 //! The restoring caller's standard streams, in place of those of the caller at the save.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
-use nix::unistd::{Whence, lseek64};
-use serde_bytes::ByteBuf;
 
-use super::{FilesPolicy, Maker, NOT_AGAIN, failed, identity};
+use super::{Maker, NOT_AGAIN, failed};
 use crate::save::error::RestoreError;
-use crate::save::state::{Identity, OpenFile};
+use crate::save::state::OpenFile;
 use crate::sys::descriptors;
 
 /// What takes the place of the streams.
@@ -21,9 +18,6 @@ pub struct RestoreStreams {
     pub own: [OwnedFd; 3],
     /// The guest's own terminal, opened.
     pub terminal: Option<OwnedFd>,
-    /// Regular files that the caller at the save had redirected streams to are opened again, where they
-    /// were. The restoring user must have asked for it: an image may name any file of theirs.
-    pub reopen_files: bool,
 }
 
 impl RestoreStreams {
@@ -31,14 +25,9 @@ impl RestoreStreams {
         &self,
         maker: &mut Maker<'_>,
         stream: u32,
-        regular: Option<&(ByteBuf, Identity)>,
         reopened: bool,
         file: &OpenFile,
-        policy: FilesPolicy,
     ) -> Result<OwnedFd, RestoreError> {
-        if let (true, Some((path, saved))) = (self.reopen_files, regular) {
-            return reopen_regular(path, saved, file, policy);
-        }
         let own = self.own.get(stream as usize).ok_or_else(|| {
             RestoreError::refused(format!(
                 "the image names a standard stream {stream}; there are 0 to 2"
@@ -74,30 +63,4 @@ impl RestoreStreams {
             | OFlag::O_CLOEXEC;
         open(path.as_str(), flags, Mode::empty()).map_err(failed("open another description", file))
     }
-}
-
-fn reopen_regular(
-    path: &[u8],
-    saved: &Identity,
-    file: &OpenFile,
-    policy: FilesPolicy,
-) -> Result<OwnedFd, RestoreError> {
-    let flags = OFlag::from_bits_truncate(file.flags as i32 & !NOT_AGAIN)
-        | OFlag::O_NOCTTY
-        | OFlag::O_NOFOLLOW
-        | OFlag::O_CLOEXEC;
-    let shown = String::from_utf8_lossy(path).into_owned();
-    let name = std::path::Path::new(std::ffi::OsStr::from_bytes(path));
-    let what = |errno: nix::errno::Errno| {
-        RestoreError::failed(format!("cannot open {shown}"), errno.desc())
-    };
-    let made = open(name, flags, Mode::empty()).map_err(what)?;
-    let stat =
-        std::fs::File::from(made.try_clone().map_err(|error| RestoreError::failed(&shown, error))?)
-            .metadata()
-            .map_err(|error| RestoreError::failed(&shown, error))?;
-    let found = crate::save::capture::descriptors::identity(&stat);
-    identity::check(path, saved, &found, file.flags, policy)?;
-    lseek64(made.as_fd(), file.position as i64, Whence::SeekSet).map_err(what)?;
-    Ok(made)
 }
