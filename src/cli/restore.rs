@@ -14,7 +14,7 @@ use nix::errno::Errno;
 use nix::time::{ClockId, clock_gettime};
 
 use super::progress::Bar;
-use super::run::explain_refusals;
+use super::run::{Failure, end_in_background, end_in_foreground};
 use super::{OWN_ERROR, explain, fail, print};
 use crate::config::{Host, RunSpec, Voice, grants, quoted};
 use crate::control::detach::{self, Outcome, Side};
@@ -79,9 +79,6 @@ enum Clock {
     /// Later by the time that has passed since
     Elapsed,
 }
-
-/// An exit status and why, in a sentence.
-type Failure = (i32, String);
 
 /// Where an image comes from.
 struct Source {
@@ -190,20 +187,7 @@ fn foreground(command: &Command, opened: Opened) -> i32 {
     let bar = opened.bar.clone();
     let done = attempt(command, opened, &mut control);
     bar.clear();
-    match done {
-        Ok((spec, finished)) => {
-            drop(control);
-            explain_refusals(&spec, &finished.notes);
-            if finished.interrupted {
-                runtime::interrupt_job();
-            }
-            finished.status
-        }
-        Err((status, sentence)) => {
-            fail(sentence);
-            status
-        }
-    }
+    end_in_foreground(Some(control), done)
 }
 
 /// The process of a detached run that stays.
@@ -226,21 +210,7 @@ fn background(command: &Command, opened: Opened, verdict: crate::control::Verdic
         .map_err(|error| (OWN_ERROR, format!("cannot redirect the output: {error}")))
         .and_then(|()| attempt(command, opened, &mut control));
     bar.clear();
-    match done {
-        Ok((spec, finished)) => {
-            explain_refusals(&spec, &finished.notes);
-            finished.status
-        }
-        Err((status, sentence)) => {
-            match control.into_verdict() {
-                Some(verdict) => verdict.refused(status, &sentence),
-                None => {
-                    fail(sentence);
-                }
-            }
-            status
-        }
-    }
+    end_in_background(control, done)
 }
 
 /// Takes the id that the user or the image names.

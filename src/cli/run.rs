@@ -11,7 +11,7 @@ use crate::control::{Claim, Control, Verdict};
 use crate::runtime::{self, Finished};
 
 /// An exit status and why, in a sentence.
-type Failure = (i32, String);
+pub(super) type Failure = (i32, String);
 
 /// Runs the program, in the background where that is asked for. Returns the exit status.
 pub(super) fn run(command: RunCommand) -> i32 {
@@ -72,7 +72,16 @@ fn foreground(command: RunCommand) -> i32 {
         }
     };
     let mut control = claim.map(|claim| Control::new(claim, None));
-    match attempt(&options, &mut host, control.as_mut()) {
+    let done = attempt(&options, &mut host, control.as_mut());
+    end_in_foreground(control, done)
+}
+
+/// Says how a run in the foreground ended, and gives or takes its status.
+pub(super) fn end_in_foreground(
+    control: Option<Control>,
+    done: Result<(RunSpec, Finished), Failure>,
+) -> i32 {
+    match done {
         Ok((spec, finished)) => {
             drop(control);
             explain_refusals(&spec, &finished.notes);
@@ -108,6 +117,14 @@ fn background(command: RunCommand, verdict: Verdict) -> i32 {
     let done = detach::print_to(&output)
         .map_err(|error| (OWN_ERROR, format!("cannot redirect the output: {error}")))
         .and_then(|()| attempt(&options, &mut host, Some(&mut control)));
+    end_in_background(control, done)
+}
+
+/// Says how a detached run ended: to its starter, if that still waits for the start.
+pub(super) fn end_in_background(
+    control: Control,
+    done: Result<(RunSpec, Finished), Failure>,
+) -> i32 {
     match done {
         Ok((spec, finished)) => {
             explain_refusals(&spec, &finished.notes);
@@ -148,7 +165,7 @@ fn words(options: &Options) -> Vec<String> {
 }
 
 /// Says once what the program ran into.
-pub(super) fn explain_refusals(spec: &RunSpec, notes: &[String]) {
+fn explain_refusals(spec: &RunSpec, notes: &[String]) {
     if spec.voice == Voice::Quiet {
         return;
     }
