@@ -213,10 +213,7 @@ impl<'p> Planner<'p> {
             if self.session.get(&session) != Some(&session) || self.heir(session) != parent {
                 return None;
             }
-            let pid = self.next_free;
-            self.next_free += 1;
-            self.make(session, pid, true);
-            return Some(pid);
+            return Some(self.leave_one(session));
         }
         // The leader has ended: the stand-in has its number.
         self.make(parent, session, true);
@@ -239,39 +236,72 @@ impl<'p> Planner<'p> {
     fn end_stand_ins(&mut self) {
         for (parent, pid) in std::mem::take(&mut self.standing_in).into_iter().rev() {
             self.steps.push(Step::End { parent, pid });
+            self.session.remove(&pid);
+            self.group.remove(&pid);
         }
     }
 
-    /// Groups: their leaders first.
+    /// Groups: first each that somebody is to join comes to be, held by somebody who stays in it until the
+    /// end; then all join.
     fn groups(&mut self) -> Result<(), Impossible> {
-        let mut members: Vec<&Process> =
+        let movers: Vec<&Process> =
             self.processes.iter().filter(|it| self.group.get(&it.pid) != Some(&it.group)).collect();
-        members.sort_by_key(|it| it.group != it.pid);
-        let mut gone: Vec<&Process> = Vec::new();
-        for process in members {
-            let group = process.group;
-            let exists = self.group.values().any(|it| *it == group);
-            if !exists && group != process.pid {
-                match self.alive.get(&group) {
-                    Some(leader) if leader.session != process.session => {
-                        return Err(Impossible { pid: process.pid, session: process.session });
-                    }
-                    // It led the group and has gone to another one since.
-                    Some(leader) => gone.push(*leader),
-                    None => self.make(process.pid, group, true),
-                }
-                self.steps.push(Step::Join { pid: group, group });
-                self.group.insert(group, group);
-            }
-            self.steps.push(Step::Join { pid: process.pid, group });
-            self.group.insert(process.pid, group);
+        let mut held = HashSet::new();
+        for process in movers.iter().filter(|it| held.insert(it.group)) {
+            self.hold(process)?;
         }
-        // The last first: it may be the only one in the group of an earlier one.
-        for leader in gone.into_iter().rev() {
-            self.steps.push(Step::Join { pid: leader.pid, group: leader.group });
-            self.group.insert(leader.pid, leader.group);
+        for process in movers {
+            self.join(process.pid, process.group);
         }
         Ok(())
+    }
+
+    /// Has somebody in the group that `process` is to join.
+    fn hold(&mut self, process: &Process) -> Result<(), Impossible> {
+        let group = process.group;
+        let members = self.processes.iter().filter(|it| self.group.get(&it.pid) == Some(&group));
+        let members = members.collect::<Vec<_>>();
+        if members.iter().any(|it| it.group == group) {
+            return Ok(());
+        }
+        match (self.alive.get(&group).copied(), members.first()) {
+            (Some(leader), _) if leader.session != process.session => {
+                return Err(Impossible { pid: process.pid, session: process.session });
+            }
+            (Some(leader), _) if leader.group == group => self.join(group, group),
+            // It led the group and has gone to another one since, which it does not leave empty here.
+            (Some(leader), None) => {
+                let now = self.group.get(&leader.pid).copied().unwrap_or(INIT);
+                self.leave_one(leader.pid);
+                self.join(group, group);
+                self.leave_one(leader.pid);
+                self.join(group, now);
+            }
+            // None of those in it stays.
+            (_, Some(member)) => {
+                self.leave_one(member.pid);
+            }
+            // The leader has ended: its number is free.
+            (None, None) => {
+                self.make(process.pid, group, true);
+                self.join(group, group);
+            }
+        }
+        Ok(())
+    }
+
+    /// A child of `pid` stands in for it in the session and the group that it is in now. Gives its number.
+    fn leave_one(&mut self, pid: i32) -> i32 {
+        let number = self.next_free;
+        self.next_free += 1;
+        self.make(pid, number, true);
+        number
+    }
+
+    fn join(&mut self, pid: i32, group: i32) {
+        if self.group.insert(pid, group) != Some(group) {
+            self.steps.push(Step::Join { pid, group });
+        }
     }
 }
 
