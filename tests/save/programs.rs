@@ -264,6 +264,7 @@ kill $subscriber
 ask shutdown nosave
 wait $server
 echo "ended $?" >> out
+rm -r "$place"
 "#;
     let files = &[("it.sh", text)];
     Program { name: "redis", files, before: "", words: &["bash", "it.sh"] }.goes_on(BOTH);
@@ -277,9 +278,11 @@ fn postgres_in_the_middle_of_a_transaction() {
     if is_root() {
         return skip("postgres for root");
     }
+    // (The path of a socket is short: sun_path in unix(7).)
     let text = r#"
-postgres -D data -k "$PWD" -h '' -p 7 -c fsync=off > log 2>&1 & server=$!
-ask() { psql -h "$PWD" -p 7 -U me postgres -qAt "$@"; }
+place=$(mktemp -d)
+postgres -D data -k "$place" -h '' -p 7 -c fsync=off > log 2>&1 & server=$!
+ask() { psql -h "$place" -p 7 -U me postgres -qAt "$@"; }
 until ask -c 'select 1' > /dev/null 2>&1; do sleep 0.05; done
 ask >> out 2>&1 <<X
 create table t(i int);
@@ -295,6 +298,7 @@ X
 kill -INT $server
 wait $server
 echo "ended $?" >> out
+rm -r "$place"
 "#;
     let before = "initdb -D data -U me -A trust --no-sync > initdb.log";
     let files = &[("it.sh", text)];
@@ -366,8 +370,10 @@ public class It {
     }
 }
 "#;
-    let before = "javac It.java";
-    let words = &["java", "-Xmx24m", "-cp", ".", "It"];
+    let before = "javac -J-XX:-UsePerfData It.java";
+    // It maps a file in /tmp, and leaves the directory of that.
+    let run = "java -Xmx24m -cp . It; s=$?; rmdir /tmp/hsperfdata_* 2> /dev/null; exit $s";
+    let words = &["sh", "-c", run];
     Program { name: "java", files: &[("It.java", text)], before, words }.goes_on(BOTH);
 }
 

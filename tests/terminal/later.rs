@@ -35,6 +35,8 @@ fn a_later_shell_has_a_terminal_and_jobs_of_its_own() {
     user.wait_for("Stopped");
     user.wait_for("inside> ");
     user.enters("fg", "cat\r\n");
+    // (A shell says what it brings to the foreground before it does.)
+    user.enters("two", "two\r\ntwo\r\n");
     user.types("\x03");
     user.wait_for("inside> ");
     user.enters("echo status=$?=", "status=130=");
