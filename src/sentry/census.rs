@@ -149,7 +149,8 @@ impl Kernel {
         kept.is_some_and(|kept| Stat::read(pid).is_some_and(|stat| kept.is(stat.start)))
     }
 
-    /// Every guest process, by guest pid. Blocks: it reads /proc.
+    /// Every guest process, by guest pid; not those that have ended and that init or a keeper is about to
+    /// reap, paused or not. Blocks: it reads /proc.
     pub fn census(&self) -> Result<Vec<ProcessInfo>, KernelError> {
         let mut before = self.reading()?;
         for _ in 1..MOST_READINGS {
@@ -191,7 +192,12 @@ impl Kernel {
         let mut all: Vec<ProcessInfo> = reading
             .members
             .iter()
-            .filter_map(|member| describe(member, depth, &ids, self.init_pid()))
+            .filter_map(|member| {
+                let (parent, process) = describe(member, depth, &ids, self.init_pid())?;
+                // Whoever it is left to waits for it at once, and is never paused.
+                let has_ended = process.state == 'Z' && process.threads <= 1;
+                (!has_ended || !self.is_keeper(parent)).then_some(process)
+            })
             .collect();
         all.sort_by_key(|process| process.guest_pid);
         Ok(all)
@@ -260,8 +266,8 @@ fn container_of(
     None
 }
 
-/// What is known of a process; `None`: it has ended.
-fn describe(member: &Member, depth: usize, ids: &IdMap, init: i32) -> Option<ProcessInfo> {
+/// The parent of a process, as the host numbers it, and what is known of itself; `None`: it has ended.
+fn describe(member: &Member, depth: usize, ids: &IdMap, init: i32) -> Option<(i32, ProcessInfo)> {
     let pid = member.pid;
     let text = std::fs::read(format!("/proc/{pid}/status")).ok()?;
     let status = GuestStatus::parse(&String::from_utf8_lossy(&text), depth)?;
@@ -270,7 +276,7 @@ fn describe(member: &Member, depth: usize, ids: &IdMap, init: i32) -> Option<Pro
     let stat = Stat::read(pid).filter(|stat| stat.start == member.start)?;
     let guest_parent = if stat.parent == init { 1 } else { guest_pid(stat.parent, depth) };
     let command = arguments.unwrap_or_else(|| format!("[{}]", stat.comm));
-    Some(ProcessInfo {
+    let process = ProcessInfo {
         pid,
         guest_pid: status.pid,
         guest_parent,
@@ -285,7 +291,8 @@ fn describe(member: &Member, depth: usize, ids: &IdMap, init: i32) -> Option<Pro
         memory: status.memory,
         started_us: ticks(stat.start).as_micros() as u64,
         container: member.container.clone(),
-    })
+    };
+    Some((stat.parent, process))
 }
 
 /// The number of a process inside; 0: it has ended.
@@ -546,7 +553,9 @@ mod tests {
         let member = find(pid).unwrap();
         // Seen from one namespace further out than the guest's.
         let depth = own_depth().unwrap() - 1;
-        let process = describe(&member, depth, &IdMap::parse("0 0 4294967295"), own).unwrap();
+        let (parent, process) =
+            describe(&member, depth, &IdMap::parse("0 0 4294967295"), own).unwrap();
+        assert_eq!(parent, own);
         assert_eq!((process.pid, process.guest_pid, process.guest_parent), (pid, pid, 1));
         assert_eq!((process.comm.as_str(), process.command.as_str()), ("cat", "cat"));
         assert_eq!((process.threads, process.memory > 0), (1, true));
