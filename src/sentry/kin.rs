@@ -15,14 +15,23 @@ use super::census::{Kept, Stat, last_number};
 /// What a number in /proc stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kin {
-    /// A guest process, made at this time.
-    Guest(u64),
-    /// What is left of a guest process that was made at this time: none of its threads is alive.
-    Ended(u64),
+    /// A guest process.
+    Guest(Birth),
+    /// What is left of a guest process: none of its threads is alive.
+    Ended(Birth),
     /// No guest.
     Other,
     /// Nothing any more. It may have been a guest.
     Gone,
+}
+
+/// Where a process comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Birth {
+    /// When it was made (starttime in proc_pid_stat(5)).
+    pub(super) start: u64,
+    /// Its parent of now.
+    pub(super) parent: i32,
 }
 
 /// Tells them apart.
@@ -83,11 +92,12 @@ impl Family {
         if pid == self.init || self.keepers.get(&pid).is_some_and(|kept| kept.is(stat.start)) {
             return Kin::Other;
         }
+        let birth = Birth { start: stat.start, parent: stat.parent };
         match self.descends(pid, stat.parent) {
             None => Kin::Gone,
             Some(false) => Kin::Other,
-            Some(true) if stat.has_ended() && stat.threads <= 1 => Kin::Ended(stat.start),
-            Some(true) => Kin::Guest(stat.start),
+            Some(true) if stat.has_ended() && stat.threads <= 1 => Kin::Ended(birth),
+            Some(true) => Kin::Guest(birth),
         }
     }
 
@@ -133,9 +143,9 @@ mod tests {
         let mut cat = Command::new("cat");
         let mut child = cat.stdin(Stdio::piped()).spawn().unwrap();
         let pid = child.id() as i32;
-        let start = Stat::read(pid).unwrap().start;
+        let birth = Birth { start: Stat::read(pid).unwrap().start, parent: own };
         let mut one = family();
-        assert_eq!((one.judge(pid), one.is_settled(pid)), (Kin::Guest(start), false));
+        assert_eq!((one.judge(pid), one.is_settled(pid)), (Kin::Guest(birth), false));
         assert_eq!((one.judge(1), one.is_settled(1)), (Kin::Other, true));
         one.last = Some(i32::MAX);
         assert_eq!((one.in_order(), one.is_settled(1)), (false, false));
@@ -143,10 +153,10 @@ mod tests {
         // Seen from another process it is none.
         assert_eq!(Family::new(pid, BTreeMap::new()).judge(own), Kin::Other);
         drop(child.stdin.take());
-        while family().judge(pid) == Kin::Guest(start) {
+        while family().judge(pid) == Kin::Guest(birth) {
             std::thread::yield_now();
         }
-        assert_eq!(family().judge(pid), Kin::Ended(start));
+        assert_eq!(family().judge(pid), Kin::Ended(birth));
         child.wait().unwrap();
         assert_eq!(family().judge(pid), Kin::Gone);
     }

@@ -112,9 +112,10 @@ impl Kernel {
         loop {
             let found = before()?;
             self.pause()?;
+            let at_vfork = self.on_tracer(Tracees::finish_calls)?;
             let is_over = {
                 let depth = self.pausing.lock();
-                depth.in_vfork == 0 || depth.asked + depth.own > 1
+                depth.in_vfork + at_vfork == 0 || depth.asked + depth.own > 1
             };
             if is_over || rest > LONGEST_VFORK {
                 return Ok(found);
@@ -364,7 +365,7 @@ fn still_free(
 ///
 /// It was asked to stop, so whatever it really waits for there, it does not run its program again
 /// before it has stopped.
-fn sits_in_vfork(tid: i32) -> bool {
+pub(super) fn sits_in_vfork(tid: i32) -> bool {
     let (number, argument) = call(tid);
     let flags = match number {
         #[cfg(target_arch = "x86_64")]

@@ -13,7 +13,8 @@
 //!
 //! A sweep that has met something goes back to it and looks again at what comes after: thus it follows a
 //! line, one process after the other, until it has traced one early enough in its life. (That is
-//! before it begins to fork: ptrace_event_enabled in kernel_clone, kernel/fork.c.)
+//! before it begins to fork: ptrace_event_enabled in kernel_clone, kernel/fork.c.) What is met may be a
+//! child of one that makes a child after the other: its parents are looked at next.
 //!
 //! The newest are looked at first, before the rest: in a storm they are what makes the others, and
 //! what keeps this thread from a CPU.
@@ -26,7 +27,7 @@ use nix::errno::Errno;
 use nix::unistd::gettid;
 
 use super::census::numbers;
-use super::kin::{Family, Kin};
+use super::kin::{Birth, Family, Kin};
 use super::task::Status;
 use super::tracer::Tracees;
 use crate::sys::listing::Listing;
@@ -110,8 +111,7 @@ impl Tracees {
             loop {
                 let position = all.position()?;
                 let Some(pid) = all.next_number()? else { break };
-                if !family.is_settled(pid) && seen.insert(pid) && self.meet(pid, family, new, swept)
-                {
+                if self.climb(pid, family, seen, new, swept) {
                     again = Some(position);
                 }
             }
@@ -123,24 +123,46 @@ impl Tracees {
         Ok(())
     }
 
-    /// Looks at one process. Gives whether it may have made another one just now.
+    /// Looks at one process and, if anything is met, at its parents: one of them may be what makes many
+    /// that end soon. Gives whether anything was met.
+    fn climb(
+        &mut self,
+        mut pid: i32,
+        family: &mut Family,
+        seen: &mut HashSet<i32>,
+        new: &mut Vec<(u64, i32, i32)>,
+        swept: &mut Swept,
+    ) -> bool {
+        let mut any_met = false;
+        while !family.is_settled(pid) && seen.insert(pid) {
+            let (is_met, parent) = self.meet(pid, family, new, swept);
+            any_met |= is_met;
+            match parent.filter(|_| is_met) {
+                Some(parent) => pid = parent,
+                None => break,
+            }
+        }
+        any_met
+    }
+
+    /// Looks at one process. Gives whether it may have made another one just now, and its parent.
     fn meet(
         &mut self,
         pid: i32,
         family: &mut Family,
         new: &mut Vec<(u64, i32, i32)>,
         swept: &mut Swept,
-    ) -> bool {
-        let start = match family.judge(pid) {
-            Kin::Guest(start) => start,
-            Kin::Other => return false,
+    ) -> (bool, Option<i32>) {
+        let Birth { start, parent } = match family.judge(pid) {
+            Kin::Guest(birth) => birth,
+            Kin::Other => return (false, None),
             Kin::Gone => {
                 swept.any_missed = true;
-                return true;
+                return (true, None);
             }
-            Kin::Ended(start) => {
-                swept.ended.push((pid, start));
-                return true;
+            Kin::Ended(birth) => {
+                swept.ended.push((pid, birth.start));
+                return (true, Some(birth.parent));
             }
         };
         let before = (new.len(), swept.any_missed);
@@ -161,7 +183,7 @@ impl Tracees {
         for tid in &threads {
             swept.any_missed |= !self.ask(*tid);
         }
-        before != (new.len(), swept.any_missed)
+        (before != (new.len(), swept.any_missed), Some(parent))
     }
 }
 

@@ -20,7 +20,7 @@
 use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -144,6 +144,7 @@ fn live(work: &mpsc::Receiver<Work>, wake: &EventFd, progress: Arc<Progress>) ->
         held: false,
         running: 0,
         places: 0,
+        patience: None,
         progress,
     };
     loop {
@@ -151,7 +152,7 @@ fn live(work: &mpsc::Receiver<Work>, wake: &EventFd, progress: Arc<Progress>) ->
             PollFd::new(wake.as_fd(), PollFlags::POLLIN),
             PollFd::new(changes.as_fd(), PollFlags::POLLIN),
         ];
-        match poll(&mut fds, PollTimeout::NONE) {
+        match poll(&mut fds, tracees.patience()) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno),
         }
@@ -169,14 +170,19 @@ fn live(work: &mpsc::Receiver<Work>, wake: &EventFd, progress: Arc<Progress>) ->
         while let Some(change) = ptrace::wait()? {
             tracees.changed(change);
         }
+        tracees.lose_patience();
         tracees.publish();
     }
 }
 
-/// The process of a thread; only looked up where any is late.
-fn group(tid: i32, late: &HashMap<i32, i32>) -> Option<i32> {
-    if late.is_empty() { None } else { Status::read(tid).ok().map(|status| status.tgid) }
+/// One of those that are late, by process, which is of the process of `tid`.
+fn late_one(tid: i32, late: &HashMap<i32, i32>) -> Option<i32> {
+    if late.is_empty() { None } else { late.get(&Status::read(tid).ok()?.tgid).copied() }
 }
+
+/// A parent in vfork(2) is late as long as its child needs to execute a program. That is soon, unless other
+/// threads of the parent are what the child waits for.
+const LONGEST_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The guest threads that are traced. Owned by the tracer's thread.
 pub struct Tracees {
@@ -189,6 +195,8 @@ pub struct Tracees {
     running: usize,
     /// How many there have been.
     places: u64,
+    /// Until then those of processes of which one is late are kept.
+    patience: Option<Instant>,
     progress: Arc<Progress>,
 }
 
@@ -202,7 +210,7 @@ struct How {
     handler: Option<Box<dyn Handler>>,
     /// Tracees are let go in this order.
     place: u64,
-    /// It runs on and is let go when this one, of the same process, is.
+    /// It is let go when this one, of the same process, is; until then it stands still or runs on, traced.
     after: Option<i32>,
 }
 
@@ -346,18 +354,86 @@ impl Tracees {
         for (_, tid) in stopped {
             if let Some(Tracee { state: State::Stopped(stopped), mut how }) = self.all.remove(&tid)
             {
-                how.after = group(tid, &late).and_then(|group| late.get(&group).copied());
-                self.decide(tid, stopped, how);
+                how.after = late_one(tid, &late);
+                if how.after.is_some() {
+                    // A signal that does nothing wakes a thread which runs, and another may take it away
+                    // from that: its call would end with EINTR, and no stop would tell.
+                    self.add(tid, State::Stopped(stopped), how);
+                    self.patience = Some(Instant::now() + LONGEST_PATIENCE);
+                } else {
+                    self.decide(tid, stopped, how);
+                }
             }
         }
+    }
+
+    /// How long is waited for those that are late until the others of their processes go on all the same.
+    fn patience(&self) -> PollTimeout {
+        let Some(until) = self.patience.filter(|_| !self.held) else { return PollTimeout::NONE };
+        let left = until.saturating_duration_since(Instant::now());
+        PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::ZERO)
+    }
+
+    /// Lets those go on that wait for one that has been late for too long.
+    fn lose_patience(&mut self) {
+        if self.held || self.patience.is_none_or(|until| Instant::now() < until) {
+            return;
+        }
+        self.patience = None;
+        for tid in self.waiting(|_| true) {
+            self.decide_again(tid, |how| how);
+        }
+    }
+
+    /// Those that have stopped and wait for one that is late, in their order.
+    fn waiting(&self, of: impl Fn(i32) -> bool) -> Vec<i32> {
+        let waits =
+            |it: &Tracee| matches!(it.state, State::Stopped(_)) && it.how.after.is_some_and(&of);
+        let waiting = self.all.iter().filter(|(_, it)| waits(it));
+        let mut waiting: Vec<(u64, i32)> = waiting.map(|(tid, it)| (it.how.place, *tid)).collect();
+        waiting.sort_unstable();
+        waiting.into_iter().map(|(_, tid)| tid).collect()
+    }
+
+    /// What becomes of one of those.
+    fn decide_again(&mut self, tid: i32, change: impl FnOnce(How) -> How) {
+        if let Some(Tracee { state: State::Stopped(stopped), how }) = self.all.remove(&tid) {
+            self.decide(tid, stopped, change(how));
+        }
+    }
+
+    /// Has held threads finish the call in which they have stopped and make a process or execute a
+    /// program: until then the kernel still puts the result of that into their registers. Gives how many
+    /// cannot, since they sit in vfork(2).
+    pub(super) fn finish_calls(&mut self) -> usize {
+        let in_call = |tracee: &Tracee| match &tracee.state {
+            State::Stopped(it) => matches!(it.why(), Stop::Made(_) | Stop::Executed { .. }),
+            State::Running(_) => false,
+        };
+        let all: Vec<i32> =
+            self.all.iter().filter(|(_, it)| in_call(it)).map(|(tid, _)| *tid).collect();
+        let (in_vfork, others): (Vec<i32>, Vec<i32>) =
+            all.into_iter().partition(|tid| super::pause::sits_in_vfork(*tid));
+        for tid in others {
+            let Some(Tracee { state: State::Stopped(stopped), how }) = self.all.remove(&tid) else {
+                continue;
+            };
+            // ESRCH: it has been killed; nobody waits for what was taken to have ended.
+            if let Ok(mut stopped) = stopped.finish_call() {
+                super::rewind::prepare(&mut stopped);
+                self.add(tid, State::Stopped(stopped), how);
+            }
+        }
+        in_vfork.len()
     }
 
     /// Those that are still to stop, by process: parents in vfork(2). While one is traced, signals that
     /// do nothing are kept for its process, and those of its threads that are not traced would see
     /// their calls end by them.
     fn late(&self) -> HashMap<i32, i32> {
+        let is_late = |tid: &i32| self.all.get(tid).is_some_and(|it| it.how.after.is_none());
         let group = |tid: i32| Some((Status::read(tid).ok()?.tgid, tid));
-        self.running().into_iter().filter_map(group).collect()
+        self.running().into_iter().filter(is_late).filter_map(group).collect()
     }
 
     fn next_place(&mut self) -> u64 {
@@ -396,13 +472,7 @@ impl Tracees {
                 let after = how.as_ref().and_then(|how| how.after);
                 let how = How { handler: how.and_then(|how| how.handler), place, after };
                 super::rewind::prepare(&mut stopped);
-                let in_call = matches!(stopped.why(), Stop::Made(_) | Stop::Executed { .. });
-                if self.held && in_call {
-                    // ESRCH: it has been killed; its end is told.
-                    if let Ok(running) = stopped.finish_call() {
-                        self.add(tid, State::Running(running), how);
-                    }
-                } else if self.held {
+                if self.held {
                     self.add(tid, State::Stopped(stopped), how);
                 } else {
                     self.decide(tid, stopped, how);
@@ -447,8 +517,20 @@ impl Tracees {
         }
     }
 
-    /// Those that had to wait for the end of `tid`'s tracing stop once more, to be let go.
-    fn release_after(&self, tid: i32) {
+    /// Those that had to wait for the end of `tid`'s tracing are let go; what runs of them stops once more
+    /// for it.
+    fn release_after(&mut self, tid: i32) {
+        if !self.held {
+            let waiting = self.waiting(|it| it == tid);
+            let late = if waiting.is_empty() { HashMap::new() } else { self.late() };
+            for tid in waiting {
+                let after = late_one(tid, &late);
+                match self.all.get_mut(&tid) {
+                    Some(tracee) if after.is_some() => tracee.how.after = after,
+                    _ => self.decide_again(tid, |how| How { after, ..how }),
+                }
+            }
+        }
         for tracee in self.all.values().filter(|tracee| tracee.how.after == Some(tid)) {
             if let State::Running(running) = &tracee.state {
                 let _ = running.interrupt();

@@ -229,14 +229,13 @@ impl Stopped {
         Ok(Running { tid: self.tid, of: PhantomData })
     }
 
-    /// It goes on with the call in which it has stopped (`Stop::Made`, `Stop::Executed`), and is to stop
-    /// again when it leaves that, before an instruction of its program. Until then its registers are not its
-    /// own: the kernel still puts the result of the call into them.
-    pub fn finish_call(self) -> Result<Running, Errno> {
+    /// It goes on with the call in which it has stopped (`Stop::Made`, `Stop::Executed`), which must not be
+    /// vfork(2), and is waited for until it stops when it leaves that, before an instruction of its program.
+    /// Until then its registers are not its own: the kernel still puts the result of the call into them.
+    pub fn finish_call(self) -> Result<Stopped, Errno> {
         // Asked before it goes: any stop forgets what was asked earlier (ptrace_stop in kernel/signal.c).
         request(libc::PTRACE_INTERRUPT, self.tid, 0, 0)?;
-        request(libc::PTRACE_CONT, self.tid, 0, 0)?;
-        Ok(Running { tid: self.tid, of: PhantomData })
+        self.go_and_wait(libc::PTRACE_CONT, 0)
     }
 
     /// Its general registers.

@@ -1,8 +1,6 @@
 // cc: -pthread
 /*
- * Threads and processes that are busy with each other and check themselves, for some seconds.
- *
- *     restless SECONDS
+ * Threads and processes that are busy with each other and check themselves, until the input ends.
  *
  * No signal has a handler, so that a call which fails with EINTR is a failure, as is a byte that is
  * lost, doubled or out of order.
@@ -21,7 +19,7 @@
 #include <sys/sem.h>
 #include <sys/wait.h>
 
-static time_t end;
+static int over;
 static int failures;
 static long rounds[6];
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
@@ -29,7 +27,7 @@ static pthread_cond_t turned = PTHREAD_COND_INITIALIZER;
 static long turn;
 
 static int going(void) {
-    return time(NULL) < end;
+    return !__atomic_load_n(&over, __ATOMIC_RELAXED);
 }
 
 static void fail(const char *what) {
@@ -132,9 +130,9 @@ static void *sums(void *unused) {
     return unused;
 }
 
-int main(int argc, char **argv) {
-    end = time(NULL) + (argc > 1 ? atoi(argv[1]) : 1) + 1;
-    ring[0] = eventfd(0, 0);
+int main(void) {
+    /* One of the two begins: the time of a wait begins anew with each pause. */
+    ring[0] = eventfd(1, 0);
     ring[1] = eventfd(0, 0);
     void *(*work[])(void *) = {pipes, children, turns, turns, epolls, epolls, semaphores, sums};
     pthread_t threads[8];
@@ -142,6 +140,9 @@ int main(int argc, char **argv) {
         if (pthread_create(&threads[i], NULL, work[i], (void *)(i % 2))) return 2;
     printf("ready\n");
     fflush(stdout);
+    char byte;
+    if (read(0, &byte, 1)) fail("input");
+    __atomic_store_n(&over, 1, __ATOMIC_RELAXED);
     for (int i = 0; i < 8; i++) pthread_join(threads[i], NULL);
     for (int i = 0; i < 6; i++)
         if (!rounds[i]) printf("nothing was done of %d\n", i), failures++;

@@ -74,6 +74,12 @@ impl Sandbox {
         match answer.split_once(' ').unwrap_or((answer, "")) {
             ("ok", text) => Ok(text.to_owned()),
             ("error", text) => Err(text.to_owned()),
+            // Its supervisor has ended.
+            ("", _) => {
+                let mut rest = String::new();
+                let _ = self.stdout.read_to_string(&mut rest);
+                panic!("{order} was not answered: {:?}, {rest:?}", self.child.wait());
+            }
             _ => panic!("{order} was answered with {answer:?}"),
         }
     }
