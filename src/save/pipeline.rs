@@ -166,9 +166,8 @@ pub fn save(
         commit(&saved)?;
         return Ok(saved);
     }
-    let (mut asleep, begun) = kernel.pause_outside_vfork(|| asleep(kernel))?;
+    let (asleep, begun) = stop(kernel)?;
     let saved = (|| {
-        asleep.confirm();
         let (sandbox, found) = captured(kernel, facts, asleep, None)?;
         let mut saved = write(&sandbox, &found, &features, out, options, progress)?;
         saved.pause = begun.elapsed();
@@ -207,11 +206,17 @@ fn refuse_early(kernel: &Kernel) -> Result<(), SaveError> {
     Ok(())
 }
 
-/// Which threads wait for a span of time, and since when, looked at just before they are stopped; and
-/// when that was.
-fn asleep(kernel: &Kernel) -> Result<(Asleep, Instant), KernelError> {
-    let asleep = Asleep::look(kernel.census()?.iter().map(|guest| guest.pid));
-    Ok((asleep, Instant::now()))
+/// Stops the guests. Gives which threads wait for a span of time, and since when, looked at just before;
+/// and the moment from which on they stand still for the save.
+fn stop(kernel: &Kernel) -> Result<(Asleep, Instant), KernelError> {
+    let (mut asleep, begun) = kernel.pause_outside_vfork(|| {
+        let asleep = Asleep::look(kernel.census()?.iter().map(|guest| guest.pid));
+        Ok((asleep, Instant::now()))
+    })?;
+    asleep.confirm();
+    // Before that, others than guests were looked at.
+    let begun = kernel.stopped_since().map_or(begun, |since| since.max(begun));
+    Ok((asleep, begun))
 }
 
 /// Captures guests that go on again at once: what is to be read later is read from copies of them. Gives
@@ -223,8 +228,7 @@ fn captured_live(
     // The second time nothing is taken for granted.
     for is_prepared in [true, false] {
         let live = Live::new(kernel, is_prepared)?;
-        let (mut asleep, begun) = kernel.pause_outside_vfork(|| asleep(kernel))?;
-        asleep.confirm();
+        let (asleep, begun) = stop(kernel)?;
         let captured =
             captured(kernel, facts, asleep, Some(live)).and_then(|(sandbox, mut found)| {
                 content::keep(&mut found.collector.contents)?;

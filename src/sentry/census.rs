@@ -177,13 +177,14 @@ impl Kernel {
     }
 
     fn reading(&self) -> Result<Reading, KernelError> {
-        let keepers = self.keepers.lock().clone();
-        Reading::new(self.init_pid(), &keepers).map_err(KernelError::Census)
+        let all = numbers("/proc").map_err(KernelError::Census)?;
+        Ok(Reading::of(all, self.init_pid(), &self.keepers.lock().clone()))
     }
 
-    /// The same while all are stopped: none comes or goes, and one reading of /proc finds them all.
+    /// The same while all are stopped: none comes, and what was found as they were stopped is all.
     pub fn census_of_stopped(&self) -> Result<Vec<ProcessInfo>, KernelError> {
-        self.describe(&self.reading()?)
+        let found = self.found_by_pause().into_iter();
+        self.describe(&Reading::of(found, self.init_pid(), &self.keepers.lock().clone()))
     }
 
     fn describe(&self, reading: &Reading) -> Result<Vec<ProcessInfo>, KernelError> {
@@ -211,9 +212,10 @@ struct Reading {
 }
 
 impl Reading {
-    fn new(init: i32, keepers: &BTreeMap<i32, Kept>) -> Result<Reading, Errno> {
+    /// The members among those, which are at least all that descend from init.
+    fn of(pids: impl Iterator<Item = i32>, init: i32, keepers: &BTreeMap<i32, Kept>) -> Reading {
         let mut all = HashMap::new();
-        for pid in numbers("/proc")? {
+        for pid in pids {
             if let Some(stat) = Stat::read(pid).filter(Stat::is_there) {
                 all.insert(pid, (stat.parent, stat.start));
             }
@@ -229,7 +231,7 @@ impl Reading {
             })
             .collect();
         members.sort_by_key(|member| member.pid);
-        Ok(Reading { members })
+        Reading { members }
     }
 
     fn same_members(&self, other: &Reading) -> bool {
@@ -541,7 +543,8 @@ mod tests {
         use std::process::{Command, Stdio};
         let own = std::process::id() as i32;
         let find = |pid: i32| {
-            let reading = Reading::new(own, &[(own, kept("main", 0))].into()).unwrap();
+            let all = numbers("/proc").unwrap();
+            let reading = Reading::of(all, own, &[(own, kept("main", 0))].into());
             reading.members.into_iter().find(|member| member.pid == pid)
         };
         let mut cat = Command::new("cat");

@@ -10,7 +10,9 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::census::{Kept, Stat, last_number};
+use nix::errno::Errno;
+
+use super::census::{Kept, Stat, last_number, numbers};
 
 /// What a number in /proc stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +57,21 @@ impl Family {
     pub(super) fn new(init: i32, keepers: BTreeMap<i32, Kept>) -> Family {
         let last = last_number();
         Family { init, keepers, known: HashMap::new(), settled: HashSet::new(), last }
+    }
+
+    /// Judges all that are there. What was found out need not be found out again while guests stand still,
+    /// however many other processes the host has.
+    pub(super) fn look_around(&mut self) -> Result<(), Errno> {
+        numbers("/proc")?.for_each(|pid| {
+            self.judge(pid);
+        });
+        Ok(())
+    }
+
+    /// Those that descend from init, as far as is known, ended ones and keepers among them, and init.
+    pub(super) fn members(&self) -> Vec<i32> {
+        let descend = self.known.iter().filter(|(_, descends)| **descends).map(|(pid, _)| *pid);
+        descend.chain([self.init]).collect()
     }
 
     /// Whether numbers have ascended since the last time this was asked. If they have not, or the
@@ -152,6 +169,13 @@ mod tests {
         assert_eq!(family().judge(own), Kin::Other);
         // Seen from another process it is none.
         assert_eq!(Family::new(pid, BTreeMap::new()).judge(own), Kin::Other);
+        one.look_around().unwrap();
+        let mut members = one.members();
+        members.retain(|it| [own, pid, 1].contains(it));
+        members.sort_unstable();
+        let mut expected = [own, pid];
+        expected.sort_unstable();
+        assert_eq!(members, expected);
         drop(child.stdin.take());
         while family().judge(pid) == Kin::Guest(birth) {
             std::thread::yield_now();

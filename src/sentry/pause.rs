@@ -57,6 +57,10 @@ struct Depth {
     tasks: u64,
     /// How many of them the kernel keeps in vfork(2).
     in_vfork: usize,
+    /// The processes that were found, and maybe keepers, by their numbers for the host.
+    found: Vec<i32>,
+    /// When the first may have stopped.
+    since: Option<Instant>,
 }
 
 /// A task that does not stop in this time (it waits for a dead file server, say) fails the pause.
@@ -139,6 +143,17 @@ impl Kernel {
         resumed
     }
 
+    /// Since when all stand still, whoever stopped them.
+    pub fn stopped_since(&self) -> Option<Instant> {
+        let depth = self.pausing.lock();
+        depth.since.filter(|_| depth.asked + depth.own > 0)
+    }
+
+    /// The processes that the pause in effect has found, by their numbers for the host, and maybe keepers.
+    pub(super) fn found_by_pause(&self) -> Vec<i32> {
+        self.pausing.lock().found.clone()
+    }
+
     /// Whether a pause is in effect.
     pub fn is_paused(&self) -> bool {
         *self.pausing.paused.borrow()
@@ -176,8 +191,8 @@ impl Kernel {
                 return Err(KernelError::Starting);
             }
             match self.stop_all() {
-                Ok((tasks, in_vfork)) => {
-                    (depth.tasks, depth.in_vfork) = (tasks, in_vfork);
+                Ok(stopped) => {
+                    *depth = Depth { asked: depth.asked, own: depth.own, ..stopped };
                     self.time().keeper().pause_updates();
                 }
                 Err(error) => {
@@ -206,8 +221,11 @@ impl Kernel {
         done
     }
 
-    /// Gives how many have stopped, and how many of these sit in vfork(2).
-    fn stop_all(&self) -> Result<(u64, usize), KernelError> {
+    /// Gives what is known of those that have stopped.
+    fn stop_all(&self) -> Result<Depth, KernelError> {
+        let mut family = self.family();
+        family.look_around().map_err(KernelError::Census)?;
+        let since = Some(Instant::now());
         self.time().sessions().hold(true);
         self.on_tracer(Tracees::hold)?;
         let deadline = Instant::now() + LONGEST_STORM;
@@ -216,7 +234,6 @@ impl Kernel {
         // Once all that are known stand still: how many of them have not stopped and need not.
         let mut excused = None;
         let mut quiet_sweeps = 0;
-        let mut family = self.family();
         loop {
             let swept;
             (family, swept) = self.on_tracer(move |tracees| {
@@ -242,7 +259,9 @@ impl Kernel {
                     quiet_sweeps += 1;
                     if swept.in_order || quiet_sweeps == 2 {
                         let stopped = self.on_tracer(|tracees| tracees.stopped())?;
-                        return Ok(((stopped + excused + refused.held) as u64, excused));
+                        let tasks = (stopped + excused + refused.held) as u64;
+                        let (in_vfork, found) = (excused, family.members());
+                        return Ok(Depth { tasks, in_vfork, found, since, ..Depth::default() });
                     }
                     continue;
                 }

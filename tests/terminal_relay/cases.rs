@@ -127,7 +127,7 @@ fn ctrl_z_and_fg() {
     user.wait_for("\r\n");
     user.types("two\r");
     user.wait_for("<two>");
-    assert!(user.is_raw());
+    user.becomes_raw();
     user.types("\x04");
     user.wait_for("over1");
     user.wait_for("ready> ");
@@ -171,7 +171,7 @@ fn started_in_the_background() {
     user.wait_for("\r\n");
     user.types("four\r");
     user.wait_for("<four>");
-    assert!(user.is_raw());
+    user.becomes_raw();
     user.types("\x04");
     user.wait_for("over1");
     assert!(user.log().contains("start background"), "{}", user.log());
@@ -190,7 +190,7 @@ fn stopped_and_continued_from_outside() {
     user.wait_for("\r\n");
     user.types("five\r");
     user.wait_for("<five>");
-    assert!(user.is_raw());
+    user.becomes_raw();
     user.types("\x04");
     user.wait_for("over1");
     user.wait_for("ready> ");

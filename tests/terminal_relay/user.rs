@@ -127,6 +127,16 @@ impl User {
         self.modes().c_lflag & (libc::ICANON | libc::ECHO | libc::ISIG) == 0
     }
 
+    /// Waits until it is. (Bytes are carried before the supervisor has seen that it was continued.)
+    #[track_caller]
+    pub(crate) fn becomes_raw(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.is_raw() {
+            assert!(Instant::now() < deadline, "the terminal does not become raw");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
     pub(crate) fn resizes(&self, rows: u16, columns: u16) {
         let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
         sys::set_window_size(self.terminal().as_fd(), &size).unwrap();
