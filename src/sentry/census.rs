@@ -178,13 +178,18 @@ impl Kernel {
 
     fn reading(&self) -> Result<Reading, KernelError> {
         let all = numbers("/proc").map_err(KernelError::Census)?;
-        Ok(Reading::of(all, self.init_pid(), &self.keepers.lock().clone()))
+        Ok(self.reading_of(all))
     }
 
     /// The same while all are stopped: none comes, and what was found as they were stopped is all.
     pub fn census_of_stopped(&self) -> Result<Vec<ProcessInfo>, KernelError> {
-        let found = self.found_by_pause().into_iter();
-        self.describe(&Reading::of(found, self.init_pid(), &self.keepers.lock().clone()))
+        self.describe(&self.reading_of(self.found_by_pause().into_iter()))
+    }
+
+    fn reading_of(&self, pids: impl Iterator<Item = i32>) -> Reading {
+        // (No lock is held while /proc is read.)
+        let keepers = self.keepers.lock().clone();
+        Reading::of(pids, self.init_pid(), &keepers)
     }
 
     fn describe(&self, reading: &Reading) -> Result<Vec<ProcessInfo>, KernelError> {
