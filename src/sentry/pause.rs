@@ -260,7 +260,7 @@ impl Kernel {
                     if swept.in_order || quiet_sweeps == 2 {
                         let stopped = self.on_tracer(|tracees| tracees.stopped())?;
                         let tasks = (stopped + excused + refused.held) as u64;
-                        let (in_vfork, found) = (excused, family.members());
+                        let (in_vfork, found) = (excused, swept.members);
                         return Ok(Depth { tasks, in_vfork, found, since, ..Depth::default() });
                     }
                     continue;

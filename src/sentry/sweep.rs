@@ -51,6 +51,8 @@ pub(super) struct Swept {
     pub(super) refused: Vec<(i32, u64, Errno)>,
     /// All that have been asked to stop and have not.
     pub(super) running: Vec<i32>,
+    /// The processes that are known, ended ones and maybe keepers among them.
+    pub(super) members: Vec<i32>,
     /// Whether it is known that no number was smaller than one that was given before it.
     pub(super) in_order: bool,
 }
@@ -93,6 +95,8 @@ impl Tracees {
         swept.any_new = !new.is_empty();
         swept.any_missed |= !self.ask_all();
         swept.running = self.running();
+        // Before what is known may be forgotten.
+        swept.members = family.members();
         swept.in_order = family.in_order();
         Ok(swept)
     }
