@@ -139,9 +139,14 @@ fn heap(bench: &Bench, size: u32, image: &Image) -> Result<Vec<Row>, Failure> {
         [const { Rounds::new() }; 6];
     for round in 0..bench.pick(5, 3) {
         forks.push((round, heap_says(bench, &["fork", &size_word])?));
-        copies.push((round, heap_says(bench, &["copy", &size_word, image.name()])?));
+        if size > 0 {
+            copies.push((round, heap_says(bench, &["copy", &size_word, image.name()])?));
+        }
         let (told, wall) = save(bench, image)?;
         pauses.push((round, vec![told.pause_us * 1e3]));
+        if size == 0 {
+            continue;
+        }
         saves.push((round, vec![wall]));
         maps.push((round, heap_says(bench, &["map", &size_word, image.name()])?));
         restores.push((round, vec![restore(bench, image)?]));
