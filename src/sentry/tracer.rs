@@ -259,10 +259,15 @@ impl Tracees {
 
     /// Those that were placed after that, in their order.
     pub(super) fn placed_since(&self, places: u64) -> Vec<i32> {
-        let since = self.all.iter().filter(|(_, it)| it.how.place > places);
-        let mut since: Vec<(u64, i32)> = since.map(|(tid, it)| (it.how.place, *tid)).collect();
-        since.sort_unstable();
-        since.into_iter().map(|(_, tid)| tid).collect()
+        self.in_order(|it| it.how.place > places)
+    }
+
+    /// Some of all, in their order.
+    fn in_order(&self, of: impl Fn(&Tracee) -> bool) -> Vec<i32> {
+        let some = self.all.iter().filter(|(_, it)| of(it));
+        let mut some: Vec<(u64, i32)> = some.map(|(tid, it)| (it.how.place, *tid)).collect();
+        some.sort_unstable();
+        some.into_iter().map(|(_, tid)| tid).collect()
     }
 
     /// Lets `tid` go after all others.
@@ -276,10 +281,8 @@ impl Tracees {
     /// Asks all to stop that have not, in their order. Gives whether all were still there: those that
     /// are not are forgotten.
     pub(super) fn ask_all(&mut self) -> bool {
-        let mut running = self.running();
-        running.sort_by_key(|tid| self.all.get(tid).map(|tracee| tracee.how.place));
         let mut all_there = true;
-        for tid in running {
+        for tid in self.in_order(|it| matches!(it.state, State::Running(_))) {
             all_there &= self.ask(tid);
         }
         self.publish();
@@ -343,15 +346,8 @@ impl Tracees {
     /// parent that is still traced (see [`Tracees::stop_all`]).
     pub(super) fn let_go(&mut self) {
         self.held = false;
-        let mut stopped: Vec<(u64, i32)> = self
-            .all
-            .iter()
-            .filter(|(_, tracee)| matches!(tracee.state, State::Stopped(_)))
-            .map(|(tid, tracee)| (tracee.how.place, *tid))
-            .collect();
-        stopped.sort_unstable();
         let late = self.late();
-        for (_, tid) in stopped {
+        for tid in self.in_order(|it| matches!(it.state, State::Stopped(_))) {
             if let Some(Tracee { state: State::Stopped(stopped), mut how }) = self.all.remove(&tid)
             {
                 how.after = late_one(tid, &late);
@@ -381,24 +377,19 @@ impl Tracees {
         }
         self.patience = None;
         for tid in self.waiting(|_| true) {
-            self.decide_again(tid, |how| how);
+            self.decide_again(tid);
         }
     }
 
     /// Those that have stopped and wait for one that is late, in their order.
     fn waiting(&self, of: impl Fn(i32) -> bool) -> Vec<i32> {
-        let waits =
-            |it: &Tracee| matches!(it.state, State::Stopped(_)) && it.how.after.is_some_and(&of);
-        let waiting = self.all.iter().filter(|(_, it)| waits(it));
-        let mut waiting: Vec<(u64, i32)> = waiting.map(|(tid, it)| (it.how.place, *tid)).collect();
-        waiting.sort_unstable();
-        waiting.into_iter().map(|(_, tid)| tid).collect()
+        self.in_order(|it| matches!(it.state, State::Stopped(_)) && it.how.after.is_some_and(&of))
     }
 
     /// What becomes of one of those.
-    fn decide_again(&mut self, tid: i32, change: impl FnOnce(How) -> How) {
+    fn decide_again(&mut self, tid: i32) {
         if let Some(Tracee { state: State::Stopped(stopped), how }) = self.all.remove(&tid) {
-            self.decide(tid, stopped, change(how));
+            self.decide(tid, stopped, how);
         }
     }
 
@@ -525,9 +516,11 @@ impl Tracees {
             let late = if waiting.is_empty() { HashMap::new() } else { self.late() };
             for tid in waiting {
                 let after = late_one(tid, &late);
-                match self.all.get_mut(&tid) {
-                    Some(tracee) if after.is_some() => tracee.how.after = after,
-                    _ => self.decide_again(tid, |how| How { after, ..how }),
+                if let Some(tracee) = self.all.get_mut(&tid) {
+                    tracee.how.after = after;
+                }
+                if after.is_none() {
+                    self.decide_again(tid);
                 }
             }
         }
