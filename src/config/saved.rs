@@ -149,7 +149,7 @@ impl SavedSpec {
             host_network: spec.network == Network::Host,
             mounts: spec.mounts.iter().map(SavedMount::of).collect(),
             limits: SavedLimits::of(&spec.limits),
-            features: spec.features.bits(),
+            features: spec.features.difference(Features::RESTORED).bits(),
             without: spec.without.bits(),
             voice: match spec.voice {
                 Voice::Quiet => 0,
@@ -182,6 +182,7 @@ impl SavedSpec {
         let mut features = Features::ALWAYS;
         features.set(Features::EXEC_EVENTS, saved.contains(Features::EXEC_EVENTS));
         features.set(Features::KMSG, saved.contains(Features::KMSG));
+        features.insert(Features::RESTORED);
         features |= super::derived_features(&limits, time.as_ref());
         let without = match host.time_namespaces {
             true => own,

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Error;
 use crate::launch::{Behind, Plan};
@@ -65,10 +66,12 @@ impl Restored {
                 kernel.filters().record(depth, filter);
             }
         }
+        kernel.begin_cpu_time_at(Duration::from_micros(sandbox.run.cpu_us));
+        let carried = Arc::clone(kernel.carried());
         let kernel = Arc::clone(kernel);
         let grown = tokio::task::spawn_blocking(move || {
             let grow = move |_: &mut _| {
-                restore::grow(&planter, &gate, area, &sandbox, &options, &mut fill)
+                restore::grow(&planter, &gate, area, &sandbox, &options, &mut fill, &carried)
             };
             kernel.tracer().run(grow).map_err(KernelError::Tracer)
         });

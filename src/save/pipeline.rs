@@ -16,7 +16,7 @@ use crate::save::capture::collector::Content;
 use crate::save::capture::filters::Filters;
 use crate::save::capture::snapshot::{self, Live};
 use crate::save::capture::waits::Asleep;
-use crate::save::capture::{self, Found, Streams};
+use crate::save::capture::{self, Earlier, Found, Streams};
 use crate::save::content;
 use crate::save::error::SaveError;
 use crate::save::image::{Features, ImageError, Writer};
@@ -166,9 +166,9 @@ pub fn save(
         commit(&saved)?;
         return Ok(saved);
     }
-    let (asleep, begun) = stop(kernel)?;
+    let (earlier, begun) = stop(kernel)?;
     let saved = (|| {
-        let (sandbox, found) = captured(kernel, facts, asleep, None)?;
+        let (sandbox, found) = captured(kernel, facts, earlier, None)?;
         let mut saved = write(&sandbox, &found, &features, out, options, progress)?;
         saved.pause = begun.elapsed();
         commit(&saved)?;
@@ -206,9 +206,10 @@ fn refuse_early(kernel: &Kernel) -> Result<(), SaveError> {
     Ok(())
 }
 
-/// Stops the guests. Gives which threads wait for a span of time, and since when, looked at just before;
-/// and the moment from which on they stand still for the save.
-fn stop(kernel: &Kernel) -> Result<(Asleep, Instant), KernelError> {
+/// Stops the guests. Gives what can only be told just before, and the moment from which on they stand still
+/// for the save.
+fn stop(kernel: &Kernel) -> Result<(Earlier, Instant), KernelError> {
+    let cpu_us = kernel.cpu_time().as_micros() as u64;
     let (mut asleep, begun) = kernel.pause_outside_vfork(|| {
         let asleep = Asleep::look(kernel.census()?.iter().map(|guest| guest.pid));
         Ok((asleep, Instant::now()))
@@ -216,7 +217,7 @@ fn stop(kernel: &Kernel) -> Result<(Asleep, Instant), KernelError> {
     asleep.confirm();
     // Before that, others than guests were looked at.
     let begun = kernel.stopped_since().map_or(begun, |since| since.max(begun));
-    Ok((asleep, begun))
+    Ok((Earlier { asleep, carried: Arc::clone(kernel.carried()), cpu_us }, begun))
 }
 
 /// Captures guests that go on again at once: what is to be read later is read from copies of them. Gives
@@ -228,9 +229,9 @@ fn captured_live(
     // The second time nothing is taken for granted.
     for is_prepared in [true, false] {
         let live = Live::new(kernel, is_prepared)?;
-        let (asleep, begun) = stop(kernel)?;
+        let (earlier, begun) = stop(kernel)?;
         let captured =
-            captured(kernel, facts, asleep, Some(live)).and_then(|(sandbox, mut found)| {
+            captured(kernel, facts, earlier, Some(live)).and_then(|(sandbox, mut found)| {
                 content::keep(&mut found.collector.contents)?;
                 Ok((sandbox, found))
             });
@@ -257,7 +258,7 @@ fn captured_live(
 fn captured(
     kernel: &Arc<Kernel>,
     facts: &Facts,
-    asleep: Asleep,
+    earlier: Earlier,
     live: Option<Live>,
 ) -> Result<(Sandbox, Found), SaveError> {
     let guests = kernel.census_of_stopped()?;
@@ -267,6 +268,7 @@ fn captured(
         .find(|guest| guest.pid == program)
         .map(|guest| guest.guest_pid)
         .ok_or(SaveError::refused("its program has ended"))?;
+    let cpu_us = earlier.cpu_us;
     let gate = Arc::clone(kernel.gate().ok_or(SaveError::refused("nothing runs in it"))?);
     let groups: Vec<(i32, i32)> = guests.iter().map(|it| (it.pid, it.guest_pid)).collect();
     let own = facts.clone();
@@ -274,7 +276,7 @@ fn captured(
     let work = move |tracees: &mut _| {
         let before = filter_count(log.init_pid()).unwrap_or(0);
         let filters = Filters { log: log.filters(), before, gate: &gate };
-        capture::sandbox(tracees, filters, &guests, &own, asleep, live.as_ref())
+        capture::sandbox(tracees, filters, &guests, &own, earlier, live.as_ref())
     };
     let mut found = kernel.tracer().run(work).map_err(KernelError::Tracer)??;
     let collector = &mut found.collector;
@@ -287,6 +289,7 @@ fn captured(
             // The guest's uptime begins with its sandbox.
             ran_us: found.clocks.boottime.max(0) as u64 / 1000,
             saved_us: found.clocks.realtime / 1000,
+            cpu_us,
         },
         clocks: found.clocks,
         spaces: std::mem::take(&mut found.spaces),

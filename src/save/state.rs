@@ -55,6 +55,9 @@ pub struct Run {
     pub ran_us: u64,
     /// When it was saved, microseconds since the epoch by the host's clock.
     pub saved_us: i64,
+    /// CPU time of all its guests so far, those that have ended included; microseconds.
+    #[serde(default)]
+    pub cpu_us: u64,
 }
 
 /// Nanoseconds.
@@ -323,6 +326,9 @@ pub struct Thread {
     pub groups: Vec<u32>,
     /// PR_GET_SECUREBITS.
     pub securebits: u32,
+    /// CPU time so far, microseconds: user and system.
+    #[serde(default)]
+    pub cpu_us: [u64; 2],
 }
 
 /// A timer of timer_create(2).

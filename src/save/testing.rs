@@ -18,6 +18,7 @@ pub(crate) fn empty() -> Sandbox {
         program: 0,
         ran_us: 0,
         saved_us: 0,
+        cpu_us: 0,
     };
     Sandbox {
         run,

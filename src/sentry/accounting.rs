@@ -187,6 +187,11 @@ impl Kernel {
         self.accounting.clock().look().unwrap_or_default()
     }
 
+    /// The guests have used so much before, elsewhere.
+    pub fn begin_cpu_time_at(&self, before: Duration) {
+        self.accounting.clock().begin_at(before);
+    }
+
     /// The processors that guests may use, if that is limited.
     pub(super) fn allowed_cpus(&self) -> Option<&CpuMask> {
         self.accounting.limits()?.cpu_mask.as_ref()

@@ -199,7 +199,8 @@ impl Kernel {
             .members
             .iter()
             .filter_map(|member| {
-                let (parent, process) = describe(member, depth, &ids, self.init_pid())?;
+                let (parent, mut process) = describe(member, depth, &ids, self.init_pid())?;
+                process.cpu_us += self.carried().own(process.pid).total().as_micros() as u64;
                 // Whoever it is left to waits for it at once, and is never paused.
                 let has_ended = process.state == 'Z' && process.threads <= 1;
                 (!has_ended || !self.is_keeper(parent)).then_some(process)

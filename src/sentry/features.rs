@@ -16,6 +16,8 @@ bitflags::bitflags! {
         const MACHINE_VIEW = 1 << 10;
         /// The sandbox's log can be read at /dev/kmsg: `--kmsg`.
         const KMSG = 1 << 11;
+        /// The guests come from an image: their CPU times began before.
+        const RESTORED = 1 << 12;
         /// The time of day is the sandbox's own (`--time`).
         const VIRTUAL_TIME = 1 << 16;
         /// All clocks run at a rate of their own (`--time rate=N`). Never without VIRTUAL_TIME.

@@ -23,6 +23,7 @@ use nix::errno::Errno;
 use tokio::sync::watch;
 
 use super::accounting::Accounting;
+use super::carried::Carried;
 use super::census::Keepers;
 use super::events::{Event, Events};
 use super::features::Features;
@@ -190,6 +191,7 @@ pub struct Kernel {
     tasks: TaskSet,
     /// The filters that guests have loaded. Protected by itself, a leaf of the lock order.
     filters: super::filter_log::FilterLog,
+    carried: Arc<Carried>,
     pub(super) keepers: Keepers,
     pub(super) accounting: Accounting,
     pub(super) pausing: Pause,
@@ -233,6 +235,7 @@ impl Kernel {
             exit: watch::Sender::new(None),
             tasks: TaskSet::default(),
             filters: super::filter_log::FilterLog::default(),
+            carried: Arc::default(),
             keepers,
             accounting: Accounting::new(args.init_pid),
             pausing: Pause::default(),
@@ -346,6 +349,11 @@ impl Kernel {
     /// The seccomp filters that guests have loaded.
     pub fn filters(&self) -> &super::filter_log::FilterLog {
         &self.filters
+    }
+
+    /// The CPU time that guests have brought along from an image.
+    pub fn carried(&self) -> &Arc<Carried> {
+        &self.carried
     }
 
     /// The guest's kernel log.

@@ -8,6 +8,7 @@ mod accounting;
 mod block;
 mod budget;
 pub mod call;
+mod carried;
 mod census;
 mod dispatch;
 mod events;
@@ -39,6 +40,7 @@ mod vdso;
 
 pub use accounting::{Limits, MemoryLimit};
 pub use block::Interrupted;
+pub use carried::{Brought, Carried, Used};
 pub use census::ProcessInfo;
 pub use events::{Event, Events, Record};
 pub use features::Features;

@@ -57,6 +57,8 @@ struct Depth {
     tasks: u64,
     /// How many of them the kernel keeps in vfork(2).
     in_vfork: usize,
+    /// How many of them a session of the sentry's holds.
+    in_session: usize,
     /// The processes that were found, and maybe keepers, by their numbers for the host.
     found: Vec<i32>,
     /// When the first may have stopped.
@@ -105,8 +107,8 @@ impl Kernel {
         Ok(depth.tasks)
     }
 
-    /// The same at a moment when none sits in vfork(2), if one comes soon: such a thread cannot be looked
-    /// at by its tracer. Else, and where a pause is in effect already, as [`Kernel::pause`] does. Gives
+    /// The same at a moment when none sits in vfork(2) or is traced by the sentry for the time of one call, if
+    /// one comes soon: such a thread cannot be looked at by the pause's tracer. Else, and where a pause is in effect already, as [`Kernel::pause`] does. Gives
     /// what `before` found just before all were stopped.
     pub fn pause_outside_vfork<B>(
         &self,
@@ -119,7 +121,8 @@ impl Kernel {
             let at_vfork = self.on_tracer(Tracees::finish_calls)?;
             let is_over = {
                 let depth = self.pausing.lock();
-                depth.in_vfork + at_vfork == 0 || depth.asked + depth.own > 1
+                let elsewhere = depth.in_vfork + at_vfork + depth.in_session;
+                elsewhere == 0 || depth.asked + depth.own > 1
             };
             if is_over || rest > LONGEST_VFORK {
                 return Ok(found);
@@ -260,8 +263,16 @@ impl Kernel {
                     if swept.in_order || quiet_sweeps == 2 {
                         let stopped = self.on_tracer(|tracees| tracees.stopped())?;
                         let tasks = (stopped + excused + refused.held) as u64;
-                        let (in_vfork, found) = (excused, swept.members);
-                        return Ok(Depth { tasks, in_vfork, found, since, ..Depth::default() });
+                        let (in_vfork, in_session) = (excused, refused.in_session);
+                        let found = swept.members;
+                        return Ok(Depth {
+                            tasks,
+                            in_vfork,
+                            in_session,
+                            found,
+                            since,
+                            ..Depth::default()
+                        });
                     }
                     continue;
                 }
@@ -327,7 +338,10 @@ impl Kernel {
                 // It may have been another one's a moment ago: the next attempt tells.
                 Ok((_, 0)) => all.free.push((task, KernelError::NotStoppable(task, errno))),
                 // It is traced for the time of one call, and not let go from it.
-                Ok(_) if self.time().sessions().holds(task) => all.held += 1,
+                Ok(_) if self.time().sessions().holds(task) => {
+                    all.held += 1;
+                    all.in_session += 1;
+                }
                 Ok((state, tracer)) => {
                     let is_ours = self.on_tracer(move |tracees| tracees.has(tracer))?;
                     if is_ours && state == b't' {
@@ -354,6 +368,8 @@ impl Kernel {
 struct Refused {
     /// How many another guest holds, which is stopped itself, or a session of the sentry's.
     held: usize,
+    /// How many of those a session does.
+    in_session: usize,
     /// Why the others, which may run, could not.
     free: Vec<(i32, KernelError)>,
     /// Those that have ended: only the next sweep shows what they have made.

@@ -1,4 +1,5 @@
-//! Makes a call again with another timeout, or shows its result in the guest's time.
+//! Makes a call again with another timeout, or shows its result in the guest's time, or with the CPU time
+//! that the guest has brought along from an image.
 //!
 //! The kernel does the waiting, with all it knows of signals, wake-ups and what is left of a span;
 //! only the timeout it is given is the host's instead of the guest's. The thread is stopped in its
@@ -15,6 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use nix::errno::Errno;
 
 use super::call::Call;
+use super::carried::Used;
 use super::rewind;
 use super::sessions::Unseized;
 use super::time::Time;
@@ -40,9 +42,26 @@ pub(super) struct Change {
     pub(super) given_back: Vec<GivenBack>,
     /// Stamps of a file to be shown in the guest's time.
     pub(super) stamps: Option<Stamps>,
+    /// CPU time to be added to what is told.
+    pub(super) addition: Option<Addition>,
     /// The result is the seconds left, rounded as alarm(2) does, of the second timeout below the
     /// stack.
     pub(super) result_is_left: bool,
+}
+
+impl Change {
+    /// The call as it is.
+    pub(super) fn nothing(number: u32) -> Change {
+        Change {
+            number,
+            argument: None,
+            values: Vec::new(),
+            given_back: Vec::new(),
+            stamps: None,
+            addition: None,
+            result_is_left: false,
+        }
+    }
 }
 
 /// What an argument becomes.
@@ -69,6 +88,64 @@ pub(super) struct Stamps {
 pub(super) const STAT: &[u64] = &[72, 88, 104];
 /// `stx_atime` to `stx_mtime` of `struct statx`.
 pub(super) const STATX: &[u64] = &[0x40, 0x50, 0x60, 0x70];
+
+/// CPU time that is missing in what a call tells.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Addition {
+    /// In `ru_utime` and `ru_stime`, the beginning of `struct rusage`.
+    Usage {
+        /// The structure.
+        address: u64,
+        /// Missing.
+        used: Used,
+    },
+    /// In a `struct tms`.
+    Times {
+        /// The structure.
+        address: u64,
+        /// Missing of the process's own, and of its children's.
+        used: [Used; 2],
+    },
+}
+
+impl Addition {
+    /// Whether nothing is missing.
+    pub(super) fn is_nothing(&self) -> bool {
+        match self {
+            Addition::Usage { used, .. } => *used == Used::default(),
+            Addition::Times { used, .. } => *used == [Used::default(); 2],
+        }
+    }
+
+    fn address(&self) -> u64 {
+        match self {
+            Addition::Usage { address, .. } | Addition::Times { address, .. } => *address,
+        }
+    }
+
+    /// The four words that begin the structure, as they should be.
+    fn added(&self, words: [u64; 4]) -> [u64; 4] {
+        const MICROSECONDS: u64 = 1_000_000;
+        /// In a clock tick of user space (USER_HZ is 100).
+        const TICK: u64 = 10_000;
+        match self {
+            Addition::Usage { used, .. } => {
+                let sum = |seconds: u64, rest: u64, more: u64| {
+                    let all = seconds.saturating_mul(MICROSECONDS).saturating_add(rest);
+                    let all = all.saturating_add(more);
+                    [all / MICROSECONDS, all % MICROSECONDS]
+                };
+                let [user, system] =
+                    [sum(words[0], words[1], used.user), sum(words[2], words[3], used.system)];
+                [user[0], user[1], system[0], system[1]]
+            }
+            Addition::Times { used: [own, children], .. } => {
+                let missing = [own.user, own.system, children.user, children.system];
+                std::array::from_fn(|at| words[at].saturating_add(missing[at] / TICK))
+            }
+        }
+    }
+}
 
 /// A span that the kernel writes.
 #[derive(Debug, Clone, Copy)]
@@ -116,28 +193,27 @@ impl Remade {
 
 /// Has the kernel make the call, and shows what it says of a file's stamps in the guest's time.
 pub(super) fn show_stamps(call: &Call<'_>, stamps: Stamps) -> Answer {
-    let change = Change {
-        number: call.received().number,
-        argument: None,
-        values: Vec::new(),
-        given_back: Vec::new(),
-        stamps: Some(stamps),
-        result_is_left: false,
-    };
-    remake(call, change)
+    remake(call, Change { stamps: Some(stamps), ..Change::nothing(call.received().number) })
+}
+
+/// Has the kernel make the call, and adds what is missing in the CPU times that it tells.
+pub(super) fn show_used(call: &Call<'_>, addition: Addition) -> Answer {
+    remake(call, Change { addition: Some(addition), ..Change::nothing(call.received().number) })
 }
 
 /// Has the call made as `change` says.
 pub(super) fn remake(call: &Call<'_>, change: Change) -> Answer {
     let received = *call.received();
     let kernel = Arc::clone(call.kernel);
-    let refuse = |why| {
-        kernel.refuse(
-            received.tid,
+    let (what, remedy) = match change.addition {
+        None => (
             "a timeout of the sandbox's clock",
-            why,
             "its timeouts are the host's; run it without --time",
-        );
+        ),
+        Some(_) => ("the CPU time from before the restore", "what it used since is told alone"),
+    };
+    let refuse = |why| {
+        kernel.refuse(received.tid, what, why, remedy);
         Answer::Continue
     };
     if !hand_over() {
@@ -291,6 +367,9 @@ impl Session<'_> {
                 let _ = self.show_stamp(stamps.address.wrapping_add(*at));
             }
         }
+        if let (Some(addition), true) = (&self.change.addition, registers.rax as i64 >= 0) {
+            let _ = self.add(addition);
+        }
         if self.change.result_is_left && registers.rax == 0 {
             let words = [tracing::peek(tid, room.at + 48)?, tracing::peek(tid, room.at + 56)?];
             let left = Timeout::of_words(Form::Timeval, &words);
@@ -319,6 +398,16 @@ impl Session<'_> {
             process::write_memory(tid, at, &bytes)?;
         }
         Ok(())
+    }
+
+    fn add(&self, addition: &Addition) -> Result<(), Errno> {
+        let (tid, address) = (self.received.tid, addition.address());
+        let mut words = [0; 4];
+        for (index, word) in words.iter_mut().enumerate() {
+            *word = tracing::peek(tid, address.wrapping_add(8 * index as u64))?;
+        }
+        let bytes: Vec<u8> = addition.added(words).into_iter().flat_map(u64::to_ne_bytes).collect();
+        process::write_memory(tid, address, &bytes).map(drop)
     }
 
     fn give_back(&self, from: u64, back: &GivenBack) -> Result<(), Errno> {
@@ -377,5 +466,22 @@ fn argument_mut(registers: &mut Registers, index: usize) -> &mut u64 {
         3 => &mut registers.r10,
         4 => &mut registers.r8,
         _ => &mut registers.r9,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_added() {
+        let used = Used { user: 1_600_000, system: 2_000_000 };
+        let usage = Addition::Usage { address: 0, used };
+        assert_eq!(usage.added([1, 500_000, 0, 999_999]), [3, 100_000, 2, 999_999]);
+        let children = Used { user: 9_999, system: 20_001 };
+        let times = Addition::Times { address: 0, used: [used, children] };
+        assert_eq!(times.added([1, 2, 3, 4]), [161, 202, 3, 6]);
+        assert!(!usage.is_nothing() && !times.is_nothing());
+        assert!(Addition::Usage { address: 0, used: Used::default() }.is_nothing());
     }
 }

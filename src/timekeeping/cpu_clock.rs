@@ -58,6 +58,8 @@ pub struct CpuClock {
     /// With what it said when the program was about to start.
     group: Option<(GroupClock, Duration)>,
     processes: Vec<Relative>,
+    /// What was used before, when the guests ran elsewhere.
+    before: Duration,
     last: Duration,
 }
 
@@ -69,6 +71,7 @@ impl CpuClock {
             ledger: Ledger::new(init),
             group: None,
             processes: Vec::new(),
+            before: Duration::ZERO,
             last: Duration::ZERO,
         }
     }
@@ -78,6 +81,11 @@ impl CpuClock {
         let before = group.read()?;
         self.group = Some((group, before));
         Ok(())
+    }
+
+    /// The guests have used so much already, which the host's clocks do not count.
+    pub fn begin_at(&mut self, before: Duration) {
+        self.before = before;
     }
 
     /// The time now, by the processes that are known; `None`: one of them has ended.
@@ -113,7 +121,7 @@ impl CpuClock {
     }
 
     fn give(&mut self, now: Duration) -> Duration {
-        self.last = self.last.max(now);
+        self.last = self.last.max(self.before.saturating_add(now));
         self.last
     }
 }

@@ -188,6 +188,11 @@ with ThreadPoolExecutor(4) as pool:
 }
 
 #[test]
+fn cpu_times_go_on_from_where_they_were() {
+    python("cpu-times", include_str!("../guests/save_cpu.py"));
+}
+
+#[test]
 fn perl_with_a_child_and_an_alarm() {
     let text = r#"
 open(my $out, ">", "out");

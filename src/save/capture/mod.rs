@@ -4,6 +4,8 @@
 //! the thread that holds the guests ([`crate::sentry::Tracees`]), while none of them runs.
 
 use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::time::{ClockId, clock_gettime};
@@ -13,8 +15,9 @@ use crate::save::error::SaveError;
 use crate::save::hand::{Area, Borrowed, find_instruction};
 use crate::save::pipeline::Facts;
 use crate::save::state::{Clocks, Process, Table};
-use crate::sentry::{ProcessInfo, Tracees};
+use crate::sentry::{Carried, ProcessInfo, Tracees, Used};
 use crate::sys::agent::Data;
+use crate::sys::cpu_clock::process_time;
 use crate::sys::ptrace::Stop;
 
 pub mod collector;
@@ -60,12 +63,23 @@ pub struct Found {
     pub ipc: crate::save::ipc::Ipc,
     /// Everything shared, and where content is.
     pub collector: Collector,
-    /// Threads that slept before they were stopped.
-    asleep: waits::Asleep,
+    /// What was known before they were stopped.
+    earlier: Earlier,
     /// Processes that have stopped without their parent having been told.
     unheard: HashSet<i32>,
     /// Copies that were made of processes, which are to go on before their pages are read.
     pub copies: Vec<Copied>,
+}
+
+/// What was known of the guests before they were stopped.
+#[derive(Debug, Default)]
+pub struct Earlier {
+    /// Threads that slept.
+    pub asleep: waits::Asleep,
+    /// CPU time that they had used before they were restored, if they were.
+    pub carried: Arc<Carried>,
+    /// CPU time of all of them, those that have ended included; microseconds.
+    pub cpu_us: u64,
 }
 
 /// Goes through all guests, which are stopped. `live`: they are to go on before their memory is read.
@@ -74,10 +88,10 @@ pub fn sandbox(
     filters: Filters<'_>,
     guests: &[ProcessInfo],
     facts: &Facts,
-    asleep: waits::Asleep,
+    earlier: Earlier,
     live: Option<&Live>,
 ) -> Result<Found, SaveError> {
-    let mut found = Found { asleep, ..Found::default() };
+    let mut found = Found { earlier, ..Found::default() };
     let done = all_of(tracees, filters, guests, facts, live, &mut found);
     filters.gate.pass_no_more();
     done.map(|()| found)
@@ -190,6 +204,7 @@ fn process_of(
     let fields = stat::read(guest.pid)
         .ok_or_else(|| SaveError::failed(&who, "it ended while it was saved"))?;
     let mut process = blank(guest, &fields);
+    process.cpu_us = used_by(guest.pid, &fields, &found.earlier.carried);
     if fields.state() == b'Z' {
         process.zombie = Some(fields.signed(52) as i32);
         return Ok(process);
@@ -227,7 +242,8 @@ fn process_of(
             let number = guest_number(*tid)
                 .ok_or_else(|| SaveError::failed(&who, "one of its threads has ended meanwhile"))?;
             let mut thread = threads::capture(&who, number, &mut borrowed)?;
-            waits::settle(&found.asleep, *tid, &mut thread);
+            waits::settle(&found.earlier.asleep, *tid, &mut thread);
+            thread.cpu_us = used_by_thread(*tid, &found.earlier.carried);
             Ok(thread)
         });
         // The thread is given back whatever came of it.
@@ -329,18 +345,42 @@ fn clocks(subject: &mut Subject<'_>) -> Result<Clocks, SaveError> {
 }
 
 fn blank(guest: &ProcessInfo, fields: &stat::Fields) -> Process {
-    let ticks = |field| fields.field(field) * 10_000;
     Process {
         pid: guest.guest_pid,
         parent: guest.guest_parent,
         group: guest.guest_group,
         session: guest.guest_session,
         exit_signal: fields.signed(38) as i32,
-        cpu_us: [14, 15, 16, 17].map(ticks),
         container: guest.container.clone(),
         ..Process::default()
     }
 }
+
+/// What the process has used since it began, wherever that was, and the children that it has waited for.
+fn used_by(pid: i32, fields: &stat::Fields, carried: &Carried) -> [u64; 4] {
+    let [user, system, of_children @ ..] = [14, 15, 16, 17].map(|field| fields.field(field));
+    let total = process_time(pid).unwrap_or(Duration::from_micros((user + system) * TICK));
+    let mut own = Used::divided(total, user, system);
+    own += carried.own(pid);
+    let [user, system] = of_children.map(|ticks| ticks * TICK);
+    let mut children = Used { user, system };
+    children += carried.children(pid);
+    [own.user, own.system, children.user, children.system]
+}
+
+fn used_by_thread(tid: i32, carried: &Carried) -> [u64; 2] {
+    let Some(fields) = stat::read(tid) else { return [0; 2] };
+    let (user, system) = (fields.field(14), fields.field(15));
+    let total = std::fs::read_to_string(format!("/proc/{tid}/schedstat")).ok();
+    let total = total.and_then(|text| text.split_whitespace().next()?.parse().ok());
+    let total = total.map_or(Duration::from_micros((user + system) * TICK), Duration::from_nanos);
+    let mut used = Used::divided(total, user, system);
+    used += carried.thread(tid);
+    [used.user, used.system]
+}
+
+/// Microseconds in a clock tick of user space (USER_HZ is 100).
+const TICK: u64 = 10_000;
 
 fn not_held(who: &str, tid: i32) -> SaveError {
     SaveError::refused(format!(

@@ -96,6 +96,7 @@ pub fn capture(who: &str, tid: i32, borrowed: &mut Borrowed) -> Result<Thread, S
         users: identity.users,
         groups: identity.groups,
         securebits: done.result(secure).unwrap_or(0) as u32,
+        cpu_us: [0; 2],
     })
 }
 

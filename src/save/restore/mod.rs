@@ -18,6 +18,7 @@ use crate::notify::Gate;
 use crate::save::error::RestoreError;
 use crate::save::hand::{AREA, Hand, HandError, find_instruction, remote_call};
 use crate::save::state::{Process, Sandbox, Space};
+use crate::sentry::{Brought, Carried, Used};
 use crate::sys::ptrace::{self, Stopped};
 
 mod batch;
@@ -91,6 +92,7 @@ pub fn grow(
     sandbox: &Sandbox,
     options: &Options,
     fill: &mut Fill<'_>,
+    carried: &Carried,
 ) -> Result<OwnedFd, RestoreError> {
     let (courier, theirs) = courier::pair(FIRST)
         .map_err(|errno| RestoreError::failed("a socket to the new processes", errno.desc()))?;
@@ -123,6 +125,7 @@ pub fn grow(
         trees: &options.trees,
         files: &maker.files,
     };
+    let hosts = plants.iter().map(|plant| (plant.process.pid, plant.hand.tid())).collect();
     let (zombies, mut plants): (Vec<_>, Vec<_>) =
         plants.into_iter().partition(|plant| plant.process.zombie.is_some());
     for plant in plants.iter_mut() {
@@ -151,6 +154,7 @@ pub fn grow(
     drop(maker);
     end(maker_hand)?;
     zombies.into_iter().try_for_each(die)?;
+    carried.bring(brought(sandbox, &hosts, &plants));
     // Children first: a parent is told of what becomes of them, and that is not to be seen.
     let mut ready = Vec::with_capacity(plants.len());
     for mut plant in plants.into_iter().rev() {
@@ -169,6 +173,23 @@ pub fn grow(
         }
     }
     Ok(program)
+}
+
+/// The CPU time that the processes bring along. `hosts`: their numbers for the host, by those for the guest.
+fn brought(sandbox: &Sandbox, hosts: &HashMap<i32, i32>, plants: &[Plant<'_>]) -> Vec<Brought> {
+    let used = |[user, system]: [u64; 2]| Used { user, system };
+    let of_process = |process: &Process| {
+        let [user, system, of_children @ ..] = process.cpu_us;
+        let (own, children) = (used([user, system]), used(of_children));
+        let plant = plants.iter().find(|plant| plant.process.pid == process.pid);
+        let threads = plant.map_or_else(Vec::new, |plant| {
+            let hands = std::iter::once(&plant.hand).chain(&plant.others).map(Hand::tid);
+            hands.zip(process.threads.iter().map(|thread| used(thread.cpu_us))).collect()
+        });
+        let parent = hosts.get(&process.parent).copied().unwrap_or(0);
+        Some(Brought { pid: *hosts.get(&process.pid)?, parent, own, children, threads })
+    };
+    sandbox.processes.iter().filter_map(of_process).collect()
 }
 
 /// The group that was in the foreground of the run's own terminal is again.

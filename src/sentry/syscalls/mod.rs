@@ -14,5 +14,6 @@ pub mod row;
 pub mod stamps;
 pub mod table;
 pub mod timeouts;
+pub mod usage;
 
 pub use row::{Class, Handler, Row};

@@ -127,7 +127,7 @@ impl Pointed {
 }
 
 fn change(number: u32, argument: Option<(usize, Argument)>, given_back: Vec<GivenBack>) -> Change {
-    Change { number, argument, values: Vec::new(), given_back, stamps: None, result_is_left: false }
+    Change { argument, given_back, ..Change::nothing(number) }
 }
 
 /// A number of milliseconds in an argument; a negative one is for ever.
@@ -474,12 +474,10 @@ pub fn alarm(call: &Call<'_>, seconds: UInt) -> Answer {
     remake(
         call,
         Change {
-            number: libc::SYS_setitimer as u32,
             argument: Some((1, Argument::Timeout(span.span_to_host(keeper)))),
             values: vec![(0, Argument::Value(libc::ITIMER_REAL as u64)), (2, Argument::Room)],
-            given_back: Vec::new(),
-            stamps: None,
             result_is_left: true,
+            ..Change::nothing(libc::SYS_setitimer as u32)
         },
     )
 }

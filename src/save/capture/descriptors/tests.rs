@@ -133,6 +133,7 @@ fn sandbox(table: &Table, collector: &Collector) -> Sandbox {
             program: 2,
             ran_us: 0,
             saved_us: 0,
+            cpu_us: 0,
         },
         clocks: clocks(),
         spaces: Vec::new(),

@@ -10,7 +10,7 @@ use libc::*;
 
 use super::super::args::*;
 use super::super::row::syscalls;
-use super::super::{clocks, exec, filters, klog, machine, processes, stamps, timeouts};
+use super::super::{clocks, exec, filters, klog, machine, processes, stamps, timeouts, usage};
 // By name, so that a later libc crate that knows them too makes no difference.
 use crate::sys::numbers::{
     SYS_cachestat, SYS_create_module, SYS_file_getattr, SYS_file_setattr, SYS_futex_requeue,
@@ -244,9 +244,9 @@ syscalls! {
     SYS_gettimeofday(tv: Out<Timeval>, tz: Out<Timezone>)
         => handled(sync clocks::gettimeofday, VIRTUAL_TIME);
     SYS_getrlimit(resource: Resource, rlim: Out<Rlimit>) => native;
-    SYS_getrusage(who: Int, usage: Out<Rusage>) => native;
+    SYS_getrusage(who: Int, usage: Out<Rusage>) => handled(sync usage::getrusage, RESTORED);
     SYS_sysinfo(info: Out<SysInfo>) => handled(sync machine::sysinfo, MACHINE_VIEW);
-    SYS_times(buf: Out<Tms>) => native;
+    SYS_times(buf: Out<Tms>) => handled(sync usage::times, RESTORED);
     SYS_ptrace(request: PtraceRequest, pid: Pid, addr: Addr, data: Addr) => native;
     SYS_getuid() => native;
     SYS_syslog(type_: Operation, bufp: OutBuf, len: Int)
@@ -421,6 +421,8 @@ syscalls! {
     SYS_clock_gettime(clockid: ClockId, tp: Out<Timespec>) => native, except {
         clockid in clocks::TIME_OF_DAY => handled(sync clocks::clock_gettime, VIRTUAL_TIME),
         clockid in clocks::STEADY => handled(sync clocks::clock_gettime, VIRTUAL_RATE),
+        clockid in usage::CPU => handled(sync usage::clock_gettime, RESTORED),
+        clockid has usage::DYNAMIC => handled(sync usage::clock_gettime, RESTORED),
     };
     SYS_clock_getres(clockid: ClockId, res: Out<Timespec>) => native;
     SYS_clock_nanosleep(
