@@ -41,23 +41,25 @@ impl Content {
         };
         match self {
             Content::Pages { object, pid, ranges } => {
+                let memory = Memory::of(*pid);
                 for (start, end) in ranges {
                     let pages = (end - start) / PAGE;
-                    writer.pages_with(*object, *start, pages, |address, to| {
-                        read(*pid, address, to).map_err(unreadable)
+                    writer.pages_with(*object, *start, pages, &|address, to| {
+                        memory.read(address, to).map_err(unreadable)
                     })?;
                 }
             }
             Content::Mapping { object, pid, start, end, offset } => {
                 let pages = (end - start) / PAGE;
-                writer.pages_with(*object, *offset, pages, |at, to| {
-                    read(*pid, start + (at - offset), to).map_err(unreadable)
+                let memory = Memory::of(*pid);
+                writer.pages_with(*object, *offset, pages, &|at, to| {
+                    memory.read(start + (at - offset), to).map_err(unreadable)
                 })?;
             }
             // Their pages have to be found before.
             Content::Copied { .. } => {}
             Content::Kept { object, spool, at, offset, size, pages: true } => {
-                writer.pages_with(*object, *offset, size / PAGE, |address, to| {
+                writer.pages_with(*object, *offset, size / PAGE, &|address, to| {
                     spool.read_exact_at(to, at + (address - offset)).map_err(|error| {
                         let what = format!("what was kept of a guest cannot be read: {error}");
                         ImageError::Unwritable { what }
@@ -78,12 +80,27 @@ impl Content {
 }
 
 /// Memory of a guest, also where it has no right to read it itself.
-fn read(pid: i32, address: u64, to: &mut [u8]) -> Result<(), Errno> {
-    match hand::read(pid, address, to) {
-        Err(Errno::EFAULT) => hand::memory(pid, false)?
-            .read_exact_at(to, address)
-            .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))),
-        done => done,
+///
+/// By /proc/PID/mem and not by process_vm_readv(2), which pins what it reads: a page that several processes
+/// share until one of them writes to it would be copied for that (gup_must_unshare in mm/internal.h), which
+/// takes longer than to read it, and room for all of it.
+struct Memory {
+    pid: i32,
+    file: Result<File, Errno>,
+}
+
+impl Memory {
+    fn of(pid: i32) -> Memory {
+        Memory { pid, file: hand::memory(pid, false) }
+    }
+
+    fn read(&self, address: u64, to: &mut [u8]) -> Result<(), Errno> {
+        match &self.file {
+            Ok(file) => file
+                .read_exact_at(to, address)
+                .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))),
+            Err(_) => hand::read(self.pid, address, to),
+        }
     }
 }
 
@@ -179,8 +196,9 @@ pub fn keep(contents: &mut Vec<Content>) -> Result<(), SaveError> {
             Ok::<_, SaveError>(())
         };
         let memory = |pid: i32, start: u64| {
+            let memory = Memory::of(pid);
             move |place: u64, to: &mut [u8]| {
-                read(pid, start + place, to).map_err(unreadable)?;
+                memory.read(start + place, to).map_err(unreadable)?;
                 Ok(to.len())
             }
         };

@@ -54,12 +54,12 @@ def compare(before, after, more, wrong):
 
 def main():
     wrong = []
-    spun = threading.Event()
+    spun, compared = threading.Event(), threading.Event()
 
     def other():
         spin(SPIN)
         spun.set()
-        wait_for_go()
+        compared.wait()
 
     thread = threading.Thread(target=other)
     spin(SPIN)
@@ -85,7 +85,8 @@ def main():
         wrong.append(f"at the begin: {before}")
     open("up", "w").close()
     wait_for_go()
-    compare(before, clocks(thread.ident) if thread.is_alive() else {**before}, {}, wrong)
+    compare(before, clocks(thread.ident), {}, wrong)
+    compared.set()
     middle = clocks(threading.get_ident())
     if os.waitpid(living, 0)[1] != 0:
         wrong.append("the child has lost its time")

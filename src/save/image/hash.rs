@@ -5,6 +5,7 @@
 //! decided by a hash whose key nobody else ever learns, with a proven bound (see [`Seen`]).
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::hash::{BuildHasherDefault, Hasher};
 
 use super::error::ImageError;
@@ -38,6 +39,29 @@ impl Sum {
 pub(super) fn is_zero(page: &[u8]) -> bool {
     // In steps that the compiler turns into vector instructions; the first decides nearly always.
     page.chunks(256).all(|chunk| chunk.iter().fold(0, |sum, byte| sum | byte) == 0)
+}
+
+/// What is known of a page before it is compared with others.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Class {
+    /// All zeros.
+    Zero,
+    /// It has this hash ([`Seen::hash`]).
+    Hashed([u64; 2]),
+    /// Nothing.
+    #[default]
+    Unknown,
+}
+
+/// Looks at pages, one by one: the work that several threads can share.
+pub(super) fn classify(seen: Option<&Seen>, pages: &[u8], classes: &mut [Class]) {
+    for (page, class) in pages.as_chunks::<PAGE>().0.iter().zip(classes) {
+        *class = match seen {
+            _ if is_zero(page) => Class::Zero,
+            Some(seen) => Class::Hashed(seen.hash(page)),
+            None => Class::Unknown,
+        };
+    }
 }
 
 /// So many different pages are remembered (64 GiB of them); later ones are written again.
@@ -90,13 +114,16 @@ impl Seen {
 
     /// The number of the stored page with this hash. If there is none, `number` becomes it.
     pub(super) fn find_or_add(&mut self, hash: [u64; 2], number: u64) -> Option<u64> {
-        if let Some(found) = self.pages.get(&hash) {
-            return Some(*found);
+        if self.pages.len() == MOST {
+            return self.pages.get(&hash).copied();
         }
-        if self.pages.len() < MOST {
-            self.pages.insert(hash, number);
+        match self.pages.entry(hash) {
+            Entry::Occupied(found) => Some(*found.get()),
+            Entry::Vacant(place) => {
+                place.insert(number);
+                None
+            }
         }
-        None
     }
 }
 

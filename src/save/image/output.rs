@@ -58,6 +58,11 @@ impl Batch {
     pub(super) fn new() -> Batch {
         Batch { buffer: vec![0; BATCH], used: 0, pieces: Vec::new() }
     }
+
+    /// Bytes of the buffer that are free.
+    pub(super) fn room(&self) -> usize {
+        self.buffer.len() - self.used
+    }
 }
 
 /// Where batches go.
@@ -140,8 +145,8 @@ impl<W> Thread<W> {
     }
 }
 
-fn thread_died() -> ImageError {
-    ImageError::Unwritable { what: "the thread that writes it has died".to_owned() }
+pub(super) fn thread_died() -> ImageError {
+    ImageError::Unwritable { what: "a thread that writes it has died".to_owned() }
 }
 
 fn joined<W>(thread: JoinHandle<Result<W, ImageError>>) -> Result<W, ImageError> {

@@ -9,6 +9,8 @@ use std::collections::hash_map::Entry;
 use std::io::Write;
 use std::mem;
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 
 use super::error::ImageError;
 use super::features::Features;
@@ -17,16 +19,25 @@ use super::format::{
     MOST_RECORDS, MOST_STATE, PAGE, PAGE_BYTES, Record, Section, Summary, Table, Trailer, digest,
     padded,
 };
-use super::hash::{Seen, checksum, is_zero};
-use super::output::{AT_ONCE, Batch, Output, Piece, Thread, write_padded};
+use super::hash::{Class, Seen, checksum, classify};
+use super::output::{AT_ONCE, Batch, Output, Piece, Thread, thread_died, write_padded};
 
 /// Pages are fetched in portions of this many bytes, which a processor's own cache holds. That is also
 /// the room that one needs in a batch's buffer: packed it never takes more.
 const PORTION: usize = 1 << 20;
+/// So many bytes are fetched at once by several threads, if the batch has room for them.
+const WAVE: usize = 4 << 20;
+/// Each of them takes so many at a time.
+const STEP: usize = 256 << 10;
+/// Threads that fetch. More would wait for the memory.
+const THREADS: usize = 4;
 /// So many lent bytes become one write; more would push them out of the caches before.
 const LENT: usize = 4 << 20;
 /// Fewer lent bytes than this are copied and written with others.
 const SMALL: usize = 64 << 10;
+
+/// Fetches pages from an address on.
+type Fetch<'f> = dyn Fn(u64, &mut [u8]) -> Result<(), ImageError> + Sync + 'f;
 
 /// Writes one image. Pages of one object have to come in ascending order, and so have the bytes of one
 /// stream; objects may be interleaved. After an error it writes nothing more.
@@ -43,6 +54,8 @@ pub struct Writer<W> {
     /// Bytes of payload behind it.
     position: u64,
     seen: Option<Seen>,
+    /// How many threads fetch.
+    threads: usize,
     /// The number of the first page of each frame of data.
     starts: Vec<u64>,
     /// Where each object ended last; `true` for streams.
@@ -81,6 +94,7 @@ impl<W: Write> Writer<W> {
             table_at: 0,
             position: 0,
             seen: Seen::new()?,
+            threads: thread::available_parallelism().map_or(1, usize::from).min(THREADS),
             starts: Vec::new(),
             ends: HashMap::new(),
             digest,
@@ -95,31 +109,33 @@ impl<W: Write> Writer<W> {
             return Err(not_whole(object));
         }
         if !lend || pages.len() <= SMALL {
-            let mut rest = pages;
-            return self.pages_with(object, address, pages.len() as u64 / PAGE_BYTES, |_, to| {
-                let (some, others) = rest.split_at(to.len());
-                to.copy_from_slice(some);
-                rest = others;
+            let count = pages.len() as u64 / PAGE_BYTES;
+            return self.pages_with(object, address, count, &|at, to| {
+                let at = (at - address) as usize;
+                to.copy_from_slice(&pages[at..at + to.len()]);
                 Ok(())
             });
         }
         self.claim_pages(object, address, pages.len() as u64)?;
         for (some, at) in pages.chunks(LENT).zip((address..).step_by(LENT)) {
-            if self.sort(object, at, some, None) > 0 {
+            let mut classes = vec![Class::Unknown; some.len() / PAGE];
+            classify(self.seen.as_ref(), some, &mut classes);
+            if self.sort(object, at, (some, &classes), None) > 0 {
                 self.put(some)?;
             }
         }
         Ok(())
     }
 
-    /// Pages that the caller fetches: `fetch` gets an address and the place for as many pages as fit,
-    /// again and again until there are `count`. What it fetches is written from that place.
+    /// Pages that the caller fetches: `fetch` gets an address and the place for some pages, again and
+    /// again until there are `count`, from several threads and in any order. What it fetches is written
+    /// from that place.
     pub fn pages_with(
         &mut self,
         object: u32,
         address: u64,
         count: u64,
-        mut fetch: impl FnMut(u64, &mut [u8]) -> Result<(), ImageError>,
+        fetch: &Fetch<'_>,
     ) -> Result<(), ImageError> {
         let length = count.saturating_mul(PAGE_BYTES);
         self.claim_pages(object, address, length)?;
@@ -127,8 +143,9 @@ impl<W: Write> Writer<W> {
         let mut at = address;
         while at < end {
             self.make_room()?;
-            let size = (end - at).min(PORTION as u64) as usize;
-            self.portion(object, at, size, &mut fetch)?;
+            let most = if self.packer.is_some() { PORTION } else { self.batch.room().min(WAVE) };
+            let size = (end - at).min(most as u64) as usize;
+            self.portion(object, at, size, fetch)?;
             at += size as u64;
         }
         Ok(())
@@ -140,13 +157,14 @@ impl<W: Write> Writer<W> {
         object: u32,
         at: u64,
         size: usize,
-        fetch: &mut impl FnMut(u64, &mut [u8]) -> Result<(), ImageError>,
+        fetch: &Fetch<'_>,
     ) -> Result<(), ImageError> {
+        let mut classes = vec![Class::Unknown; size / PAGE];
         if self.packer.is_some() {
             let mut scratch = mem::take(&mut self.scratch);
-            let fetched = fetch(at, &mut scratch[..size]);
+            let fetched = self.fetch_all(at, &mut scratch[..size], &mut classes, fetch);
             if fetched.is_ok() {
-                self.sort(object, at, &scratch[..size], None);
+                self.sort(object, at, (&scratch[..size], &classes), None);
             }
             self.scratch = scratch;
             return self.or_stop(fetched);
@@ -154,12 +172,42 @@ impl<W: Write> Writer<W> {
         let mut buffer = mem::take(&mut self.batch.buffer);
         let start = self.batch.used;
         let place = &mut buffer[start..start + size];
-        let fetched = fetch(at, place);
+        let fetched = self.fetch_all(at, place, &mut classes, fetch);
         if fetched.is_ok() {
-            self.batch.used += self.sort(object, at, place, Some(start));
+            self.batch.used += self.sort(object, at, (place, &classes), Some(start));
         }
         self.batch.buffer = buffer;
         self.or_stop(fetched)
+    }
+
+    /// Fetches pages and looks at them, where there are many with several threads.
+    fn fetch_all(
+        &self,
+        address: u64,
+        place: &mut [u8],
+        classes: &mut [Class],
+        fetch: &Fetch<'_>,
+    ) -> Result<(), ImageError> {
+        let seen = self.seen.as_ref();
+        let helpers = (place.len() / STEP).clamp(1, self.threads) - 1;
+        let steps = place.chunks_mut(STEP).zip(classes.chunks_mut(STEP / PAGE));
+        let steps = Mutex::new((address..).step_by(STEP).zip(steps));
+        let work = || {
+            loop {
+                // (Held for no longer than this line.)
+                let step = steps.lock().unwrap_or_else(PoisonError::into_inner).next();
+                let Some((at, (pages, classes))) = step else { return Ok(()) };
+                fetch(at, pages)?;
+                classify(seen, pages, classes);
+            }
+        };
+        thread::scope(|scope| {
+            let helpers: Vec<_> = (0..helpers).map(|_| scope.spawn(work)).collect();
+            let own = work();
+            helpers.into_iter().fold(own, |done, helper| {
+                done.and(helper.join().unwrap_or_else(|_| Err(thread_died())))
+            })
+        })
     }
 
     /// An image with a hole in it is not finished.
@@ -238,17 +286,22 @@ impl<W: Write> Writer<W> {
         Ok(())
     }
 
-    /// Makes frames of pages. Those to be stored are packed into the batch, or are pieces of what is
+    /// Makes frames of pages, which have these classes. Those to be stored are packed into the batch, or are pieces of what is
     /// lent, or lie in the batch's buffer from `own` on. Returns up to where they lie there.
-    fn sort(&mut self, object: u32, address: u64, pages: &[u8], own: Option<usize>) -> usize {
+    fn sort(
+        &mut self,
+        object: u32,
+        address: u64,
+        (pages, classes): (&[u8], &[Class]),
+        own: Option<usize>,
+    ) -> usize {
         let most =
             if self.packer.is_some() { MOST_PACKED_PAGES } else { MOST_DATA_PAGES } as usize * PAGE;
         let mut kept = 0;
         // The run of stored pages that is open.
         let mut run = 0..0;
-        for (page, at) in pages.as_chunks::<PAGE>().0.iter().zip((0..).step_by(PAGE)) {
-            let other = if is_zero(page) { Some(Kind::Zero) } else { self.same(page) };
-            match other {
+        for (class, at) in classes.iter().zip((0..).step_by(PAGE)) {
+            match self.like(*class) {
                 Some(kind) => {
                     self.store_run(object, address, pages, mem::replace(&mut run, at..at), own);
                     self.push_pages(kind, object, address + at as u64, 1);
@@ -268,13 +321,14 @@ impl<W: Write> Writer<W> {
         kept
     }
 
-    /// Whether a page is like a stored one; if not, it counts as stored.
-    fn same(&mut self, page: &[u8; PAGE]) -> Option<Kind> {
+    /// Whether a page is zero or like a stored one; if not, it counts as stored.
+    fn like(&mut self, class: Class) -> Option<Kind> {
         let number = self.summary.data_pages;
-        let found = self.seen.as_mut().and_then(|seen| {
-            let hash = seen.hash(page);
-            seen.find_or_add(hash, number)
-        });
+        let found = match (class, &mut self.seen) {
+            (Class::Zero, _) => return Some(Kind::Zero),
+            (Class::Hashed(hash), Some(seen)) => seen.find_or_add(hash, number),
+            _ => None,
+        };
         if found.is_none() {
             self.summary.data_pages += 1;
         }
@@ -412,8 +466,7 @@ impl<W: Write> Writer<W> {
     /// Writes the batch unless it has room for another portion. Frames without a payload take no room in
     /// the buffer, but their tables do in memory.
     fn make_room(&mut self) -> Result<(), ImageError> {
-        let room = self.batch.buffer.len() - self.batch.used;
-        let has_room = room >= PORTION && self.batch.pieces.len() < AT_ONCE;
+        let has_room = self.batch.room() >= PORTION && self.batch.pieces.len() < AT_ONCE;
         if self.output.is_some() && has_room { Ok(()) } else { self.put(&[]) }
     }
 

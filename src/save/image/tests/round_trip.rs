@@ -202,7 +202,7 @@ pub(super) fn write(
                         to.copy_from_slice(&pages[(address - at) as usize..][..to.len()]);
                         Ok(())
                     };
-                    writer.pages_with(*object, at, count, fetch).unwrap();
+                    writer.pages_with(*object, at, count, &fetch).unwrap();
                 } else {
                     writer.pages(*object, at, pages).unwrap();
                 }
@@ -279,7 +279,7 @@ fn zeros_cost_nothing() {
             to.fill(0);
             Ok(())
         };
-        writer.pages_with(2, part << 20, 256, fetch).unwrap();
+        writer.pages_with(2, part << 20, 256, &fetch).unwrap();
     }
     let (image, summary) = writer.finish().unwrap();
     assert_eq!((summary.zero_pages, summary.frames), (2 * 64 * 256, 128));
