@@ -26,16 +26,6 @@ impl Used {
     pub fn total(self) -> Duration {
         Duration::from_micros(self.user.saturating_add(self.system))
     }
-
-    /// So much in all, in the proportion of two numbers of ticks, as the kernel divides it
-    /// (cputime_adjust in kernel/sched/cputime.c).
-    pub fn divided(total: Duration, user: u64, system: u64) -> Used {
-        let total = total.as_micros() as u64;
-        let ticks = u128::from(user) + u128::from(system);
-        let user = (u128::from(total) * u128::from(user)).checked_div(ticks);
-        let user = user.map_or(total, |user| user as u64);
-        Used { user, system: total - user }
-    }
 }
 
 impl AddAssign for Used {
@@ -156,14 +146,6 @@ mod tests {
     /// A process that waits for its input to end.
     fn waiting() -> Child {
         Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap()
-    }
-
-    #[test]
-    fn what_is_divided_is_nothing_less_nor_more() {
-        assert_eq!(Used::divided(Duration::from_micros(1000), 1, 3), used(250, 750));
-        assert_eq!(Used::divided(Duration::from_micros(7), 0, 0), used(7, 0));
-        let all = Used::divided(Duration::from_micros(u64::MAX), u64::MAX, u64::MAX);
-        assert_eq!(all.user + all.system, u64::MAX);
     }
 
     #[test]

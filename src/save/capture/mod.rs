@@ -5,7 +5,6 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::time::{ClockId, clock_gettime};
@@ -15,9 +14,8 @@ use crate::save::error::SaveError;
 use crate::save::hand::{Area, Borrowed, find_instruction};
 use crate::save::pipeline::Facts;
 use crate::save::state::{Clocks, Process, Table};
-use crate::sentry::{Carried, ProcessInfo, Tracees, Used};
+use crate::sentry::{Carried, ProcessInfo, Tracees};
 use crate::sys::agent::Data;
-use crate::sys::cpu_clock::process_time;
 use crate::sys::ptrace::Stop;
 
 pub mod collector;
@@ -204,9 +202,10 @@ fn process_of(
     let fields = stat::read(guest.pid)
         .ok_or_else(|| SaveError::failed(&who, "it ended while it was saved"))?;
     let mut process = blank(guest, &fields);
-    process.cpu_us = used_by(guest.pid, &fields, &found.earlier.carried);
+    let carried = Arc::clone(&found.earlier.carried);
     if fields.state() == b'Z' {
         process.zombie = Some(fields.signed(52) as i32);
+        add_carried(&carried, guest.pid, &mut process.cpu_us);
         return Ok(process);
     }
     let tids = threads_of(guest.pid)
@@ -239,11 +238,12 @@ fn process_of(
             _ => Ok(()),
         };
         let done = done.and_then(|()| {
-            let number = guest_number(*tid)
-                .ok_or_else(|| SaveError::failed(&who, "one of its threads has ended meanwhile"))?;
-            let mut thread = threads::capture(&who, number, &mut borrowed)?;
+            let mut thread = threads::capture(&who, &mut borrowed)?;
             waits::settle(&found.earlier.asleep, *tid, &mut thread);
-            thread.cpu_us = used_by_thread(*tid, &found.earlier.carried);
+            let before = carried.thread(*tid);
+            let used = thread.cpu_us;
+            thread.cpu_us =
+                [used[0].saturating_add(before.user), used[1].saturating_add(before.system)];
             Ok(thread)
         });
         // The thread is given back whatever came of it.
@@ -253,6 +253,7 @@ fn process_of(
         process.threads.push(done?);
         process.stopped = process.stopped.or(was_stopped);
     }
+    add_carried(&carried, guest.pid, &mut process.cpu_us);
     Ok(process)
 }
 
@@ -345,42 +346,29 @@ fn clocks(subject: &mut Subject<'_>) -> Result<Clocks, SaveError> {
 }
 
 fn blank(guest: &ProcessInfo, fields: &stat::Fields) -> Process {
+    /// Microseconds in a clock tick of user space (USER_HZ is 100).
+    const TICK: u64 = 10_000;
     Process {
         pid: guest.guest_pid,
         parent: guest.guest_parent,
         group: guest.guest_group,
         session: guest.guest_session,
         exit_signal: fields.signed(38) as i32,
+        cpu_us: [14, 15, 16, 17].map(|field| fields.field(field) * TICK),
         container: guest.container.clone(),
         ..Process::default()
     }
 }
 
-/// What the process has used since it began, wherever that was, and the children that it has waited for.
-fn used_by(pid: i32, fields: &stat::Fields, carried: &Carried) -> [u64; 4] {
-    let [user, system, of_children @ ..] = [14, 15, 16, 17].map(|field| fields.field(field));
-    let total = process_time(pid).unwrap_or(Duration::from_micros((user + system) * TICK));
-    let mut own = Used::divided(total, user, system);
-    own += carried.own(pid);
-    let [user, system] = of_children.map(|ticks| ticks * TICK);
-    let mut children = Used { user, system };
-    children += carried.children(pid);
-    [own.user, own.system, children.user, children.system]
+/// What the kernel counts began with zero where the process was restored before.
+fn add_carried(carried: &Carried, pid: i32, used: &mut [u64; 4]) {
+    let (own, children) = (carried.own(pid), carried.children(pid));
+    for (used, before) in
+        used.iter_mut().zip([own.user, own.system, children.user, children.system])
+    {
+        *used = used.saturating_add(before);
+    }
 }
-
-fn used_by_thread(tid: i32, carried: &Carried) -> [u64; 2] {
-    let Some(fields) = stat::read(tid) else { return [0; 2] };
-    let (user, system) = (fields.field(14), fields.field(15));
-    let total = std::fs::read_to_string(format!("/proc/{tid}/schedstat")).ok();
-    let total = total.and_then(|text| text.split_whitespace().next()?.parse().ok());
-    let total = total.map_or(Duration::from_micros((user + system) * TICK), Duration::from_nanos);
-    let mut used = Used::divided(total, user, system);
-    used += carried.thread(tid);
-    [used.user, used.system]
-}
-
-/// Microseconds in a clock tick of user space (USER_HZ is 100).
-const TICK: u64 = 10_000;
 
 fn not_held(who: &str, tid: i32) -> SaveError {
     SaveError::refused(format!(

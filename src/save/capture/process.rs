@@ -24,6 +24,8 @@ struct Asked {
     subreaper: Data,
     personality: Place,
     umask: Place,
+    /// Of its own, and of its children.
+    used: [Data; 2],
 }
 
 /// Captures what belongs to the process as a whole into `process`, whose numbers are filled in.
@@ -58,6 +60,11 @@ pub fn capture(subject: &mut Subject<'_>, process: &mut Process) -> Result<(), S
         personality: table.call(libc::SYS_personality, [0xffff_ffff]),
         // Reading it means changing it: put back by the next call.
         umask: table.call(libc::SYS_umask, [0o77]),
+        used: [libc::RUSAGE_SELF, libc::RUSAGE_CHILDREN].map(|who| {
+            let usage = table.room(threads::USAGE);
+            table.call(libc::SYS_getrusage, [who as u64, usage.address]);
+            usage
+        }),
     };
     let back = table.call(libc::SYS_umask, [0]);
     table.forward(asked.umask, back, 0);
@@ -73,6 +80,8 @@ pub fn capture(subject: &mut Subject<'_>, process: &mut Process) -> Result<(), S
     process.subreaper = done.half(asked.subreaper, 0) != 0;
     process.personality = done.result(asked.personality).unwrap_or(0) as u32;
     process.umask = done.result(asked.umask).unwrap_or(0o22) as u32;
+    let [own, children] = asked.used.map(|usage| threads::used(&done, usage));
+    process.cpu_us = [own[0], own[1], children[0], children[1]];
     process.timers = timers::capture(subject)?;
     files_of(subject, process)?;
     let failed =

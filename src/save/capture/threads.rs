@@ -6,11 +6,13 @@ use serde_bytes::ByteBuf;
 use crate::save::error::SaveError;
 use crate::save::hand::Borrowed;
 use crate::save::state::Thread;
-use crate::sys::agent::Data;
+use crate::sys::agent::{Data, Done};
 use crate::sys::ptrace::Stopped;
 
 /// struct sched_attr, as far as it is known everywhere (sched_setattr(2)).
 const SCHED_ATTR: usize = 56;
+/// struct rusage (getrusage(2)).
+pub const USAGE: usize = 144;
 /// Bytes of a processor set: 8192 processors.
 const CPUS: usize = 1024;
 
@@ -25,10 +27,15 @@ struct Told {
     death: Data,
     scheduling: Data,
     affinity: Data,
+    used: Data,
 }
 
-/// Captures the thread whose hand is borrowed. `tid`: its number for the guest.
-pub fn capture(who: &str, tid: i32, borrowed: &mut Borrowed) -> Result<Thread, SaveError> {
+/// Captures the thread whose hand is borrowed.
+pub fn capture(who: &str, borrowed: &mut Borrowed) -> Result<Thread, SaveError> {
+    let host = borrowed.hand.tid();
+    let identity = Identity::read(host)
+        .ok_or_else(|| SaveError::failed(who, "one of its threads has ended meanwhile"))?;
+    let tid = identity.tid;
     let failed = |what: &'static str| {
         move |errno: Errno| {
             SaveError::failed(format!("{who}: {what} of thread {tid}"), errno.desc())
@@ -37,7 +44,6 @@ pub fn capture(who: &str, tid: i32, borrowed: &mut Borrowed) -> Result<Thread, S
     let registers = words(&borrowed.registers());
     let mask = borrowed.mask();
     let first = borrowed.signal();
-    let host = borrowed.hand.tid();
     let stopped = borrowed.hand.stopped().map_err(SaveError::of(who))?;
     let extended = stopped.extended_state().map_err(failed("the vector registers"))?;
     let mut pending = Vec::new();
@@ -57,6 +63,7 @@ pub fn capture(who: &str, tid: i32, borrowed: &mut Borrowed) -> Result<Thread, S
         death: table.room(4),
         scheduling: table.room(SCHED_ATTR),
         affinity: table.room(CPUS),
+        used: table.room(USAGE),
     };
     table.call(libc::SYS_sigaltstack, [0, told.alternate_stack.address]);
     table.attempt(libc::SYS_prctl, [PR_GET_TID_ADDRESS, told.clear_tid.address]);
@@ -69,10 +76,9 @@ pub fn capture(who: &str, tid: i32, borrowed: &mut Borrowed) -> Result<Thread, S
     const IOPRIO_WHO_PROCESS: u64 = 1;
     let io = table.attempt(libc::SYS_ioprio_get, [IOPRIO_WHO_PROCESS, 0]);
     let secure = table.attempt(libc::SYS_prctl, [libc::PR_GET_SECUREBITS as u64]);
+    table.call(libc::SYS_getrusage, [libc::RUSAGE_THREAD as u64, told.used.address]);
     let done = borrowed.hand.run(&table).map_err(SaveError::of(who))?;
 
-    let identity = Identity::read(host)
-        .ok_or_else(|| SaveError::failed(format!("{who}: thread {tid}"), "cannot be read"))?;
     let cpus = done.result(cpus).map_or(0, |length| length as usize);
     let word = |index| u64::from(done.half(told.scheduling, index));
     let stack = |index| done.word(told.alternate_stack, index);
@@ -96,8 +102,13 @@ pub fn capture(who: &str, tid: i32, borrowed: &mut Borrowed) -> Result<Thread, S
         users: identity.users,
         groups: identity.groups,
         securebits: done.result(secure).unwrap_or(0) as u32,
-        cpu_us: [0; 2],
+        cpu_us: used(&done, told.used),
     })
+}
+
+/// User and system time in a `struct rusage`, microseconds.
+pub fn used(done: &Done, usage: Data) -> [u64; 2] {
+    [0, 2].map(|at| done.word(usage, at) * 1_000_000 + done.word(usage, at + 1))
 }
 
 /// Signals that wait for the thread, or with `shared` for its process.
@@ -116,6 +127,8 @@ pub fn words(registers: &libc::user_regs_struct) -> Vec<u64> {
 
 /// What /proc/PID/status says beside.
 struct Identity {
+    /// Its number for the guest.
+    tid: i32,
     name: Vec<u8>,
     users: [[u32; 4]; 2],
     groups: Vec<u32>,
@@ -130,8 +143,10 @@ impl Identity {
             let line = text.lines().find_map(|line| line.strip_prefix(name))?;
             Some(line.split_whitespace().filter_map(|it| it.parse().ok()).collect::<Vec<u32>>())
         };
+        let tid = *field("NSpid:")?.last()?;
         let four = |name| field(name)?.try_into().ok();
         Some(Identity {
+            tid: tid as i32,
             name,
             users: [four("Uid:")?, four("Gid:")?],
             groups: field("Groups:").unwrap_or_default(),
