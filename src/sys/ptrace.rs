@@ -6,6 +6,9 @@
 
 use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::OnceLock;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use libc::{c_int, c_long, c_uint, c_void, pid_t};
 use nix::errno::Errno;
@@ -102,13 +105,30 @@ pub fn wait() -> Result<Option<Change>, Errno> {
     }
 }
 
+/// So long is a stop awaited without sleeping: most come sooner than a processor wakes from its sleep.
+const AWAKE: Duration = Duration::from_micros(50);
+
+/// Whether the tracee can run while its tracer does not sleep.
+fn has_second_processor() -> bool {
+    static SEVERAL: OnceLock<bool> = OnceLock::new();
+    *SEVERAL.get_or_init(|| thread::available_parallelism().is_ok_and(|count| count.get() > 1))
+}
+
 /// Waits until `tid`, which the calling thread traces, stops. ESRCH: it has ended.
 pub fn wait_for(tid: pid_t) -> Result<Stopped, Errno> {
     let mut status = 0;
+    let begun = Instant::now();
+    let mut flags = libc::__WALL;
+    if has_second_processor() {
+        flags |= libc::WNOHANG;
+    }
     loop {
+        if flags & libc::WNOHANG != 0 && begun.elapsed() > AWAKE {
+            flags = libc::__WALL;
+        }
         // SAFETY: the kernel writes one int.
-        match Errno::result(unsafe { libc::waitpid(tid, &mut status, libc::__WALL) }) {
-            Err(Errno::EINTR) => {}
+        match Errno::result(unsafe { libc::waitpid(tid, &mut status, flags) }) {
+            Ok(0) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno),
             Ok(_) if libc::WIFSTOPPED(status) => {
                 return Ok(Stopped { tid, why: Stop::of(tid, status), of: PhantomData });
