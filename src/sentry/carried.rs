@@ -10,7 +10,7 @@ use std::ops::AddAssign;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::census::Stat;
+use super::stat::Stat;
 
 /// CPU time, microseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -17,15 +17,14 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::unistd::{SysconfVar, sysconf};
 use serde::{Deserialize, Serialize};
 
 use super::kernel::{Kernel, KernelError};
 use super::kin::Family;
-use crate::sys::{generated, process};
+use super::stat::{Stat, ticks};
+use crate::sys::process;
 
 /// A guest process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -345,63 +344,6 @@ fn own_depth() -> Result<usize, Errno> {
     Ok(line.split_whitespace().count())
 }
 
-fn ticks(count: u64) -> Duration {
-    let per_second = sysconf(SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100).max(1) as u64;
-    Duration::from_micros(count.saturating_mul(1_000_000 / per_second))
-}
-
-/// What `/proc/PID/stat` says of a process or thread (proc_pid_stat(5)).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Stat {
-    pub(super) comm: String,
-    pub(super) state: char,
-    pub(super) parent: i32,
-    /// Of all threads; in whole ticks.
-    pub(super) cpu: Duration,
-    /// How many threads it has; a zombie counts as one.
-    pub(super) threads: u64,
-    /// In ticks since boot.
-    pub(super) start: u64,
-}
-
-impl Stat {
-    /// `None`: there is no such process.
-    pub(super) fn read(pid: i32) -> Option<Stat> {
-        let text = generated::contents(format!("/proc/{pid}/stat")).ok()?;
-        Stat::parse(&text)
-    }
-
-    /// Whether it was not just about to be gone: it has no parent any more then (pid_alive in
-    /// do_task_stat, fs/proc/array.c).
-    pub(super) fn is_there(&self) -> bool {
-        self.parent != 0 || !self.has_ended()
-    }
-
-    /// Whether it is a zombie, or about to be gone.
-    pub(super) fn has_ended(&self) -> bool {
-        matches!(self.state, 'Z' | 'X')
-    }
-
-    fn parse(text: &[u8]) -> Option<Stat> {
-        // The name is the guest's to choose and may hold anything; nothing behind it does.
-        let open = text.iter().position(|byte| *byte == b'(')?;
-        let close = text.iter().rposition(|byte| *byte == b')')?;
-        let comm = String::from_utf8_lossy(text.get(open + 1..close)?).into_owned();
-        let rest = std::str::from_utf8(text.get(close + 1..)?).ok()?;
-        // The first of these is field 3, the state.
-        let fields: Vec<&str> = rest.split_whitespace().collect();
-        let number = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
-        Some(Stat {
-            comm,
-            state: fields.first()?.chars().next()?,
-            parent: fields.get(1)?.parse().ok()?,
-            cpu: ticks(number(14)? + number(15)?),
-            threads: number(20)?,
-            start: number(22)?,
-        })
-    }
-}
-
 /// What `/proc/PID/status` says of a guest process (proc_pid_status(5)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct GuestStatus {
@@ -473,17 +415,6 @@ impl IdMap {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn stat_is_read_whatever_the_name_says() {
-        let text =
-            b"41 (a) b (\nc) R 1) S 40 41 7 0 -1 4194560 1 2 3 4 150 50 9 9 20 0 1 0 12345 8 9";
-        let stat = Stat::parse(text).unwrap();
-        assert_eq!((stat.comm.as_str(), stat.state, stat.parent), ("a) b (\nc) R 1", 'S', 40));
-        assert_eq!((stat.cpu, stat.threads, stat.start), (ticks(200), 1, 12345));
-        assert_eq!(Stat::parse(b"41 (x) S 40"), None);
-        assert_eq!(Stat::parse(b") 41 ("), None);
-    }
 
     #[test]
     fn status_gives_the_numbers_of_the_wanted_depth() {

@@ -472,35 +472,24 @@ mod tests {
         process::pidfd_open(std::process::id() as i32, false).unwrap()
     }
 
-    fn kernel() -> Arc<Kernel> {
-        let banner = String::from("test");
-        let init = Some(own_pidfd());
-        let args = KernelArgs {
-            features: Features::ALWAYS,
+    fn args(features: Features, init: Option<OwnedFd>) -> KernelArgs {
+        KernelArgs {
+            features,
             init,
             init_pid: 1,
             container: FIRST_CONTAINER.to_owned(),
-            banner,
+            banner: String::from("test"),
             announce: false,
             time: Time::hosts(),
-        };
-        Kernel::new(args).unwrap()
+        }
+    }
+
+    fn kernel() -> Arc<Kernel> {
+        Kernel::new(args(Features::ALWAYS, Some(own_pidfd()))).unwrap()
     }
 
     #[test]
     fn missing_and_impossible_arguments_are_named() {
-        let args = |features, init| {
-            let banner = String::new();
-            KernelArgs {
-                features,
-                init,
-                init_pid: 1,
-                container: FIRST_CONTAINER.to_owned(),
-                banner,
-                announce: false,
-                time: Time::hosts(),
-            }
-        };
         let without_init = Kernel::new(args(Features::ALWAYS, None));
         assert_eq!(without_init.unwrap_err(), KernelError::NoInit);
         let without_always = Kernel::new(args(Features::EXEC_EVENTS, Some(own_pidfd())));
@@ -524,17 +513,7 @@ mod tests {
         use std::os::unix::process::ExitStatusExt;
         let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
         let init = Some(process::pidfd_open(child.id() as i32, false).unwrap());
-        let banner = String::new();
-        let args = KernelArgs {
-            features: Features::ALWAYS,
-            init,
-            init_pid: 1,
-            container: FIRST_CONTAINER.to_owned(),
-            banner,
-            announce: false,
-            time: Time::hosts(),
-        };
-        let kernel = Kernel::new(args).unwrap();
+        let kernel = Kernel::new(args(Features::ALWAYS, init)).unwrap();
         assert_eq!(kernel.killed(), None);
         assert_eq!(kernel.kill(0x0300), Ok(()));
         assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));

@@ -12,7 +12,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use nix::errno::Errno;
 
-use super::census::{Kept, Stat, last_number, numbers};
+use super::census::{Kept, last_number, numbers};
+use super::stat::Stat;
 
 /// What a number in /proc stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

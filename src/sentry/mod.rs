@@ -29,6 +29,7 @@ mod rewind;
 mod sessions;
 mod signals;
 mod starts;
+mod stat;
 mod stats;
 mod sweep;
 pub mod syscalls;

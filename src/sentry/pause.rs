@@ -26,9 +26,9 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use tokio::sync::watch;
 
-use super::census::Stat;
 use super::events::Event;
 use super::kernel::{Kernel, KernelError};
+use super::stat::Stat;
 use super::task::Status;
 use super::tracer::{Tracees, Tracer};
 use crate::notify::Gate;

@@ -8,8 +8,9 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
 
-use super::census::{Member, Stat};
+use super::census::Member;
 use super::kernel::{Kernel, KernelError};
+use super::stat::Stat;
 use crate::sys::process;
 
 impl Kernel {
