@@ -39,6 +39,9 @@ pub(super) struct Command {
     /// Let the sandbox go on afterwards, instead of ending it
     #[arg(long)]
     leave_running: bool,
+    /// Refuse connections in the host's network (--net host), which a restored program finds reset
+    #[arg(long)]
+    strict: bool,
     /// Pack memory and files; such an image is smaller, and slower to go on from
     #[arg(long, value_name = "zstd[:LEVEL]", value_parser = compression, allow_hyphen_values = true)]
     compress: Option<i32>,
@@ -129,6 +132,7 @@ fn save(command: &Command) -> Result<Row<'_>, Failure> {
     let name = durable.as_ref().map(|durable| shown(durable.target()));
     let request = Request::Save(Box::new(Save {
         leave_running: command.leave_running,
+        strict: command.strict,
         compression: command.compress,
         name: name.clone(),
     }));

@@ -11,7 +11,7 @@ use serde_bytes::ByteBuf;
 use crate::sentry::{ProcessInfo, Record, Stats};
 
 /// The version of the protocol. Raised whenever a message changes its meaning or shape.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Bytes in a request at most.
 ///
 /// As much as a program's arguments and environment may have together (execve(2): 2 MiB where the stack
@@ -73,6 +73,8 @@ pub enum Request {
 pub struct Save {
     /// The guests go on afterwards.
     pub leave_running: bool,
+    /// Connections in the host's network are refused; else they are found reset.
+    pub strict: bool,
     /// Level of zstd; none: pages are stored as they are.
     pub compression: Option<i32>,
     /// What the image will be called, for people; none: it goes to a pipe or the like.
@@ -320,6 +322,7 @@ mod tests {
             Request::Signal { target: Target::Process(7), signal: 9 },
             Request::Save(Box::new(Save {
                 leave_running: true,
+                strict: true,
                 compression: Some(-3),
                 name: Some("x".into()),
             })),

@@ -29,6 +29,8 @@ use crate::sentry::{self, Kernel, KernelError, filter_count};
 pub struct Options {
     /// The guests go on afterwards; else they are ended once the image is safe.
     pub leave_running: bool,
+    /// What would be lost of connections in the host's network is a reason to refuse.
+    pub strict: bool,
     /// Level of zstd; none: pages are stored as they are.
     pub compression: Option<i32>,
 }
@@ -154,7 +156,7 @@ pub fn save(
     let features = Features::of_this_machine()?;
     refuse_early(kernel)?;
     if options.leave_running {
-        let (sandbox, mut found, pause) = captured_live(kernel, facts)?;
+        let (sandbox, mut found, pause) = captured_live(kernel, facts, options)?;
         let saved = write(&sandbox, &found, &features, out, options, progress);
         snapshot::end(kernel, &mut found);
         // The copies end with the rest of it: whatever could not be read then, that is why.
@@ -168,7 +170,7 @@ pub fn save(
     }
     let (earlier, begun) = stop(kernel)?;
     let saved = (|| {
-        let (sandbox, found) = captured(kernel, facts, earlier, None)?;
+        let (sandbox, found) = captured(kernel, facts, options, earlier, None)?;
         let mut saved = write(&sandbox, &found, &features, out, options, progress)?;
         saved.pause = begun.elapsed();
         commit(&saved)?;
@@ -225,16 +227,18 @@ fn stop(kernel: &Kernel) -> Result<(Earlier, Instant), KernelError> {
 fn captured_live(
     kernel: &Arc<Kernel>,
     facts: &Facts,
+    options: Options,
 ) -> Result<(Sandbox, Found, Duration), SaveError> {
     // The second time nothing is taken for granted.
     for is_prepared in [true, false] {
         let live = Live::new(kernel, is_prepared)?;
         let (earlier, begun) = stop(kernel)?;
-        let captured =
-            captured(kernel, facts, earlier, Some(live)).and_then(|(sandbox, mut found)| {
+        let captured = captured(kernel, facts, options, earlier, Some(live)).and_then(
+            |(sandbox, mut found)| {
                 content::keep(&mut found.collector.contents)?;
                 Ok((sandbox, found))
-            });
+            },
+        );
         kernel.unpause()?;
         let pause = begun.elapsed();
         let (mut sandbox, mut found) = captured?;
@@ -258,6 +262,7 @@ fn captured_live(
 fn captured(
     kernel: &Arc<Kernel>,
     facts: &Facts,
+    options: Options,
     earlier: Earlier,
     live: Option<Live>,
 ) -> Result<(Sandbox, Found), SaveError> {
@@ -276,7 +281,8 @@ fn captured(
     let work = move |tracees: &mut _| {
         let before = filter_count(log.init_pid()).unwrap_or(0);
         let filters = Filters { log: log.filters(), before, gate: &gate };
-        capture::sandbox(tracees, filters, &guests, &own, earlier, live.as_ref())
+        let mut found = Found::new(earlier, options.strict);
+        capture::sandbox(tracees, filters, &guests, &own, live.as_ref(), &mut found).map(|()| found)
     };
     let mut found = kernel.tracer().run(work).map_err(KernelError::Tracer)??;
     let collector = &mut found.collector;

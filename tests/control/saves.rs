@@ -45,7 +45,8 @@ impl Speaker {
     /// Begins a save into `out`.
     fn save(desk: &Desk, id: &str, out: &File, leave_running: bool) -> Speaker {
         let speaker = Speaker::connect(desk, id);
-        let save = Save { leave_running, compression: None, name: Some("by\nhand".into()) };
+        let save =
+            Save { leave_running, strict: false, compression: None, name: Some("by\nhand".into()) };
         let bytes = encode_request(&Request::Save(Box::new(save))).unwrap();
         let sent = send_stream(speaker.0.as_fd(), &bytes, &[out.as_fd()]).unwrap();
         assert_eq!(sent, bytes.len());
@@ -190,7 +191,7 @@ fn a_save_needs_somewhere_to_write_to() {
     let read_only = File::open("/dev/null").unwrap();
     Speaker::save(&desk, "x", &read_only, false).refused("cannot be written to");
     let mut without = Speaker::connect(&desk, "x");
-    let save = Save { leave_running: false, compression: None, name: None };
+    let save = Save { leave_running: false, strict: false, compression: None, name: None };
     without.say(&Request::Save(Box::new(save)));
     without.refused("one descriptor");
     let mut early = Speaker::connect(&desk, "x");

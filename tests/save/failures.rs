@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::common::{LIMIT, comes_true, finish, run, skip, start, wait_for};
+use crate::common::{LIMIT, comes_true, finish, have, run, skip, start, wait_for};
 use crate::desk::Desk;
 
 /// Counts into `count` for ever, with some memory to save.
@@ -204,5 +204,50 @@ fn an_image_is_for_its_user_alone() {
     desk.sandbox(&["wait", "it"]).expect_status(137);
     let image = desk.workspace.path().join("image");
     assert_eq!(fs::metadata(image).unwrap().permissions().mode() & 0o777, 0o600);
+    desk.is_clean();
+}
+
+/// Connects to the host, and says how it finds the connection once there is `go`.
+const CONNECTED: &str = "
+import os, socket, sys, time
+it = socket.create_connection(('127.0.0.1', int(sys.argv[1])))
+it.sendall(b'hello')
+open('up', 'w').close()
+while not os.path.exists('go'):
+    time.sleep(0.01)
+try:
+    found = it.recv(100).decode()
+except ConnectionResetError:
+    found = 'reset'
+open('out', 'w').write(found)
+";
+
+#[test]
+fn a_connection_in_the_hosts_network_is_found_reset_or_refused() {
+    if !have("python3") {
+        return;
+    }
+    let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = server.local_addr().unwrap().port().to_string();
+    let desk = Desk::new("host-network");
+    desk.workspace.write("it.py", CONNECTED);
+    let words = ["run", "--detach", "--id", "it", "--net", "host", "--", "python3", "it.py", &port];
+    desk.sandbox(&words).success();
+    wait_for("the program", || desk.workspace.has("up"));
+    let (mut theirs, _) = server.accept().unwrap();
+    for left in [&[][..], &["--leave-running"]] {
+        let strict = [&["save", "it", "-o", "image", "--strict"], left].concat();
+        let refused = desk.sandbox(&strict);
+        refused.one_line_error(125, &["a TCP connection in the host's network", "--strict"]);
+        assert!(!desk.workspace.has("image"));
+    }
+    // It has noticed nothing of that, nor of a save that leaves it running.
+    desk.sandbox(&["save", "it", "-o", "image", "--leave-running"]).success();
+    std::io::Write::write_all(&mut theirs, b"still here").unwrap();
+    desk.touch("go");
+    desk.sandbox(&["wait", "it"]).success();
+    assert_eq!(desk.workspace.read("out"), "still here");
+    desk.sandbox(&["restore", "image", "--id", "it"]).success();
+    assert_eq!(desk.workspace.read("out"), "reset");
     desk.is_clean();
 }

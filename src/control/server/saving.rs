@@ -89,7 +89,8 @@ impl Saving {
         let (progress, mut heard) = watch::channel(Progress::default());
         let (written, mut complete) = oneshot::channel();
         let (commit, committed) = oneshot::channel();
-        let options = Options { leave_running: save.leave_running, compression: save.compression };
+        let Save { leave_running, strict, compression, .. } = save;
+        let options = Options { leave_running, strict, compression };
         let mut teller = Teller {
             progress,
             written: Some(written),

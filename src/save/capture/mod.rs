@@ -80,19 +80,27 @@ pub struct Earlier {
     pub cpu_us: u64,
 }
 
-/// Goes through all guests, which are stopped. `live`: they are to go on before their memory is read.
+impl Found {
+    /// Nothing yet. `strict`: connections that go outside are refused.
+    pub fn new(earlier: Earlier, strict: bool) -> Found {
+        let mut found = Found { earlier, ..Found::default() };
+        found.collector.sockets.strict = strict;
+        found
+    }
+}
+
+/// Goes through all guests, which are stopped, and adds to `found`. `live`: they are to go on before their memory is read.
 pub fn sandbox(
     tracees: &mut Tracees,
     filters: Filters<'_>,
     guests: &[ProcessInfo],
     facts: &Facts,
-    earlier: Earlier,
     live: Option<&Live>,
-) -> Result<Found, SaveError> {
-    let mut found = Found { earlier, ..Found::default() };
-    let done = all_of(tracees, filters, guests, facts, live, &mut found);
+    found: &mut Found,
+) -> Result<(), SaveError> {
+    let done = all_of(tracees, filters, guests, facts, live, found);
     filters.gate.pass_no_more();
-    done.map(|()| found)
+    done
 }
 
 fn all_of(
