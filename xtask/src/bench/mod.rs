@@ -1,7 +1,7 @@
 //! `cargo xtask bench`: measures ratios side by side in one run.
 //!
 //! Owns the story of a run: build, set up, measure, report. Contenders (native, ours, bwrap, the
-//! kernel's floor, strace, runsc) take turns round by round, so that the drift of a busy machine
+//! kernel's floor, strace, runsc, CRIU) take turns round by round, so that the drift of a busy machine
 //! hits all of them alike, and every row says how far its reference strays from itself. It
 //! measures and reports; it never asserts, and a contender that is missing is reported, not an
 //! error.
@@ -15,6 +15,7 @@ mod exec;
 mod idle;
 mod machine;
 mod pause;
+mod peers;
 mod process;
 mod processes;
 mod project;
@@ -49,6 +50,9 @@ pub(crate) struct Options {
     /// Fewer rounds and smaller inputs: about two minutes instead of a quarter of an hour.
     #[arg(long)]
     quick: bool,
+    /// A CRIU binary, whose dumps and restores are measured beside our saves (root only).
+    #[arg(long, value_name = "PATH")]
+    criu: Option<PathBuf>,
     /// Where the figures go [default: target/bench.json].
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -76,6 +80,8 @@ const GROUPS: [Group; 7] = [
 struct Bench {
     quick: bool,
     only: Vec<String>,
+    /// The CRIU to measure, if any.
+    criu: Option<PathBuf>,
     contenders: Contenders,
     runner: Runner,
     workshop: Workshop,
@@ -119,7 +125,8 @@ pub(crate) fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let runner = Runner::new()?;
     let workshop = Workshop::new(&root.join("xtask/bench"), &target)?;
     let contenders = Contenders::probe(&ours, &workshop, &runner)?;
-    let bench = Bench { quick: options.quick, only: options.only, contenders, runner, workshop };
+    let Options { only, quick, criu, .. } = options;
+    let bench = Bench { quick, only, criu, contenders, runner, workshop };
 
     let rows = measure(&bench)?;
     let report = report::Report::new(&bench, &ours, rows);

@@ -22,7 +22,7 @@ const COLUMNS: [(&str, &[&str]); 8] = [
     ("+session", &["floor+session"]),
     ("bwrap", &["bwrap", "bwrap+time"]),
     ("ours", &["ours"]),
-    ("peer", &["libfaketime", "kill", "nsenter"]),
+    ("peer", &["libfaketime", "kill", "nsenter", "criu"]),
     ("strace", &["strace"]),
     ("runsc", &["runsc"]),
 ];

@@ -4,12 +4,14 @@
 //! process with as much memory. A whole save stands beside a process that writes as many bytes to a file
 //! of the same file system in memory; a restore, until the command has returned (detached), beside a
 //! process that maps the image privately and touches each page, which is no restore (memory that is given
-//! away would not be zero afterwards) but the least that reading so much can cost.
+//! away would not be zero afterwards) but the least that reading so much can cost. Other programs that
+//! save and restore take turns with ours where they work.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Bench;
+use super::peers::{Peer, Peers};
 use super::process::{Failure, Output};
 use super::row::{Column, Row, Target, Unit};
 use super::running::Guest;
@@ -31,14 +33,18 @@ type Rounds = Vec<(usize, Vec<f64>)>;
 /// Only where the user interrupts.
 pub(super) fn measure(bench: &Bench) -> Result<Vec<Row>, String> {
     let image = Image::new();
+    let mut peers = Peers::probe(bench)?;
     let mut rows = Vec::new();
     let sizes: &[u32] = bench.pick(&[0, 1024, 4096], &[0, 256]);
     for size in sizes {
-        note(heap(bench, *size, &image), &format!("save of {size} MiB"), &mut rows)?;
+        note(heap(bench, *size, &image, &peers), &format!("save of {size} MiB"), &mut rows)?;
     }
     let size = bench.pick(1024, 256);
     note(zeros(bench, size, &image), "save of zeros", &mut rows)?;
-    note(crowd(bench, &image), "save of a crowd", &mut rows)?;
+    note(crowd(bench, &image, &peers), "save of a crowd", &mut rows)?;
+    if let Some(first) = rows.first_mut() {
+        first.notes.append(&mut peers.notes);
+    }
     Ok(rows)
 }
 
@@ -83,6 +89,12 @@ fn row(name: String, reference: &'static str, target: Target, theirs: Rounds, ou
         columns: vec![column(reference, theirs), column("ours", ours)],
         notes: Vec::new(),
     }
+}
+
+/// The row with more columns.
+fn with(mut row: Row, columns: Vec<Column>) -> Row {
+    row.columns.extend(columns);
+    row
 }
 
 /// What a save has told.
@@ -132,8 +144,10 @@ fn hold(bench: &Bench, argv: &[&str]) -> Result<Guest, Failure> {
 }
 
 /// Pause, save and restore of so many MiB of random bytes.
-fn heap(bench: &Bench, size: u32, image: &Image) -> Result<Vec<Row>, Failure> {
+fn heap(bench: &Bench, size: u32, image: &Image, peers: &Peers) -> Result<Vec<Row>, Failure> {
     let (size_word, heap) = (size.to_string(), bench.workshop.file("heap"));
+    let peer_guest = ["heap", "hold", &size_word, "random"];
+    let mut beside = peers.beside(bench, heap_peers(bench, size), &peer_guest);
     let guest = hold(bench, &[&heap.to_string_lossy(), "hold", &size_word, "random"])?;
     let [mut forks, mut pauses, mut copies, mut saves, mut maps, mut restores] =
         [const { Rounds::new() }; 6];
@@ -144,6 +158,7 @@ fn heap(bench: &Bench, size: u32, image: &Image) -> Result<Vec<Row>, Failure> {
         }
         let (told, wall) = save(bench, image)?;
         pauses.push((round, vec![told.pause_us * 1e3]));
+        beside.turn(round)?;
         if size == 0 {
             continue;
         }
@@ -156,17 +171,22 @@ fn heap(bench: &Bench, size: u32, image: &Image) -> Result<Vec<Row>, Failure> {
         0 => format!("{what}, nothing"),
         size => format!("{what}, {size} MiB"),
     };
+    let target = if size == 0 { Target::AtMost(3.0 * MILLISECOND) } else { Target::Ratio(1.5) };
+    let mut pause = with(row(name("pause"), "fork", target, forks, pauses), beside.pauses());
+    pause.notes.append(&mut beside.notes);
     if size == 0 {
-        let target = Target::AtMost(3.0 * MILLISECOND);
-        return Ok(vec![row(name("pause"), "fork", target, forks, pauses)]);
+        return Ok(vec![pause]);
     }
-    let mut pause = row(name("pause"), "fork", Target::Ratio(1.5), forks, pauses);
     pause.notes.push("the pause may take 5 ms more than 1.5 forks".to_owned());
-    Ok(vec![
-        pause,
-        row(name("whole"), "copy", Target::Ratio(1.3), copies, saves),
-        row(name("restore"), "mapping", Target::None, maps, restores),
-    ])
+    let whole = row(name("whole"), "copy", Target::Ratio(1.3), copies, saves);
+    let restore = row(name("restore"), "mapping", Target::None, maps, restores);
+    Ok(vec![pause, with(whole, beside.wholes()), with(restore, beside.restores())])
+}
+
+/// Who takes turns with ours: runsc, which does not tell how long its guest stood still, with one size
+/// only.
+fn heap_peers(bench: &Bench, size: u32) -> &'static [Peer] {
+    if size == bench.pick(1024, 256) { &[Peer::Criu, Peer::Runsc] } else { &[Peer::Criu] }
 }
 
 /// A save of touched zeros.
@@ -187,21 +207,26 @@ fn zeros(bench: &Bench, size: u32, image: &Image) -> Result<Vec<Row>, Failure> {
 }
 
 /// Many processes and threads.
-fn crowd(bench: &Bench, image: &Image) -> Result<Vec<Row>, Failure> {
+fn crowd(bench: &Bench, image: &Image, peers: &Peers) -> Result<Vec<Row>, Failure> {
     let crowd = bench.workshop.file("crowd");
     let mut rows = Vec::new();
     for (kind, count) in [("processes", "200"), ("threads", "500")] {
+        let peer_guest = ["crowd", kind, count];
+        let mut beside = peers.beside(bench, &[Peer::Criu], &peer_guest);
         let guest = hold(bench, &[&crowd.to_string_lossy(), kind, count])?;
         let (mut pauses, mut restores) = (Rounds::new(), Rounds::new());
         for round in 0..bench.pick(5, 3) {
             pauses.push((round, vec![save(bench, image)?.0.pause_us * 1e3]));
             restores.push((round, vec![restore(bench, image)?]));
+            beside.turn(round)?;
         }
         drop(guest);
-        for (what, rounds) in [("pause", pauses), ("restore", restores)] {
-            let name = format!("{what}, {count} {kind}");
-            rows.push(row(name, "fork", Target::None, Vec::new(), rounds));
-        }
+        let name = |what: &str| format!("{what}, {count} {kind}");
+        let pause = row(name("pause"), "fork", Target::None, Vec::new(), pauses);
+        let mut pause = with(pause, beside.pauses());
+        pause.notes.append(&mut beside.notes);
+        let restore = row(name("restore"), "fork", Target::None, Vec::new(), restores);
+        rows.extend([pause, with(restore, beside.restores())]);
     }
     Ok(rows)
 }
