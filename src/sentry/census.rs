@@ -199,7 +199,8 @@ impl Kernel {
             .iter()
             .filter_map(|member| {
                 let (parent, mut process) = describe(member, depth, &ids, self.init_pid())?;
-                process.cpu_us += self.carried().own(process.pid).total().as_micros() as u64;
+                let before = self.carried().own(process.pid).total().as_micros() as u64;
+                process.cpu_us = process.cpu_us.saturating_add(before);
                 // Whoever it is left to waits for it at once, and is never paused.
                 let has_ended = process.state == 'Z' && process.threads <= 1;
                 (!has_ended || !self.is_keeper(parent)).then_some(process)

@@ -59,9 +59,10 @@ pub fn clock_gettime(call: &Call<'_>, clockid: ClockId, tp: Out<Timespec>) -> An
     };
     let carried = call.kernel.carried();
     let read = match Whose::of(clockid.0) {
-        Some(Whose::Process(number)) => found(number).and_then(process_of).and_then(|pid| {
-            // What else the kernel would say to the number of a thread is its own affair.
-            let is_process = number == 0 || found(number) == Some(pid);
+        Some(Whose::Process(number)) => found(number).and_then(|other| {
+            let pid = process_of(other)?;
+            // What the kernel says to the number of another thread is its own affair.
+            let is_process = number == 0 || other == pid;
             let since = process_time(pid).ok().filter(|_| is_process)?;
             Some((since, carried.own(pid)))
         }),
