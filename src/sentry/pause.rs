@@ -108,8 +108,8 @@ impl Kernel {
     }
 
     /// The same at a moment when none sits in vfork(2) or is traced by the sentry for the time of one call, if
-    /// one comes soon: such a thread cannot be looked at by the pause's tracer. Else, and where a pause is in effect already, as [`Kernel::pause`] does. Gives
-    /// what `before` found just before all were stopped.
+    /// one comes soon: such a thread cannot be looked at by the pause's tracer. Else, and where a pause is in
+    /// effect already, as [`Kernel::pause`] does. Gives what `before` found just before all were stopped.
     pub fn pause_outside_vfork<B>(
         &self,
         mut before: impl FnMut() -> Result<B, KernelError>,

@@ -14,7 +14,7 @@ use crate::save::error::SaveError;
 use crate::save::hand::{Area, Borrowed, find_instruction};
 use crate::save::pipeline::Facts;
 use crate::save::state::{Clocks, Process, Table};
-use crate::sentry::{Carried, ProcessInfo, Tracees};
+use crate::sentry::{Carried, ProcessInfo, Tracees, Used};
 use crate::sys::agent::Data;
 use crate::sys::ptrace::Stop;
 
@@ -89,7 +89,8 @@ impl Found {
     }
 }
 
-/// Goes through all guests, which are stopped, and adds to `found`. `live`: they are to go on before their memory is read.
+/// Goes through all guests, which are stopped, and adds to `found`. `live`: they are to go on before their
+/// memory is read.
 pub fn sandbox(
     tracees: &mut Tracees,
     filters: Filters<'_>,
@@ -211,9 +212,10 @@ fn process_of(
         .ok_or_else(|| SaveError::failed(&who, "it ended while it was saved"))?;
     let mut process = blank(guest, &fields);
     let carried = Arc::clone(&found.earlier.carried);
+    let before = || [carried.own(guest.pid), carried.children(guest.pid)];
     if fields.state() == b'Z' {
         process.zombie = Some(fields.signed(52) as i32);
-        add_carried(&carried, guest.pid, &mut process.cpu_us);
+        add_before(&mut process.cpu_us, &before());
         return Ok(process);
     }
     let tids = threads_of(guest.pid)
@@ -248,10 +250,7 @@ fn process_of(
         let done = done.and_then(|()| {
             let mut thread = threads::capture(&who, &mut borrowed)?;
             waits::settle(&found.earlier.asleep, *tid, &mut thread);
-            let before = carried.thread(*tid);
-            let used = thread.cpu_us;
-            thread.cpu_us =
-                [used[0].saturating_add(before.user), used[1].saturating_add(before.system)];
+            add_before(&mut thread.cpu_us, &[carried.thread(*tid)]);
             Ok(thread)
         });
         // The thread is given back whatever came of it.
@@ -261,7 +260,7 @@ fn process_of(
         process.threads.push(done?);
         process.stopped = process.stopped.or(was_stopped);
     }
-    add_carried(&carried, guest.pid, &mut process.cpu_us);
+    add_before(&mut process.cpu_us, &before());
     Ok(process)
 }
 
@@ -368,12 +367,10 @@ fn blank(guest: &ProcessInfo, fields: &stat::Fields) -> Process {
     }
 }
 
-/// What the kernel counts began with zero where the process was restored before.
-fn add_carried(carried: &Carried, pid: i32, used: &mut [u64; 4]) {
-    let (own, children) = (carried.own(pid), carried.children(pid));
-    for (used, before) in
-        used.iter_mut().zip([own.user, own.system, children.user, children.system])
-    {
+/// Adds what was used before a restore, from which on the kernel counts.
+fn add_before(used: &mut [u64], before: &[Used]) {
+    let before = before.iter().flat_map(|it| [it.user, it.system]);
+    for (used, before) in used.iter_mut().zip(before) {
         *used = used.saturating_add(before);
     }
 }
