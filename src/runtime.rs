@@ -26,6 +26,7 @@ use crate::timekeeping::Namespace;
 
 mod attend;
 mod job;
+mod lazy;
 mod later;
 mod limits;
 mod network;

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use nix::errno::Errno;
@@ -20,11 +21,14 @@ use crate::config::{Host, RunSpec, Voice, grants, quoted};
 use crate::control::detach::{self, Outcome, Side};
 use crate::control::{Claim, Control};
 use crate::runtime::{self, Finished, Restored};
+use crate::save::error::RestoreError;
 use crate::save::image::Index;
 use crate::save::opened::{self, Image};
 use crate::save::restore::descriptors::FilesPolicy;
+use crate::save::restore::lazy::Lazy;
 use crate::save::restore::{self, direct, fill};
 use crate::save::spec;
+use crate::sentry::Features;
 use crate::sys::files;
 
 /// The words of `sandbox restore`.
@@ -54,6 +58,10 @@ pub(super) struct Command {
     /// Where the programs' monotonic clock goes on
     #[arg(long, value_enum, default_value_t = Clock::Continue)]
     clock: Clock,
+    /// Map memory from the image instead of reading it all first; the image must lie in a file, not
+    /// compressed
+    #[arg(long)]
+    lazy: bool,
     /// Say on stderr what was decided and why
     #[arg(short, long, conflicts_with = "quiet")]
     verbose: bool,
@@ -234,6 +242,12 @@ fn attempt(
 ) -> Result<(RunSpec, Finished), Failure> {
     let own = |sentence: String| (OWN_ERROR, sentence);
     let plain = plain_file(&opened);
+    if command.lazy && plain.is_none() {
+        return Err(own(refused(
+            command,
+            "--lazy needs an image that lies in a file and is not compressed; leave it away",
+        )));
+    }
     let Opened { image, bar, .. } = opened;
     let Image { mut sandbox, reader, .. } = image;
     let mut host = Host::current();
@@ -271,11 +285,32 @@ fn attempt(
         trees: spec.own_trees(),
         ..restore::Options::default()
     };
+    let lazy = match plain.as_ref().filter(|_| command.lazy) {
+        Some(file) => {
+            spec.features.insert(Features::LAZY);
+            let lazy = file
+                .try_clone()
+                .map_err(|error| RestoreError::failed("the image", error))
+                .and_then(|file| Lazy::new(file, &sandbox));
+            Some(Arc::new(lazy.map_err(|error| own(refused(command, error)))?))
+        }
+        None => None,
+    };
     let mut reader = Some(reader);
+    let (mapped, quiet) = (lazy.clone(), command.quiet);
     let restored = Restored {
         sandbox,
-        fill: Box::new(move |sinks| {
+        lazy,
+        tell: Box::new(move |why| {
+            if !quiet {
+                let _ = writeln!(io::stderr(), "sandbox: {why}");
+            }
+        }),
+        fill: Box::new(move |sinks, all| {
             let filled = match (reader.take(), &plain) {
+                (Some(_), _) if let (false, Some(lazy)) = (all, &mapped) => {
+                    direct::fill_rest(lazy, sinks, &|bytes| bar.add(bytes))
+                }
                 (Some(_), Some(file)) => Index::open(file)
                     .map_err(Into::into)
                     .and_then(|index| direct::fill(file, &index, sinks, &|bytes| bar.add(bytes))),

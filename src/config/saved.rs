@@ -149,7 +149,7 @@ impl SavedSpec {
             host_network: spec.network == Network::Host,
             mounts: spec.mounts.iter().map(SavedMount::of).collect(),
             limits: SavedLimits::of(&spec.limits),
-            features: spec.features.difference(Features::RESTORED).bits(),
+            features: spec.features.difference(Features::RESTORED | Features::LAZY).bits(),
             without: spec.without.bits(),
             voice: match spec.voice {
                 Voice::Quiet => 0,

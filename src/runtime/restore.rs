@@ -6,25 +6,30 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Error;
+use super::{Error, lazy};
 use crate::launch::{Behind, Plan};
 use crate::save::error::RestoreError;
+use crate::save::restore::lazy::Lazy;
 use crate::save::restore::maker::Sink;
 use crate::save::restore::{self, Options, ptys, seed};
 use crate::save::state::Sandbox;
-use crate::sentry::{Kernel, KernelError, RecordedFilter};
+use crate::sentry::{Kernel, KernelError, Level, RecordedFilter};
 use crate::sys::memfd::anonymous_file;
 use crate::timekeeping::Namespace;
 
-/// Brings the content of the memory section into its places.
-pub type Fill = Box<dyn FnMut(&HashMap<u32, Sink>) -> Result<(), RestoreError> + Send>;
+/// Brings the content of the memory section into its places: all of it, or what is not mapped.
+pub type Fill = Box<dyn FnMut(&HashMap<u32, Sink>, bool) -> Result<(), RestoreError> + Send>;
 
 /// An image, opened and checked as far as that goes before anything is made.
 pub struct Restored {
     /// What it says.
     pub sandbox: Sandbox,
-    /// Its content.
+    /// Its content. Told whether all of it is wanted, or what is not mapped.
     pub fill: Fill,
+    /// What is mapped, if that can be, and not filled.
+    pub lazy: Option<Arc<Lazy>>,
+    /// Tells the user why nothing is mapped after all.
+    pub tell: Box<dyn Fn(&str) + Send>,
     /// How to restore.
     pub options: Options,
 }
@@ -53,7 +58,7 @@ impl Restored {
         behind: &Behind,
         kernel: &Arc<Kernel>,
     ) -> Result<OwnedFd, Error> {
-        let Restored { sandbox, mut fill, options } = self;
+        let Restored { sandbox, mut fill, options, lazy, tell } = self;
         ptys::require_terminal(&sandbox, behind.master.is_some())?;
         if let (Some(own), Some(master)) = (&sandbox.terminal, &behind.master) {
             ptys::restore_own(master.as_fd(), own)?;
@@ -67,15 +72,31 @@ impl Restored {
             }
         }
         kernel.begin_cpu_time_at(Duration::from_micros(sandbox.run.cpu_us));
+        let lazy = lazy.filter(|lazy| match lazy::keep(kernel, lazy) {
+            Ok(()) => true,
+            Err(why) => {
+                let told = format!("all is read at once and not --lazy: {why}");
+                kernel.log().write(Level::Warning, &told);
+                tell(&told);
+                false
+            }
+        });
         let carried = Arc::clone(kernel.carried());
-        let kernel = Arc::clone(kernel);
+        let (of_image, own) = (lazy.clone(), Arc::clone(kernel));
         let grown = tokio::task::spawn_blocking(move || {
             let grow = move |_: &mut _| {
-                restore::grow(&planter, &gate, area, &sandbox, &options, &mut fill, &carried)
+                let lazy = of_image.as_deref();
+                let mut fill = |sinks: &HashMap<u32, Sink>| fill(sinks, lazy.is_none());
+                let content = (&mut fill as &mut restore::Fill<'_>, lazy);
+                restore::grow(&planter, &gate, area, &sandbox, &options, content, &carried)
             };
-            kernel.tracer().run(grow).map_err(KernelError::Tracer)
+            own.tracer().run(grow).map_err(KernelError::Tracer)
         });
         let lost = |_| Error::Own("restore the image", std::io::ErrorKind::Other.into());
-        Ok(grown.await.map_err(lost)???)
+        let program = grown.await.map_err(lost)???;
+        if let Some(lazy) = lazy {
+            lazy::check(kernel, lazy);
+        }
+        Ok(program)
     }
 }

@@ -16,6 +16,7 @@ pub mod pipeline;
 pub mod ptys;
 pub mod queues;
 pub mod restore;
+pub mod settle;
 pub mod sockets;
 pub mod spec;
 pub mod state;

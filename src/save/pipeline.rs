@@ -22,7 +22,7 @@ use crate::save::error::SaveError;
 use crate::save::image::{Features, ImageError, Writer};
 use crate::save::ptys::OwnTerminal;
 use crate::save::state::{Run, Sandbox};
-use crate::sentry::{self, Kernel, KernelError, filter_count};
+use crate::sentry::{self, Kernel, KernelError, Unsettled, filter_count};
 
 /// How to save.
 #[derive(Debug, Clone, Copy, Default)]
@@ -155,6 +155,9 @@ pub fn save(
 ) -> Result<Saved, SaveError> {
     let features = Features::of_this_machine()?;
     refuse_early(kernel)?;
+    if let Some(lazy) = kernel.lazy() {
+        lazy.settle(kernel, &Unsettled::Everything).map_err(SaveError::refused)?;
+    }
     if options.leave_running {
         let (sandbox, mut found, pause) = captured_live(kernel, facts, options)?;
         let saved = write(&sandbox, &found, &features, out, options, progress);

@@ -18,6 +18,8 @@ bitflags::bitflags! {
         const KMSG = 1 << 11;
         /// The guests come from an image: their CPU times began before.
         const RESTORED = 1 << 12;
+        /// Memory of the guests may still be mapped from their image: `restore --lazy`.
+        const LAZY = 1 << 13;
         /// The time of day is the sandbox's own (`--time`).
         const VIRTUAL_TIME = 1 << 16;
         /// All clocks run at a rate of their own (`--time rate=N`). Never without VIRTUAL_TIME.

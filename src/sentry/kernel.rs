@@ -192,6 +192,7 @@ pub struct Kernel {
     /// The filters that guests have loaded. Protected by itself, a leaf of the lock order.
     filters: super::filter_log::FilterLog,
     carried: Arc<Carried>,
+    pub(super) lazy: OnceLock<Arc<super::lazy::Lazy>>,
     pub(super) keepers: Keepers,
     pub(super) accounting: Accounting,
     pub(super) pausing: Pause,
@@ -236,6 +237,7 @@ impl Kernel {
             tasks: TaskSet::default(),
             filters: super::filter_log::FilterLog::default(),
             carried: Arc::default(),
+            lazy: OnceLock::new(),
             keepers,
             accounting: Accounting::new(args.init_pid),
             pausing: Pause::default(),

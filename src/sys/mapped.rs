@@ -34,6 +34,11 @@ impl Mapped {
         Ok(Mapped { start, length })
     }
 
+    /// Where it is.
+    pub fn address(&self) -> u64 {
+        self.start.as_ptr() as u64
+    }
+
     /// Copies from an offset of the file to the memory of `tid` (process_vm_writev(2)); gives how much.
     /// EFAULT: the process has no such memory, or the file no such place.
     pub fn write_memory(

@@ -17,7 +17,7 @@ pub(crate) enum Way {
     Restored,
     /// It has been paused before.
     PausedAndRestored,
-    /// What was restored is saved once more, and restored once more.
+    /// What was restored, with memory mapped from the image, is saved once more, and restored once more.
     RestoredTwice,
 }
 
@@ -93,7 +93,9 @@ impl Desk {
         } else {
             self.sandbox(&["save", "it", "-o", "image"]).success();
             self.sandbox(&["wait", "it"]).expect_status(137);
-            self.sandbox(&["restore", "image", "--detach", "--id", "it"]).success();
+            let lazy = (way == Way::RestoredTwice).then_some("--lazy");
+            let words = ["restore", "image", "--detach", "--id", "it"];
+            self.sandbox(&words.into_iter().chain(lazy).collect::<Vec<_>>()).success();
         }
         if way == Way::RestoredTwice {
             self.save(Way::Restored);

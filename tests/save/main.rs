@@ -5,6 +5,7 @@
 mod desk;
 mod likeness;
 mod failures;
+mod lazy;
 mod programs;
 mod waits;
 

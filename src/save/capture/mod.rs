@@ -166,7 +166,7 @@ fn ipc_of(
 }
 
 /// Where a `syscall` instruction of the process is.
-fn instruction_of(pid: i32, who: &str) -> Result<u64, SaveError> {
+pub(in crate::save) fn instruction_of(pid: i32, who: &str) -> Result<u64, SaveError> {
     let executable: Vec<(u64, u64, bool)> = maps::list(pid)
         .map_err(|error| SaveError::failed(format!("{who}: its mappings"), error.desc()))?
         .iter()
@@ -266,7 +266,7 @@ fn process_of(
 
 /// Borrows the hand of a held thread: its number, and of whom it is. Where that cannot be it stays held, as
 /// it was. `area`: where the agent lies in its process already.
-fn lend(
+pub(in crate::save) fn lend(
     tracees: &mut Tracees,
     gate: &Gate,
     (tid, who): (i32, &str),
@@ -383,7 +383,7 @@ fn not_held(who: &str, tid: i32) -> SaveError {
 }
 
 /// The threads of a process that live, its leader first.
-fn threads_of(pid: i32) -> Result<Vec<i32>, Errno> {
+pub(in crate::save) fn threads_of(pid: i32) -> Result<Vec<i32>, Errno> {
     let directory = std::fs::read_dir(format!("/proc/{pid}/task"))
         .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))?;
     let mut all: Vec<i32> = directory

@@ -290,49 +290,65 @@ impl Index {
     /// Compares all content with its checksums, with several threads. What has been mapped or read
     /// without [`Index::unpack`] is to be trusted only after this.
     pub fn verify(&self, file: &File) -> Result<(), ImageError> {
-        let next = Mutex::new(0);
-        let threads = thread::available_parallelism().map_or(1, usize::from).min(THREADS);
-        thread::scope(|scope| {
-            let others: Vec<_> =
-                (1..threads).map(|_| scope.spawn(|| self.verify_some(file, &next))).collect();
-            let own = self.verify_some(file, &next);
-            let outcomes = others.into_iter().map(|it| it.join().unwrap_or_else(|_| Err(died())));
-            outcomes.fold(own, Result::and)
-        })
+        verify(&self.blocks, file)
     }
 
-    /// Takes blocks that lie together and checks them, until there are none.
-    fn verify_some(&self, file: &File, next: &Mutex<usize>) -> Result<(), ImageError> {
-        let mut room = vec![0; AT_ONCE as usize];
-        loop {
-            let some = {
-                let mut next = next.lock().unwrap_or_else(PoisonError::into_inner);
-                let some = self.together(*next);
-                *next = some.end;
-                &self.blocks[some]
-            };
-            let (Some(first), Some(last)) = (some.first(), some.last()) else { return Ok(()) };
-            let (begin, end) = (first.range().start, last.range().end);
-            if end - begin > AT_ONCE {
-                first.check_in_pieces(&mut At { file, at: begin }, &mut room)?;
-                continue;
-            }
-            let length = (end - begin) as usize;
-            read_exact(&mut At { file, at: begin }, &mut room[..length], WITHIN)?;
-            for block in some {
-                let Range { start, end } = block.range();
-                block.check(&room[(start - begin) as usize..(end - begin) as usize])?;
-            }
+    /// The same for the content that lies where `which` says (first byte, byte behind it).
+    pub fn verify_where(
+        &self,
+        file: &File,
+        which: &dyn Fn(u64, u64) -> bool,
+    ) -> Result<(), ImageError> {
+        let is_wanted = |block: &&Block| which(block.at, block.at + block.record.stored);
+        let blocks: Vec<Block> = self.blocks.iter().filter(is_wanted).copied().collect();
+        verify(&blocks, file)
+    }
+}
+
+/// Compares blocks with their checksums, with several threads.
+fn verify(blocks: &[Block], file: &File) -> Result<(), ImageError> {
+    let next = Mutex::new(0);
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(THREADS);
+    thread::scope(|scope| {
+        let others: Vec<_> =
+            (1..threads).map(|_| scope.spawn(|| verify_some(blocks, file, &next))).collect();
+        let own = verify_some(blocks, file, &next);
+        let outcomes = others.into_iter().map(|it| it.join().unwrap_or_else(|_| Err(died())));
+        outcomes.fold(own, Result::and)
+    })
+}
+
+/// Takes blocks that lie together and checks them, until there are none.
+fn verify_some(blocks: &[Block], file: &File, next: &Mutex<usize>) -> Result<(), ImageError> {
+    let mut room = vec![0; AT_ONCE as usize];
+    loop {
+        let some = {
+            let mut next = next.lock().unwrap_or_else(PoisonError::into_inner);
+            let some = together(blocks, *next);
+            *next = some.end;
+            &blocks[some]
+        };
+        let (Some(first), Some(last)) = (some.first(), some.last()) else { return Ok(()) };
+        let (begin, end) = (first.range().start, last.range().end);
+        if end - begin > AT_ONCE {
+            first.check_in_pieces(&mut At { file, at: begin }, &mut room)?;
+            continue;
+        }
+        let length = (end - begin) as usize;
+        read_exact(&mut At { file, at: begin }, &mut room[..length], WITHIN)?;
+        for block in some {
+            let Range { start, end } = block.range();
+            block.check(&room[(start - begin) as usize..(end - begin) as usize])?;
         }
     }
+}
 
-    /// Blocks from this one on that are read at once.
-    fn together(&self, first: usize) -> Range<usize> {
-        let blocks = self.blocks.get(first..).unwrap_or_default();
-        let limit = blocks.first().map_or(0, |it| it.at + AT_ONCE);
-        let more = blocks.iter().skip(1).take_while(|it| it.range().end <= limit).count();
-        first..(first + 1 + more).min(self.blocks.len())
-    }
+/// Blocks from this one on that are read at once.
+fn together(blocks: &[Block], first: usize) -> Range<usize> {
+    let rest = blocks.get(first..).unwrap_or_default();
+    let limit = rest.first().map_or(0, |it| it.at + AT_ONCE);
+    let more = rest.iter().skip(1).take_while(|it| it.range().end <= limit).count();
+    first..(first + 1 + more).min(blocks.len())
 }
 
 /// Header, its checksum, features.

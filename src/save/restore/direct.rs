@@ -3,8 +3,8 @@
 //! Where the image is a regular file that is not packed, its list is read first ([`Index`]), and pages go
 //! from the page cache into the guests' memory, by several threads, while others compare the whole with
 //! its checksums. Nothing of it is in use before both are done. Memory is filled at once and not mapped
-//! from the image: a mapping would give the image's content back where the guest gives memory away
-//! (MADV_DONTNEED of madvise(2)) and expects zeros.
+//! from the image, unless the user asks for that ([`super::lazy`]): a mapping would give the image's content
+//! back where the guest gives memory away (MADV_DONTNEED of madvise(2)) and expects zeros.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -15,6 +15,7 @@ use std::thread;
 use nix::errno::Errno;
 
 use super::fill;
+use super::lazy::Lazy;
 use super::maker::Sink;
 use crate::save::error::RestoreError;
 use crate::save::image::{Index, Run, Source};
@@ -33,14 +34,34 @@ pub fn fill(
     sinks: &HashMap<u32, Sink>,
     done: &(dyn Fn(u64) + Sync),
 ) -> Result<(), RestoreError> {
+    put_all(file, index, index.runs(), sinks, done, &|| Ok(index.verify(file)?))
+}
+
+/// The same for what is not mapped.
+pub fn fill_rest(
+    lazy: &Lazy,
+    sinks: &HashMap<u32, Sink>,
+    done: &(dyn Fn(u64) + Sync),
+) -> Result<(), RestoreError> {
+    put_all(lazy.file(), lazy.index(), lazy.rest(), sinks, done, &|| lazy.verify_rest())
+}
+
+fn put_all(
+    file: &File,
+    index: &Index,
+    runs: &[Run],
+    sinks: &HashMap<u32, Sink>,
+    done: &(dyn Fn(u64) + Sync),
+    verify: &(dyn Fn() -> Result<(), RestoreError> + Sync),
+) -> Result<(), RestoreError> {
     let length = index.summary().bytes;
     let mapped = usize::try_from(length).ok().and_then(|length| Mapped::new(file, length).ok());
-    let portions: Vec<Run> = index.runs().iter().flat_map(portions).collect();
+    let portions: Vec<Run> = runs.iter().flat_map(portions).collect();
     let work = Work { file, mapped, sinks, portions, next: AtomicUsize::new(0), done };
     let threads = thread::available_parallelism().map_or(1, usize::from).min(THREADS);
     thread::scope(|scope| {
         let others: Vec<_> = (1..threads).map(|_| scope.spawn(|| work.copy_some())).collect();
-        let check = scope.spawn(|| index.verify(file));
+        let check = scope.spawn(verify);
         let mut outcome = work.copy_some();
         for stream in index.streams() {
             let bytes = index.stream(file, stream)?;

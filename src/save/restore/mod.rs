@@ -27,6 +27,7 @@ pub mod descriptors;
 pub mod direct;
 pub mod fill;
 pub mod ipc;
+pub mod lazy;
 pub mod maker;
 pub mod process;
 pub mod ptys;
@@ -42,6 +43,7 @@ pub mod trees;
 pub mod waits;
 
 use descriptors::{FilesPolicy, RestoreStreams};
+use lazy::Lazy;
 use maker::{Maker, Sink};
 use space::Sources;
 use tree::Step;
@@ -83,7 +85,8 @@ pub fn area(sandbox: &Sandbox) -> Result<u64, RestoreError> {
         .ok_or_else(|| RestoreError::refused("the image is damaged: its mappings leave no room"))
 }
 
-/// Puts all processes together and lets them go. `planter`: see there; `area`: where its seeds lie.
+/// Puts all processes together and lets them go. `planter`: see there; `area`: where its seeds lie; `lazy`:
+/// what is mapped, and not filled.
 /// Gives a descriptor that stands for the run's program.
 pub fn grow(
     planter: &Planter,
@@ -91,7 +94,7 @@ pub fn grow(
     area: u64,
     sandbox: &Sandbox,
     options: &Options,
-    fill: &mut Fill<'_>,
+    (fill, lazy): (&mut Fill<'_>, Option<&Lazy>),
     carried: &Carried,
 ) -> Result<OwnedFd, RestoreError> {
     let (courier, theirs) = courier::pair(FIRST)
@@ -139,6 +142,10 @@ pub fn grow(
     own_foreground(sandbox, &mut plants)?;
     fill(&maker.sinks)?;
     for plant in plants.iter_mut() {
+        if let Some(lazy) = lazy {
+            let space = space_of(sandbox, plant)?;
+            lazy.map(&mut plant.hand, space, &courier, &plant.who)?;
+        }
         furnish(sandbox, plant, gate)?;
     }
     descriptors::make_late_files(&mut maker, options.files)?;

@@ -190,7 +190,7 @@ fn broken(who: &str, mapping: &Mapping) -> RestoreError {
     RestoreError::refused(format!("the image is damaged: {who}: mapping {start:x}-{end:x}"))
 }
 
-fn has(mapping: &Mapping, flag: &str) -> bool {
+pub(super) fn has(mapping: &Mapping, flag: &str) -> bool {
     mapping.flags.split(' ').any(|it| it == flag)
 }
 

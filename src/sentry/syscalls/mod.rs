@@ -8,6 +8,7 @@ pub mod clocks;
 pub mod exec;
 pub mod filters;
 pub mod klog;
+pub mod lazy;
 pub mod machine;
 pub mod processes;
 pub mod row;

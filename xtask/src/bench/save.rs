@@ -122,9 +122,9 @@ fn verb(bench: &Bench, words: &[&str]) -> Result<(String, f64), Failure> {
 }
 
 /// Restores the image, and ends what it made. Gives the time of the restore.
-fn restore(bench: &Bench, image: &Image) -> Result<f64, Failure> {
+fn restore(bench: &Bench, image: &Image, flags: &[&str]) -> Result<f64, Failure> {
     let words = ["restore", image.name(), "--detach", "--id", RESTORED, "--quiet"];
-    let (_, wall) = verb(bench, &words)?;
+    let (_, wall) = verb(bench, &[&words, flags].concat())?;
     verb(bench, &["kill", RESTORED, "KILL"])?;
     Ok(wall)
 }
@@ -149,8 +149,8 @@ fn heap(bench: &Bench, size: u32, image: &Image, peers: &Peers) -> Result<Vec<Ro
     let peer_guest = ["heap", "hold", &size_word, "random"];
     let mut beside = peers.beside(bench, heap_peers(bench, size), &peer_guest);
     let guest = hold(bench, &[&heap.to_string_lossy(), "hold", &size_word, "random"])?;
-    let [mut forks, mut pauses, mut copies, mut saves, mut maps, mut restores] =
-        [const { Rounds::new() }; 6];
+    let [mut forks, mut pauses, mut copies, mut saves, mut maps, mut restores, mut lazily] =
+        [const { Rounds::new() }; 7];
     for round in 0..bench.pick(5, 3) {
         forks.push((round, heap_says(bench, &["fork", &size_word])?));
         if size > 0 {
@@ -164,7 +164,8 @@ fn heap(bench: &Bench, size: u32, image: &Image, peers: &Peers) -> Result<Vec<Ro
         }
         saves.push((round, vec![wall]));
         maps.push((round, heap_says(bench, &["map", &size_word, image.name()])?));
-        restores.push((round, vec![restore(bench, image)?]));
+        restores.push((round, vec![restore(bench, image, &[])?]));
+        lazily.push((round, vec![restore(bench, image, &["--lazy"])?]));
     }
     drop(guest);
     let name = |what: &str| match size {
@@ -180,7 +181,9 @@ fn heap(bench: &Bench, size: u32, image: &Image, peers: &Peers) -> Result<Vec<Ro
     pause.notes.push("the pause may take 5 ms more than 1.5 forks".to_owned());
     let whole = row(name("whole"), "copy", Target::Ratio(1.3), copies, saves);
     let restore = row(name("restore"), "mapping", Target::None, maps, restores);
-    Ok(vec![pause, with(whole, beside.wholes()), with(restore, beside.restores())])
+    let target = Target::AtMost(50.0 * MILLISECOND);
+    let lazily = row(name("restore --lazy"), "mapping", target, Vec::new(), lazily);
+    Ok(vec![pause, with(whole, beside.wholes()), with(restore, beside.restores()), lazily])
 }
 
 /// Who takes turns with ours: runsc, which does not tell how long its guest stood still, with one size
@@ -217,7 +220,7 @@ fn crowd(bench: &Bench, image: &Image, peers: &Peers) -> Result<Vec<Row>, Failur
         let (mut pauses, mut restores) = (Rounds::new(), Rounds::new());
         for round in 0..bench.pick(5, 3) {
             pauses.push((round, vec![save(bench, image)?.0.pause_us * 1e3]));
-            restores.push((round, vec![restore(bench, image)?]));
+            restores.push((round, vec![restore(bench, image, &[])?]));
             beside.turn(round)?;
         }
         drop(guest);

@@ -10,7 +10,9 @@ use libc::*;
 
 use super::super::args::*;
 use super::super::row::syscalls;
-use super::super::{clocks, exec, filters, klog, machine, processes, stamps, timeouts, usage};
+use super::super::{
+    clocks, exec, filters, klog, lazy, machine, processes, stamps, timeouts, usage,
+};
 // By name, so that a later libc crate that knows them too makes no difference.
 use crate::sys::numbers::{
     SYS_cachestat, SYS_create_module, SYS_file_getattr, SYS_file_setattr, SYS_futex_requeue,
@@ -138,10 +140,12 @@ syscalls! {
     ) => handled(sync timeouts::select, VIRTUAL_RATE);
     SYS_sched_yield() => native;
     SYS_mremap(old_address: Addr, old_size: Len, new_size: Len, flags: WideFlags, new_address: Addr)
-        => native;
+        => handled(async lazy::mremap, LAZY);
     SYS_msync(addr: Addr, length: Len, flags: Flags) => native;
     SYS_mincore(addr: Addr, length: Len, vec: OutBuf) => native;
-    SYS_madvise(addr: Addr, length: Len, advice: Advice) => native;
+    SYS_madvise(addr: Addr, length: Len, advice: Advice) => native, except {
+        advice in lazy::ADVICE => handled(async lazy::madvise, LAZY),
+    };
     SYS_shmget(key: Key, size: Len, shmflg: Flags) => native;
     SYS_shmat(shmid: IpcId, shmaddr: Addr, shmflg: Flags) => native;
     SYS_shmctl(shmid: IpcId, cmd: Operation, buf: InOut<ShmidDs>) => native;
@@ -316,6 +320,7 @@ syscalls! {
     SYS_prctl(option: PrctlOption, arg2: ULong, arg3: ULong, arg4: ULong, arg5: ULong)
         => native, except {
         option is PR_SET_SECCOMP => handled(sync filters::prctl, ALWAYS),
+        option is lazy::PR_SET_VMA => handled(async lazy::prctl, LAZY),
     };
     SYS_arch_prctl(code: Operation, addr: Addr) => native;
     // Reading the clock's state is common; setting it needs a capability.
@@ -647,7 +652,9 @@ syscalls! {
     SYS_pidfd_getfd(pidfd: PidFd, targetfd: Fd, flags: Flags) => native;
     SYS_faccessat2(dirfd: DirFd, pathname: Path, mode: AccessMode, flags: AtFlags) => native;
     SYS_process_madvise(pidfd: PidFd, iovec: In<Iovec>, vlen: Len, advice: Advice, flags: Flags)
-        => native;
+        => native, except {
+        advice in lazy::ADVICE => handled(async lazy::process_madvise, LAZY),
+    };
     SYS_epoll_pwait2(
         epfd: Fd, events: Out<EpollEvent>, maxevents: Int, timeout: In<Timespec>,
         sigmask: In<SigSet>, sigsetsize: Len
