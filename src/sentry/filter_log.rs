@@ -9,6 +9,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use super::task::RecordedFilter;
+use crate::sys::generated;
 
 /// Bytes of programs that are remembered at most. A program that loads more cannot be saved any more.
 const MOST: usize = 4 << 20;
@@ -64,7 +65,7 @@ impl FilterLog {
 /// How many seccomp filters a thread has, those of the sandbox and of its surroundings included
 /// (Seccomp_filters of proc_pid_status(5)).
 pub fn count(tid: i32) -> Option<usize> {
-    let text = std::fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
+    let text = generated::text(format!("/proc/{tid}/status")).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("Seccomp_filters:"))?;
     line.trim().parse().ok()
 }

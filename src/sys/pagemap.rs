@@ -76,9 +76,10 @@ fn scan(
     end: u64,
     wanted: (u64, u64, u64),
 ) -> Result<Vec<(u64, u64)>, Errno> {
-    const AT_ONCE: usize = 4096;
+    // Most ask about a mapping with a few; who has many gets more room.
+    let mut room = 64;
     let mut found: Vec<(u64, u64)> = Vec::new();
-    let mut regions = vec![Region::default(); AT_ONCE];
+    let mut regions = vec![Region::default(); room];
     let mut at = start;
     while at < end {
         let mut arguments = Scan {
@@ -86,7 +87,7 @@ fn scan(
             start: at,
             end,
             vec: regions.as_mut_ptr() as u64,
-            vec_len: AT_ONCE as u64,
+            vec_len: room as u64,
             category_inverted: wanted.0,
             category_mask: wanted.1,
             category_anyof_mask: wanted.2,
@@ -103,6 +104,10 @@ fn scan(
             break;
         }
         at = arguments.walk_end;
+        if count == room && room < 4096 {
+            room *= 8;
+            regions.resize(room, Region::default());
+        }
     }
     Ok(found)
 }

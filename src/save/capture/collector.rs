@@ -1,5 +1,6 @@
 //! What is found while stopped guests are gone through, each thing once whoever shares it.
 
+use std::cell::OnceCell;
 use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -14,6 +15,7 @@ use crate::save::hand::Hand;
 use crate::save::ptys::Pty;
 use crate::save::state::{Object, OpenFile, Pipe, SharedMemory};
 use crate::sys::beneath;
+use crate::sys::generated;
 
 /// A stopped process that is being captured.
 #[derive(Debug)]
@@ -24,6 +26,26 @@ pub struct Subject<'s> {
     pub guest_pid: i32,
     /// Calls that it makes itself.
     pub hand: &'s mut Hand,
+    /// Once somebody has asked.
+    name: OnceCell<String>,
+}
+
+impl<'s> Subject<'s> {
+    /// `pid`: as the host numbers it; `guest_pid`: as the guest does.
+    pub fn new(pid: i32, guest_pid: i32, hand: &'s mut Hand) -> Subject<'s> {
+        Subject { pid, guest_pid, hand, name: OnceCell::new() }
+    }
+
+    /// For complaints: "process 12 (python3)".
+    pub fn name(&self) -> &str {
+        self.name.get_or_init(|| {
+            let name = generated::contents(format!("/proc/{}/comm", self.pid)).unwrap_or_default();
+            let name = String::from_utf8_lossy(&name);
+            // (A guest chooses it.)
+            let name: String = name.trim_end().chars().filter(|it| !it.is_control()).collect();
+            format!("process {} ({name})", self.guest_pid)
+        })
+    }
 }
 
 /// Content for the memory section.
@@ -170,10 +192,6 @@ impl Collector {
 
 impl std::fmt::Display for Subject<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "process {}", self.guest_pid)?;
-        match std::fs::read_to_string(format!("/proc/{}/comm", self.pid)) {
-            Ok(name) => write!(f, " ({})", name.trim_end()),
-            Err(_) => Ok(()),
-        }
+        f.write_str(self.name())
     }
 }

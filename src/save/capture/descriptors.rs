@@ -30,6 +30,7 @@ use super::collector::{Collector, Subject};
 use super::fdinfo::{FdInfo, Held};
 use crate::save::error::SaveError;
 use crate::save::state::{Descriptor, FileKind, Identity, OpenFile, Table};
+use crate::sys::generated;
 use crate::sys::{descriptors, process};
 
 /// Whose descriptors are looked at.
@@ -183,7 +184,7 @@ impl Holder {
         let root = root.map_err(|errno| {
             SaveError::failed(format!("cannot open the root of {name}"), errno.desc())
         })?;
-        Ok(Holder { tid, pidfd, root: Arc::new(root), name })
+        Ok(Holder { tid, pidfd, root: Arc::new(root), name: name.to_owned() })
     }
 
     fn path(&self, what: &str, fd: RawFd) -> String {
@@ -223,7 +224,7 @@ impl Holder {
     }
 
     fn information(&self, fd: RawFd) -> Result<FdInfo, SaveError> {
-        let text = std::fs::read_to_string(self.path("fdinfo", fd))
+        let text = generated::text(self.path("fdinfo", fd))
             .map_err(|error| self.failed(fd, "read the state", error))?;
         FdInfo::parse(text).ok_or_else(|| self.failed(fd, "read the state", "it is not understood"))
     }
@@ -249,17 +250,6 @@ impl Holder {
     fn reopen(&self, fd: RawFd, flags: OFlag) -> Result<OwnedFd, SaveError> {
         open(self.path("fd", fd).as_str(), flags | OFlag::O_CLOEXEC, Mode::empty())
             .map_err(self.failed_with(fd, "read the content"))
-    }
-}
-
-impl Subject<'_> {
-    /// For complaints: "process 12 (python3)".
-    pub fn name(&self) -> String {
-        let name = std::fs::read(format!("/proc/{}/comm", self.pid)).unwrap_or_default();
-        let name = String::from_utf8_lossy(&name);
-        // (A guest chooses it.)
-        let name: String = name.trim_end().chars().filter(|it| !it.is_control()).collect();
-        format!("process {} ({name})", self.guest_pid)
     }
 }
 

@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 
 use nix::errno::Errno;
 
-use crate::save::state::Object;
+use crate::save::state::{Identity, Object};
 use crate::sys::descriptors::{self, Place};
 
 /// Device and inode.
@@ -29,6 +29,8 @@ pub struct Known {
     pub(super) pipes: HashMap<Inode, PipeEnds>,
     /// Epoll descriptions, whose targets are looked for once all tables are known.
     pub(super) epolls: Vec<Waiting<super::fdinfo::Watched>>,
+    /// What mapped files are like, by path.
+    pub(super) identities: HashMap<Vec<u8>, Identity>,
     /// Memory that has an inode.
     shared: HashMap<Inode, u32>,
     /// Inotify descriptions, whose paths are.

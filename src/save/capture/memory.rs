@@ -7,12 +7,14 @@ use std::path::Path;
 use serde_bytes::ByteBuf;
 
 use super::collector::{Collector, Content, Subject};
+use super::known::Known;
 use super::maps::{self, Line};
 use super::shared;
 use super::snapshot::{self, Live};
 use crate::save::error::SaveError;
 use crate::save::hand::AREA;
 use crate::save::state::{Identity, Layout, MappedFile, Mapping, MappingKind, Object, Space};
+use crate::sys::generated;
 use crate::sys::pagemap;
 
 /// The kernel's page at the end of the address space, the same in every process.
@@ -42,6 +44,11 @@ pub fn capture(
     let mut mappings = Vec::with_capacity(lines.len());
     let object = collector.object();
     let mut lock_new = 0;
+    let all_guards = match (lines.first(), lines.iter().rfind(|line| line.name != VSYSCALL)) {
+        (Some(first), Some(last)) => pagemap::guards(&pagemap, first.start, last.end),
+        _ => Ok(Vec::new()),
+    };
+    let all_guards = all_guards.map_err(failed("its pages cannot be found"))?;
     for line in lines.iter().filter(|line| line.name != VSYSCALL) {
         // The hand's own place. The kernel may have joined it to a mapping beside it.
         for piece in without(line, area, area + AREA) {
@@ -61,8 +68,7 @@ pub fn capture(
             }
             let guards = match kind {
                 MappingKind::Vvar(_) | MappingKind::Vdso => Vec::new(),
-                _ => pagemap::guards(&pagemap, piece.start, piece.end)
-                    .map_err(failed("its pages cannot be found"))?,
+                _ => cut(&all_guards, piece.start, piece.end),
             };
             if let MappingKind::Shared { index, .. } = kind {
                 collector.mapped.see(index, pid, &piece, (&own, &guards));
@@ -120,6 +126,13 @@ pub fn join(ranges: &mut Vec<(u64, u64)>, range: (u64, u64)) {
         Some(last) if last.1 == range.0 => last.1 = range.1,
         _ => ranges.push(range),
     }
+}
+
+/// The parts of ranges, which are in order, that lie within one.
+fn cut(ranges: &[(u64, u64)], start: u64, end: u64) -> Vec<(u64, u64)> {
+    let first = ranges.partition_point(|range| range.1 <= start);
+    let inside = ranges[first..].iter().take_while(|range| range.0 < end);
+    inside.map(|range| (range.0.max(start), range.1.min(end))).collect()
 }
 
 /// What is left of a mapping outside a range.
@@ -196,7 +209,7 @@ fn kind(
         let (offset, private) = (line.offset, !line.shared);
         return Ok(MappingKind::Shared { index, offset, private });
     }
-    let file = mapped_file(subject, line)?;
+    let file = mapped_file(subject, line, collector)?;
     if line.shared && line.has("mw") {
         let who = subject.to_string();
         super::flush::sync_mapped(subject.pid, &line.name, &who, &mut collector.synced)?;
@@ -208,16 +221,30 @@ fn kind(
     })
 }
 
-fn mapped_file(subject: &Subject<'_>, line: &Line) -> Result<MappedFile, SaveError> {
+fn mapped_file(
+    subject: &Subject<'_>,
+    line: &Line,
+    collector: &mut Collector,
+) -> Result<MappedFile, SaveError> {
     let show = String::from_utf8_lossy(&line.name).into_owned();
     let path = ByteBuf::from(line.name.clone());
-    let identity = identity(subject.pid, &line.name)
+    let identity = known_identity(subject.pid, &line.name, &mut collector.known)
         .map_err(|error| SaveError::failed(format!("{subject}: the mapped file {show}"), error))?;
     Ok(MappedFile::Path { path, identity })
 }
 
+/// What a file of the guests' view, which all of them share, is like. Processes map the same ones.
+pub fn known_identity(pid: i32, path: &[u8], known: &mut Known) -> std::io::Result<Identity> {
+    if let Some(identity) = known.identities.get(path) {
+        return Ok(*identity);
+    }
+    let identity = identity(pid, path)?;
+    known.identities.insert(path.to_vec(), identity);
+    Ok(identity)
+}
+
 /// What a file of the guest's view is like.
-pub fn identity(pid: i32, path: &[u8]) -> std::io::Result<Identity> {
+fn identity(pid: i32, path: &[u8]) -> std::io::Result<Identity> {
     use std::os::unix::ffi::OsStrExt;
     let relative = path.strip_prefix(b"/").unwrap_or(path);
     let root = format!("/proc/{pid}/root");
@@ -240,9 +267,10 @@ fn attributes(
     let who = subject.to_string();
     let missing = |what: &str| SaveError::failed(format!("{who}: {what}"), "cannot be read");
     let stat = super::stat::read(pid).ok_or_else(|| missing("its state"))?;
-    let auxv = std::fs::read(format!("/proc/{pid}/auxv")).map_err(|_| missing("its vector"))?;
+    let auxv =
+        generated::contents(format!("/proc/{pid}/auxv")).map_err(|_| missing("its vector"))?;
     let exe = std::fs::read_link(format!("/proc/{pid}/exe")).map_err(|_| missing("its program"))?;
-    let filter = std::fs::read_to_string(format!("/proc/{pid}/coredump_filter"));
+    let filter = generated::text(format!("/proc/{pid}/coredump_filter"));
     let filter = filter.ok().and_then(|text| u32::from_str_radix(text.trim(), 16).ok());
 
     let mut table = subject.hand.table();

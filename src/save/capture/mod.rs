@@ -4,7 +4,7 @@
 //! the thread that holds the guests ([`crate::sentry::Tracees`]), while none of them runs.
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use nix::errno::Errno;
 use nix::time::{ClockId, clock_gettime};
@@ -16,6 +16,7 @@ use crate::save::pipeline::Facts;
 use crate::save::state::{Clocks, Process, Table};
 use crate::sentry::{Carried, ProcessInfo, Tracees, Used};
 use crate::sys::agent::Data;
+use crate::sys::generated;
 use crate::sys::ptrace::Stop;
 
 pub mod collector;
@@ -158,8 +159,7 @@ fn ipc_of(
     let instruction = instruction_of(guest.pid, &who)?;
     let (mut borrowed, _) = lend(tracees, gate, (guest.pid, &who), None, instruction)?;
     borrowed.hand.respect(programs);
-    let mut subject =
-        Subject { pid: guest.pid, guest_pid: guest.guest_pid, hand: &mut borrowed.hand };
+    let mut subject = Subject::new(guest.pid, guest.guest_pid, &mut borrowed.hand);
     let ipc = ipc::capture(&mut subject, &living, collector);
     tracees.put(borrowed.end().map_err(SaveError::of(&who))?);
     ipc
@@ -167,15 +167,37 @@ fn ipc_of(
 
 /// Where a `syscall` instruction of the process is.
 pub(in crate::save) fn instruction_of(pid: i32, who: &str) -> Result<u64, SaveError> {
+    /// Where in the vDSO one is: it is the kernel's, and the same in every process.
+    static IN_VDSO: OnceLock<u64> = OnceLock::new();
+    let known = IN_VDSO.get().zip(vdso_of(pid)).map(|(offset, vdso)| vdso + offset);
+    if let Some(known) = known.filter(|at| find_instruction(pid, &[(*at, at + 2, true)]).is_some())
+    {
+        return Ok(known);
+    }
     let executable: Vec<(u64, u64, bool)> = maps::list(pid)
         .map_err(|error| SaveError::failed(format!("{who}: its mappings"), error.desc()))?
         .iter()
         .filter(|line| line.protection & libc::PROT_EXEC as u32 != 0)
         .map(|line| (line.start, line.end, line.name == b"[vdso]"))
         .collect();
-    find_instruction(pid, &executable).ok_or_else(|| {
+    let found = find_instruction(pid, &executable).ok_or_else(|| {
         SaveError::refused(format!("{who} has no code that could make a system call for the save"))
-    })
+    })?;
+    if let Some((start, ..)) = executable.iter().find(|it| it.2 && (it.0..it.1).contains(&found)) {
+        let _ = IN_VDSO.set(found - start);
+    }
+    Ok(found)
+}
+
+/// Where the kernel has put the vDSO of a process (getauxval(3)).
+fn vdso_of(pid: i32) -> Option<u64> {
+    let auxv = generated::contents(format!("/proc/{pid}/auxv")).ok()?;
+    let (entries, _) = auxv.as_chunks::<16>();
+    let words = entries.iter().map(|entry| {
+        let (key, value) = entry.split_at(8);
+        [key, value].map(|it| u64::from_ne_bytes(it.try_into().unwrap_or_default()))
+    });
+    words.into_iter().find(|[key, _]| *key == libc::AT_SYSINFO_EHDR).map(|[_, value]| value)
 }
 
 /// Parents before their children. (A parent may have a higher number than its child.)
@@ -312,8 +334,7 @@ fn leader(
     found: &mut Found,
 ) -> Result<(), SaveError> {
     let Before { gate, guest, guests, streams, live } = *before;
-    let mut subject =
-        Subject { pid: guest.pid, guest_pid: guest.guest_pid, hand: &mut borrowed.hand };
+    let mut subject = Subject::new(guest.pid, guest.guest_pid, &mut borrowed.hand);
     if found.clocks == Clocks::default() {
         found.clocks = clocks(&mut subject)?;
         let now = clock_gettime(ClockId::CLOCK_MONOTONIC).ok();
@@ -397,7 +418,7 @@ pub(in crate::save) fn threads_of(pid: i32) -> Result<Vec<i32>, Errno> {
 
 /// The number of a thread as the guest knows it.
 fn guest_number(tid: i32) -> Option<i32> {
-    let text = std::fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
+    let text = generated::text(format!("/proc/{tid}/status")).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
     line.split_whitespace().next_back()?.parse().ok()
 }

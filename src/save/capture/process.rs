@@ -8,6 +8,7 @@ use super::timers;
 use crate::save::error::SaveError;
 use crate::save::state::Process;
 use crate::sys::agent::{Data, Place};
+use crate::sys::generated;
 
 /// Signals have the numbers 1 to this.
 pub const SIGNALS: usize = 64;
@@ -126,7 +127,7 @@ fn files_of(subject: &Subject<'_>, process: &mut Process) -> Result<(), SaveErro
     let directory = directory.into_os_string().into_vec();
     process.directory_gone = directory.ends_with(b" (deleted)");
     process.directory = serde_bytes::ByteBuf::from(directory);
-    let adjustment = std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj"));
+    let adjustment = generated::text(format!("/proc/{pid}/oom_score_adj"));
     process.oom_score_adj = adjustment.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0);
     Ok(())
 }

@@ -69,7 +69,7 @@ pub fn capture_copy(
     own: Option<u32>,
     collector: &mut Collector,
 ) -> Result<FileKind, SaveError> {
-    let who = subject.name();
+    let who = subject.name().to_owned();
     let held = fd.map_or_else(|| "in a message".to_owned(), |fd| format!("descriptor {fd}"));
     let failed =
         |errno: Errno| SaveError::failed(format!("{who}: a terminal ({held})"), errno.desc());

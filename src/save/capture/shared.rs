@@ -95,7 +95,9 @@ pub fn index(pid: i32, line: &Line, collector: &mut Collector) -> Option<u32> {
         name if name.starts_with(b"/SYSV") => SharedKind::SystemV { id: line.inode as i32 },
         name if name.starts_with(b"/memfd:") => memfd(&name[b"/memfd:".len()..]),
         // A file may really be called that.
-        _ if memory::identity(pid, &line.name).is_ok_and(|it| it.inode.1 == line.inode) => {
+        _ if memory::known_identity(pid, &line.name, &mut collector.known)
+            .is_ok_and(|it| it.inode.1 == line.inode) =>
+        {
             return None;
         }
         name => {

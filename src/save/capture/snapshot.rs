@@ -28,6 +28,7 @@ use crate::save::error::SaveError;
 use crate::save::hand::{AREA, Hand, HandError, first_stop};
 use crate::save::state::{MappingKind, Process, Space};
 use crate::sentry::Kernel;
+use crate::sys::generated;
 use crate::sys::ptrace::{self, Stop};
 use crate::sys::{pagemap, process};
 
@@ -138,7 +139,7 @@ fn locked(lines: &[Line]) -> u64 {
 }
 
 fn locked_pages(pid: i32) -> u64 {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let text = generated::text(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("VmLck:"));
     let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
     kilobytes.map_or(u64::MAX, |kilobytes| kilobytes * 1024)

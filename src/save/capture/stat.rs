@@ -1,12 +1,14 @@
 //! /proc/PID/stat (proc_pid_stat(5)).
 
+use crate::sys::generated;
+
 /// Its fields, numbered from 1 as in the man page.
 #[derive(Debug, Clone)]
 pub struct Fields(Vec<String>);
 
 /// Reads the fields of a process or thread.
 pub fn read(pid: i32) -> Option<Fields> {
-    parse(&std::fs::read(format!("/proc/{pid}/stat")).ok()?)
+    parse(&generated::contents(format!("/proc/{pid}/stat")).ok()?)
 }
 
 /// The name, in parentheses, may hold anything.

@@ -7,6 +7,7 @@ use crate::save::error::SaveError;
 use crate::save::hand::Borrowed;
 use crate::save::state::Thread;
 use crate::sys::agent::{Data, Done};
+use crate::sys::generated;
 use crate::sys::ptrace::Stopped;
 
 /// struct sched_attr, as far as it is known everywhere (sched_setattr(2)).
@@ -136,9 +137,9 @@ struct Identity {
 
 impl Identity {
     fn read(host: i32) -> Option<Identity> {
-        let mut name = std::fs::read(format!("/proc/{host}/comm")).ok()?;
+        let mut name = generated::contents(format!("/proc/{host}/comm")).ok()?;
         name.pop();
-        let text = std::fs::read_to_string(format!("/proc/{host}/status")).ok()?;
+        let text = generated::text(format!("/proc/{host}/status")).ok()?;
         let field = |name: &str| {
             let line = text.lines().find_map(|line| line.strip_prefix(name))?;
             Some(line.split_whitespace().filter_map(|it| it.parse().ok()).collect::<Vec<u32>>())

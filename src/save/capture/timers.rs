@@ -3,10 +3,11 @@
 use super::collector::{Collector, Subject};
 use crate::save::error::SaveError;
 use crate::save::state::{Process, Timer};
+use crate::sys::generated;
 
 /// The timers of the subject (/proc/PID/timers, and how long each still runs).
 pub fn capture(subject: &mut Subject<'_>) -> Result<Vec<Timer>, SaveError> {
-    let text = std::fs::read_to_string(format!("/proc/{}/timers", subject.pid)).unwrap_or_default();
+    let text = generated::text(format!("/proc/{}/timers", subject.pid)).unwrap_or_default();
     let mut timers = parse(&text);
     for timer in timers.iter_mut().filter(|it| it.notify & libc::SIGEV_THREAD_ID != 0) {
         match super::guest_number(timer.thread) {

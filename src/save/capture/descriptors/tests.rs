@@ -106,7 +106,7 @@ impl Guest {
 
 fn capture(pid: i32, hand: &mut Hand, streams: &Streams) -> Result<(Table, Collector), SaveError> {
     let mut collector = Collector::default();
-    let mut subject = Subject { pid, guest_pid: pid, hand };
+    let mut subject = Subject::new(pid, pid, hand);
     let table = capture_table(&mut subject, streams, &mut collector)?;
     finish(&mut collector)?;
     Ok((table, collector))
@@ -575,8 +575,7 @@ same = [os.open('/dev/null', os.O_RDONLY) for _ in range(300)]
     let Some(mut guest) = Guest::run(program) else { return };
     let pid = guest.pid();
     let mut collector = Collector::default();
-    let mut subject =
-        Subject { pid, guest_pid: pid, hand: &mut guest.borrowed.as_mut().unwrap().hand };
+    let mut subject = Subject::new(pid, pid, &mut guest.borrowed.as_mut().unwrap().hand);
     let begin = std::time::Instant::now();
     let first = capture_table(&mut subject, &guest.streams, &mut collector).unwrap();
     let once = begin.elapsed();

@@ -63,7 +63,7 @@ impl Guest {
 
     fn gather(&self, hand: &mut Hand, collector: &mut Collector) -> Result<(), SaveError> {
         let pid = self.child.id() as i32;
-        let mut subject = Subject { pid, guest_pid: pid, hand };
+        let mut subject = Subject::new(pid, pid, hand);
         for fd in &self.fds {
             let copy = socket::copy_descriptor(pid, *fd).unwrap();
             let socket = capture(&mut subject, "the guest".into(), copy, collector)?;

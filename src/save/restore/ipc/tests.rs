@@ -23,7 +23,7 @@ fn taken(hand: &mut Hand) -> Result<(Ipc, Collector), SaveError> {
     let mut collector = Collector::default();
     let pid = hand.tid();
     let guests = [Guest { pid, guest_pid: 7, who: "process 7 (it)".to_owned() }];
-    let mut subject = Subject { pid, guest_pid: 7, hand };
+    let mut subject = Subject::new(pid, 7, hand);
     let ipc = capture(&mut subject, &guests, &mut collector)?;
     Ok((ipc, collector))
 }

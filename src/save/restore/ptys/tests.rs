@@ -95,7 +95,7 @@ impl Drop for Guest {
 
 fn taken(hand: &mut Hand, fds: &[i32]) -> Result<(Vec<FileKind>, Vec<Pty>), SaveError> {
     let mut collector = Collector::default();
-    let mut subject = Subject { pid: hand.tid(), guest_pid: 7, hand };
+    let mut subject = Subject::new(hand.tid(), 7, hand);
     let each = fds.iter().map(|fd| capture_descriptor(&mut subject, *fd, None, &mut collector));
     let kinds = each.collect::<Result<_, _>>()?;
     capture_all(&mut collector)?;
