@@ -96,13 +96,15 @@ pub struct Hand {
     filters: Vec<Vec<u8>>,
     /// Where in the room for tables its own begin.
     table: usize,
+    /// Calls that are under way ([`Hand::post`]).
+    posted: Option<Table>,
 }
 
 impl Hand {
     /// `stopped` has the agent's code at `area` and room for a table behind it.
     pub fn new(stopped: Stopped, area: u64) -> Hand {
         let filters = Vec::new();
-        Hand { tid: stopped.tid(), stopped: Some(stopped), area, filters, table: 0 }
+        Hand { tid: stopped.tid(), stopped: Some(stopped), area, filters, table: 0, posted: None }
     }
 
     /// The guest has these seccomp filters of its own: what they deny is not called.
@@ -146,19 +148,49 @@ impl Hand {
 
     /// The thread itself, for as long as it does nothing.
     pub fn stopped(&mut self) -> Result<&mut Stopped, HandError> {
+        self.rest()?;
         self.stopped.as_mut().ok_or(HandError::Killed)
     }
 
     /// Gives the thread back.
-    pub fn release(self) -> Result<Stopped, HandError> {
+    pub fn release(mut self) -> Result<Stopped, HandError> {
+        self.rest()?;
         self.stopped.ok_or(HandError::Killed)
     }
 
     /// Has the calls of a table made.
     pub fn run(&mut self, table: &Table) -> Result<Done, HandError> {
         self.begin(table)?;
+        let why = self.go_on()?;
+        self.follow(table, why)
+    }
+
+    /// Has the calls of a table made while hands of other processes make theirs. Whatever is asked of this one
+    /// next waits for them, and fails as they did.
+    pub fn post(&mut self, table: Table) -> Result<(), HandError> {
+        if table.is_empty() {
+            return Ok(());
+        }
+        self.begin(&table)?;
+        let stopped = self.stopped.take().ok_or(HandError::Killed)?;
+        stopped.because(Stop::Asked).go_on().map_err(own("let it go on"))?;
+        self.posted = Some(table);
+        Ok(())
+    }
+
+    /// Waits for what was posted.
+    pub fn rest(&mut self) -> Result<(), HandError> {
+        let Some(table) = self.posted.take() else { return Ok(()) };
+        let stopped = ptrace::wait_for(self.tid).map_err(own("wait for it"))?;
+        let why = stopped.why();
+        self.stopped = Some(stopped);
+        self.follow(&table, why).map(drop)
+    }
+
+    /// Follows it from a stop to the end of a table.
+    fn follow(&mut self, table: &Table, mut why: Stop) -> Result<Done, HandError> {
         loop {
-            match self.go_on()? {
+            match why {
                 Stop::Signal(libc::SIGTRAP) => return self.done(table),
                 // What it makes is somebody's who asked for it by name (`run_making`).
                 Stop::Made(_) | Stop::Executed { .. } | Stop::Asked | Stop::Group(_) => {}
@@ -166,11 +198,13 @@ impl Hand {
                 // All others are blocked, but for SIGSTOP: it has no hold on a thread that goes on.
                 Stop::Signal(_) | Stop::Other(_) => {}
             }
+            why = self.go_on()?;
         }
     }
 
     /// Puts a table in place and makes the thread ready to run down it.
     pub fn begin(&mut self, table: &Table) -> Result<(), HandError> {
+        self.rest()?;
         if let Some(number) = self.denied(table) {
             return Err(HandError::Denied(number));
         }

@@ -180,7 +180,9 @@ fn nothing_ends_before_the_client_says_so() {
     last.say(&Request::Commit);
     assert_eq!(last.hear(), Reply::Done);
     wait_for("its end", || desk.listed("x").unwrap()["state"] == "exited");
-    desk.sandbox(&["logs", "x"]).success().out_has("saved to $'by\\nhand' and ended");
+    // (Its end is known before its last words are written.)
+    let words = "saved to $'by\\nhand' and ended";
+    wait_for("its last words", || desk.sandbox(&["logs", "x"]).out().contains(words));
     desk.sandbox(&["wait", "x"]).expect_status(137);
 }
 

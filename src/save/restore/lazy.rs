@@ -131,9 +131,12 @@ impl Lazy {
             let length = piece.pages * PAGE;
             table.call(libc::SYS_mmap, [piece.address, length, protection, flags, fd, piece.at]);
         }
+        if !table.has_room(1, 0) {
+            hand.run(&table).map_err(RestoreError::of(format!("{who}: its memory")))?;
+            table.clear();
+        }
         table.call(libc::SYS_close, [fd]);
-        hand.run(&table).map_err(RestoreError::of(format!("{who}: its memory")))?;
-        Ok(())
+        hand.post(table).map_err(RestoreError::of(format!("{who}: its memory")))
     }
 
     /// Compares what is filled with its checksums.

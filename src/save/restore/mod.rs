@@ -17,7 +17,7 @@ use crate::launch::{FIRST, Planter};
 use crate::notify::Gate;
 use crate::save::error::RestoreError;
 use crate::save::hand::{AREA, Hand, HandError, find_instruction, remote_call};
-use crate::save::state::{Process, Sandbox, Space};
+use crate::save::state::{Process, Sandbox, Space, Table as DescriptorTable};
 use crate::sentry::{Brought, Carried, Used};
 use crate::sys::ptrace::{self, Stopped};
 
@@ -42,6 +42,7 @@ pub mod tree;
 pub mod trees;
 pub mod waits;
 
+use courier::Courier;
 use descriptors::{FilesPolicy, RestoreStreams};
 use lazy::Lazy;
 use maker::{Maker, Sink};
@@ -140,14 +141,9 @@ pub fn grow(
         maker.sinks.insert(space.object, Sink::Space { pid: plant.hand.tid(), files });
     }
     own_foreground(sandbox, &mut plants)?;
+    rest(&mut plants)?;
     fill(&maker.sinks)?;
-    for plant in plants.iter_mut() {
-        if let Some(lazy) = lazy {
-            let space = space_of(sandbox, plant)?;
-            lazy.map(&mut plant.hand, space, &courier, &plant.who)?;
-        }
-        furnish(sandbox, plant, gate)?;
-    }
+    furnish_all(sandbox, &mut plants, gate, &courier, lazy)?;
     descriptors::make_late_files(&mut maker, options.files)?;
     for finish in std::mem::take(&mut maker.finishes) {
         finish(&mut maker)?;
@@ -156,30 +152,94 @@ pub fn grow(
         // (A program in a tree of the sandbox's own can be executed from here on.)
         let space = space_of(sandbox, plant)?;
         space::seal(&mut plant.hand, space, (&courier, &shared), &plant.who)?;
-        plant.courier = give_table(sandbox, plant, &courier, &maker.files)?;
     }
+    give_tables(sandbox, &mut plants, &courier, &maker.files)?;
     drop(maker);
     end(maker_hand)?;
     zombies.into_iter().try_for_each(die)?;
     carried.bring(brought(sandbox, &hosts, &plants));
-    // Children first: a parent is told of what becomes of them, and that is not to be seen.
-    let mut ready = Vec::with_capacity(plants.len());
-    for mut plant in plants.into_iter().rev() {
-        complete(sandbox, &mut plant)?;
-        ready.push(set(plant)?);
-    }
+    let ready = complete_all(sandbox, plants)?;
     gate.pass_no_more();
     planter
         .adopt(sandbox.run.program)
         .map_err(|errno| RestoreError::failed("init does not keep the program", errno.desc()))?;
-    for stopped in ready.into_iter().rev().flatten() {
-        // ESRCH: it was killed, by one that goes on already.
-        match stopped.because(ptrace::Stop::Asked).detach() {
-            Ok(()) | Err(Errno::ESRCH) => {}
-            Err(errno) => return Err(RestoreError::failed("a process cannot go on", errno.desc())),
+    ready.into_iter().rev().flatten().try_for_each(let_go)?;
+    Ok(program)
+}
+
+/// Content is in place. Step by step for all: while one makes its calls, the next is told of its own.
+fn furnish_all(
+    sandbox: &Sandbox,
+    plants: &mut [Plant<'_>],
+    gate: &Gate,
+    courier: &Courier,
+    lazy: Option<&Lazy>,
+) -> Result<(), RestoreError> {
+    for plant in plants.iter_mut() {
+        let space = space_of(sandbox, plant)?;
+        if let Some(lazy) = lazy {
+            lazy.map(&mut plant.hand, space, courier, &plant.who)?;
+        }
+        space::protect(&mut plant.hand, space, &plant.who)?;
+    }
+    for plant in plants.iter_mut() {
+        let space = space_of(sandbox, plant)?;
+        process::equip(&mut plant.hand, plant.process, space, &plant.who)?;
+    }
+    plants.iter_mut().try_for_each(|plant| furnish(plant, gate))?;
+    rest(plants)
+}
+
+/// All get their descriptors, and their locks on them.
+fn give_tables(
+    sandbox: &Sandbox,
+    plants: &mut [Plant<'_>],
+    courier: &Courier,
+    files: &[Option<OwnedFd>],
+) -> Result<(), RestoreError> {
+    let Some(first) = plants.first_mut() else { return Ok(()) };
+    let hard = descriptors::hard_limit(&mut first.hand)?;
+    for plant in plants.iter_mut() {
+        let table = table_of(sandbox, plant)?;
+        plant.courier = descriptors::make_room(&mut plant.hand, courier, table, hard)?;
+    }
+    for plant in plants {
+        let table = table_of(sandbox, plant)?;
+        let end = (courier, plant.courier);
+        descriptors::install_table(&mut plant.hand, end, table, files)?;
+        descriptors::take_locks(&mut plant.hand, sandbox, plant.process.pid, table)?;
+    }
+    Ok(())
+}
+
+/// All are set to go on where they were. Children first: a parent is told of what becomes of them, and that
+/// is not to be seen.
+fn complete_all(
+    sandbox: &Sandbox,
+    plants: Vec<Plant<'_>>,
+) -> Result<Vec<Vec<Stopped>>, RestoreError> {
+    let mut ready = Vec::with_capacity(plants.len());
+    let mut before = None;
+    for mut plant in plants.into_iter().rev() {
+        complete(sandbox, &mut plant)?;
+        // (This one makes its last calls while the one before is set.)
+        ready.extend(before.take().map(set).transpose()?);
+        match plant.process.stopped {
+            // Its parent is told of that when it stops.
+            Some(_) => ready.push(set(plant)?),
+            None => before = Some(plant),
         }
     }
-    Ok(program)
+    ready.extend(before.map(set).transpose()?);
+    Ok(ready)
+}
+
+fn let_go(stopped: Stopped) -> Result<(), RestoreError> {
+    // ESRCH: it was killed, by one that goes on already.
+    match stopped.because(ptrace::Stop::Asked).detach() {
+        Ok(()) | Err(Errno::ESRCH) => Ok(()),
+        Err(errno) => Err(RestoreError::failed("a process cannot go on", errno.desc())),
+    }
 }
 
 /// The CPU time that the processes bring along. `hosts`: their numbers for the host, by those for the guest.
@@ -346,16 +406,28 @@ fn space_of<'s>(sandbox: &'s Sandbox, plant: &Plant<'_>) -> Result<&'s Space, Re
     index.ok_or_else(|| RestoreError::refused(format!("the image is damaged: {}", plant.who)))
 }
 
-/// Content is in place: rights, attributes, threads.
-fn furnish(sandbox: &Sandbox, plant: &mut Plant<'_>, gate: &Gate) -> Result<(), RestoreError> {
-    let space = space_of(sandbox, plant)?;
+/// Waits for what all of them have been told.
+fn rest(plants: &mut [Plant<'_>]) -> Result<(), RestoreError> {
+    plants.iter_mut().try_for_each(|it| it.hand.rest().map_err(RestoreError::of(&it.who)))
+}
+
+/// Threads of one process have one place for their tables: one at a time makes its calls.
+fn rest_unless_alone(hand: &mut Hand, process: &Process, who: &str) -> Result<(), RestoreError> {
+    if process.threads.len() > 1 {
+        hand.rest().map_err(RestoreError::of(who))?;
+    }
+    Ok(())
+}
+
+/// Where it works, and its threads.
+fn furnish(plant: &mut Plant<'_>, gate: &Gate) -> Result<(), RestoreError> {
     let Plant { process, who, hand, others, .. } = plant;
-    space::protect(hand, space, who)?;
-    process::equip(hand, process, space, who)?;
+    process::enter(hand, process, who)?;
     *others = threads::make(hand, process.threads.get(1..).unwrap_or_default(), who)?;
     others.iter().for_each(|other| gate.pass(other.tid()));
     for (hand, thread) in std::iter::once(hand).chain(others).zip(&process.threads) {
         threads::equip(hand, thread, who)?;
+        rest_unless_alone(hand, process, who)?;
     }
     Ok(())
 }
@@ -380,19 +452,13 @@ fn streams(maker: &mut Maker<'_>, options: &Options) -> Result<RestoreStreams, R
     Ok(RestoreStreams { own, terminal })
 }
 
-/// The process's descriptors, and its locks on them; the number of the courier's end.
-fn give_table(
-    sandbox: &Sandbox,
-    plant: &mut Plant<'_>,
-    courier: &courier::Courier,
-    files: &[Option<OwnedFd>],
-) -> Result<i32, RestoreError> {
+/// The process's descriptors.
+fn table_of<'s>(
+    sandbox: &'s Sandbox,
+    plant: &Plant<'_>,
+) -> Result<&'s DescriptorTable, RestoreError> {
     let table = plant.process.table.and_then(|index| sandbox.tables.get(index as usize));
-    let damaged = || RestoreError::refused(format!("the image is damaged: {}", plant.who));
-    let table = table.ok_or_else(damaged)?;
-    let number = descriptors::install_table(&mut plant.hand, courier, table, files)?;
-    descriptors::take_locks(&mut plant.hand, sandbox, plant.process.pid, table)?;
-    Ok(number)
+    table.ok_or_else(|| RestoreError::refused(format!("the image is damaged: {}", plant.who)))
 }
 
 /// The last calls: what runs by itself, signals, and no capability any more.
@@ -405,8 +471,10 @@ fn complete(sandbox: &Sandbox, plant: &mut Plant<'_>) -> Result<(), RestoreError
     stops::hear(hand, process, sandbox)?;
     threads::drain(hand, who)?;
     threads::queue(hand, (process.pid, process.pid), &process.pending, true, who)?;
-    descriptors::close_courier(hand, *courier)?;
-    process::limit(hand, process, who)?;
+    let mut last = hand.table();
+    descriptors::close_courier(&mut last, *courier);
+    process::limit(&mut last, process);
+    hand.post(last).map_err(RestoreError::of(&*who))?;
     timers::make(hand, process, who)?;
     process::spare(hand, process);
     timers::wind(hand, process, who)?;
@@ -416,6 +484,7 @@ fn complete(sandbox: &Sandbox, plant: &mut Plant<'_>) -> Result<(), RestoreError
         process::give_up(hand, space, who)?;
         threads::mourn(hand, thread, who)?;
         process::confine(hand, process, who)?;
+        rest_unless_alone(hand, process, who)?;
     }
     Ok(())
 }
@@ -423,7 +492,7 @@ fn complete(sandbox: &Sandbox, plant: &mut Plant<'_>) -> Result<(), RestoreError
 /// Takes the agent out of the process and sets its threads to go on where they were.
 fn set(plant: Plant<'_>) -> Result<Vec<Stopped>, RestoreError> {
     let Plant { process, who, hand, others, .. } = plant;
-    let executable: Vec<(u64, u64, bool)> = crate::save::capture::maps::read(hand.tid())
+    let executable: Vec<(u64, u64, bool)> = crate::save::capture::maps::list(hand.tid())
         .unwrap_or_default()
         .iter()
         .filter(|line| line.protection & libc::PROT_EXEC as u32 != 0)

@@ -4,6 +4,7 @@ use crate::save::capture::process::SET;
 use crate::save::error::RestoreError;
 use crate::save::hand::Hand;
 use crate::save::state::{Process, Space};
+use crate::sys::agent::Table;
 
 /// Gives the process what does not run by itself. Comes after its memory: a working directory can be
 /// anywhere.
@@ -28,17 +29,22 @@ pub fn equip(
     if process.subreaper {
         table.call(libc::SYS_prctl, [libc::PR_SET_CHILD_SUBREAPER as u64, 1]);
     }
-    hand.run(&table).map_err(RestoreError::of(who))?;
+    flags(&mut table, space);
+    hand.post(table).map_err(RestoreError::of(who))
+}
+
+/// It enters its working directory.
+pub fn enter(hand: &mut Hand, process: &Process, who: &str) -> Result<(), RestoreError> {
     let directory = process.directory.as_slice();
     let show = String::from_utf8_lossy(directory);
+    hand.rest().map_err(RestoreError::of(who))?;
     hand.call_path(libc::SYS_chdir, directory, |at| [at])
-        .map_err(RestoreError::of(format!("{who} cannot enter its working directory {show}")))?;
-    flags(hand, space, who)
+        .map_err(RestoreError::of(format!("{who} cannot enter its working directory {show}")))
+        .map(drop)
 }
 
 /// Flags of the process and its memory as a whole.
-fn flags(hand: &mut Hand, space: &Space, who: &str) -> Result<(), RestoreError> {
-    let mut table = hand.table();
+fn flags(table: &mut Table, space: &Space) {
     let [no_huge_pages, merge, deny] = space.flags;
     if no_huge_pages != 0 {
         table.attempt(libc::SYS_prctl, [libc::PR_SET_THP_DISABLE as u64, 1, 0, 0, 0]);
@@ -54,25 +60,16 @@ fn flags(hand: &mut Hand, space: &Space, who: &str) -> Result<(), RestoreError> 
     for command in (0..32).map(|bit| 1u64 << bit).filter(|bit| space.membarrier & bit != 0) {
         table.attempt(libc::SYS_membarrier, [command, 0]);
     }
-    if !table.is_empty() {
-        hand.run(&table).map_err(RestoreError::of(who))?;
-    }
-    Ok(())
 }
 
 /// The resource limits: once nothing has to be done any more that they may be too low for.
-pub fn limit(hand: &mut Hand, process: &Process, who: &str) -> Result<(), RestoreError> {
-    let mut table = hand.table();
+pub fn limit(table: &mut Table, process: &Process) {
     for (limit, (soft, hard)) in process.limits.iter().enumerate() {
         let bytes = [soft.to_ne_bytes(), hard.to_ne_bytes()].concat();
         let new = table.data(&bytes);
         // A hard limit above the restoring user's own cannot be had.
         table.attempt(libc::SYS_prlimit64, [0, limit as u64, new.address, 0]);
     }
-    if !table.is_empty() {
-        hand.run(&table).map_err(RestoreError::of(who))?;
-    }
-    Ok(())
 }
 
 /// How soon it is killed where memory runs out. Less soon than the restoring user's programs it cannot be
@@ -94,8 +91,7 @@ pub fn give_up(hand: &mut Hand, space: &Space, who: &str) -> Result<(), RestoreE
     table.call(libc::SYS_capset, [header.address, none.address]);
     // (2, "for root only", cannot be asked for.)
     table.call(libc::SYS_prctl, [libc::PR_SET_DUMPABLE as u64, u64::from(space.dumpable.min(1))]);
-    hand.run(&table).map_err(RestoreError::of(who))?;
-    Ok(())
+    hand.post(table).map_err(RestoreError::of(who))
 }
 
 /// Loads the process's own seccomp filters for one of its threads: nothing that they might deny comes

@@ -75,8 +75,7 @@ pub fn clear(hand: &mut Hand, space: &Space) -> Result<(), RestoreError> {
     for (from, length, to) in moves {
         table.call(libc::SYS_mremap, [from, length, length, MOVE, to]);
     }
-    hand.run(&table).map_err(RestoreError::of("a new process cannot be emptied"))?;
-    Ok(())
+    hand.post(table).map_err(RestoreError::of("a new process cannot be emptied"))
 }
 
 const MOVE: u64 = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
@@ -170,11 +169,17 @@ pub fn map(
             MappingKind::Vdso | MappingKind::Vvar(_) => {}
         }
     }
-    flush(hand, &mut table, who)?;
+    if !table.has_room(1, 0) {
+        flush(hand, &mut table, who)?;
+    }
     let first = super::FIRST_FREE as u64;
-    hand.call(libc::SYS_close_range, [first, u64::from(u32::MAX), 0])
-        .map_err(RestoreError::of(who))?;
-    Ok(())
+    table.call(libc::SYS_close_range, [first, u64::from(u32::MAX), 0]);
+    post(hand, table, who)
+}
+
+/// Has calls made while others have theirs.
+fn post(hand: &mut Hand, table: Table, who: &str) -> Result<(), RestoreError> {
+    hand.post(table).map_err(RestoreError::of(format!("{who}: its memory")))
 }
 
 fn flush(hand: &mut Hand, table: &mut Table, who: &str) -> Result<(), RestoreError> {
@@ -411,7 +416,7 @@ pub fn protect(hand: &mut Hand, space: &Space, who: &str) -> Result<(), RestoreE
             table.call(libc::SYS_madvise, [*start, end - start, MADV_GUARD_INSTALL]);
         }
     }
-    flush(hand, &mut table, who)
+    post(hand, table, who)
 }
 
 /// What keeps a space as it is, and comes when all of it is there.
@@ -433,7 +438,7 @@ pub fn seal(
     if space.lock_new != 0 {
         table.call(libc::SYS_mlockall, [u64::from(space.lock_new)]);
     }
-    flush(hand, &mut table, who)
+    post(hand, table, who)
 }
 
 const MLOCK_ONFAULT: u64 = 1;
@@ -479,8 +484,7 @@ fn layout(
     );
     let first = super::FIRST_FREE as u64;
     table.call(libc::SYS_close_range, [first, u64::from(u32::MAX), 0]);
-    hand.run(&table).map_err(RestoreError::of(format!("{who}: the fields of its memory")))?;
-    Ok(())
+    hand.post(table).map_err(RestoreError::of(format!("{who}: the fields of its memory")))
 }
 
 /// Gives the process a descriptor; its number there.

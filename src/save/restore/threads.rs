@@ -90,8 +90,7 @@ pub fn equip(hand: &mut Hand, thread: &Thread, who: &str) -> Result<(), RestoreE
     }
     table.call(libc::SYS_prctl, [PR_SET_TIMERSLACK, thread.timer_slack]);
     schedule(&mut table, thread);
-    hand.run(&table).map_err(RestoreError::of(format!("{who}: thread {}", thread.tid)))?;
-    Ok(())
+    hand.post(table).map_err(RestoreError::of(format!("{who}: thread {}", thread.tid)))
 }
 
 fn schedule(table: &mut Table, thread: &Thread) {

@@ -7,11 +7,13 @@ use std::process::{Child, Command};
 
 use super::*;
 use crate::save::capture::collector::Content;
+use crate::save::error::RestoreError;
 use crate::save::hand::{Borrowed, Hand, find_instruction};
 use crate::save::restore::courier::Courier;
 use crate::save::restore::descriptors::FilesPolicy;
 use crate::save::restore::descriptors::{
-    RestoreStreams, close_courier, install_table, make_files, make_late_files, take_locks,
+    RestoreStreams, close_courier, hard_limit, install_table, make_files, make_late_files,
+    make_room, take_locks,
 };
 use crate::save::restore::maker::{Maker, Sink};
 use crate::save::restore::seed::tests::plant;
@@ -210,8 +212,12 @@ fn restore(
     let files = std::mem::take(&mut maker.files);
     drop(maker);
     let (child, mut hand, courier) = plant();
-    let number = install_table(&mut hand, &courier, table, &files)?;
-    close_courier(&mut hand, number)?;
+    let hard = hard_limit(&mut hand)?;
+    let number = make_room(&mut hand, &courier, table, hard)?;
+    install_table(&mut hand, (&courier, number), table, &files)?;
+    let mut last = hand.table();
+    close_courier(&mut last, number);
+    hand.run(&last).map_err(RestoreError::of("the courier"))?;
     drop(files);
     let pid = sandbox.files.iter().flat_map(|it| &it.locks).map(|it| it.pid).max().unwrap_or(0);
     take_locks(&mut hand, &sandbox, pid, table)?;

@@ -6,34 +6,24 @@ use crate::save::error::RestoreError;
 use crate::save::hand::Hand;
 use crate::save::restore::courier::Courier;
 use crate::save::state::{Descriptor, Sandbox, Table};
+use crate::sys::agent;
 use crate::sys::descriptors::range_lock_bytes;
 
 /// Descriptors that are sent at once.
 const AT_ONCE: usize = 128;
 
-/// Gives a process its descriptors; all others are closed, but for the courier's end. Gives the number
-/// of that, which the table does not use: the process's last descriptor to be closed
+/// Gives a process its descriptors. `number` is that of the courier's end, its last one to be closed
 /// ([`close_courier`]).
 ///
-/// The soft limit on numbers is raised to the hard one for it, and stays there.
+/// [`make_room`] comes before.
 pub fn install_table(
     hand: &mut Hand,
-    courier: &Courier,
+    (courier, number): (&Courier, i32),
     table: &Table,
     files: &[Option<OwnedFd>],
-) -> Result<i32, RestoreError> {
-    let mut wanted = table.descriptors.clone();
-    wanted.sort_by_key(|it| it.fd);
-    if wanted.first().is_some_and(|it| it.fd < 0)
-        || wanted.windows(2).any(|it| it[0].fd == it[1].fd)
-    {
-        return Err(RestoreError::refused(
-            "the image gives a process two descriptors of one number",
-        ));
-    }
+) -> Result<(), RestoreError> {
+    let wanted = wanted(table);
     let failed = || RestoreError::of("cannot give a process its descriptors");
-    raise_limit(hand).map_err(failed())?;
-    let number = move_courier(hand, courier.theirs(), &wanted).map_err(failed())?;
     // Those with the highest numbers come first. The lowest free numbers are what is received, so that
     // the Nth of them is never above the Nth of those wanted (all of which are free), and moving them
     // from the last to the first never meets one that was not moved yet.
@@ -52,31 +42,51 @@ pub fn install_table(
         received.sort_unstable();
         place(hand, &received, some).map_err(failed())?;
     }
-    Ok(number)
+    Ok(())
+}
+
+/// By number.
+fn wanted(table: &Table) -> Vec<Descriptor> {
+    let mut wanted = table.descriptors.clone();
+    wanted.sort_by_key(|it| it.fd);
+    wanted
 }
 
 /// Closes the courier's end, after which the process has its table and nothing else.
-pub fn close_courier(hand: &mut Hand, number: i32) -> Result<(), RestoreError> {
-    let closed = hand.call(libc::SYS_close, [number as u64]);
-    closed.map(drop).map_err(RestoreError::of("cannot give a process its descriptors"))
+pub fn close_courier(calls: &mut agent::Table, number: i32) {
+    calls.call(libc::SYS_close, [number as u64]);
 }
 
-fn raise_limit(hand: &mut Hand) -> Result<(), crate::save::hand::HandError> {
+/// The hard limit on numbers, which is the same for all new processes.
+pub fn hard_limit(hand: &mut Hand) -> Result<u64, RestoreError> {
     let kind = u64::from(libc::RLIMIT_NOFILE);
-    let (_, limit) = hand.call_with(libc::SYS_prlimit64, &[0; 16], |at| [0, kind, 0, at])?;
-    let raised = [&limit[8..16], &limit[8..16]].concat();
-    hand.call_with(libc::SYS_prlimit64, &raised, |at| [0, kind, at, 0]).map(drop)
+    let (_, limit) = hand
+        .call_with(libc::SYS_prlimit64, &[0; 16], |at| [0, kind, 0, at])
+        .map_err(RestoreError::of("cannot give a process its descriptors"))?;
+    Ok(limit.last_chunk::<8>().map_or(0, |hard| u64::from_ne_bytes(*hard)))
 }
 
-/// Closes everything but the courier's end, and moves that to a number that is not wanted.
-fn move_courier(
+/// Closes everything of a process but the courier's end, and moves that to a number that the table does not
+/// use, which it gives. The soft limit on numbers is raised to `hard` for it, and stays there.
+pub fn make_room(
     hand: &mut Hand,
-    from: i32,
-    wanted: &[Descriptor],
-) -> Result<i32, crate::save::hand::HandError> {
+    courier: &Courier,
+    table: &Table,
+    hard: u64,
+) -> Result<i32, RestoreError> {
+    let (from, wanted) = (courier.theirs(), wanted(table));
+    if wanted.first().is_some_and(|it| it.fd < 0)
+        || wanted.windows(2).any(|it| it[0].fd == it[1].fd)
+    {
+        return Err(RestoreError::refused(
+            "the image gives a process two descriptors of one number",
+        ));
+    }
     let free = |number: i32| wanted.binary_search_by_key(&number, |it| it.fd).is_err();
     let number = if free(from) { from } else { (0..).find(|it| free(*it)).unwrap_or(0) };
     let mut table = hand.table();
+    let raised = table.data(&[hard.to_ne_bytes(), hard.to_ne_bytes()].concat());
+    table.call(libc::SYS_prlimit64, [0, u64::from(libc::RLIMIT_NOFILE), raised.address, 0]);
     if number != from {
         table.call(libc::SYS_dup3, [from as u64, number as u64, 0]);
     }
@@ -84,7 +94,7 @@ fn move_courier(
         table.call(libc::SYS_close_range, [0, number as u64 - 1, 0]);
     }
     table.call(libc::SYS_close_range, [number as u64 + 1, u64::from(u32::MAX), 0]);
-    hand.run(&table)?;
+    hand.post(table).map_err(RestoreError::of("cannot give a process its descriptors"))?;
     Ok(number)
 }
 
@@ -107,7 +117,7 @@ fn place(
         table.call(libc::SYS_dup3, [*from as u64, to.fd as u64, flags as u64]);
         table.call(libc::SYS_close, [*from as u64]);
     }
-    if table.is_empty() { Ok(()) } else { hand.run(&table).map(drop) }
+    hand.post(table)
 }
 
 /// Takes the locks that a process holds itself (fcntl(2), F_SETLK), once it has its table. It closes
