@@ -19,6 +19,8 @@ pub(crate) enum Way {
     PausedAndRestored,
     /// What was restored, with memory mapped from the image, is saved once more, and restored once more.
     RestoredTwice,
+    /// The same ten times in a row.
+    TenTimes,
 }
 
 /// A user's sandboxes, of which one is called `it`.
@@ -93,12 +95,16 @@ impl Desk {
         } else {
             self.sandbox(&["save", "it", "-o", "image"]).success();
             self.sandbox(&["wait", "it"]).expect_status(137);
-            let lazy = (way == Way::RestoredTwice).then_some("--lazy");
+            let lazy = matches!(way, Way::RestoredTwice | Way::TenTimes).then_some("--lazy");
             let words = ["restore", "image", "--detach", "--id", "it"];
             self.sandbox(&words.into_iter().chain(lazy).collect::<Vec<_>>()).success();
         }
-        if way == Way::RestoredTwice {
-            self.save(Way::Restored);
+        match way {
+            Way::RestoredTwice => self.save(Way::Restored),
+            Way::TenTimes => (1..10).for_each(|round| {
+                self.save(if round % 2 == 0 { Way::Restored } else { Way::PausedAndRestored });
+            }),
+            _ => {}
         }
     }
 
