@@ -79,17 +79,21 @@ fn watch(kernel: &Arc<Kernel>, memory: &sentry::Lazy, lazy: &Lazy, wanted: &SigS
 
 /// Compares what is mapped with its checksums, while the guests run.
 pub(super) fn check(kernel: &Arc<Kernel>, lazy: Arc<Lazy>) {
-    let kernel = Arc::clone(kernel);
-    tokio::task::spawn_blocking(move || {
+    let of_kernel = Arc::clone(kernel);
+    let look = move || {
         if let Some(why) = lazy.damage() {
-            end(
-                &kernel,
-                format!(
-                    "everything was killed, since memory of its programs lay in its image: {why}"
-                ),
+            let why = format!(
+                "everything was killed, since memory of its programs lay in its image: {why}"
             );
+            end(&of_kernel, why);
         }
-    });
+    };
+    if let Err(error) = thread::Builder::new().name("check".to_owned()).spawn(look) {
+        end(
+            kernel,
+            format!("there is no thread to check the image, and everything was killed: {error}"),
+        );
+    }
 }
 
 fn end(kernel: &Kernel, why: String) {

@@ -178,13 +178,19 @@ impl Hand {
         Ok(())
     }
 
-    /// Waits for what was posted.
+    /// Waits for what was posted, if anything was.
     pub fn rest(&mut self) -> Result<(), HandError> {
-        let Some(table) = self.posted.take() else { return Ok(()) };
+        if self.posted.is_some() { self.collect().map(drop) } else { Ok(()) }
+    }
+
+    /// Waits for what was posted, and gives what has become of it.
+    pub fn collect(&mut self) -> Result<Done, HandError> {
+        let nothing = || HandError::Own("tell of calls that nobody has asked for", Errno::EINVAL);
+        let table = self.posted.take().ok_or_else(nothing)?;
         let stopped = ptrace::wait_for(self.tid).map_err(own("wait for it"))?;
         let why = stopped.why();
         self.stopped = Some(stopped);
-        self.follow(&table, why).map(drop)
+        self.follow(&table, why)
     }
 
     /// Follows it from a stop to the end of a table.

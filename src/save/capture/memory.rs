@@ -265,6 +265,13 @@ fn attributes(
 ) -> Result<Space, SaveError> {
     let pid = subject.pid;
     let who = subject.to_string();
+    let mut table = subject.hand.table();
+    let brk = table.call(libc::SYS_brk, [0]);
+    let dumpable = table.attempt(libc::SYS_prctl, [libc::PR_GET_DUMPABLE as u64]);
+    let flags = [libc::PR_GET_THP_DISABLE, PR_GET_MEMORY_MERGE, PR_GET_MDWE]
+        .map(|option| table.attempt(libc::SYS_prctl, [option as u64, 0, 0, 0, 0]));
+    let membarrier = table.attempt(libc::SYS_membarrier, [MEMBARRIER_CMD_GET_REGISTRATIONS, 0]);
+    subject.hand.post(table).map_err(SaveError::of(&who))?;
     let missing = |what: &str| SaveError::failed(format!("{who}: {what}"), "cannot be read");
     let stat = super::stat::read(pid).ok_or_else(|| missing("its state"))?;
     let auxv =
@@ -272,14 +279,7 @@ fn attributes(
     let exe = std::fs::read_link(format!("/proc/{pid}/exe")).map_err(|_| missing("its program"))?;
     let filter = generated::text(format!("/proc/{pid}/coredump_filter"));
     let filter = filter.ok().and_then(|text| u32::from_str_radix(text.trim(), 16).ok());
-
-    let mut table = subject.hand.table();
-    let brk = table.call(libc::SYS_brk, [0]);
-    let dumpable = table.attempt(libc::SYS_prctl, [libc::PR_GET_DUMPABLE as u64]);
-    let flags = [libc::PR_GET_THP_DISABLE, PR_GET_MEMORY_MERGE, PR_GET_MDWE]
-        .map(|option| table.attempt(libc::SYS_prctl, [option as u64, 0, 0, 0, 0]));
-    let membarrier = table.attempt(libc::SYS_membarrier, [MEMBARRIER_CMD_GET_REGISTRATIONS, 0]);
-    let done = subject.hand.run(&table).map_err(SaveError::of(&who))?;
+    let done = subject.hand.collect().map_err(SaveError::of(&who))?;
     let words = [
         stat.field(26),
         stat.field(27),

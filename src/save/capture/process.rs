@@ -69,7 +69,9 @@ pub fn capture(subject: &mut Subject<'_>, process: &mut Process) -> Result<(), S
     };
     let back = table.call(libc::SYS_umask, [0]);
     table.forward(asked.umask, back, 0);
-    let done = subject.hand.run(&table).map_err(SaveError::of(&who))?;
+    subject.hand.post(table).map_err(SaveError::of(&who))?;
+    files_of(subject, process)?;
+    let done = subject.hand.collect().map_err(SaveError::of(&who))?;
 
     process.actions =
         asked.actions.iter().map(|it| [0, 1, 2, 3].map(|index| done.word(*it, index))).collect();
@@ -84,7 +86,6 @@ pub fn capture(subject: &mut Subject<'_>, process: &mut Process) -> Result<(), S
     let [own, children] = asked.used.map(|usage| threads::used(&done, usage));
     process.cpu_us = [own[0], own[1], children[0], children[1]];
     process.timers = timers::capture(subject)?;
-    files_of(subject, process)?;
     let failed =
         |errno: Errno| SaveError::failed(format!("{who}: its pending signals"), errno.desc());
     let stopped = subject.hand.stopped().map_err(SaveError::of(&who))?;

@@ -20,7 +20,7 @@ use super::reader::{
 };
 
 /// Threads that check content; more gain nothing over the memory's own speed.
-const THREADS: usize = 4;
+pub const CHECKERS: usize = 4;
 /// So much is read at once: blocks that lie together, or a piece of a block. A processor's own cache
 /// holds it.
 const AT_ONCE: u64 = 256 << 10;
@@ -290,25 +290,27 @@ impl Index {
     /// Compares all content with its checksums, with several threads. What has been mapped or read
     /// without [`Index::unpack`] is to be trusted only after this.
     pub fn verify(&self, file: &File) -> Result<(), ImageError> {
-        verify(&self.blocks, file)
+        verify(&self.blocks, file, CHECKERS)
     }
 
-    /// The same for the content that lies where `which` says (first byte, byte behind it).
+    /// The same for the content that lies where `which` says (first byte, byte behind it), with at most so many
+    /// threads.
     pub fn verify_where(
         &self,
         file: &File,
         which: &dyn Fn(u64, u64) -> bool,
+        threads: usize,
     ) -> Result<(), ImageError> {
         let is_wanted = |block: &&Block| which(block.at, block.at + block.record.stored);
         let blocks: Vec<Block> = self.blocks.iter().filter(is_wanted).copied().collect();
-        verify(&blocks, file)
+        verify(&blocks, file, threads)
     }
 }
 
-/// Compares blocks with their checksums, with several threads.
-fn verify(blocks: &[Block], file: &File) -> Result<(), ImageError> {
+/// Compares blocks with their checksums.
+fn verify(blocks: &[Block], file: &File, threads: usize) -> Result<(), ImageError> {
     let next = Mutex::new(0);
-    let threads = thread::available_parallelism().map_or(1, usize::from).min(THREADS);
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(threads);
     thread::scope(|scope| {
         let others: Vec<_> =
             (1..threads).map(|_| scope.spawn(|| verify_some(blocks, file, &next))).collect();

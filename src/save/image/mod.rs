@@ -24,6 +24,6 @@ pub use error::ImageError;
 pub use features::{Features, OtherVdso};
 pub use file::Durable;
 pub use format::{Level, PAGE, Summary, VERSION};
-pub use index::{Index, Run, Source, Stream};
+pub use index::{CHECKERS, Index, Run, Source, Stream};
 pub use reader::{Frame, Opened, Reader};
 pub use writer::Writer;

@@ -15,7 +15,7 @@ use crate::save::capture::maps;
 use crate::save::capture::memory::join;
 use crate::save::error::RestoreError;
 use crate::save::hand::Hand;
-use crate::save::image::{Index, Run, Source};
+use crate::save::image::{CHECKERS, Index, Run, Source};
 use crate::save::state::{Mapping, MappingKind, Object, Sandbox, Space};
 use crate::sentry::MappedImage;
 use crate::sys::mapped::Mapped;
@@ -144,17 +144,17 @@ impl Lazy {
     /// # Errors
     /// The image is damaged.
     pub fn verify_rest(&self) -> Result<(), RestoreError> {
-        self.verify(false)
+        self.verify(false, CHECKERS)
     }
 
-    /// What is wrong with the parts of the image that are mapped. Looks at them once; who asks meanwhile
-    /// waits.
+    /// What is wrong with the parts of the image that are mapped. Looks at them once, on the calling thread
+    /// alone, since the guests run; who asks meanwhile waits.
     pub fn damage(&self) -> Option<&str> {
-        let damage = || self.verify(true).err().map(|error| error.to_string());
+        let damage = || self.verify(true, 1).err().map(|error| error.to_string());
         self.damage.get_or_init(damage).as_deref()
     }
 
-    fn verify(&self, mapped: bool) -> Result<(), RestoreError> {
+    fn verify(&self, mapped: bool, threads: usize) -> Result<(), RestoreError> {
         let mut all: Vec<(u64, u64)> =
             self.pieces.values().flatten().map(|it| (it.at, it.at + it.pages * PAGE)).collect();
         all.sort_unstable();
@@ -164,7 +164,8 @@ impl Lazy {
             let first = joined.partition_point(|it| it.1 <= start);
             joined.get(first).is_some_and(|it| it.0 <= start && end <= it.1)
         };
-        Ok(self.index.verify_where(&self.file, &|start, end| is_mapped(start, end) == mapped)?)
+        let which = |start: u64, end: u64| is_mapped(start, end) == mapped;
+        Ok(self.index.verify_where(&self.file, &which, threads)?)
     }
 }
 
