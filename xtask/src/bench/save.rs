@@ -126,6 +126,8 @@ fn restore(bench: &Bench, image: &Image, flags: &[&str]) -> Result<f64, Failure>
     let words = ["restore", image.name(), "--detach", "--id", RESTORED, "--quiet"];
     let (_, wall) = verb(bench, &[&words, flags].concat())?;
     verb(bench, &["kill", RESTORED, "KILL"])?;
+    // (Its status is that of a killed one.) Until it is gone, nobody else can have its name.
+    let _ = verb(bench, &["wait", RESTORED]);
     Ok(wall)
 }
 
