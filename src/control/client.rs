@@ -9,7 +9,7 @@ use nix::errno::Errno;
 
 use super::protocol::{self, PREFIX, ProtocolError, REPLY_MAX, Reply, Request};
 use super::state::{self, Listed, StateError};
-use crate::sys::message;
+use crate::sys::{generated, message};
 
 /// How long a request may go unanswered where the answer is due at once.
 pub const ANSWER_TIME: Duration = Duration::from_secs(10);
@@ -217,6 +217,6 @@ impl Call {
 /// Whether a supervisor is stopped (proc_pid_stat(5)): it would not answer. The number is no proof of
 /// anything, and nothing but words follows from it.
 fn is_stopped(pid: i32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let stat = generated::text(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with(['T', 't']))
 }

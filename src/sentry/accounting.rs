@@ -17,6 +17,7 @@ use super::machine::Load;
 use super::memory::{self, MemoryWatch};
 use super::pids::{self, Pids, PidsLimit, PidsWatch};
 use super::stats::LimitState;
+use crate::sys::generated;
 use crate::sys::process;
 use crate::sys::spawn::CpuMask;
 use crate::timekeeping::{Consumer, CpuClock, GroupClock, Relative, Ticker};
@@ -242,7 +243,7 @@ impl Kernel {
 
 /// A thread's number in its own, innermost pid namespace (proc_pid_status(5), NSpid).
 fn guest_tid_of(tid: i32) -> Option<i32> {
-    let text = std::fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
+    let text = generated::text(format!("/proc/{tid}/status")).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
     line.split_whitespace().last()?.parse().ok()
 }

@@ -21,6 +21,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::kernel::Kernel;
+use crate::sys::generated;
 use crate::sys::process;
 use crate::timekeeping::{Consumer, Reading, Relative};
 
@@ -103,7 +104,7 @@ fn page_size() -> u64 {
 
 /// Anonymous and shared memory of a process; pages that it shares with others count for each.
 fn own(pid: i32) -> u64 {
-    let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let text = generated::text(format!("/proc/{pid}/status")).unwrap_or_default();
     kibibytes(&text, "RssAnon:") + kibibytes(&text, "RssShmem:")
 }
 
@@ -124,7 +125,7 @@ fn kibibytes(text: &str, name: &str) -> u64 {
 }
 
 fn comm(pid: i32) -> String {
-    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let name = generated::text(format!("/proc/{pid}/comm")).unwrap_or_default();
     name.trim_end_matches('\n').escape_debug().to_string()
 }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 use super::call::Call;
+use crate::sys::generated;
 use crate::sys::tracing::{self, Stop};
 
 /// The sessions of one sandbox.
@@ -168,7 +169,7 @@ fn reap() {
 /// Who traces a thread. `None`: nobody, any more.
 fn tracer_of(tid: i32, init: i32) -> Option<Unseized> {
     let field = |pid: i32, name: &str| -> Option<i32> {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let status = generated::text(format!("/proc/{pid}/status")).ok()?;
         let line = status.lines().find_map(|line| line.strip_prefix(name))?;
         line.trim().parse().ok()
     };

@@ -12,7 +12,8 @@ pub fn contents(path: impl AsRef<Path>) -> Result<Vec<u8>> {
     Ok(text)
 }
 
-/// The same as text. What is no text is an error.
+/// The same as text. What is no text in it is replaced: a process may call itself anything, and whoever reads
+/// of it shall read the rest.
 pub fn text(path: impl AsRef<Path>) -> Result<String> {
-    String::from_utf8(contents(path)?).map_err(std::io::Error::other)
+    Ok(String::from_utf8_lossy(&contents(path)?).into_owned())
 }

@@ -2,7 +2,7 @@
 import ctypes, mmap, os, re, resource, select, signal, socket, subprocess, sys, threading, time
 
 def status():
-    text = open('/proc/self/status').read()
+    text = open('/proc/self/status', errors='replace').read()
     fields = dict(re.findall(r'^(\w+):[ \t]*(.*)$', text, re.M))
     names = ('Umask State Tgid Ngid Pid PPid TracerPid Uid Gid NStgid NSpid NSpgid NSsid '
              'SigPnd ShdPnd SigBlk SigIgn SigCgt CapInh CapPrm CapEff CapBnd CapAmb NoNewPrivs Seccomp '
@@ -30,6 +30,10 @@ def fd_is_listing(fd):
     except OSError:
         return True
     return link.startswith('/proc/') or link.startswith(('pipe:', 'socket:', 'anon_inode:', '/memfd:'))
+
+# A name that is no text.
+NAME = b'\xff\xfe name'
+ctypes.CDLL(None).prctl(15, NAME)
 
 failures = []
 def check(what, right):
@@ -89,6 +93,7 @@ check('pipe', os.read(read, 100) == b'in the pipe' and poll.poll(0) == [])
 gone.seek(0); check('removed file', gone.read() == 'gone, not lost')
 check('private file', open(place + '/private').read() == 'private')
 log.write('end\n'); log.close(); check('log', open('log').read() == 'begin\nend\n')
+check('name', open('/proc/self/comm', 'rb').read() == NAME + b'\n')
 check('eventfd', os.eventfd_read(event) == 7)
 os.lseek(memory, 0, 0); check('memfd', os.read(memory, 100) == b'in memory')
 check('socket pair', right.recv(100) == b'over there'); right.sendall(b'back'); check('pair back', left.recv(9) == b'back')

@@ -16,6 +16,7 @@ use nix::unistd::Pid;
 
 use crate::save::hand;
 use crate::save::state::Thread;
+use crate::sys::generated;
 use crate::sys::ptrace::place;
 
 /// ERESTARTNOHAND (include/linux/errno.h): made again, unless a handler runs.
@@ -130,7 +131,7 @@ struct Scheduled {
 impl Scheduled {
     fn read(task: &str) -> Option<Scheduled> {
         let (since, times) = scheduled(task)?;
-        let stat = read_to_string(format!("/proc/{task}/stat")).ok()?;
+        let stat = generated::text(format!("/proc/{task}/stat")).ok()?;
         // Field 39, `processor`.
         let cpu = stat.rsplit(") ").next()?.split(' ').nth(36)?.parse().ok()?;
         Some(Scheduled { since, times, cpu })
@@ -138,7 +139,7 @@ impl Scheduled {
 }
 
 fn scheduled(task: &str) -> Option<(u64, u64)> {
-    parse(&read_to_string(format!("/proc/{task}/sched")).ok()?)
+    parse(&generated::text(format!("/proc/{task}/sched")).ok()?)
 }
 
 /// `se.exec_start` and `nr_voluntary_switches` (proc_sched_show_task in kernel/sched/debug.c).

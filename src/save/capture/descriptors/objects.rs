@@ -10,7 +10,7 @@ use super::{Capture, Found};
 use crate::save::capture::known::Waiting;
 use crate::save::error::SaveError;
 use crate::save::state::FileKind;
-use crate::sys::descriptors;
+use crate::sys::{descriptors, generated};
 
 const NOT_UNDERSTOOD: &str = "it is not understood";
 
@@ -84,7 +84,7 @@ impl Capture<'_, '_> {
     /// proc_pid_status(5)).
     fn depth(&self) -> usize {
         let path = format!("/proc/{}/status", self.subject.hand.tid());
-        let status = std::fs::read_to_string(path).unwrap_or_default();
+        let status = generated::text(path).unwrap_or_default();
         let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
         line.map_or(0, |line| line.split_whitespace().count())
     }

@@ -1,5 +1,7 @@
 //! Numbers of users, groups and processes, from the host's to the guest's.
 
+use crate::sys::generated;
+
 /// Of one user namespace.
 #[derive(Debug, Default)]
 pub(super) struct Ids {
@@ -31,7 +33,7 @@ impl Ids {
 
     /// A process; 0: it has no number inside, or is gone.
     pub(super) fn process(pid: i32) -> i32 {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let status = generated::text(format!("/proc/{pid}/status")).unwrap_or_default();
         let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
         let last = line.and_then(|line| line.split_whitespace().last());
         last.and_then(|pid| pid.parse().ok()).unwrap_or(0)
