@@ -94,7 +94,9 @@ fn a_process_left_over_is_found_wherever_it_went() {
     command.args(["sh", "-c", "cd /; exec sleep 1000"]);
     // A leader of a process group: setsid forks, and its child is nobody's here.
     start(command).wait().unwrap();
-    common::wait_for("the daemon", || before.left().iter().any(|it| it.contains("sleep 1000")));
+    // (As it executes a program it has no environment for a moment, and is not found.)
+    let is_there = || before.left().iter().any(|it| it.ends_with(": sleep 1000 "));
+    common::wait_for("the daemon", is_there);
     for pid in leftovers::marked_processes(workspace.mark()) {
         kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
     }
