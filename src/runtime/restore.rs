@@ -72,8 +72,12 @@ impl Restored {
             }
         }
         kernel.begin_cpu_time_at(Duration::from_micros(sandbox.run.cpu_us));
+        let mut mapped = None;
         let lazy = lazy.filter(|lazy| match lazy::keep(kernel, lazy) {
-            Ok(()) => true,
+            Ok(sender) => {
+                mapped = Some(sender);
+                true
+            }
             Err(why) => {
                 let told = format!("all is read at once and not --lazy: {why}");
                 kernel.log().write(Level::Warning, &told);
@@ -94,8 +98,8 @@ impl Restored {
         });
         let lost = |_| Error::Own("restore the image", std::io::ErrorKind::Other.into());
         let program = grown.await.map_err(lost)???;
-        if let Some(lazy) = lazy {
-            lazy::check(kernel, lazy);
+        if let Some((lazy, mapped)) = lazy.zip(mapped) {
+            lazy::check(kernel, lazy, &mapped);
         }
         Ok(program)
     }

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
@@ -75,27 +76,56 @@ pub fn settle(
             let what = What::Whole(range.clone());
             while_stopped(kernel, image, move |_| Ok(vec![*pid]), &what).map(drop)
         }
-        Unsettled::Everything => {
-            let all = |kernel: &Kernel| {
-                Ok(kernel.census_of_stopped()?.iter().map(|guest| guest.pid).collect())
-            };
-            while while_stopped(kernel, image, all, &What::Some(AT_ONCE))? > 0 {}
-            Ok(())
+        Unsettled::Everything => everything(kernel, image),
+    }
+}
+
+/// A little of it at a time, until there is none.
+fn everything(kernel: &Arc<Kernel>, image: MappedImage) -> Result<(), SaveError> {
+    let all =
+        |kernel: &Kernel| Ok(kernel.census_of_stopped()?.iter().map(|guest| guest.pid).collect());
+    let begun = Instant::now();
+    let mut rest = FIRST_REST;
+    loop {
+        let Settled { bytes, left } = while_stopped(kernel, image, all, &What::Some(AT_ONCE))?;
+        match left {
+            _ if bytes > 0 => rest = FIRST_REST,
+            None => return Ok(()),
+            Some(why) if begun.elapsed() > LONGEST => return Err(why),
+            // Nothing tells that a process has come out of vfork(2).
+            Some(_) => {
+                std::thread::sleep(rest);
+                rest = (rest * 2).min(LONGEST_REST);
+            }
         }
     }
+}
+
+/// So long it is tried again where a process has no thread that could lend a hand. Who waits for the image is
+/// let in after 45 s (lease-break-time in proc_sys_fs(5)).
+const LONGEST: Duration = Duration::from_secs(20);
+const FIRST_REST: Duration = Duration::from_millis(2);
+const LONGEST_REST: Duration = Duration::from_millis(256);
+
+/// What has been done.
+#[derive(Debug, Default)]
+struct Settled {
+    bytes: u64,
+    /// Why something of what was wanted could not be.
+    left: Option<SaveError>,
 }
 
 fn widened(range: &Range<u64>) -> Range<u64> {
     range.start / WIDE * WIDE..range.end.checked_next_multiple_of(WIDE).unwrap_or(u64::MAX)
 }
 
-/// Settles something of these processes while none runs; gives how many bytes.
+/// Settles something of these processes while none runs.
 fn while_stopped(
     kernel: &Arc<Kernel>,
     image: MappedImage,
     pids: impl FnOnce(&Kernel) -> Result<Vec<i32>, KernelError>,
     what: &What,
-) -> Result<u64, SaveError> {
+) -> Result<Settled, SaveError> {
     let gate = Arc::clone(kernel.gate().ok_or(SaveError::refused("nothing runs in it"))?);
     let done = kernel.while_stopped(|| {
         let (pids, what, log) = (pids(kernel)?, what.clone(), Arc::clone(kernel));
@@ -106,17 +136,18 @@ fn while_stopped(
             gate.pass_no_more();
             done
         };
-        kernel.tracer().run(work).map_err(KernelError::Tracer)
+        let done = kernel.tracer().run(work).map_err(KernelError::Tracer)?;
+        if let Err(Failed::Lost(why)) = &done {
+            // A program must not go on with memory that is not its own: before any is let go.
+            kernel.limit_reached(
+                "lazy",
+                "memory was lost; every process was killed".to_owned(),
+                format!("memory of its programs was lost and everything was killed: {why}"),
+            );
+            kernel.kill(libc::SIGKILL)?;
+        }
+        Ok(done)
     })?;
-    if let Err(Failed::Lost(why)) = &done {
-        // A program must not go on with memory that is not its own.
-        kernel.limit_reached(
-            "lazy",
-            "memory was lost; every process was killed".to_owned(),
-            format!("memory of its programs was lost and everything was killed: {why}"),
-        );
-        kernel.kill(libc::SIGKILL)?;
-    }
     done.map_err(|(Failed::Before(why) | Failed::Lost(why))| why)
 }
 
@@ -135,15 +166,21 @@ fn of_processes(
     pids: &[i32],
     image: MappedImage,
     what: &What,
-) -> Result<u64, Failed> {
-    let mut settled = 0;
+) -> Result<Settled, Failed> {
+    let mut settled = Settled::default();
     for pid in pids {
         let what = match what {
-            What::Some(bytes) if settled >= *bytes => break,
-            What::Some(bytes) => What::Some(bytes - settled),
+            What::Some(bytes) if settled.bytes >= *bytes => break,
+            What::Some(bytes) => What::Some(bytes - settled.bytes),
             other => other.clone(),
         };
-        settled += of_process(tracees, filters, *pid, image, &what)?;
+        match of_process(tracees, filters, *pid, image, &what) {
+            Ok(bytes) => settled.bytes += bytes,
+            // (One that has ended meanwhile has nothing left.)
+            Err(Failed::Before(_)) if threads_of(*pid).unwrap_or_default().is_empty() => {}
+            Err(Failed::Before(why)) if matches!(what, What::Some(_)) => settled.left = Some(why),
+            Err(failed) => return Err(failed),
+        }
     }
     Ok(settled)
 }
@@ -165,7 +202,11 @@ fn of_process(
         return Ok(0);
     }
     let lines = maps::read(tid).map_err(failed).map_err(Failed::Before)?;
-    let pieces = plan(&lines, image, what);
+    let pieces = match what {
+        // What is mapped anew has no guards (MADV_GUARD_INSTALL).
+        What::Whole(range) if has_guards(tid, range) => plan(&lines, image, &around(range)),
+        what => plan(&lines, image, what),
+    };
     if pieces.is_empty() {
         return Ok(0);
     }
@@ -183,13 +224,14 @@ fn of_process(
     let (mut borrowed, _) = lent.map_err(Failed::Before)?;
     borrowed.hand.respect(filters::programs(&process));
     let done = pieces.iter().try_fold(0, |so_far, piece| {
-        renew(&mut borrowed.hand, piece, &who)
+        renew(&mut borrowed.hand, piece, image, &who)
             .map(|()| so_far + piece.range.end - piece.range.start)
     });
     match borrowed.end() {
         Ok(stopped) => tracees.put(stopped),
         // Whatever was not done for it, it needs no more.
-        Err(HandError::Killed) => return Ok(0),
+        Err(HandError::Killed) if !matches!(done, Err(Failed::Lost(_))) => return Ok(0),
+        Err(HandError::Killed) => {}
         Err(error) => return Err(Failed::Lost(SaveError::of(&who)(error))),
     }
     done
@@ -203,13 +245,13 @@ fn is_images(line: &Line, image: MappedImage) -> bool {
 fn plan<'l>(lines: &'l [Line], image: MappedImage, what: &What) -> Vec<Piece<'l>> {
     match what {
         What::Whole(range) if let Some(whole) = whole(lines, image, range) => whole,
-        What::Whole(range) => {
-            plan(lines, image, &What::Ranges { ranges: vec![widened(range)], away: Vec::new() })
-        }
+        What::Whole(range) => plan(lines, image, &around(range)),
         What::Ranges { ranges, away } => {
             let mut pieces = Vec::new();
             for line in lines.iter().filter(|line| is_images(line, image)) {
                 let asked = ranges.iter().filter_map(|range| cut(&(line.start..line.end), range));
+                // (Locked memory cannot be given away: madvise(2).)
+                let away = if line.has("lo") { &[][..] } else { away };
                 for range in apart(asked.collect()) {
                     add(&mut pieces, line, range, Content::All, away);
                 }
@@ -230,6 +272,17 @@ fn plan<'l>(lines: &'l [Line], image: MappedImage, what: &What) -> Vec<Piece<'l>
             pieces
         }
     }
+}
+
+/// What is the image's around a range.
+fn around(range: &Range<u64>) -> What {
+    What::Ranges { ranges: vec![widened(range)], away: Vec::new() }
+}
+
+fn has_guards(tid: i32, range: &Range<u64>) -> bool {
+    let pagemap = File::open(format!("/proc/{tid}/pagemap"));
+    pagemap
+        .is_ok_and(|it| pagemap::guards(&it, range.start, range.end).is_ok_and(|it| !it.is_empty()))
 }
 
 /// All of a range, if but for the image it is one mapping.
@@ -295,7 +348,7 @@ fn cut(one: &Range<u64>, other: &Range<u64>) -> Option<Range<u64>> {
 }
 
 /// Puts plain memory with the same content in place of a piece.
-fn renew(hand: &mut Hand, piece: &Piece<'_>, who: &str) -> Result<(), Failed> {
+fn renew(hand: &mut Hand, piece: &Piece<'_>, image: MappedImage, who: &str) -> Result<(), Failed> {
     let tid = hand.tid();
     let Range { start, end } = piece.range;
     let what = format!("{who}: its memory at {start:x}-{end:x}");
@@ -308,7 +361,13 @@ fn renew(hand: &mut Hand, piece: &Piece<'_>, who: &str) -> Result<(), Failed> {
     if line.has("nr") {
         flags |= libc::MAP_NORESERVE as u64;
     }
-    table.call(libc::SYS_mmap, [start, length, u64::from(line.protection), flags, u64::MAX, 0]);
+    // What counts against what may be committed does so again: writable memory does.
+    let own = u64::from(line.protection);
+    let first = if line.has("ac") { own | libc::PROT_WRITE as u64 } else { own };
+    table.call(libc::SYS_mmap, [start, length, first, flags, u64::MAX, 0]);
+    if first != own && line.key == 0 {
+        table.call(libc::SYS_mprotect, [start, length, own]);
+    }
     for (flag, advice) in ADVICE {
         if line.has(flag) {
             table.attempt(libc::SYS_madvise, [start, length, advice as u64]);
@@ -322,9 +381,14 @@ fn renew(hand: &mut Hand, piece: &Piece<'_>, who: &str) -> Result<(), Failed> {
         let (protection, key) = (u64::from(line.protection), u64::from(line.key));
         table.attempt(libc::SYS_pkey_mprotect, [start, length, protection, key]);
     }
-    // (Where the mapping has failed, what was there still is.)
-    hand.run(&table).map_err(SaveError::of(&what)).map_err(Failed::Before)?;
-    write(&memory, &content).map_err(|error| Failed::Lost(SaveError::failed(&what, error)))
+    let made = hand.run(&table);
+    // (Nothing else is mapped there than before, or what was mapped anew.)
+    let is_there = |line: &Line| is_images(line, image) && line.start <= start && end <= line.end;
+    if made.is_err() && maps::list(tid).is_ok_and(|lines| lines.iter().any(is_there)) {
+        return made.map(drop).map_err(SaveError::of(&what)).map_err(Failed::Before);
+    }
+    write(&memory, &content).map_err(|error| Failed::Lost(SaveError::failed(&what, error)))?;
+    made.map(drop).map_err(SaveError::of(&what)).map_err(Failed::Before)
 }
 
 /// madvise(2) for flags of VmFlags that a program sets and that are not trapped.
@@ -363,7 +427,7 @@ fn write(memory: &File, content: &[(u64, Vec<u8>)]) -> std::io::Result<()> {
         let is_zero: Vec<bool> = bytes.chunks(PAGE).map(|page| *page == ZEROS[..]).collect();
         let mut at = 0;
         for same in is_zero.chunk_by(|a, b| a == b) {
-            let length = same.len() * PAGE;
+            let length = (same.len() * PAGE).min(bytes.len() - at);
             if !same[0] {
                 memory.write_all_at(&bytes[at..at + length], start + at as u64)?;
             }

@@ -10,7 +10,7 @@
 //!       Task::filters
 //!         Undelivered::results, Refusals::kinds, Keepers::all, Accounting::notes, Group::found,
 //!         RunTime, Load::inner, Tracer::thread, Progress::running, Gate::inner, Events::limit, Events::recent,
-//!         KernelLog::ring, Timekeeper::realtime, Remade::calls,
+//!         KernelLog::ring, Timekeeper::realtime, Remade::calls, Lazy::failed,
 //!         Sessions::inner, Starts::inner   (leaves)
 //! ```
 

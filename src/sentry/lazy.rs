@@ -6,11 +6,12 @@
 //! *settled*: made plain memory while all guests stand still. Owns the question whether there is anything to
 //! settle, and who asks for it; how it is done is the affair of who sets it up (`save::settle`).
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::errno::Errno;
 
@@ -59,6 +60,9 @@ pub struct Lazy {
     settle: Box<Settle>,
     /// Nothing is left.
     is_over: AtomicBool,
+    /// Threads whose call could not be served, and where it began: told when they make it again. A leaf of the
+    /// lock order.
+    failed: Mutex<HashMap<i32, u64>>,
 }
 
 impl std::fmt::Debug for Lazy {
@@ -73,12 +77,33 @@ impl Lazy {
         image: MappedImage,
         settle: impl Fn(&Arc<Kernel>, &Unsettled) -> Result<(), String> + Send + Sync + 'static,
     ) -> Lazy {
-        Lazy { image, settle: Box::new(settle), is_over: AtomicBool::new(false) }
+        Lazy {
+            image,
+            settle: Box::new(settle),
+            is_over: AtomicBool::new(false),
+            failed: Mutex::default(),
+        }
+    }
+
+    /// Whether nothing of the image is mapped any more.
+    pub fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::Relaxed)
+    }
+
+    /// A call of this thread, about what begins there, cannot go on. (It has been backed out.)
+    pub fn fail(&self, tid: i32, start: u64) {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner).insert(tid, start);
+    }
+
+    /// Whether the same call failed as it was made before.
+    pub fn has_failed(&self, tid: i32, start: u64) -> bool {
+        let before = self.failed.lock().unwrap_or_else(PoisonError::into_inner).remove(&tid);
+        before == Some(start)
     }
 
     /// Whether a process has memory of the image in any of these ranges.
     pub fn has(&self, tid: i32, ranges: &[Range<u64>]) -> bool {
-        if self.is_over.load(Ordering::Relaxed) {
+        if self.is_over() {
             return false;
         }
         // One that cannot be read has ended.
@@ -122,6 +147,9 @@ impl Lazy {
     /// # Errors
     /// Why it could not be.
     pub fn settle(&self, kernel: &Arc<Kernel>, what: &Unsettled) -> Result<(), String> {
+        if self.is_over() {
+            return Ok(());
+        }
         let done = (self.settle)(kernel, what);
         match &done {
             Ok(()) if *what == Unsettled::Everything => self.is_over.store(true, Ordering::Relaxed),

@@ -2,9 +2,13 @@
  * Makes `up`; goes on once `go` is there. `mapped` then says how many mappings are the image's. */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stddef.h>
 #include <stdint.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -98,13 +102,46 @@ static int child_gives_away(uint64_t *at) {
            is(at, 257, 1024, 5);
 }
 
+/* From now on mmap(2) is denied. */
+static int deny_mmap(void) {
+    struct sock_filter program[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_mmap, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog all = {4, program};
+    return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, 2, &all);
+}
+
+/* Calls that the kernel refuses, about the memory at `at`, and what it says. */
+static void refused(uint64_t *at, int answers[4]) {
+    answers[0] = madvise((char *)at + 1, PAGE, MADV_DONTNEED) ? errno : 0;
+    mlock(at, 4 * PAGE);
+    answers[1] = madvise(at, 4 * PAGE, MADV_DONTNEED) ? errno : 0;
+    munlock(at, 4 * PAGE);
+    fflush(stdout);
+    pid_t child = fork();
+    if (child == 0) {
+        pause();
+        _exit(0);
+    }
+    int other = syscall(SYS_pidfd_open, child, 0);
+    struct iovec part = {at, 4 * PAGE};
+    answers[2] = syscall(SYS_process_madvise, other, &part, 1, MADV_DONTNEED, 0) < 0 ? errno : 0;
+    kill(child, SIGKILL);
+    waitpid(child, NULL, 0);
+    close(other);
+    answers[3] = mremap((char *)at + 1, PAGE, 2 * PAGE, MREMAP_MAYMOVE) == MAP_FAILED ? errno : 0;
+}
+
 static int is_wiped(uint64_t *at) { return is(at, 0, 512, 0); }
 
 int main(void) {
     uint64_t *given = region(24 * MIB, 1), *freed = region(4 * MIB, 2), *grown = region(12 * MIB, 3);
     uint64_t *forked = region(8 * MIB, 5), *io = region(2 * MIB, 6), *named = region(2 * MIB, 8);
-    uint64_t *wiped = region(2 * MIB, 9), *kept = region(32 * MIB, 10), *many = region(8 * MIB, 11);
-    uint64_t *twice = region(8 * MIB, 14);
+    uint64_t *wiped = region(2 * MIB, 9), *kept = region(48 * MIB, 10), *many = region(8 * MIB, 11);
+    uint64_t *twice = region(8 * MIB, 14), *sealed = region(2 * MIB, 15);
     watched = region(2 * MIB, 7);
     size_t chunk = 20 * MIB;
     uint64_t *heap = malloc(chunk), *top = sbrk(0);
@@ -178,10 +215,27 @@ int main(void) {
         }
     }
     check(is(named, 0, 512, 8), "what was named");
+    uint64_t *new = region(MIB, 21);
+    int expected[4], answers[4];
+    refused(new, expected);
+    refused(kept, answers);
+    check(memcmp(expected, answers, sizeof answers) == 0, "refusals are alike");
+    check(is(kept, 0, 256, 10) && is(new, 0, 256, 21), "what was refused has changed nothing");
+    long seal = syscall(462, new, MIB, 0) ? errno : 0;
+    check((syscall(462, sealed, MIB, 0) ? errno : 0) == seal, "seals are alike");
+    check(is(sealed, 0, 512, 15), "what is sealed");
     done = 1;
     pthread_join(thread, NULL);
+    /* Who is not to map memory cannot have it mapped anew. (Nothing was done near there.) */
+    int is_mapped = images() > 0;
+    check(deny_mmap() == 0, "a filter");
+    int given_up = madvise((char *)kept + 24 * MIB, MIB, MADV_DONTNEED) ? errno : 0;
+    check(given_up == (is_mapped ? EAGAIN : 0), "it is told");
+    check(is(kept, 6144, 6400, is_mapped ? 10 : 0), "and keeps what it has");
+    if (!is_mapped)
+        fill(kept, 48 * MIB, 10);
     check(!astray && is(watched, 0, 512, 7), "another thread always saw the same");
-    check(is(kept, 0, 8192, 10), "what nothing was done with");
+    check(is(kept, 0, 12288, 10), "what nothing was done with");
     puts(wrong ? "something is not as it was" : "all as it was");
     return wrong;
 }

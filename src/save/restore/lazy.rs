@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::sync::OnceLock;
+use std::time::Instant;
 
 use super::courier::Courier;
 use super::space::has;
@@ -48,6 +49,8 @@ pub struct Lazy {
     rest: Vec<Run>,
     /// What is wrong with what is mapped, once it has been looked at.
     damage: OnceLock<Option<String>>,
+    /// From this moment on somebody may have changed it.
+    good_until: OnceLock<Instant>,
 }
 
 impl Lazy {
@@ -76,7 +79,15 @@ impl Lazy {
         }
         // Each object's pages are filled in the order of the file, as without all this.
         rest.sort_by_key(|run| (run.object, run.address));
-        Ok(Lazy { file, index, image, pieces, rest, damage: OnceLock::new() })
+        Ok(Lazy {
+            file,
+            index,
+            image,
+            pieces,
+            rest,
+            damage: OnceLock::new(),
+            good_until: OnceLock::new(),
+        })
     }
 
     /// What is known of the image.
@@ -150,8 +161,18 @@ impl Lazy {
     /// What is wrong with the parts of the image that are mapped. Looks at them once, on the calling thread
     /// alone, since the guests run; who asks meanwhile waits.
     pub fn damage(&self) -> Option<&str> {
-        let damage = || self.verify(true, 1).err().map(|error| error.to_string());
+        let damage = || {
+            let error = self.verify(true, 1).err()?;
+            // What has been changed since is no damage.
+            let is_good = self.good_until.get().is_none_or(|until| Instant::now() < *until);
+            is_good.then(|| error.to_string())
+        };
         self.damage.get_or_init(damage).as_deref()
+    }
+
+    /// Somebody wants to change the image, and will not be kept from it any longer than that.
+    pub fn is_good_until(&self, until: Instant) {
+        let _ = self.good_until.set(until);
     }
 
     fn verify(&self, mapped: bool, threads: usize) -> Result<(), RestoreError> {

@@ -491,7 +491,8 @@ fn complete(sandbox: &Sandbox, plant: &mut Plant<'_>) -> Result<(), RestoreError
 
 /// Takes the agent out of the process and sets its threads to go on where they were.
 fn set(plant: Plant<'_>) -> Result<Vec<Stopped>, RestoreError> {
-    let Plant { process, who, hand, others, .. } = plant;
+    let Plant { process, who, mut hand, others, .. } = plant;
+    hand.rest().map_err(RestoreError::of(&who))?;
     let executable: Vec<(u64, u64, bool)> = crate::save::capture::maps::list(hand.tid())
         .unwrap_or_default()
         .iter()

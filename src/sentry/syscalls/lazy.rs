@@ -9,10 +9,13 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
-use super::args::{Addr, Advice, Flags, In, Iovec, Len, PidFd, PrctlOption, ULong, WideFlags};
+use super::args::{
+    Addr, Advice, Flags, In, InOut, IoContextCell, Iovec, Len, PidFd, PrctlOption, UInt, ULong,
+    WideFlags,
+};
 use crate::notify::{Answer, GuestMemory, hand_over};
 use crate::sentry::call::TaskCall;
-use crate::sentry::lazy::Unsettled;
+use crate::sentry::lazy::{Lazy, Unsettled};
 use crate::sentry::task::Status;
 
 /// Advice that gives pages away: what they held does not matter any more.
@@ -30,12 +33,14 @@ pub const ADVICE: &[u64] = &[
     MADV_DONTNEED_LOCKED as u64,
     MADV_COLLAPSE,
     MADV_GUARD_INSTALL,
+    MADV_GUARD_REMOVE,
 ];
 
 // include/uapi/asm-generic/mman-common.h
 const MADV_DONTNEED_LOCKED: i32 = 24;
 const MADV_COLLAPSE: u64 = 25;
 const MADV_GUARD_INSTALL: u64 = 102;
+const MADV_GUARD_REMOVE: u64 = 103;
 
 /// Names a range (prctl(2)): plain memory only, a file has its own name. A row's exception names it.
 pub const PR_SET_VMA: u64 = 0x5356_4d41;
@@ -45,21 +50,38 @@ const MOST_RANGES: u64 = 1024;
 
 /// Serves madvise(2).
 pub async fn madvise(call: TaskCall, addr: Addr, length: Len, advice: Advice) -> Answer {
-    advised(call, vec![range(addr.0, length.0)], advice).await
+    let given_away = AWAY.contains(&advice.0);
+    let ranges = vec![range(addr.0, length.0)];
+    settled(call, ranges, |pid, ranges| Unsettled::Ranges { pid, ranges, given_away }).await
 }
 
-/// Serves process_madvise(2). (To other processes only advice can be given that is the same for all memory.)
+/// Serves process_madvise(2). To other processes only advice can be given that is the same for all memory, and
+/// whose it is is not looked at: nothing is given away before the kernel does.
 pub async fn process_madvise(
     call: TaskCall,
     _pidfd: PidFd,
     iovec: In<Iovec>,
     vlen: Len,
-    advice: Advice,
+    _advice: Advice,
     _flags: Flags,
 ) -> Answer {
     // What is wrong with them the kernel says.
     let ranges = ranges(call.memory(), iovec.address, vlen.0).unwrap_or_default();
-    advised(call, ranges, advice).await
+    settled(call, ranges, kept).await
+}
+
+/// Serves mseal(2), after which nothing could be mapped there any more.
+pub async fn mseal(call: TaskCall, addr: Addr, size: Len, _flags: WideFlags) -> Answer {
+    settled(call, vec![range(addr.0, size.0)], kept).await
+}
+
+/// Serves io_setup(2): what devices write goes on while all stand still, to pages that would not be there any
+/// more. So nothing is left to be settled later.
+pub async fn io_setup(call: TaskCall, _nr_events: UInt, _ctx: InOut<IoContextCell>) -> Answer {
+    match call.kernel.lazy().filter(|lazy| !lazy.is_over()).map(Arc::clone) {
+        Some(lazy) => serve(call, lazy, 0, Unsettled::Everything).await,
+        None => Answer::Continue,
+    }
 }
 
 /// Serves prctl(2) of PR_SET_VMA.
@@ -72,7 +94,7 @@ pub async fn prctl(
     _name: ULong,
 ) -> Answer {
     let ranges = vec![range(start.0, length.0)];
-    settled(call, ranges, |pid, ranges| Unsettled::Ranges { pid, ranges, given_away: false }).await
+    settled(call, ranges, kept).await
 }
 
 /// Serves mremap(2), which wants one mapping where the guest knows of one.
@@ -88,14 +110,14 @@ pub async fn mremap(
     settled(call, vec![old.clone()], |pid, _| Unsettled::Whole { pid, range: old }).await
 }
 
-async fn advised(call: TaskCall, ranges: Vec<Range<u64>>, advice: Advice) -> Answer {
-    let given_away = AWAY.contains(&advice.0);
-    settled(call, ranges, |pid, ranges| Unsettled::Ranges { pid, ranges, given_away }).await
+fn kept(pid: i32, ranges: Vec<Range<u64>>) -> Unsettled {
+    Unsettled::Ranges { pid, ranges, given_away: false }
 }
 
-/// Whole pages.
+const PAGE: u64 = 4096;
+
+/// Whole pages, if it begins with one.
 fn range(start: u64, length: u64) -> Range<u64> {
-    const PAGE: u64 = 4096;
     start..start.saturating_add(length).checked_next_multiple_of(PAGE).unwrap_or(u64::MAX)
 }
 
@@ -114,18 +136,41 @@ async fn settled(
     what: impl FnOnce(i32, Vec<Range<u64>>) -> Unsettled,
 ) -> Answer {
     let tid = call.received().tid;
-    let Some(lazy) = call.kernel.lazy().filter(|lazy| lazy.has(tid, &ranges)) else {
+    // What does not begin with a page the kernel refuses.
+    let is_whole = ranges.iter().all(|range| range.start % PAGE == 0);
+    let Some(lazy) = call.kernel.lazy().filter(|lazy| is_whole && lazy.has(tid, &ranges)) else {
         return Answer::Continue;
     };
-    hand_over();
     let Ok(status) = Status::read(tid) else { return Answer::Continue };
-    let (lazy, kernel) = (Arc::clone(lazy), Arc::clone(&call.kernel));
-    let what = what(status.tgid, ranges);
-    // Not a part of this call, which is backed out as the guests are stopped.
-    let done = tokio::task::spawn_blocking(move || lazy.settle(&kernel, &what));
+    let start = ranges.first().map_or(0, |range| range.start);
+    let lazy = Arc::clone(lazy);
+    serve(call, lazy, start, what(status.tgid, ranges)).await
+}
+
+/// Settles, which backs the call out; made again, it is told if that has failed.
+async fn serve(call: TaskCall, lazy: Arc<Lazy>, start: u64, what: Unsettled) -> Answer {
+    hand_over();
+    let tid = call.received().tid;
+    if lazy.has_failed(tid, start) {
+        return Answer::Fail(Errno::EAGAIN);
+    }
+    let kernel = Arc::clone(&call.kernel);
+    // Not a part of this call, which ends as the guests are stopped.
+    let done = tokio::task::spawn_blocking(move || {
+        let done = lazy.settle(&kernel, &what);
+        if done.is_err() {
+            lazy.fail(tid, start);
+        }
+        done.map(|()| lazy)
+    });
     match done.await {
-        Ok(Ok(())) => Answer::Continue,
-        // (The reason is in the log.)
-        _ => Answer::Fail(Errno::EAGAIN),
+        Ok(Ok(_)) => Answer::Continue,
+        // (It failed before anybody was stopped. The reason is in the log.)
+        _ => {
+            if let Some(lazy) = call.kernel.lazy() {
+                lazy.has_failed(tid, start);
+            }
+            Answer::Fail(Errno::EAGAIN)
+        }
     }
 }

@@ -390,7 +390,8 @@ syscalls! {
     SYS_sched_getaffinity(pid: Pid, cpusetsize: UInt, mask: Out<CpuMask>) => native;
     SYS_set_thread_area(u_info: InOut<UserDesc>)
         => unimplemented("exists for 32-bit programs only");
-    SYS_io_setup(nr_events: UInt, ctx_idp: InOut<IoContextCell>) => native;
+    SYS_io_setup(nr_events: UInt, ctx_idp: InOut<IoContextCell>)
+        => handled(async lazy::io_setup, LAZY);
     SYS_io_destroy(ctx_id: IoContext) => native;
     SYS_io_getevents(
         ctx_id: IoContext, min_nr: Long, nr: Long, events: Out<IoEvent>, timeout: In<Timespec>
@@ -698,7 +699,7 @@ syscalls! {
         => native;
     SYS_lsm_set_self_attr(attr: UInt, ctx: In<LsmContext>, size: UInt, flags: Flags) => native;
     SYS_lsm_list_modules(ids: Out<U64Cell>, size: InOut<UIntCell>, flags: Flags) => native;
-    SYS_mseal(addr: Addr, size: Len, flags: WideFlags) => native;
+    SYS_mseal(addr: Addr, size: Len, flags: WideFlags) => handled(async lazy::mseal, LAZY);
     SYS_setxattrat(
         dirfd: DirFd, pathname: Path, at_flags: AtFlags, name: Str, args: In<XattrArgs>, size: Len
     ) => native;
