@@ -87,23 +87,26 @@ fn everything(kernel: &Arc<Kernel>, image: MappedImage) -> Result<(), SaveError>
     let begun = Instant::now();
     let mut rest = FIRST_REST;
     loop {
-        let Settled { bytes, left } = while_stopped(kernel, image, all, &What::Some(AT_ONCE))?;
-        match left {
-            _ if bytes > 0 => rest = FIRST_REST,
-            None => return Ok(()),
-            Some(why) if begun.elapsed() > LONGEST => return Err(why),
-            // Nothing tells that a process has come out of vfork(2).
-            Some(_) => {
-                std::thread::sleep(rest);
-                rest = (rest * 2).min(LONGEST_REST);
+        let why = match while_stopped(kernel, image, all, &What::Some(AT_ONCE)) {
+            Ok(Settled { bytes: 1.., .. }) => {
+                rest = FIRST_REST;
+                continue;
             }
+            Ok(Settled { left: None, .. }) => return Ok(()),
+            Ok(Settled { left: Some(why), .. }) | Err(why) => why,
+        };
+        if begun.elapsed() > LONGEST || kernel.killed().is_some() {
+            return Err(why);
         }
+        // Nothing tells that a process has come out of vfork(2), or can be stopped again.
+        std::thread::sleep(rest);
+        rest = (rest * 2).min(LONGEST_REST);
     }
 }
 
-/// So long it is tried again where a process has no thread that could lend a hand. Who waits for the image is
-/// let in after 45 s (lease-break-time in proc_sys_fs(5)).
-const LONGEST: Duration = Duration::from_secs(20);
+/// So long it is tried again where something cannot be stopped, or a process has no thread that could lend a
+/// hand. Who waits for the image is let in after 45 s (lease-break-time in proc_sys_fs(5)).
+const LONGEST: Duration = Duration::from_secs(5);
 const FIRST_REST: Duration = Duration::from_millis(2);
 const LONGEST_REST: Duration = Duration::from_millis(256);
 
@@ -248,10 +251,13 @@ fn plan<'l>(lines: &'l [Line], image: MappedImage, what: &What) -> Vec<Piece<'l>
         What::Whole(range) => plan(lines, image, &around(range)),
         What::Ranges { ranges, away } => {
             let mut pieces = Vec::new();
+            // Where it comes to what cannot be given away, the call ends, and what lies behind stays (madvise(2)).
+            let stays = |line: &&Line| ["lo", "pf", "io", "ht"].iter().any(|flag| line.has(flag));
+            let overlaps =
+                |line: &Line| away.iter().any(|it| cut(&(line.start..line.end), it).is_some());
+            let away = if lines.iter().filter(stays).any(overlaps) { &[][..] } else { away };
             for line in lines.iter().filter(|line| is_images(line, image)) {
                 let asked = ranges.iter().filter_map(|range| cut(&(line.start..line.end), range));
-                // (Locked memory cannot be given away: madvise(2).)
-                let away = if line.has("lo") { &[][..] } else { away };
                 for range in apart(asked.collect()) {
                     add(&mut pieces, line, range, Content::All, away);
                 }

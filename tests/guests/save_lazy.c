@@ -115,7 +115,7 @@ static int deny_mmap(void) {
 }
 
 /* Calls that the kernel refuses, about the memory at `at`, and what it says. */
-static void refused(uint64_t *at, int answers[4]) {
+static void refused(uint64_t *at, int answers[5]) {
     answers[0] = madvise((char *)at + 1, PAGE, MADV_DONTNEED) ? errno : 0;
     mlock(at, 4 * PAGE);
     answers[1] = madvise(at, 4 * PAGE, MADV_DONTNEED) ? errno : 0;
@@ -132,6 +132,7 @@ static void refused(uint64_t *at, int answers[4]) {
     kill(child, SIGKILL);
     waitpid(child, NULL, 0);
     close(other);
+    answers[4] = madvise(at, -(size_t)at - PAGE / 2, MADV_DONTNEED) ? errno : 0;
     answers[3] = mremap((char *)at + 1, PAGE, 2 * PAGE, MREMAP_MAYMOVE) == MAP_FAILED ? errno : 0;
 }
 
@@ -216,7 +217,7 @@ int main(void) {
     }
     check(is(named, 0, 512, 8), "what was named");
     uint64_t *new = region(MIB, 21);
-    int expected[4], answers[4];
+    int expected[5], answers[5];
     refused(new, expected);
     refused(kept, answers);
     check(memcmp(expected, answers, sizeof answers) == 0, "refusals are alike");

@@ -18,8 +18,8 @@ use crate::sentry::call::TaskCall;
 use crate::sentry::lazy::{Lazy, Unsettled};
 use crate::sentry::task::Status;
 
-/// Advice that gives pages away: what they held does not matter any more.
-const AWAY: [i32; 3] = [libc::MADV_DONTNEED, libc::MADV_FREE, MADV_DONTNEED_LOCKED];
+/// Advice that gives pages away for sure: what they held does not matter any more.
+const AWAY: [i32; 2] = [libc::MADV_DONTNEED, MADV_DONTNEED_LOCKED];
 
 /// Advice that means something else for a file, or that it does not take (mm/madvise.c, mm/khugepaged.c,
 /// mm/ksm.c).
@@ -116,9 +116,10 @@ fn kept(pid: i32, ranges: Vec<Range<u64>>) -> Unsettled {
 
 const PAGE: u64 = 4096;
 
-/// Whole pages, if it begins with one.
+/// Whole pages. Nothing, if the kernel refuses them: they do not begin with one, or end behind all addresses.
 fn range(start: u64, length: u64) -> Range<u64> {
-    start..start.saturating_add(length).checked_next_multiple_of(PAGE).unwrap_or(u64::MAX)
+    let end = start.checked_add(length).and_then(|end| end.checked_next_multiple_of(PAGE));
+    end.filter(|_| start.is_multiple_of(PAGE)).map_or(0..0, |end| start..end)
 }
 
 fn ranges(memory: GuestMemory<'_>, address: u64, count: u64) -> Result<Vec<Range<u64>>, Errno> {
@@ -136,9 +137,7 @@ async fn settled(
     what: impl FnOnce(i32, Vec<Range<u64>>) -> Unsettled,
 ) -> Answer {
     let tid = call.received().tid;
-    // What does not begin with a page the kernel refuses.
-    let is_whole = ranges.iter().all(|range| range.start % PAGE == 0);
-    let Some(lazy) = call.kernel.lazy().filter(|lazy| is_whole && lazy.has(tid, &ranges)) else {
+    let Some(lazy) = call.kernel.lazy().filter(|lazy| lazy.has(tid, &ranges)) else {
         return Answer::Continue;
     };
     let Ok(status) = Status::read(tid) else { return Answer::Continue };
