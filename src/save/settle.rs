@@ -17,6 +17,7 @@ use crate::save::capture::maps::{self, Line};
 use crate::save::capture::{instruction_of, lend, threads_of};
 use crate::save::error::SaveError;
 use crate::save::hand::{self, Hand, HandError};
+use crate::save::restore::space::{ADVICE, MLOCK_ONFAULT};
 use crate::save::state::Process;
 use crate::sentry::{Kernel, KernelError, MappedImage, Tracees, Unsettled, filter_count};
 use crate::sys::pagemap;
@@ -380,7 +381,7 @@ fn renew(hand: &mut Hand, piece: &Piece<'_>, image: MappedImage, who: &str) -> R
         }
     }
     if line.has("lo") {
-        let on_fault = u64::from(line.has("lf"));
+        let on_fault = if line.has("lf") { MLOCK_ONFAULT } else { 0 };
         table.attempt(libc::SYS_mlock2, [start, length, on_fault]);
     }
     if line.key != 0 {
@@ -396,15 +397,6 @@ fn renew(hand: &mut Hand, piece: &Piece<'_>, image: MappedImage, who: &str) -> R
     write(&memory, &content).map_err(|error| Failed::Lost(SaveError::failed(&what, error)))?;
     made.map(drop).map_err(SaveError::of(&what)).map_err(Failed::Before)
 }
-
-/// madvise(2) for flags of VmFlags that a program sets and that are not trapped.
-const ADVICE: [(&str, libc::c_int); 5] = [
-    ("dc", libc::MADV_DONTFORK),
-    ("dd", libc::MADV_DONTDUMP),
-    ("nh", libc::MADV_NOHUGEPAGE),
-    ("sr", libc::MADV_SEQUENTIAL),
-    ("rr", libc::MADV_RANDOM),
-];
 
 /// Content by address.
 fn read(tid: i32, memory: &File, piece: &Piece<'_>) -> Result<Vec<(u64, Vec<u8>)>, Errno> {

@@ -365,7 +365,7 @@ pub fn files_below(space: &Space) -> Vec<(u64, u64)> {
 }
 
 /// madvise(2) for each flag of VmFlags that one sets.
-const ADVICE: [(&str, libc::c_int); 8] = [
+pub const ADVICE: [(&str, libc::c_int); 8] = [
     ("dc", libc::MADV_DONTFORK),
     ("dd", libc::MADV_DONTDUMP),
     ("hg", libc::MADV_HUGEPAGE),
@@ -441,7 +441,8 @@ pub fn seal(
     post(hand, table, who)
 }
 
-const MLOCK_ONFAULT: u64 = 1;
+/// A flag of mlock2(2).
+pub const MLOCK_ONFAULT: u64 = 1;
 /// include/uapi/asm-generic/mman-common.h, since Linux 6.13
 const MADV_GUARD_INSTALL: u64 = 102;
 /// Since Linux 6.10.

@@ -153,22 +153,20 @@ async fn serve(call: TaskCall, lazy: Arc<Lazy>, start: u64, what: Unsettled) -> 
     if lazy.has_failed(tid, start) {
         return Answer::Fail(Errno::EAGAIN);
     }
-    let kernel = Arc::clone(&call.kernel);
+    let (kernel, own) = (Arc::clone(&call.kernel), Arc::clone(&lazy));
     // Not a part of this call, which ends as the guests are stopped.
     let done = tokio::task::spawn_blocking(move || {
-        let done = lazy.settle(&kernel, &what);
+        let done = own.settle(&kernel, &what);
         if done.is_err() {
-            lazy.fail(tid, start);
+            own.fail(tid, start);
         }
-        done.map(|()| lazy)
+        done
     });
     match done.await {
-        Ok(Ok(_)) => Answer::Continue,
+        Ok(Ok(())) => Answer::Continue,
         // (It failed before anybody was stopped. The reason is in the log.)
         _ => {
-            if let Some(lazy) = call.kernel.lazy() {
-                lazy.has_failed(tid, start);
-            }
+            lazy.has_failed(tid, start);
             Answer::Fail(Errno::EAGAIN)
         }
     }
