@@ -112,6 +112,11 @@ impl Hand {
         self.filters = filters;
     }
 
+    /// Those filters.
+    pub fn filters(&self) -> &[Vec<u8>] {
+        &self.filters
+    }
+
     /// The first call of a table that a filter of the guest's denies.
     fn denied(&self, table: &Table) -> Option<u32> {
         if self.filters.is_empty() {

@@ -173,9 +173,10 @@ pub fn save(
     }
     let (earlier, begun) = stop(kernel)?;
     let saved = (|| {
-        let (sandbox, found) = captured(kernel, facts, options, earlier, None)?;
-        let mut saved = write(&sandbox, &found, &features, out, options, progress)?;
-        saved.pause = begun.elapsed();
+        let (sandbox, mut found) = captured_standing(kernel, facts, options, earlier)?;
+        let saved = write(&sandbox, &found, &features, out, options, progress);
+        snapshot::end(kernel, &mut found);
+        let saved = Saved { pause: begun.elapsed(), ..saved? };
         commit(&saved)?;
         Ok(saved)
     })();
@@ -234,18 +235,17 @@ fn captured_live(
 ) -> Result<(Sandbox, Found, Duration), SaveError> {
     // The second time nothing is taken for granted.
     for is_prepared in [true, false] {
-        let live = Live::new(kernel, is_prepared)?;
+        let live = Arc::new(Live::new(kernel, is_prepared)?);
         let (earlier, begun) = stop(kernel)?;
-        let captured = captured(kernel, facts, options, earlier, Some(live)).and_then(
-            |(sandbox, mut found)| {
+        let captured =
+            captured(kernel, facts, options, earlier, &live).and_then(|(sandbox, mut found)| {
                 content::keep(&mut found.collector.contents)?;
                 Ok((sandbox, found))
-            },
-        );
+            });
         kernel.unpause()?;
         let pause = begun.elapsed();
         let (mut sandbox, mut found) = captured?;
-        match snapshot::settle(&mut found, &mut sandbox.spaces) {
+        match snapshot::settle(&mut found, &mut sandbox.spaces, is_prepared) {
             Ok(true) => return Ok((sandbox, found, pause)),
             Ok(false) => snapshot::end(kernel, &mut found),
             Err(_) if has_ended(kernel) => {
@@ -261,13 +261,31 @@ fn captured_live(
     Err(SaveError::refused("mappings of its processes cannot be read; try again"))
 }
 
+/// Captures guests that stand still until all is written.
+fn captured_standing(
+    kernel: &Arc<Kernel>,
+    facts: &Facts,
+    options: Options,
+    earlier: Earlier,
+) -> Result<(Sandbox, Found), SaveError> {
+    let live = Arc::new(Live::standing(kernel));
+    let (mut sandbox, mut found) = captured(kernel, facts, options, earlier, &live)?;
+    match snapshot::settle(&mut found, &mut sandbox.spaces, false) {
+        Ok(_) => Ok((sandbox, found)),
+        Err(error) => {
+            snapshot::end(kernel, &mut found);
+            Err(error)
+        }
+    }
+}
+
 /// What is known of the stopped guests.
 fn captured(
     kernel: &Arc<Kernel>,
     facts: &Facts,
     options: Options,
     earlier: Earlier,
-    live: Option<Live>,
+    live: &Arc<Live>,
 ) -> Result<(Sandbox, Found), SaveError> {
     let guests = kernel.census_of_stopped()?;
     let program = kernel.program().ok_or(SaveError::refused("its program has ended"))?;
@@ -280,12 +298,12 @@ fn captured(
     let gate = Arc::clone(kernel.gate().ok_or(SaveError::refused("nothing runs in it"))?);
     let groups: Vec<(i32, i32)> = guests.iter().map(|it| (it.pid, it.guest_pid)).collect();
     let own = facts.clone();
-    let log = Arc::clone(kernel);
+    let (log, live) = (Arc::clone(kernel), Arc::clone(live));
     let work = move |tracees: &mut _| {
         let before = filter_count(log.init_pid()).unwrap_or(0);
         let filters = Filters { log: log.filters(), before, gate: &gate };
         let mut found = Found::new(earlier, options.strict);
-        capture::sandbox(tracees, filters, &guests, &own, live.as_ref(), &mut found).map(|()| found)
+        capture::sandbox(tracees, filters, &guests, &own, &live, &mut found).map(|()| found)
     };
     let mut found = kernel.tracer().run(work).map_err(KernelError::Tracer)??;
     let collector = &mut found.collector;
@@ -339,7 +357,7 @@ fn write(
     let total = contents.iter().map(Content::bytes).sum::<u64>() + state.len() as u64;
     let out = Counted { out, so_far: Progress { done: 0, total }, tell: Arc::clone(progress) };
     let mut writer = Writer::begin_in_background(out, features, &state, options.compression)?;
-    contents.iter().try_for_each(|content| content.write(&mut writer))?;
+    contents.iter().try_for_each(|content| content.write(&mut writer, &found.copies))?;
     let (mut out, summary) = writer.finish()?;
     out.flush().map_err(|error| SaveError::failed("the image cannot be written", error))?;
     match disk.sync_all() {

@@ -17,9 +17,10 @@ use crate::save::state::{Clocks, Process, Table};
 use crate::sentry::{Carried, ProcessInfo, Tracees, Used};
 use crate::sys::agent::Data;
 use crate::sys::generated;
-use crate::sys::ptrace::Stop;
+use crate::sys::ptrace::{Stop, Stopped};
 
 pub mod collector;
+pub mod copied;
 pub mod descriptors;
 pub mod fdinfo;
 pub mod filters;
@@ -41,9 +42,10 @@ pub mod trees;
 pub mod waits;
 
 use collector::{Collector, Subject};
+use copied::Copied;
 pub use descriptors::Streams;
 use filters::Filters;
-use snapshot::{Copied, Live};
+use snapshot::Live;
 
 /// What was found.
 #[derive(Debug, Default)]
@@ -97,7 +99,7 @@ pub fn sandbox(
     filters: Filters<'_>,
     guests: &[ProcessInfo],
     facts: &Facts,
-    live: Option<&Live>,
+    live: &Live,
     found: &mut Found,
 ) -> Result<(), SaveError> {
     let done = all_of(tracees, filters, guests, facts, live, found);
@@ -110,7 +112,7 @@ fn all_of(
     filters: Filters<'_>,
     guests: &[ProcessInfo],
     facts: &Facts,
-    live: Option<&Live>,
+    live: &Live,
     found: &mut Found,
 ) -> Result<(), SaveError> {
     let Some(any) = guests.iter().find(|guest| guest.state != 'Z') else {
@@ -226,7 +228,7 @@ fn process_of(
     filters: Filters<'_>,
     (guest, guests): (&ProcessInfo, &[ProcessInfo]),
     streams: &Streams,
-    live: Option<&Live>,
+    live: &Live,
     found: &mut Found,
 ) -> Result<Process, SaveError> {
     let who = format!("process {} ({})", guest.guest_pid, guest.comm);
@@ -267,9 +269,10 @@ fn process_of(
                 let before = Before { gate: filters.gate, guest, guests, streams, live };
                 leader(&before, &mut borrowed, &mut process, found)
             }
-            _ => Ok(()),
+            _ => Ok(None),
         };
-        let done = done.and_then(|()| {
+        let done = done.and_then(|copied| {
+            copied.into_iter().for_each(|it| tracees.keep(it));
             let mut thread = threads::capture(&who, &mut borrowed)?;
             waits::settle(&found.earlier.asleep, *tid, &mut thread);
             add_before(&mut thread.cpu_us, &[carried.thread(*tid)]);
@@ -323,16 +326,16 @@ struct Before<'b> {
     guest: &'b ProcessInfo,
     guests: &'b [ProcessInfo],
     streams: &'b Streams,
-    live: Option<&'b Live>,
+    live: &'b Live,
 }
 
-/// What belongs to the process as a whole, by its first thread.
+/// What belongs to the process as a whole, by its first thread. Gives the copy of it, if one was made.
 fn leader(
     before: &Before<'_>,
     borrowed: &mut Borrowed,
     process: &mut Process,
     found: &mut Found,
-) -> Result<(), SaveError> {
+) -> Result<Option<Stopped>, SaveError> {
     let Before { gate, guest, guests, streams, live } = *before;
     let mut subject = Subject::new(guest.pid, guest.guest_pid, &mut borrowed.hand);
     if found.clocks == Clocks::default() {
@@ -348,14 +351,12 @@ fn leader(
     let table = descriptors::capture_table(&mut subject, streams, &mut found.collector)?;
     process.table = Some(found.tables.len() as u32);
     found.tables.push(table);
-    let copied = match live {
-        Some(live) => live.copy(&mut subject, gate, process, found)?,
-        None => None,
-    };
-    let space = memory::capture(&mut subject, live.zip(copied), &mut found.collector)?;
+    let copied = live.copy(&mut subject, gate, process, found)?;
+    let copy = copied.as_ref().map(Stopped::tid);
+    let space = memory::capture(&mut subject, copy.map(|copy| (live, copy)), &mut found.collector)?;
     process.space = Some(found.spaces.len() as u32);
     found.spaces.push(space);
-    Ok(())
+    Ok(copied)
 }
 
 fn clocks(subject: &mut Subject<'_>) -> Result<Clocks, SaveError> {

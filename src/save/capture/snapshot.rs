@@ -1,7 +1,7 @@
 //! Copies of stopped processes, from which memory is read while the processes go on.
 //!
-//! A copy is a process with the same pages, copy-on-write, which never runs an instruction: it stays
-//! stopped by the tracer from its first moment on, and is killed when it has been read. Owns making it so
+//! A copy is a process with the same pages, copy-on-write, which never runs an instruction of its program: it
+//! stays stopped by the tracer from its first moment on, and is killed when it has been read ([`Copied`]). Owns making it so
 //! that the guest does not notice, and what a copy lacks ([`is_lost`]).
 //!
 //! The guest must not find a child that it has not made. So a process in between makes the copy and
@@ -21,6 +21,7 @@ use nix::errno::Errno;
 
 use super::Found;
 use super::collector::{Content, Subject};
+use super::copied::Copied;
 use super::maps::{self, Line};
 use super::memory::join;
 use crate::notify::Gate;
@@ -29,33 +30,20 @@ use crate::save::hand::{AREA, Hand, HandError, first_stop};
 use crate::save::state::{MappingKind, Process, Space};
 use crate::sentry::Kernel;
 use crate::sys::generated;
-use crate::sys::ptrace::{self, Stop};
+use crate::sys::ptrace::{self, Stop, Stopped};
 use crate::sys::{pagemap, process};
 
-/// The guests are to go on while their memory is read.
+/// From here on making a copy takes less time than is won by reading from it.
+const WORTH_A_COPY: u64 = 32 << 20;
+
+/// Memory is to be read from copies, if it can be: of guests that go on meanwhile.
 pub struct Live {
     kernel: Arc<Kernel>,
     /// What the mappings of each process were like shortly before, with their flags, which take time to
     /// read. None: they are read while all stand still.
     before: Option<HashMap<i32, Vec<Line>>>,
-}
-
-/// A copy. Killed when dropped.
-#[derive(Debug)]
-pub struct Copied {
-    pid: i32,
-    pidfd: OwnedFd,
-    kernel: Arc<Kernel>,
-    /// The entry of [`Found::spaces`].
-    space: usize,
-}
-
-impl Drop for Copied {
-    fn drop(&mut self) {
-        // ESRCH: it has been killed. Its tracer reaps it, then init.
-        let _ = process::pidfd_send_signal(self.pidfd.as_fd(), libc::SIGKILL);
-        self.kernel.remove_keeper(self.pid);
-    }
+    /// Bytes of memory from which on a copy is made.
+    least: u64,
 }
 
 /// Whether a mapping with these flags is not in a copy, or empty there (MADV_DONTFORK and
@@ -74,7 +62,13 @@ impl Live {
             let read = |pid| Some((pid, maps::read(pid).ok()?));
             before = Some(guests.iter().filter_map(|guest| read(guest.pid)).collect());
         }
-        Ok(Live { kernel: Arc::clone(kernel), before })
+        Ok(Live { kernel: Arc::clone(kernel), before, least: 0 })
+    }
+
+    /// The guests stand still until their memory is read; those that have much are copied all the same, since
+    /// copies are read faster.
+    pub fn standing(kernel: &Arc<Kernel>) -> Live {
+        Live { kernel: Arc::clone(kernel), before: None, least: WORTH_A_COPY }
     }
 
     /// Mappings of a stopped process with their flags, which may be those of shortly before; but for the
@@ -90,23 +84,25 @@ impl Live {
         maps::read(pid)
     }
 
-    /// Makes a copy of the subject, if that can be done unnoticed. Gives its number.
+    /// Makes a copy of the subject, if that can be done unnoticed. Gives it, which is to be kept
+    /// ([`crate::sentry::Tracees::keep`]).
     pub fn copy(
         &self,
         subject: &mut Subject<'_>,
         gate: &Gate,
         process: &Process,
         found: &mut Found,
-    ) -> Result<Option<i32>, SaveError> {
-        if is_below_reaper(process, &found.processes) {
+    ) -> Result<Option<Stopped>, SaveError> {
+        if is_below_reaper(process, &found.processes) || own_memory(subject.pid) < self.least {
             return Ok(None);
         }
         let who = subject.to_string();
         match copy(subject.hand, gate, &self.kernel) {
-            Ok((pid, pidfd)) => {
-                let (kernel, space) = (Arc::clone(&self.kernel), found.spaces.len());
-                found.copies.push(Copied { pid, pidfd, kernel, space });
-                Ok(Some(pid))
+            Ok((stopped, pidfd)) => {
+                let made = (stopped.tid(), pidfd);
+                let copied = Copied::new(&self.kernel, made, subject.hand, found.spaces.len());
+                found.copies.push(copied);
+                Ok(Some(stopped))
             }
             Err(HandError::Killed) => Err(SaveError::of(who)(HandError::Killed)),
             // It may have as many processes as it is allowed, or too much memory to promise twice.
@@ -139,14 +135,26 @@ fn locked(lines: &[Line]) -> u64 {
 }
 
 fn locked_pages(pid: i32) -> u64 {
-    let text = generated::text(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("VmLck:"));
-    let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-    kilobytes.map_or(u64::MAX, |kilobytes| kilobytes * 1024)
+    bytes_of(pid, "VmLck:").unwrap_or(u64::MAX)
 }
 
+/// Bytes of memory that is no file's.
+fn own_memory(pid: i32) -> u64 {
+    bytes_of(pid, "RssAnon:").unwrap_or(0)
+}
+
+/// A field of /proc/PID/status (proc_pid_status(5)) that counts memory.
+fn bytes_of(pid: i32, field: &str) -> Option<u64> {
+    let text = generated::text(format!("/proc/{pid}/status")).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(field))?;
+    Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
+}
+
+/// A copy, which has stopped.
+type Made = (Stopped, OwnedFd);
+
 /// Makes the process in between, and has it make the copy.
-fn copy(hand: &mut Hand, gate: &Gate, kernel: &Kernel) -> Result<(i32, OwnedFd), HandError> {
+fn copy(hand: &mut Hand, gate: &Gate, kernel: &Kernel) -> Result<Made, HandError> {
     let mut table = hand.table();
     let between = table.call(libc::SYS_clone, [libc::CLONE_VM as u64, 0, 0, 0, 0]);
     let wait = table.call(libc::SYS_wait4, [0, 0, libc::__WALL as u64, 0]);
@@ -156,7 +164,7 @@ fn copy(hand: &mut Hand, gate: &Gate, kernel: &Kernel) -> Result<(i32, OwnedFd),
     loop {
         // While the thread stands still at this stop, the other one works in its memory.
         match hand.go_on()? {
-            Stop::Made(tid) if tid > 0 => copy = copy_by(tid, hand.area(), gate, kernel),
+            Stop::Made(tid) if tid > 0 => copy = copy_by(tid, hand, gate, kernel),
             Stop::Signal(libc::SIGTRAP) => break,
             Stop::Signal(signal @ (libc::SIGSEGV | libc::SIGBUS)) => {
                 return Err(HandError::Astray(signal));
@@ -169,10 +177,11 @@ fn copy(hand: &mut Hand, gate: &Gate, kernel: &Kernel) -> Result<(i32, OwnedFd),
 }
 
 /// The work of the process in between, which has ended when this returns.
-fn copy_by(tid: i32, area: u64, gate: &Gate, kernel: &Kernel) -> Result<(i32, OwnedFd), HandError> {
+fn copy_by(tid: i32, parent: &Hand, gate: &Gate, kernel: &Kernel) -> Result<Made, HandError> {
     kernel.add_keeper(tid, "");
     gate.pass(tid);
-    let mut hand = Hand::beside(first_stop(tid)?, area);
+    let mut hand = Hand::beside(first_stop(tid)?, parent.area());
+    hand.respect(parent.filters().to_vec());
     let copy = copy_and_end(&mut hand, kernel);
     if hand.stopped().is_ok() {
         ptrace::end(hand.release()?).map_err(|errno| HandError::Own("end it", errno))?;
@@ -181,7 +190,7 @@ fn copy_by(tid: i32, area: u64, gate: &Gate, kernel: &Kernel) -> Result<(i32, Ow
     copy
 }
 
-fn copy_and_end(hand: &mut Hand, kernel: &Kernel) -> Result<(i32, OwnedFd), HandError> {
+fn copy_and_end(hand: &mut Hand, kernel: &Kernel) -> Result<Made, HandError> {
     let mut table = hand.table();
     table.call(libc::SYS_close_range, [0, u64::from(u32::MAX), 0]);
     // Not of the guest's process group, whose end may be waited for.
@@ -195,10 +204,9 @@ fn copy_and_end(hand: &mut Hand, kernel: &Kernel) -> Result<(i32, OwnedFd), Hand
         match hand.go_on() {
             Ok(Stop::Made(pid)) if pid > 0 => {
                 kernel.add_keeper(pid, "");
-                // It stays where it is.
-                let _ = first_stop(pid)?;
+                let stopped = first_stop(pid)?;
                 copy = process::pidfd_open(pid, false)
-                    .map(|pidfd| (pid, pidfd))
+                    .map(|pidfd| (stopped, pidfd))
                     .map_err(|errno| HandError::Own("keep it", errno));
             }
             Ok(Stop::Signal(libc::SIGTRAP)) => {
@@ -216,9 +224,31 @@ fn copy_and_end(hand: &mut Hand, kernel: &Kernel) -> Result<(i32, OwnedFd), Hand
     }
 }
 
-/// Finds the pages of the copies, and whether what was taken for granted of their mappings is so. If it
-/// is not, all has to be captured anew.
-pub fn settle(found: &mut Found, spaces: &mut [Space]) -> Result<bool, SaveError> {
+/// Finds the pages of the copies. `taken`: flags of mappings were taken for granted. Gives whether they are
+/// so; if not, all has to be captured anew.
+pub fn settle(found: &mut Found, spaces: &mut [Space], taken: bool) -> Result<bool, SaveError> {
+    if taken && !are_as_taken(found, spaces)? {
+        return Ok(false);
+    }
+    for content in &mut found.collector.contents {
+        let Content::Copied { object, pid, mappings } = content else { continue };
+        let failed = |why: String| {
+            SaveError::failed("the pages of a copy of a process cannot be found", why)
+        };
+        let file = File::open(format!("/proc/{pid}/pagemap"));
+        let file = file.map_err(|error| failed(error.to_string()))?;
+        let mut ranges = Vec::new();
+        for (start, end) in mappings {
+            let own = pagemap::own_pages(&file, *start, *end)
+                .map_err(|errno| failed(errno.desc().to_owned()))?;
+            own.into_iter().for_each(|range| join(&mut ranges, range));
+        }
+        *content = Content::Pages { object: *object, pid: *pid, ranges };
+    }
+    Ok(true)
+}
+
+fn are_as_taken(found: &Found, spaces: &mut [Space]) -> Result<bool, SaveError> {
     for copied in &found.copies {
         let gone = |errno: Errno| {
             SaveError::failed(
@@ -226,8 +256,8 @@ pub fn settle(found: &mut Found, spaces: &mut [Space]) -> Result<bool, SaveError
                 errno.desc(),
             )
         };
-        let lines = maps::read(copied.pid).map_err(gone)?;
-        let Some(space) = spaces.get_mut(copied.space) else { continue };
+        let lines = maps::read(copied.pid()).map_err(gone)?;
+        let Some(space) = spaces.get_mut(copied.space()) else { continue };
         for mapping in &mut space.mappings {
             // The kernel's own pages are nobody's.
             if matches!(mapping.kind, MappingKind::Vvar(_)) {
@@ -246,21 +276,6 @@ pub fn settle(found: &mut Found, spaces: &mut [Space]) -> Result<bool, SaveError
                 mapping.flags = with_locks(&line.flags, &mapping.flags);
             }
         }
-    }
-    for content in &mut found.collector.contents {
-        let Content::Copied { object, pid, mappings } = content else { continue };
-        let failed = |why: String| {
-            SaveError::failed("the pages of a copy of a process cannot be found", why)
-        };
-        let file = File::open(format!("/proc/{pid}/pagemap"));
-        let file = file.map_err(|error| failed(error.to_string()))?;
-        let mut ranges = Vec::new();
-        for (start, end) in mappings {
-            let own = pagemap::own_pages(&file, *start, *end)
-                .map_err(|errno| failed(errno.desc().to_owned()))?;
-            own.into_iter().for_each(|range| join(&mut ranges, range));
-        }
-        *content = Content::Pages { object: *object, pid: *pid, ranges };
     }
     Ok(true)
 }
@@ -281,12 +296,13 @@ fn with_locks(flags: &str, before: &str) -> String {
 /// Ends the copies; returns when they have ended. Not on the tracer's thread.
 pub fn end(kernel: &Kernel, found: &mut Found) {
     let copies = std::mem::take(&mut found.copies);
-    let pidfds: Vec<_> = copies.iter().filter_map(|it| it.pidfd.try_clone().ok()).collect();
+    let ended: Vec<_> = copies.iter().map(|it| (it.pid(), Arc::clone(it.pidfd()))).collect();
     drop(copies);
     // (No tracer any more: none of them is left.)
-    let _ = kernel.tracer().run(move |_| {
-        for pidfd in pidfds {
+    let _ = kernel.tracer().run(move |tracees| {
+        for (pid, pidfd) in ended {
             let _ = ptrace::wait_for_end(pidfd.as_fd());
+            tracees.take_kept(pid);
         }
     });
 }

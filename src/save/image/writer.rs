@@ -20,7 +20,10 @@ use super::format::{
     padded,
 };
 use super::hash::{Class, Seen, checksum, classify};
-use super::output::{AT_ONCE, Batch, Output, Piece, Thread, thread_died, write_padded};
+use super::output::{
+    AT_ONCE, BATCH, BUFFERS, Batch, Output, Piece, Thread, thread_died, write_padded,
+};
+use crate::sys::buffer::{self, Buffer, Place};
 
 /// Pages are fetched in portions of this many bytes, which a processor's own cache holds. That is also
 /// the room that one needs in a batch's buffer: packed it never takes more.
@@ -36,8 +39,25 @@ const LENT: usize = 4 << 20;
 /// Fewer lent bytes than this are copied and written with others.
 const SMALL: usize = 64 << 10;
 
-/// Fetches pages from an address on.
-type Fetch<'f> = dyn Fn(u64, &mut [u8]) -> Result<(), ImageError> + Sync + 'f;
+/// So many bytes are worth asking for to be delivered.
+const DELIVERED: usize = 256 << 10;
+
+/// Who has pages.
+pub trait Pages: Sync {
+    /// Fetches some from an address on.
+    fn fetch(&self, address: u64, to: &mut [u8]) -> Result<(), ImageError>;
+
+    /// Has some brought to a place. False: it holds nothing of use, and they have to be fetched.
+    fn deliver(&self, _address: u64, _to: Place) -> bool {
+        false
+    }
+}
+
+impl<F: Fn(u64, &mut [u8]) -> Result<(), ImageError> + Sync> Pages for F {
+    fn fetch(&self, address: u64, to: &mut [u8]) -> Result<(), ImageError> {
+        self(address, to)
+    }
+}
 
 /// Writes one image. Pages of one object have to come in ascending order, and so have the bytes of one
 /// stream; objects may be interleaved. After an error it writes nothing more.
@@ -73,11 +93,13 @@ impl<W: Write> Writer<W> {
         compression: Option<Level>,
     ) -> Result<Writer<W>, ImageError> {
         let begun = write_head(&mut out, features, state, compression.is_some())?;
-        Writer::new(Output::Direct(out), begun, compression)
+        let buffer = buffers(1)?.pop().unwrap_or_default();
+        Writer::new(Output::Direct(out), buffer, begun, compression)
     }
 
     fn new(
         output: Output<W>,
+        buffer: Buffer,
         (digest, bytes): (u64, u64),
         compression: Option<Level>,
     ) -> Result<Writer<W>, ImageError> {
@@ -89,7 +111,7 @@ impl<W: Write> Writer<W> {
             output: Some(output),
             scratch: if packer.is_some() { vec![0; PORTION] } else { Vec::new() },
             packer: packer.transpose()?,
-            batch: Batch::new(),
+            batch: Batch::new(buffer),
             records: Vec::new(),
             table_at: 0,
             position: 0,
@@ -110,7 +132,7 @@ impl<W: Write> Writer<W> {
         }
         if !lend || pages.len() <= SMALL {
             let count = pages.len() as u64 / PAGE_BYTES;
-            return self.pages_with(object, address, count, &|at, to| {
+            return self.pages_with(object, address, count, &|at: u64, to: &mut [u8]| {
                 let at = (at - address) as usize;
                 to.copy_from_slice(&pages[at..at + to.len()]);
                 Ok(())
@@ -135,7 +157,7 @@ impl<W: Write> Writer<W> {
         object: u32,
         address: u64,
         count: u64,
-        fetch: &Fetch<'_>,
+        fetch: &dyn Pages,
     ) -> Result<(), ImageError> {
         let length = count.saturating_mul(PAGE_BYTES);
         self.claim_pages(object, address, length)?;
@@ -157,12 +179,12 @@ impl<W: Write> Writer<W> {
         object: u32,
         at: u64,
         size: usize,
-        fetch: &Fetch<'_>,
+        fetch: &dyn Pages,
     ) -> Result<(), ImageError> {
         let mut classes = vec![Class::Unknown; size / PAGE];
         if self.packer.is_some() {
             let mut scratch = mem::take(&mut self.scratch);
-            let fetched = self.fetch_all(at, &mut scratch[..size], &mut classes, fetch);
+            let fetched = self.fetch_all(at, &mut scratch[..size], &mut classes, Some(fetch));
             if fetched.is_ok() {
                 self.sort(object, at, (&scratch[..size], &classes), None);
             }
@@ -171,8 +193,11 @@ impl<W: Write> Writer<W> {
         }
         let mut buffer = mem::take(&mut self.batch.buffer);
         let start = self.batch.used;
+        // (Where there is no memory for it, fetching tells.)
+        let is_there = size >= DELIVERED
+            && buffer.place(start, size).is_ok_and(|place| fetch.deliver(at, place));
         let place = &mut buffer[start..start + size];
-        let fetched = self.fetch_all(at, place, &mut classes, fetch);
+        let fetched = self.fetch_all(at, place, &mut classes, (!is_there).then_some(fetch));
         if fetched.is_ok() {
             self.batch.used += self.sort(object, at, (place, &classes), Some(start));
         }
@@ -180,13 +205,13 @@ impl<W: Write> Writer<W> {
         self.or_stop(fetched)
     }
 
-    /// Fetches pages and looks at them, where there are many with several threads.
+    /// Fetches pages, unless they are there, and looks at them, where there are many with several threads.
     fn fetch_all(
         &self,
         address: u64,
         place: &mut [u8],
         classes: &mut [Class],
-        fetch: &Fetch<'_>,
+        fetch: Option<&dyn Pages>,
     ) -> Result<(), ImageError> {
         let seen = self.seen.as_ref();
         let helpers = (place.len() / STEP).clamp(1, self.threads) - 1;
@@ -197,7 +222,9 @@ impl<W: Write> Writer<W> {
                 // (Held for no longer than this line.)
                 let step = steps.lock().unwrap_or_else(PoisonError::into_inner).next();
                 let Some((at, (pages, classes))) = step else { return Ok(()) };
-                fetch(at, pages)?;
+                if let Some(fetch) = fetch {
+                    fetch.fetch(at, pages)?;
+                }
                 classify(seen, pages, classes);
             }
         };
@@ -489,8 +516,16 @@ impl<W: Write + Send + 'static> Writer<W> {
         compression: Option<Level>,
     ) -> Result<Writer<W>, ImageError> {
         let begun = write_head(&mut out, features, state, compression.is_some())?;
-        Writer::new(Output::Thread(Thread::start(out)?), begun, compression)
+        let mut spare = buffers(BUFFERS)?;
+        let buffer = spare.pop().unwrap_or_default();
+        Writer::new(Output::Thread(Thread::start(out, spare)?), buffer, begun, compression)
     }
+}
+
+fn buffers(count: usize) -> Result<Vec<Buffer>, ImageError> {
+    buffer::buffers(count, BATCH).map_err(|errno| ImageError::Unwritable {
+        what: format!("there is no memory to prepare it in: {}", errno.desc()),
+    })
 }
 
 fn not_whole(object: u32) -> ImageError {
