@@ -21,6 +21,9 @@ use crate::sys::ptrace::{self, Stop, Stopped};
 pub const CODE: usize = 4096;
 /// Bytes for a table and what its calls point to.
 pub const TABLE: usize = 192 << 10;
+/// Threads of one process that have tables of their own side by side ([`Hand::confine`]), with room enough for
+/// what threads are asked and told.
+pub const SLOTS: usize = 8;
 /// Bytes of the place that a hand needs in a guest.
 pub const AREA: u64 = (CODE + TABLE) as u64;
 
@@ -94,8 +97,9 @@ pub struct Hand {
     area: u64,
     /// Filters of the guest's own, which what it calls passes.
     filters: Vec<Vec<u8>>,
-    /// Where in the room for tables its own begin.
+    /// Where in the room for tables its own begin, and how much of it they have.
     table: usize,
+    room: usize,
     /// Calls that are under way ([`Hand::post`]).
     posted: Option<Table>,
 }
@@ -104,7 +108,8 @@ impl Hand {
     /// `stopped` has the agent's code at `area` and room for a table behind it.
     pub fn new(stopped: Stopped, area: u64) -> Hand {
         let filters = Vec::new();
-        Hand { tid: stopped.tid(), stopped: Some(stopped), area, filters, table: 0, posted: None }
+        let (table, room, posted) = (0, TABLE, None);
+        Hand { tid: stopped.tid(), stopped: Some(stopped), area, filters, table, room, posted }
     }
 
     /// The guest has these seccomp filters of its own: what they deny is not called.
@@ -133,7 +138,7 @@ impl Hand {
     /// The hand of a process that shares the memory of another one, whose table stays as it is as long
     /// as it has no data.
     pub fn beside(stopped: Stopped, area: u64) -> Hand {
-        Hand { table: TABLE / 2, ..Hand::new(stopped, area) }
+        Hand { table: TABLE / 2, room: TABLE / 2, ..Hand::new(stopped, area) }
     }
 
     /// The thread, as the host numbers it.
@@ -146,9 +151,16 @@ impl Hand {
         self.area
     }
 
+    /// From now on its tables have one of so many parts of the room, so that those of other threads of the
+    /// process can be there at the same time.
+    pub fn confine(&mut self, slot: usize, slots: usize) {
+        self.room = TABLE / slots.max(1);
+        self.table = slot * self.room;
+    }
+
     /// A table for this hand.
     pub fn table(&self) -> Table {
-        Table::new(self.area + (CODE + self.table) as u64, TABLE - self.table)
+        Table::new(self.area + (CODE + self.table) as u64, self.room)
     }
 
     /// The thread itself, for as long as it does nothing.

@@ -285,7 +285,7 @@ pub struct Process {
 }
 
 /// A thread.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Thread {
     /// Its number.
     pub tid: i32,

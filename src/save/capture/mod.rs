@@ -11,9 +11,9 @@ use nix::time::{ClockId, clock_gettime};
 
 use crate::notify::Gate;
 use crate::save::error::SaveError;
-use crate::save::hand::{Area, Borrowed, find_instruction};
+use crate::save::hand::{Area, Borrowed, SLOTS, find_instruction};
 use crate::save::pipeline::Facts;
-use crate::save::state::{Clocks, Process, Table};
+use crate::save::state::{Clocks, Process, Table, Thread};
 use crate::sentry::{Carried, ProcessInfo, Tracees, Used};
 use crate::sys::agent::Data;
 use crate::sys::generated;
@@ -236,10 +236,10 @@ fn process_of(
         .ok_or_else(|| SaveError::failed(&who, "it ended while it was saved"))?;
     let mut process = blank(guest, &fields);
     let carried = Arc::clone(&found.earlier.carried);
-    let before = || [carried.own(guest.pid), carried.children(guest.pid)];
+    let before_restore = || [carried.own(guest.pid), carried.children(guest.pid)];
     if fields.state() == b'Z' {
         process.zombie = Some(fields.signed(52) as i32);
-        add_before(&mut process.cpu_us, &before());
+        add_before(&mut process.cpu_us, &before_restore());
         return Ok(process);
     }
     let tids = threads_of(guest.pid)
@@ -247,46 +247,106 @@ fn process_of(
     let instruction = instruction_of(guest.pid, &who)?;
     filters::capture(filters, &tids, &who, &mut process)?;
 
-    let mut area = None;
-    for (at, tid) in tids.iter().enumerate() {
-        let lent = lend(tracees, filters.gate, (*tid, &who), area, instruction);
-        let (mut borrowed, place) = match (lent, area) {
-            (Err(error), Some(area)) => {
-                // The one before left the agent to this one.
-                take_out(tracees, tids[at - 1], area);
-                return Err(error);
-            }
-            (lent, _) => lent?,
-        };
-        let was_stopped = match borrowed.why() {
-            Stop::Group(signal) => Some(signal),
-            _ => None,
-        };
-        area = Some(place);
-        borrowed.hand.respect(filters::programs(&process));
-        let done = match at {
-            0 => {
-                let before = Before { gate: filters.gate, guest, guests, streams, live };
-                leader(&before, &mut borrowed, &mut process, found)
-            }
-            _ => Ok(None),
-        };
-        let done = done.and_then(|copied| {
-            copied.into_iter().for_each(|it| tracees.keep(it));
-            let mut thread = threads::capture(&who, &mut borrowed)?;
-            waits::settle(&found.earlier.asleep, *tid, &mut thread);
-            add_before(&mut thread.cpu_us, &[carried.thread(*tid)]);
-            Ok(thread)
-        });
-        // The thread is given back whatever came of it.
-        let last = at + 1 == tids.len() || done.is_err();
-        let back = if last { borrowed.end() } else { borrowed.leave() };
-        tracees.put(back.map_err(SaveError::of(&who))?);
-        process.threads.push(done?);
-        process.stopped = process.stopped.or(was_stopped);
+    let Some((first, others)) = tids.split_first() else {
+        return Err(SaveError::failed(&who, "it ended while it was saved"));
+    };
+    let programs = filters::programs(&process);
+    let whose = Whose { filters, who: &who, instruction, programs };
+    let (mut borrowed, area) = whose.lend(tracees, *first, None)?;
+    let before = Before { gate: filters.gate, guest, guests, streams, live };
+    let done = leader(&before, &mut borrowed, &mut process, found).and_then(|copied| {
+        copied.into_iter().for_each(|it| tracees.keep(it));
+        let asked = threads::ask(&who, &mut borrowed)?;
+        let mut threads = vec![(threads::hear(&who, &mut borrowed, asked)?, borrowed.why())];
+        threads.extend(whose.threads(tracees, others, area)?);
+        Ok(threads)
+    });
+    // The first one takes the agent out again, whatever came of it.
+    tracees.put(borrowed.end().map_err(SaveError::of(&who))?);
+    for (tid, (mut thread, why)) in tids.iter().zip(done?) {
+        waits::settle(&found.earlier.asleep, *tid, &mut thread);
+        add_before(&mut thread.cpu_us, &[carried.thread(*tid)]);
+        process.threads.push(thread);
+        if let Stop::Group(signal) = why {
+            process.stopped = process.stopped.or(Some(signal));
+        }
     }
-    add_before(&mut process.cpu_us, &before());
+    add_before(&mut process.cpu_us, &before_restore());
     Ok(process)
+}
+
+/// A process whose threads are captured.
+struct Whose<'w> {
+    filters: Filters<'w>,
+    who: &'w str,
+    /// A `syscall` instruction of its own.
+    instruction: u64,
+    /// Its own seccomp filters.
+    programs: Vec<Vec<u8>>,
+}
+
+impl Whose<'_> {
+    fn lend(
+        &self,
+        tracees: &mut Tracees,
+        tid: i32,
+        area: Option<Area>,
+    ) -> Result<(Borrowed, Area), SaveError> {
+        let (mut borrowed, area) =
+            lend(tracees, self.filters.gate, (tid, self.who), area, self.instruction)?;
+        borrowed.hand.respect(self.programs.clone());
+        Ok((borrowed, area))
+    }
+
+    /// Captures threads of the process, in which the agent lies, and why each had stopped. Some at a time: while
+    /// one makes its calls, the next is told of its own.
+    fn threads(
+        &self,
+        tracees: &mut Tracees,
+        tids: &[i32],
+        area: Area,
+    ) -> Result<Vec<(Thread, Stop)>, SaveError> {
+        let mut threads = Vec::with_capacity(tids.len());
+        for some in tids.chunks(SLOTS) {
+            let mut lent = Vec::with_capacity(SLOTS);
+            let done = self.side_by_side(tracees, some, area, &mut lent);
+            // Each is given back whatever came of it.
+            let mut lost = None;
+            for borrowed in lent {
+                match borrowed.leave() {
+                    Ok(stopped) => tracees.put(stopped),
+                    Err(error) => lost = Some(error),
+                }
+            }
+            if let Some(error) = lost {
+                return Err(SaveError::of(self.who)(error));
+            }
+            threads.extend(done?);
+        }
+        Ok(threads)
+    }
+
+    /// Likewise, of no more than [`SLOTS`]. What it borrows is in `lent`.
+    fn side_by_side(
+        &self,
+        tracees: &mut Tracees,
+        tids: &[i32],
+        area: Area,
+        lent: &mut Vec<Borrowed>,
+    ) -> Result<Vec<(Thread, Stop)>, SaveError> {
+        let mut all = Vec::with_capacity(tids.len());
+        for (slot, tid) in tids.iter().enumerate() {
+            lent.push(self.lend(tracees, *tid, Some(area))?.0);
+            if let Some(borrowed) = lent.last_mut() {
+                borrowed.hand.confine(slot, SLOTS);
+                all.push(threads::ask(self.who, borrowed)?);
+            }
+        }
+        let hear = |(borrowed, asked): (&mut Borrowed, _)| {
+            Ok((threads::hear(self.who, borrowed, asked)?, borrowed.why()))
+        };
+        lent.iter_mut().zip(all).map(hear).collect()
+    }
 }
 
 /// Borrows the hand of a held thread: its number, and of whom it is. Where that cannot be it stays held, as
@@ -308,16 +368,6 @@ pub(in crate::save) fn lend(
         stopped.into_iter().for_each(|it| tracees.put(it));
         SaveError::of(who)(error)
     })
-}
-
-/// Takes the agent out of the process of a held thread. One that cannot be borrowed again has been killed.
-fn take_out(tracees: &mut Tracees, tid: i32, area: Area) {
-    let Some(stopped) = tracees.take(tid) else { return };
-    let back = match Borrowed::join(stopped, area) {
-        Ok(borrowed) => borrowed.end().ok(),
-        Err((_, stopped)) => stopped,
-    };
-    back.into_iter().for_each(|it| tracees.put(it));
 }
 
 /// What is known before the first thread is asked.

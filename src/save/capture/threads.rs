@@ -6,7 +6,7 @@ use serde_bytes::ByteBuf;
 use crate::save::error::SaveError;
 use crate::save::hand::Borrowed;
 use crate::save::state::Thread;
-use crate::sys::agent::{Data, Done};
+use crate::sys::agent::{Data, Done, Place, Table};
 use crate::sys::generated;
 use crate::sys::ptrace::Stopped;
 
@@ -22,21 +22,34 @@ const PR_GET_TID_ADDRESS: u64 = 40;
 
 /// What the hand tells: read by calls of the thread itself.
 struct Told {
+    name: Data,
     alternate_stack: Data,
     clear_tid: Data,
     robust: [Data; 2],
     death: Data,
+    slack: Place,
     scheduling: Data,
+    cpus: Place,
     affinity: Data,
+    io: Place,
+    secure: Place,
     used: Data,
 }
 
-/// Captures the thread whose hand is borrowed.
-pub fn capture(who: &str, borrowed: &mut Borrowed) -> Result<Thread, SaveError> {
+/// A thread that has been asked, and what it need not be asked for.
+pub struct Asked {
+    told: Told,
+    rest: Thread,
+}
+
+/// Asks the thread whose hand is borrowed, and does not wait for what it says.
+pub fn ask(who: &str, borrowed: &mut Borrowed) -> Result<Asked, SaveError> {
     let host = borrowed.hand.tid();
     let identity = Identity::read(host)
         .ok_or_else(|| SaveError::failed(who, "one of its threads has ended meanwhile"))?;
     let tid = identity.tid;
+    let mut table = borrowed.hand.table();
+    let told = questions(&mut table);
     let failed = |what: &'static str| {
         move |errno: Errno| {
             SaveError::failed(format!("{who}: {what} of thread {tid}"), errno.desc())
@@ -55,55 +68,76 @@ pub fn capture(who: &str, borrowed: &mut Borrowed) -> Result<Thread, SaveError> 
         Ok((0, ..)) | Err(_) => None,
         Ok(registered) => Some(registered),
     };
-
-    let mut table = borrowed.hand.table();
-    let told = Told {
-        alternate_stack: table.room(24),
-        clear_tid: table.room(8),
-        robust: [table.room(8), table.room(8)],
-        death: table.room(4),
-        scheduling: table.room(SCHED_ATTR),
-        affinity: table.room(CPUS),
-        used: table.room(USAGE),
-    };
-    table.call(libc::SYS_sigaltstack, [0, told.alternate_stack.address]);
-    table.attempt(libc::SYS_prctl, [PR_GET_TID_ADDRESS, told.clear_tid.address]);
-    let [head, length] = told.robust;
-    table.attempt(libc::SYS_get_robust_list, [0, head.address, length.address]);
-    table.call(libc::SYS_prctl, [libc::PR_GET_PDEATHSIG as u64, told.death.address]);
-    let slack = table.call(libc::SYS_prctl, [libc::PR_GET_TIMERSLACK as u64]);
-    table.call(libc::SYS_sched_getattr, [0, told.scheduling.address, SCHED_ATTR as u64, 0]);
-    let cpus = table.call(libc::SYS_sched_getaffinity, [0, CPUS as u64, told.affinity.address]);
-    const IOPRIO_WHO_PROCESS: u64 = 1;
-    let io = table.attempt(libc::SYS_ioprio_get, [IOPRIO_WHO_PROCESS, 0]);
-    let secure = table.attempt(libc::SYS_prctl, [libc::PR_GET_SECUREBITS as u64]);
-    table.call(libc::SYS_getrusage, [libc::RUSAGE_THREAD as u64, told.used.address]);
-    let done = borrowed.hand.run(&table).map_err(SaveError::of(who))?;
-
-    let cpus = done.result(cpus).map_or(0, |length| length as usize);
-    let word = |index| u64::from(done.half(told.scheduling, index));
-    let stack = |index| done.word(told.alternate_stack, index);
-    Ok(Thread {
+    borrowed.hand.post(table).map_err(SaveError::of(who))?;
+    let rest = Thread {
         tid,
         registers,
         extended: ByteBuf::from(extended),
         mask,
         pending,
+        rseq,
+        users: identity.users,
+        groups: identity.groups,
+        ..Thread::default()
+    };
+    Ok(Asked { told, rest })
+}
+
+fn questions(table: &mut Table) -> Told {
+    let [name, alternate_stack, clear_tid] = [16, 24, 8].map(|size| table.room(size));
+    let robust = [table.room(8), table.room(8)];
+    let [death, scheduling, affinity, used] =
+        [4, SCHED_ATTR, CPUS, USAGE].map(|size| table.room(size));
+    table.call(libc::SYS_prctl, [libc::PR_GET_NAME as u64, name.address]);
+    table.call(libc::SYS_sigaltstack, [0, alternate_stack.address]);
+    table.attempt(libc::SYS_prctl, [PR_GET_TID_ADDRESS, clear_tid.address]);
+    let [head, length] = robust;
+    table.attempt(libc::SYS_get_robust_list, [0, head.address, length.address]);
+    table.call(libc::SYS_prctl, [libc::PR_GET_PDEATHSIG as u64, death.address]);
+    let slack = table.call(libc::SYS_prctl, [libc::PR_GET_TIMERSLACK as u64]);
+    table.call(libc::SYS_sched_getattr, [0, scheduling.address, SCHED_ATTR as u64, 0]);
+    let cpus = table.call(libc::SYS_sched_getaffinity, [0, CPUS as u64, affinity.address]);
+    const IOPRIO_WHO_PROCESS: u64 = 1;
+    let io = table.attempt(libc::SYS_ioprio_get, [IOPRIO_WHO_PROCESS, 0]);
+    let secure = table.attempt(libc::SYS_prctl, [libc::PR_GET_SECUREBITS as u64]);
+    table.call(libc::SYS_getrusage, [libc::RUSAGE_THREAD as u64, used.address]);
+    Told {
+        name,
+        alternate_stack,
+        clear_tid,
+        robust,
+        death,
+        slack,
+        scheduling,
+        cpus,
+        affinity,
+        io,
+        secure,
+        used,
+    }
+}
+
+/// Waits for what the thread says.
+pub fn hear(who: &str, borrowed: &mut Borrowed, asked: Asked) -> Result<Thread, SaveError> {
+    let done = borrowed.hand.collect().map_err(SaveError::of(who))?;
+    let Asked { told, rest } = asked;
+    let cpus = done.result(told.cpus).map_or(0, |length| length as usize);
+    let word = |index| u64::from(done.half(told.scheduling, index));
+    let stack = |index| done.word(told.alternate_stack, index);
+    let name = done.bytes(told.name).split(|byte| *byte == 0).next().unwrap_or_default();
+    Ok(Thread {
+        name: ByteBuf::from(name),
         alternate_stack: [stack(0), stack(1) & 0xffff_ffff, stack(2)],
         clear_tid: done.word(told.clear_tid, 0),
         robust_list: told.robust.map(|it| done.word(it, 0)),
-        rseq,
-        name: ByteBuf::from(identity.name),
         parent_death_signal: done.half(told.death, 0) as i32,
-        timer_slack: done.result(slack).unwrap_or(0),
+        timer_slack: done.result(told.slack).unwrap_or(0),
         scheduling: (word(1) as u32, done.word(told.scheduling, 1), word(4) as i32, word(5) as u32),
-        affinity: ByteBuf::from(&done.bytes(told.affinity)[..cpus]),
-        io_priority: done.result(io).unwrap_or(0) as u32,
-        remaining: None,
-        users: identity.users,
-        groups: identity.groups,
-        securebits: done.result(secure).unwrap_or(0) as u32,
+        affinity: ByteBuf::from(&done.bytes(told.affinity)[..cpus.min(CPUS)]),
+        io_priority: done.result(told.io).unwrap_or(0) as u32,
+        securebits: done.result(told.secure).unwrap_or(0) as u32,
         cpu_us: used(&done, told.used),
+        ..rest
     })
 }
 
@@ -130,15 +164,12 @@ pub fn words(registers: &libc::user_regs_struct) -> Vec<u64> {
 struct Identity {
     /// Its number for the guest.
     tid: i32,
-    name: Vec<u8>,
     users: [[u32; 4]; 2],
     groups: Vec<u32>,
 }
 
 impl Identity {
     fn read(host: i32) -> Option<Identity> {
-        let mut name = generated::contents(format!("/proc/{host}/comm")).ok()?;
-        name.pop();
         let text = generated::text(format!("/proc/{host}/status")).ok()?;
         let field = |name: &str| {
             let line = text.lines().find_map(|line| line.strip_prefix(name))?;
@@ -148,7 +179,6 @@ impl Identity {
         let four = |name| field(name)?.try_into().ok();
         Some(Identity {
             tid: tid as i32,
-            name,
             users: [four("Uid:")?, four("Gid:")?],
             groups: field("Groups:").unwrap_or_default(),
         })

@@ -16,8 +16,8 @@ use nix::unistd::Pid;
 use crate::launch::{FIRST, Planter};
 use crate::notify::Gate;
 use crate::save::error::RestoreError;
-use crate::save::hand::{AREA, Hand, HandError, find_instruction, remote_call};
-use crate::save::state::{Process, Sandbox, Space, Table as DescriptorTable};
+use crate::save::hand::{AREA, Hand, HandError, SLOTS, find_instruction, remote_call};
+use crate::save::state::{Process, Sandbox, Space, Table as DescriptorTable, Thread};
 use crate::sentry::{Brought, Carried, Used};
 use crate::sys::ptrace::{self, Stopped};
 
@@ -370,8 +370,7 @@ fn carry_out(
         Step::Make { parent, pid, stands_in } => {
             // The end of one that only stands in is nobody's business.
             let exit_signal = if stands_in { 0 } else { libc::SIGCHLD };
-            let made =
-                threads::clone(hand(hands, parent)?, 0, exit_signal, pid).map_err(of(pid))?;
+            let made = threads::clone(hand(hands, parent)?, exit_signal, pid).map_err(of(pid))?;
             garden.gate.pass(made.tid());
             hands.insert(pid, made);
         }
@@ -410,7 +409,7 @@ fn rest(plants: &mut [Plant<'_>]) -> Result<(), RestoreError> {
     plants.iter_mut().try_for_each(|it| it.hand.rest().map_err(RestoreError::of(&it.who)))
 }
 
-/// Threads of one process have one place for their tables: one at a time makes its calls.
+/// What the leader has been told is over before its threads are: their tables lie in the same place.
 fn rest_unless_alone(hand: &mut Hand, process: &Process, who: &str) -> Result<(), RestoreError> {
     if process.threads.len() > 1 {
         hand.rest().map_err(RestoreError::of(who))?;
@@ -424,11 +423,20 @@ fn furnish(plant: &mut Plant<'_>, gate: &Gate) -> Result<(), RestoreError> {
     process::enter(hand, process, who)?;
     *others = threads::make(hand, process.threads.get(1..).unwrap_or_default(), who)?;
     others.iter().for_each(|other| gate.pass(other.tid()));
-    for (hand, thread) in std::iter::once(hand).chain(others).zip(&process.threads) {
-        threads::equip(hand, thread, who)?;
-        rest_unless_alone(hand, process, who)?;
-    }
-    Ok(())
+    let (first, rest) = first_and_rest(process, who)?;
+    threads::equip(hand, first, who)?;
+    rest_unless_alone(hand, process, who)?;
+    let equip = |hand: &mut Hand, thread: &Thread| threads::equip(hand, thread, who);
+    threads::side_by_side((others, rest), SLOTS, who, equip)
+}
+
+/// The leader of a process, and its other threads.
+fn first_and_rest<'p>(
+    process: &'p Process,
+    who: &str,
+) -> Result<(&'p Thread, &'p [Thread]), RestoreError> {
+    let threads = process.threads.split_first();
+    threads.ok_or_else(|| RestoreError::refused(format!("the image is damaged: {who}")))
 }
 
 /// The standard streams and the terminal of who restores, as init has prepared them.
@@ -477,15 +485,19 @@ fn complete(sandbox: &Sandbox, plant: &mut Plant<'_>) -> Result<(), RestoreError
     timers::make(hand, process, who)?;
     process::spare(hand, process);
     timers::wind(hand, process, who)?;
-    for (hand, thread) in std::iter::once(hand).chain(others).zip(&process.threads) {
+    let last = |hand: &mut Hand, thread: &Thread| {
         threads::queue(hand, (process.pid, thread.tid), &thread.pending, false, who)?;
         threads::secure(hand, thread, who)?;
         process::give_up(hand, space, who)?;
         threads::mourn(hand, thread, who)?;
-        process::confine(hand, process, who)?;
-        rest_unless_alone(hand, process, who)?;
-    }
-    Ok(())
+        process::confine(hand, process, who)
+    };
+    let (first, rest) = first_and_rest(process, who)?;
+    last(hand, first)?;
+    rest_unless_alone(hand, process, who)?;
+    // (A filter can need all the room that there is.)
+    let at_once = if process.filters.is_empty() { SLOTS } else { 1 };
+    threads::side_by_side((others, rest), at_once, who, last)
 }
 
 /// Takes the agent out of the process and sets its threads to go on where they were.

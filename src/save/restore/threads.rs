@@ -17,28 +17,39 @@ const THREAD: u64 = (libc::CLONE_VM
     | libc::CLONE_THREAD
     | libc::CLONE_SYSVSEM) as u64;
 
-/// Makes a thread or a process of number `number` by a call of `hand`; it has stopped.
-pub fn clone(
+/// Makes a process of number `number` by a call of `hand`; it has stopped.
+pub fn clone(hand: &mut Hand, exit_signal: i32, number: i32) -> Result<Hand, HandError> {
+    let (mut made, done) = clone_all(hand, 0, exit_signal, &[number])?;
+    done?;
+    made.pop().ok_or(HandError::Killed)
+}
+
+/// Makes threads or processes of these numbers by calls of `hand`. Gives those that were made, which have
+/// stopped, and whether they are all.
+fn clone_all(
     hand: &mut Hand,
     flags: u64,
     exit_signal: i32,
-    number: i32,
-) -> Result<Hand, HandError> {
+    numbers: &[i32],
+) -> Result<(Vec<Hand>, Result<(), HandError>), HandError> {
     let mut table = hand.table();
-    let set_tid = table.data(&number.to_ne_bytes());
-    let mut arguments = [0u64; 11];
-    arguments[0] = flags;
-    arguments[4] = exit_signal as u64;
-    arguments[8] = set_tid.address;
-    arguments[9] = 1;
-    let bytes: Vec<u8> = arguments.iter().flat_map(|word| word.to_ne_bytes()).collect();
-    let arguments = table.data(&bytes);
-    table.call(libc::SYS_clone3, [arguments.address, bytes.len() as u64]);
+    for number in numbers {
+        let set_tid = table.data(&number.to_ne_bytes());
+        // struct clone_args
+        let mut arguments = [0u64; 11];
+        arguments[0] = flags;
+        arguments[4] = exit_signal as u64;
+        arguments[8] = set_tid.address;
+        arguments[9] = 1;
+        let bytes: Vec<u8> = arguments.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let arguments = table.data(&bytes);
+        table.call(libc::SYS_clone3, [arguments.address, bytes.len() as u64]);
+    }
     hand.begin(&table)?;
-    let mut made = None;
+    let mut tids = Vec::with_capacity(numbers.len());
     loop {
         match hand.go_on()? {
-            Stop::Made(tid) => made = Some(tid),
+            Stop::Made(tid) if tid > 0 => tids.push(tid),
             Stop::Signal(libc::SIGTRAP) => break,
             Stop::Signal(signal @ (libc::SIGSEGV | libc::SIGBUS)) => {
                 return Err(HandError::Astray(signal));
@@ -46,20 +57,49 @@ pub fn clone(
             _ => {}
         }
     }
-    hand.done(&table)?;
-    let tid = made.filter(|tid| *tid > 0).ok_or(HandError::Killed)?;
-    Ok(Hand::new(first_stop(tid)?, hand.area()))
+    let done = hand.done(&table).map(drop);
+    let area = hand.area();
+    let stopped = |tid| first_stop(tid).map(|stopped| Hand::new(stopped, area));
+    Ok((tids.into_iter().map(stopped).collect::<Result<_, _>>()?, done))
 }
 
 /// Makes the threads beside the leader.
 pub fn make(leader: &mut Hand, threads: &[Thread], who: &str) -> Result<Vec<Hand>, RestoreError> {
-    threads
-        .iter()
-        .map(|thread| {
-            clone(leader, THREAD, 0, thread.tid)
-                .map_err(RestoreError::of(format!("{who}: thread {}", thread.tid)))
-        })
-        .collect()
+    /// What a table has room for, by far.
+    const AT_ONCE: usize = 64;
+    let mut all = Vec::with_capacity(threads.len());
+    for some in threads.chunks(AT_ONCE) {
+        let numbers: Vec<i32> = some.iter().map(|thread| thread.tid).collect();
+        let (made, done) = clone_all(leader, THREAD, 0, &numbers).map_err(RestoreError::of(who))?;
+        let next = numbers.get(made.len()).copied().unwrap_or(0);
+        done.map_err(RestoreError::of(format!("{who}: thread {next}")))?;
+        all.extend(made);
+    }
+    if all.len() == threads.len() {
+        Ok(all)
+    } else {
+        Err(RestoreError::refused(format!("{who}: not all of its threads have been made")))
+    }
+}
+
+/// Has threads make calls that `each` posts, so many at a time: while one makes them, the next is told of its
+/// own. All are done when this returns.
+pub fn side_by_side(
+    (hands, threads): (&mut [Hand], &[Thread]),
+    at_once: usize,
+    who: &str,
+    each: impl Fn(&mut Hand, &Thread) -> Result<(), RestoreError>,
+) -> Result<(), RestoreError> {
+    for (hands, threads) in hands.chunks_mut(at_once).zip(threads.chunks(at_once)) {
+        for (slot, (hand, thread)) in hands.iter_mut().zip(threads).enumerate() {
+            hand.confine(slot, at_once);
+            each(hand, thread)?;
+        }
+        for hand in hands {
+            hand.rest().map_err(RestoreError::of(who))?;
+        }
+    }
+    Ok(())
 }
 
 // include/uapi/linux/prctl.h
