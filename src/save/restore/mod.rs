@@ -317,8 +317,8 @@ fn skeleton<'s>(
     )?;
     let mut hands: HashMap<i32, Hand> = HashMap::new();
     let mut program = None;
-    for step in steps {
-        carry_out(garden, step, &mut hands, |pid, pidfd| {
+    for steps in steps.chunk_by(are_alike) {
+        carry_out(garden, steps, &mut hands, |pid, pidfd| {
             if pid == sandbox.run.program {
                 program = Some(pidfd);
             }
@@ -349,10 +349,21 @@ fn name(process: &Process) -> String {
     }
 }
 
-/// One step of the plan. `planted` is told of what init has planted.
+/// Whether one process makes both, one after the other.
+fn are_alike(one: &Step, next: &Step) -> bool {
+    match (one, next) {
+        (
+            Step::Make { parent, stands_in, .. },
+            Step::Make { parent: other, stands_in: as_well, .. },
+        ) => *parent != 1 && (parent, stands_in) == (other, as_well),
+        _ => false,
+    }
+}
+
+/// One step of the plan, or several that are alike. `planted` is told of what init has planted.
 fn carry_out(
     garden: &Garden<'_>,
-    step: Step,
+    steps: &[Step],
     hands: &mut HashMap<i32, Hand>,
     mut planted: impl FnMut(i32, OwnedFd),
 ) -> Result<(), RestoreError> {
@@ -361,18 +372,21 @@ fn carry_out(
         let lost = || RestoreError::refused(format!("the image is damaged: process {pid}"));
         hands.get_mut(&pid).ok_or_else(lost)
     }
-    match step {
+    let Some(step) = steps.first() else { return Ok(()) };
+    match *step {
         Step::Make { parent: 1, pid, .. } => {
             let (made, pidfd) = garden.plant(pid, &format!("process {pid}"))?;
             planted(pid, pidfd);
             hands.insert(pid, made);
         }
-        Step::Make { parent, pid, stands_in } => {
+        Step::Make { parent, stands_in, .. } => {
             // The end of one that only stands in is nobody's business.
             let exit_signal = if stands_in { 0 } else { libc::SIGCHLD };
-            let made = threads::clone(hand(hands, parent)?, exit_signal, pid).map_err(of(pid))?;
-            garden.gate.pass(made.tid());
-            hands.insert(pid, made);
+            let pids: Vec<i32> = steps.iter().filter_map(Step::makes).collect();
+            let made = threads::children(hand(hands, parent)?, exit_signal, &pids);
+            let made = made.map_err(|(pid, error)| of(pid)(error))?;
+            made.iter().for_each(|made| garden.gate.pass(made.tid()));
+            hands.extend(pids.into_iter().zip(made));
         }
         Step::Lead(pid) => {
             hand(hands, pid)?.call(libc::SYS_setsid, []).map_err(of(pid))?;

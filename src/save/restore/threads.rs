@@ -17,21 +17,52 @@ const THREAD: u64 = (libc::CLONE_VM
     | libc::CLONE_THREAD
     | libc::CLONE_SYSVSEM) as u64;
 
-/// Makes a process of number `number` by a call of `hand`; it has stopped.
-pub fn clone(hand: &mut Hand, exit_signal: i32, number: i32) -> Result<Hand, HandError> {
-    let (mut made, done) = clone_all(hand, 0, exit_signal, &[number])?;
-    done?;
-    made.pop().ok_or(HandError::Killed)
+/// Makes processes of these numbers by calls of `hand`; they have stopped. An error comes with the number of the
+/// first one that has not been made.
+pub fn children(
+    hand: &mut Hand,
+    exit_signal: i32,
+    numbers: &[i32],
+) -> Result<Vec<Hand>, (i32, HandError)> {
+    clone_all(hand, 0, exit_signal, numbers)
 }
 
-/// Makes threads or processes of these numbers by calls of `hand`. Gives those that were made, which have
-/// stopped, and whether they are all.
+/// Makes the threads beside the leader.
+pub fn make(leader: &mut Hand, threads: &[Thread], who: &str) -> Result<Vec<Hand>, RestoreError> {
+    let numbers: Vec<i32> = threads.iter().map(|thread| thread.tid).collect();
+    clone_all(leader, THREAD, 0, &numbers)
+        .map_err(|(tid, error)| RestoreError::of(format!("{who}: thread {tid}"))(error))
+}
+
+/// Makes threads or processes, likewise.
 fn clone_all(
     hand: &mut Hand,
     flags: u64,
     exit_signal: i32,
     numbers: &[i32],
-) -> Result<(Vec<Hand>, Result<(), HandError>), HandError> {
+) -> Result<Vec<Hand>, (i32, HandError)> {
+    /// What a table has room for, by far.
+    const AT_ONCE: usize = 64;
+    let mut all = Vec::with_capacity(numbers.len());
+    for some in numbers.chunks(AT_ONCE) {
+        let (made, done) = clone_some(hand, flags, exit_signal, some);
+        let next = some.get(made.len()).or(some.last()).copied().unwrap_or(0);
+        done.map_err(|error| (next, error))?;
+        all.extend(made);
+    }
+    match numbers.get(all.len()) {
+        Some(next) => Err((*next, HandError::Killed)),
+        None => Ok(all),
+    }
+}
+
+/// Likewise, of so many as a table takes. Gives those that were made, and whether it went well.
+fn clone_some(
+    hand: &mut Hand,
+    flags: u64,
+    exit_signal: i32,
+    numbers: &[i32],
+) -> (Vec<Hand>, Result<(), HandError>) {
     let mut table = hand.table();
     for number in numbers {
         let set_tid = table.data(&number.to_ne_bytes());
@@ -45,8 +76,15 @@ fn clone_all(
         let arguments = table.data(&bytes);
         table.call(libc::SYS_clone3, [arguments.address, bytes.len() as u64]);
     }
-    hand.begin(&table)?;
-    let mut tids = Vec::with_capacity(numbers.len());
+    let mut made = Vec::with_capacity(numbers.len());
+    let done = run_making(hand, &table, &mut made);
+    (made, done)
+}
+
+/// Runs a table whose calls make threads or processes, which stop.
+fn run_making(hand: &mut Hand, table: &Table, made: &mut Vec<Hand>) -> Result<(), HandError> {
+    hand.begin(table)?;
+    let mut tids = Vec::new();
     loop {
         match hand.go_on()? {
             Stop::Made(tid) if tid > 0 => tids.push(tid),
@@ -57,29 +95,11 @@ fn clone_all(
             _ => {}
         }
     }
-    let done = hand.done(&table).map(drop);
     let area = hand.area();
-    let stopped = |tid| first_stop(tid).map(|stopped| Hand::new(stopped, area));
-    Ok((tids.into_iter().map(stopped).collect::<Result<_, _>>()?, done))
-}
-
-/// Makes the threads beside the leader.
-pub fn make(leader: &mut Hand, threads: &[Thread], who: &str) -> Result<Vec<Hand>, RestoreError> {
-    /// What a table has room for, by far.
-    const AT_ONCE: usize = 64;
-    let mut all = Vec::with_capacity(threads.len());
-    for some in threads.chunks(AT_ONCE) {
-        let numbers: Vec<i32> = some.iter().map(|thread| thread.tid).collect();
-        let (made, done) = clone_all(leader, THREAD, 0, &numbers).map_err(RestoreError::of(who))?;
-        let next = numbers.get(made.len()).copied().unwrap_or(0);
-        done.map_err(RestoreError::of(format!("{who}: thread {next}")))?;
-        all.extend(made);
+    for tid in tids {
+        made.push(Hand::new(first_stop(tid)?, area));
     }
-    if all.len() == threads.len() {
-        Ok(all)
-    } else {
-        Err(RestoreError::refused(format!("{who}: not all of its threads have been made")))
-    }
+    hand.done(table).map(drop)
 }
 
 /// Has threads make calls that `each` posts, so many at a time: while one makes them, the next is told of its

@@ -45,6 +45,16 @@ pub enum Step {
     },
 }
 
+impl Step {
+    /// The process that it makes.
+    pub fn makes(&self) -> Option<i32> {
+        match self {
+            Step::Make { pid, .. } => Some(*pid),
+            _ => None,
+        }
+    }
+}
+
 /// What cannot be made: the process, and its session or group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Impossible {
