@@ -66,7 +66,9 @@ fn a_program_named_as_a_verb_needs_its_dashes() {
 fn the_verbs_of_control_read_their_words() {
     let run = parse(&["run", "--id", "x", "--detach", "--", "ls"]).unwrap().verb;
     match run {
-        Some(Verb::Run(command)) => assert!(command.detach && command.id.as_deref() == Some("x")),
+        Some(Verb::Run(command)) => {
+            assert!(command.detach == Some(true) && command.id.as_deref() == Some("x"))
+        }
         other => panic!("{other:?}"),
     }
     for words in [
@@ -117,7 +119,8 @@ fn a_refused_word_is_one_line_with_a_suggestion() {
 #[test]
 fn every_facility_has_its_bit() {
     let all = "user-namespaces,seccomp-notify,wait-killable,sync-wake-up,process-vm,landlock,time-namespaces";
-    let options = parse(&["--without", all, "--", "ls"]).unwrap().run.into_options();
+    let (request, _) = parse(&["--without", all, "--", "ls"]).unwrap().run.into_request();
+    let options = crate::config::Options::of(&request.flags).unwrap();
     assert_eq!(options.without, crate::config::Without::all());
 }
 
