@@ -3,9 +3,11 @@
 //! Owns who may have written one: the caller or root, and nobody else may change it. Whatever else is
 //! at such a path (a device, a FIFO, a file without end) is named and not opened.
 
+use std::ffi::CString;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -14,29 +16,32 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 
 use super::super::error::refuse;
 use super::super::{ConfigError, Host, quoted};
-use crate::sys::files;
+use crate::sys::{beneath, files};
 
 /// Bytes of one file at most: some hundred thousand rules.
 const SIZE_MAX: u64 = 8 << 20;
 
 /// Whose file it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Owner {
+pub(super) enum Owner<'p> {
     /// The user's, who may have put a symbolic link there.
     User,
-    /// A project's: who fetched the project has not read it.
-    Project,
+    /// That of the project in this directory: who fetched it has not read it, and programs that run in
+    /// it may be changing it right now.
+    Project(&'p Path),
 }
 
 /// The text of a file; `None` if there is none.
-pub(super) fn read(host: &Host, path: &Path, owner: Owner) -> Result<Option<String>, ConfigError> {
+pub(super) fn read(
+    host: &Host,
+    path: &Path,
+    owner: Owner<'_>,
+) -> Result<Option<String>, ConfigError> {
     let fail =
         |cause: &str| refuse!("cannot use the profile {}: {cause}", quoted(path.as_os_str()));
-    // O_PATH opens nothing: a device does not notice, a FIFO is not waited for (open(2)).
-    let mut flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
-    flags.set(OFlag::O_NOFOLLOW, owner == Owner::Project);
-    let found = match open(&host.real(path), flags, Mode::empty()) {
+    let found = match find(host, path, owner) {
         Ok(found) => found,
+        Err(Errno::ELOOP | Errno::EXDEV) if owner != Owner::User => return Err(fail(LINK)),
         // A directory that may not be entered holds no profile of this user.
         Err(Errno::ENOENT | Errno::ENOTDIR | Errno::EACCES) => return Ok(None),
         Err(errno) => {
@@ -49,15 +54,26 @@ pub(super) fn read(host: &Host, path: &Path, owner: Owner) -> Result<Option<Stri
     text(found, &fail).map(Some)
 }
 
+const LINK: &str = "a symbolic link leads to it, or a mount, which in a project may not be; put the \
+    file itself there, or name it with --profile";
+
+/// O_PATH opens nothing: a device does not notice, a FIFO is not waited for (open(2)).
+fn find(host: &Host, path: &Path, owner: Owner<'_>) -> Result<OwnedFd, Errno> {
+    let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+    let Owner::Project(directory) = owner else {
+        return open(&host.real(path), flags, Mode::empty());
+    };
+    let below = path.strip_prefix(directory).map_err(|_| Errno::EXDEV)?;
+    let below = CString::new(below.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)?;
+    let directory = open(&host.real(directory), flags | OFlag::O_DIRECTORY, Mode::empty())?;
+    beneath::open(directory.as_fd(), &below, libc::O_PATH | libc::O_NOFOLLOW)
+}
+
 /// Refuses what is no plain file of the user's or root's.
-fn check(stat: &FileStat, host: &Host, owner: Owner) -> Result<(), String> {
+fn check(stat: &FileStat, host: &Host, owner: Owner<'_>) -> Result<(), String> {
     let kind = SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits());
-    if kind == SFlag::S_IFLNK && owner == Owner::Project {
-        return Err(
-            "it is a symbolic link, which a project's may not be; put the file itself there, \
-                    or name it with --profile"
-                .to_owned(),
-        );
+    if kind == SFlag::S_IFLNK && owner != Owner::User {
+        return Err(LINK.to_owned());
     }
     if kind != SFlag::S_IFREG {
         return Err("it is not a regular file; remove it or give it another name".to_owned());

@@ -318,7 +318,7 @@ pub static KEYS: &[Key] = &[
     .one_of(Without::NAMES)
     .hidden()
     .help("FACILITY,...", "Do without facilities of the host, as if they were absent"),
-    Key::new("id", Form::Word, Project::LeftOut, Group::Command, "a number", |o, s| {
+    Key::new("id", Form::Word, Project::LeftOut, Group::Command, "one of its own", |o, s| {
         o.id = Some(s.text()?.to_owned());
         Ok(())
     })

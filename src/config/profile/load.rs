@@ -7,7 +7,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use super::super::error::refuse;
-use super::super::{ConfigError, Found, Host, quoted};
+use super::super::{ConfigError, Host, quoted};
 use super::file::{self, Owner};
 use super::parse::{Position, Profile, Source, nearest, parse};
 use super::places::{self, BUILT_IN, Wanted};
@@ -38,7 +38,8 @@ impl std::fmt::Display for Place {
 /// What was read so far.
 pub(super) struct Loader<'h> {
     host: &'h Host,
-    owner: Owner,
+    /// The directory of the project whose file is read; `None`: the user's are.
+    project: Option<PathBuf>,
     /// What was read, in that order, without what says nothing.
     pub(super) places: Vec<Place>,
     /// The settings of all of them, the weakest first.
@@ -52,7 +53,7 @@ pub(super) struct Loader<'h> {
 impl<'h> Loader<'h> {
     pub(super) fn new(host: &'h Host) -> Loader<'h> {
         let (places, settings, done, under_way) = Default::default();
-        Loader { host, owner: Owner::User, places, settings, done, under_way, rank: 0 }
+        Loader { host, project: None, places, settings, done, under_way, rank: 0 }
     }
 
     /// Reads the profile that the user asks for.
@@ -66,7 +67,7 @@ impl<'h> Loader<'h> {
     /// Reads a project's own file. Gives back its settings and those of what it inherits, which are not
     /// among the others.
     pub(super) fn load_project(&mut self, file: PathBuf) -> Result<Vec<Setting>, ConfigError> {
-        self.owner = Owner::Project;
+        self.project = file.parent().map(Path::to_owned);
         let before = self.settings.len();
         self.load(Wanted::File(file))?;
         Ok(self.settings.split_off(before))
@@ -123,7 +124,8 @@ impl<'h> Loader<'h> {
     }
 
     fn read_file(&mut self, path: &Path) -> Result<(), Refused> {
-        let Some(text) = file::read(self.host, path, self.owner)? else {
+        let owner = self.project.as_deref().map_or(Owner::User, Owner::Project);
+        let Some(text) = file::read(self.host, path, owner)? else {
             let path = quoted(path.as_os_str());
             return Err(Refused::Cause(format!("there is no file {path}; correct the path")));
         };
@@ -180,26 +182,15 @@ impl<'h> Loader<'h> {
         let word = Path::new(word);
         let inside =
             word.components().all(|it| matches!(it, Component::Normal(_) | Component::CurDir));
-        if self.owner == Owner::User {
-            return Ok(Wanted::File(normal(&directory.join(word))));
-        }
         // Else a project could lead to any file of the user's.
-        if !inside || self.leads_away(directory, word) {
+        if self.project.is_some() && !inside {
             return Err(
-                "a project's file inherits from files of its own directory only, not over \
-                        symbolic links; name one there, or a profile by its name"
+                "a project's file inherits from files of its own directory only; name one there, or \
+                 a profile by its name"
                     .to_owned(),
             );
         }
         Ok(Wanted::File(normal(&directory.join(word))))
-    }
-
-    /// Whether a directory between the two is a symbolic link. The file itself is looked at when it is
-    /// opened.
-    fn leads_away(&self, directory: &Path, word: &Path) -> bool {
-        let path = directory.join(word);
-        let between = path.ancestors().skip(1).take_while(|above| *above != directory);
-        between.into_iter().any(|above| !matches!(self.host.look(above), Ok(Found::Directory)))
     }
 
     /// A built-in profile is for every host: what it says of variables that are not set is nothing.

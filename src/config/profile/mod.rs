@@ -13,7 +13,7 @@ mod parse;
 mod places;
 mod setting;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 pub use keys::{Form, Group, KEYS, Key, Merge, Project};
 pub use load::Place;
@@ -151,20 +151,22 @@ pub fn list(host: &Host) -> Vec<Listed> {
     for directory in places::directories(host) {
         for name in places::names(host, &directory) {
             let path = directory.join(format!("{name}.toml"));
-            listed.extend(list_file(host, name, path, Owner::User));
+            listed.extend(list_file(host, name, path, None));
         }
     }
     if let Some(path) = places::project(host) {
-        listed.extend(list_file(host, "(the project's)".to_owned(), path, Owner::Project));
+        let directory = path.parent().map(Path::to_owned);
+        listed.extend(list_file(host, "(the project's)".to_owned(), path, directory.as_deref()));
     }
     listed
 }
 
-fn list_file(host: &Host, name: String, path: PathBuf, owner: Owner) -> Option<Listed> {
-    let base = (owner == Owner::Project).then(|| path.parent()).flatten();
+/// The profile in a file; `project` is the directory of the project that it belongs to.
+fn list_file(host: &Host, name: String, path: PathBuf, project: Option<&Path>) -> Option<Listed> {
+    let owner = project.map_or(Owner::User, Owner::Project);
     let origin = |line| Origin::File { path: path.as_path().into(), line };
     let words = super::quoted(path.as_os_str());
-    let source = parse::Source { name: &words, origin: &origin, base, host, rank: 0 };
+    let source = parse::Source { name: &words, origin: &origin, base: project, host, rank: 0 };
     let description = match file::read(host, &path, owner) {
         Ok(text) => parse::parse(&text?, &source).map(|profile| profile.description),
         Err(error) => Err(error),

@@ -47,7 +47,7 @@ impl Wanted {
         match word.to_str() {
             Some(name) if !name.contains('/') && !name.ends_with(".toml") => Wanted::named(name)
                 .map_err(|cause| refuse!("cannot use --profile {}: {cause}", quoted(word))),
-            _ => Ok(Wanted::File(absolute(host, Path::new(word))?)),
+            _ => Ok(Wanted::File(absolute(host, Path::new(word))?.components().collect())),
         }
     }
 

@@ -249,7 +249,7 @@ fn a_project_leads_nowhere_else() {
     for (path, part) in [
         ("../secret.toml", "own directory only"),
         ("/home/me/secret.toml", "own directory only"),
-        ("away/secret.toml", "own directory only"),
+        ("away/secret.toml", "symbolic link"),
         ("./link.toml", "symbolic link"),
     ] {
         put(&host, PROJECT, &format!("inherit = '{path}'"));
