@@ -17,6 +17,9 @@ use super::expand::expand;
 use super::keys::{Form, KEYS, Key};
 use super::setting::{Origin, Setting, Value};
 
+/// Profiles that one inherits itself at most.
+const INHERIT_MAX: usize = 64;
+
 /// Keys about the profile itself.
 const OWN_KEYS: [&str; 2] = ["description", "inherit"];
 
@@ -110,6 +113,10 @@ impl Reader<'_> {
                 let (form, span) = ("a string or an array of strings", element.span());
                 return Err(self.mistyped("inherit", form, span, element.get_ref()));
             };
+            if self.profile.inherit.len() == INHERIT_MAX {
+                let cause = format!("it inherits more than {INHERIT_MAX} profiles; leave some out");
+                return Err(self.error(element.span().start, &cause));
+            }
             let position = self.lines.position(element.span().start);
             self.profile.inherit.push((name.to_string(), position));
         }
@@ -157,11 +164,10 @@ impl Reader<'_> {
                 return Err(self.mistyped(key.name, key.form.words(), value.span(), other));
             }
         };
-        let position = self.lines.position(at);
-        let origin = (self.source.origin)(position.line);
+        let origin = (self.source.origin)(self.lines.line(at));
         let setting = Setting { key, value: read, origin, rank: self.source.rank };
         key.set(&mut Options::default(), &setting)
-            .map_err(|error| self.source.error(position, &error.to_string()))?;
+            .map_err(|error| self.error(at, &error.to_string()))?;
         self.profile.settings.push(setting);
         Ok(())
     }
@@ -233,8 +239,13 @@ impl<'t> Lines<'t> {
         Lines { text, starts }
     }
 
+    fn line(&self, at: usize) -> usize {
+        self.starts.partition_point(|start| *start <= at)
+    }
+
+    /// Counts along the line, which may be long: for errors, not for every value.
     fn position(&self, at: usize) -> Position {
-        let line = self.starts.partition_point(|start| *start <= at);
+        let line = self.line(at);
         let start = self.starts[line - 1];
         let before = self.text.get(start..at).unwrap_or_default();
         Position { line, column: before.chars().count() + 1 }
