@@ -1,16 +1,18 @@
 //! The words of the command line, as clap reads them.
 //!
 //! Owns names, help texts and which flags exclude each other. What the words mean for a run is
-//! decided in `config`; here they only become its [`Options`].
+//! decided in `config`; here they only become its [`Request`]. The options that a profile can name too
+//! are those of the table of keys: see [`RunOptions`].
 
 use std::ffi::OsString;
-use std::os::fd::RawFd;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
-use crate::config::{LimitWishes, Network, Options, Rule, RuleKind, Voice, Without};
+use super::options::RunOptions;
+use crate::config::profile::{Group, Request, Value};
+use crate::config::{Options, Without};
 
 /// Runs a Linux program natively behind the kernel's walls.
 ///
@@ -124,9 +126,13 @@ pub(super) enum Verb {
         #[arg(long)]
         json: bool,
         /// Do without facilities of the host, as if they were absent
-        #[arg(long, value_enum, value_delimiter = ',', value_name = "FACILITY,...", hide = true)]
-        without: Vec<Facility>,
+        #[arg(long, value_parser = clap::builder::PossibleValuesParser::new(Without::NAMES),
+            value_delimiter = ',', value_name = "FACILITY,...", hide = true)]
+        without: Vec<String>,
     },
+    /// Tell what profiles there are, and what they come to
+    #[command(subcommand)]
+    Profile(super::profile::Command),
     /// List every system call and what becomes of it
     Syscalls {
         /// For programs to read
@@ -159,8 +165,9 @@ pub(super) struct RunCommand {
     #[arg(long, value_name = "NAME")]
     pub(super) id: Option<String>,
     /// Run in the background: print the ID once the program runs, and return
-    #[arg(long)]
-    pub(super) detach: bool,
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        value_name = "true|false", hide_possible_values = true)]
+    pub(super) detach: Option<bool>,
     /// Say on stderr what was decided and why
     #[arg(short, long, conflicts_with = "quiet")]
     pub(super) verbose: bool,
@@ -168,11 +175,25 @@ pub(super) struct RunCommand {
     #[arg(short, long)]
     pub(super) quiet: bool,
     /// Print what was decided and why, and run nothing
-    #[arg(long)]
-    pub(super) dry_run: bool,
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        value_name = "true|false", hide_possible_values = true)]
+    pub(super) dry_run: Option<bool>,
     /// The program and its arguments
     #[arg(value_name = "PROG", trailing_var_arg = true)]
     pub(super) argv: Vec<OsString>,
+}
+
+/// `sandbox profile show`
+#[derive(Debug, Args)]
+pub(super) struct CommandProfile {
+    #[command(flatten)]
+    pub(super) options: RunOptions,
+    /// For programs to read
+    #[arg(long)]
+    pub(super) json: bool,
+    /// Of this profile, as if it stood behind --profile
+    #[arg(value_name = "NAME|FILE")]
+    pub(super) name: Option<OsString>,
 }
 
 /// `sandbox why`
@@ -188,211 +209,47 @@ pub(super) struct WhyCommand {
     pub(super) question: OsString,
 }
 
-const FILES: &str = "Files (the most specific path wins, in whatever order)";
-const WHO: &str = "Environment and identity";
-const LIMITS: &str = "Limits";
-const NETWORK: &str = "Network and descriptors";
-
-/// What a run is allowed.
-#[derive(Debug, Default, Args)]
-pub(super) struct RunOptions {
-    /// Show PATH, read-only, at DST (`\:` is a colon of the path itself)
-    #[arg(long, value_name = "PATH[:DST]", help_heading = FILES)]
-    ro: Vec<OsString>,
-    /// Show PATH, writable, at DST
-    #[arg(long, value_name = "PATH[:DST]", help_heading = FILES)]
-    rw: Vec<OsString>,
-    /// Hide a file or a directory
-    #[arg(long, value_name = "PATH", help_heading = FILES)]
-    hide: Vec<OsString>,
-    /// Put an empty directory in memory at PATH
-    #[arg(long, value_name = "PATH", help_heading = FILES)]
-    tmpfs: Vec<OsString>,
-    /// Start in DIR and make it writable, instead of the current directory
-    #[arg(long, value_name = "DIR", help_heading = FILES)]
-    workdir: Option<PathBuf>,
-    /// Set a variable; NAME alone passes yours, even if it looks like a secret
-    #[arg(long, value_name = "NAME[=VALUE]", help_heading = WHO)]
-    env: Vec<OsString>,
-    /// Pass no variables but those of --env
-    #[arg(long, help_heading = WHO)]
-    clear_env: bool,
-    /// Name the container that the program is in; with --id of a running sandbox, open one there
-    #[arg(long, value_name = "NAME", help_heading = WHO)]
-    pub(super) container: Option<String>,
-    /// Give the sandbox a host name of its own
-    #[arg(long, value_name = "NAME", help_heading = WHO)]
-    hostname: Option<OsString>,
-    /// Be this user inside
-    #[arg(long, value_name = "UID[:GID]|NAME", help_heading = WHO)]
-    user: Option<OsString>,
-    /// Give the sandbox a clock of its own: a date, +3d, -2h30m, rate=10, frozen, joined by commas
-    #[arg(long, value_name = "WHEN", allow_hyphen_values = true, help_heading = WHO)]
-    time: Vec<String>,
-    /// Let programs read the sandbox's log at /dev/kmsg (every open is trapped for that)
-    #[arg(long, help_heading = WHO)]
-    kmsg: bool,
-    /// Which network the program is in
-    #[arg(
-        long,
-        value_enum,
-        default_value = "none",
-        value_name = "none|host",
-        hide_possible_values = true,
-        help_heading = NETWORK
-    )]
-    net: Net,
-    /// Let the program inherit this open descriptor
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(0..), help_heading = NETWORK)]
-    fd: Vec<RawFd>,
-    #[command(flatten)]
-    limits: LimitOptions,
-    /// Do without facilities of the host, as if they were absent
-    #[arg(long, value_enum, value_delimiter = ',', value_name = "FACILITY,...", hide = true)]
-    without: Vec<Facility>,
-}
-
-/// What a run may use.
-#[derive(Debug, Default, Args)]
-struct LimitOptions {
-    /// Give all processes together this much memory
-    #[arg(long, value_name = "SIZE", help_heading = LIMITS)]
-    memory: Option<String>,
-    /// Allow so many processes and threads
-    #[arg(long, value_name = "N", help_heading = LIMITS)]
-    pids: Option<String>,
-    /// Give the program N processors, and show it no more
-    #[arg(long, value_name = "N", help_heading = LIMITS)]
-    cpus: Option<String>,
-    /// Allow each process so many open descriptors
-    #[arg(long, value_name = "N", help_heading = LIMITS)]
-    open_files: Option<String>,
-    /// Let no file grow beyond this
-    #[arg(long, value_name = "SIZE", help_heading = LIMITS)]
-    file_size: Option<String>,
-    /// End all processes when they have used this much CPU time together: SIGXCPU at SOFT, SIGKILL at
-    /// HARD (a second later)
-    #[arg(long, value_name = "SOFT[:HARD]", help_heading = LIMITS)]
-    cpu_time: Option<String>,
-    /// End all processes after this much time: SIGTERM, and SIGKILL five seconds later
-    #[arg(long, value_name = "DURATION", help_heading = LIMITS)]
-    timeout: Option<String>,
-}
-
-#[derive(Debug, Default, Clone, Copy, ValueEnum)]
-enum Net {
-    /// A network of its own with nothing but a loopback
-    #[default]
-    None,
-    /// The host's
-    Host,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub(super) enum Facility {
-    UserNamespaces,
-    SeccompNotify,
-    WaitKillable,
-    SyncWakeUp,
-    ProcessVm,
-    Landlock,
-    TimeNamespaces,
-}
-
-impl From<Facility> for Without {
-    fn from(facility: Facility) -> Self {
-        match facility {
-            Facility::UserNamespaces => Without::USER_NAMESPACES,
-            Facility::SeccompNotify => Without::SECCOMP_NOTIFY,
-            Facility::WaitKillable => Without::WAIT_KILLABLE,
-            Facility::SyncWakeUp => Without::SYNC_WAKE_UP,
-            Facility::ProcessVm => Without::PROCESS_VM,
-            Facility::Landlock => Without::LANDLOCK,
-            Facility::TimeNamespaces => Without::TIME_NAMESPACES,
-        }
-    }
-}
-
-impl RunOptions {
-    /// The wishes of a run, with no program yet.
-    pub(super) fn into_options(self) -> Options {
-        let kinds = [
-            (RuleKind::ReadOnly, self.ro),
-            (RuleKind::Writable, self.rw),
-            (RuleKind::Hide, self.hide),
-            (RuleKind::Tmpfs, self.tmpfs),
-        ];
-        let rules = kinds
-            .into_iter()
-            .flat_map(|(kind, texts)| texts.into_iter().map(move |text| Rule { kind, text }));
-        Options {
-            argv: Vec::new(),
-            rules: rules.collect(),
-            env: self.env,
-            clear_env: self.clear_env,
-            workdir: self.workdir,
-            container: self.container,
-            hostname: self.hostname,
-            user: self.user,
-            time: self.time,
-            kmsg: self.kmsg,
-            network: match self.net {
-                Net::None => Network::None,
-                Net::Host => Network::Host,
-            },
-            descriptors: self.fd,
-            limits: self.limits.into_wishes(),
-            without: self.without.into_iter().map(Without::from).collect(),
-            observed: false,
-            voice: Voice::Normal,
-        }
-    }
-}
-
-impl LimitOptions {
-    fn into_wishes(self) -> LimitWishes {
-        let LimitOptions { memory, pids, cpus, open_files, file_size, cpu_time, timeout } = self;
-        LimitWishes { memory, pids, cpus, open_files, file_size, cpu_time, timeout }
-    }
-}
-
 impl RunCommand {
     /// The sandbox that a further container is meant for, if one is named and there may be one.
     pub(super) fn host_of_container(&self) -> Option<&str> {
-        self.id.as_deref().filter(|_| self.options.container.is_some() && !self.dry_run)
+        let opens = self.options.word("container").is_some() && self.dry_run != Some(true);
+        self.id.as_deref().filter(|_| opens)
     }
 
-    /// The program of a further container. An error names the first option that it cannot have.
-    pub(super) fn into_container(self) -> Result<super::exec::Wish, &'static str> {
-        let detach = self.detach;
-        let options = self.into_options();
-        let limits = LimitWishes::default();
-        for (given, flag) in [
-            (!options.rules.is_empty(), "--ro, --rw, --hide and --tmpfs"),
-            (options.hostname.is_some(), "--hostname"),
-            (options.user.is_some(), "--user"),
-            (options.kmsg, "--kmsg"),
-            (options.network != Network::None, "--net"),
-            (!options.descriptors.is_empty(), "--fd"),
-            (options.limits != limits, "limits"),
-        ] {
-            if given {
-                return Err(flag);
-            }
+    /// The program of a further container, of which profiles say nothing: it lives within the walls of a
+    /// sandbox. An error names the first option that it cannot have, or what is wrong with one.
+    pub(super) fn into_container(self, sandbox: &str) -> Result<super::exec::Wish, String> {
+        let (request, argv) = self.into_request();
+        let allowed = ["container", "workdir", "env", "clear-env"];
+        let cannot = |flag: &str| {
+            format!(
+                "cannot give a container --{flag} of its own: it shares the walls and limits of the \
+                 sandbox {sandbox}; leave it out, or run a sandbox of its own under another --id"
+            )
+        };
+        if !request.profiles.is_empty() || request.trusts_project {
+            return Err(cannot("profile"));
         }
-        let Options { argv, container, workdir, env, clear_env, .. } = options;
+        let flags = request.flags.iter();
+        let mut wrong =
+            flags.filter(|it| it.key.group != Group::Command && !allowed.contains(&it.key.name));
+        if let Some(wrong) = wrong.next() {
+            return Err(cannot(wrong.key.name));
+        }
+        let options = Options::of(&request.flags).map_err(|error| error.to_string())?;
+        let Options { container, workdir, env, clear_env, detach, .. } = options;
         let opens_container = true;
         Ok(super::exec::Wish { argv, container, opens_container, workdir, env, clear_env, detach })
     }
 
-    /// The wishes of the run.
-    pub(super) fn into_options(self) -> Options {
-        let voice = match (self.quiet, self.verbose) {
-            (true, _) => Voice::Quiet,
-            (_, true) => Voice::Verbose,
-            _ => Voice::Normal,
-        };
-        let observed = self.detach || self.id.is_some();
-        Options { argv: self.argv, observed, voice, ..self.options.into_options() }
+    /// What the command line says of the run, and the program with its arguments.
+    pub(super) fn into_request(self) -> (Request, Vec<OsString>) {
+        let RunCommand { mut options, id, detach, verbose, quiet, dry_run, argv } = self;
+        options.add("id", id.map(|id| Value::Word(id.into())));
+        options.add("detach", detach.map(Value::Switch));
+        options.add("verbose", verbose.then_some(Value::Switch(true)));
+        options.add("quiet", quiet.then_some(Value::Switch(true)));
+        options.add("dry-run", dry_run.map(Value::Switch));
+        (options.request, argv)
     }
 }

@@ -29,6 +29,13 @@ pub(super) fn decisions(spec: &RunSpec) -> String {
     text.0
 }
 
+/// What a run was told by, for the same.
+pub(super) fn profiles(sources: String) -> String {
+    let mut text = Text(String::new());
+    text.group("profiles", [sources]);
+    text.0
+}
+
 /// Lines under headings.
 struct Text(String);
 

@@ -12,7 +12,9 @@ mod explain;
 mod inspect;
 mod kill;
 mod logs;
+mod options;
 mod pause;
+mod profile;
 mod progress;
 mod ps;
 mod restore;
@@ -82,8 +84,9 @@ fn dispatch(line: CommandLine, words: &[OsString]) -> i32 {
         Some(Verb::Events(command)) => events::run(&command),
         Some(Verb::Why(command)) => why::why(command, describe_syscall),
         Some(Verb::Doctor { json, without }) => {
-            doctor::run(json, without.into_iter().map(Without::from).collect())
+            doctor::run(json, without.iter().map(|name| Without::named(name)).collect())
         }
+        Some(Verb::Profile(command)) => profile::run(command),
         Some(Verb::Syscalls { json, markdown }) => syscalls::run(match (json, markdown) {
             (true, _) => Format::Json,
             (_, true) => Format::Markdown,
@@ -148,6 +151,7 @@ const RESERVED: &[&str] = &[
     "syscalls",
     "doctor",
     "why",
+    "profile",
     "completions",
     "man",
     "help",

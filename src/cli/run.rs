@@ -3,10 +3,12 @@
 use std::io::Write;
 
 use super::args::RunCommand;
-use super::{OWN_ERROR, exec, explain, fail, print};
+use super::{OWN_ERROR, exec, explain, fail, print, profile};
+use crate::config::profile::gather;
 use crate::config::{self, Host, Options, RunSpec, Voice};
 use crate::control::client::Sandbox;
 use crate::control::detach::{self, Outcome, Side};
+use crate::control::state::base_path;
 use crate::control::{Claim, Control, Verdict};
 use crate::runtime::{self, Finished};
 
@@ -21,8 +23,26 @@ pub(super) fn run(command: RunCommand) -> i32 {
     {
         return further_container(&sandbox, command);
     }
-    if !command.detach || command.dry_run {
-        return foreground(command);
+    let (request, argv) = command.into_request();
+    let mut host = Host::current();
+    let gathered = match gather(request, &mut host, base_path) {
+        Ok(gathered) => gathered,
+        Err(error) => return fail(error),
+    };
+    let voice = gathered.options.voice;
+    if let Some(sentence) = profile::left_out(&gathered).filter(|_| voice != Voice::Quiet) {
+        let _ = writeln!(std::io::stderr(), "sandbox: {sentence}");
+    }
+    let sources = profile::sources(&gathered).map_or_else(String::new, explain::profiles);
+    let options = Options { argv, ..gathered.options };
+    if options.dry_run {
+        return dry_run(&options, &host, &sources);
+    }
+    if voice == Voice::Verbose {
+        let _ = write!(std::io::stderr(), "{sources}");
+    }
+    if !options.detach {
+        return foreground(options, host);
     }
     match detach::split() {
         Ok(Side::Starter(Outcome::Started(id))) => print(format_args!("{id}\n")).err().unwrap_or(0),
@@ -30,36 +50,34 @@ pub(super) fn run(command: RunCommand) -> i32 {
             fail(sentence);
             status
         }
-        Ok(Side::Stayer(verdict)) => background(command, verdict),
+        Ok(Side::Stayer(verdict)) => background(&options, verdict),
         Err(error) => fail(format_args!("cannot go to the background: {error}")),
     }
 }
 
 /// Opens another container in a running sandbox.
 fn further_container(sandbox: &Sandbox, command: RunCommand) -> i32 {
-    match command.into_container() {
+    match command.into_container(&sandbox.listed.id) {
         Ok(wish) if wish.argv.is_empty() => {
             fail("no program to run: write sandbox run --id ID --container NAME -- PROG ARGS...")
         }
         Ok(wish) => exec::start(sandbox, wish),
-        Err(flag) => fail(format_args!(
-            "cannot give a container {flag} of its own: it shares the walls and limits of the sandbox {}; \
-             leave it out, or run a sandbox of its own under another --id",
-            sandbox.listed.id
-        )),
+        Err(sentence) => fail(sentence),
     }
 }
 
-fn foreground(command: RunCommand) -> i32 {
-    let (dry_run, id) = (command.dry_run, command.id.clone());
-    let options = command.into_options();
-    let mut host = Host::current();
-    if dry_run {
-        return match config::resolve(&options, &host) {
-            Ok(spec) => print(explain::decisions(&spec)).err().unwrap_or(0),
-            Err(error) => fail(error),
-        };
+/// Prints what was decided.
+fn dry_run(options: &Options, host: &Host, sources: &str) -> i32 {
+    match config::resolve(options, host) {
+        Ok(spec) => {
+            print(format_args!("{sources}{}", explain::decisions(&spec))).err().unwrap_or(0)
+        }
+        Err(error) => fail(error),
     }
+}
+
+fn foreground(options: Options, mut host: Host) -> i32 {
+    let id = options.id.clone();
     let claim = match Claim::take(id.as_deref(), words(&options), false) {
         Ok(claim) => Some(claim),
         Err(error) if id.is_some() => return fail(error),
@@ -99,12 +117,10 @@ pub(super) fn end_in_foreground(
 }
 
 /// The process of a detached run that stays.
-fn background(command: RunCommand, verdict: Verdict) -> i32 {
-    let id = command.id.clone();
-    let options = command.into_options();
+fn background(options: &Options, verdict: Verdict) -> i32 {
     verdict.close_inherited(&options.descriptors);
     let mut host = Host::current();
-    let claim = Claim::take(id.as_deref(), words(&options), true);
+    let claim = Claim::take(options.id.as_deref(), words(options), true);
     let claim = claim.and_then(|claim| Ok((claim.make_output()?, claim)));
     let (output, claim) = match claim {
         Ok(claimed) => claimed,
@@ -116,7 +132,7 @@ fn background(command: RunCommand, verdict: Verdict) -> i32 {
     let mut control = Control::new(claim, Some(verdict));
     let done = detach::print_to(&output)
         .map_err(|error| (OWN_ERROR, format!("cannot redirect the output: {error}")))
-        .and_then(|()| attempt(&options, &mut host, Some(&mut control)));
+        .and_then(|()| attempt(options, &mut host, Some(&mut control)));
     end_in_background(control, done)
 }
 

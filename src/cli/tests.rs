@@ -3,6 +3,7 @@
 use clap::Parser;
 
 use super::*;
+use crate::config::profile::KEYS;
 
 fn parse(words: &[&str]) -> Result<CommandLine, String> {
     let words = std::iter::once("sandbox").chain(words.iter().copied());
@@ -66,7 +67,9 @@ fn a_program_named_as_a_verb_needs_its_dashes() {
 fn the_verbs_of_control_read_their_words() {
     let run = parse(&["run", "--id", "x", "--detach", "--", "ls"]).unwrap().verb;
     match run {
-        Some(Verb::Run(command)) => assert!(command.detach && command.id.as_deref() == Some("x")),
+        Some(Verb::Run(command)) => {
+            assert!(command.detach == Some(true) && command.id.as_deref() == Some("x"))
+        }
         other => panic!("{other:?}"),
     }
     for words in [
@@ -117,7 +120,8 @@ fn a_refused_word_is_one_line_with_a_suggestion() {
 #[test]
 fn every_facility_has_its_bit() {
     let all = "user-namespaces,seccomp-notify,wait-killable,sync-wake-up,process-vm,landlock,time-namespaces";
-    let options = parse(&["--without", all, "--", "ls"]).unwrap().run.into_options();
+    let (request, _) = parse(&["--without", all, "--", "ls"]).unwrap().run.into_request();
+    let options = crate::config::Options::of(&request.flags).unwrap();
     assert_eq!(options.without, crate::config::Without::all());
 }
 
@@ -133,4 +137,42 @@ fn completions_and_manuals_know_the_verbs() {
     let page = std::fs::read_to_string(directory.join("sandbox-why.1"));
     std::fs::remove_dir_all(&directory).unwrap();
     assert!(page.unwrap().contains("PATH"));
+}
+
+/// Flags that are about profiles themselves.
+const NO_KEYS: [&str; 2] = ["profile", "trust-project-profile"];
+
+#[test]
+fn every_flag_of_a_run_is_a_key_and_every_key_a_flag() {
+    let line = CommandLine::command();
+    let run = line.find_subcommand("run").unwrap();
+    let flags: Vec<&str> = run.get_arguments().filter_map(|argument| argument.get_long()).collect();
+    let keys: Vec<&str> = KEYS.iter().map(|key| key.name).collect();
+    for flag in flags.iter().filter(|flag| !NO_KEYS.contains(flag) && **flag != "help") {
+        assert!(keys.contains(flag), "--{flag} has no row in src/config/profile/keys.rs");
+    }
+    for key in keys {
+        assert!(flags.contains(&key), "{key} has no flag");
+    }
+}
+
+#[test]
+fn flags_become_settings_of_the_command_line() {
+    let read = |words: &[&str]| {
+        let words = [words, &["--", "ls"]].concat();
+        let (request, _) = parse(&words).unwrap().run.into_request();
+        let words: Vec<String> = request
+            .flags
+            .iter()
+            .map(|setting| format!("{}={}", setting.key.name, setting.value))
+            .collect();
+        (request, words.join(" "))
+    };
+    let given =
+        ["--time", "-2h,frozen", "--env", "A=b,c", "--fd", "3", "--fd", "4", "--kmsg", "-v"];
+    let (_, words) = read(&given);
+    assert_eq!(words, "env=A=b,c time=-2h,frozen kmsg=true fd=3 fd=4 verbose=true");
+    assert_eq!(read(&["--kmsg=false", "--detach=false"]).1, "kmsg=false detach=false");
+    let (request, words) = read(&["--profile", "a", "--profile", "b", "--trust-project-profile"]);
+    assert!(request.trusts_project && request.profiles == ["a", "b"] && words.is_empty());
 }

@@ -13,9 +13,11 @@ use serde::Serialize;
 use super::args::WhyCommand;
 use super::explain::Reason;
 use super::{OWN_ERROR, fail, print};
+use crate::config::profile;
 use crate::config::{
     self, ConfigError, Found, Host, Kind, MountKind, Network, Options, Shown, View, quoted, walk,
 };
+use crate::control::state::base_path;
 
 /// What the table of system calls says of one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,8 +58,12 @@ pub(super) struct Answer {
 /// Answers the question and gives the exit status: 0 allowed, 1 refused, 125 no answer.
 pub(super) fn why(command: WhyCommand, describe: DescribeSyscall) -> i32 {
     let WhyCommand { options, json, question } = command;
-    let host = Host::current();
-    let answer = match answer(&options.into_options(), &host, &question, describe) {
+    let mut host = Host::current();
+    let options = match profile::gather(options.request, &mut host, base_path) {
+        Ok(gathered) => gathered.options,
+        Err(error) => return fail(error),
+    };
+    let answer = match answer(&options, &host, &question, describe) {
         Ok(answer) => answer,
         Err(error) => return fail(error),
     };

@@ -5,8 +5,9 @@
 //! still show. Under all mounts lies the host's tree, which the launch makes read-only.
 
 mod again;
+mod sources;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 
@@ -42,8 +43,8 @@ pub(crate) fn arrange(
 ) -> Result<(View, PathBuf), ConfigError> {
     let real = |home: &PathBuf| host.walk(home).map_or_else(|_| home.clone(), |place| place.path);
     let homes: Vec<PathBuf> = homes.iter().map(real).collect();
-    let mut plan = Plan { host, homes, view: View::default(), root_rule: false };
-    for rule in rules {
+    let mut plan = Plan::new(host, homes);
+    for rule in sources::by_strength(rules) {
         plan.add_rule(rule)?;
     }
     plan.add_defaults();
@@ -91,11 +92,16 @@ struct Plan<'h> {
     view: View,
     /// `--ro /` was given: it adds nothing, but it covers the working directory.
     root_rule: bool,
+    /// How strong the source of each rule is.
+    ranks: HashMap<PathBuf, usize>,
 }
 
 impl Plan<'_> {
     /// Adds one of the user's rules.
     fn add_rule(&mut self, rule: &Rule) -> Result<(), ConfigError> {
+        if self.is_in_vain(rule) {
+            return Ok(());
+        }
         let flag = rule.flag();
         let why = Why::Flag(flag.clone());
         let mount = match rule.kind {
@@ -124,7 +130,10 @@ impl Plan<'_> {
                 Mount { target: place.path, kind, why }
             }
         };
-        self.insert_rule(flag, mount)
+        match self.is_decided(&mount.target, rule.rank) {
+            true => Ok(()),
+            false => self.insert_rule(flag, mount),
+        }
     }
 
     /// Puts a rule's mount in the view, unless it may not be there or another rule contradicts it.

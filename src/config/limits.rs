@@ -197,6 +197,23 @@ fn amount(
     }
 }
 
+/// How much a limit allows, soft and hard, to compare two wishes for the same one.
+pub(crate) fn weigh(key: &str, text: &str) -> Result<[u64; 2], ConfigError> {
+    // Durations are read in microseconds, and below 2^60 of them.
+    let micros = |span: Duration| span.as_micros() as u64;
+    let flag = format!("--{key}");
+    let amount = match key {
+        "memory" | "file-size" => amount(&flag, text, size, SIZES)?,
+        "cpu-time" => {
+            let CpuBudget { soft, hard } = cpu_budget(text)?;
+            return Ok([micros(soft), micros(hard)]);
+        }
+        "timeout" => micros(timeout(text)?),
+        _ => amount(&flag, text, count, COUNTS)?,
+    };
+    Ok([amount; 2])
+}
+
 /// A resource limit can be lowered by everybody, and raised by nobody inside.
 fn check_hard_limit(flag: &str, wished: u64, hard: u64) -> Result<(), ConfigError> {
     if wished <= hard {

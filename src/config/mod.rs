@@ -14,6 +14,7 @@ mod limits;
 mod listing;
 mod options;
 mod paths;
+pub mod profile;
 mod saved;
 mod secrets;
 mod spec;

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use super::limits::LimitWishes;
 use super::paths::quoted;
+use super::profile::{Origin, Setting};
 use super::{Network, Voice, Without};
 
 /// The wishes of one run.
@@ -42,6 +43,12 @@ pub struct Options {
     pub limits: LimitWishes,
     /// Facilities to do without.
     pub without: Without,
+    /// The name of the sandbox.
+    pub id: Option<String>,
+    /// Run in the background.
+    pub detach: bool,
+    /// Only tell what would be run.
+    pub dry_run: bool,
     /// Somebody is likely to read events: the run has an id that a person knows.
     pub observed: bool,
     /// How much is said on stderr.
@@ -65,6 +72,9 @@ impl Default for Options {
             descriptors: Vec::new(),
             limits: LimitWishes::default(),
             without: Without::empty(),
+            id: None,
+            detach: false,
+            dry_run: false,
             observed: false,
             voice: Voice::Normal,
         }
@@ -78,17 +88,41 @@ pub struct Rule {
     pub kind: RuleKind,
     /// `PATH[:DST]` for [`RuleKind::ReadOnly`] and [`RuleKind::Writable`], else `PATH`.
     pub text: OsString,
+    /// Who said so.
+    pub origin: Origin,
+    /// Of two rules about one place that contradict each other, the one of the higher rank counts.
+    pub(crate) rank: usize,
 }
 
 impl Rule {
     /// A rule of `kind` about `text`.
     pub fn new(kind: RuleKind, text: impl AsRef<OsStr>) -> Self {
-        Rule { kind, text: text.as_ref().to_owned() }
+        Rule { kind, text: text.as_ref().to_owned(), origin: Origin::CommandLine, rank: usize::MAX }
     }
 
-    /// The rule as a flag that can be pasted into a shell.
+    /// The rule of `kind` that a setting asks for.
+    pub(crate) fn of(kind: RuleKind, setting: &Setting) -> Self {
+        let Setting { origin, rank, .. } = setting.clone();
+        Rule { kind, text: setting.word().to_owned(), origin, rank }
+    }
+
+    /// The rule as a flag that can be pasted into a shell, and who said so.
     pub fn flag(&self) -> String {
-        format!("{} {}", self.kind.flag(), quoted(&self.text))
+        let flag = format!("{} {}", self.kind.flag(), quoted(&self.text));
+        match &self.origin {
+            Origin::CommandLine => flag,
+            origin => format!("{flag} ({origin})"),
+        }
+    }
+
+    /// It says nothing where its place is missing: a built-in profile is for every host, and what is
+    /// not there need not be hidden. Who wrote a flag or named another place in a file is told.
+    pub(crate) fn may_be_in_vain(&self) -> bool {
+        match self.origin {
+            Origin::BuiltIn(_) => true,
+            Origin::File { .. } => self.kind == RuleKind::Hide,
+            Origin::CommandLine => false,
+        }
     }
 }
 

@@ -200,7 +200,7 @@ pub(crate) fn parse_pair(
 }
 
 /// Splits at colons, and takes `\:` for a colon that does not split.
-fn split_colons(text: &[u8]) -> Vec<Vec<u8>> {
+pub(crate) fn split_colons(text: &[u8]) -> Vec<Vec<u8>> {
     let mut parts = Vec::new();
     let mut part = Vec::new();
     let mut bytes = text.iter().copied().peekable();

@@ -196,3 +196,21 @@ bitflags::bitflags! {
         const TIME_NAMESPACES = 1 << 6;
     }
 }
+
+impl Without {
+    /// Their names for people.
+    pub const NAMES: &[&str] = &[
+        "user-namespaces",
+        "seccomp-notify",
+        "wait-killable",
+        "sync-wake-up",
+        "process-vm",
+        "landlock",
+        "time-namespaces",
+    ];
+
+    /// The facility of that name; none if there is none.
+    pub fn named(name: &str) -> Without {
+        Without::from_name(&name.to_uppercase().replace('-', "_")).unwrap_or_default()
+    }
+}

@@ -194,6 +194,11 @@ fn place() -> Result<(OwnedFd, PathBuf, String), StateError> {
     }
 }
 
+/// Where the state of all sandboxes of this user lies, or would lie.
+pub fn base_path() -> Option<PathBuf> {
+    place().ok().map(|(_, above, name)| above.join(name))
+}
+
 fn is_private(stat: &FileStat, uid: u32) -> bool {
     stat.st_uid == uid && stat.st_mode & 0o077 == 0
 }

@@ -30,7 +30,7 @@ pub(in crate::config) fn arrange_again(
 ) -> Result<View, ConfigError> {
     let real = |home: &PathBuf| host.walk(home).map_or_else(|_| home.clone(), |place| place.path);
     let homes = homes.iter().map(real).collect();
-    let mut plan = Plan { host, homes, view: View::default(), root_rule: false };
+    let mut plan = Plan::new(host, homes);
     for mount in again.rules {
         plan.insert_rule(flag_of(&mount.why), mount)?;
     }

@@ -1,0 +1,49 @@
+//! Rules that come from several sources: which of them say something here, and which of two counts.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use super::super::paths::{Kind, parse_pair};
+use super::super::{Host, Rule, RuleKind, View, absolute};
+use super::Plan;
+
+/// The rules, those of the strongest source first.
+pub(super) fn by_strength(rules: &[Rule]) -> Vec<&Rule> {
+    let mut rules: Vec<&Rule> = rules.iter().collect();
+    rules.sort_by_key(|rule| std::cmp::Reverse(rule.rank));
+    rules
+}
+
+impl<'h> Plan<'h> {
+    /// Nothing yet.
+    pub(super) fn new(host: &'h Host, homes: Vec<PathBuf>) -> Plan<'h> {
+        Plan { host, homes, view: View::default(), root_rule: false, ranks: HashMap::new() }
+    }
+
+    /// Whether the rule is about nothing on this host, and may be.
+    pub(super) fn is_in_vain(&self, rule: &Rule) -> bool {
+        if !rule.may_be_in_vain() {
+            return false;
+        }
+        let path = match rule.kind {
+            RuleKind::ReadOnly | RuleKind::Writable => {
+                parse_pair(rule.kind.flag(), &rule.text).map(|pair| pair.0).unwrap_or_default()
+            }
+            RuleKind::Hide | RuleKind::Tmpfs => PathBuf::from(&rule.text),
+        };
+        let place = absolute(self.host, &path).map(|path| self.host.walk(&path));
+        // What leads nowhere (over a file, in a circle) is not there either.
+        !matches!(place, Ok(Ok(place)) if place.kind != Kind::Missing)
+    }
+
+    /// Whether a stronger source has decided about this very place.
+    pub(super) fn is_decided(&mut self, target: &Path, rank: usize) -> bool {
+        match self.ranks.get(target) {
+            Some(stronger) => *stronger > rank,
+            None => {
+                self.ranks.insert(target.to_owned(), rank);
+                false
+            }
+        }
+    }
+}

@@ -1,0 +1,372 @@
+//! The one table of what a run can be told: each row is a key of a profile and a flag of a run.
+//!
+//! Owns names, forms, help and, for every key, what a project's own file may say of it unasked.
+//! The command line makes its flags of these rows, so there is no flag without a key.
+
+use std::path::PathBuf;
+
+use super::super::environment;
+use super::super::error::refuse;
+use super::super::limits;
+use super::super::paths::{check, parse_pair};
+use super::super::{
+    ConfigError, Network, Options, Rule, RuleKind, Voice, Without, check_container, check_hostname,
+    quoted,
+};
+use super::setting::Setting;
+use crate::timekeeping::TimeSpec;
+
+/// One key.
+#[derive(Debug)]
+pub struct Key {
+    /// Its name in a file and, behind two dashes, on the command line.
+    pub name: &'static str,
+    /// How its value is written.
+    pub form: Form,
+    /// What becomes of several sources that name it.
+    pub merge: Merge,
+    /// Whether a project's own file may say it without being trusted.
+    pub project: Project,
+    /// What the value is called in help texts.
+    pub value: &'static str,
+    /// What it does, as an order.
+    pub help: &'static str,
+    /// What it is without anybody's word.
+    pub default: &'static str,
+    /// Where it stands in help texts.
+    pub group: Group,
+    /// The only words that mean something, where that is so.
+    pub choices: &'static [&'static str],
+    /// It is for tests of sandbox itself.
+    pub hidden: bool,
+    set: Set,
+}
+
+/// Checks a setting as far as that needs no look at the host, and carries it into the wishes.
+type Set = fn(&mut Options, &Setting) -> Result<(), ConfigError>;
+
+/// How a value is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// A boolean.
+    Switch,
+    /// A string.
+    Word,
+    /// An integer, or a string with a unit.
+    Number,
+    /// The path of something.
+    Path,
+    /// Strings.
+    Words,
+    /// Integers.
+    Numbers,
+    /// Paths.
+    Paths,
+    /// `PATH[:DST]`, several.
+    Pairs,
+}
+
+/// What becomes of several sources that name a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Merge {
+    /// The strongest counts.
+    Strongest,
+    /// All count.
+    All,
+    /// All elements of the strongest source that names it count.
+    Source,
+    /// The strongest of each variable counts.
+    Variable,
+}
+
+/// Whether what a project's own file says of a key is taken from a file that is not trusted: only what
+/// cannot allow more than the run is allowed without the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Project {
+    /// Always: it says nothing about what the program may.
+    Taken,
+    /// Never: any value can allow more, or is the user's to choose.
+    LeftOut,
+    /// If it is `true`.
+    On,
+    /// If it is `false`, or is on anyway.
+    Off,
+    /// If it is not above the limit that there is without it.
+    Lower,
+    /// If it is `none`, or what there is without it.
+    Network,
+    /// If it shows, or lets the program write, nothing but what it could without it.
+    Place(RuleKind),
+}
+
+/// Where a key stands in help texts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Group {
+    /// About the file view.
+    Files,
+    /// About environment and identity.
+    Who,
+    /// About the network and descriptors.
+    Network,
+    /// About limits.
+    Limits,
+    /// About the command itself rather than what its program may.
+    Command,
+}
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Key) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Eq for Key {}
+
+impl Key {
+    const fn new(
+        name: &'static str,
+        form: Form,
+        project: Project,
+        group: Group,
+        default: &'static str,
+        set: Set,
+    ) -> Key {
+        let merge = match form {
+            Form::Switch | Form::Word | Form::Number | Form::Path => Merge::Strongest,
+            Form::Words | Form::Numbers | Form::Paths | Form::Pairs => Merge::All,
+        };
+        let (value, help, choices, hidden) = ("", "", [].as_slice(), false);
+        Key { name, form, merge, project, value, help, default, group, choices, hidden, set }
+    }
+
+    const fn help(self, value: &'static str, help: &'static str) -> Key {
+        Key { value, help, ..self }
+    }
+
+    const fn merged(self, merge: Merge) -> Key {
+        Key { merge, ..self }
+    }
+
+    const fn one_of(self, choices: &'static [&'static str]) -> Key {
+        Key { choices, ..self }
+    }
+
+    const fn hidden(self) -> Key {
+        Key { hidden: true, ..self }
+    }
+
+    /// The key of that name.
+    pub fn named(name: &str) -> Option<&'static Key> {
+        KEYS.iter().find(|key| key.name == name)
+    }
+
+    /// Several values add up to a list.
+    pub fn is_list(&self) -> bool {
+        matches!(self.form, Form::Words | Form::Numbers | Form::Paths | Form::Pairs)
+    }
+
+    /// Carries a setting of this key into the wishes.
+    pub(crate) fn set(&self, options: &mut Options, setting: &Setting) -> Result<(), ConfigError> {
+        if !self.choices.is_empty() && !self.choices.iter().any(|word| setting.word() == *word) {
+            return Err(refuse!(
+                "cannot use --{} {}: choose one of {}",
+                self.name,
+                quoted(setting.word()),
+                self.choices.join(", ")
+            ));
+        }
+        (self.set)(options, setting)
+    }
+}
+
+/// All keys, in the order of the help texts.
+pub static KEYS: &[Key] = &[
+    Key::new("ro", Form::Pairs, Project::Place(RuleKind::ReadOnly), Group::Files, "", |o, s| {
+        pair(o, s, RuleKind::ReadOnly)
+    })
+    .help("PATH[:DST]", r"Show PATH, read-only, at DST (`\:` is a colon of the path itself)"),
+    Key::new("rw", Form::Pairs, Project::Place(RuleKind::Writable), Group::Files, "", |o, s| {
+        pair(o, s, RuleKind::Writable)
+    })
+    .help("PATH[:DST]", "Show PATH, writable, at DST"),
+    Key::new("hide", Form::Paths, Project::Place(RuleKind::Hide), Group::Files, "", |o, s| {
+        place(o, s, RuleKind::Hide)
+    })
+    .help("PATH", "Hide a file or a directory"),
+    Key::new("tmpfs", Form::Paths, Project::Place(RuleKind::Tmpfs), Group::Files, "", |o, s| {
+        place(o, s, RuleKind::Tmpfs)
+    })
+    .help("PATH", "Put an empty directory in memory at PATH"),
+    Key::new("workdir", Form::Path, Project::LeftOut, Group::Files, "the current one", |o, s| {
+        check("--workdir", s.word().as_ref())?;
+        o.workdir = Some(PathBuf::from(s.word()));
+        Ok(())
+    })
+    .help("DIR", "Start in DIR and make it writable, instead of the current directory"),
+    Key::new("env", Form::Words, Project::LeftOut, Group::Who, "yours, without secrets", |o, s| {
+        environment::parse_wish(s.word())?;
+        o.env.push(s.word().to_owned());
+        Ok(())
+    })
+    .merged(Merge::Variable)
+    .help("NAME[=VALUE]", "Set a variable; NAME alone passes yours, even if it looks like a secret"),
+    Key::new("clear-env", Form::Switch, Project::On, Group::Who, "false", |o, s| {
+        o.clear_env = s.is_on();
+        Ok(())
+    })
+    .help("", "Pass no variables but those of --env"),
+    Key::new("container", Form::Word, Project::Taken, Group::Who, "main", |o, s| {
+        o.container = Some(check_container(s.text()?)?);
+        Ok(())
+    })
+    .help(
+        "NAME",
+        "Name the container that the program is in; with --id of a running sandbox, open one there",
+    ),
+    Key::new("hostname", Form::Word, Project::Taken, Group::Who, "the host's", |o, s| {
+        o.hostname = Some(check_hostname(s.word())?);
+        Ok(())
+    })
+    .help("NAME", "Give the sandbox a host name of its own"),
+    Key::new("user", Form::Word, Project::LeftOut, Group::Who, "you", |o, s| {
+        o.user = Some(s.word().to_owned());
+        Ok(())
+    })
+    .help("UID[:GID]|NAME", "Be this user inside"),
+    Key::new("time", Form::Words, Project::Taken, Group::Who, "the host's", |o, s| {
+        let word = s.text()?;
+        TimeSpec::parse(&[word]).map_err(|error| refuse!("{error}"))?;
+        o.time.push(word.to_owned());
+        Ok(())
+    })
+    .merged(Merge::Source)
+    .help(
+        "WHEN",
+        "Give the sandbox a clock of its own: a date, +3d, -2h30m, rate=10, frozen, joined by commas",
+    ),
+    Key::new("kmsg", Form::Switch, Project::Off, Group::Who, "false", |o, s| {
+        o.kmsg = s.is_on();
+        Ok(())
+    })
+    .help(
+        "",
+        "Let programs read the sandbox's log at /dev/kmsg (every open is trapped for that)",
+    ),
+    Key::new("net", Form::Word, Project::Network, Group::Network, "none", |o, s| {
+        o.network = if s.word() == "host" { Network::Host } else { Network::None };
+        Ok(())
+    })
+    .one_of(&["none", "host"])
+    .help("none|host", "Which network the program is in"),
+    Key::new("fd", Form::Numbers, Project::LeftOut, Group::Network, "0 1 2", |o, s| {
+        let number = s.text()?.parse().ok().filter(|fd| *fd >= 0);
+        o.descriptors.push(number.ok_or_else(|| {
+            refuse!(
+                "cannot use --fd {}: it is no number of a descriptor; write 3 or above",
+                quoted(s.word())
+            )
+        })?);
+        Ok(())
+    })
+    .help("N", "Let the program inherit this open descriptor"),
+    Key::new("memory", Form::Number, Project::Lower, Group::Limits, "none", |o, s| {
+        o.limits.memory = limit(s)?;
+        Ok(())
+    })
+    .help("SIZE", "Give all processes together this much memory"),
+    Key::new("pids", Form::Number, Project::Lower, Group::Limits, "none", |o, s| {
+        o.limits.pids = limit(s)?;
+        Ok(())
+    })
+    .help("N", "Allow so many processes and threads"),
+    Key::new("cpus", Form::Number, Project::Lower, Group::Limits, "all", |o, s| {
+        o.limits.cpus = limit(s)?;
+        Ok(())
+    })
+    .help("N", "Give the program N processors, and show it no more"),
+    Key::new("open-files", Form::Number, Project::Lower, Group::Limits, "yours", |o, s| {
+        o.limits.open_files = limit(s)?;
+        Ok(())
+    })
+    .help("N", "Allow each process so many open descriptors"),
+    Key::new("file-size", Form::Number, Project::Lower, Group::Limits, "yours", |o, s| {
+        o.limits.file_size = limit(s)?;
+        Ok(())
+    })
+    .help("SIZE", "Let no file grow beyond this"),
+    Key::new("cpu-time", Form::Number, Project::Lower, Group::Limits, "none", |o, s| {
+        o.limits.cpu_time = limit(s)?;
+        Ok(())
+    })
+    .help(
+        "SOFT[:HARD]",
+        "End all processes when they have used this much CPU time together: SIGXCPU at SOFT, SIGKILL \
+         at HARD (a second later)",
+    ),
+    Key::new("timeout", Form::Number, Project::Lower, Group::Limits, "none", |o, s| {
+        o.limits.timeout = limit(s)?;
+        Ok(())
+    })
+    .help(
+        "DURATION",
+        "End all processes after this much time: SIGTERM, and SIGKILL five seconds later",
+    ),
+    Key::new("without", Form::Words, Project::LeftOut, Group::Command, "", |o, s| {
+        o.without |= Without::named(s.text()?);
+        Ok(())
+    })
+    .one_of(Without::NAMES)
+    .hidden()
+    .help("FACILITY,...", "Do without facilities of the host, as if they were absent"),
+    Key::new("id", Form::Word, Project::LeftOut, Group::Command, "one of its own", |o, s| {
+        o.id = Some(s.text()?.to_owned());
+        Ok(())
+    })
+    .help("NAME", "Name the sandbox, for the verbs that take an ID"),
+    Key::new("detach", Form::Switch, Project::LeftOut, Group::Command, "false", |o, s| {
+        o.detach = s.is_on();
+        Ok(())
+    })
+    .help("", "Run in the background: print the ID once the program runs, and return"),
+    Key::new("verbose", Form::Switch, Project::Taken, Group::Command, "false", |o, s| {
+        voice(o, s, Voice::Verbose);
+        Ok(())
+    })
+    .help("", "Say on stderr what was decided and why"),
+    Key::new("quiet", Form::Switch, Project::LeftOut, Group::Command, "false", |o, s| {
+        voice(o, s, Voice::Quiet);
+        Ok(())
+    })
+    .help("", "Say nothing but errors; refusals are not explained"),
+    Key::new("dry-run", Form::Switch, Project::LeftOut, Group::Command, "false", |o, s| {
+        o.dry_run = s.is_on();
+        Ok(())
+    })
+    .help("", "Print what was decided and why, and run nothing"),
+];
+
+fn pair(options: &mut Options, setting: &Setting, kind: RuleKind) -> Result<(), ConfigError> {
+    parse_pair(kind.flag(), setting.word())?;
+    options.rules.push(Rule::of(kind, setting));
+    Ok(())
+}
+
+fn place(options: &mut Options, setting: &Setting, kind: RuleKind) -> Result<(), ConfigError> {
+    check(kind.flag(), setting.word().as_ref())?;
+    options.rules.push(Rule::of(kind, setting));
+    Ok(())
+}
+
+fn limit(setting: &Setting) -> Result<Option<String>, ConfigError> {
+    let text = setting.text()?;
+    limits::weigh(setting.key.name, text)?;
+    Ok(Some(text.to_owned()))
+}
+
+fn voice(options: &mut Options, setting: &Setting, voice: Voice) {
+    if setting.is_on() {
+        options.voice = voice;
+    } else if options.voice == voice {
+        options.voice = Voice::Normal;
+    }
+}
