@@ -18,7 +18,7 @@ use crate::notify::{Engine, Listener, Options};
 use crate::save::error::RestoreError;
 use crate::save::pipeline::{Facts, ItsTerminal};
 use crate::save::spec;
-use crate::sentry::{self, Kernel, KernelArgs, KernelError, Starting, Time};
+use crate::sentry::{self, Kernel, KernelArgs, KernelError, Starting, Time, file_log};
 use crate::sys::message::Descriptors;
 use crate::sys::process::{self, exit_status};
 use crate::terminal::Terminal;
@@ -51,6 +51,8 @@ pub struct Finished {
     /// The program was ended by Ctrl-C on a terminal that the sandbox carried. Without a sandbox
     /// the key would have reached the whole job: the shell's loop, the script around it.
     pub interrupted: bool,
+    /// What files the guests have touched, if that was recorded.
+    pub files: Option<file_log::Report>,
 }
 
 /// Why there was no run: one sentence with operation, object, cause and remedy.
@@ -433,6 +435,9 @@ impl<'r> Supervisor<'r> {
         let pid = fd.as_ref().and_then(|fd| process::pid_of(fd.as_fd())).unwrap_or(0);
         self.pid = pid;
         self.kernel.start(fd)?;
+        if let Some(log) = self.kernel.file_log() {
+            log.note_program(self.pid);
+        }
         self.starting = None;
         let path = self.spec.argv[0].to_string_lossy().into_owned();
         let container = self.spec.container.clone();
@@ -531,7 +536,8 @@ impl<'r> Supervisor<'r> {
         let refusals = self.kernel.refusals().all();
         let refusals = refusals.iter().map(ToString::to_string);
         let notes = farewell.into_iter().chain(self.kernel.limit_notes()).chain(refusals).collect();
-        Finished { status: exit_status(status), notes, interrupted }
+        let files = self.kernel.file_log().map(file_log::FileLog::report);
+        Finished { status: exit_status(status), notes, interrupted, files }
     }
 }
 

@@ -17,6 +17,7 @@ mod pause;
 mod profile;
 mod progress;
 mod ps;
+mod record;
 mod restore;
 mod run;
 mod save;

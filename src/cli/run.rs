@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use super::args::RunCommand;
+use super::record::Destination;
 use super::{OWN_ERROR, exec, explain, fail, print, profile};
 use crate::config::profile::gather;
 use crate::config::{self, Host, Options, RunSpec, Voice};
@@ -78,6 +79,10 @@ fn dry_run(options: &Options, host: &Host, sources: &str) -> i32 {
 
 fn foreground(options: Options, mut host: Host) -> i32 {
     let id = options.id.clone();
+    let destination = match destination(&options) {
+        Ok(destination) => destination,
+        Err(sentence) => return fail(sentence),
+    };
     let claim = match Claim::take(id.as_deref(), words(&options), false) {
         Ok(claim) => Some(claim),
         Err(error) if id.is_some() => return fail(error),
@@ -91,7 +96,7 @@ fn foreground(options: Options, mut host: Host) -> i32 {
     };
     let mut control = claim.map(|claim| Control::new(claim, None));
     let done = attempt(&options, &mut host, control.as_mut());
-    end_in_foreground(control, done)
+    end_in_foreground(control, recorded(done, destination.as_ref()))
 }
 
 /// Says how a run in the foreground ended, and gives or takes its status.
@@ -118,6 +123,13 @@ pub(super) fn end_in_foreground(
 
 /// The process of a detached run that stays.
 fn background(options: &Options, verdict: Verdict) -> i32 {
+    let destination = match destination(options) {
+        Ok(destination) => destination,
+        Err(sentence) => {
+            verdict.refused(OWN_ERROR, &sentence);
+            return OWN_ERROR;
+        }
+    };
     verdict.close_inherited(&options.descriptors);
     let mut host = Host::current();
     let claim = Claim::take(options.id.as_deref(), words(options), true);
@@ -133,7 +145,7 @@ fn background(options: &Options, verdict: Verdict) -> i32 {
     let done = detach::print_to(&output)
         .map_err(|error| (OWN_ERROR, format!("cannot redirect the output: {error}")))
         .and_then(|()| attempt(options, &mut host, Some(&mut control)));
-    end_in_background(control, done)
+    end_in_background(control, recorded(done, destination.as_ref()))
 }
 
 /// Says how a detached run ended: to its starter, if that still waits for the start.
@@ -173,6 +185,23 @@ fn attempt(
         Ok(finished) => Ok((spec, finished)),
         Err(error) => Err((error.status(), error.to_string())),
     }
+}
+
+/// Where the list of files goes, if one is wanted.
+fn destination(options: &Options) -> Result<Option<Destination>, String> {
+    options.record_files.clone().map(Destination::find).transpose()
+}
+
+/// Writes the list of files. Whoever wanted it must not take the run for a success without.
+fn recorded(
+    done: Result<(RunSpec, Finished), Failure>,
+    destination: Option<&Destination>,
+) -> Result<(RunSpec, Finished), Failure> {
+    let (spec, finished) = done?;
+    if let Some((destination, report)) = destination.zip(finished.files.as_ref()) {
+        destination.write(report).map_err(|sentence| (OWN_ERROR, sentence))?;
+    }
+    Ok((spec, finished))
 }
 
 /// The program and its arguments, for `ps`.

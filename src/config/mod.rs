@@ -117,6 +117,7 @@ fn features(options: &Options, limits: &Limits, time: Option<&TimeSpec>) -> Feat
     let mut features = derived_features(limits, time);
     features.set(Features::EXEC_EVENTS, options.observed || options.voice == Voice::Verbose);
     features.set(Features::KMSG, options.kmsg);
+    features.set(Features::FILE_LOG, options.record_files.is_some());
     features
 }
 

@@ -35,6 +35,8 @@ pub struct Options {
     pub time: Vec<String>,
     /// Serve the sandbox's log at /dev/kmsg.
     pub kmsg: bool,
+    /// Record which files the guests touch, in this file.
+    pub record_files: Option<PathBuf>,
     /// Which network.
     pub network: Network,
     /// Descriptors to inherit.
@@ -68,6 +70,7 @@ impl Default for Options {
             user: None,
             time: Vec::new(),
             kmsg: false,
+            record_files: None,
             network: Network::None,
             descriptors: Vec::new(),
             limits: LimitWishes::default(),

@@ -81,7 +81,12 @@ impl Caller {
             match sources.next(&keeper, job.is_carrying()).await {
                 Ok(Next::Told(event, _)) => match event {
                     Event::Started if detach => {
-                        return Ok(Finished { status: 0, notes: Vec::new(), interrupted: false });
+                        return Ok(Finished {
+                            status: 0,
+                            notes: Vec::new(),
+                            interrupted: false,
+                            files: None,
+                        });
                     }
                     // Not before: see `Supervisor::run`.
                     Event::Started => {
@@ -97,7 +102,12 @@ impl Caller {
                     Event::Ended(end) => {
                         let interrupted = job.finish(end.status);
                         let status = exit_status(end.status);
-                        return Ok(Finished { status, notes: Vec::new(), interrupted });
+                        return Ok(Finished {
+                            status,
+                            notes: Vec::new(),
+                            interrupted,
+                            files: None,
+                        });
                     }
                     _ => {}
                 },
@@ -114,7 +124,7 @@ impl Caller {
                     let notes =
                         vec![format!("{name} is lost: the sandbox ended, or its keeper in it")];
                     let status = exit_status(libc::SIGKILL);
-                    return Ok(Finished { status, notes, interrupted: false });
+                    return Ok(Finished { status, notes, interrupted: false, files: None });
                 }
                 Err(error) => return Err(error),
             }

@@ -203,6 +203,11 @@ fn refuse_early(kernel: &Kernel) -> Result<(), SaveError> {
              without",
         ));
     }
+    if kernel.features().contains(sentry::Features::FILE_LOG) {
+        return Err(SaveError::refused(
+            "it is run with --record-files, whose list an image does not carry; run it without",
+        ));
+    }
     if kernel.has_later_programs() {
         return Err(SaveError::refused(
             "programs that sandbox exec or --container started still run in it, whose callers an image \

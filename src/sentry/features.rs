@@ -20,6 +20,8 @@ bitflags::bitflags! {
         const RESTORED = 1 << 12;
         /// Memory of the guests may still be mapped from their image: `restore --lazy`.
         const LAZY = 1 << 13;
+        /// What files the guests touch is recorded: `--record-files`.
+        const FILE_LOG = 1 << 14;
         /// The time of day is the sandbox's own (`--time`).
         const VIRTUAL_TIME = 1 << 16;
         /// All clocks run at a rate of their own (`--time rate=N`). Never without VIRTUAL_TIME.

@@ -27,6 +27,7 @@ use super::carried::Carried;
 use super::census::Keepers;
 use super::events::{Event, Events};
 use super::features::Features;
+use super::file_log::FileLog;
 use super::log::{KernelLog, Level};
 use super::pause::Pause;
 use super::refusals::Refusals;
@@ -193,6 +194,8 @@ pub struct Kernel {
     filters: super::filter_log::FilterLog,
     carried: Arc<Carried>,
     pub(super) lazy: OnceLock<Arc<super::lazy::Lazy>>,
+    /// With [`Features::FILE_LOG`].
+    file_log: Option<FileLog>,
     pub(super) keepers: Keepers,
     pub(super) accounting: Accounting,
     pub(super) pausing: Pause,
@@ -238,6 +241,7 @@ impl Kernel {
             filters: super::filter_log::FilterLog::default(),
             carried: Arc::default(),
             lazy: OnceLock::new(),
+            file_log: args.features.contains(Features::FILE_LOG).then(FileLog::default),
             keepers,
             accounting: Accounting::new(args.init_pid),
             pausing: Pause::default(),
@@ -294,6 +298,11 @@ impl Kernel {
             }
             Lifecycle::Created => None,
         }
+    }
+
+    /// What files the guests touch, if that is recorded.
+    pub fn file_log(&self) -> Option<&FileLog> {
+        self.file_log.as_ref()
     }
 
     /// The wait status of the first [`Kernel::kill`], if there was one.

@@ -13,6 +13,7 @@ mod census;
 mod dispatch;
 mod events;
 mod features;
+pub mod file_log;
 mod filter_log;
 mod ids;
 mod kernel;

@@ -203,6 +203,14 @@ pub static KEYS: &[Key] = &[
         Ok(())
     })
     .help("DIR", "Start in DIR and make it writable, instead of the current directory"),
+    Key::new("record-files", Form::Path, Project::LeftOut, Group::Files, "none", |o, s| {
+        o.record_files = Some(PathBuf::from(s.word()));
+        Ok(())
+    })
+    .help(
+        "FILE",
+        "Write down which files the programs touch, with hashes, as JSON (calls on paths are trapped for that)",
+    ),
     Key::new("env", Form::Words, Project::LeftOut, Group::Who, "yours, without secrets", |o, s| {
         environment::parse_wish(s.word())?;
         o.env.push(s.word().to_owned());

@@ -12,28 +12,30 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::sys::stat::Mode;
 
 use super::args::{AtFlags, DirFd, Path, StrArray};
+use super::watch;
 use crate::notify::{Answer, hand_over};
 use crate::sentry::call::Call;
 use crate::sentry::{Event, Features, vdso};
 
 /// Reports execve(2).
 pub fn execve(call: &Call<'_>, pathname: Path, _argv: StrArray, _envp: StrArray) -> Answer {
-    report(call, pathname)
+    report(call, DirFd(libc::AT_FDCWD), pathname)
 }
 
 /// Reports execveat(2).
 pub fn execveat(
     call: &Call<'_>,
-    _dirfd: DirFd,
+    dirfd: DirFd,
     pathname: Path,
     _argv: StrArray,
     _envp: StrArray,
     _flags: AtFlags,
 ) -> Answer {
-    report(call, pathname)
+    report(call, dirfd, pathname)
 }
 
-fn report(call: &Call<'_>, pathname: Path) -> Answer {
+fn report(call: &Call<'_>, dirfd: DirFd, pathname: Path) -> Answer {
+    watch::note_exec(call, dirfd, pathname);
     if call.kernel.features().contains(Features::EXEC_EVENTS) {
         emit(call, pathname);
     }

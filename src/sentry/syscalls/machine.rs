@@ -11,8 +11,9 @@ use std::os::fd::AsFd;
 use nix::errno::Errno;
 
 use super::args::{DirFd, Mode, OpenFlags, Out, Path, SysInfo};
-use super::klog;
+use super::{klog, watch};
 use crate::notify::{Answer, Descriptor, hand_over};
+use crate::sentry::Features;
 use crate::sentry::call::Call;
 use crate::sys::seccomp::Place;
 use crate::sys::{files, memfd};
@@ -28,18 +29,18 @@ pub fn sysinfo(call: &Call<'_>, info: Out<SysInfo>) -> Answer {
 
 /// Serves open(2).
 pub fn open(call: &Call<'_>, pathname: Path, flags: OpenFlags, _mode: Mode) -> Answer {
-    show(call, pathname, flags)
+    show(call, DirFd(libc::AT_FDCWD), pathname, flags)
 }
 
-/// Serves openat(2): an absolute path makes nothing of the directory.
+/// Serves openat(2).
 pub fn openat(
     call: &Call<'_>,
-    _dirfd: DirFd,
+    dirfd: DirFd,
     pathname: Path,
     flags: OpenFlags,
     _mode: Mode,
 ) -> Answer {
-    show(call, pathname, flags)
+    show(call, dirfd, pathname, flags)
 }
 
 /// With these the kernel answers, as it would for its own file.
@@ -49,7 +50,12 @@ const KMSG: &[u8] = b"/dev/kmsg";
 
 const NAME: &CStr = c"machine";
 
-fn show(call: &Call<'_>, pathname: Path, flags: OpenFlags) -> Answer {
+fn show(call: &Call<'_>, dirfd: DirFd, pathname: Path, flags: OpenFlags) -> Answer {
+    watch::note_open(call, dirfd, pathname, flags);
+    if !call.kernel.features().intersects(Features::MACHINE_VIEW | Features::KMSG) {
+        return Answer::Continue;
+    }
+    // (An absolute path makes nothing of the directory.)
     if flags.0 as i32 & OTHERWISE != libc::O_RDONLY {
         return Answer::Continue;
     }

@@ -16,5 +16,6 @@ pub mod stamps;
 pub mod table;
 pub mod timeouts;
 pub mod usage;
+pub mod watch;
 
 pub use row::{Class, Handler, Row};

@@ -15,7 +15,9 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::sys::stat::{FileStat, Mode};
 
 use super::args::{AtFlags, DirFd, Fd, Flags, Out, Path, Stat, Statx};
+use super::watch;
 use crate::notify::{Answer, hand_over};
+use crate::sentry::Features;
 use crate::sentry::call::Call;
 use crate::sentry::remake::{STAT, STATX, Stamps, show_stamps};
 use crate::timekeeping::SECOND;
@@ -68,7 +70,12 @@ pub fn statx(
 }
 
 fn serve(call: &Call<'_>, dirfd: i32, path: Option<Path>, flags: i32, stamps: Stamps) -> Answer {
-    if call.kernel.time().remade().has(call.received()) {
+    if let Some(path) = path {
+        watch::note_stat(call, dirfd, path, flags);
+    }
+    if !call.kernel.features().contains(Features::VIRTUAL_TIME)
+        || call.kernel.time().remade().has(call.received())
+    {
         return Answer::Continue;
     }
     // A file system of the host may take its time.

@@ -11,7 +11,7 @@ use libc::*;
 use super::super::args::*;
 use super::super::row::syscalls;
 use super::super::{
-    clocks, exec, filters, klog, lazy, machine, processes, stamps, timeouts, usage,
+    clocks, exec, filters, klog, lazy, machine, processes, stamps, timeouts, usage, watch,
 };
 // By name, so that a later libc crate that knows them too makes no difference.
 use crate::sys::numbers::{
@@ -104,13 +104,13 @@ syscalls! {
     SYS_read(fd: Fd, buf: OutBuf, count: Len) => native;
     SYS_write(fd: Fd, buf: InBuf, count: Len) => native;
     SYS_open(pathname: Path, flags: OpenFlags, mode: Mode)
-        => handled(sync machine::open, MACHINE_VIEW | KMSG), except {
+        => handled(sync machine::open, MACHINE_VIEW | KMSG | FILE_LOG), except {
         flags has CREATES, mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
     };
     SYS_close(fd: Fd) => native;
-    SYS_stat(pathname: Path, statbuf: Out<Stat>) => handled(sync stamps::stat, VIRTUAL_TIME);
+    SYS_stat(pathname: Path, statbuf: Out<Stat>) => handled(sync stamps::stat, VIRTUAL_TIME | FILE_LOG);
     SYS_fstat(fd: Fd, statbuf: Out<Stat>) => handled(sync stamps::fstat, VIRTUAL_TIME);
-    SYS_lstat(pathname: Path, statbuf: Out<Stat>) => handled(sync stamps::lstat, VIRTUAL_TIME);
+    SYS_lstat(pathname: Path, statbuf: Out<Stat>) => handled(sync stamps::lstat, VIRTUAL_TIME | FILE_LOG);
     SYS_poll(fds: InOut<PollFd>, nfds: UInt, timeout: Int) => handled(sync timeouts::poll, VIRTUAL_RATE);
     SYS_lseek(fd: Fd, offset: Offset, whence: Whence) => native;
     SYS_mmap(addr: Addr, length: Len, prot: Prot, flags: MapFlags, fd: Fd, offset: Offset)
@@ -132,7 +132,7 @@ syscalls! {
     SYS_pwrite64(fd: Fd, buf: InBuf, count: Len, offset: Offset) => native;
     SYS_readv(fd: Fd, iov: In<Iovec>, iovcnt: ULong) => native;
     SYS_writev(fd: Fd, iov: In<Iovec>, iovcnt: ULong) => native;
-    SYS_access(pathname: Path, mode: AccessMode) => native;
+    SYS_access(pathname: Path, mode: AccessMode) => handled(sync watch::access, FILE_LOG);
     SYS_pipe(pipefd: Out<FdPair>) => native;
     SYS_select(
         nfds: Int, readfds: InOut<FdSet>, writefds: InOut<FdSet>, exceptfds: InOut<FdSet>,
@@ -202,7 +202,7 @@ syscalls! {
     SYS_fork() => native;
     SYS_vfork() => native;
     SYS_execve(pathname: Path, argv: StrArray, envp: StrArray)
-        => handled(sync exec::execve, EXEC_EVENTS | CPU_CLOCK | VIRTUAL_TIME);
+        => handled(sync exec::execve, EXEC_EVENTS | CPU_CLOCK | VIRTUAL_TIME | FILE_LOG);
     SYS_exit(status: Int) => native;
     SYS_wait4(pid: Pid, wstatus: Out<IntCell>, options: WaitOptions, rusage: Out<Rusage>) => native;
     SYS_kill(pid: Pid, sig: Signal) => native;
@@ -219,31 +219,31 @@ syscalls! {
     SYS_flock(fd: Fd, operation: Operation) => native;
     SYS_fsync(fd: Fd) => native;
     SYS_fdatasync(fd: Fd) => native;
-    SYS_truncate(path: Path, length: Offset) => native;
+    SYS_truncate(path: Path, length: Offset) => handled(sync watch::truncate, FILE_LOG);
     SYS_ftruncate(fd: Fd, length: Offset) => native;
     SYS_getdents(fd: Fd, dirp: Out<Dirent>, count: UInt) => native;
     SYS_getcwd(buf: OutBuf, size: Len) => native;
-    SYS_chdir(path: Path) => native;
+    SYS_chdir(path: Path) => handled(sync watch::chdir, FILE_LOG);
     SYS_fchdir(fd: Fd) => native;
-    SYS_rename(oldpath: Path, newpath: Path) => native;
-    SYS_mkdir(pathname: Path, mode: Mode) => native;
-    SYS_rmdir(pathname: Path) => native;
-    SYS_creat(pathname: Path, mode: Mode) => native, except {
+    SYS_rename(oldpath: Path, newpath: Path) => handled(sync watch::rename, FILE_LOG);
+    SYS_mkdir(pathname: Path, mode: Mode) => handled(sync watch::mkdir, FILE_LOG);
+    SYS_rmdir(pathname: Path) => handled(sync watch::rmdir, FILE_LOG);
+    SYS_creat(pathname: Path, mode: Mode) => handled(sync watch::creat, FILE_LOG), except {
         mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
     };
-    SYS_link(oldpath: Path, newpath: Path) => native;
-    SYS_unlink(pathname: Path) => native;
-    SYS_symlink(target: Path, linkpath: Path) => native;
-    SYS_readlink(pathname: Path, buf: OutBuf, bufsiz: Int) => native;
-    SYS_chmod(pathname: Path, mode: Mode) => native, except {
+    SYS_link(oldpath: Path, newpath: Path) => handled(sync watch::link, FILE_LOG);
+    SYS_unlink(pathname: Path) => handled(sync watch::unlink, FILE_LOG);
+    SYS_symlink(target: Path, linkpath: Path) => handled(sync watch::symlink, FILE_LOG);
+    SYS_readlink(pathname: Path, buf: OutBuf, bufsiz: Int) => handled(sync watch::readlink, FILE_LOG);
+    SYS_chmod(pathname: Path, mode: Mode) => handled(sync watch::chmod, FILE_LOG), except {
         mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
     };
     SYS_fchmod(fd: Fd, mode: Mode) => native, except {
         mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
     };
-    SYS_chown(pathname: Path, owner: Uid, group: Gid) => native;
+    SYS_chown(pathname: Path, owner: Uid, group: Gid) => handled(sync watch::chown, FILE_LOG);
     SYS_fchown(fd: Fd, owner: Uid, group: Gid) => native;
-    SYS_lchown(pathname: Path, owner: Uid, group: Gid) => native;
+    SYS_lchown(pathname: Path, owner: Uid, group: Gid) => handled(sync watch::lchown, FILE_LOG);
     SYS_umask(mask: Mode) => native;
     SYS_gettimeofday(tv: Out<Timeval>, tz: Out<Timezone>)
         => handled(sync clocks::gettimeofday, VIRTUAL_TIME);
@@ -286,8 +286,8 @@ syscalls! {
     SYS_rt_sigqueueinfo(tgid: Pid, sig: Signal, info: In<SigInfo>) => native;
     SYS_rt_sigsuspend(mask: In<SigSet>, sigsetsize: Len) => native;
     SYS_sigaltstack(ss: In<SigStack>, old_ss: Out<SigStack>) => native;
-    SYS_utime(filename: Path, times: In<Utimbuf>) => native;
-    SYS_mknod(pathname: Path, mode: Mode, dev: Dev) => native, except {
+    SYS_utime(filename: Path, times: In<Utimbuf>) => handled(sync watch::utime, FILE_LOG);
+    SYS_mknod(pathname: Path, mode: Mode, dev: Dev) => handled(sync watch::mknod, FILE_LOG), except {
         mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
     };
     SYS_uselib(library: Path)
@@ -441,7 +441,7 @@ syscalls! {
     SYS_epoll_wait(epfd: Fd, events: Out<EpollEvent>, maxevents: Int, timeout: Int) => handled(sync timeouts::epoll_wait, VIRTUAL_RATE);
     SYS_epoll_ctl(epfd: Fd, op: Operation, fd: Fd, event: In<EpollEvent>) => native;
     SYS_tgkill(tgid: Pid, tid: Pid, sig: Signal) => native;
-    SYS_utimes(filename: Path, times: In<TimevalPair>) => native;
+    SYS_utimes(filename: Path, times: In<TimevalPair>) => handled(sync watch::utimes, FILE_LOG);
     SYS_vserver() => unimplemented(NEVER);
     SYS_mbind(
         addr: Addr, len: Len, mode: ULong, nodemask: In<NodeMask>, maxnode: ULong, flags: Flags
@@ -480,26 +480,26 @@ syscalls! {
     SYS_migrate_pages(pid: Pid, maxnode: ULong, old_nodes: In<NodeMask>, new_nodes: In<NodeMask>)
         => native;
     SYS_openat(dirfd: DirFd, pathname: Path, flags: OpenFlags, mode: Mode)
-        => handled(sync machine::openat, MACHINE_VIEW | KMSG), except {
+        => handled(sync machine::openat, MACHINE_VIEW | KMSG | FILE_LOG), except {
         flags has CREATES, mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
     };
-    SYS_mkdirat(dirfd: DirFd, pathname: Path, mode: Mode) => native;
-    SYS_mknodat(dirfd: DirFd, pathname: Path, mode: Mode, dev: Dev) => native, except {
+    SYS_mkdirat(dirfd: DirFd, pathname: Path, mode: Mode) => handled(sync watch::mkdirat, FILE_LOG);
+    SYS_mknodat(dirfd: DirFd, pathname: Path, mode: Mode, dev: Dev) => handled(sync watch::mknodat, FILE_LOG), except {
         mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
     };
-    SYS_fchownat(dirfd: DirFd, pathname: Path, owner: Uid, group: Gid, flags: AtFlags) => native;
-    SYS_futimesat(dirfd: DirFd, pathname: Path, times: In<TimevalPair>) => native;
-    SYS_newfstatat(dirfd: DirFd, pathname: Path, statbuf: Out<Stat>, flags: AtFlags) => handled(sync stamps::newfstatat, VIRTUAL_TIME);
-    SYS_unlinkat(dirfd: DirFd, pathname: Path, flags: AtFlags) => native;
-    SYS_renameat(olddirfd: DirFd, oldpath: Path, newdirfd: DirFd, newpath: Path) => native;
+    SYS_fchownat(dirfd: DirFd, pathname: Path, owner: Uid, group: Gid, flags: AtFlags) => handled(sync watch::fchownat, FILE_LOG);
+    SYS_futimesat(dirfd: DirFd, pathname: Path, times: In<TimevalPair>) => handled(sync watch::futimesat, FILE_LOG);
+    SYS_newfstatat(dirfd: DirFd, pathname: Path, statbuf: Out<Stat>, flags: AtFlags) => handled(sync stamps::newfstatat, VIRTUAL_TIME | FILE_LOG);
+    SYS_unlinkat(dirfd: DirFd, pathname: Path, flags: AtFlags) => handled(sync watch::unlinkat, FILE_LOG);
+    SYS_renameat(olddirfd: DirFd, oldpath: Path, newdirfd: DirFd, newpath: Path) => handled(sync watch::renameat, FILE_LOG);
     SYS_linkat(olddirfd: DirFd, oldpath: Path, newdirfd: DirFd, newpath: Path, flags: AtFlags)
-        => native;
-    SYS_symlinkat(target: Path, newdirfd: DirFd, linkpath: Path) => native;
-    SYS_readlinkat(dirfd: DirFd, pathname: Path, buf: OutBuf, bufsiz: Int) => native;
-    SYS_fchmodat(dirfd: DirFd, pathname: Path, mode: Mode) => native, except {
+        => handled(sync watch::linkat, FILE_LOG);
+    SYS_symlinkat(target: Path, newdirfd: DirFd, linkpath: Path) => handled(sync watch::symlinkat, FILE_LOG);
+    SYS_readlinkat(dirfd: DirFd, pathname: Path, buf: OutBuf, bufsiz: Int) => handled(sync watch::readlinkat, FILE_LOG);
+    SYS_fchmodat(dirfd: DirFd, pathname: Path, mode: Mode) => handled(sync watch::fchmodat, FILE_LOG), except {
         mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
     };
-    SYS_faccessat(dirfd: DirFd, pathname: Path, mode: AccessMode) => native;
+    SYS_faccessat(dirfd: DirFd, pathname: Path, mode: AccessMode) => handled(sync watch::faccessat, FILE_LOG);
     SYS_pselect6(
         nfds: Int, readfds: InOut<FdSet>, writefds: InOut<FdSet>, exceptfds: InOut<FdSet>,
         timeout: InOut<Timespec>, sigmask: In<SigMaskArg>
@@ -525,7 +525,7 @@ syscalls! {
         pid: Pid, count: ULong, pages: In<AddrCell>, nodes: In<IntCell>, status: Out<IntCell>,
         flags: Flags
     ) => native;
-    SYS_utimensat(dirfd: DirFd, pathname: Path, times: In<TimespecPair>, flags: AtFlags) => native;
+    SYS_utimensat(dirfd: DirFd, pathname: Path, times: In<TimespecPair>, flags: AtFlags) => handled(sync watch::utimensat, FILE_LOG);
     SYS_epoll_pwait(
         epfd: Fd, events: Out<EpollEvent>, maxevents: Int, timeout: Int, sigmask: In<SigSet>,
         sigsetsize: Len
@@ -588,7 +588,7 @@ syscalls! {
     SYS_sched_setattr(pid: Pid, attr: InOut<SchedAttr>, flags: Flags) => native;
     SYS_sched_getattr(pid: Pid, attr: Out<SchedAttr>, size: UInt, flags: Flags) => native;
     SYS_renameat2(olddirfd: DirFd, oldpath: Path, newdirfd: DirFd, newpath: Path, flags: Flags)
-        => native;
+        => handled(sync watch::renameat2, FILE_LOG);
     SYS_seccomp(operation: Operation, flags: Flags, args: Addr)
         => handled(sync filters::seccomp, ALWAYS);
     SYS_getrandom(buf: OutBuf, buflen: Len, flags: Flags) => native;
@@ -598,7 +598,7 @@ syscalls! {
     ) => denied(EPERM, REPLACES_KERNEL);
     SYS_bpf(cmd: Operation, attr: InOut<BpfAttr>, size: UInt) => denied(EPERM, LOADS_MODULES);
     SYS_execveat(dirfd: DirFd, pathname: Path, argv: StrArray, envp: StrArray, flags: AtFlags)
-        => handled(sync exec::execveat, EXEC_EVENTS | CPU_CLOCK | VIRTUAL_TIME);
+        => handled(sync exec::execveat, EXEC_EVENTS | CPU_CLOCK | VIRTUAL_TIME | FILE_LOG);
     SYS_userfaultfd(flags: Flags)
         => denied(EPERM, "stops the host kernel in the middle of its work, which exploits rely on");
     SYS_membarrier(cmd: Operation, flags: Flags, cpu_id: Int) => native;
@@ -615,7 +615,7 @@ syscalls! {
     SYS_pkey_alloc(flags: WideFlags, access_rights: ULong) => native;
     SYS_pkey_free(pkey: Int) => native;
     SYS_statx(dirfd: DirFd, pathname: Path, flags: AtFlags, mask: Flags, statxbuf: Out<Statx>)
-        => handled(sync stamps::statx, VIRTUAL_TIME);
+        => handled(sync stamps::statx, VIRTUAL_TIME | FILE_LOG);
     SYS_io_pgetevents(
         ctx_id: IoContext, min_nr: Long, nr: Long, events: Out<IoEvent>, timeout: In<Timespec>,
         usig: In<AioSigSet>
@@ -651,7 +651,7 @@ syscalls! {
     SYS_openat2(dirfd: DirFd, pathname: Path, how: In<OpenHow>, size: Len)
         => denied(ENOSYS, BEHIND_POINTER);
     SYS_pidfd_getfd(pidfd: PidFd, targetfd: Fd, flags: Flags) => native;
-    SYS_faccessat2(dirfd: DirFd, pathname: Path, mode: AccessMode, flags: AtFlags) => native;
+    SYS_faccessat2(dirfd: DirFd, pathname: Path, mode: AccessMode, flags: AtFlags) => handled(sync watch::faccessat2, FILE_LOG);
     SYS_process_madvise(pidfd: PidFd, iovec: In<Iovec>, vlen: Len, advice: Advice, flags: Flags)
         => native, except {
         advice in lazy::ADVICE => handled(async lazy::process_madvise, LAZY),
@@ -679,7 +679,7 @@ syscalls! {
         => native;
     SYS_cachestat(fd: Fd, cstat_range: In<CachestatRange>, cstat: Out<Cachestat>, flags: Flags)
         => native;
-    SYS_fchmodat2(dirfd: DirFd, pathname: Path, mode: Mode, flags: AtFlags) => native, except {
+    SYS_fchmodat2(dirfd: DirFd, pathname: Path, mode: Mode, flags: AtFlags) => handled(sync watch::fchmodat2, FILE_LOG), except {
         mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
     };
     SYS_map_shadow_stack(addr: Addr, size: Len, flags: Flags) => native;

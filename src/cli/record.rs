@@ -1,0 +1,179 @@
+//! The file of `--record-files`: which files a run has touched, as JSON (docs/record.md).
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open, openat, renameat};
+use nix::sys::stat::Mode;
+use nix::unistd::{AccessFlags, UnlinkatFlags, faccessat, unlinkat};
+use serde::Serialize;
+
+use crate::sentry::file_log::{Content, Kind, Report, Touch, Touched};
+
+/// Raised when a name changes its meaning.
+const VERSION: u32 = 1;
+
+/// Where it is to be written. The directory is found before anything runs: what a program makes of its path
+/// meanwhile has no influence.
+#[derive(Debug)]
+pub(super) struct Destination {
+    path: PathBuf,
+    directory: OwnedFd,
+    name: OsString,
+}
+
+impl Destination {
+    pub(super) fn find(path: PathBuf) -> Result<Destination, String> {
+        let failed = |errno: Errno| {
+            format!(
+                "cannot write --record-files {}: {}; name a file in a directory that you may write to",
+                path.display(),
+                errno.desc()
+            )
+        };
+        let name = path.file_name().ok_or_else(|| failed(Errno::EISDIR))?.to_owned();
+        let parent = path.parent().filter(|it| !it.as_os_str().is_empty());
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let directory =
+            open(parent.unwrap_or(Path::new(".")), flags, Mode::empty()).map_err(failed)?;
+        let here = AccessFlags::W_OK | AccessFlags::X_OK;
+        faccessat(directory.as_fd(), ".", here, nix::fcntl::AtFlags::AT_EACCESS).map_err(failed)?;
+        Ok(Destination { path, directory, name })
+    }
+
+    /// Writes it, whole or not at all.
+    pub(super) fn write(&self, report: &Report) -> Result<(), String> {
+        let failed = |error: std::io::Error| {
+            format!("cannot write --record-files {}: {error}", self.path.display())
+        };
+        let temporary = OsString::from(format!(".sandbox-record.{}", std::process::id()));
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+        let mode = Mode::from_bits_truncate(0o666);
+        let file = openat(self.directory.as_fd(), temporary.as_os_str(), flags, mode);
+        let file = File::from(file.map_err(|errno| failed(errno.into()))?);
+        let written = write_to(&file, report).and_then(|()| {
+            let directory = self.directory.as_fd();
+            Ok(renameat(directory, temporary.as_os_str(), directory, self.name.as_os_str())?)
+        });
+        if written.is_err() {
+            let name = temporary.as_os_str();
+            let _ = unlinkat(self.directory.as_fd(), name, UnlinkatFlags::NoRemoveDir);
+        }
+        written.map_err(failed)
+    }
+}
+
+fn write_to(file: &File, report: &Report) -> std::io::Result<()> {
+    let mut out = std::io::BufWriter::new(file);
+    serde_json::to_writer_pretty(&mut out, &Json::from(report))?;
+    out.write_all(b"\n")?;
+    out.flush()
+}
+
+#[derive(Serialize)]
+struct Json {
+    version: u32,
+    complete: bool,
+    files: Vec<Line>,
+    missing: Vec<Name>,
+}
+
+/// A path, which need not be text.
+#[derive(Serialize)]
+struct Name {
+    path: String,
+    /// The bytes, where they are no text, in hexadecimal digits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path_bytes: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Line {
+    #[serde(flatten)]
+    name: Name,
+    kind: &'static str,
+    touched: Vec<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target: Option<String>,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    before: Option<Sum>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    after: Option<Option<Sum>>,
+}
+
+#[derive(Serialize)]
+struct Sum {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    size: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sha256: Option<String>,
+}
+
+impl From<&Report> for Json {
+    fn from(report: &Report) -> Json {
+        Json {
+            version: VERSION,
+            complete: report.untold == 0,
+            files: report.files.iter().map(Line::from).collect(),
+            missing: report.missing.iter().map(|path| Name::from(&path[..])).collect(),
+        }
+    }
+}
+
+impl From<&[u8]> for Name {
+    fn from(path: &[u8]) -> Name {
+        let text = OsStr::from_bytes(path).to_str();
+        Name {
+            path: String::from_utf8_lossy(path).into_owned(),
+            path_bytes: text.is_none().then(|| hexadecimal(path)),
+        }
+    }
+}
+
+impl From<&Touched> for Line {
+    fn from(touched: &Touched) -> Line {
+        const NAMES: [(Touch, &str); 8] = [
+            (Touch::READ, "read"),
+            (Touch::LISTED, "listed"),
+            (Touch::EXECUTED, "executed"),
+            (Touch::INSPECTED, "inspected"),
+            (Touch::WRITTEN, "written"),
+            (Touch::CREATED, "created"),
+            (Touch::CHANGED, "changed"),
+            (Touch::REMOVED, "removed"),
+        ];
+        let names = NAMES.into_iter().filter(|(it, _)| touched.touch.contains(*it));
+        let is_other = touched.touch.may_change();
+        Line {
+            name: Name::from(&touched.path[..]),
+            kind: match touched.kind {
+                Kind::File => "file",
+                Kind::Directory => "directory",
+                Kind::Link => "link",
+                Kind::Special => "special",
+                Kind::Kernel => "kernel",
+                Kind::Unknown => "unknown",
+            },
+            touched: names.map(|(_, name)| name).collect(),
+            target: touched.target.as_deref().map(|it| String::from_utf8_lossy(it).into_owned()),
+            before: touched.before.map(Sum::from),
+            after: is_other.then(|| touched.after.map(Sum::from)),
+        }
+    }
+}
+
+impl From<Content> for Sum {
+    fn from(content: Content) -> Sum {
+        let sha256 = content.sha256.map(|it| hexadecimal(&it));
+        Sum { size: sha256.as_ref().map(|_| content.size), sha256 }
+    }
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,343 @@
+//! Looking at files as the guests see them.
+//!
+//! A path is followed from the guests' root, which they all share (none may change it). What procfs shows
+//! depends on who looks, so nothing is looked for there.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::FileExt;
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2, readlink, readlinkat};
+use nix::sys::stat::{Mode, SFlag, fstat};
+
+use super::Touch;
+
+/// Where a relative path starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// The working directory.
+    Directory,
+    /// What a descriptor stands for.
+    Descriptor(i32),
+}
+
+/// What a path leads to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Kind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// A symbolic link.
+    Link,
+    /// A device, FIFO or socket.
+    Special,
+    /// Below /proc.
+    Kernel,
+    /// Nobody has looked.
+    #[default]
+    Unknown,
+}
+
+/// Something that is there.
+#[derive(Debug)]
+pub(super) struct There {
+    /// Its own path.
+    pub path: Vec<u8>,
+    /// What it is.
+    pub kind: Kind,
+    /// Stands for it (O_PATH).
+    pub file: Option<OwnedFd>,
+    /// Where a symbolic link leads.
+    pub target: Option<Vec<u8>>,
+}
+
+/// What has been found.
+#[derive(Debug)]
+pub(super) enum Found {
+    /// It is there.
+    There(There),
+    /// Nothing has this path.
+    Missing(Vec<u8>),
+}
+
+/// The guests' file view. It lasts as long as this value.
+#[derive(Debug)]
+pub(super) struct View {
+    root: OwnedFd,
+    /// Without it the mounts would go with the last guest.
+    _namespace: OwnedFd,
+}
+
+const HANDLE: OFlag = OFlag::O_PATH.union(OFlag::O_CLOEXEC);
+
+impl View {
+    /// That of a guest; `None` while it cannot be looked at.
+    pub(super) fn of(tid: i32) -> Option<View> {
+        let root = open(format!("/proc/{tid}/root").as_str(), HANDLE, Mode::empty()).ok()?;
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        let namespace = open(format!("/proc/{tid}/ns/mnt").as_str(), flags, Mode::empty()).ok()?;
+        Some(View { root, _namespace: namespace })
+    }
+
+    /// What a guest's path leads to, and the symbolic links that it passes at its end. `None`: nobody can tell from
+    /// outside.
+    pub(super) fn find(
+        &self,
+        tid: i32,
+        start: Start,
+        path: &[u8],
+        follow: bool,
+    ) -> Option<(Vec<There>, Found)> {
+        /// MAXSYMLINKS of include/linux/namei.h.
+        const MOST: usize = 40;
+        let mut path = absolute(tid, start, path)?;
+        let mut links = Vec::new();
+        for _ in 0..=MOST {
+            if is_below_proc(&path) {
+                let (kind, file, target) = (Kind::Kernel, None, None);
+                return Some((links, Found::There(There { path, kind, file, target })));
+            }
+            let there = match self.handle(&path, false) {
+                Ok(file) => there(file)?,
+                Err(Errno::ENOENT | Errno::ENOTDIR) => {
+                    return Some((links, Found::Missing(self.missing(&path))));
+                }
+                Err(_) => return None,
+            };
+            let (Kind::Link, true, Some(target)) = (there.kind, follow, &there.target) else {
+                return Some((links, Found::There(there)));
+            };
+            let parent = there.path.rsplitn(2, |it| *it == b'/').nth(1).unwrap_or_default();
+            path = clean_if_proc(&joined(parent, target));
+            links.push(there);
+        }
+        None
+    }
+
+    /// What has this path of its own now.
+    pub(super) fn at(&self, path: &[u8]) -> Option<There> {
+        if is_below_proc(path) {
+            return None;
+        }
+        there(self.handle(path, false).ok()?)
+    }
+
+    /// Opens a guest's file for reading.
+    pub(super) fn open(&self, tid: i32, start: Start, path: &[u8]) -> Option<File> {
+        let path = absolute(tid, start, path).filter(|path| !is_below_proc(path))?;
+        let there = there(self.handle(&path, true).ok()?)?;
+        there.file.filter(|_| there.kind == Kind::File).and_then(|file| reopen(&file))
+    }
+
+    /// The program that a process runs.
+    pub(super) fn program(&self, pid: i32) -> Option<Vec<u8>> {
+        readlink(format!("/proc/{pid}/exe").as_str()).ok().map(OsStringExt::into_vec)
+    }
+
+    fn handle(&self, path: &[u8], follow: bool) -> Result<OwnedFd, Errno> {
+        let flags = if follow { HANDLE } else { HANDLE | OFlag::O_NOFOLLOW };
+        let resolve = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+        let how = OpenHow::new().flags(flags).resolve(resolve);
+        openat2(self.root.as_fd(), OsStr::from_bytes(path), how)
+    }
+
+    /// The path of what is missing: that of its directory, if there is one, is its own.
+    fn missing(&self, path: &[u8]) -> Vec<u8> {
+        let path = clean(path);
+        let mut parts = path.rsplitn(2, |it| *it == b'/');
+        let (Some(name), Some(parent)) = (parts.next(), parts.next()) else { return path };
+        let parent = if parent.is_empty() { b"/" } else { parent };
+        match self.handle(parent, true).ok().and_then(there) {
+            Some(there) => joined(&there.path, name),
+            None => path,
+        }
+    }
+}
+
+/// Opens what a handle stands for, for reading: nobody waits for the other end of a FIFO there.
+pub(super) fn reopen(handle: &OwnedFd) -> Option<File> {
+    let path = format!("/proc/self/fd/{}", handle.as_raw_fd());
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    open(path.as_str(), flags, Mode::empty()).ok().map(File::from)
+}
+
+fn there(file: OwnedFd) -> Option<There> {
+    let format = SFlag::from_bits_truncate(fstat(file.as_fd()).ok()?.st_mode) & SFlag::S_IFMT;
+    let kind = match format {
+        SFlag::S_IFREG => Kind::File,
+        SFlag::S_IFDIR => Kind::Directory,
+        SFlag::S_IFLNK => Kind::Link,
+        _ => Kind::Special,
+    };
+    let target = match kind {
+        // An empty path stands for the descriptor (readlinkat(2)).
+        Kind::Link => readlinkat(file.as_fd(), c"").ok().map(OsStringExt::into_vec),
+        _ => None,
+    };
+    let path = readlink(format!("/proc/self/fd/{}", file.as_raw_fd()).as_str()).ok()?;
+    Some(There { path: path.into_vec(), kind, file: Some(file), target })
+}
+
+fn absolute(tid: i32, start: Start, path: &[u8]) -> Option<Vec<u8>> {
+    if path.starts_with(b"/") {
+        return Some(clean_if_proc(path));
+    }
+    let start = match start {
+        Start::Directory => format!("/proc/{tid}/cwd"),
+        Start::Descriptor(fd) => format!("/proc/{tid}/fd/{fd}"),
+    };
+    let start = readlink(start.as_str()).ok()?.into_vec();
+    if !start.starts_with(b"/") || start.ends_with(b" (deleted)") {
+        return None;
+    }
+    Some(clean_if_proc(&joined(&start, path)))
+}
+
+/// Where no link is followed, `.` and `..` are what they look like.
+fn clean_if_proc(path: &[u8]) -> Vec<u8> {
+    let cleaned = clean(path);
+    if is_below_proc(&cleaned) { cleaned } else { path.to_vec() }
+}
+
+fn is_below_proc(path: &[u8]) -> bool {
+    path == b"/proc" || path.starts_with(b"/proc/")
+}
+
+fn joined(directory: &[u8], path: &[u8]) -> Vec<u8> {
+    if path.starts_with(b"/") {
+        return path.to_vec();
+    }
+    let mut all = directory.to_vec();
+    if !all.ends_with(b"/") {
+        all.push(b'/');
+    }
+    all.extend_from_slice(path);
+    all
+}
+
+/// Without empty parts, `.` and `..`.
+fn clean(path: &[u8]) -> Vec<u8> {
+    let mut parts: Vec<&[u8]> = Vec::new();
+    for part in path.split(|it| *it == b'/') {
+        match part {
+            b"" | b"." => {}
+            b".." => drop(parts.pop()),
+            part => parts.push(part),
+        }
+    }
+    let mut all = Vec::with_capacity(path.len());
+    for part in &parts {
+        all.push(b'/');
+        all.extend_from_slice(part);
+    }
+    if parts.is_empty() { b"/".to_vec() } else { all }
+}
+
+/// The interpreter of a program: of a script what its first line names, of an ELF file its PT_INTERP (elf(5)).
+pub(super) fn interpreter(file: &File) -> Option<Vec<u8>> {
+    /// BINPRM_BUF_SIZE of include/uapi/linux/binfmts.h.
+    const HEAD: usize = 256;
+    const PROGRAM_HEADER: usize = 56;
+    const PT_INTERP: u64 = 3;
+    let mut head = [0; HEAD];
+    let count = file.read_at(&mut head, 0).ok()?;
+    let head = &head[..count];
+    if let Some(line) = head.strip_prefix(b"#!") {
+        let line = line.split(|it| *it == b'\n').next().unwrap_or_default();
+        let mut words = line.split(|it| matches!(*it, b' ' | b'\t' | b'\0'));
+        return words.find(|word| !word.is_empty()).map(<[u8]>::to_vec);
+    }
+    if !head.starts_with(b"\x7fELF\x02\x01") {
+        return None;
+    }
+    let number = |bytes: &[u8], at: usize, length: usize| {
+        let bytes = bytes.get(at..at + length)?;
+        Some(bytes.iter().rev().fold(0u64, |sum, byte| sum << 8 | u64::from(*byte)))
+    };
+    let (table, count) = (number(head, 32, 8)?, number(head, 56, 2)?.min(128));
+    let mut headers = vec![0; PROGRAM_HEADER * count as usize];
+    file.read_exact_at(&mut headers, table).ok()?;
+    let header = headers.chunks(PROGRAM_HEADER).find(|it| number(it, 0, 4) == Some(PT_INTERP))?;
+    let (offset, length) = (number(header, 8, 8)?, number(header, 32, 8)?);
+    let mut path = vec![0; length.min(libc::PATH_MAX as u64) as usize];
+    file.read_exact_at(&mut path, offset).ok()?;
+    Some(path.split(|it| *it == 0).next().unwrap_or_default().to_vec())
+}
+
+/// What opening with these flags does (open(2)).
+pub fn touch_of_open(flags: i32) -> (Touch, bool, bool) {
+    let creates = flags & libc::O_CREAT != 0;
+    let follow = flags & libc::O_NOFOLLOW == 0 && !(creates && flags & libc::O_EXCL != 0);
+    if flags & libc::O_PATH != 0 {
+        return (Touch::INSPECTED, follow, false);
+    }
+    // A file without a name is made in a directory.
+    if flags & libc::O_TMPFILE == libc::O_TMPFILE {
+        return (Touch::INSPECTED, follow, false);
+    }
+    let writes = match flags & libc::O_ACCMODE {
+        libc::O_RDONLY => Touch::READ,
+        libc::O_WRONLY => Touch::WRITTEN,
+        _ if flags & libc::O_TRUNC != 0 => Touch::WRITTEN,
+        _ => Touch::READ | Touch::WRITTEN,
+    };
+    let truncates = if flags & libc::O_TRUNC != 0 { Touch::WRITTEN } else { Touch::empty() };
+    (writes | truncates, follow, creates)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn paths_are_cleaned_as_they_read() {
+        for (path, expected) in [
+            ("/", "/"),
+            ("//a/./b//c", "/a/b/c"),
+            ("/a/../../b", "/b"),
+            ("/..", "/"),
+            ("/proc/../etc", "/etc"),
+        ] {
+            assert_eq!(clean(path.as_bytes()), expected.as_bytes(), "{path}");
+        }
+        assert_eq!(joined(b"/", b"a"), b"/a");
+        assert_eq!(joined(b"/a", b"/b"), b"/b");
+        assert!(is_below_proc(b"/proc/1/stat") && !is_below_proc(b"/process"));
+    }
+
+    #[test]
+    fn what_an_open_does_is_told_by_its_flags() {
+        let of = |flags| touch_of_open(flags);
+        assert_eq!(of(libc::O_RDONLY), (Touch::READ, true, false));
+        assert_eq!(of(libc::O_RDWR), (Touch::READ | Touch::WRITTEN, true, false));
+        assert_eq!(of(libc::O_RDWR | libc::O_TRUNC | libc::O_CREAT), (Touch::WRITTEN, true, true));
+        let new = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL;
+        assert_eq!(of(new), (Touch::WRITTEN, false, true));
+        assert_eq!(of(libc::O_PATH | libc::O_NOFOLLOW), (Touch::INSPECTED, false, false));
+        assert_eq!(of(libc::O_TMPFILE | libc::O_RDWR), (Touch::INSPECTED, true, false));
+    }
+
+    #[test]
+    fn interpreters_are_found_in_scripts_and_programs() {
+        let file = |content: &[u8]| {
+            let mut file = crate::sys::memfd::anonymous_file(c"test").unwrap();
+            file.write_all(content).unwrap();
+            file
+        };
+        let of = |content: &[u8]| interpreter(&file(content));
+        assert_eq!(of(b"#! /usr/bin/env python3\nrest").unwrap(), b"/usr/bin/env");
+        assert_eq!(of(b"#!/bin/sh").unwrap(), b"/bin/sh");
+        assert_eq!(of(b"#!\n"), None);
+        assert_eq!(of(b""), None);
+        assert_eq!(of(b"\x7fELF\x02\x01 cut"), None);
+        let own = File::open("/proc/self/exe").unwrap();
+        let found = interpreter(&own).unwrap();
+        assert!(found.starts_with(b"/lib"), "{}", String::from_utf8_lossy(&found));
+    }
+}
