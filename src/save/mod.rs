@@ -12,6 +12,7 @@ pub mod hand;
 pub mod image;
 pub mod ipc;
 pub mod opened;
+pub mod patience;
 pub mod pipeline;
 pub mod ptys;
 pub mod queues;

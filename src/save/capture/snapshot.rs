@@ -280,15 +280,25 @@ fn with_locks(flags: &str, before: &str) -> String {
 
 /// Ends the copies; returns when they have ended. Not on the tracer's thread.
 pub fn end(kernel: &Kernel, found: &mut Found) {
-    let copies = std::mem::take(&mut found.copies);
-    let pidfds: Vec<_> = copies.iter().filter_map(|it| it.pidfd.try_clone().ok()).collect();
-    drop(copies);
+    let pidfds = killed(found);
     // (No tracer any more: none of them is left.)
-    let _ = kernel.tracer().run(move |_| {
-        for pidfd in pidfds {
-            let _ = ptrace::wait_for_end(pidfd.as_fd());
-        }
-    });
+    let _ = kernel.tracer().run(move |_| wait_for_ends(&pidfds));
+}
+
+/// The same on the tracer's thread.
+pub fn end_here(found: &mut Found) {
+    wait_for_ends(&killed(found));
+}
+
+fn killed(found: &mut Found) -> Vec<OwnedFd> {
+    let copies = std::mem::take(&mut found.copies);
+    copies.iter().filter_map(|it| it.pidfd.try_clone().ok()).collect()
+}
+
+fn wait_for_ends(pidfds: &[OwnedFd]) {
+    for pidfd in pidfds {
+        let _ = ptrace::wait_for_end(pidfd.as_fd());
+    }
 }
 
 #[cfg(test)]
