@@ -21,5 +21,6 @@ pub mod settle;
 pub mod sockets;
 pub mod spec;
 pub mod state;
+pub mod timers;
 #[cfg(test)]
 mod testing;

@@ -29,6 +29,7 @@ pub mod kin;
 pub mod known;
 pub mod maps;
 pub mod memory;
+pub mod overruns;
 pub mod process;
 pub mod ptys;
 pub mod shared;
@@ -271,6 +272,15 @@ fn process_of(
         };
         let done = done.and_then(|()| {
             let mut thread = threads::capture(&who, &mut borrowed)?;
+            let told = overruns::Told {
+                leader: at == 0,
+                // It is no signal that waits.
+                taken: usize::from(borrowed.signal().is_some()),
+                goes_on: live.is_some(),
+            };
+            let hand = &mut borrowed.hand;
+            overruns::capture(hand, &told, &mut process, &mut thread, &found.collector)
+                .map_err(SaveError::of(&who))?;
             waits::settle(&found.earlier.asleep, *tid, &mut thread);
             add_before(&mut thread.cpu_us, &[carried.thread(*tid)]);
             Ok(thread)
