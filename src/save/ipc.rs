@@ -84,4 +84,31 @@ pub struct Queue {
     pub limits: [i64; 2],
     /// What waits, in the order in which it would be received: priority and text.
     pub messages: Vec<(u32, ByteBuf)>,
+    /// Who is told when it gets a message and has none.
+    #[serde(default)]
+    pub notice: Option<Notice>,
+}
+
+/// mq_notify(3)
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Notice {
+    /// The process, as the guest numbers it.
+    pub pid: i32,
+    /// SIGEV_SIGNAL or SIGEV_NONE.
+    pub notify: i32,
+    /// Signal.
+    pub signal: i32,
+    /// sigev_value.
+    pub value: u64,
+}
+
+impl Notice {
+    /// A struct sigevent.
+    pub fn event(&self) -> Vec<u8> {
+        let mut bytes = self.value.to_ne_bytes().to_vec();
+        bytes.extend(self.signal.to_ne_bytes());
+        bytes.extend(self.notify.to_ne_bytes());
+        bytes.resize(64, 0);
+        bytes
+    }
 }

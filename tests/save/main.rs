@@ -6,6 +6,7 @@ mod desk;
 mod likeness;
 mod failures;
 mod lazy;
+mod notified;
 mod passing;
 mod programs;
 mod waits;

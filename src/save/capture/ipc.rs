@@ -124,13 +124,13 @@ pub struct Guest {
     pub who: String,
 }
 
-/// All of the namespace that `subject` is in, which `guests` are in too. Comes after their mappings, which
-/// say where shared memory is.
+/// All of the namespace that `subject` is in, which `guests` are in too, but for the POSIX queues of which
+/// somebody is notified ([`super::notices`]). Comes after their mappings, which say where shared memory is.
 pub fn capture(
     subject: &mut Subject<'_>,
     guests: &[Guest],
     collector: &mut Collector,
-) -> Result<Ipc, SaveError> {
+) -> Result<(Ipc, Vec<Noticed>), SaveError> {
     let [memory, semaphores, messages] = find(subject)?;
     if !semaphores.is_empty() {
         refuse_adjustments(subject, guests, &semaphores)?;
@@ -145,8 +145,8 @@ pub fn capture(
     for status in messages {
         ipc.messages.push(copies(subject, &status)?);
     }
-    ipc.queues = queues(subject.pid)?;
-    Ok(ipc)
+    let noticed = queues(subject.pid, &mut ipc.queues)?;
+    Ok((ipc, noticed))
 }
 
 fn failed(what: impl std::fmt::Display) -> impl FnOnce(hand::HandError) -> SaveError {
@@ -205,6 +205,12 @@ fn statuses(subject: &mut Subject<'_>, kind: &Kind, last: u64) -> Result<Vec<Sta
 /// list of that is seen: it is not the same as the list of one that has none. Since one is also made with a
 /// process's first thread (copy_semundo in ipc/sem.c), a process with several threads is believed to
 /// have used it only where it was the last to change some semaphore.
+///
+/// Such a list cannot be carried. Nothing shows it (/proc/sysvipc/sem tells of the semaphores alone), and a
+/// copy of the process does not inherit it. It would show in what it does, if the process gave it up
+/// (unshare(2) with CLONE_SYSVSEM ends in exit_sem): but then the values have been cut off at 0 and SEMVMX, the
+/// process is the last that used each semaphore (GETPID), and threads that shared the list never share one
+/// again. A program that goes on after the save would notice.
 fn refuse_adjustments(
     subject: &mut Subject<'_>,
     guests: &[Guest],
@@ -391,17 +397,18 @@ fn copies(subject: &mut Subject<'_>, status: &Status) -> Result<Messages, SaveEr
     Ok(Messages { permissions: status.permissions, capacity, messages })
 }
 
-/// POSIX message queues that have names.
-fn queues(pid: i32) -> Result<Vec<Queue>, SaveError> {
+/// POSIX message queues that have names. Gives those that are not complete yet.
+fn queues(pid: i32, queues: &mut Vec<Queue>) -> Result<Vec<Noticed>, SaveError> {
     const MQUEUE_MAGIC: i64 = 0x1980_0202;
     let path = format!("/proc/{pid}/root/dev/mqueue");
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     // None is mounted where the host's kernel has no such thing.
-    let Ok(directory) = open(path.as_str(), flags, Mode::empty()) else { return Ok(Vec::new()) };
+    let mut noticed = Vec::new();
+    let Ok(directory) = open(path.as_str(), flags, Mode::empty()) else { return Ok(noticed) };
     let own = |errno: Errno| SaveError::failed("the POSIX message queues", errno.desc());
     let system = nix::sys::statfs::fstatfs(&directory).map_err(own)?;
     if system.filesystem_type().0 != MQUEUE_MAGIC {
-        return Ok(Vec::new());
+        return Ok(noticed);
     }
     let ids = Ids::of(pid)?;
     let mut listing = Dir::from_fd(directory).map_err(own)?;
@@ -413,7 +420,6 @@ fn queues(pid: i32) -> Result<Vec<Queue>, SaveError> {
         }
     }
     names.sort();
-    let mut queues = Vec::new();
     for name in names {
         let show = format!("the message queue /{}", name.to_string_lossy());
         let flags = libc::O_RDWR | libc::O_NONBLOCK | libc::O_NOFOLLOW;
@@ -421,45 +427,83 @@ fn queues(pid: i32) -> Result<Vec<Queue>, SaveError> {
             refused_by_mode(Some(errno), show.clone())
                 .unwrap_or_else(|| SaveError::failed(&show, errno.desc()))
         })?;
-        queues.push(queue(opened, name.to_bytes(), &show, &ids)?);
+        let (queue, notice) = queue(opened, name.to_bytes(), show, &ids)?;
+        noticed.extend(notice.map(|notice| Noticed { queue: queues.len(), ..notice }));
+        queues.push(queue);
     }
-    Ok(queues)
+    Ok(noticed)
 }
 
-fn queue(opened: OwnedFd, name: &[u8], show: &str, ids: &Ids) -> Result<Queue, SaveError> {
+/// A queue of which somebody is notified (mq_notify(3)).
+#[derive(Debug)]
+pub struct Noticed {
+    /// Index in [`Ipc::queues`].
+    pub queue: usize,
+    /// The queue, with all of its messages.
+    pub file: File,
+    /// As an error names it.
+    pub show: String,
+    /// SIGEV_SIGNAL, SIGEV_NONE or SIGEV_THREAD.
+    pub notify: i32,
+    /// The signal.
+    pub signal: i32,
+    /// Who is, as the host numbers it.
+    pub pid: i32,
+}
+
+fn queue(
+    opened: OwnedFd,
+    name: &[u8],
+    show: String,
+    ids: &Ids,
+) -> Result<(Queue, Option<Noticed>), SaveError> {
     let mut file = File::from(opened);
-    let failed = |error: std::io::Error| SaveError::failed(show, error);
+    let failed = |error: std::io::Error| SaveError::failed(&show, error);
     let mut status = String::new();
     file.read_to_string(&mut status).map_err(failed)?;
-    let notified = status.split("NOTIFY_PID:").nth(1).is_some_and(|it| it.trim() != "0");
-    if notified {
-        return Err(SaveError::refused(format!(
-            "{show} has a process that waits to be notified (mq_notify), which cannot be saved; let \
-             it withdraw that first"
-        )));
-    }
     let it = file.metadata().map_err(failed)?;
-    let [most, size, waiting] =
+    let [most, size, _] =
         message_queue::attributes(file.as_fd()).map_err(|it| failed(it.into()))?;
-    let mut messages = Vec::new();
-    let mut room = vec![0; size.unsigned_abs() as usize];
-    let taken = (0..waiting).try_for_each(|_| {
-        let (length, priority) = message_queue::receive(file.as_fd(), &mut room)?;
-        messages.push((priority, ByteBuf::from(&room[..length])));
-        Ok::<(), Errno>(())
-    });
-    for (priority, text) in &messages {
-        message_queue::send(file.as_fd(), text, *priority).map_err(|it| failed(it.into()))?;
-    }
-    taken.map_err(|errno| failed(errno.into()))?;
-    Ok(Queue {
+    let mut queue = Queue {
         name: ByteBuf::from(name),
         uid: ids.user(it.uid()),
         gid: ids.group(it.gid()),
         mode: it.mode() & 0o7777,
         limits: [most, size],
-        messages,
-    })
+        messages: Vec::new(),
+        notice: None,
+    };
+    // mqueue_read_file in ipc/mqueue.c: the process by the number that the reader knows it by.
+    let field = |name: &str| {
+        let value = status.split(name).nth(1)?.split_whitespace().next()?;
+        value.parse::<i32>().ok()
+    };
+    let [notify, signal, pid] =
+        ["NOTIFY:", "SIGNO:", "NOTIFY_PID:"].map(|it| field(it).unwrap_or(0));
+    if pid != 0 {
+        return Ok((queue, Some(Noticed { queue: 0, file, show, notify, signal, pid })));
+    }
+    let taken = drain(&file, &mut queue.messages);
+    fill(&file, &queue.messages).and(taken).map_err(|errno| failed(errno.into()))?;
+    Ok((queue, None))
+}
+
+/// Takes all messages out, in their order.
+pub(super) fn drain(file: &File, messages: &mut Vec<(u32, ByteBuf)>) -> Result<(), Errno> {
+    let [_, size, waiting] = message_queue::attributes(file.as_fd())?;
+    let mut room = vec![0; size.unsigned_abs() as usize];
+    for _ in 0..waiting {
+        let (length, priority) = message_queue::receive(file.as_fd(), &mut room)?;
+        messages.push((priority, ByteBuf::from(&room[..length])));
+    }
+    Ok(())
+}
+
+/// Puts them back.
+pub(super) fn fill(file: &File, messages: &[(u32, ByteBuf)]) -> Result<(), Errno> {
+    messages
+        .iter()
+        .try_for_each(|(priority, text)| message_queue::send(file.as_fd(), text, *priority))
 }
 
 /// A descriptor of a POSIX message queue that `who` holds, by its link in /proc/PID/fd.

@@ -29,6 +29,7 @@ pub mod kin;
 pub mod known;
 pub mod maps;
 pub mod memory;
+pub mod notices;
 pub mod overruns;
 pub mod process;
 pub mod ptys;
@@ -134,20 +135,21 @@ fn all_of(
     let living = guests.iter().filter(|guest| guest.state != 'Z');
     let any = living.min_by_key(|guest| programs(guest).len()).unwrap_or(any);
     let theirs = programs(any);
-    found.ipc = ipc_of(tracees, filters.gate, (any, theirs), guests, &mut found.collector)?;
+    let noticed = ipc_of(tracees, filters.gate, (any, theirs), guests, found)?;
+    notices::capture(tracees, filters.gate, guests, noticed, found)?;
     descriptors::finish(&mut found.collector)?;
     // The last, since it takes out what waits in them and puts it back.
     ptys::finish(&mut found.collector)
 }
 
-/// What no process holds: asked for by one of them.
+/// What no process holds: asked for by one of them. Gives queues that are not complete yet.
 fn ipc_of(
     tracees: &mut Tracees,
     gate: &Gate,
     (guest, programs): (&ProcessInfo, Vec<Vec<u8>>),
     guests: &[ProcessInfo],
-    collector: &mut Collector,
-) -> Result<crate::save::ipc::Ipc, SaveError> {
+    found: &mut Found,
+) -> Result<Vec<ipc::Noticed>, SaveError> {
     let who = format!("process {} ({})", guest.guest_pid, guest.comm);
     let living = guests.iter().filter(|guest| guest.state != 'Z');
     let living: Vec<ipc::Guest> = living
@@ -161,9 +163,11 @@ fn ipc_of(
     let (mut borrowed, _) = lend(tracees, gate, (guest.pid, &who), None, instruction)?;
     borrowed.hand.respect(programs);
     let mut subject = Subject::new(guest.pid, guest.guest_pid, &mut borrowed.hand);
-    let ipc = ipc::capture(&mut subject, &living, collector);
+    let captured = ipc::capture(&mut subject, &living, &mut found.collector);
     tracees.put(borrowed.end().map_err(SaveError::of(&who))?);
-    ipc
+    let (ipc, noticed) = captured?;
+    found.ipc = ipc;
+    Ok(noticed)
 }
 
 /// Where a `syscall` instruction of the process is.

@@ -29,6 +29,7 @@ pub mod fill;
 pub mod ipc;
 pub mod lazy;
 pub mod maker;
+pub mod notices;
 pub mod overruns;
 pub mod process;
 pub mod ptys;
@@ -472,6 +473,7 @@ fn complete(sandbox: &Sandbox, plant: &mut Plant<'_>) -> Result<(), RestoreError
     stops::hear(hand, process, sandbox)?;
     threads::drain(hand, who)?;
     timers::make(hand, process, who)?;
+    notices::register(hand, sandbox, process, who)?;
     let beginnings = overruns::plan(process);
     // While no other signal waits.
     overruns::count((&mut *hand, &mut *others), process, &beginnings, who)?;

@@ -1,0 +1,56 @@
+//! Programs that wait to be told of messages in POSIX queues.
+
+use std::path::Path;
+
+use crate::common::{LIMIT, guest, run, skip};
+use crate::desk::{Desk, Way};
+
+/// Whether this kernel has such queues.
+fn have_queues() -> bool {
+    let have = Path::new("/proc/sys/fs/mqueue").exists();
+    if !have {
+        skip("POSIX message queues");
+    }
+    have
+}
+
+#[test]
+fn the_guest_program_is_told_natively() {
+    for words in [&["up", "go"][..], &["up", "go", "thread"]] {
+        if !have_queues() {
+            return;
+        }
+        let desk = Desk::new("notified-native");
+        desk.touch("go");
+        let mut command = desk.workspace.command(guest("save_notified"));
+        command.args(words);
+        run(command, b"", LIMIT).success().expect_out("all so\n");
+    }
+}
+
+#[test]
+fn who_is_to_be_told_is_after_a_save_and_a_restore() {
+    for way in [Way::LeftRunning, Way::Restored, Way::RestoredTwice] {
+        if !have_queues() {
+            return;
+        }
+        let desk = Desk::new(&format!("notified-{way:?}"));
+        desk.begin("save_notified", "up go");
+        desk.save(way);
+        desk.touch("go");
+        desk.ends_well("all so\n");
+    }
+}
+
+#[test]
+fn who_is_to_be_told_by_a_thread_is_refused_by_name_and_is_told() {
+    if !have_queues() {
+        return;
+    }
+    let desk = Desk::new("notified-thread");
+    desk.begin("save_notified", "up go thread");
+    let save = desk.sandbox(&["save", "it", "-o", "image"]);
+    save.one_line_error(125, &["it", "/notified-0-", "mq_notify", "SIGEV_THREAD"]);
+    desk.touch("go");
+    desk.ends_well("all so\n");
+}
