@@ -5,8 +5,8 @@
 mod desk;
 mod likeness;
 mod failures;
+mod ipc;
 mod lazy;
-mod notified;
 mod passing;
 mod programs;
 mod waits;

@@ -5,9 +5,9 @@
 //! moment, which its times tell. POSIX queues can only be read by taking their messages out: they
 //! are put back at once, in the order in which they came.
 //!
-//! Not carried: times, the last process that used something, who made it (cuid, cgid).
+//! Not carried: times, the last process that used something, who made it (cuid, cgid). Adjustments of semaphores
+//! and notifications have files of their own.
 
-use std::collections::HashSet;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,8 +17,6 @@ use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
-use nix::sys::wait::{WaitPidFlag, waitpid};
-use nix::unistd::Pid;
 use serde_bytes::ByteBuf;
 
 use crate::save::capture::collector::{Collector, Content, Subject};
@@ -27,14 +25,13 @@ use crate::save::error::SaveError;
 use crate::save::hand;
 use crate::save::ipc::{Ipc, Messages, Permissions, Queue, Segment, Semaphores};
 use crate::save::state::{FileKind, SharedKind, SharedMemory};
-use crate::sys::{beneath, files, memfd, message_queue, process, spawn};
+use crate::sys::{beneath, memfd, message_queue};
 
 // include/uapi/linux/{shm,sem,msg}.h; those that end in ANY since Linux 4.17.
 const SHM_INFO: u64 = 14;
 const SHM_STAT_ANY: u64 = 15;
 const SEM_INFO: u64 = 19;
 const SEM_STAT_ANY: u64 = 20;
-const GETPID: u64 = 11;
 const GETALL: u64 = 13;
 const MSG_INFO: u64 = 12;
 const MSG_STAT_ANY: u64 = 13;
@@ -113,28 +110,13 @@ impl Status {
     }
 }
 
-/// One of all processes.
-#[derive(Debug, Clone)]
-pub struct Guest {
-    /// As the host numbers it.
-    pub pid: i32,
-    /// As the guest does.
-    pub guest_pid: i32,
-    /// As an error names it.
-    pub who: String,
-}
-
-/// All of the namespace that `subject` is in, which `guests` are in too, but for the POSIX queues of which
-/// somebody is notified ([`super::notices`]). Comes after their mappings, which say where shared memory is.
+/// All of the namespace that `subject` is in, but for the POSIX queues of which somebody is notified
+/// ([`super::notices`]), and what processes have undone of semaphores ([`super::adjustments`]). Comes after their mappings, which say where shared memory is.
 pub fn capture(
     subject: &mut Subject<'_>,
-    guests: &[Guest],
     collector: &mut Collector,
 ) -> Result<(Ipc, Vec<Noticed>), SaveError> {
     let [memory, semaphores, messages] = find(subject)?;
-    if !semaphores.is_empty() {
-        refuse_adjustments(subject, guests, &semaphores)?;
-    }
     let mut ipc = Ipc::default();
     for status in memory {
         ipc.memory.push(segment(subject, &status, collector)?);
@@ -199,85 +181,6 @@ fn statuses(subject: &mut Subject<'_>, kind: &Kind, last: u64) -> Result<Vec<Sta
         }
     }
     Ok(found)
-}
-
-/// What processes' ends do to semaphores (SEM_UNDO) the kernel tells nobody, but whether a process has a
-/// list of that is seen: it is not the same as the list of one that has none. Since one is also made with a
-/// process's first thread (copy_semundo in ipc/sem.c), a process with several threads is believed to
-/// have used it only where it was the last to change some semaphore.
-///
-/// Such a list cannot be carried. Nothing shows it (/proc/sysvipc/sem tells of the semaphores alone), and a
-/// copy of the process does not inherit it. It would show in what it does, if the process gave it up
-/// (unshare(2) with CLONE_SYSVSEM ends in exit_sem): but then the values have been cut off at 0 and SEMVMX, the
-/// process is the last that used each semaphore (GETPID), and threads that shared the list never share one
-/// again. A program that goes on after the save would notice.
-fn refuse_adjustments(
-    subject: &mut Subject<'_>,
-    guests: &[Guest],
-    semaphores: &[Status],
-) -> Result<(), SaveError> {
-    let users = last_users(subject, semaphores)?;
-    let own = |errno: Errno| SaveError::failed("adjustments of semaphores", errno.desc());
-    let other = Bystander::new().map_err(own)?;
-    for Guest { pid, guest_pid, who } in guests {
-        if message_queue::same_adjustments(*pid, other.pid).map_err(own)? {
-            continue;
-        }
-        let threads = std::fs::read_dir(format!("/proc/{pid}/task")).map_or(1, Iterator::count);
-        if threads == 1 || users.contains(guest_pid) {
-            return Err(SaveError::refused(format!(
-                "{who} uses System V semaphores, and what it may want undone at its end (SEM_UNDO) \
-                 cannot be saved; end it, or remove the semaphores, first"
-            )));
-        }
-    }
-    Ok(())
-}
-
-/// The processes that were the last to change some semaphore, as the guest numbers them.
-fn last_users(subject: &mut Subject<'_>, sets: &[Status]) -> Result<HashSet<i32>, SaveError> {
-    let mut users = HashSet::new();
-    let each = sets
-        .iter()
-        .flat_map(|set| (0..set.word(4)).map(|number| [set.permissions.id as u64, number, GETPID]));
-    let mut each = each.peekable();
-    while each.peek().is_some() {
-        let mut table = subject.hand.table();
-        let mut asked = Vec::new();
-        while table.has_room(1, 0) {
-            let Some(arguments) = each.next() else { break };
-            asked.push(table.attempt(libc::SYS_semctl, arguments));
-        }
-        let done = subject.hand.run(&table).map_err(failed(SEMAPHORES.name))?;
-        users.extend(asked.into_iter().filter_map(|it| done.result(it).ok()).map(|it| it as i32));
-    }
-    Ok(users)
-}
-
-/// A process that has never used a semaphore and has no threads: it does nothing until it is killed.
-struct Bystander {
-    pid: i32,
-    process: OwnedFd,
-}
-
-impl Bystander {
-    fn new() -> Result<Bystander, Errno> {
-        let (end, other) = files::pipe()?;
-        // It keeps both ends open itself, so that only a signal ends its read.
-        let (pid, process) = spawn::spawn(0, &end, |end| {
-            let _ = files::read_once(end.as_fd(), &mut [0]);
-            spawn::exit_now(0)
-        })?;
-        drop(other);
-        Ok(Bystander { pid, process })
-    }
-}
-
-impl Drop for Bystander {
-    fn drop(&mut self) {
-        let _ = process::pidfd_send_signal(self.process.as_fd(), libc::SIGKILL);
-        let _ = waitpid(Pid::from_raw(self.pid), Some(WaitPidFlag::__WALL));
-    }
 }
 
 fn segment(
@@ -358,7 +261,7 @@ fn values(subject: &mut Subject<'_>, status: &Status) -> Result<Semaphores, Save
     })?;
     let value = |it: &[u8]| u16::from_ne_bytes([it[0], it[1]]);
     let values = done.bytes(room).chunks_exact(2).map(value).collect();
-    Ok(Semaphores { permissions: status.permissions, values })
+    Ok(Semaphores { permissions: status.permissions, values, adjustments: Vec::new() })
 }
 
 fn copies(subject: &mut Subject<'_>, status: &Status) -> Result<Messages, SaveError> {

@@ -19,6 +19,7 @@ use crate::sys::agent::Data;
 use crate::sys::generated;
 use crate::sys::ptrace::Stop;
 
+pub mod adjustments;
 pub mod collector;
 pub mod descriptors;
 pub mod fdinfo;
@@ -135,7 +136,8 @@ fn all_of(
     let living = guests.iter().filter(|guest| guest.state != 'Z');
     let any = living.min_by_key(|guest| programs(guest).len()).unwrap_or(any);
     let theirs = programs(any);
-    let noticed = ipc_of(tracees, filters.gate, (any, theirs), guests, found)?;
+    let noticed = ipc_of(tracees, filters.gate, (any, theirs), found)?;
+    adjustments::capture(tracees, filters.gate, guests, found)?;
     notices::capture(tracees, filters.gate, guests, noticed, found)?;
     descriptors::finish(&mut found.collector)?;
     // The last, since it takes out what waits in them and puts it back.
@@ -147,23 +149,14 @@ fn ipc_of(
     tracees: &mut Tracees,
     gate: &Gate,
     (guest, programs): (&ProcessInfo, Vec<Vec<u8>>),
-    guests: &[ProcessInfo],
     found: &mut Found,
 ) -> Result<Vec<ipc::Noticed>, SaveError> {
     let who = format!("process {} ({})", guest.guest_pid, guest.comm);
-    let living = guests.iter().filter(|guest| guest.state != 'Z');
-    let living: Vec<ipc::Guest> = living
-        .map(|guest| ipc::Guest {
-            pid: guest.pid,
-            guest_pid: guest.guest_pid,
-            who: format!("process {} ({})", guest.guest_pid, guest.comm),
-        })
-        .collect();
     let instruction = instruction_of(guest.pid, &who)?;
     let (mut borrowed, _) = lend(tracees, gate, (guest.pid, &who), None, instruction)?;
     borrowed.hand.respect(programs);
     let mut subject = Subject::new(guest.pid, guest.guest_pid, &mut borrowed.hand);
-    let captured = ipc::capture(&mut subject, &living, &mut found.collector);
+    let captured = ipc::capture(&mut subject, &mut found.collector);
     tracees.put(borrowed.end().map_err(SaveError::of(&who))?);
     let (ipc, noticed) = captured?;
     found.ipc = ipc;

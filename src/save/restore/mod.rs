@@ -21,6 +21,7 @@ use crate::save::state::{Process, Sandbox, Space, Table as DescriptorTable};
 use crate::sentry::{Brought, Carried, Used};
 use crate::sys::ptrace::{self, Stopped};
 
+pub mod adjustments;
 mod batch;
 pub mod courier;
 pub mod descriptors;
@@ -473,6 +474,7 @@ fn complete(sandbox: &Sandbox, plant: &mut Plant<'_>) -> Result<(), RestoreError
     stops::hear(hand, process, sandbox)?;
     threads::drain(hand, who)?;
     timers::make(hand, process, who)?;
+    adjustments::make(hand, sandbox, process, who)?;
     notices::register(hand, sandbox, process, who)?;
     let beginnings = overruns::plan(process);
     // While no other signal waits.

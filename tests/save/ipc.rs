@@ -1,4 +1,5 @@
-//! Programs that wait to be told of messages in POSIX queues.
+//! Programs that wait to be told of messages in POSIX queues, and those whose ends undo what they did to
+//! semaphores.
 
 use std::path::Path;
 
@@ -53,4 +54,24 @@ fn who_is_to_be_told_by_a_thread_is_refused_by_name_and_is_told() {
     save.one_line_error(125, &["it", "/notified-0-", "mq_notify", "SIGEV_THREAD"]);
     desk.touch("go");
     desk.ends_well("all so\n");
+}
+
+#[test]
+fn ends_undo_natively() {
+    let desk = Desk::new("undo-native");
+    desk.touch("go");
+    let mut command = desk.workspace.command(guest("save_undo"));
+    command.args(["up", "go", "exact"]);
+    run(command, b"", LIMIT).success().expect_out("all so\n");
+}
+
+#[test]
+fn what_an_end_undoes_it_undoes_after_a_save_and_a_restore() {
+    for (way, how) in [(Way::LeftRunning, "exact"), (Way::Restored, ""), (Way::RestoredTwice, "")] {
+        let desk = Desk::new(&format!("undo-{way:?}"));
+        desk.begin("save_undo", &format!("up go {how}"));
+        desk.save(way);
+        desk.touch("go");
+        desk.ends_well("all so\n");
+    }
 }
