@@ -403,8 +403,9 @@ fn add_before(used: &mut [u64], before: &[Used]) {
     }
 }
 
+/// Mostly this is a thread that is just ending: the next attempt does not meet it any more.
 fn not_held(who: &str, tid: i32) -> SaveError {
-    SaveError::refused(format!(
+    SaveError::passing(format!(
         "{who}: thread {tid} does not stand still (it waits in vfork(2), or another guest debugs it); \
          try again later"
     ))
