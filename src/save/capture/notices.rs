@@ -97,8 +97,17 @@ fn ask(
                  already, which cannot be saved; have it take that first"
             )));
         }
-        if matches!(*signal, libc::SIGKILL | libc::SIGSTOP) {
-            return Err(refuse(noticed, "by a signal that cannot be taken"));
+        // (Sent to find out, SIGCONT would let a stopped process go on: prepare_signal in kernel/signal.c.)
+        const ACTS: [i32; 6] = [
+            libc::SIGKILL,
+            libc::SIGSTOP,
+            libc::SIGCONT,
+            libc::SIGTSTP,
+            libc::SIGTTIN,
+            libc::SIGTTOU,
+        ];
+        if ACTS.contains(signal) {
+            return Err(refuse(noticed, "by a signal that kills, stops or continues it"));
         }
     }
     if !hand.may_run(&taking) || !hand.may_run(&registering(hand, noticed, descriptor, 0)) {
