@@ -9,6 +9,9 @@ use crate::save::hand::HandError;
 pub enum SaveError {
     /// Something cannot be saved: which, and what to do.
     Refused(String),
+    /// Something cannot be saved that a program is likely to end by itself soon, such as what it is about to
+    /// read.
+    Passing(String),
     /// Something failed.
     Failed(String),
 }
@@ -23,7 +26,7 @@ pub enum RestoreError {
 }
 
 macro_rules! common {
-    ($($error:ident),*) => {$(
+    ($($error:ident: $($kind:ident)|+;)*) => {$(
         impl $error {
             /// It cannot be done, by name.
             pub fn refused(what: impl Into<String>) -> Self {
@@ -44,7 +47,7 @@ macro_rules! common {
         impl fmt::Display for $error {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 match self {
-                    $error::Refused(what) | $error::Failed(what) => f.write_str(what),
+                    $($error::$kind(what))|+ => f.write_str(what),
                 }
             }
         }
@@ -52,4 +55,14 @@ macro_rules! common {
         impl std::error::Error for $error {}
     )*};
 }
-common!(SaveError, RestoreError);
+common! {
+    SaveError: Refused | Passing | Failed;
+    RestoreError: Refused | Failed;
+}
+
+impl SaveError {
+    /// It cannot be done now, by name; in a moment it may be.
+    pub fn passing(what: impl Into<String>) -> Self {
+        SaveError::Passing(what.into())
+    }
+}

@@ -122,6 +122,11 @@ impl Hand {
         &self.filters
     }
 
+    /// Whether the guest's filters let all calls of a table through.
+    pub fn may_run(&self, table: &Table) -> bool {
+        self.denied(table).is_none()
+    }
+
     /// The first call of a table that a filter of the guest's denies.
     fn denied(&self, table: &Table) -> Option<u32> {
         if self.filters.is_empty() {

@@ -13,6 +13,7 @@ pub mod hand;
 pub mod image;
 pub mod ipc;
 pub mod opened;
+pub mod patience;
 pub mod pipeline;
 pub mod ptys;
 pub mod queues;
@@ -21,5 +22,6 @@ pub mod settle;
 pub mod sockets;
 pub mod spec;
 pub mod state;
+pub mod timers;
 #[cfg(test)]
 mod testing;

@@ -20,6 +20,7 @@ use crate::save::capture::{self, Earlier, Found, Streams};
 use crate::save::content;
 use crate::save::error::SaveError;
 use crate::save::image::{Features, ImageError, Writer};
+use crate::save::patience::patiently;
 use crate::save::ptys::OwnTerminal;
 use crate::save::state::{Run, Sandbox};
 use crate::sentry::{self, Kernel, KernelError, Unsettled, filter_count};
@@ -158,8 +159,10 @@ pub fn save(
     if let Some(lazy) = kernel.lazy() {
         lazy.settle(kernel, &Unsettled::Everything).map_err(SaveError::refused)?;
     }
+    let rest = |time| rest(kernel, progress, time);
     if options.leave_running {
-        let (sandbox, mut found, pause) = captured_live(kernel, facts, options)?;
+        let (sandbox, mut found, pause) =
+            patiently(|| captured_live(kernel, facts, options), rest)?;
         let saved = write(&sandbox, &found, &features, out, options, progress);
         snapshot::end(kernel, &mut found);
         // The copies end with the rest of it: whatever could not be read then, that is why.
@@ -171,9 +174,9 @@ pub fn save(
         commit(&saved)?;
         return Ok(saved);
     }
-    let (earlier, begun) = stop(kernel)?;
+    let (sandbox, mut found, begun) =
+        patiently(|| captured_standing(kernel, facts, options), rest)?;
     let saved = (|| {
-        let (sandbox, mut found) = captured_standing(kernel, facts, options, earlier)?;
         let saved = write(&sandbox, &found, &features, out, options, progress);
         snapshot::end(kernel, &mut found);
         let saved = Saved { pause: begun.elapsed(), ..saved? };
@@ -185,6 +188,26 @@ pub fn save(
         Err(_) => kernel.unpause()?,
     }
     saved
+}
+
+/// Lets the guests do for a moment what a save waits for, as long as anybody wants the image.
+fn rest(kernel: &Kernel, progress: &Tell, time: Duration) -> Result<(), SaveError> {
+    /// Who does not want it any more does not wait longer than this.
+    const SLICE: Duration = Duration::from_millis(128);
+    let end = Instant::now() + time;
+    loop {
+        if kernel.is_paused() {
+            return Err(SaveError::refused("which does not change while it is paused"));
+        }
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(());
+        }
+        std::thread::sleep(left.min(SLICE));
+        if !progress(Progress::default()) {
+            return Err(SaveError::refused("nobody wants the image any more"));
+        }
+    }
 }
 
 /// Whether the run's program is no more, also if nobody was told yet.
@@ -231,6 +254,30 @@ fn stop(kernel: &Kernel) -> Result<(Earlier, Instant), KernelError> {
     Ok((Earlier { asleep, carried: Arc::clone(kernel.carried()), cpu_us }, begun))
 }
 
+/// Captures guests that stand still from then on; since when. An error: they go on.
+fn captured_standing(
+    kernel: &Arc<Kernel>,
+    facts: &Facts,
+    options: Options,
+) -> Result<(Sandbox, Found, Instant), SaveError> {
+    let live = Arc::new(Live::standing(kernel));
+    let (earlier, begun) = stop(kernel)?;
+    let captured =
+        captured(kernel, facts, options, earlier, &live).and_then(|(mut sandbox, mut found)| {
+            match snapshot::settle(&mut found, &mut sandbox.spaces, false) {
+                Ok(_) => Ok((sandbox, found, begun)),
+                Err(error) => {
+                    snapshot::end(kernel, &mut found);
+                    Err(error)
+                }
+            }
+        });
+    if captured.is_err() {
+        kernel.unpause()?;
+    }
+    captured
+}
+
 /// Captures guests that go on again at once: what is to be read later is read from copies of them. Gives
 /// how long they stood still.
 fn captured_live(
@@ -266,24 +313,6 @@ fn captured_live(
     Err(SaveError::refused("mappings of its processes cannot be read; try again"))
 }
 
-/// Captures guests that stand still until all is written.
-fn captured_standing(
-    kernel: &Arc<Kernel>,
-    facts: &Facts,
-    options: Options,
-    earlier: Earlier,
-) -> Result<(Sandbox, Found), SaveError> {
-    let live = Arc::new(Live::standing(kernel));
-    let (mut sandbox, mut found) = captured(kernel, facts, options, earlier, &live)?;
-    match snapshot::settle(&mut found, &mut sandbox.spaces, false) {
-        Ok(_) => Ok((sandbox, found)),
-        Err(error) => {
-            snapshot::end(kernel, &mut found);
-            Err(error)
-        }
-    }
-}
-
 /// What is known of the stopped guests.
 fn captured(
     kernel: &Arc<Kernel>,
@@ -308,7 +337,12 @@ fn captured(
         let before = filter_count(log.init_pid()).unwrap_or(0);
         let filters = Filters { log: log.filters(), before, gate: &gate };
         let mut found = Found::new(earlier, options.strict);
-        capture::sandbox(tracees, filters, &guests, &own, &live, &mut found).map(|()| found)
+        let done = capture::sandbox(tracees, filters, &guests, &own, &live, &mut found);
+        if done.is_err() {
+            // Another attempt is not to meet them.
+            snapshot::end_here(tracees, &mut found);
+        }
+        done.map(|()| found)
     };
     let mut found = kernel.tracer().run(work).map_err(KernelError::Tracer)??;
     let collector = &mut found.collector;

@@ -8,6 +8,8 @@
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
+use crate::save::timers::Timer;
+
 /// Where content lies in the memory section. Numbers are given once for a whole image.
 pub type Object = u32;
 
@@ -329,29 +331,6 @@ pub struct Thread {
     /// CPU time so far, microseconds: user and system.
     #[serde(default)]
     pub cpu_us: [u64; 2],
-}
-
-/// A timer of timer_create(2).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Timer {
-    /// Its id.
-    pub id: i32,
-    /// Clock.
-    pub clock: i32,
-    /// SIGEV_*.
-    pub notify: i32,
-    /// Signal.
-    pub signal: i32,
-    /// sigev_value.
-    pub value: u64,
-    /// Thread, for SIGEV_THREAD_ID.
-    pub thread: i32,
-    /// Interval and what remains, nanoseconds; 0: not armed.
-    pub interval: u64,
-    /// See above.
-    pub remaining: u64,
-    /// timer_getoverrun(2).
-    pub overrun: i32,
 }
 
 /// A descriptor table.

@@ -6,7 +6,9 @@ mod desk;
 mod large;
 mod likeness;
 mod failures;
+mod ipc;
 mod lazy;
+mod passing;
 mod programs;
 mod waits;
 

@@ -57,3 +57,32 @@ fn timers_signals_and_stops_are_there_after_a_save() {
 fn timers_signals_and_stops_are_there_after_a_restore() {
     state("state-restored", Way::Restored);
 }
+
+#[test]
+fn timers_count_natively() {
+    let desk = Desk::new("overruns-native");
+    desk.touch("go");
+    let mut command = desk.workspace.command(guest("save_overruns"));
+    command.args(["up", "go", "exact"]);
+    run(command, b"", LIMIT).success().out_has("all so\n");
+}
+
+#[track_caller]
+fn overruns(test: &str, way: Way, how: &str) {
+    let desk = Desk::new(test);
+    desk.begin("save_overruns", &format!("up go {how}"));
+    desk.save(way);
+    desk.touch("go");
+    desk.ends_well("all so\n");
+}
+
+#[test]
+fn what_timers_have_counted_is_there_after_a_save() {
+    overruns("overruns-left", Way::LeftRunning, "exact");
+}
+
+#[test]
+fn what_timers_have_counted_is_there_after_a_restore() {
+    overruns("overruns-restored", Way::Restored, "");
+    overruns("overruns-twice", Way::RestoredTwice, "");
+}

@@ -150,7 +150,10 @@ impl Teller {
         let (words, farewell) = (&mut self.words, &self.farewell);
         let progress = self.progress.clone();
         let tell: Tell = Arc::new(move |so_far| {
-            progress.send_replace(so_far);
+            // Before there is an image there is nothing to show.
+            if so_far.total > 0 {
+                progress.send_replace(so_far);
+            }
             // Whoever asked listens until the image is complete.
             !progress.is_closed()
         });

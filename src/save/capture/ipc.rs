@@ -5,9 +5,9 @@
 //! moment, which its times tell. POSIX queues can only be read by taking their messages out: they
 //! are put back at once, in the order in which they came.
 //!
-//! Not carried: times, the last process that used something, who made it (cuid, cgid).
+//! Not carried: times, the last process that used something, who made it (cuid, cgid). Adjustments of semaphores
+//! and notifications have files of their own.
 
-use std::collections::HashSet;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,8 +17,6 @@ use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
-use nix::sys::wait::{WaitPidFlag, waitpid};
-use nix::unistd::Pid;
 use serde_bytes::ByteBuf;
 
 use crate::save::capture::collector::{Collector, Content, Subject};
@@ -27,14 +25,13 @@ use crate::save::error::SaveError;
 use crate::save::hand;
 use crate::save::ipc::{Ipc, Messages, Permissions, Queue, Segment, Semaphores};
 use crate::save::state::{FileKind, SharedKind, SharedMemory};
-use crate::sys::{beneath, files, memfd, message_queue, process, spawn};
+use crate::sys::{beneath, memfd, message_queue};
 
 // include/uapi/linux/{shm,sem,msg}.h; those that end in ANY since Linux 4.17.
 const SHM_INFO: u64 = 14;
 const SHM_STAT_ANY: u64 = 15;
 const SEM_INFO: u64 = 19;
 const SEM_STAT_ANY: u64 = 20;
-const GETPID: u64 = 11;
 const GETALL: u64 = 13;
 const MSG_INFO: u64 = 12;
 const MSG_STAT_ANY: u64 = 13;
@@ -113,28 +110,13 @@ impl Status {
     }
 }
 
-/// One of all processes.
-#[derive(Debug, Clone)]
-pub struct Guest {
-    /// As the host numbers it.
-    pub pid: i32,
-    /// As the guest does.
-    pub guest_pid: i32,
-    /// As an error names it.
-    pub who: String,
-}
-
-/// All of the namespace that `subject` is in, which `guests` are in too. Comes after their mappings, which
-/// say where shared memory is.
+/// All of the namespace that `subject` is in, but for the POSIX queues of which somebody is notified
+/// ([`super::notices`]), and what processes have undone of semaphores ([`super::adjustments`]). Comes after their mappings, which say where shared memory is.
 pub fn capture(
     subject: &mut Subject<'_>,
-    guests: &[Guest],
     collector: &mut Collector,
-) -> Result<Ipc, SaveError> {
+) -> Result<(Ipc, Vec<Noticed>), SaveError> {
     let [memory, semaphores, messages] = find(subject)?;
-    if !semaphores.is_empty() {
-        refuse_adjustments(subject, guests, &semaphores)?;
-    }
     let mut ipc = Ipc::default();
     for status in memory {
         ipc.memory.push(segment(subject, &status, collector)?);
@@ -145,8 +127,8 @@ pub fn capture(
     for status in messages {
         ipc.messages.push(copies(subject, &status)?);
     }
-    ipc.queues = queues(subject.pid)?;
-    Ok(ipc)
+    let noticed = queues(subject.pid, &mut ipc.queues)?;
+    Ok((ipc, noticed))
 }
 
 fn failed(what: impl std::fmt::Display) -> impl FnOnce(hand::HandError) -> SaveError {
@@ -199,79 +181,6 @@ fn statuses(subject: &mut Subject<'_>, kind: &Kind, last: u64) -> Result<Vec<Sta
         }
     }
     Ok(found)
-}
-
-/// What processes' ends do to semaphores (SEM_UNDO) the kernel tells nobody, but whether a process has a
-/// list of that is seen: it is not the same as the list of one that has none. Since one is also made with a
-/// process's first thread (copy_semundo in ipc/sem.c), a process with several threads is believed to
-/// have used it only where it was the last to change some semaphore.
-fn refuse_adjustments(
-    subject: &mut Subject<'_>,
-    guests: &[Guest],
-    semaphores: &[Status],
-) -> Result<(), SaveError> {
-    let users = last_users(subject, semaphores)?;
-    let own = |errno: Errno| SaveError::failed("adjustments of semaphores", errno.desc());
-    let other = Bystander::new().map_err(own)?;
-    for Guest { pid, guest_pid, who } in guests {
-        if message_queue::same_adjustments(*pid, other.pid).map_err(own)? {
-            continue;
-        }
-        let threads = std::fs::read_dir(format!("/proc/{pid}/task")).map_or(1, Iterator::count);
-        if threads == 1 || users.contains(guest_pid) {
-            return Err(SaveError::refused(format!(
-                "{who} uses System V semaphores, and what it may want undone at its end (SEM_UNDO) \
-                 cannot be saved; end it, or remove the semaphores, first"
-            )));
-        }
-    }
-    Ok(())
-}
-
-/// The processes that were the last to change some semaphore, as the guest numbers them.
-fn last_users(subject: &mut Subject<'_>, sets: &[Status]) -> Result<HashSet<i32>, SaveError> {
-    let mut users = HashSet::new();
-    let each = sets
-        .iter()
-        .flat_map(|set| (0..set.word(4)).map(|number| [set.permissions.id as u64, number, GETPID]));
-    let mut each = each.peekable();
-    while each.peek().is_some() {
-        let mut table = subject.hand.table();
-        let mut asked = Vec::new();
-        while table.has_room(1, 0) {
-            let Some(arguments) = each.next() else { break };
-            asked.push(table.attempt(libc::SYS_semctl, arguments));
-        }
-        let done = subject.hand.run(&table).map_err(failed(SEMAPHORES.name))?;
-        users.extend(asked.into_iter().filter_map(|it| done.result(it).ok()).map(|it| it as i32));
-    }
-    Ok(users)
-}
-
-/// A process that has never used a semaphore and has no threads: it does nothing until it is killed.
-struct Bystander {
-    pid: i32,
-    process: OwnedFd,
-}
-
-impl Bystander {
-    fn new() -> Result<Bystander, Errno> {
-        let (end, other) = files::pipe()?;
-        // It keeps both ends open itself, so that only a signal ends its read.
-        let (pid, process) = spawn::spawn(0, &end, |end| {
-            let _ = files::read_once(end.as_fd(), &mut [0]);
-            spawn::exit_now(0)
-        })?;
-        drop(other);
-        Ok(Bystander { pid, process })
-    }
-}
-
-impl Drop for Bystander {
-    fn drop(&mut self) {
-        let _ = process::pidfd_send_signal(self.process.as_fd(), libc::SIGKILL);
-        let _ = waitpid(Pid::from_raw(self.pid), Some(WaitPidFlag::__WALL));
-    }
 }
 
 fn segment(
@@ -352,7 +261,7 @@ fn values(subject: &mut Subject<'_>, status: &Status) -> Result<Semaphores, Save
     })?;
     let value = |it: &[u8]| u16::from_ne_bytes([it[0], it[1]]);
     let values = done.bytes(room).chunks_exact(2).map(value).collect();
-    Ok(Semaphores { permissions: status.permissions, values })
+    Ok(Semaphores { permissions: status.permissions, values, adjustments: Vec::new() })
 }
 
 fn copies(subject: &mut Subject<'_>, status: &Status) -> Result<Messages, SaveError> {
@@ -391,17 +300,18 @@ fn copies(subject: &mut Subject<'_>, status: &Status) -> Result<Messages, SaveEr
     Ok(Messages { permissions: status.permissions, capacity, messages })
 }
 
-/// POSIX message queues that have names.
-fn queues(pid: i32) -> Result<Vec<Queue>, SaveError> {
+/// POSIX message queues that have names. Gives those that are not complete yet.
+fn queues(pid: i32, queues: &mut Vec<Queue>) -> Result<Vec<Noticed>, SaveError> {
     const MQUEUE_MAGIC: i64 = 0x1980_0202;
     let path = format!("/proc/{pid}/root/dev/mqueue");
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     // None is mounted where the host's kernel has no such thing.
-    let Ok(directory) = open(path.as_str(), flags, Mode::empty()) else { return Ok(Vec::new()) };
+    let mut noticed = Vec::new();
+    let Ok(directory) = open(path.as_str(), flags, Mode::empty()) else { return Ok(noticed) };
     let own = |errno: Errno| SaveError::failed("the POSIX message queues", errno.desc());
     let system = nix::sys::statfs::fstatfs(&directory).map_err(own)?;
     if system.filesystem_type().0 != MQUEUE_MAGIC {
-        return Ok(Vec::new());
+        return Ok(noticed);
     }
     let ids = Ids::of(pid)?;
     let mut listing = Dir::from_fd(directory).map_err(own)?;
@@ -413,7 +323,6 @@ fn queues(pid: i32) -> Result<Vec<Queue>, SaveError> {
         }
     }
     names.sort();
-    let mut queues = Vec::new();
     for name in names {
         let show = format!("the message queue /{}", name.to_string_lossy());
         let flags = libc::O_RDWR | libc::O_NONBLOCK | libc::O_NOFOLLOW;
@@ -421,45 +330,83 @@ fn queues(pid: i32) -> Result<Vec<Queue>, SaveError> {
             refused_by_mode(Some(errno), show.clone())
                 .unwrap_or_else(|| SaveError::failed(&show, errno.desc()))
         })?;
-        queues.push(queue(opened, name.to_bytes(), &show, &ids)?);
+        let (queue, notice) = queue(opened, name.to_bytes(), show, &ids)?;
+        noticed.extend(notice.map(|notice| Noticed { queue: queues.len(), ..notice }));
+        queues.push(queue);
     }
-    Ok(queues)
+    Ok(noticed)
 }
 
-fn queue(opened: OwnedFd, name: &[u8], show: &str, ids: &Ids) -> Result<Queue, SaveError> {
+/// A queue of which somebody is notified (mq_notify(3)).
+#[derive(Debug)]
+pub struct Noticed {
+    /// Index in [`Ipc::queues`].
+    pub queue: usize,
+    /// The queue, with all of its messages.
+    pub file: File,
+    /// As an error names it.
+    pub show: String,
+    /// SIGEV_SIGNAL, SIGEV_NONE or SIGEV_THREAD.
+    pub notify: i32,
+    /// The signal.
+    pub signal: i32,
+    /// Who is, as the host numbers it.
+    pub pid: i32,
+}
+
+fn queue(
+    opened: OwnedFd,
+    name: &[u8],
+    show: String,
+    ids: &Ids,
+) -> Result<(Queue, Option<Noticed>), SaveError> {
     let mut file = File::from(opened);
-    let failed = |error: std::io::Error| SaveError::failed(show, error);
+    let failed = |error: std::io::Error| SaveError::failed(&show, error);
     let mut status = String::new();
     file.read_to_string(&mut status).map_err(failed)?;
-    let notified = status.split("NOTIFY_PID:").nth(1).is_some_and(|it| it.trim() != "0");
-    if notified {
-        return Err(SaveError::refused(format!(
-            "{show} has a process that waits to be notified (mq_notify), which cannot be saved; let \
-             it withdraw that first"
-        )));
-    }
     let it = file.metadata().map_err(failed)?;
-    let [most, size, waiting] =
+    let [most, size, _] =
         message_queue::attributes(file.as_fd()).map_err(|it| failed(it.into()))?;
-    let mut messages = Vec::new();
-    let mut room = vec![0; size.unsigned_abs() as usize];
-    let taken = (0..waiting).try_for_each(|_| {
-        let (length, priority) = message_queue::receive(file.as_fd(), &mut room)?;
-        messages.push((priority, ByteBuf::from(&room[..length])));
-        Ok::<(), Errno>(())
-    });
-    for (priority, text) in &messages {
-        message_queue::send(file.as_fd(), text, *priority).map_err(|it| failed(it.into()))?;
-    }
-    taken.map_err(|errno| failed(errno.into()))?;
-    Ok(Queue {
+    let mut queue = Queue {
         name: ByteBuf::from(name),
         uid: ids.user(it.uid()),
         gid: ids.group(it.gid()),
         mode: it.mode() & 0o7777,
         limits: [most, size],
-        messages,
-    })
+        messages: Vec::new(),
+        notice: None,
+    };
+    // mqueue_read_file in ipc/mqueue.c: the process by the number that the reader knows it by.
+    let field = |name: &str| {
+        let value = status.split(name).nth(1)?.split_whitespace().next()?;
+        value.parse::<i32>().ok()
+    };
+    let [notify, signal, pid] =
+        ["NOTIFY:", "SIGNO:", "NOTIFY_PID:"].map(|it| field(it).unwrap_or(0));
+    if pid != 0 {
+        return Ok((queue, Some(Noticed { queue: 0, file, show, notify, signal, pid })));
+    }
+    let taken = drain(&file, &mut queue.messages);
+    fill(&file, &queue.messages).and(taken).map_err(|errno| failed(errno.into()))?;
+    Ok((queue, None))
+}
+
+/// Takes all messages out, in their order.
+pub(super) fn drain(file: &File, messages: &mut Vec<(u32, ByteBuf)>) -> Result<(), Errno> {
+    let [_, size, waiting] = message_queue::attributes(file.as_fd())?;
+    let mut room = vec![0; size.unsigned_abs() as usize];
+    for _ in 0..waiting {
+        let (length, priority) = message_queue::receive(file.as_fd(), &mut room)?;
+        messages.push((priority, ByteBuf::from(&room[..length])));
+    }
+    Ok(())
+}
+
+/// Puts them back.
+pub(super) fn fill(file: &File, messages: &[(u32, ByteBuf)]) -> Result<(), Errno> {
+    messages
+        .iter()
+        .try_for_each(|(priority, text)| message_queue::send(file.as_fd(), text, *priority))
 }
 
 /// A descriptor of a POSIX message queue that `who` holds, by its link in /proc/PID/fd.

@@ -19,6 +19,7 @@ use crate::sys::agent::Data;
 use crate::sys::generated;
 use crate::sys::ptrace::{Stop, Stopped};
 
+pub mod adjustments;
 pub mod collector;
 pub mod copied;
 pub mod descriptors;
@@ -30,6 +31,8 @@ pub mod kin;
 pub mod known;
 pub mod maps;
 pub mod memory;
+pub mod notices;
+pub mod overruns;
 pub mod process;
 pub mod ptys;
 pub mod shared;
@@ -135,36 +138,31 @@ fn all_of(
     let living = guests.iter().filter(|guest| guest.state != 'Z');
     let any = living.min_by_key(|guest| programs(guest).len()).unwrap_or(any);
     let theirs = programs(any);
-    found.ipc = ipc_of(tracees, filters.gate, (any, theirs), guests, &mut found.collector)?;
+    let noticed = ipc_of(tracees, filters.gate, (any, theirs), found)?;
+    adjustments::capture(tracees, filters.gate, guests, found)?;
+    notices::capture(tracees, filters.gate, guests, noticed, found)?;
     descriptors::finish(&mut found.collector)?;
     // The last, since it takes out what waits in them and puts it back.
     ptys::finish(&mut found.collector)
 }
 
-/// What no process holds: asked for by one of them.
+/// What no process holds: asked for by one of them. Gives queues that are not complete yet.
 fn ipc_of(
     tracees: &mut Tracees,
     gate: &Gate,
     (guest, programs): (&ProcessInfo, Vec<Vec<u8>>),
-    guests: &[ProcessInfo],
-    collector: &mut Collector,
-) -> Result<crate::save::ipc::Ipc, SaveError> {
+    found: &mut Found,
+) -> Result<Vec<ipc::Noticed>, SaveError> {
     let who = format!("process {} ({})", guest.guest_pid, guest.comm);
-    let living = guests.iter().filter(|guest| guest.state != 'Z');
-    let living: Vec<ipc::Guest> = living
-        .map(|guest| ipc::Guest {
-            pid: guest.pid,
-            guest_pid: guest.guest_pid,
-            who: format!("process {} ({})", guest.guest_pid, guest.comm),
-        })
-        .collect();
     let instruction = instruction_of(guest.pid, &who)?;
     let (mut borrowed, _) = lend(tracees, gate, (guest.pid, &who), None, instruction)?;
     borrowed.hand.respect(programs);
     let mut subject = Subject::new(guest.pid, guest.guest_pid, &mut borrowed.hand);
-    let ipc = ipc::capture(&mut subject, &living, collector);
+    let captured = ipc::capture(&mut subject, &mut found.collector);
     tracees.put(borrowed.end().map_err(SaveError::of(&who))?);
-    ipc
+    let (ipc, noticed) = captured?;
+    found.ipc = ipc;
+    Ok(noticed)
 }
 
 /// Where a `syscall` instruction of the process is.
@@ -251,14 +249,17 @@ fn process_of(
         return Err(SaveError::failed(&who, "it ended while it was saved"));
     };
     let programs = filters::programs(&process);
-    let whose = Whose { filters, who: &who, instruction, programs };
+    let goes_on = live.goes_on();
+    let whose = Whose { filters, who: &who, instruction, programs, goes_on };
     let (mut borrowed, area) = whose.lend(tracees, *first, None)?;
     let before = Before { gate: filters.gate, guest, guests, streams, live };
     let done = leader(&before, &mut borrowed, &mut process, found).and_then(|copied| {
         copied.into_iter().for_each(|it| tracees.keep(it));
+        let told = (&mut process, &found.collector);
         let asked = threads::ask(&who, &mut borrowed)?;
-        let mut threads = vec![(threads::hear(&who, &mut borrowed, asked)?, borrowed.why())];
-        threads.extend(whose.threads(tracees, others, area)?);
+        let mut threads = vec![whose.hear(&mut borrowed, asked, true, told)?];
+        let told = (&mut process, &found.collector);
+        threads.extend(whose.threads(tracees, others, area, told)?);
         Ok(threads)
     });
     // The first one takes the agent out again, whatever came of it.
@@ -283,7 +284,12 @@ struct Whose<'w> {
     instruction: u64,
     /// Its own seccomp filters.
     programs: Vec<Vec<u8>>,
+    /// It goes on after the save.
+    goes_on: bool,
 }
+
+/// What a thread may tell more of: its process, and the collector, which knows the moment of the save.
+type About<'a> = (&'a mut Process, &'a Collector);
 
 impl Whose<'_> {
     fn lend(
@@ -305,11 +311,13 @@ impl Whose<'_> {
         tracees: &mut Tracees,
         tids: &[i32],
         area: Area,
+        (process, collector): About<'_>,
     ) -> Result<Vec<(Thread, Stop)>, SaveError> {
         let mut threads = Vec::with_capacity(tids.len());
         for some in tids.chunks(SLOTS) {
             let mut lent = Vec::with_capacity(SLOTS);
-            let done = self.side_by_side(tracees, some, area, &mut lent);
+            let about = (&mut *process, collector);
+            let done = self.side_by_side(tracees, (some, area), &mut lent, about);
             // Each is given back whatever came of it.
             let mut lost = None;
             for borrowed in lent {
@@ -330,9 +338,9 @@ impl Whose<'_> {
     fn side_by_side(
         &self,
         tracees: &mut Tracees,
-        tids: &[i32],
-        area: Area,
+        (tids, area): (&[i32], Area),
         lent: &mut Vec<Borrowed>,
+        (process, collector): About<'_>,
     ) -> Result<Vec<(Thread, Stop)>, SaveError> {
         let mut all = Vec::with_capacity(tids.len());
         for (slot, tid) in tids.iter().enumerate() {
@@ -343,9 +351,26 @@ impl Whose<'_> {
             }
         }
         let hear = |(borrowed, asked): (&mut Borrowed, _)| {
-            Ok((threads::hear(self.who, borrowed, asked)?, borrowed.why()))
+            self.hear(borrowed, asked, false, (&mut *process, collector))
         };
         lent.iter_mut().zip(all).map(hear).collect()
+    }
+
+    /// What a thread says that has been asked, and why it had stopped.
+    fn hear(
+        &self,
+        borrowed: &mut Borrowed,
+        asked: threads::Asked,
+        leader: bool,
+        (process, collector): About<'_>,
+    ) -> Result<(Thread, Stop), SaveError> {
+        let mut thread = threads::hear(self.who, borrowed, asked)?;
+        // (What it was about to get is no signal that waits.)
+        let taken = usize::from(borrowed.signal().is_some());
+        let told = overruns::Told { leader, taken, goes_on: self.goes_on };
+        overruns::capture(&mut borrowed.hand, &told, process, &mut thread, collector)
+            .map_err(SaveError::of(self.who))?;
+        Ok((thread, borrowed.why()))
     }
 }
 
@@ -447,8 +472,9 @@ fn add_before(used: &mut [u64], before: &[Used]) {
     }
 }
 
+/// Mostly this is a thread that is just ending: the next attempt does not meet it any more.
 fn not_held(who: &str, tid: i32) -> SaveError {
-    SaveError::refused(format!(
+    SaveError::passing(format!(
         "{who}: thread {tid} does not stand still (it waits in vfork(2), or another guest debugs it); \
          try again later"
     ))

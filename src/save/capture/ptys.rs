@@ -159,7 +159,7 @@ fn refuse(index: u32, found: &Found) -> Result<(), SaveError> {
     let notices = is(master, PollFlags::POLLPRI)
         .map_err(|errno| SaveError::failed(format!("the terminal {index}"), errno.desc()))?;
     if notices {
-        return Err(SaveError::refused(format!(
+        return Err(SaveError::passing(format!(
             "{} has not yet read what it is to be told of the terminal {index} (packet mode), which \
              cannot be saved; try again",
             found.who

@@ -28,7 +28,7 @@ use crate::notify::Gate;
 use crate::save::error::SaveError;
 use crate::save::hand::{AREA, Hand, HandError, first_stop};
 use crate::save::state::{MappingKind, Process, Space};
-use crate::sentry::Kernel;
+use crate::sentry::{Kernel, Tracees};
 use crate::sys::generated;
 use crate::sys::ptrace::{self, Stop, Stopped};
 use crate::sys::{pagemap, process};
@@ -44,6 +44,7 @@ pub struct Live {
     before: Option<HashMap<i32, Vec<Line>>>,
     /// Bytes of memory from which on a copy is made.
     least: u64,
+    goes_on: bool,
 }
 
 /// Whether a mapping with these flags is not in a copy, or empty there (MADV_DONTFORK and
@@ -62,13 +63,19 @@ impl Live {
             let read = |pid| Some((pid, maps::read(pid).ok()?));
             before = Some(guests.iter().filter_map(|guest| read(guest.pid)).collect());
         }
-        Ok(Live { kernel: Arc::clone(kernel), before, least: 0 })
+        Ok(Live { kernel: Arc::clone(kernel), before, least: 0, goes_on: true })
     }
 
     /// The guests stand still until their memory is read; those that have much are copied all the same, since
     /// copies are read faster.
     pub fn standing(kernel: &Arc<Kernel>) -> Live {
-        Live { kernel: Arc::clone(kernel), before: None, least: WORTH_A_COPY }
+        let kernel = Arc::clone(kernel);
+        Live { kernel, before: None, least: WORTH_A_COPY, goes_on: false }
+    }
+
+    /// The guests go on after the save.
+    pub fn goes_on(&self) -> bool {
+        self.goes_on
     }
 
     /// Mappings of a stopped process with their flags, which may be those of shortly before; but for the
@@ -295,16 +302,28 @@ fn with_locks(flags: &str, before: &str) -> String {
 
 /// Ends the copies; returns when they have ended. Not on the tracer's thread.
 pub fn end(kernel: &Kernel, found: &mut Found) {
-    let copies = std::mem::take(&mut found.copies);
-    let ended: Vec<_> = copies.iter().map(|it| (it.pid(), Arc::clone(it.pidfd()))).collect();
-    drop(copies);
+    let ended = killed(found);
     // (No tracer any more: none of them is left.)
-    let _ = kernel.tracer().run(move |tracees| {
-        for (pid, pidfd) in ended {
-            let _ = ptrace::wait_for_end(pidfd.as_fd());
-            tracees.take_kept(pid);
-        }
-    });
+    let _ = kernel.tracer().run(move |tracees| wait_for_ends(tracees, &ended));
+}
+
+/// The same on the tracer's thread.
+pub fn end_here(tracees: &mut Tracees, found: &mut Found) {
+    let ended = killed(found);
+    wait_for_ends(tracees, &ended);
+}
+
+/// Those that have been killed, and what tells of their ends.
+fn killed(found: &mut Found) -> Vec<(i32, Arc<OwnedFd>)> {
+    let copies = std::mem::take(&mut found.copies);
+    copies.iter().map(|it| (it.pid(), Arc::clone(it.pidfd()))).collect()
+}
+
+fn wait_for_ends(tracees: &mut Tracees, ended: &[(i32, Arc<OwnedFd>)]) {
+    for (pid, pidfd) in ended {
+        let _ = ptrace::wait_for_end(pidfd.as_fd());
+        tracees.take_kept(*pid);
+    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,8 @@
 
 use super::collector::{Collector, Subject};
 use crate::save::error::SaveError;
-use crate::save::state::{Process, Timer};
+use crate::save::state::Process;
+use crate::save::timers::Timer;
 use crate::sys::generated;
 
 /// The timers of the subject (/proc/PID/timers, and how long each still runs).
@@ -53,15 +54,7 @@ pub fn set_back(process: &mut Process, collector: &Collector) {
     if *value == 0 {
         *value = *interval;
     }
-    // Clocks that count the time of processors stand while everything is stopped (clock_getres(2)).
-    let is_wall = |timer: &&mut Timer| {
-        timer.clock >= 0
-            && !matches!(
-                timer.clock,
-                libc::CLOCK_PROCESS_CPUTIME_ID | libc::CLOCK_THREAD_CPUTIME_ID
-            )
-    };
-    for timer in process.timers.iter_mut().filter(is_wall) {
+    for timer in process.timers.iter_mut().filter(|it| it.is_on_wall_clock()) {
         timer.remaining = left(timer.remaining, timer.interval);
     }
 }
@@ -83,6 +76,7 @@ fn parse(text: &str) -> Vec<Timer> {
                 interval: 0,
                 remaining: 0,
                 overrun: 0,
+                waiting: None,
             });
             continue;
         }

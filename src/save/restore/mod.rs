@@ -21,6 +21,7 @@ use crate::save::state::{Process, Sandbox, Space, Table as DescriptorTable, Thre
 use crate::sentry::{Brought, Carried, Used};
 use crate::sys::ptrace::{self, Stopped};
 
+pub mod adjustments;
 mod batch;
 pub mod descriptors;
 pub mod direct;
@@ -28,6 +29,8 @@ pub mod fill;
 pub mod ipc;
 pub mod lazy;
 pub mod maker;
+pub mod notices;
+pub mod overruns;
 pub mod process;
 pub mod ptys;
 pub mod seed;
@@ -491,16 +494,21 @@ fn complete(sandbox: &Sandbox, plant: &mut Plant<'_>) -> Result<(), RestoreError
     }
     stops::hear(hand, process, sandbox)?;
     threads::drain(hand, who)?;
-    threads::queue(hand, (process.pid, process.pid), &process.pending, true, who)?;
+    timers::make(hand, process, who)?;
+    adjustments::make(hand, sandbox, process, who)?;
+    notices::register(hand, sandbox, process, who)?;
+    let beginnings = overruns::plan(process);
+    // While no other signal waits.
+    overruns::count((&mut *hand, &mut *others), process, &beginnings, who)?;
+    overruns::queue(hand, (process, None), &beginnings, who)?;
     let mut last = hand.table();
     descriptors::close_courier(&mut last, *courier);
     process::limit(&mut last, process);
     hand.post(last).map_err(RestoreError::of(&*who))?;
-    timers::make(hand, process, who)?;
     process::spare(hand, process);
-    timers::wind(hand, process, who)?;
+    timers::wind(hand, process, &beginnings, who)?;
     let last = |hand: &mut Hand, thread: &Thread| {
-        threads::queue(hand, (process.pid, thread.tid), &thread.pending, false, who)?;
+        overruns::queue(hand, (process, Some(thread)), &beginnings, who)?;
         threads::secure(hand, thread, who)?;
         process::give_up(hand, space, who)?;
         threads::mourn(hand, thread, who)?;

@@ -1,12 +1,13 @@
 //! Timers: those of setitimer(2), and those of timer_create(2) with the numbers that they had.
 //!
-//! Each runs for as long as it had left when it was saved. What is not there to be restored: how often
-//! one had run out without being noticed (timer_getoverrun(2)), and whether it was set for a point in
-//! time.
+//! Each runs for as long as it had left when it was saved; those that had expired without being noticed are
+//! the business of [`super::overruns`]. What is not there to be restored: whether one was set for a point in time.
 
+use super::overruns::Beginning;
 use crate::save::error::RestoreError;
 use crate::save::hand::{Hand, HandError};
-use crate::save::state::{Process, Timer};
+use crate::save::state::Process;
+use crate::save::timers::Timer;
 use crate::sys::agent::{Data, Table};
 
 /// Takes the numbers that timer_create(2) finds in memory, since Linux 6.15 (include/uapi/linux/prctl.h).
@@ -89,8 +90,13 @@ fn event(table: &mut Table, timer: &Timer) -> Data {
     table.data(&bytes)
 }
 
-/// Starts those that ran: just before all go on.
-pub fn wind(hand: &mut Hand, process: &Process, who: &str) -> Result<(), RestoreError> {
+/// Starts those that ran and nothing else is known of: just before all go on.
+pub fn wind(
+    hand: &mut Hand,
+    process: &Process,
+    beginnings: &[Beginning],
+    who: &str,
+) -> Result<(), RestoreError> {
     let failed = || RestoreError::of(format!("{who}: its timers"));
     let mut table = hand.table();
     for (which, (interval, value)) in process.interval_timers.iter().enumerate() {
@@ -102,11 +108,14 @@ pub fn wind(hand: &mut Hand, process: &Process, who: &str) -> Result<(), Restore
     if !table.is_empty() {
         hand.run(&table).map_err(failed())?;
     }
-    let running: Vec<&Timer> = process.timers.iter().filter(|it| it.remaining != 0).collect();
-    for some in running.chunks(AT_ONCE) {
+    let running = process.timers.iter().zip(beginnings).filter_map(|(timer, it)| match it {
+        Beginning::In(left) if *left > 0 => Some((timer, *left)),
+        _ => None,
+    });
+    for some in running.collect::<Vec<_>>().chunks(AT_ONCE) {
         let mut table = hand.table();
-        for timer in some {
-            let new = times(&mut table, 1_000_000_000, timer.interval, timer.remaining);
+        for (timer, left) in some {
+            let new = times(&mut table, SECOND, timer.interval, *left);
             table.call(libc::SYS_timer_settime, [timer.id as u64, 0, new.address, 0]);
         }
         hand.run(&table).map_err(failed())?;
@@ -114,8 +123,11 @@ pub fn wind(hand: &mut Hand, process: &Process, who: &str) -> Result<(), Restore
     Ok(())
 }
 
+/// Nanoseconds.
+pub(super) const SECOND: u64 = 1_000_000_000;
+
 /// A struct itimerval or itimerspec.
-fn times(table: &mut Table, second: u64, interval: u64, value: u64) -> Data {
+pub(super) fn times(table: &mut Table, second: u64, interval: u64, value: u64) -> Data {
     let words = [interval / second, interval % second, value / second, value % second];
     table.data(&words.map(u64::to_ne_bytes).concat())
 }
@@ -123,6 +135,7 @@ fn times(table: &mut Table, second: u64, interval: u64, value: u64) -> Data {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::save::restore::overruns;
     use crate::save::restore::seed::tests::plant;
     use crate::save::state::testing::process;
 
@@ -137,6 +150,7 @@ mod tests {
             interval: 0,
             remaining: 100_000_000_000,
             overrun: 0,
+            waiting: None,
         }
     }
 
@@ -153,7 +167,8 @@ mod tests {
         let mut process = process(2, 1, 1, 1);
         process.timers = vec![timer(5), timer(3)];
         make(&mut hand, &process);
-        wind(&mut hand, &process, "it").unwrap();
+        let beginnings = overruns::plan(&process);
+        wind(&mut hand, &process, &beginnings, "it").unwrap();
         let all: Vec<_> = (0..8).map(|id| left(&mut hand, id)).collect();
         child.kill().unwrap();
         child.wait().unwrap();

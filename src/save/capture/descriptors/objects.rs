@@ -114,7 +114,7 @@ impl Capture<'_, '_> {
             .map_err(self.holder.failed_with(found.fd, "read the state"))?;
         if waiting > 0 {
             // They can only be read, which takes them away, and nothing puts them back.
-            return Err(SaveError::refused(format!(
+            return Err(SaveError::passing(format!(
                 "{} has not yet read what its inotify descriptor {} tells it, which cannot be saved; \
                  try again in a moment",
                 self.holder.name, found.fd

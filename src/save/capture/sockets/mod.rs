@@ -76,6 +76,11 @@ impl Whose {
         SaveError::refused(format!("{self} holds {what}"))
     }
 
+    /// The same of what is likely to be gone soon.
+    fn refuse_for_now(&self, what: impl fmt::Display) -> SaveError {
+        SaveError::passing(format!("{self} holds {what}"))
+    }
+
     fn failed(&self, what: &'static str) -> impl Fn(Errno) -> SaveError {
         move |errno| SaveError::failed(format!("{self}: cannot {what}"), errno.desc())
     }
@@ -124,7 +129,7 @@ fn resolve_rights(collector: &mut Collector) -> Result<(), SaveError> {
                 SaveError::refused("a descriptor in the queue of a socket was not captured")
             })?;
             if late.get(*index as usize) == Some(&true) {
-                return Err(SaveError::refused(
+                return Err(SaveError::passing(
                     "a descriptor of a process, of its files in /proc, of a namespace or of epoll waits in \
                      the queue of a socket, which cannot be saved; receive it first",
                 ));

@@ -18,7 +18,7 @@ pub(super) fn none() -> Netlink {
 pub(super) fn capture(who: &Whose, fd: BorrowedFd<'_>) -> Result<Netlink, SaveError> {
     let failed = who.failed("ask the netlink socket");
     if socket::events(fd).map_err(&failed)? & libc::POLLIN != 0 {
-        return Err(who.refuse(
+        return Err(who.refuse_for_now(
             "a netlink socket with messages that were not read, which cannot be saved; read them first",
         ));
     }

@@ -105,7 +105,7 @@ pub(super) fn capture(
             }))
         }
         state => {
-            return Err(who.refuse(format!(
+            return Err(who.refuse_for_now(format!(
                 "a TCP socket in state {state}, which cannot be saved; try again"
             )));
         }
@@ -120,9 +120,9 @@ pub(super) fn capture(
 fn refuse_urgent(who: &Whose, fd: BorrowedFd<'_>) -> Result<(), SaveError> {
     let urgent = socket::receive(fd, 1, libc::MSG_OOB | MSG_PEEK | MSG_DONTWAIT);
     match urgent {
-        Ok(urgent) if urgent.length > 0 => {
-            Err(who.refuse("urgent data in a TCP connection, which cannot be saved; read it first"))
-        }
+        Ok(urgent) if urgent.length > 0 => Err(who.refuse_for_now(
+            "urgent data in a TCP connection, which cannot be saved; read it first",
+        )),
         _ => Ok(()),
     }
 }
@@ -166,7 +166,7 @@ fn sides(sockets: &[&mut Socket]) -> HashMap<Ends, usize> {
 
 fn held<'g>(socket: &Socket, gathered: &'g Gathered) -> Result<&'g Held, SaveError> {
     let held = gathered.held.get(&socket.id);
-    held.ok_or_else(|| SaveError::refused("a socket changed while it was being saved; try again"))
+    held.ok_or_else(|| SaveError::passing("a socket changed while it was being saved; try again"))
 }
 
 /// Tells apart connections without another side among the sockets: nobody has accepted them, the other
@@ -209,7 +209,7 @@ fn settle_pending(sockets: &mut [&mut Socket], gathered: &Gathered) -> Result<()
             *found.entry(remote.1).or_default() += 1;
             tcp.state = TcpState::Pending(end);
         } else if !gathered.shares_host {
-            return Err(it.who.refuse(
+            return Err(it.who.refuse_for_now(
                 "a TCP connection whose other side was closed while data was on its way, which cannot be \
                  saved; read it to its end first",
             ));
@@ -228,7 +228,7 @@ fn settle_pending(sockets: &mut [&mut Socket], gathered: &Gathered) -> Result<()
     }
     for (at, count, who) in &listeners {
         if *count > 0 && expected.get(&at.1) != found.get(&at.1) {
-            return Err(who.refuse(
+            return Err(who.refuse_for_now(
                 "TCP connections that nobody has accepted and whose other sides are closed or outside the \
                  sandbox, which cannot be saved; accept them first",
             ));
@@ -245,7 +245,7 @@ fn refuse_data(held: &Held, end: bool) -> Result<(), SaveError> {
     let most = 1 + u32::from(end);
     let (info, to_send) = (Info::of(fd).map_err(&failed)?, socket::to_send(fd).map_err(&failed)?);
     if info.acknowledged > u64::from(most) || to_send > u32::from(end) {
-        return Err(held.who.refuse(
+        return Err(held.who.refuse_for_now(
             "a TCP connection with data in it that nobody has accepted yet, which cannot be saved; \
              try again when it has been accepted",
         ));
@@ -361,7 +361,7 @@ fn trim(sockets: &mut [&mut Socket], gathered: &Gathered) -> Result<(), SaveErro
         let Some(up_to) = received.get(&(remote, local)) else { continue };
         let known = up_to.wrapping_sub(connection.send_next) as usize;
         if known > connection.sent.len() {
-            return Err(who.refuse(
+            return Err(who.refuse_for_now(
                 "a TCP connection whose two sides do not agree, which cannot be saved; try again",
             ));
         }

@@ -17,7 +17,7 @@ pub(super) fn capture(who: &Whose, fd: BorrowedFd<'_>) -> Result<Udp, SaveError>
     // What was sent over the loopback is charged to nobody any more (loopback_xmit in
     // drivers/net/loopback.c), so what is still charged has not been sent (UDP_CORK, MSG_MORE).
     if socket::to_send(fd).map_err(&failed)? > 0 {
-        return Err(who.refuse(
+        return Err(who.refuse_for_now(
             "a UDP socket with a datagram that is not complete (UDP_CORK), which cannot be saved; \
              send it first",
         ));

@@ -73,7 +73,7 @@ fn state(
         (LISTEN, _) => {
             // Nobody can tell any more whether they have sent something.
             if entry.pending.contains(&0) {
-                return Err(who.refuse(
+                return Err(who.refuse_for_now(
                     "a unix socket with a connection that nobody has accepted and whose maker is gone, \
                      which cannot be saved; try again when it has been accepted",
                 ));
@@ -88,7 +88,7 @@ fn state(
             // cannot be undone.
             match socket::to_send(fd).map_err(who.failed("ask the socket"))? {
                 0 => Ok(UnixState::Pending),
-                _ => Err(who.refuse(
+                _ => Err(who.refuse_for_now(
                     "a unix connection with data in it that nobody has accepted yet, which cannot be \
                      saved; try again when it has been accepted",
                 )),
@@ -111,7 +111,9 @@ fn waiting(
     if kind == SOCK_STREAM {
         let urgent = socket::receive(fd, 1, libc::MSG_OOB | libc::MSG_PEEK | libc::MSG_DONTWAIT);
         if urgent.is_ok_and(|urgent| urgent.length > 0) {
-            return Err(who.refuse("urgent data in a socket, which cannot be saved; read it first"));
+            return Err(
+                who.refuse_for_now("urgent data in a socket, which cannot be saved; read it first")
+            );
         }
     }
     let found = match kind {

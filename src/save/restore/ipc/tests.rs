@@ -1,8 +1,9 @@
 //! Objects of a namespace that are captured, made again in another and captured once more.
 
 use super::*;
+use crate::save::capture::adjustments::{Asked, ask};
 use crate::save::capture::collector::{Collector, Content, Subject};
-use crate::save::capture::ipc::{Guest, capture};
+use crate::save::capture::ipc::capture;
 use crate::save::error::SaveError;
 use crate::save::hand::Hand;
 use crate::save::ipc::Ipc;
@@ -22,9 +23,13 @@ fn with_guest<T>(work: impl FnOnce(&mut Hand) -> T) -> T {
 fn taken(hand: &mut Hand) -> Result<(Ipc, Collector), SaveError> {
     let mut collector = Collector::default();
     let pid = hand.tid();
-    let guests = [Guest { pid, guest_pid: 7, who: "process 7 (it)".to_owned() }];
     let mut subject = Subject::new(pid, 7, hand);
-    let ipc = capture(&mut subject, &guests, &mut collector)?;
+    let (ipc, noticed) = capture(&mut subject, &mut collector)?;
+    // Those who wait for messages are the business of others.
+    assert_eq!(noticed.len(), ipc.queues.iter().filter(|it| &it.name[..] == b"noticed").count());
+    if let Some(noticed) = noticed.first() {
+        assert_eq!((noticed.notify, noticed.signal, noticed.pid), (libc::SIGEV_SIGNAL, 10, pid));
+    }
     Ok((ipc, collector))
 }
 
@@ -149,24 +154,38 @@ fn nothing_is_nothing() {
 }
 
 #[test]
-fn adjustments_and_notifications_are_refused_by_name() {
+fn adjustments_and_notifications_are_found() {
     with_guest(|hand| {
         let set = hand.call(libc::SYS_semget, [0, 1, CREATE | 0o600]).unwrap();
-        let undo = [0u8, 0, 1, 0, 0, 0x10];
-        hand.call_with(libc::SYS_semop, &undo, |at| [set, at, 1]).unwrap();
-        let error = taken(hand).unwrap_err().to_string();
-        assert!(error.starts_with("process 7 (it) uses") && error.contains("SEM_UNDO"));
+        let asked = Asked { guest_pid: 7, threads: 1, who: "it" };
+        // (SETVAL, which makes it forget adjustments.)
+        const SETVAL: u64 = 16;
+        for value in [0u16, 1, 32767] {
+            for adjustment in [0, 1, -1, 5, -5, 32767, -32767, -32768] {
+                hand.call(libc::SYS_semctl, [set, 0, SETVAL, value.into()]).unwrap();
+                let operations = crate::save::ipc::adjusting(0, value, adjustment);
+                if adjustment != 0 {
+                    let count = operations.len() as u64 / 6;
+                    hand.call_with(libc::SYS_semop, &operations, |at| [set, at, count]).unwrap();
+                }
+                let before = taken(hand).unwrap().0;
+                assert_eq!(before.semaphores[0].values, [value]);
+                let found = ask(hand, &before.semaphores, &asked).unwrap();
+                let expected = (adjustment != 0).then_some((0, 0, adjustment));
+                assert_eq!(found, Vec::from_iter(expected), "{value}");
+                assert_eq!(taken(hand).unwrap().0, before);
+            }
+        }
         hand.call(libc::SYS_semctl, [set, 0, libc::IPC_RMID as u64]).unwrap();
         if mount_queues(hand) {
             let flags = (libc::O_CREAT | libc::O_RDWR) as u64;
-            let queue = hand.call_path(libc::SYS_mq_open, b"it", |at| [at, flags, 0o600, 0]);
-            // SIGEV_NONE
-            let event = [0u64, 1 << 32, 0, 0, 0, 0, 0, 0].iter().flat_map(|it| it.to_ne_bytes());
-            let event: Vec<u8> = event.collect();
-            let queue = queue.unwrap();
+            let open = |at| [at, flags, 0o600, 0];
+            let queue = hand.call_path(libc::SYS_mq_open, b"noticed", open).unwrap();
+            // SIGEV_SIGNAL
+            let event = [5u64, libc::SIGUSR1 as u64, 0, 0, 0, 0, 0, 0];
+            let event: Vec<u8> = event.iter().flat_map(|it| it.to_ne_bytes()).collect();
             hand.call_with(libc::SYS_mq_notify, &event, |at| [queue, at]).unwrap();
-            let error = taken(hand).unwrap_err().to_string();
-            assert!(error.contains("/it") && error.contains("mq_notify"), "{error}");
+            assert_eq!(taken(hand).unwrap().0.queues.len(), 1);
         }
     });
 }
