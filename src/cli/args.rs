@@ -91,6 +91,21 @@ pub(super) enum Verb {
             image; - is one on the standard input."
     )]
     Inspect(super::inspect::Command),
+    /// List what a sandbox with --overlay has changed
+    #[command(
+        after_help = "Each line is a letter and a path: A added, M modified, D deleted (a directory with all \
+            that is in it), T of another type, P other permissions, owner or extended attributes.\n\n\
+            Exit status: 0 no change, 1 changes, 2 no answer."
+    )]
+    Diff(super::diff::Command),
+    /// Apply what a sandbox with --overlay has changed to the host's files
+    #[command(
+        after_help = "A path that the host has changed meanwhile is a conflict; then nothing is applied.\n\n\
+            Exit status: 0 applied, 1 conflicts, 125 something could not be applied."
+    )]
+    Commit(super::commit::Command),
+    /// Drop what a sandbox with --overlay has changed
+    Discard(super::discard::Command),
     /// Send a signal to the program of a sandbox, or to other processes in it
     Kill(super::kill::Command),
     /// Wait for the end of a sandbox; exits with its status
@@ -208,6 +223,12 @@ pub(super) struct RunOptions {
     /// Put an empty directory in memory at PATH
     #[arg(long, value_name = "PATH", help_heading = FILES)]
     tmpfs: Vec<OsString>,
+    /// Let the program change DIR for itself alone (/ is everything); see sandbox diff
+    #[arg(long, value_name = "DIR", help_heading = FILES)]
+    overlay: Vec<OsString>,
+    /// Keep what changes in overlays in PATH, instead of ~/.local/state/sandbox/overlays
+    #[arg(long, value_name = "PATH", help_heading = FILES)]
+    overlay_dir: Option<PathBuf>,
     /// Start in DIR and make it writable, instead of the current directory
     #[arg(long, value_name = "DIR", help_heading = FILES)]
     workdir: Option<PathBuf>,
@@ -321,6 +342,7 @@ impl RunOptions {
             (RuleKind::Writable, self.rw),
             (RuleKind::Hide, self.hide),
             (RuleKind::Tmpfs, self.tmpfs),
+            (RuleKind::Overlay, self.overlay),
         ];
         let rules = kinds
             .into_iter()
@@ -328,6 +350,7 @@ impl RunOptions {
         Options {
             argv: Vec::new(),
             rules: rules.collect(),
+            overlay_dir: self.overlay_dir,
             env: self.env,
             clear_env: self.clear_env,
             workdir: self.workdir,
@@ -368,7 +391,7 @@ impl RunCommand {
         let options = self.into_options();
         let limits = LimitWishes::default();
         for (given, flag) in [
-            (!options.rules.is_empty(), "--ro, --rw, --hide and --tmpfs"),
+            (!options.rules.is_empty(), "--ro, --rw, --hide, --tmpfs and --overlay"),
             (options.hostname.is_some(), "--hostname"),
             (options.user.is_some(), "--user"),
             (options.kmsg, "--kmsg"),

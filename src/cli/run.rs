@@ -4,10 +4,11 @@ use std::io::Write;
 
 use super::args::RunCommand;
 use super::{OWN_ERROR, exec, explain, fail, print};
-use crate::config::{self, Host, Options, RunSpec, Voice};
+use crate::config::{self, Host, Options, RuleKind, RunSpec, Voice};
 use crate::control::client::Sandbox;
 use crate::control::detach::{self, Outcome, Side};
 use crate::control::{Claim, Control, Verdict};
+use crate::overlay::{self, Held, OverlayError, Store};
 use crate::runtime::{self, Finished};
 
 /// An exit status and why, in a sentence.
@@ -55,6 +56,9 @@ fn foreground(command: RunCommand) -> i32 {
     let options = command.into_options();
     let mut host = Host::current();
     if dry_run {
+        if let Err(error) = store(&Options { rules: Vec::new(), ..options.clone() }, &mut host) {
+            return fail(error);
+        }
         return match config::resolve(&options, &host) {
             Ok(spec) => print(explain::decisions(&spec)).err().unwrap_or(0),
             Err(error) => fail(error),
@@ -72,7 +76,7 @@ fn foreground(command: RunCommand) -> i32 {
         }
     };
     let mut control = claim.map(|claim| Control::new(claim, None));
-    let done = attempt(&options, &mut host, control.as_mut());
+    let done = attempt(&options, &mut host, id.is_some(), control.as_mut());
     end_in_foreground(control, done)
 }
 
@@ -116,7 +120,7 @@ fn background(command: RunCommand, verdict: Verdict) -> i32 {
     let mut control = Control::new(claim, Some(verdict));
     let done = detach::print_to(&output)
         .map_err(|error| (OWN_ERROR, format!("cannot redirect the output: {error}")))
-        .and_then(|()| attempt(&options, &mut host, Some(&mut control)));
+        .and_then(|()| attempt(&options, &mut host, id.is_some(), Some(&mut control)));
     end_in_background(control, done)
 }
 
@@ -142,21 +146,63 @@ pub(super) fn end_in_background(
     }
 }
 
-/// Resolves the options, says what was decided where that was asked for, and runs the program.
+/// Resolves the options, says what was decided where that was asked for, and runs the program. `named`:
+/// the user has chosen the id.
 fn attempt(
     options: &Options,
     host: &mut Host,
+    named: bool,
     control: Option<&mut Control>,
 ) -> Result<(RunSpec, Finished), Failure> {
+    let own = |error: &dyn std::fmt::Display| (OWN_ERROR, error.to_string());
     host.private.extend(control.iter().map(|control| control.base().to_owned()));
-    let spec = config::resolve(options, host).map_err(|error| (OWN_ERROR, error.to_string()))?;
+    let store = store(options, host).map_err(|error| own(&error))?;
+    let spec = config::resolve(options, host).map_err(|error| own(&error))?;
     if spec.voice == Voice::Verbose {
         let _ = write!(std::io::stderr(), "{}", explain::decisions(&spec));
     }
-    match runtime::run(&spec, control) {
-        Ok(finished) => Ok((spec, finished)),
+    let held = held(&spec, store, named, control.as_deref()).map_err(|error| own(&error))?;
+    let layers = held.as_ref().map_or(&[][..], Held::layers);
+    let done = runtime::run(&spec, layers, control);
+    let kept = held.and_then(Held::finish);
+    match done {
+        Ok(mut finished) => {
+            finished.notes.extend(kept);
+            Ok((spec, finished))
+        }
         Err(error) => Err((error.status(), error.to_string())),
     }
+}
+
+/// Where the overlays of this run are to be kept, if it has any. No guest sees that place, nor the usual one.
+pub(super) fn store(options: &Options, host: &mut Host) -> Result<Option<Store>, OverlayError> {
+    if let Ok(Some(usual)) = Store::open(None, false) {
+        host.stores.push(usual.path().to_owned());
+    }
+    let wanted = options.rules.iter().any(|rule| rule.kind == RuleKind::Overlay);
+    let store = match (wanted, &options.overlay_dir) {
+        (false, None) => None,
+        (wanted, place) => Store::open(place.as_deref(), wanted)?,
+    };
+    host.stores.extend(store.iter().map(|store| store.path().to_owned()));
+    Ok(store)
+}
+
+/// The overlay of the run.
+fn held(
+    spec: &RunSpec,
+    store: Option<Store>,
+    named: bool,
+    control: Option<&Control>,
+) -> Result<Option<Held>, OverlayError> {
+    let Some(store) = store else { return Ok(None) };
+    let id = match control {
+        Some(control) if named => control.id().to_owned(),
+        // One that happens to be known is somebody else's overlay.
+        Some(control) => store.free_id(control.id())?,
+        None => store.free_id(&format!("run-{}", std::process::id()))?,
+    };
+    overlay::prepare(spec, Some(store), &id)
 }
 
 /// The program and its arguments, for `ps`.

@@ -18,6 +18,8 @@ pub struct Options {
     pub argv: Vec<OsString>,
     /// Rules about files; their order means nothing.
     pub rules: Vec<Rule>,
+    /// Where overlays are kept, if not in the usual place.
+    pub overlay_dir: Option<PathBuf>,
     /// `NAME=VALUE` sets a variable, `NAME` passes the caller's. The last one of a name counts.
     pub env: Vec<OsString>,
     /// Pass nothing of the caller's environment but what `env` names.
@@ -53,6 +55,7 @@ impl Default for Options {
         Options {
             argv: Vec::new(),
             rules: Vec::new(),
+            overlay_dir: None,
             env: Vec::new(),
             clear_env: false,
             workdir: None,
@@ -103,6 +106,8 @@ pub enum RuleKind {
     Hide,
     /// `--tmpfs`
     Tmpfs,
+    /// `--overlay`
+    Overlay,
 }
 
 impl RuleKind {
@@ -113,6 +118,7 @@ impl RuleKind {
             RuleKind::Writable => "--rw",
             RuleKind::Hide => "--hide",
             RuleKind::Tmpfs => "--tmpfs",
+            RuleKind::Overlay => "--overlay",
         }
     }
 }
