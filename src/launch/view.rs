@@ -500,13 +500,26 @@ fn no_mount_point(target: &Path, what: &str) -> PlanError {
     ))
 }
 
+impl std::fmt::Display for OverlayStep {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [target, upper] =
+            [&self.target, &self.upper].map(|path| OsString::from_vec(path.as_bytes().to_vec()));
+        write!(
+            f,
+            "make an overlay of {}, with its changes in {}",
+            target.display(),
+            upper.display()
+        )
+    }
+}
+
 impl std::fmt::Display for Step {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let show = |s: &CString| OsString::from_vec(s.as_bytes().to_vec()).display().to_string();
         match self {
             Step::Private => write!(f, "make the mounts private"),
             Step::Clone { source, .. } => write!(f, "copy the mount at {}", show(source)),
-            Step::Overlay { layer, .. } => write!(f, "overlay {}", show(&layer.target)),
+            Step::Overlay { layer, .. } => layer.fmt(f),
             Step::Enter { .. } => write!(f, "make the overlay of / the root"),
             Step::Leave => write!(f, "take the host's root away"),
             Step::Attach { target, .. } => write!(f, "mount on {}", show(target)),

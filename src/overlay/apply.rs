@@ -1,7 +1,8 @@
 //! Making copies of what is in a layer, beside the place of the host that they are for.
 //!
 //! Owns how one file, link, pipe or whole new directory is copied: content with its holes, hard links,
-//! owner, extended attributes, mode, times. Nothing is put in its place here.
+//! owner, extended attributes, mode, times. Nothing is put in its place here. Of a layer that goes as a whole,
+//! files are linked instead where that can be done; no run may use the layer from then on (`commit`).
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -115,6 +116,8 @@ pub(super) struct Copier<'c> {
     pub(super) links: HashMap<(u64, u64), Place>,
     /// What of a new directory is left out.
     pub(super) wanted: &'c dyn Fn(usize, &Path) -> bool,
+    /// The layer will go: what can be linked need not be copied.
+    pub(super) gives: bool,
     pub(super) tell: &'c mut Tell<'c>,
 }
 
@@ -141,6 +144,20 @@ impl Copier<'_> {
             return Ok(());
         }
         match kind {
+            // Where the layer is on the same mount nothing need be copied: the host gets another name of
+            // the file, and the overlay loses its own afterwards.
+            Type::File
+                if self.gives
+                    && linkat(directory, name, parent, temporary, AtFlags::empty()).is_ok() =>
+            {
+                (self.tell)(stat.st_size as u64);
+                let made = entry::open_path(parent, temporary)?;
+                entry::strip(made.as_fd())?;
+                if safe_mode(&stat, old) != stat.st_mode {
+                    set_mode(made.as_fd(), safe_mode(&stat, old))?;
+                }
+                return Ok(());
+            }
             Type::File => self.file(directory, name, &stat, parent, temporary)?,
             Type::Directory => self.directory(upper, from, &stat, (parent, temporary, &place))?,
             Type::Link => symlinkat(readlinkat(directory, name)?.as_os_str(), parent, temporary)?,

@@ -6,31 +6,28 @@
 //! whatever interrupts this leaves every path old or new, and nothing that the next commit would not
 //! remove.
 
-use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
-use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, RenameFlags, openat, renameat, renameat2};
-use nix::sys::stat::{FileStat, Mode};
-use nix::unistd::{AccessFlags, UnlinkatFlags, syncfs, unlinkat};
-use serde::{Deserialize, Serialize};
+use nix::fcntl::{RenameFlags, renameat, renameat2};
+use nix::sys::stat::FileStat;
+use nix::unistd::{AccessFlags, syncfs};
 use serde_bytes::ByteBuf;
 
 use super::apply::{Copier, Root, Upper, own, safe_mode, set_times, temporary};
 use super::changes::{Change, Changes, Kind, What, open_host, set_mode};
-use super::description::{Stamp, bytes, path, replace};
+use super::conflicts::conflicts;
+use super::description::bytes;
 use super::entry::{self, Type};
 use super::error::{OverlayError, refuse};
 use super::glob::Glob;
+use super::journal::{self, old_name};
 use super::prune::{Pending, prune};
-use super::remove::{heap, remove_tree};
+use super::remove::remove_tree;
 use super::store::Kept;
 use crate::config::quoted;
 
@@ -82,10 +79,6 @@ struct Step {
     temporary: OsString,
 }
 
-/// The copies that may be on the host: the layer, the directory in it, the name.
-#[derive(Debug, Default, Serialize, Deserialize)]
-struct Journal(Vec<(u32, ByteBuf, ByteBuf)>);
-
 impl Kept {
     /// Applies the overlay, or a part of it, to the host. What was applied leaves the overlay, and with the
     /// last change the overlay goes.
@@ -98,9 +91,7 @@ impl Kept {
         tell: &mut dyn FnMut(Progress),
     ) -> Result<Outcome, OverlayError> {
         let lock = self.lock()?;
-        if !options.dry_run {
-            clean_up(&self)?;
-        }
+        let interrupted = !options.dry_run && journal::clean_up(&self)?;
         let mut walk = Changes::of(&self, true);
         let mut all = Vec::new();
         for change in walk.by_ref() {
@@ -115,18 +106,31 @@ impl Kept {
         if options.dry_run || !(conflicts.is_empty() || options.force) {
             return Ok(Outcome { committed, conflicts });
         }
-        let mut commit = Commit::new(&self, &committed.changes)?;
-        commit.run(&same_links, tell)?;
         let rest = pending(&all, &committed);
+        let mut commit = Commit::new(&self, &committed.changes)?;
+        commit.whole = rest.is_empty();
+        commit.interrupted = interrupted;
+        commit.run(&same_links, tell)?;
         if rest.is_empty() {
             drop(commit);
             self.remove(lock)?;
             return Ok(Outcome { committed, conflicts });
         }
-        for (layer, upper) in &mut commit.uppers {
-            let none = Pending::new();
-            let pending = rest.get(layer).unwrap_or(&none);
-            prune(upper, pending).map_err(|errno| {
+        self.take_out(&rest)?;
+        // What an interrupted commit has put in its place may be the overlay's as well, by another name: no
+        // run may use it until all is committed.
+        if !interrupted {
+            journal::end(&self)?;
+        }
+        Ok(Outcome { committed, conflicts })
+    }
+
+    /// Takes everything out of the layers that is not pending.
+    fn take_out(&self, rest: &HashMap<usize, Pending>) -> Result<(), OverlayError> {
+        let none = Pending::new();
+        for layer in 0..self.description.layers.len() {
+            let mut upper = Upper::new(self.layer(layer, "upper")?);
+            prune(&mut upper, rest.get(&layer).unwrap_or(&none)).map_err(|errno| {
                 refuse!(
                     "the host has the changes, but they cannot be taken out of the overlay {}: {}",
                     self.id,
@@ -134,7 +138,7 @@ impl Kept {
                 )
             })?;
         }
-        Ok(Outcome { committed, conflicts })
+        Ok(())
     }
 }
 
@@ -170,76 +174,6 @@ fn pending(all: &[Change], committed: &Committed) -> HashMap<usize, Pending> {
     rest
 }
 
-/// The paths among these that the host has changed since the run that changed them began.
-fn conflicts(kept: &Kept, chosen: &[Change]) -> Result<Vec<PathBuf>, OverlayError> {
-    let mut found = Vec::new();
-    let mut layers: HashMap<usize, (Root, Upper)> = HashMap::new();
-    for change in chosen.iter().filter(|change| change.before.is_some()) {
-        // Its names come and go, and that changes its stamp too.
-        if (change.kind, change.now) == (Kind::Attributes, Some(Type::Directory)) {
-            continue;
-        }
-        let fail =
-            |errno: Errno| refuse!("cannot look at {}: {}", quoted(&change.path), errno.desc());
-        let (root, upper) = match layers.entry(change.layer) {
-            Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(new) => {
-                let place = kept.description.layers[change.layer].path();
-                let root = Root(open_host(&place).map_err(fail)?);
-                new.insert((root, Upper::new(kept.layer(change.layer, "upper")?)))
-            }
-        };
-        let Some(name) = change.relative.file_name() else { continue };
-        let parent = change.relative.parent().unwrap_or(Path::new(""));
-        let since = upper
-            .open(parent)
-            .map_or(kept.description.starts[0], |directory| since(kept, directory.as_fd(), name));
-        let directory = root.open(parent).map_err(fail)?;
-        if is_newer(directory.as_fd(), name, since).map_err(fail)? {
-            found.push(change.path.clone());
-        }
-    }
-    Ok(found)
-}
-
-/// When the run began in which an entry of a layer was made. What the host had changed before, that run
-/// has seen.
-fn since(kept: &Kept, directory: BorrowedFd<'_>, name: &OsStr) -> Stamp {
-    let starts = &kept.description.starts;
-    let born = || {
-        // statx(2), stx_btime; not every file system has it.
-        let place = File::from(entry::open_path(directory, name).ok()?);
-        let born = place.metadata().ok()?.created().ok()?.duration_since(UNIX_EPOCH).ok()?;
-        let seconds = i64::try_from(born.as_secs()).ok()?;
-        Some(Stamp { seconds, nanoseconds: i64::from(born.subsec_nanos()) })
-    };
-    let run = born().and_then(|born| starts.iter().rev().find(|start| **start <= born));
-    run.copied().unwrap_or(starts[0])
-}
-
-/// Whether something, or anything in it, was changed later than this.
-fn is_newer(directory: BorrowedFd<'_>, name: &OsStr, since: Stamp) -> Result<bool, Errno> {
-    let Some(stat) = entry::look(directory, name)? else { return Ok(false) };
-    if entry::changed(&stat) > since {
-        return Ok(true);
-    }
-    if Type::of(&stat) != Type::Directory {
-        return Ok(false);
-    }
-    let inside = match entry::open_directory(directory, name) {
-        Ok(inside) => inside,
-        // What cannot be read cannot be removed either; that is said when it is tried.
-        Err(Errno::EACCES) => return Ok(false),
-        Err(errno) => return Err(errno),
-    };
-    for name in entry::names(inside.as_fd())? {
-        if is_newer(inside.as_fd(), &name, since)? {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
 /// One commit under way.
 struct Commit<'k> {
     kept: &'k Kept,
@@ -250,6 +184,10 @@ struct Commit<'k> {
     /// Every chosen path.
     chosen: BTreeSet<(usize, PathBuf)>,
     total: u64,
+    /// Nothing stays in the overlay: its files can be given to the host as they are.
+    whole: bool,
+    /// An earlier one has done that in part.
+    interrupted: bool,
 }
 
 impl<'k> Commit<'k> {
@@ -261,6 +199,8 @@ impl<'k> Commit<'k> {
             steps: Vec::new(),
             chosen: changes.iter().map(|it| (it.layer, it.relative.clone())).collect(),
             total: changes.iter().map(|change| change.size).sum(),
+            whole: false,
+            interrupted: false,
         };
         for (layer, note) in kept.description.layers.iter().enumerate() {
             commit.uppers.insert(layer, Upper::new(kept.layer(layer, "upper")?));
@@ -304,7 +244,10 @@ impl<'k> Commit<'k> {
         self.write_journal()?;
         let staged = self.stage(same_links, tell).and_then(|()| self.sync());
         if let Err(error) = staged {
-            clean_up(self.kept)?;
+            journal::clean_up(self.kept)?;
+            if !self.interrupted {
+                journal::end(self.kept)?;
+            }
             return Err(refuse!("{error}; nothing was committed"));
         }
         let steps = std::mem::take(&mut self.steps);
@@ -321,7 +264,31 @@ impl<'k> Commit<'k> {
         }
         self.set_directory_times(&steps);
         self.sync()?;
-        clean_up(self.kept)
+        self.remove_old(&steps)
+    }
+
+    /// Removes what was taken out of its place.
+    fn remove_old(&self, steps: &[Step]) -> Result<(), OverlayError> {
+        for step in
+            steps.iter().filter(|step| step.change.kind == Kind::Deleted || swaps(&step.change))
+        {
+            let Change { layer, relative, path, .. } = &step.change;
+            let Some(root) = self.roots.get(layer) else { continue };
+            let removed =
+                root.open(relative.parent().unwrap_or(Path::new(""))).and_then(|parent| {
+                    remove_tree(parent.as_fd(), &step.temporary)?;
+                    remove_tree(parent.as_fd(), &old_name(&step.temporary))
+                });
+            removed.map_err(|errno| {
+                refuse!(
+                    "all is committed, but what was at {} cannot be removed and is beside it now, as {}: {}",
+                    quoted(path),
+                    step.temporary.display(),
+                    errno.desc()
+                )
+            })?;
+        }
+        Ok(())
     }
 
     fn write_journal(&self) -> Result<(), OverlayError> {
@@ -331,12 +298,7 @@ impl<'k> Commit<'k> {
             let name = ByteBuf::from(step.temporary.as_bytes());
             (step.change.layer as u32, bytes(parent), name)
         });
-        let mut text = Vec::new();
-        let written = ciborium::into_writer(&Journal(names.collect()), &mut text);
-        debug_assert!(written.is_ok());
-        replace(self.kept.directory.as_fd(), "journal", &text).map_err(|error| {
-            refuse!("cannot write the journal of the overlay {}: {error}", self.kept.id)
-        })
+        journal::write(self.kept, names.collect())
     }
 
     /// Makes every copy, and finds out what could not be put in its place.
@@ -345,7 +307,7 @@ impl<'k> Commit<'k> {
         same_links: &[((u64, u64), usize, PathBuf)],
         tell: &mut dyn FnMut(Progress),
     ) -> Result<(), OverlayError> {
-        let Commit { roots, uppers, steps, chosen, total, .. } = self;
+        let Commit { roots, uppers, steps, chosen, total, whole, .. } = self;
         let mut progress = Progress { done: 0, total: *total };
         let mut told = |more: u64| {
             progress.done += more;
@@ -356,6 +318,7 @@ impl<'k> Commit<'k> {
             roots,
             links: links.collect(),
             wanted: &|layer, relative: &Path| chosen.contains(&(layer, relative.to_owned())),
+            gives: *whole,
             tell: &mut told,
         };
         for step in steps.iter() {
@@ -401,7 +364,7 @@ impl<'k> Commit<'k> {
 
     /// One path becomes the new one.
     fn put(&mut self, step: &Step) -> Result<(), Errno> {
-        let Change { layer, relative, kind, what, now, before, .. } = &step.change;
+        let Change { layer, relative, kind, what, now, .. } = &step.change;
         let (Some(root), Some(upper)) = (self.roots.get(layer), self.uppers.get_mut(layer)) else {
             return Err(Errno::ENOENT);
         };
@@ -426,9 +389,7 @@ impl<'k> Commit<'k> {
                     _ => put_attributes(from.as_fd(), to.as_fd(), *what),
                 }
             }
-            _ if [*before, *now].contains(&Some(Type::Directory)) && before.is_some() => {
-                exchange(parent, temporary, name)
-            }
+            _ if swaps(&step.change) => exchange(parent, temporary, name),
             _ => renameat(parent, temporary, parent, name),
         }
     }
@@ -452,6 +413,12 @@ impl<'k> Commit<'k> {
             }
         }
     }
+}
+
+/// Whether a change puts something in the place of a directory, or a directory in that of something: a rename
+/// alone cannot.
+fn swaps(change: &Change) -> bool {
+    change.kind == Kind::Type && [change.before, change.now].contains(&Some(Type::Directory))
 }
 
 /// Sets the times of what a descriptor stands for.
@@ -489,61 +456,10 @@ fn exchange(parent: BorrowedFd<'_>, temporary: &OsStr, name: &OsStr) -> Result<(
     }
 }
 
-/// Where what was in the place of a copy is until it is removed.
-fn old_name(temporary: &OsStr) -> OsString {
-    let mut name = temporary.to_owned();
-    name.push(".old");
-    name
-}
-
 /// The caller may change the names in a directory of the host.
 fn may_write(directory: BorrowedFd<'_>) -> Result<(), Errno> {
     let flags = nix::fcntl::AtFlags::AT_EACCESS;
     nix::unistd::faccessat(directory, ".", AccessFlags::W_OK | AccessFlags::X_OK, flags)
-}
-
-/// Removes what an earlier commit has left on the host: copies that are in no place yet, and what was taken
-/// out of its place.
-pub(super) fn clean_up(kept: &Kept) -> Result<(), OverlayError> {
-    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let file = match openat(&kept.directory, "journal", flags, Mode::empty()) {
-        Ok(file) => file,
-        Err(Errno::ENOENT) => return Ok(()),
-        Err(errno) => {
-            return Err(refuse!("cannot read the journal of {}: {}", kept.id, errno.desc()));
-        }
-    };
-    let mut text = Vec::new();
-    let read = File::from(file).read_to_end(&mut text);
-    let journal = read.ok().and_then(|_| ciborium::from_reader::<Journal, _>(&text[..]).ok());
-    let journal = journal.ok_or_else(|| {
-        refuse!(
-            "the journal of the overlay {} is damaged: remove {}, and files named .sandbox-commit-* on the \
-             host",
-            kept.id,
-            quoted(kept.path.join("journal"))
-        )
-    })?;
-    let mut roots: HashMap<u32, Option<Root>> = HashMap::new();
-    for (layer, parent, name) in &journal.0 {
-        let root = roots.entry(*layer).or_insert_with(|| {
-            let note = kept.description.layers.get(*layer as usize)?;
-            open_host(&note.path()).ok().map(Root)
-        });
-        let Some(Ok(parent)) = root.as_ref().map(|root| root.open(&path(parent))) else { continue };
-        let name = OsStr::from_bytes(name);
-        for name in [name.to_owned(), old_name(name), heap(name), heap(&old_name(name))] {
-            remove_tree(parent.as_fd(), &name).map_err(|errno| {
-                refuse!(
-                    "cannot remove {}, which a commit has put on the host: {}",
-                    quoted(&name),
-                    errno.desc()
-                )
-            })?;
-        }
-    }
-    unlinkat(&kept.directory, "journal", UnlinkatFlags::NoRemoveDir)
-        .map_err(|errno| refuse!("cannot remove the journal of {}: {}", kept.id, errno.desc()))
 }
 
 fn random_token() -> Result<u64, Errno> {

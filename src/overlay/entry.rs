@@ -141,6 +141,23 @@ fn carried(name: &[u8]) -> Option<Vec<u8>> {
     wanted.then(|| name.to_vec())
 }
 
+/// Takes overlayfs's own attributes from what was a layer's file; those of a guest that look like them get
+/// their names back.
+pub(super) fn strip(fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    let path = files::descriptor_path(fd);
+    let path = CStr::from_bytes_until_nul(&path).map_err(|_| Errno::EINVAL)?;
+    let names = beneath::attribute_names(path)?;
+    for name in names.into_iter().filter(|name| name.starts_with(OWN)) {
+        let old = c_name(OsStr::from_bytes(&name))?;
+        if let Some(rest) = name.strip_prefix(ESCAPED) {
+            let new = c_name(OsStr::from_bytes(&[OWN, rest].concat()))?;
+            beneath::set_attribute(path, &new, &beneath::attribute(path, &old)?)?;
+        }
+        beneath::remove_attribute(path, &old)?;
+    }
+    Ok(())
+}
+
 /// One of overlayfs's own attributes of what a descriptor stands for.
 pub(super) fn own_attribute(fd: BorrowedFd<'_>, name: &CStr) -> Option<Vec<u8>> {
     let path = files::descriptor_path(fd);

@@ -408,7 +408,7 @@ impl Maker<'_> {
             symlink(from.read_link()?, &path)?;
             let _ = std::os::unix::fs::lchown(&path, Some(found.uid()), Some(found.gid()));
             if let Some(stat) = entry::look(lower.as_fd(), name)? {
-                let times = libc_times(&found, stat);
+                let times = with_times(&found, stat);
                 super::apply::set_times(lower.as_fd(), name, &times)?;
             }
         } else if covered || kind.is_file() {
@@ -431,7 +431,7 @@ impl Maker<'_> {
 }
 
 /// `stat` with the times of `found`.
-fn libc_times(found: &Metadata, mut stat: nix::sys::stat::FileStat) -> nix::sys::stat::FileStat {
+fn with_times(found: &Metadata, mut stat: nix::sys::stat::FileStat) -> nix::sys::stat::FileStat {
     (stat.st_atime, stat.st_atime_nsec) = (found.atime(), found.atime_nsec());
     (stat.st_mtime, stat.st_mtime_nsec) = (found.mtime(), found.mtime_nsec());
     stat

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -17,7 +17,6 @@ pub(super) type Pending = BTreeSet<PathBuf>;
 /// Removes everything from a layer that makes no difference to the host. What hides a whole directory of
 /// the host stays as it is until nothing in it is pending, since its parts show only together.
 pub(super) fn prune(upper: &mut Upper, pending: &Pending) -> Result<(), Errno> {
-    use std::os::fd::AsFd;
     let root = upper.open(Path::new(""))?;
     prune_directory(upper, root.as_fd(), Path::new(""), pending).map(drop)
 }
@@ -29,7 +28,6 @@ fn prune_directory(
     relative: &Path,
     pending: &Pending,
 ) -> Result<bool, Errno> {
-    use std::os::fd::AsFd;
     if entry::is_opaque(directory) && has_below(pending, relative) {
         return Ok(false);
     }

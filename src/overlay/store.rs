@@ -269,7 +269,7 @@ impl Kept {
     /// A run uses it, or something cannot be removed.
     pub fn discard(self) -> Result<(), OverlayError> {
         let lock = self.lock()?;
-        super::commit::clean_up(&self)?;
+        super::journal::clean_up(&self)?;
         self.remove(lock)
     }
 

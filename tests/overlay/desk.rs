@@ -256,3 +256,23 @@ pub(crate) fn same_trees(what: &str, one: &Tree, other: &Tree) {
     differ.dedup();
     assert!(differ.is_empty(), "{what}:\n{}", differ.join("\n"));
 }
+
+/// A file system that goes with this.
+pub(crate) struct Unmount(PathBuf);
+
+impl Unmount {
+    /// A directory in memory.
+    pub(crate) fn tmpfs(at: &Path, options: &str) -> Unmount {
+        fs::create_dir_all(at).unwrap();
+        let mut command = Command::new("mount");
+        command.args(["-t", "tmpfs", "-o", options, "none"]).arg(at);
+        run(command, b"", LIMIT).success();
+        Unmount(at.to_owned())
+    }
+}
+
+impl Drop for Unmount {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}

@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use super::common::{LIMIT, is_root, run};
-use super::desk::{Desk, Tree, same_trees, tree};
+use super::desk::{Desk, Tree, Unmount, same_trees, tree};
 
 const SEED: &str = "for n in $(seq 1 40); do mkdir d$n; for m in $(seq 1 10); do echo old $n $m > d$n/f$m; done; done
     for n in $(seq 41 60); do mkdir d$n; echo old > d$n/x; done
@@ -91,13 +91,7 @@ fn a_full_disk_changes_nothing_and_more_room_finishes_it() {
         return;
     }
     let desk = Desk::seeded("full", "true");
-    let mount = |options: &str| {
-        let mut command = desk.space.command("mount");
-        command.args(["-t", "tmpfs", "-o", options, "none"]).arg(&desk.host);
-        run(command, b"", LIMIT).success();
-    };
-    mount("size=1m");
-    let unmount = Unmount(desk.host.clone());
+    let _unmount = Unmount::tmpfs(&desk.host, "size=1m");
     fs::write(desk.host.join("f"), "old").unwrap();
     let before = tree(&desk.host);
     desk.inside(
@@ -108,18 +102,11 @@ fn a_full_disk_changes_nothing_and_more_room_finishes_it() {
     let outcome = desk.words(&["commit", "f"]);
     outcome.one_line_error(125, &["big", "No space left on device", "nothing was committed"]);
     same_trees("the host's tree has changed", &tree(&desk.host), &before);
-    mount("remount,size=10m");
+    let mut more = desk.space.command("mount");
+    more.args(["-o", "remount,size=10m"]).arg(&desk.host);
+    run(more, b"", LIMIT).success();
     desk.words(&["commit", "f"]).success();
     assert_eq!(fs::metadata(desk.host.join("big")).unwrap().len(), 3_000_000);
     assert_eq!(fs::read_to_string(desk.host.join("f")).unwrap(), "new\n");
     desk.nothing_is_kept();
-    drop(unmount);
-}
-
-struct Unmount(std::path::PathBuf);
-
-impl Drop for Unmount {
-    fn drop(&mut self) {
-        let _ = std::process::Command::new("umount").arg(&self.0).status();
-    }
 }

@@ -1,13 +1,43 @@
 //! The same work natively and in an overlay leads to the same tree.
 
-use super::common::have;
-use super::desk::{Desk, expected, same_trees, tree};
+use super::common::{have, is_root};
+use super::desk::{Desk, Unmount, expected, same_trees, tree};
+
+const FILES: &str = r#"
+            echo new > new; echo more >> src/f1; : > src/f2; rm src/f3; chmod 600 src/f4
+            cp docs/long docs/longer; sed -i 5d docs/long; echo x > 'with space/new one'
+            printf y | dd of=sparse bs=1 seek=100000 conv=notrunc status=none
+            truncate -s 40M hole; printf z | dd of=hole bs=1 seek=20000000 conv=notrunc status=none
+            touch -d '1999-09-09 09:09:09' new
+        "#;
+
+const DIRECTORIES: &str = r#"
+            mkdir -p a/b/c; echo x > a/b/c/x; rmdir empty; rm -r docs; mkdir docs; echo only > docs/this
+            mv src moved; mv moved/deep/er .; chmod 700 linked; mkdir -m 1777 shared; mkdir -m 2755 grouped
+            mv a/b z; mkdir -p closed/in; echo y > closed/in/y; chmod 500 closed/in
+        "#;
+
+const TYPES: &str = r#"
+            rm -r docs; echo file > docs; rm tool; mkdir tool; echo t > tool/t; rm src/f1; ln -s f2 src/f1
+            rm docs; mkdir docs; mkfifo docs/link; rm pipe; echo plain > pipe; rm -r empty; mkfifo empty
+            rm -r src/deep; ln -s ../linked src/deep; mkfifo -m 620 fresh
+        "#;
+
+const LINKS: &str = r#"
+            ln src/f1 src/other; ln -s /etc/hosts absolute; ln -sfn elsewhere docs/link; rm docs/dangling
+            echo one > one; ln one two; ln two src/three; cp -a one four; ln docs/long docs/again
+            mkdir new; echo n > new/n; ln new/n new/m; ln new/n outside; rm linked/b
+        "#;
 
 /// Works natively in the copy and inside on the overlay; then the host's tree is as it was, the list says
 /// exactly what was done, and a commit makes it what the copy is.
 #[track_caller]
 fn alike(test: &str, script: &str) {
-    let desk = Desk::new(test);
+    alike_at(&Desk::new(test), script);
+}
+
+#[track_caller]
+fn alike_at(desk: &Desk, script: &str) {
     let before = tree(&desk.host);
     desk.sh(&desk.copy, script).success();
     let after = tree(&desk.copy);
@@ -26,52 +56,22 @@ fn alike(test: &str, script: &str) {
 
 #[test]
 fn files_are_written_changed_and_removed() {
-    alike(
-        "files",
-        r#"
-            echo new > new; echo more >> src/f1; : > src/f2; rm src/f3; chmod 600 src/f4
-            cp docs/long docs/longer; sed -i 5d docs/long; echo x > 'with space/new one'
-            printf y | dd of=sparse bs=1 seek=100000 conv=notrunc status=none
-            truncate -s 40M hole; printf z | dd of=hole bs=1 seek=20000000 conv=notrunc status=none
-            touch -d '1999-09-09 09:09:09' new
-        "#,
-    );
+    alike("files", FILES);
 }
 
 #[test]
 fn directories_come_and_go_and_move() {
-    alike(
-        "directories",
-        r#"
-            mkdir -p a/b/c; echo x > a/b/c/x; rmdir empty; rm -r docs; mkdir docs; echo only > docs/this
-            mv src moved; mv moved/deep/er .; chmod 700 linked; mkdir -m 1777 shared; mkdir -m 2755 grouped
-            mv a/b z; mkdir -p closed/in; echo y > closed/in/y; chmod 500 closed/in
-        "#,
-    );
+    alike("directories", DIRECTORIES);
 }
 
 #[test]
 fn types_change() {
-    alike(
-        "types",
-        r#"
-            rm -r docs; echo file > docs; rm tool; mkdir tool; echo t > tool/t; rm src/f1; ln -s f2 src/f1
-            rm docs; mkdir docs; mkfifo docs/link; rm pipe; echo plain > pipe; rm -r empty; mkfifo empty
-            rm -r src/deep; ln -s ../linked src/deep; mkfifo -m 620 fresh
-        "#,
-    );
+    alike("types", TYPES);
 }
 
 #[test]
 fn links_are_made_and_broken() {
-    alike(
-        "links",
-        r#"
-            ln src/f1 src/other; ln -s /etc/hosts absolute; ln -sfn elsewhere docs/link; rm docs/dangling
-            echo one > one; ln one two; ln two src/three; cp -a one four; ln docs/long docs/again
-            mkdir new; echo n > new/n; ln new/n new/m; ln new/n outside; rm linked/b
-        "#,
-    );
+    alike("links", LINKS);
 }
 
 #[test]
@@ -149,4 +149,19 @@ fn git_cleans_up() {
     };
     let (host, copy) = (timeless(&desk.host), timeless(&desk.copy));
     same_trees("the commit did not do the same", &host, &copy);
+}
+
+#[test]
+fn an_overlay_on_another_file_system_is_copied_from() {
+    if !is_root() {
+        return;
+    }
+    let desk = Desk::new("elsewhere");
+    let state = desk.space.path().join("state");
+    let _unmount = Unmount::tmpfs(&state, "size=200m");
+    for script in [FILES, LINKS, DIRECTORIES, TYPES] {
+        let fresh = Desk::new("elsewhere");
+        std::os::unix::fs::symlink(&state, fresh.space.path().join("state")).unwrap();
+        alike_at(&fresh, script);
+    }
 }

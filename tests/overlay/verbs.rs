@@ -197,3 +197,13 @@ fn a_named_place_keeps_it() {
     desk.words(&["diff", "p", "--overlay-dir", place]).expect_status(1);
     desk.words(&["discard", "p", "--overlay-dir", place]).success();
 }
+
+#[test]
+fn what_an_overlay_covers_is_told() {
+    let desk = Desk::new("told");
+    let why = desk.words(&["why", "--overlay", ".", "./src/f1"]);
+    why.success().out_has("in the sandbox's overlay").out_has("--overlay .");
+    let dry = desk.words(&["--overlay", ".", "--dry-run", "--", "true"]);
+    dry.success().out_has("changed for the sandbox alone");
+    desk.nothing_is_kept();
+}

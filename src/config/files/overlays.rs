@@ -175,7 +175,7 @@ impl Plan<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
+    use std::path::{Path, PathBuf};
 
     use crate::config::testing::{TestHost, options};
     use crate::config::{MountKind, RunSpec};
@@ -185,7 +185,7 @@ mod tests {
     }
 
     fn at<'s>(spec: &'s RunSpec, path: &str) -> Option<&'s MountKind> {
-        spec.mounts.iter().find(|mount| mount.target == PathBuf::from(path)).map(|it| &it.kind)
+        spec.mounts.iter().find(|mount| mount.target == Path::new(path)).map(|it| &it.kind)
     }
 
     fn overlay(path: &str, skeleton: bool) -> MountKind {
