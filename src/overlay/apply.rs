@@ -152,6 +152,10 @@ impl Copier<'_> {
             {
                 (self.tell)(stat.st_size as u64);
                 let made = entry::open_path(parent, temporary)?;
+                let there = fstat(&made)?;
+                if (there.st_dev, there.st_ino) != identity {
+                    return Err(Errno::ESTALE);
+                }
                 entry::strip(made.as_fd())?;
                 if safe_mode(&stat, old) != stat.st_mode {
                     set_mode(made.as_fd(), safe_mode(&stat, old))?;
@@ -235,10 +239,21 @@ fn dress(
     temporary: &OsStr,
     old: Option<u32>,
 ) -> Result<(), Errno> {
-    let made = entry::look(parent, temporary)?.ok_or(Errno::ENOENT)?;
-    own(parent, temporary, stat, &made)?;
+    let to = entry::open_path(parent, temporary)?;
+    let made = fstat(&to)?;
+    // Others may be able to change the names in this directory: only what was made here is dressed.
+    let own = made.st_uid == nix::unistd::geteuid().as_raw()
+        && Type::of(&made) == Type::of(stat)
+        && (Type::of(stat) == Type::Directory || made.st_nlink == 1);
+    if !own {
+        return Err(Errno::ESTALE);
+    }
+    if (stat.st_uid, stat.st_gid) != (made.st_uid, made.st_gid) {
+        let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
+        fchownat(&to, "", Some(uid), Some(gid), AtFlags::AT_EMPTY_PATH)?;
+    }
     if Type::of(stat) != Type::Link {
-        let (from, to) = (entry::open_path(directory, name)?, entry::open_path(parent, temporary)?);
+        let from = entry::open_path(directory, name)?;
         entry::set_attributes(to.as_fd(), &entry::attributes(from.as_fd())?)?;
         set_mode(to.as_fd(), safe_mode(stat, old))?;
     }

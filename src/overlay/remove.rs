@@ -2,6 +2,7 @@
 
 use std::ffi::{CStr, OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -12,6 +13,9 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 use super::entry::names;
 use super::store::DIRECTORY;
 use crate::sys::files;
+
+/// The end of the name of a heap.
+const SUFFIX: &str = ".sandbox-removed";
 
 /// Removes `name` in `parent` with all that is in it; that it is not there is no error.
 ///
@@ -44,33 +48,51 @@ pub(super) fn remove_tree(parent: BorrowedFd<'_>, name: &OsStr) -> Result<(), Er
             }
         }
     };
-    heap_up(parent, name)?;
+    gone(heap_up(parent, name))?;
     loop {
         let heaped = names(directory.as_fd())?;
         if heaped.is_empty() {
             break;
         }
         for one in heaped {
-            open_up(directory.as_fd(), &one)?;
-            let inside = openat(&directory, one.as_os_str(), DIRECTORY, Mode::empty())?;
+            gone(open_up(directory.as_fd(), &one))?;
+            let inside = match openat(&directory, one.as_os_str(), DIRECTORY, Mode::empty()) {
+                Ok(inside) => inside,
+                // Somebody else removes the same.
+                Err(Errno::ENOENT) => continue,
+                Err(errno) => return Err(errno),
+            };
             for name in names(inside.as_fd())? {
                 if !is_directory(inside.as_fd(), &name)? {
                     gone(unlinkat(&inside, name.as_os_str(), UnlinkatFlags::NoRemoveDir))?;
                 } else if unlinkat(&inside, name.as_os_str(), UnlinkatFlags::RemoveDir).is_err() {
-                    heap_up(inside.as_fd(), &name)?;
+                    gone(heap_up(inside.as_fd(), &name))?;
                 }
             }
-            gone(unlinkat(&directory, one.as_os_str(), UnlinkatFlags::RemoveDir))?;
+            match gone(unlinkat(&directory, one.as_os_str(), UnlinkatFlags::RemoveDir)) {
+                // And has put something in it meanwhile: it comes up again.
+                Ok(()) | Err(Errno::ENOTEMPTY | Errno::EEXIST) => {}
+                Err(errno) => return Err(errno),
+            }
         }
     }
     gone(unlinkat(parent, heap.as_os_str(), UnlinkatFlags::RemoveDir))
+}
+
+/// Removes what removals that were killed have left in `parent`.
+pub(super) fn sweep(parent: BorrowedFd<'_>) {
+    for name in names(parent).unwrap_or_default() {
+        if name.as_bytes().starts_with(b".") && name.as_bytes().ends_with(SUFFIX.as_bytes()) {
+            let _ = remove_tree(parent, &name);
+        }
+    }
 }
 
 /// Where the directories of `name` are moved to while it is removed.
 pub(super) fn heap(name: &OsStr) -> OsString {
     let mut heap = OsString::from(".");
     heap.push(name);
-    heap.push(".removed");
+    heap.push(SUFFIX);
     heap
 }
 

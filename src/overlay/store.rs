@@ -26,7 +26,7 @@ use super::changes::set_mode;
 use super::description::{Description, path};
 use super::entry::open_path;
 use super::error::{OverlayError, refuse};
-use super::remove::remove_tree;
+use super::remove::{remove_tree, sweep};
 use crate::config::quoted;
 
 pub(super) const DIRECTORY: OFlag =
@@ -186,6 +186,7 @@ impl Kept {
             )
         };
         let store = Store::open(place, false)?.ok_or_else(missing)?;
+        sweep(store.directory.as_fd());
         let directory = store.entry(word)?.ok_or_else(missing)?;
         let path = store.path.join(word);
         let description = Description::read(directory.as_fd()).map_err(|cause| {

@@ -75,7 +75,9 @@ fn a_killed_commit_is_finished_by_the_next() {
         }
     }
     if !finished {
-        desk.words(&["commit", "k"]).success();
+        // Or the last one was killed when all was done.
+        let last = desk.words(&["commit", "k"]);
+        assert!(last.status == 0 || last.err().contains("no overlay is kept"), "{}", last.report());
     }
     let mut now = tree(&desk.host);
     assert_eq!(now.remove(Path::new("big")).map(|it| it.content.len()), Some(3_000_000));
