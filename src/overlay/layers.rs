@@ -27,12 +27,9 @@ use super::description::{Description, Note, Stamp, bytes, path};
 use super::entry;
 use super::error::{OverlayError, refuse};
 use super::remove::remove_tree;
-use super::store::{self, Kept, Lock, Store, make_directory};
+use super::store::{self, Kept, Lock, OVERLAYFS_SUPER_MAGIC, Store, make_directory};
 use crate::config::{IdRange, Identity, Mount, MountKind, RunSpec, View, quoted};
 use crate::sys::beneath;
-
-/// linux/magic.h
-const OVERLAYFS_SUPER_MAGIC: i64 = 0x794c_7630;
 
 /// One layer, for whoever mounts it.
 #[derive(Debug, Clone)]

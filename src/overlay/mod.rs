@@ -30,4 +30,4 @@ pub use entry::Type;
 pub use error::OverlayError;
 pub use glob::Glob;
 pub use layers::{Held, Layer, prepare};
-pub use store::{Kept, Store};
+pub use store::{Kept, Store, usual_place};

@@ -20,7 +20,8 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag, open, openat};
 use nix::sys::stat::{Mode, fchmod, fstat, mkdirat};
-use nix::unistd::Uid;
+use nix::sys::statfs::statfs;
+use nix::unistd::{AccessFlags, Uid, eaccess};
 
 use super::changes::set_mode;
 use super::description::{Description, path};
@@ -31,6 +32,9 @@ use crate::config::quoted;
 
 pub(super) const DIRECTORY: OFlag =
     OFlag::O_DIRECTORY.union(OFlag::O_RDONLY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
+
+/// linux/magic.h
+pub(super) const OVERLAYFS_SUPER_MAGIC: i64 = 0x794c_7630;
 
 /// The directory in which overlays are kept.
 #[derive(Debug)]
@@ -67,6 +71,25 @@ fn default_place() -> Result<PathBuf, OverlayError> {
             )
         })?;
     Ok(state.join("sandbox/overlays"))
+}
+
+/// Where overlays are kept unless somebody names another place, if they can be kept there.
+///
+/// # Errors
+/// Why not: the end of a sentence.
+pub fn usual_place() -> Result<PathBuf, String> {
+    let place = default_place().map_err(|_| "neither XDG_STATE_HOME nor HOME is set".to_owned())?;
+    let there = place.ancestors().find(|above| above.exists()).unwrap_or(Path::new("/"));
+    if eaccess(there, AccessFlags::W_OK | AccessFlags::X_OK).is_err() {
+        return Err(format!("{} cannot be written", there.display()));
+    }
+    match statfs(there) {
+        Ok(stat) if stat.filesystem_type().0 == OVERLAYFS_SUPER_MAGIC => Err(format!(
+            "{} lies on an overlay itself, which cannot take another one's changes",
+            there.display()
+        )),
+        _ => Ok(place),
+    }
 }
 
 impl Store {
