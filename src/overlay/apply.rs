@@ -22,6 +22,8 @@ use crate::sys::beneath;
 
 /// Bytes that the kernel is asked to copy at once: progress is told between.
 const PIECE: u64 = 16 << 20;
+/// Names longer than this (limits.h) lead nowhere for a program; it bounds how deep a copy goes.
+pub(super) const PATH_MAX: usize = 4096;
 /// Bits that give rights to whoever executes a file.
 const SET_ID: u32 = libc::S_ISUID | libc::S_ISGID;
 
@@ -216,6 +218,9 @@ impl Copier<'_> {
         let from = upper.enter(directory, name)?;
         for inner in entry::names(from.as_fd())? {
             let below = relative.join(&inner);
+            if below.as_os_str().len() > PATH_MAX {
+                return Err(Errno::ENAMETOOLONG);
+            }
             let Some(stat) = entry::look(from.as_fd(), &inner)? else { continue };
             if entry::is_whiteout(from.as_fd(), &inner, &stat)?
                 || matches!(Type::of(&stat), Type::Socket | Type::Device)

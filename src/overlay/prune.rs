@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use super::apply::Upper;
+use super::apply::{PATH_MAX, Upper};
 use super::entry::{self, Type};
 
 /// What is still to be committed, in one layer.
@@ -28,7 +28,9 @@ fn prune_directory(
     relative: &Path,
     pending: &Pending,
 ) -> Result<bool, Errno> {
-    if entry::is_opaque(directory) && has_below(pending, relative) {
+    // What is too deep cannot have been committed.
+    let deep = relative.as_os_str().len() > PATH_MAX;
+    if deep || entry::is_opaque(directory) && has_below(pending, relative) {
         return Ok(false);
     }
     let mut empty = true;

@@ -95,6 +95,11 @@ fn a_tree_deeper_than_any_path_can_be_dropped() {
     let before = tree(&desk.host);
     let script = "python3 -c '\nimport os\nfor n in range(600):\n os.mkdir(\"deeper-and-deeper\"); os.chdir(\"deeper-and-deeper\")'";
     desk.inside("deep", script).success();
+    let listed = desk.words(&["diff", "deep"]);
+    listed.expect_status(1);
+    assert_eq!(listed.out().lines().count(), 600);
+    desk.words(&["commit", "deep"])
+        .one_line_error(125, &["File name too long", "nothing was committed"]);
     desk.words(&["discard", "deep"]).success();
     same_trees("the host's tree has changed", &tree(&desk.host), &before);
     desk.nothing_is_kept();
