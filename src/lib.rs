@@ -8,6 +8,7 @@ pub mod runtime;
 pub mod control;
 pub mod save;
 pub mod launch;
+pub mod overlay;
 pub mod terminal;
 pub mod config;
 pub mod sentry;

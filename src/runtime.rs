@@ -15,6 +15,7 @@ use crate::control::{Control, ExecCall, Server};
 use crate::launch::{Behind, End, Event, Launch, LaunchError, Order, Plan, PlanError, host};
 use crate::notify::filter::{self, FilterError};
 use crate::notify::{Engine, Listener, Options};
+use crate::overlay::Layer;
 use crate::save::error::RestoreError;
 use crate::save::pipeline::{Facts, ItsTerminal};
 use crate::save::spec;
@@ -146,9 +147,14 @@ from!(
 );
 
 /// Runs `spec` to its end. Call it on the main thread, before there is any other: the sandbox ends
-/// when this thread does. It can be spoken to through `control`, if there is one.
-pub fn run(spec: &RunSpec, control: Option<&mut Control>) -> Result<Finished, Error> {
-    begin(spec, None, control)
+/// when this thread does. It can be spoken to through `control`, if there is one. `layers` are those of its
+/// overlays.
+pub fn run(
+    spec: &RunSpec,
+    layers: &[Layer],
+    control: Option<&mut Control>,
+) -> Result<Finished, Error> {
+    begin(spec, layers, None, control)
 }
 
 /// Brings up what an image holds, under `spec`, and follows it to its end. As [`run`] otherwise.
@@ -157,11 +163,12 @@ pub fn restore(
     image: Restored,
     control: Option<&mut Control>,
 ) -> Result<Finished, Error> {
-    begin(spec, Some(image), control)
+    begin(spec, &[], Some(image), control)
 }
 
 fn begin(
     spec: &RunSpec,
+    layers: &[Layer],
     image: Option<Restored>,
     mut control: Option<&mut Control>,
 ) -> Result<Finished, Error> {
@@ -174,7 +181,7 @@ fn begin(
         (false, Some(image)) => image.clocks(),
     };
     let time = Time::new(spec.time, namespace, spec.identity.uid == 0);
-    let mut plan = Plan::new(spec, settings, signals.before, &time)?;
+    let mut plan = Plan::new(spec, layers, settings, signals.before, &time)?;
     let mut image = image;
     if let Some(image) = &mut image {
         image.options.terminal = terminal.as_ref().map(Terminal::streams);
@@ -323,6 +330,7 @@ impl<'r> Supervisor<'r> {
                 spec: spec::save(self.spec),
                 id,
                 trees: self.spec.own_trees(),
+                overlay: !self.spec.overlays().is_empty(),
                 terminal: self.own_terminal(terminal)?,
             };
             let kernel = Arc::clone(&self.kernel);

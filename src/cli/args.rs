@@ -93,6 +93,21 @@ pub(super) enum Verb {
             image; - is one on the standard input."
     )]
     Inspect(super::inspect::Command),
+    /// List what a sandbox with --overlay has changed
+    #[command(
+        after_help = "Each line is a letter and a path: A added, M modified, D deleted (a directory with all \
+            that is in it), T of another type, P other permissions, owner or extended attributes.\n\n\
+            Exit status: 0 no change, 1 changes, 2 no answer."
+    )]
+    Diff(super::diff::Command),
+    /// Apply what a sandbox with --overlay has changed to the host's files
+    #[command(
+        after_help = "A path that the host has changed meanwhile is a conflict; then nothing is applied.\n\n\
+            Exit status: 0 applied, 1 conflicts, 125 something could not be applied."
+    )]
+    Commit(super::commit::Command),
+    /// Drop what a sandbox with --overlay has changed
+    Discard(super::discard::Command),
     /// Send a signal to the program of a sandbox, or to other processes in it
     Kill(super::kill::Command),
     /// Wait for the end of a sandbox; exits with its status

@@ -112,6 +112,7 @@ pub(super) fn what(mount: &Mount) -> String {
     match &mount.kind {
         MountKind::ReadOnly { source } => of(source, "read-only"),
         MountKind::Writable { source } => of(source, "writable"),
+        MountKind::Overlay { .. } => "changed for the sandbox alone".to_owned(),
         MountKind::Tmpfs { .. } => "empty, in memory".to_owned(),
         MountKind::HiddenDirectory | MountKind::HiddenFile => "hidden".to_owned(),
         MountKind::Proc => "its own processes".to_owned(),

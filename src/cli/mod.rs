@@ -4,6 +4,9 @@
 //! a file of its own.
 
 mod args;
+mod commit;
+mod diff;
+mod discard;
 mod dmesg;
 pub mod doctor;
 mod events;
@@ -77,6 +80,9 @@ fn dispatch(line: CommandLine, words: &[OsString]) -> i32 {
         Some(Verb::Save(command)) => save::run(&command),
         Some(Verb::Restore(command)) => restore::run(command),
         Some(Verb::Inspect(command)) => inspect::run(&command),
+        Some(Verb::Diff(command)) => diff::run(&command),
+        Some(Verb::Commit(command)) => commit::run(&command),
+        Some(Verb::Discard(command)) => discard::run(&command),
         Some(Verb::Wait { id }) => wait::run(&id),
         Some(Verb::Stats(command)) => stats::run(&command),
         Some(Verb::Top(command)) => top::run(&command),

@@ -6,11 +6,12 @@ use super::args::RunCommand;
 use super::record::Destination;
 use super::{OWN_ERROR, exec, explain, fail, print, profile};
 use crate::config::profile::gather;
-use crate::config::{self, Host, Options, RunSpec, Voice};
+use crate::config::{self, Host, Options, RuleKind, RunSpec, Voice};
 use crate::control::client::Sandbox;
 use crate::control::detach::{self, Outcome, Side};
 use crate::control::state::base_path;
 use crate::control::{Claim, Control, Verdict};
+use crate::overlay::{self, Held, OverlayError, Store};
 use crate::runtime::{self, Finished};
 
 /// An exit status and why, in a sentence.
@@ -26,6 +27,8 @@ pub(super) fn run(command: RunCommand) -> i32 {
     }
     let (request, argv) = command.into_request();
     let mut host = Host::current();
+    // What a project's file may show is judged by what is hidden.
+    let _ = store(&Options::default(), &mut host);
     let gathered = match gather(request, &mut host, base_path) {
         Ok(gathered) => gathered,
         Err(error) => return fail(error),
@@ -37,7 +40,7 @@ pub(super) fn run(command: RunCommand) -> i32 {
     let sources = profile::sources(&gathered).map_or_else(String::new, explain::profiles);
     let options = Options { argv, ..gathered.options };
     if options.dry_run {
-        return dry_run(&options, &host, &sources);
+        return dry_run(&options, &mut host, &sources);
     }
     if voice == Voice::Verbose {
         let _ = write!(std::io::stderr(), "{sources}");
@@ -68,7 +71,10 @@ fn further_container(sandbox: &Sandbox, command: RunCommand) -> i32 {
 }
 
 /// Prints what was decided.
-fn dry_run(options: &Options, host: &Host, sources: &str) -> i32 {
+fn dry_run(options: &Options, host: &mut Host, sources: &str) -> i32 {
+    if let Err(error) = store(&Options { rules: Vec::new(), ..options.clone() }, host) {
+        return fail(error);
+    }
     match config::resolve(options, host) {
         Ok(spec) => {
             print(format_args!("{sources}{}", explain::decisions(&spec))).err().unwrap_or(0)
@@ -176,13 +182,23 @@ fn attempt(
     host: &mut Host,
     control: Option<&mut Control>,
 ) -> Result<(RunSpec, Finished), Failure> {
+    let own = |error: &dyn std::fmt::Display| (OWN_ERROR, error.to_string());
     host.private.extend(control.iter().map(|control| control.base().to_owned()));
-    let spec = config::resolve(options, host).map_err(|error| (OWN_ERROR, error.to_string()))?;
+    let store = store(options, host).map_err(|error| own(&error))?;
+    let spec = config::resolve(options, host).map_err(|error| own(&error))?;
     if spec.voice == Voice::Verbose {
         let _ = write!(std::io::stderr(), "{}", explain::decisions(&spec));
     }
-    match runtime::run(&spec, control) {
-        Ok(finished) => Ok((spec, finished)),
+    let named = options.id.is_some();
+    let held = held(&spec, store, named, control.as_deref()).map_err(|error| own(&error))?;
+    let layers = held.as_ref().map_or(&[][..], Held::layers);
+    let done = runtime::run(&spec, layers, control);
+    let kept = held.and_then(Held::finish);
+    match done {
+        Ok(mut finished) => {
+            finished.notes.extend(kept);
+            Ok((spec, finished))
+        }
         Err(error) => Err((error.status(), error.to_string())),
     }
 }
@@ -202,6 +218,39 @@ fn recorded(
         destination.write(report).map_err(|sentence| (OWN_ERROR, sentence))?;
     }
     Ok((spec, finished))
+}
+
+/// Where the overlays of this run are to be kept, if it has any. No guest sees that place, nor the usual one.
+pub(super) fn store(options: &Options, host: &mut Host) -> Result<Option<Store>, OverlayError> {
+    let usual = Store::open(None, false).ok().flatten();
+    let wanted = options.rules.iter().any(|rule| rule.kind == RuleKind::Overlay);
+    let store = match (wanted, &options.overlay_dir) {
+        (false, None) => None,
+        (wanted, place) => Store::open(place.as_deref(), wanted)?,
+    };
+    for store in usual.iter().chain(&store) {
+        if !host.stores.iter().any(|known| known == store.path()) {
+            host.stores.push(store.path().to_owned());
+        }
+    }
+    Ok(store)
+}
+
+/// The overlay of the run.
+fn held(
+    spec: &RunSpec,
+    store: Option<Store>,
+    named: bool,
+    control: Option<&Control>,
+) -> Result<Option<Held>, OverlayError> {
+    let Some(store) = store else { return Ok(None) };
+    let id = match control {
+        Some(control) if named => control.id().to_owned(),
+        // One that happens to be known is somebody else's overlay.
+        Some(control) => store.free_id(control.id())?,
+        None => store.free_id(&format!("run-{}", std::process::id()))?,
+    };
+    overlay::prepare(spec, Some(store), &id)
 }
 
 /// The program and its arguments, for `ps`.

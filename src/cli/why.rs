@@ -244,8 +244,15 @@ fn about_path(view: &View, host: &Host, asked: &Path) -> Result<Answer, ConfigEr
         },
         Shown::Private(mount) => private(&mount.kind, &mount.target, &place.path, host),
         Shown::Host { path, by } => {
-            let writable = by.is_some_and(|mount| matches!(mount.kind, MountKind::Writable { .. }));
-            of_host(host, &path, place.kind, writable)
+            let writable = by.is_some_and(|mount| mount.kind.is_writable());
+            let mut verdict = of_host(host, &path, place.kind, writable);
+            if by.is_some_and(|mount| matches!(mount.kind, MountKind::Overlay { .. }))
+                && verdict.write
+            {
+                verdict.words.push_str(", in the sandbox's overlay; the host's stays as it is");
+                verdict.change = Some("--rw");
+            }
+            verdict
         }
     };
     let rule = view.covering(&place.path);

@@ -5,6 +5,8 @@
 //! still show. Under all mounts lies the host's tree, which the launch makes read-only.
 
 mod again;
+mod objects;
+mod overlays;
 mod sources;
 
 use std::collections::{BTreeMap, HashMap};
@@ -47,6 +49,7 @@ pub(crate) fn arrange(
     for rule in sources::by_strength(rules) {
         plan.add_rule(rule)?;
     }
+    plan.join_overlays();
     plan.add_defaults();
     let objects = plan.secret_objects();
     let workdir = plan.add_workdir(workdir, &objects)?;
@@ -118,6 +121,11 @@ impl Plan<'_> {
                 };
                 Mount { target, kind, why }
             }
+            RuleKind::Overlay => {
+                let source = self.overlaid(&flag, Path::new(&rule.text))?;
+                let kind = MountKind::Overlay { source: source.clone(), skeleton: false };
+                Mount { target: source, kind, why }
+            }
             RuleKind::Tmpfs | RuleKind::Hide => {
                 let path = Path::new(&rule.text);
                 check(rule.kind.flag(), path)?;
@@ -139,7 +147,8 @@ impl Plan<'_> {
     /// Puts a rule's mount in the view, unless it may not be there or another rule contradicts it.
     fn insert_rule(&mut self, flag: String, mount: Mount) -> Result<(), ConfigError> {
         let root = Path::new("/");
-        if mount.target == root {
+        let overlay = matches!(mount.kind, MountKind::Overlay { .. });
+        if mount.target == root && !overlay {
             if mount.kind == (MountKind::ReadOnly { source: root.into() }) {
                 self.root_rule = true;
                 return Ok(());
@@ -249,7 +258,8 @@ impl Plan<'_> {
                 ));
             }
         }
-        if let Some(what) = self.too_wide(&place.path, objects) {
+        let overlaid = self.is_overlaid(&place.path);
+        if !overlaid && let Some(what) = self.too_wide(&place.path, objects) {
             let allow =
                 if words == "/" { String::new() } else { format!(" (--rw {words} to allow it)") };
             return Err(refuse!(
@@ -257,7 +267,11 @@ impl Plan<'_> {
                  directory of the project, or add --ro {words} to run here without writing{allow}"
             ));
         }
-        let kind = MountKind::Writable { source: place.path.clone() };
+        let source = place.path.clone();
+        let kind = match overlaid {
+            true => MountKind::Overlay { source, skeleton: false },
+            false => MountKind::Writable { source },
+        };
         let target = place.path.clone();
         self.view.insert(Mount { target, kind, why: Why::WorkingDirectory });
         Ok(place.path)
@@ -268,7 +282,9 @@ impl Plan<'_> {
         let Some(mount) = self.view.covering(workdir) else { return Ok(self.root_rule) };
         let exact = mount.target == workdir;
         match mount.kind {
-            MountKind::ReadOnly { .. } | MountKind::Writable { .. } => Ok(true),
+            MountKind::ReadOnly { .. } | MountKind::Writable { .. } | MountKind::Overlay { .. } => {
+                Ok(true)
+            }
             MountKind::Tmpfs { .. } => Ok(exact || !self.is_host_directory(workdir)),
             MountKind::Proc | MountKind::Sys => Ok(true),
             // The guest's /dev has a shm of its own, under which a directory can be shown.
@@ -393,28 +409,18 @@ impl Plan<'_> {
     /// very place.
     fn hide(&mut self, mut objects: Objects) -> Result<(), ConfigError> {
         self.add_objects(&mut objects);
+        self.lay_overlays(&objects);
         self.cover(objects)
-    }
-
-    /// What must not show besides secrets.
-    fn add_objects(&self, objects: &mut Objects) {
-        self.add_hidden_by_rules(objects);
-        self.add_hidden_by_defaults(objects);
-        self.add_process_views(objects);
-        self.add_private(objects);
-        self.add_sockets(objects);
     }
 
     /// [`Plan::hide`], once it is known what.
     fn cover(&mut self, objects: Objects) -> Result<(), ConfigError> {
         let mut hidden: BTreeMap<PathBuf, Mount> = BTreeMap::new();
         let root = (PathBuf::from("/"), None);
-        let binds = self.view.mounts().filter_map(|mount| match &mount.kind {
-            MountKind::ReadOnly { source } | MountKind::Writable { source } => {
-                Some((source.clone(), Some(mount)))
-            }
-            _ => None,
-        });
+        let binds = self
+            .view
+            .mounts()
+            .filter_map(|mount| mount.kind.source().map(|source| (source.to_owned(), Some(mount))));
         for (source, mount) in std::iter::once(root).chain(binds) {
             let target = mount.map_or(Path::new("/"), |mount| &mount.target);
             let below = objects.range::<Path, _>((Bound::Excluded(&*source), Bound::Unbounded));
@@ -435,65 +441,6 @@ impl Plan<'_> {
         }
         self.insert_hidden(hidden);
         Ok(())
-    }
-
-    /// What `--hide` names must not show under another name either.
-    fn add_hidden_by_rules(&self, objects: &mut Objects) {
-        for mount in self.view.mounts() {
-            let directory = match mount.kind {
-                MountKind::HiddenDirectory => true,
-                MountKind::HiddenFile => false,
-                _ => continue,
-            };
-            if let Shown::Host { path, .. } = self.view.shown_under(&mount.target) {
-                objects.insert(path, Object { directory, why: mount.why.clone() });
-            }
-        }
-    }
-
-    /// Nor must the host's processes, devices and sockets, which the defaults cover in their own
-    /// place only: a socket in /run takes connections through a read-only mount, too.
-    fn add_hidden_by_defaults(&self, objects: &mut Objects) {
-        for (path, _, words) in DEFAULTS {
-            let Ok(place) = self.host.walk(Path::new(path)) else { continue };
-            if place.kind == Kind::Directory && place.path != Path::new("/") {
-                let object = Object { directory: true, why: Why::Default(words) };
-                objects.entry(place.path).or_insert(object);
-            }
-        }
-    }
-
-    /// Nor another view of the host's processes.
-    fn add_process_views(&self, objects: &mut Objects) {
-        for path in &self.host.process_views {
-            let why = Why::Default("the host's processes");
-            objects.entry(path.clone()).or_insert(Object { directory: true, why });
-        }
-    }
-
-    /// Nor the places from which the user's sandboxes are controlled.
-    fn add_private(&self, objects: &mut Objects) {
-        for path in &self.host.private {
-            let why = Why::Default("the control sockets of your sandboxes");
-            objects.insert(path.clone(), Object { directory: true, why });
-        }
-    }
-
-    /// Nor sockets that somebody on the host is bound to elsewhere, for the same reason. One in a
-    /// place that the run may write to belongs to the run.
-    fn add_sockets(&self, objects: &mut Objects) {
-        for path in &self.host.sockets {
-            let covering = self.view.covering(path);
-            if covering.is_some_and(|it| matches!(it.kind, MountKind::Writable { .. })) {
-                continue;
-            }
-            if let Ok(place) = self.host.walk(path)
-                && place.kind == Kind::File
-            {
-                let object = Object { directory: false, why: Why::Default("a socket of the host") };
-                objects.entry(place.path).or_insert(object);
-            }
-        }
     }
 
     /// Adds what is hidden to the view, but for what is out of sight already; and opens a hidden

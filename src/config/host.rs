@@ -43,6 +43,8 @@ pub struct Host {
     pub sockets: Vec<PathBuf>,
     /// Where the host's processes can be seen besides /proc.
     pub process_views: Vec<PathBuf>,
+    /// Where file systems are mounted, and of which type each is, in the order of their mounting.
+    pub mounts: Vec<(PathBuf, String)>,
     /// The kernel has time namespaces (/proc/self/ns/time, Linux 5.6 with CONFIG_TIME_NS).
     pub time_namespaces: bool,
     /// The processors that the caller may use (sched_getaffinity(2)), in ascending order.
@@ -53,6 +55,8 @@ pub struct Host {
     pub file_size_limit: u64,
     /// Directories that no guest may see, whatever shows what lies above them.
     pub private: Vec<PathBuf>,
+    /// Likewise: where the changes of overlays are kept.
+    pub stores: Vec<PathBuf>,
     /// The user database.
     pub accounts: Box<dyn Accounts>,
     /// What was found at a path, so that ten thousand rules about one directory look at its
@@ -93,6 +97,7 @@ impl Host {
     /// This process and this machine. What cannot be read is taken as absent: the launch will say
     /// what is missing if it turns out to matter.
     pub fn current() -> Self {
+        let mounts = mounts(&generated::contents("/proc/self/mountinfo").unwrap_or_default());
         Host {
             root: PathBuf::from("/"),
             cwd: nix::unistd::getcwd(),
@@ -103,14 +108,14 @@ impl Host {
             gid_ranges: id_ranges("/proc/self/gid_map"),
             descriptors: open_descriptors(),
             sockets: sockets(&generated::contents("/proc/net/unix").unwrap_or_default()),
-            process_views: process_views(
-                &generated::contents("/proc/self/mountinfo").unwrap_or_default(),
-            ),
+            process_views: process_views(&mounts),
+            mounts,
             time_namespaces: Path::new("/proc/self/ns/time").exists(),
             cpus: own_cpus(),
             open_files_limit: hard_limit(Resource::RLIMIT_NOFILE),
             file_size_limit: hard_limit(Resource::RLIMIT_FSIZE),
             private: Vec::new(),
+            stores: Vec::new(),
             accounts: Box::new(SystemAccounts),
             seen: RefCell::default(),
             listed: RefCell::default(),
@@ -243,16 +248,22 @@ fn sockets(table: &[u8]) -> Vec<PathBuf> {
     table.split(|byte| *byte == b'\n').filter_map(path).collect()
 }
 
-/// Where /proc/self/mountinfo (proc_pid_mountinfo(5)) has a proc file system besides /proc itself, as
-/// a changed root has one: it shows the host's processes.
-fn process_views(table: &[u8]) -> Vec<PathBuf> {
-    let place = |line: &[u8]| {
+/// The mounts of /proc/self/mountinfo (proc_pid_mountinfo(5)).
+fn mounts(table: &[u8]) -> Vec<(PathBuf, String)> {
+    let mount = |line: &[u8]| {
         let separator = line.windows(3).position(|words| words == b" - ")?;
         let kind = line[separator + 3..].split(|byte| *byte == b' ').next()?;
         let place = unescape(line.split(|byte| *byte == b' ').nth(4)?);
-        (kind == b"proc" && place != Path::new("/proc")).then_some(place)
+        Some((place, String::from_utf8_lossy(kind).into_owned()))
     };
-    table.split(|byte| *byte == b'\n').filter_map(place).collect()
+    table.split(|byte| *byte == b'\n').filter_map(mount).collect()
+}
+
+/// Where there is a proc file system besides /proc itself, as a changed root has one: it shows the host's
+/// processes.
+fn process_views(mounts: &[(PathBuf, String)]) -> Vec<PathBuf> {
+    let views = mounts.iter().filter(|(place, kind)| kind == "proc" && place != Path::new("/proc"));
+    views.map(|(place, _)| place.clone()).collect()
 }
 
 /// White space and backslashes of a path in mountinfo are three octal digits behind a backslash.

@@ -233,7 +233,7 @@ fn unusable_directory(
     }
     let place = host.walk(Path::new(value)).ok()?;
     let usable = match view.shown(&place.path) {
-        Shown::Host { by: Some(mount), .. } => matches!(mount.kind, MountKind::Writable { .. }),
+        Shown::Host { by: Some(mount), .. } => mount.kind.is_writable(),
         Shown::Private(mount) => mount.target == place.path || view.has_below(&place.path),
         Shown::Host { by: None, .. } | Shown::Hidden(_) => false,
     };

@@ -19,6 +19,8 @@ pub struct Options {
     pub argv: Vec<OsString>,
     /// Rules about files; their order means nothing.
     pub rules: Vec<Rule>,
+    /// Where overlays are kept, if not in the usual place.
+    pub overlay_dir: Option<PathBuf>,
     /// `NAME=VALUE` sets a variable, `NAME` passes the caller's. The last one of a name counts.
     pub env: Vec<OsString>,
     /// Pass nothing of the caller's environment but what `env` names.
@@ -62,6 +64,7 @@ impl Default for Options {
         Options {
             argv: Vec::new(),
             rules: Vec::new(),
+            overlay_dir: None,
             env: Vec::new(),
             clear_env: false,
             workdir: None,
@@ -140,6 +143,8 @@ pub enum RuleKind {
     Hide,
     /// `--tmpfs`
     Tmpfs,
+    /// `--overlay`
+    Overlay,
 }
 
 impl RuleKind {
@@ -150,6 +155,7 @@ impl RuleKind {
             RuleKind::Writable => "--rw",
             RuleKind::Hide => "--hide",
             RuleKind::Tmpfs => "--tmpfs",
+            RuleKind::Overlay => "--overlay",
         }
     }
 }

@@ -472,7 +472,10 @@ impl SavedMount {
         SavedMount {
             target: bytes(&mount.target),
             kind: match &mount.kind {
-                MountKind::ReadOnly { source } => SavedKind::ReadOnly(bytes(source)),
+                // (A run with an overlay is not saved: save::pipeline.)
+                MountKind::ReadOnly { source } | MountKind::Overlay { source, .. } => {
+                    SavedKind::ReadOnly(bytes(source))
+                }
                 MountKind::Writable { source } => SavedKind::Writable(bytes(source)),
                 MountKind::Tmpfs { mode } => SavedKind::Tmpfs(*mode),
                 MountKind::HiddenDirectory => SavedKind::HiddenDirectory,

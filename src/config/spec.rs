@@ -50,6 +50,17 @@ pub struct RunSpec {
 }
 
 impl RunSpec {
+    /// The directories that are overlays by a flag, in ascending order.
+    pub fn overlays(&self) -> Vec<PathBuf> {
+        let named = |mount: &&Mount| {
+            matches!((&mount.kind, &mount.why), (MountKind::Overlay { .. }, Why::Flag(_)))
+        };
+        let mut all: Vec<PathBuf> =
+            self.mounts.iter().filter(named).map(|mount| mount.target.clone()).collect();
+        all.sort();
+        all
+    }
+
     /// Where file systems in memory are that the sandbox has for itself.
     pub fn own_trees(&self) -> Vec<PathBuf> {
         let tmpfs = |mount: &&Mount| matches!(mount.kind, MountKind::Tmpfs { .. });
@@ -130,6 +141,15 @@ pub enum MountKind {
         /// Absolute, symlinks resolved.
         source: PathBuf,
     },
+    /// A directory of the host that is changed for the guest alone: what it writes goes to a layer of the
+    /// sandbox's own (`--overlay`).
+    Overlay {
+        /// Absolute, symlinks resolved.
+        source: PathBuf,
+        /// The host has mounts below it, which no overlay may look under: a copy of its names shows
+        /// instead, and what they stand for is mounted on them.
+        skeleton: bool,
+    },
     /// An empty directory in memory, private to the sandbox.
     Tmpfs {
         /// Permission bits of its root.
@@ -148,6 +168,21 @@ pub enum MountKind {
 }
 
 impl MountKind {
+    /// What of the host this shows, if anything.
+    pub fn source(&self) -> Option<&std::path::Path> {
+        match self {
+            MountKind::ReadOnly { source }
+            | MountKind::Writable { source }
+            | MountKind::Overlay { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+
+    /// Whether the guest can change what this shows.
+    pub fn is_writable(&self) -> bool {
+        matches!(self, MountKind::Writable { .. } | MountKind::Overlay { .. })
+    }
+
     /// Whether this takes something of the host out of sight.
     pub fn hides(&self) -> bool {
         matches!(self, MountKind::HiddenDirectory | MountKind::HiddenFile)

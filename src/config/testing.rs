@@ -42,11 +42,13 @@ impl TestHost {
             descriptors: [0, 1, 2, 7].into(),
             sockets: Vec::new(),
             process_views: Vec::new(),
+            mounts: vec![("/".into(), "ext4".into()), ("/proc".into(), "proc".into())],
             time_namespaces: true,
             cpus: vec![0, 1],
             open_files_limit: 1024,
             file_size_limit: u64::MAX,
             private: Vec::new(),
+            stores: Vec::new(),
             accounts: Box::new(TestAccounts),
             seen: Default::default(),
             listed: Default::default(),
@@ -122,7 +124,13 @@ impl Drop for TestHost {
 pub(crate) fn options(rules: &[&str]) -> Options {
     let rule = |words: &&str| {
         let (flag, text) = words.split_once(' ').unwrap();
-        let kinds = [RuleKind::ReadOnly, RuleKind::Writable, RuleKind::Hide, RuleKind::Tmpfs];
+        let kinds = [
+            RuleKind::ReadOnly,
+            RuleKind::Writable,
+            RuleKind::Hide,
+            RuleKind::Tmpfs,
+            RuleKind::Overlay,
+        ];
         Rule::new(kinds.into_iter().find(|kind| kind.flag() == flag).unwrap(), text)
     };
     Options {

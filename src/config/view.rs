@@ -72,7 +72,9 @@ impl View {
             return Shown::Host { path: path.to_owned(), by: None };
         };
         match &mount.kind {
-            MountKind::ReadOnly { source } | MountKind::Writable { source } => {
+            MountKind::ReadOnly { source }
+            | MountKind::Writable { source }
+            | MountKind::Overlay { source, .. } => {
                 Shown::Host { path: translate(path, &mount.target, source), by: Some(mount) }
             }
             MountKind::HiddenDirectory | MountKind::HiddenFile => Shown::Hidden(mount),

@@ -14,6 +14,7 @@ use super::init;
 use super::plan::{Plan, PlanError};
 use super::program::Program;
 use super::protocol::{Event, Later, Order, Stage};
+use super::view::Step;
 use crate::config::{IdRange, RunSpec, Without};
 use crate::sys::memfd::anonymous_file;
 use crate::sys::message::{self, Descriptors};
@@ -71,6 +72,8 @@ pub enum LaunchError {
         /// Why it failed.
         errno: Errno,
     },
+    /// The kernel refuses an overlay.
+    Overlay(String, Errno),
     /// The host has no seccomp user notification.
     Seccomp(Errno),
     /// The program cannot be described.
@@ -95,6 +98,9 @@ impl std::fmt::Display for LaunchError {
             LaunchError::Stage { what, errno, .. } => {
                 write!(f, "cannot {what}: {}", why(*errno))
             }
+            LaunchError::Overlay(what, errno) => {
+                write!(f, "cannot {what}: {}: {}", errno.desc(), why_no_overlay(*errno))
+            }
             LaunchError::Seccomp(errno) => {
                 f.write_str(&super::host::explain_seccomp_refusal(*errno))
             }
@@ -115,6 +121,28 @@ fn why(errno: Errno) -> String {
     match super::host::explain_refusal(errno) {
         Some(cause_and_remedy) => format!("{}: {cause_and_remedy}", errno.desc()),
         None => errno.desc().to_owned(),
+    }
+}
+
+/// What the kernel means by refusing an overlay (ovl_fill_super in fs/overlayfs/super.c; it says more in its
+/// log), and the remedy.
+fn why_no_overlay(errno: Errno) -> &'static str {
+    match errno {
+        Errno::ENODEV => "this kernel has no overlayfs; as root, modprobe overlay",
+        Errno::EPERM => {
+            "overlays in user namespaces need Linux 5.11 and nobody who forbids them; run it without \
+             --overlay, or on a newer kernel"
+        }
+        Errno::ESTALE => "it was replaced at this moment; try again",
+        Errno::ENOENT | Errno::ENOTDIR => {
+            "it was removed at this moment; leave it out, or try again"
+        }
+        Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ELOOP => {
+            "its file system cannot be shown through an overlay, or the one that is to keep the changes \
+             cannot (dmesg says which); show it with --ro PATH instead, or name a directory on another file \
+             system with --overlay-dir"
+        }
+        _ => "show it with --ro PATH instead, or name another place with --overlay-dir",
     }
 }
 
@@ -416,6 +444,11 @@ fn map_text(ranges: &[IdRange]) -> String {
 }
 
 fn fault(plan: &Plan, stage: Stage, index: u32, errno: Errno) -> LaunchError {
+    if let (Stage::Files, Some(Step::Overlay { layer, .. })) =
+        (stage, plan.steps.get(index as usize))
+    {
+        return LaunchError::Overlay(layer.to_string(), errno);
+    }
     let what = match stage {
         Stage::Files => {
             plan.steps.get(index as usize).map_or("build the file view".into(), |s| s.to_string())

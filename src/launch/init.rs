@@ -17,7 +17,7 @@ use super::plan::{Plan, Reopen};
 use super::plant;
 use super::program::Lists;
 use super::protocol::{Event, Order, Stage};
-use super::view::{Need, Step};
+use super::view::{Need, OverlayStep, Step};
 use crate::sys::{files, landlock, mount, pty, seccomp, spawn, terminal};
 
 /// What the child is given besides the plan.
@@ -139,6 +139,12 @@ fn build(plan: &Plan, step: &Step) -> Result<(), Errno> {
             plan.trees[*tree].set(Some(fd));
             Ok(())
         }
+        Step::Overlay { tree, layer } => overlay(plan, *tree, layer),
+        Step::Enter { tree } => match plan.trees[*tree].take() {
+            Some(fd) => mount::enter_root(fd.as_fd()),
+            None => Err(Errno::EBADF),
+        },
+        Step::Leave => mount::leave_old_root(),
         Step::Attach { tree, target, need } => match plan.trees[*tree].take() {
             Some(fd) => need.of(mount::attach_tree(fd.as_fd(), target)),
             None => Err(Errno::EBADF),
@@ -160,6 +166,19 @@ fn build(plan: &Plan, step: &Step) -> Result<(), Errno> {
             files::write_whole(files::open(path, libc::O_WRONLY, 0)?.as_fd(), value)
         }
     }
+}
+
+/// Only the very directory that the supervisor meant is shown.
+fn overlay(plan: &Plan, tree: usize, layer: &OverlayStep) -> Result<(), Errno> {
+    let flags = libc::O_PATH | libc::O_DIRECTORY;
+    let lower = files::open(&layer.lower, flags, 0)?;
+    if files::identity(lower.as_fd())? != layer.identity {
+        return Err(Errno::ESTALE);
+    }
+    let (upper, work) = (files::open(&layer.upper, flags, 0)?, files::open(&layer.work, flags, 0)?);
+    let made = mount::overlay(lower.as_fd(), upper.as_fd(), work.as_fd(), layer.attributes)?;
+    plan.trees[tree].set(Some(made));
+    Ok(())
 }
 
 /// MONOTONIC and BOOTTIME begin with the sandbox, and with them the guest's uptime. Only before the

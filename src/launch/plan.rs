@@ -15,6 +15,7 @@ use libc::c_int;
 use super::program::Program;
 use super::view::{Step, View};
 use crate::config::{Limits, Means, Network, RunSpec, Without};
+use crate::overlay::Layer;
 use crate::sentry::Time;
 use crate::sys::memfd::SharedMemory;
 use crate::sys::mount::{ATTR_NODEV, ATTR_NOSUID, ATTR_RDONLY};
@@ -98,9 +99,10 @@ impl PlanError {
 }
 
 impl Plan {
-    /// Plans `spec` on this host.
+    /// Plans `spec` on this host, with these layers for its overlays.
     pub fn new(
         spec: &RunSpec,
+        layers: &[Layer],
         terminal: Option<(Settings, [bool; 3])>,
         signal_mask: nix::sys::signal::SigSet,
         time: &Time,
@@ -108,7 +110,7 @@ impl Plan {
         let mut view = View::default();
         let terminals = terminal.as_ref().map(|(_, streams)| streams);
         let reopened = inherited_descriptors(&mut view, spec, terminals)?;
-        view.build(spec)?;
+        view.build(spec, layers)?;
         let own_network = spec.network == Network::None;
         let program =
             Program { argv: &spec.argv, environment: &spec.environment, workdir: &spec.workdir };

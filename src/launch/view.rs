@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 use libc::c_ulong;
 
 use super::plan::{PlanError, c_path, c_string};
-use crate::config::{Mount, MountKind, RunSpec};
-use crate::sys::mount::{ATTR_NODEV, ATTR_NOSUID, ATTR_RDONLY};
+use crate::config::{Mount, MountKind, RunSpec, Why};
+use crate::overlay::Layer;
+use crate::sys::mount::{ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY};
 
 /// Whether a step may fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +32,12 @@ pub(super) enum Step {
     Private,
     /// Detaches a copy of the tree at `source`, with attributes added, as tree `tree`.
     Clone { tree: usize, source: CString, recursive: bool, attributes: u64 },
+    /// Makes a detached overlay, as tree `tree`.
+    Overlay { tree: usize, layer: Box<OverlayStep> },
+    /// Makes tree `tree` the root of everything that is mounted from here on.
+    Enter { tree: usize },
+    /// Takes the old root away.
+    Leave,
     /// Attaches tree `tree`.
     Attach { tree: usize, target: CString, need: Need },
     /// Shows `source` at `target` as well, with the attributes of the mount that it is seen through: one
@@ -56,6 +63,19 @@ pub(super) enum Step {
     Setting { path: CString, value: &'static [u8] },
 }
 
+/// The directories of an overlay.
+#[derive(Debug)]
+pub(super) struct OverlayStep {
+    /// Where it is seen.
+    pub(super) target: CString,
+    pub(super) lower: CString,
+    /// Device and inode that `lower` must have.
+    pub(super) identity: (u64, u64),
+    pub(super) upper: CString,
+    pub(super) work: CString,
+    pub(super) attributes: u64,
+}
+
 /// The file view as it is put together.
 #[derive(Debug, Default)]
 pub(super) struct View {
@@ -67,6 +87,10 @@ pub(super) struct View {
     mounts: Vec<Step>,
     /// What is mounted at the very end.
     last: Vec<Step>,
+    /// The layers of the overlays.
+    layers: Vec<Layer>,
+    /// The root is an overlay: this tree.
+    root: Option<usize>,
     /// Where an unopenable file can be bound from, until `last` covers it.
     unopenable: Option<PathBuf>,
     /// A rule puts something where `unopenable` would be.
@@ -123,7 +147,8 @@ const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 
 impl View {
     /// Fills `steps` in.
-    pub(super) fn build(&mut self, spec: &RunSpec) -> Result<(), PlanError> {
+    pub(super) fn build(&mut self, spec: &RunSpec, layers: &[Layer]) -> Result<(), PlanError> {
+        self.layers = layers.to_vec();
         self.null_is_ruled = spec.mounts.iter().any(|mount| mount.target.ends_with("dev/null"));
         for mount in &spec.mounts {
             self.add(mount)?;
@@ -146,8 +171,10 @@ impl View {
             recursive: true,
             attributes: all,
         });
+        self.steps.extend(self.root.map(|tree| Step::Enter { tree }));
         self.steps.append(&mut self.mounts);
         self.steps.append(&mut self.last);
+        self.steps.extend(self.root.map(|_| Step::Leave));
         Ok(())
     }
 
@@ -164,6 +191,7 @@ impl View {
         match &mount.kind {
             MountKind::ReadOnly { source } => self.bind(source, target, ATTR_RDONLY),
             MountKind::Writable { source } => self.bind(source, target, 0),
+            MountKind::Overlay { .. } => self.overlay(mount),
             MountKind::Tmpfs { mode } => {
                 self.make_directory(target)?;
                 self.tmpfs(target, libc::MS_NOSUID | libc::MS_NODEV, &format!("mode={mode:o}"))?;
@@ -197,6 +225,42 @@ impl View {
         let step = |tree, source| Step::Clone { tree, source, recursive: true, attributes };
         self.bound.push((target.to_owned(), source.to_owned()));
         self.clone_and_attach(step, source, target, Need::Required)
+    }
+
+    /// An overlay is made of the host's own directories, before anything lies over them or is read-only:
+    /// what it writes to keeps the attributes that the mount has now (ovl_get_upper in
+    /// fs/overlayfs/super.c).
+    fn overlay(&mut self, mount: &Mount) -> Result<(), PlanError> {
+        let target = mount.target.as_path();
+        let Some(layer) = self.layers.iter().find(|layer| layer.target == target) else {
+            return Err(PlanError::new(format!("there is no layer for {}", target.display())));
+        };
+        let no_exec = if layer.no_exec { ATTR_NOEXEC } else { 0 };
+        let step = OverlayStep {
+            target: c_path(target)?,
+            lower: c_path(&layer.lower)?,
+            identity: layer.identity,
+            upper: c_path(&layer.upper)?,
+            work: c_path(&layer.work)?,
+            attributes: ATTR_NOSUID | ATTR_NODEV | no_exec,
+        };
+        let tree = self.new_tree();
+        self.clones.push(Step::Overlay { tree, layer: Box::new(step) });
+        if target == Path::new("/") {
+            self.root = Some(tree);
+            return Ok(());
+        }
+        self.make_directory(target)?;
+        // A part of one may have gone from it in an earlier run.
+        let need = match mount.why {
+            Why::Default(_) => Need::UnlessGone,
+            _ => Need::Required,
+        };
+        if let MountKind::Overlay { source, .. } = &mount.kind {
+            self.bound.push((target.to_owned(), source.clone()));
+        }
+        self.mounts.push(Step::Attach { tree, target: c_path(target)?, need });
+        Ok(())
     }
 
     /// Makes what leads from a writable mount to `target` mount points as well, which cannot be
@@ -436,12 +500,28 @@ fn no_mount_point(target: &Path, what: &str) -> PlanError {
     ))
 }
 
+impl std::fmt::Display for OverlayStep {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [target, upper] =
+            [&self.target, &self.upper].map(|path| OsString::from_vec(path.as_bytes().to_vec()));
+        write!(
+            f,
+            "make an overlay of {}, with its changes in {}",
+            target.display(),
+            upper.display()
+        )
+    }
+}
+
 impl std::fmt::Display for Step {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let show = |s: &CString| OsString::from_vec(s.as_bytes().to_vec()).display().to_string();
         match self {
             Step::Private => write!(f, "make the mounts private"),
             Step::Clone { source, .. } => write!(f, "copy the mount at {}", show(source)),
+            Step::Overlay { layer, .. } => layer.fmt(f),
+            Step::Enter { .. } => write!(f, "make the overlay of / the root"),
+            Step::Leave => write!(f, "take the host's root away"),
             Step::Attach { target, .. } => write!(f, "mount on {}", show(target)),
             Step::Bind { target, .. } => write!(f, "mount on {}", show(target)),
             Step::Attributes { target, .. } => write!(f, "make {} read-only", show(target)),

@@ -106,6 +106,8 @@ pub struct Facts {
     pub id: String,
     /// Where file systems in memory are mounted that are the sandbox's own.
     pub trees: Vec<std::path::PathBuf>,
+    /// It has an overlay.
+    pub overlay: bool,
     /// The terminal of the run's program, the first of the sandbox's, if it has one: the master, and
     /// which of the standard streams it took the place of.
     pub terminal: Option<ItsTerminal>,
@@ -155,7 +157,7 @@ pub fn save(
     commit: &mut dyn FnMut(&Saved) -> Result<(), SaveError>,
 ) -> Result<Saved, SaveError> {
     let features = Features::of_this_machine()?;
-    refuse_early(kernel)?;
+    refuse_early(kernel, facts)?;
     if let Some(lazy) = kernel.lazy() {
         lazy.settle(kernel, &Unsettled::Everything).map_err(SaveError::refused)?;
     }
@@ -218,7 +220,13 @@ fn has_ended(kernel: &Kernel) -> bool {
 }
 
 /// Refuses what can be told before anything is stopped.
-fn refuse_early(kernel: &Kernel) -> Result<(), SaveError> {
+fn refuse_early(kernel: &Kernel, facts: &Facts) -> Result<(), SaveError> {
+    if facts.overlay {
+        return Err(SaveError::refused(
+            "a run with --overlay cannot be saved yet: an image does not carry what changed in it; run it \
+             with --rw or --tmpfs instead",
+        ));
+    }
     let is_set = kernel.time().keeper().generation() > 0;
     if is_set || kernel.features().intersects(sentry::Features::VIRTUAL_TIME) {
         return Err(SaveError::refused(

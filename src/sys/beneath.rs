@@ -49,6 +49,21 @@ pub fn attribute(path: &CStr, name: &CStr) -> Result<Vec<u8>, Errno> {
     whole(|at, length| unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), at, length) })
 }
 
+/// Sets an extended attribute of what is at `path` (followed).
+pub fn set_attribute(path: &CStr, name: &CStr, value: &[u8]) -> Result<(), Errno> {
+    // SAFETY: both strings are NUL-terminated; pointer and length are those of a valid slice.
+    let done = unsafe {
+        libc::setxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0)
+    };
+    Errno::result(done).map(drop)
+}
+
+/// Removes an extended attribute of what is at `path` (followed).
+pub fn remove_attribute(path: &CStr, name: &CStr) -> Result<(), Errno> {
+    // SAFETY: both strings are NUL-terminated and outlive the call.
+    Errno::result(unsafe { libc::removexattr(path.as_ptr(), name.as_ptr()) }).map(drop)
+}
+
 fn whole(call: impl Fn(*mut c_void, usize) -> isize) -> Result<Vec<u8>, Errno> {
     let mut room = vec![0u8; 256];
     loop {

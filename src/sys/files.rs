@@ -131,6 +131,12 @@ pub fn identity(fd: BorrowedFd<'_>) -> Result<(u64, u64), Errno> {
 
 /// Opens what a descriptor (O_PATH too) stands for once more, through its mount.
 pub fn open_descriptor(fd: BorrowedFd<'_>, flags: c_int) -> Result<OwnedFd, Errno> {
+    let path = descriptor_path(fd);
+    open(CStr::from_bytes_until_nul(&path).map_err(|_| Errno::EINVAL)?, flags, 0)
+}
+
+/// The name by which /proc knows a descriptor (proc_pid_fd(5)), NUL-terminated.
+pub fn descriptor_path(fd: BorrowedFd<'_>) -> [u8; 32] {
     const PREFIX: &[u8] = b"/proc/self/fd/";
     let mut path = [0u8; 32];
     path[..PREFIX.len()].copy_from_slice(PREFIX);
@@ -145,7 +151,7 @@ pub fn open_descriptor(fd: BorrowedFd<'_>, flags: c_int) -> Result<OwnedFd, Errn
     for (place, digit) in path[PREFIX.len()..].iter_mut().zip(digits[..count].iter().rev()) {
         *place = *digit;
     }
-    open(CStr::from_bytes_until_nul(&path).map_err(|_| Errno::EINVAL)?, flags, 0)
+    path
 }
 
 /// Gives `to` the file offset of `from`.

@@ -7,12 +7,16 @@ use std::ptr::null;
 use libc::{c_int, c_uint, c_ulong};
 use nix::errno::Errno;
 
+use super::files;
+
 /// Attributes of mount_setattr(2) (linux/mount.h).
 pub const ATTR_RDONLY: u64 = 1;
 /// No setuid effect.
 pub const ATTR_NOSUID: u64 = 2;
 /// No devices.
 pub const ATTR_NODEV: u64 = 4;
+/// Nothing can be executed.
+pub const ATTR_NOEXEC: u64 = 8;
 
 /// struct mount_attr.
 #[repr(C)]
@@ -89,6 +93,81 @@ pub fn attach_tree(tree: BorrowedFd<'_>, target: &CStr) -> Result<(), Errno> {
         )
     };
     Errno::result(done).map(drop)
+}
+
+/// A detached overlay (Documentation/filesystems/overlayfs.rst): `lower` shows, `upper` takes the changes,
+/// `work` is for the kernel. Its own attributes are in `user.overlay.*` (userxattr, Linux 5.11), which is
+/// what a user namespace may write; directories are never redirected and attributes never copied up alone
+/// then (ovl_fs_params_verify in fs/overlayfs/params.c), so that each entry of `upper` is whole.
+///
+/// The layers are given by descriptor: fsconfig(2) takes strings of 255 bytes at most, and the descriptors'
+/// own entries in /proc lead to the very directories that were opened (Linux 5.2).
+pub fn overlay(
+    lower: BorrowedFd<'_>,
+    upper: BorrowedFd<'_>,
+    work: BorrowedFd<'_>,
+    attributes: u64,
+) -> Result<OwnedFd, Errno> {
+    const FSOPEN_CLOEXEC: c_uint = 1;
+    const FSMOUNT_CLOEXEC: c_uint = 1;
+    const FSCONFIG_SET_FLAG: c_uint = 0;
+    const FSCONFIG_SET_STRING: c_uint = 1;
+    const FSCONFIG_CMD_CREATE: c_uint = 6;
+    // SAFETY: the name is NUL-terminated.
+    let context = unsafe { libc::syscall(libc::SYS_fsopen, c"overlay".as_ptr(), FSOPEN_CLOEXEC) };
+    let context = Errno::result(context)?;
+    // SAFETY: the kernel has just given this descriptor to us alone.
+    let context = unsafe { OwnedFd::from_raw_fd(context as c_int) };
+    let set = |command: c_uint, key: Option<&CStr>, value: Option<&CStr>| {
+        let pointer = |s: Option<&CStr>| s.map_or(null(), CStr::as_ptr);
+        // SAFETY: key and value are null or NUL-terminated strings that outlive the call.
+        let done = unsafe {
+            libc::syscall(
+                libc::SYS_fsconfig,
+                context.as_raw_fd(),
+                command,
+                pointer(key),
+                pointer(value),
+                0,
+            )
+        };
+        Errno::result(done).map(drop)
+    };
+    for (key, fd) in [(c"lowerdir", lower), (c"upperdir", upper), (c"workdir", work)] {
+        let path = files::descriptor_path(fd);
+        let path = CStr::from_bytes_until_nul(&path).map_err(|_| Errno::EINVAL)?;
+        set(FSCONFIG_SET_STRING, Some(key), Some(path))?;
+    }
+    // What /proc/self/mountinfo shows; it means nothing.
+    set(FSCONFIG_SET_STRING, Some(c"source"), Some(c"overlay"))?;
+    set(FSCONFIG_SET_FLAG, Some(c"userxattr"), None)?;
+    set(FSCONFIG_CMD_CREATE, None, None)?;
+    // SAFETY: plain numbers.
+    let tree = unsafe {
+        libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), FSMOUNT_CLOEXEC, attributes as c_uint)
+    };
+    let tree = Errno::result(tree)?;
+    // SAFETY: the kernel has just given this descriptor to us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(tree as c_int) })
+}
+
+/// Makes `tree` the root of this mount namespace; the old root lies over it, out of the way of every path,
+/// until [`leave_old_root`].
+///
+/// That is pivot_root(2) with `.` twice, as its manual describes it. The old root has to stay for a while:
+/// a proc file system can only be mounted where another one is seen (mount_too_revealing in fs/namespace.c).
+pub fn enter_root(tree: BorrowedFd<'_>) -> Result<(), Errno> {
+    attach_tree(tree, c"/")?;
+    // SAFETY: a plain number.
+    Errno::result(unsafe { libc::fchdir(tree.as_raw_fd()) })?;
+    // SAFETY: both paths are NUL-terminated.
+    let done = unsafe { libc::syscall(libc::SYS_pivot_root, c".".as_ptr(), c".".as_ptr()) };
+    Errno::result(done).map(drop)
+}
+
+/// Takes away what [`enter_root`] has left; the current directory must still be the one it chose.
+pub fn leave_old_root() -> Result<(), Errno> {
+    detach(c".")
 }
 
 /// Adds attributes to the mount at `path` and with `recursive` to all below it (mount_setattr(2),

@@ -29,7 +29,7 @@ impl<'h> Plan<'h> {
             RuleKind::ReadOnly | RuleKind::Writable => {
                 parse_pair(rule.kind.flag(), &rule.text).map(|pair| pair.0).unwrap_or_default()
             }
-            RuleKind::Hide | RuleKind::Tmpfs => PathBuf::from(&rule.text),
+            RuleKind::Hide | RuleKind::Tmpfs | RuleKind::Overlay => PathBuf::from(&rule.text),
         };
         let place = absolute(self.host, &path).map(|path| self.host.walk(&path));
         // What leads nowhere (over a file, in a circle) is not there either.

@@ -197,6 +197,16 @@ pub static KEYS: &[Key] = &[
         place(o, s, RuleKind::Tmpfs)
     })
     .help("PATH", "Put an empty directory in memory at PATH"),
+    Key::new("overlay", Form::Paths, Project::Place(RuleKind::Overlay), Group::Files, "", |o, s| {
+        place(o, s, RuleKind::Overlay)
+    })
+    .help("DIR", "Let the program change DIR for itself alone (/ is everything); see sandbox diff"),
+    Key::new("overlay-dir", Form::Path, Project::LeftOut, Group::Files, "your own", |o, s| {
+        check("--overlay-dir", s.word().as_ref())?;
+        o.overlay_dir = Some(PathBuf::from(s.word()));
+        Ok(())
+    })
+    .help("PATH", "Keep what changes in overlays in PATH, instead of ~/.local/state/sandbox/overlays"),
     Key::new("workdir", Form::Path, Project::LeftOut, Group::Files, "the current one", |o, s| {
         check("--workdir", s.word().as_ref())?;
         o.workdir = Some(PathBuf::from(s.word()));

@@ -195,7 +195,9 @@ pub fn markdown() -> String {
             Project::Network => "`none` is taken",
             Project::Place(super::RuleKind::Hide) => "taken",
             Project::Place(super::RuleKind::ReadOnly) => "taken where the place is visible anyway",
-            Project::Place(super::RuleKind::Writable) => "taken where the place is writable anyway",
+            Project::Place(super::RuleKind::Writable | super::RuleKind::Overlay) => {
+                "taken where the place is writable anyway"
+            }
             Project::Place(super::RuleKind::Tmpfs) => {
                 "taken where the place is writable or private anyway"
             }

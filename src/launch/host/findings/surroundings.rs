@@ -19,6 +19,7 @@ pub(super) fn add(host: &Host, findings: &mut Vec<Finding>) {
     findings.push(tiocsti(host));
     findings.push(libseccomp(host));
     findings.push(state_directory(host));
+    findings.push(overlay_directory(host));
 }
 
 fn optional(name: &'static str, needed_for: &'static str, fallback: &'static str) -> Subject {
@@ -170,5 +171,20 @@ fn state_directory(host: &Host) -> Finding {
         StateDirectory::None(why) => {
             subject.missing(why.clone(), "set XDG_RUNTIME_DIR to a directory of yours, mode 0700")
         }
+    }
+}
+
+fn overlay_directory(host: &Host) -> Finding {
+    let subject = optional(
+        "overlay-directory",
+        "keeping what runs with --overlay change",
+        "such runs are refused, unless --overlay-dir names another place",
+    );
+    match &host.overlays {
+        Ok(place) => subject.ok(place.display().to_string()),
+        Err(why) => subject.missing(
+            why.clone(),
+            "name a directory of yours on another file system (ext4, xfs, btrfs) with --overlay-dir",
+        ),
     }
 }

@@ -1,0 +1,374 @@
+//! Making copies of what is in a layer, beside the place of the host that they are for.
+//!
+//! Owns how one file, link, pipe or whole new directory is copied: content with its holes, hard links,
+//! owner, extended attributes, mode, times. Nothing is put in its place here. Of a layer that goes as a whole,
+//! files are linked instead where that can be done; no run may use the layer from then on (`commit`).
+
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, copy_file_range, openat, readlinkat};
+use nix::sys::stat::{FileStat, Mode, UtimensatFlags, fstat, mkdirat, utimensat};
+use nix::sys::time::TimeSpec;
+use nix::unistd::{Gid, Uid, Whence, fchownat, ftruncate, linkat, lseek, mkfifoat, symlinkat};
+
+use super::changes::{open_upper_file, set_mode};
+use super::compare::{next_data, read_whole};
+use super::entry::{self, Type};
+use crate::sys::beneath;
+
+/// Bytes that the kernel is asked to copy at once: progress is told between.
+const PIECE: u64 = 16 << 20;
+/// Names longer than this (limits.h) lead nowhere for a program; it bounds how deep a copy goes.
+pub(super) const PATH_MAX: usize = 4096;
+/// Bits that give rights to whoever executes a file.
+const SET_ID: u32 = libc::S_ISUID | libc::S_ISGID;
+
+/// Tells that so many more bytes are done.
+pub(super) type Tell<'t> = dyn FnMut(u64) + 't;
+
+/// The upper directory of a layer, whatever the modes in it are.
+pub(super) struct Upper {
+    root: OwnedFd,
+    /// Modes that were changed: whose, and what they were.
+    changed: Vec<(OwnedFd, u32)>,
+    modes: HashMap<(u64, u64), u32>,
+}
+
+impl Upper {
+    pub(super) fn new(root: OwnedFd) -> Upper {
+        Upper { root, changed: Vec::new(), modes: HashMap::new() }
+    }
+
+    /// Opens itself.
+    pub(super) fn open_root(&mut self) -> Result<OwnedFd, Errno> {
+        let root = self.root.try_clone().map_err(errno_of)?;
+        self.open_up(root)?;
+        self.root.try_clone().map_err(errno_of)
+    }
+
+    /// Opens a directory below it, step by step.
+    pub(super) fn open(&mut self, relative: &Path) -> Result<OwnedFd, Errno> {
+        let mut at = self.open_root()?;
+        for name in relative {
+            at = self.enter(at.as_fd(), name)?;
+        }
+        Ok(at)
+    }
+
+    /// Opens a directory in one of them.
+    pub(super) fn enter(&mut self, at: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd, Errno> {
+        self.open_up(entry::open_path(at, name)?)?;
+        entry::open_directory(at, name)
+    }
+
+    /// Makes a directory one that its owner can read and change, for the time being.
+    fn open_up(&mut self, place: OwnedFd) -> Result<(), Errno> {
+        let stat = fstat(&place)?;
+        if stat.st_mode & libc::S_IRWXU != libc::S_IRWXU && Type::of(&stat) == Type::Directory {
+            self.modes.insert((stat.st_dev, stat.st_ino), stat.st_mode);
+            set_mode(place.as_fd(), stat.st_mode | libc::S_IRWXU)?;
+            self.changed.push((place, stat.st_mode));
+        }
+        Ok(())
+    }
+
+    /// What is at a name, with the mode that it had.
+    fn look(&self, at: BorrowedFd<'_>, name: &OsStr) -> Result<Option<FileStat>, Errno> {
+        let mut stat = entry::look(at, name)?;
+        if let Some(stat) = &mut stat
+            && let Some(mode) = self.modes.get(&(stat.st_dev, stat.st_ino))
+        {
+            stat.st_mode = *mode;
+        }
+        Ok(stat)
+    }
+}
+
+impl Drop for Upper {
+    fn drop(&mut self) {
+        for (place, mode) in self.changed.iter().rev() {
+            let _ = set_mode(place.as_fd(), *mode);
+        }
+    }
+}
+
+/// A directory of the host, from which everything below it is reached.
+pub(super) struct Root(pub(super) OwnedFd);
+
+impl Root {
+    /// A directory below it. Nothing is followed, and nothing that is mounted is entered.
+    pub(super) fn open(&self, relative: &Path) -> Result<OwnedFd, Errno> {
+        let path = if relative.as_os_str().is_empty() { Path::new(".") } else { relative };
+        let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW;
+        beneath::open(self.0.as_fd(), &entry::c_name(path.as_os_str())?, flags)
+    }
+}
+
+/// Where something of the host is: which layer's directory, and where below it.
+pub(super) type Place = (usize, PathBuf);
+
+/// What is copied, and what is known of earlier copies.
+pub(super) struct Copier<'c> {
+    pub(super) roots: &'c HashMap<usize, Root>,
+    /// Where on the host a file of a layer is that has more names.
+    pub(super) links: HashMap<(u64, u64), Place>,
+    /// What of a new directory is left out.
+    pub(super) wanted: &'c dyn Fn(usize, &Path) -> bool,
+    /// The layer will go: what can be linked need not be copied.
+    pub(super) gives: bool,
+    pub(super) tell: &'c mut Tell<'c>,
+}
+
+impl Copier<'_> {
+    /// Copies `name` of the layer's directory `from` to `temporary` in `to`, which is at `place`'s parent.
+    /// `old` is the mode of the file that it will replace.
+    pub(super) fn copy(
+        &mut self,
+        upper: &mut Upper,
+        from: (BorrowedFd<'_>, &OsStr, &Path),
+        to: (BorrowedFd<'_>, &OsStr, Place),
+        old: Option<u32>,
+    ) -> Result<(), Errno> {
+        let (directory, name, relative) = from;
+        let (parent, temporary, place) = to;
+        let stat = upper.look(directory, name)?.ok_or(Errno::ENOENT)?;
+        let identity = (stat.st_dev, stat.st_ino);
+        let kind = Type::of(&stat);
+        if kind == Type::File
+            && stat.st_nlink > 1
+            && let Some(other) = self.links.get(&identity)
+            && self.link(other, parent, temporary).is_ok()
+        {
+            return Ok(());
+        }
+        match kind {
+            // Where the layer is on the same mount nothing need be copied: the host gets another name of
+            // the file, and the overlay loses its own afterwards.
+            Type::File
+                if self.gives
+                    && linkat(directory, name, parent, temporary, AtFlags::empty()).is_ok() =>
+            {
+                (self.tell)(stat.st_size as u64);
+                let made = entry::open_path(parent, temporary)?;
+                let there = fstat(&made)?;
+                if (there.st_dev, there.st_ino) != identity {
+                    return Err(Errno::ESTALE);
+                }
+                entry::strip(made.as_fd())?;
+                if safe_mode(&stat, old) != stat.st_mode {
+                    set_mode(made.as_fd(), safe_mode(&stat, old))?;
+                }
+                return Ok(());
+            }
+            Type::File => self.file(directory, name, &stat, parent, temporary)?,
+            Type::Directory => self.directory(upper, from, &stat, (parent, temporary, &place))?,
+            Type::Link => symlinkat(readlinkat(directory, name)?.as_os_str(), parent, temporary)?,
+            Type::Fifo => mkfifoat(parent, temporary, Mode::S_IRUSR | Mode::S_IWUSR)?,
+            // Nobody is bound to it, and a guest can make no device.
+            Type::Socket | Type::Device => return Err(Errno::EOPNOTSUPP),
+        }
+        if kind == Type::File && stat.st_nlink > 1 {
+            self.links.insert(identity, place);
+        }
+        tracing::trace!(?relative, "copied");
+        dress(directory, name, &stat, parent, temporary, old)
+    }
+
+    fn link(
+        &self,
+        (layer, relative): &Place,
+        parent: BorrowedFd<'_>,
+        temporary: &OsStr,
+    ) -> Result<(), Errno> {
+        let root = self.roots.get(layer).ok_or(Errno::ENOENT)?;
+        let above = root.open(relative.parent().unwrap_or(Path::new("")))?;
+        let name = relative.file_name().ok_or(Errno::EINVAL)?;
+        linkat(&above, name, parent, temporary, AtFlags::empty())
+    }
+
+    fn file(
+        &mut self,
+        directory: BorrowedFd<'_>,
+        name: &OsStr,
+        stat: &FileStat,
+        parent: BorrowedFd<'_>,
+        temporary: &OsStr,
+    ) -> Result<(), Errno> {
+        let from = open_upper_file(directory, name, stat, true)?;
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW;
+        let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+        let to = openat(parent, temporary, flags | OFlag::O_CLOEXEC, mode)?;
+        copy_content(from.as_fd(), to.as_fd(), stat.st_size as u64, self.tell)
+    }
+
+    fn directory(
+        &mut self,
+        upper: &mut Upper,
+        (directory, name, relative): (BorrowedFd<'_>, &OsStr, &Path),
+        stat: &FileStat,
+        (parent, temporary, (layer, place)): (BorrowedFd<'_>, &OsStr, &Place),
+    ) -> Result<(), Errno> {
+        debug_assert_eq!(Type::of(stat), Type::Directory);
+        mkdirat(parent, temporary, Mode::S_IRWXU)?;
+        let to = entry::open_directory(parent, temporary)?;
+        let from = upper.enter(directory, name)?;
+        for inner in entry::names(from.as_fd())? {
+            let below = relative.join(&inner);
+            if below.as_os_str().len() > PATH_MAX {
+                return Err(Errno::ENAMETOOLONG);
+            }
+            let Some(stat) = entry::look(from.as_fd(), &inner)? else { continue };
+            if entry::is_whiteout(from.as_fd(), &inner, &stat)?
+                || matches!(Type::of(&stat), Type::Socket | Type::Device)
+                || !(self.wanted)(*layer, &below)
+            {
+                continue;
+            }
+            let place = (*layer, place.join(&inner));
+            self.copy(upper, (from.as_fd(), &inner, &below), (to.as_fd(), &inner, place), None)?;
+        }
+        Ok(())
+    }
+}
+
+/// Gives a copy what it has besides content.
+fn dress(
+    directory: BorrowedFd<'_>,
+    name: &OsStr,
+    stat: &FileStat,
+    parent: BorrowedFd<'_>,
+    temporary: &OsStr,
+    old: Option<u32>,
+) -> Result<(), Errno> {
+    let to = entry::open_path(parent, temporary)?;
+    let made = fstat(&to)?;
+    // Others may be able to change the names in this directory: only what was made here is dressed.
+    let own = made.st_uid == nix::unistd::geteuid().as_raw()
+        && Type::of(&made) == Type::of(stat)
+        && (Type::of(stat) == Type::Directory || made.st_nlink == 1);
+    if !own {
+        return Err(Errno::ESTALE);
+    }
+    if (stat.st_uid, stat.st_gid) != (made.st_uid, made.st_gid) {
+        let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
+        fchownat(&to, "", Some(uid), Some(gid), AtFlags::AT_EMPTY_PATH)?;
+    }
+    if Type::of(stat) != Type::Link {
+        let from = entry::open_path(directory, name)?;
+        entry::set_attributes(to.as_fd(), &entry::attributes(from.as_fd())?)?;
+        set_mode(to.as_fd(), safe_mode(stat, old))?;
+    }
+    set_times(parent, temporary, stat)
+}
+
+/// The mode that a copy gets. A set-id bit counts on what had one already: no guest can make one, so it would
+/// be somebody else's doing.
+pub(super) fn safe_mode(stat: &FileStat, old: Option<u32>) -> u32 {
+    match Type::of(stat) {
+        Type::Directory => stat.st_mode,
+        _ => stat.st_mode & !(SET_ID & !old.unwrap_or(0)),
+    }
+}
+
+/// Gives something the owner that `stat` has, where it is another.
+pub(super) fn own(
+    parent: BorrowedFd<'_>,
+    name: &OsStr,
+    stat: &FileStat,
+    there: &FileStat,
+) -> Result<(), Errno> {
+    if (stat.st_uid, stat.st_gid) == (there.st_uid, there.st_gid) {
+        return Ok(());
+    }
+    let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
+    fchownat(parent, name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)
+}
+
+/// Gives something the times that `stat` has.
+pub(super) fn set_times(
+    parent: BorrowedFd<'_>,
+    name: &OsStr,
+    stat: &FileStat,
+) -> Result<(), Errno> {
+    let accessed = TimeSpec::new(stat.st_atime, stat.st_atime_nsec);
+    let modified = TimeSpec::new(stat.st_mtime, stat.st_mtime_nsec);
+    utimensat(parent, name, &accessed, &modified, UtimensatFlags::NoFollowSymlink)
+}
+
+/// Copies what is data; the rest stays a hole. Where the file system can, nothing is copied but shared
+/// (copy_file_range(2)).
+fn copy_content(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    size: u64,
+    tell: &mut Tell<'_>,
+) -> Result<(), Errno> {
+    ftruncate(to, size as i64)?;
+    let mut at = 0;
+    let mut by_kernel = true;
+    while at < size {
+        let start = next_data(from, at, size);
+        tell(start - at);
+        at = start;
+        let hole = lseek(from, at as i64, Whence::SeekHole).map_or(size, |end| end as u64);
+        let end = hole.clamp(at, size).min(at + PIECE);
+        if at >= size {
+            break;
+        }
+        let end = if end == at { (at + PIECE).min(size) } else { end };
+        let count = copy_piece(from, to, at, (end - at) as usize, &mut by_kernel)?;
+        if count == 0 {
+            // It has become shorter: nobody but its owner, outside, can do that.
+            return Err(Errno::EBUSY);
+        }
+        tell(count);
+        at += count;
+    }
+    Ok(())
+}
+
+fn copy_piece(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    at: u64,
+    length: usize,
+    by_kernel: &mut bool,
+) -> Result<u64, Errno> {
+    if *by_kernel {
+        let (mut source, mut target) = (at as i64, at as i64);
+        match copy_file_range(from, Some(&mut source), to, Some(&mut target), length) {
+            Ok(count) if count > 0 => return Ok(count as u64),
+            Ok(_) => {}
+            Err(Errno::EINTR) => return copy_piece(from, to, at, length, by_kernel),
+            // Between file systems, or where it cannot.
+            Err(Errno::EXDEV | Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) => {}
+            Err(errno) => return Err(errno),
+        }
+        *by_kernel = false;
+    }
+    let mut room = vec![0; length.min(1 << 20)];
+    let count = read_whole(from, &mut room, at)?;
+    let mut written = 0;
+    while written < count {
+        match nix::sys::uio::pwrite(to, &room[written..count], (at + written as u64) as i64) {
+            Ok(more) => written += more,
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(count as u64)
+}
+
+fn errno_of(error: std::io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
+}
+
+/// The name of a copy that is not in its place yet. `token` is new for each commit, so that no guest can
+/// have made such a name.
+pub(super) fn temporary(token: u64, number: usize) -> OsString {
+    OsString::from(format!(".sandbox-commit-{token:016x}.{number}"))
+}

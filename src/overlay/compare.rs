@@ -1,0 +1,106 @@
+//! Whether what a layer has is what the host has.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::errno::Errno;
+use nix::sys::stat::FileStat;
+use nix::sys::uio::pread;
+use nix::unistd::{Whence, lseek};
+
+use super::changes::What;
+use super::entry;
+
+/// Bytes that are compared at once.
+const PIECE: usize = 256 << 10;
+
+/// In which attributes two entries of the same type differ. `upper` and `host` stand for them.
+pub(super) fn attributes(
+    upper: (BorrowedFd<'_>, &FileStat),
+    host: (BorrowedFd<'_>, &FileStat),
+) -> Result<What, Errno> {
+    let mut what = What::empty();
+    let link = upper.1.st_mode & libc::S_IFMT == libc::S_IFLNK;
+    what.set(What::MODE, !link && (upper.1.st_mode ^ host.1.st_mode) & 0o7777 != 0);
+    let owner = |stat: &FileStat| (stat.st_uid, stat.st_gid);
+    what.set(What::OWNER, owner(upper.1) != owner(host.1));
+    // Those of users cannot be on links (xattr(7)).
+    if !link {
+        let differ = entry::attributes(upper.0)? != entry::attributes(host.0)?;
+        what.set(What::XATTRS, differ);
+    }
+    Ok(what)
+}
+
+/// Whether two files of `size` bytes have the same content. Holes are not read.
+pub(super) fn same_content(
+    one: BorrowedFd<'_>,
+    other: BorrowedFd<'_>,
+    size: u64,
+) -> Result<bool, Errno> {
+    let mut rooms = (vec![0u8; PIECE], vec![0u8; PIECE]);
+    let mut at = 0;
+    while at < size {
+        at = next_data(one, at, size).min(next_data(other, at, size));
+        let length = (size - at).min(PIECE as u64) as usize;
+        let (a, b) = (&mut rooms.0[..length], &mut rooms.1[..length]);
+        if read_whole(one, a, at)? != length || read_whole(other, b, at)? != length || a != b {
+            return Ok(false);
+        }
+        at += length as u64;
+    }
+    Ok(true)
+}
+
+/// Where the next data begins, from `at` on; the end where there is none (lseek(2), SEEK_DATA).
+pub(super) fn next_data(file: BorrowedFd<'_>, at: u64, size: u64) -> u64 {
+    match lseek(file, at as i64, Whence::SeekData) {
+        Ok(found) => found as u64,
+        Err(Errno::ENXIO) => size,
+        Err(_) => at,
+    }
+    .clamp(at, size)
+}
+
+/// As much as there is, up to the length of `room`.
+pub(super) fn read_whole(file: BorrowedFd<'_>, room: &mut [u8], from: u64) -> Result<usize, Errno> {
+    let mut count = 0;
+    while count < room.len() {
+        match pread(file.as_fd(), &mut room[count..], (from + count as u64) as i64) {
+            Ok(0) => break,
+            Ok(more) => count += more,
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+    use crate::sys::memfd::anonymous_file;
+
+    fn file(size: u64, pieces: &[(u64, &[u8])]) -> File {
+        let file = anonymous_file(c"compare").unwrap();
+        file.set_len(size).unwrap();
+        for (at, bytes) in pieces {
+            file.write_all_at(bytes, *at).unwrap();
+        }
+        file
+    }
+
+    #[test]
+    fn holes_are_zeros_and_every_byte_counts() {
+        let size = 3 << 30;
+        let same = |a: &File, b: &File| same_content(a.as_fd(), b.as_fd(), size).unwrap();
+        let one = file(size, &[(5, b"x"), (2 << 30, b"y")]);
+        let zeros = vec![0; 1 << 20];
+        assert!(same(&one, &file(size, &[(1 << 20, &zeros), (5, b"x"), (2 << 30, b"y")])));
+        assert!(!same(&one, &file(size, &[(5, b"x"), (2 << 30, b"z")])));
+        assert!(!same(&one, &file(size, &[(5, b"x")])));
+        assert!(!same(&one, &file(size, &[(5, b"x"), (2 << 30, b"y"), (size - 1, b"z")])));
+    }
+}

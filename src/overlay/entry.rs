@@ -1,0 +1,206 @@
+//! One name in a directory, of a layer or of the host: what is there, without following anything.
+
+use std::ffi::{CStr, CString, OsStr, OsString};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::sys::stat::{FileStat, Mode, fstatat};
+
+use super::description::Stamp;
+use super::store::DIRECTORY;
+use crate::sys::{beneath, files};
+
+/// Names of overlayfs's own attributes begin so, in a user namespace (OVL_XATTR_USER_PREFIX).
+const OWN: &[u8] = b"user.overlay.";
+/// What overlayfs makes of such a name that a guest sets itself (OVL_XATTR_ESCAPE_PREFIX, Linux 6.7).
+const ESCAPED: &[u8] = b"user.overlay.overlay.";
+
+/// What kind of thing is at a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Type {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// A symbolic link.
+    Link,
+    /// A named pipe.
+    Fifo,
+    /// A socket that was bound to the name.
+    Socket,
+    /// A character or block device.
+    Device,
+}
+
+impl Type {
+    pub(super) fn of(stat: &FileStat) -> Type {
+        match stat.st_mode & libc::S_IFMT {
+            libc::S_IFREG => Type::File,
+            libc::S_IFDIR => Type::Directory,
+            libc::S_IFLNK => Type::Link,
+            libc::S_IFIFO => Type::Fifo,
+            libc::S_IFSOCK => Type::Socket,
+            _ => Type::Device,
+        }
+    }
+
+    /// In a word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Type::File => "file",
+            Type::Directory => "directory",
+            Type::Link => "symlink",
+            Type::Fifo => "fifo",
+            Type::Socket => "socket",
+            Type::Device => "device",
+        }
+    }
+}
+
+/// What is at a name, if anything.
+pub(super) fn look(directory: BorrowedFd<'_>, name: &OsStr) -> Result<Option<FileStat>, Errno> {
+    match fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok(Some(stat)),
+        Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// The names in a directory, in the order of their bytes.
+pub(super) fn names(directory: BorrowedFd<'_>) -> Result<Vec<OsString>, Errno> {
+    let own = openat(directory, ".", DIRECTORY, Mode::empty())?;
+    let mut listing = nix::dir::Dir::from_fd(own)?;
+    let mut names = Vec::new();
+    for entry in listing.iter() {
+        let name = entry?.file_name().to_bytes().to_vec();
+        if name != b"." && name != b".." {
+            names.push(OsString::from_vec(name));
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Opens the directory at a name.
+pub(super) fn open_directory(parent: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd, Errno> {
+    openat(parent, name, DIRECTORY, Mode::empty())
+}
+
+/// Opens a regular file for reading; whatever else has come to the name does not block.
+pub(super) fn open_file(parent: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd, Errno> {
+    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    openat(parent, name, flags | OFlag::O_NOCTTY, Mode::empty())
+}
+
+/// Opens what is at a name as a place, without any right to it.
+pub(super) fn open_path(parent: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd, Errno> {
+    openat(parent, name, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())
+}
+
+/// When the attributes of an inode were changed last.
+pub(super) fn changed(stat: &FileStat) -> Stamp {
+    Stamp { seconds: stat.st_ctime, nanoseconds: stat.st_ctime_nsec }
+}
+
+/// Extended attributes that are carried, in the order of their names; overlayfs's own are none of them.
+pub(super) type Attributes = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// Of what a descriptor stands for (O_PATH too), as far as they can be read.
+pub(super) fn attributes(fd: BorrowedFd<'_>) -> Result<Attributes, Errno> {
+    let path = files::descriptor_path(fd);
+    let path = CStr::from_bytes_until_nul(&path).map_err(|_| Errno::EINVAL)?;
+    let names = match beneath::attribute_names(path) {
+        Ok(names) => names,
+        Err(Errno::EOPNOTSUPP) => return Ok(Vec::new()),
+        Err(errno) => return Err(errno),
+    };
+    let mut found = Vec::new();
+    for name in names {
+        let Some(carried) = carried(&name) else { continue };
+        let Ok(name) = CString::new(name) else { continue };
+        match beneath::attribute(path, &name) {
+            Ok(value) => found.push((carried, value)),
+            // It has gone meanwhile, or is not for us to see.
+            Err(Errno::ENODATA | Errno::EACCES | Errno::EPERM | Errno::EOPNOTSUPP) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// The name under which an attribute of a layer is one of the host's file, if it is carried.
+fn carried(name: &[u8]) -> Option<Vec<u8>> {
+    if let Some(rest) = name.strip_prefix(ESCAPED) {
+        return Some([OWN, rest].concat());
+    }
+    let kinds: [&[u8]; 3] = [b"user.", b"system.posix_acl_", b"security.capability"];
+    let wanted = kinds.iter().any(|kind| name.starts_with(kind)) && !name.starts_with(OWN);
+    wanted.then(|| name.to_vec())
+}
+
+/// Takes overlayfs's own attributes from what was a layer's file; those of a guest that look like them get
+/// their names back.
+pub(super) fn strip(fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    let path = files::descriptor_path(fd);
+    let path = CStr::from_bytes_until_nul(&path).map_err(|_| Errno::EINVAL)?;
+    let names = beneath::attribute_names(path)?;
+    for name in names.into_iter().filter(|name| name.starts_with(OWN)) {
+        let old = c_name(OsStr::from_bytes(&name))?;
+        if let Some(rest) = name.strip_prefix(ESCAPED) {
+            let new = c_name(OsStr::from_bytes(&[OWN, rest].concat()))?;
+            beneath::set_attribute(path, &new, &beneath::attribute(path, &old)?)?;
+        }
+        beneath::remove_attribute(path, &old)?;
+    }
+    Ok(())
+}
+
+/// One of overlayfs's own attributes of what a descriptor stands for.
+pub(super) fn own_attribute(fd: BorrowedFd<'_>, name: &CStr) -> Option<Vec<u8>> {
+    let path = files::descriptor_path(fd);
+    beneath::attribute(CStr::from_bytes_until_nul(&path).ok()?, name).ok()
+}
+
+/// Whether what is at a name of a layer stands for a removal: a character device 0/0, or an empty file
+/// with an attribute (Documentation/filesystems/overlayfs.rst, whiteouts).
+pub(super) fn is_whiteout(
+    directory: BorrowedFd<'_>,
+    name: &OsStr,
+    stat: &FileStat,
+) -> Result<bool, Errno> {
+    match stat.st_mode & libc::S_IFMT {
+        libc::S_IFCHR => Ok(stat.st_rdev == 0),
+        libc::S_IFREG if stat.st_size == 0 => {
+            let place = open_path(directory, name)?;
+            Ok(own_attribute(place.as_fd(), c"user.overlay.whiteout").is_some())
+        }
+        _ => Ok(false),
+    }
+}
+
+/// Whether a directory of a layer hides what the host has in its place.
+pub(super) fn is_opaque(directory: BorrowedFd<'_>) -> bool {
+    own_attribute(directory, c"user.overlay.opaque").is_some_and(|value| value == b"y")
+}
+
+/// A name as the kernel takes it.
+pub(super) fn c_name(name: &OsStr) -> Result<CString, Errno> {
+    CString::new(name.as_bytes()).map_err(|_| Errno::EINVAL)
+}
+
+/// Sets the attributes of what `to` stands for to these, and removes others of the kinds that are carried.
+pub(super) fn set_attributes(to: BorrowedFd<'_>, wanted: &Attributes) -> Result<(), Errno> {
+    let there = attributes(to)?;
+    let path = files::descriptor_path(to.as_fd());
+    let path = CStr::from_bytes_until_nul(&path).map_err(|_| Errno::EINVAL)?;
+    for (name, value) in wanted.iter().filter(|it| !there.contains(it)) {
+        beneath::set_attribute(path, &c_name(OsStr::from_bytes(name))?, value)?;
+    }
+    for (name, _) in there.iter().filter(|(name, _)| wanted.iter().all(|(it, _)| it != name)) {
+        beneath::remove_attribute(path, &c_name(OsStr::from_bytes(name))?)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,500 @@
+//! The layers of a run, made or found again before it starts.
+//!
+//! Owns what has to be there for the kernel to mount an overlay, and every refusal that can be given
+//! before: it makes directories in the store and changes nothing else.
+
+use std::ffi::OsStr;
+use std::fs::Metadata;
+use std::io::ErrorKind;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open, openat};
+use nix::sys::stat::{Mode, fchmod, mkdirat};
+use nix::sys::statfs::fstatfs;
+use nix::sys::statvfs::{FsFlags, statvfs};
+use nix::sys::time::TimeSpec;
+use nix::time::{ClockId, clock_gettime};
+use nix::unistd::{AccessFlags, Gid, Uid, eaccess, fchown};
+
+use super::apply::Upper;
+use super::changes::Changes;
+use super::description::{Description, Note, Stamp, bytes, path};
+use super::entry;
+use super::error::{OverlayError, refuse};
+use super::remove::remove_tree;
+use super::store::{self, Kept, Lock, OVERLAYFS_SUPER_MAGIC, Store, make_directory};
+use crate::config::{IdRange, Identity, Mount, MountKind, RunSpec, View, quoted};
+use crate::sys::beneath;
+
+/// One layer, for whoever mounts it.
+#[derive(Debug, Clone)]
+pub struct Layer {
+    /// Where the guest finds it.
+    pub target: PathBuf,
+    /// What it shows: a directory of the host, or the skeleton of one.
+    pub lower: PathBuf,
+    /// Device and inode of that.
+    pub identity: (u64, u64),
+    /// What takes the changes.
+    pub upper: PathBuf,
+    /// For the kernel.
+    pub work: PathBuf,
+    /// Nothing can be executed in the host's directory.
+    pub no_exec: bool,
+}
+
+/// The overlay of a run that is about to start or goes on: nobody else uses it while this lives.
+#[derive(Debug)]
+pub struct Held {
+    id: String,
+    store: Store,
+    directory: OwnedFd,
+    lock: Lock,
+    layers: Vec<Layer>,
+}
+
+/// Makes the layers of `spec`, or finds those of an earlier run of the same id again. None where it has no
+/// overlay.
+///
+/// # Errors
+/// No overlay can be made here, or the one that is there is of other directories.
+pub fn prepare(
+    spec: &RunSpec,
+    store: Option<Store>,
+    id: &str,
+) -> Result<Option<Held>, OverlayError> {
+    let overlays = spec.overlays();
+    let Some(store) = store.filter(|_| !overlays.is_empty()) else { return Ok(None) };
+    check_kernel()?;
+    let unusable = |errno: Errno| {
+        refuse!(
+            "cannot make an overlay in {}: {}; name another directory with --overlay-dir",
+            quoted(store.path.join(id)),
+            errno.desc()
+        )
+    };
+    let directory = store.make_entry(id).map_err(unusable)?;
+    let lock = store::lock(directory.as_fd(), id)?;
+    let mut description = match is_new(directory.as_fd()) {
+        true => Description {
+            overlays: overlays.iter().map(|it| bytes(it)).collect(),
+            starts: Vec::new(),
+            layers: Vec::new(),
+        },
+        false => found_again(id, &store, directory.as_fd(), &overlays)?,
+    };
+    let made = Maker { store: &store, id, spec, directory: directory.as_fd() }
+        .make(&mut description)
+        .and_then(|layers| {
+            description.starts.push(now());
+            let written = description.write(directory.as_fd());
+            written.map_err(|error| {
+                refuse!("cannot write the description of the overlay {id}: {error}")
+            })?;
+            wait_for_the_next_tick();
+            Ok(layers)
+        });
+    match made {
+        Ok(layers) => Ok(Some(Held { id: id.to_owned(), store, directory, lock, layers })),
+        Err(error) => {
+            if is_new(directory.as_fd()) {
+                let _ = remove_tree(store.directory.as_fd(), id.as_ref());
+            }
+            Err(error)
+        }
+    }
+}
+
+fn is_new(directory: BorrowedFd<'_>) -> bool {
+    !matches!(entry::look(directory, "description".as_ref()), Ok(Some(_)))
+}
+
+/// The kernel can mount overlays at all.
+fn check_kernel() -> Result<(), OverlayError> {
+    let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    if known.lines().any(|line| line.split_whitespace().next_back() == Some("overlay")) {
+        return Ok(());
+    }
+    Err(refuse!(
+        "cannot use --overlay: this kernel has no overlayfs, or has not loaded it; as root, modprobe \
+         overlay (or boot a kernel built with CONFIG_OVERLAY_FS)"
+    ))
+}
+
+fn found_again(
+    id: &str,
+    store: &Store,
+    directory: BorrowedFd<'_>,
+    overlays: &[PathBuf],
+) -> Result<Description, OverlayError> {
+    let word = store::word(store, id);
+    let description = Description::read(directory).map_err(|cause| {
+        refuse!("cannot go on with the overlay {id}: {cause}; sandbox discard {word} removes it")
+    })?;
+    let before: Vec<PathBuf> = description.overlays.iter().map(|it| path(it)).collect();
+    if before != overlays {
+        let list = |all: &[PathBuf]| all.iter().map(quoted).collect::<Vec<_>>().join(", ");
+        return Err(refuse!(
+            "cannot go on with the overlay {id}: it is of {}, and this run asks for {}; sandbox discard \
+             {word} removes it, or choose another --id",
+            list(&before),
+            list(overlays)
+        ));
+    }
+    if matches!(entry::look(directory, "journal".as_ref()), Ok(Some(_))) {
+        return Err(refuse!(
+            "cannot go on with the overlay {id}: a commit of it was interrupted; sandbox commit {word} \
+             finishes that"
+        ));
+    }
+    Ok(description)
+}
+
+/// Now, as files are stamped (the clock of current_time in fs/inode.c).
+fn now() -> Stamp {
+    let now = clock_gettime(ClockId::CLOCK_REALTIME_COARSE).unwrap_or(TimeSpec::new(0, 0));
+    Stamp { seconds: now.tv_sec(), nanoseconds: now.tv_nsec() }
+}
+
+/// Files that are changed from now on have a later stamp than those that were changed before: that clock
+/// goes on with the timer interrupt, every few milliseconds.
+fn wait_for_the_next_tick() {
+    let before = now();
+    while now() == before {
+        std::thread::sleep(Duration::from_micros(500));
+    }
+}
+
+/// What the layers are made of.
+struct Maker<'a> {
+    store: &'a Store,
+    id: &'a str,
+    spec: &'a RunSpec,
+    directory: BorrowedFd<'a>,
+}
+
+impl Maker<'_> {
+    fn make(&self, description: &mut Description) -> Result<Vec<Layer>, OverlayError> {
+        let view = View::of(&self.spec.mounts);
+        let layers = make_directory(self.directory, "layers").map_err(|e| self.failed(e))?;
+        self.check_place(layers.as_fd())?;
+        let mut made = Vec::new();
+        for mount in &self.spec.mounts {
+            let MountKind::Overlay { source, skeleton } = &mount.kind else { continue };
+            let found = description.layers.iter().position(|note| note.path() == *source);
+            let number = found.unwrap_or_else(|| {
+                description.layers.push(Note { path: bytes(source), scaffold: Vec::new() });
+                description.layers.len() - 1
+            });
+            let name = number.to_string();
+            let layer = make_directory(layers.as_fd(), &name).map_err(|e| self.failed(e))?;
+            let note = &mut description.layers[number];
+            self.make_upper(layer.as_fd(), source, &view, note)?;
+            make_directory(layer.as_fd(), "work").map_err(|e| self.failed(e))?;
+            let place = self.store.path.join(self.id).join("layers").join(&name);
+            let lower = match skeleton {
+                true => {
+                    self.make_skeleton(layer.as_fd(), source, &view)?;
+                    place.join("lower")
+                }
+                false => source.clone(),
+            };
+            made.push(layer_of(mount, source, lower, &place)?);
+        }
+        Ok(made)
+    }
+
+    fn failed(&self, errno: Errno) -> OverlayError {
+        refuse!(
+            "cannot make a layer of the overlay {}: {}; look at {}, or name another directory with \
+             --overlay-dir",
+            self.id,
+            errno.desc(),
+            quoted(&self.store.path)
+        )
+    }
+
+    /// The file system can hold upper layers (ovl_make_workdir in fs/overlayfs/super.c says what it needs).
+    fn check_place(&self, layers: BorrowedFd<'_>) -> Result<(), OverlayError> {
+        let cause = match fstatfs(layers) {
+            Ok(stat) if stat.filesystem_type().0 == OVERLAYFS_SUPER_MAGIC => {
+                "it lies on an overlay itself, which cannot take another one's changes".to_owned()
+            }
+            _ => {
+                let path = crate::sys::files::descriptor_path(layers);
+                let path = std::ffi::CStr::from_bytes_until_nul(&path).unwrap_or_default();
+                match beneath::set_attribute(path, c"user.overlay.impure", b"y") {
+                    Ok(()) => return Ok(()),
+                    Err(errno) => format!(
+                        "its file system keeps no extended attributes of users ({})",
+                        errno.desc()
+                    ),
+                }
+            }
+        };
+        Err(refuse!(
+            "cannot keep overlays in {}: {cause}; name a directory on another file system with \
+             --overlay-dir (ext4, xfs and btrfs will do)",
+            quoted(&self.store.path)
+        ))
+    }
+
+    /// Makes the directory that takes the changes, with the attributes of the one that it changes.
+    fn make_upper(
+        &self,
+        layer: BorrowedFd<'_>,
+        source: &Path,
+        view: &View,
+        note: &mut Note,
+    ) -> Result<(), OverlayError> {
+        let new = matches!(entry::look(layer, "upper".as_ref()), Ok(None));
+        let upper = make_directory(layer, "upper").map_err(|e| self.failed(e))?;
+        for place in self.places() {
+            let nearest = view.covering(&place).is_some_and(|mount| mount.target == source);
+            if let (true, Ok(below)) = (nearest, place.strip_prefix(source)) {
+                self.make_scaffold(source, below, &upper, note)?;
+            }
+        }
+        if new && !self.imitate(source, upper.as_fd())? {
+            note.scaffold.push(bytes(Path::new("")));
+        }
+        Ok(())
+    }
+
+    /// Where a run is sure to write: what leads there is made before.
+    fn places(&self) -> Vec<PathBuf> {
+        let home = self.spec.environment.iter().find(|(name, _)| name == "HOME");
+        let home = home.and_then(|(_, value)| Path::new(value).canonicalize().ok());
+        std::iter::once(self.spec.workdir.clone()).chain(home).collect()
+    }
+
+    /// Makes the directories on the way from `source` to `below` whose owners do not exist inside: to write
+    /// below them the kernel copies them up first, and could not give them their owner (EOVERFLOW from
+    /// ovl_set_attr in fs/overlayfs/copy_up.c).
+    fn make_scaffold(
+        &self,
+        source: &Path,
+        below: &Path,
+        upper: &OwnedFd,
+        note: &mut Note,
+    ) -> Result<(), OverlayError> {
+        let mut steps = Vec::new();
+        let mut relative = PathBuf::new();
+        for name in below {
+            relative.push(name);
+            let Ok(found) = source.join(&relative).symlink_metadata() else { break };
+            if !found.is_dir() {
+                break;
+            }
+            steps.push((relative.clone(), self.is_foreign(&found)));
+        }
+        let count = steps.iter().rposition(|(_, foreign)| *foreign).map_or(0, |last| last + 1);
+        let fail = |errno| self.failed(errno);
+        let mut made = Vec::new();
+        // Some of them may have no rights to write in, once they are like the host's.
+        let mut opener = Upper::new(upper.try_clone().map_err(|e| fail(errno_of(&e)))?);
+        let mut parent = opener.open_root().map_err(fail)?;
+        for (relative, _) in steps.iter().take(count) {
+            let name = relative.file_name().unwrap_or_default();
+            let new = match mkdirat(&parent, name, Mode::S_IRWXU) {
+                Ok(()) => true,
+                Err(Errno::EEXIST) => false,
+                Err(errno) => return Err(fail(errno)),
+            };
+            // A guest may have put something else in its place.
+            let Ok(next) = opener.enter(parent.as_fd(), name) else { break };
+            parent = next;
+            if new {
+                made.push((relative, parent.try_clone().map_err(|e| fail(errno_of(&e)))?));
+            }
+        }
+        for (relative, directory) in made.iter().rev() {
+            if !self.imitate(&source.join(relative), directory.as_fd())?
+                && !note.scaffold.contains(&bytes(relative))
+            {
+                note.scaffold.push(bytes(relative));
+            }
+        }
+        Ok(())
+    }
+
+    fn is_foreign(&self, found: &Metadata) -> bool {
+        let Identity { uid_map, gid_map, .. } = &self.spec.identity;
+        let known = |id: u32, map: &[IdRange]| {
+            map.iter().any(|range| id.checked_sub(range.outside).is_some_and(|n| n < range.count))
+        };
+        !known(found.uid(), uid_map) || !known(found.gid(), gid_map)
+    }
+
+    /// Gives a directory of the store the attributes of one of the host; false: but for its owner, who does
+    /// not exist inside. Then it belongs to the caller, who may do with it what they may with the other.
+    fn imitate(&self, source: &Path, to: BorrowedFd<'_>) -> Result<bool, OverlayError> {
+        let fail = |errno| self.failed(errno);
+        let found = source.metadata().map_err(|error| fail(errno_of(&error)))?;
+        let foreign = self.is_foreign(&found);
+        let mut mode = found.mode() & 0o7777;
+        if foreign {
+            mode &= !(libc::S_IRWXU | libc::S_ISUID | libc::S_ISGID | libc::S_ISVTX);
+            for (how, bit) in [
+                (AccessFlags::R_OK, libc::S_IRUSR),
+                (AccessFlags::W_OK, libc::S_IWUSR),
+                (AccessFlags::X_OK, libc::S_IXUSR),
+            ] {
+                mode |= if eaccess(source, how).is_ok() { bit } else { 0 };
+            }
+        } else {
+            let (uid, gid) = (Uid::from_raw(found.uid()), Gid::from_raw(found.gid()));
+            fchown(to, Some(uid), Some(gid)).map_err(fail)?;
+        }
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let from = open(source, flags, Mode::empty()).map_err(fail)?;
+        if !foreign && let Ok(attributes) = entry::attributes(from.as_fd()) {
+            // As far as this user and this file system can.
+            let _ = entry::set_attributes(to, &attributes);
+        }
+        fchmod(to, Mode::from_bits_truncate(mode)).map_err(fail)?;
+        let time = |seconds, nanoseconds| TimeSpec::new(seconds, nanoseconds);
+        let accessed = time(found.atime(), found.atime_nsec());
+        let modified = time(found.mtime(), found.mtime_nsec());
+        nix::sys::stat::futimens(to, &accessed, &modified).map_err(fail)?;
+        Ok(!foreign)
+    }
+
+    /// Makes the names of `source` anew: directories and bound files to mount on, links, and copies of
+    /// small files.
+    fn make_skeleton(
+        &self,
+        layer: BorrowedFd<'_>,
+        source: &Path,
+        view: &View,
+    ) -> Result<(), OverlayError> {
+        remove_tree(layer, "lower".as_ref()).map_err(|errno| self.failed(errno))?;
+        let lower = make_directory(layer, "lower").map_err(|errno| self.failed(errno))?;
+        for entry in std::fs::read_dir(source).into_iter().flatten().flatten() {
+            let (name, from) = (entry.file_name(), entry.path());
+            let covered = view.mounts().any(|mount| mount.target == from);
+            self.make_name(&lower, &name, &from, covered).map_err(|error| {
+                refuse!("cannot copy {} into the overlay {}: {error}", quoted(&from), self.id)
+            })?;
+        }
+        self.imitate(source, lower.as_fd()).map(drop)
+    }
+
+    fn make_name(
+        &self,
+        lower: &OwnedFd,
+        name: &OsStr,
+        from: &Path,
+        covered: bool,
+    ) -> std::io::Result<()> {
+        let found = match from.symlink_metadata() {
+            Ok(found) => found,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let kind = found.file_type();
+        if kind.is_dir() {
+            mkdirat(lower, name, Mode::S_IRWXU)?;
+        } else if kind.is_symlink() {
+            let path = store_path(lower, name);
+            symlink(from.read_link()?, &path)?;
+            let _ = std::os::unix::fs::lchown(&path, Some(found.uid()), Some(found.gid()));
+            if let Some(stat) = entry::look(lower.as_fd(), name)? {
+                let times = with_times(&found, stat);
+                super::apply::set_times(lower.as_fd(), name, &times)?;
+            }
+        } else if covered || kind.is_file() {
+            let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+            let mut file = std::fs::File::from(openat(lower, name, flags, Mode::S_IRUSR)?);
+            if !covered {
+                let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+                let mut whole = std::fs::File::from(open(from, flags, Mode::empty())?);
+                std::io::copy(&mut whole, &mut file)?;
+                let attributes = entry::attributes(whole.as_fd())?;
+                let _ = entry::set_attributes(file.as_fd(), &attributes);
+                let _ = std::os::unix::fs::fchown(&file, Some(found.uid()), Some(found.gid()));
+                fchmod(&file, Mode::from_bits_truncate(found.mode() & 0o7777))?;
+                let times = std::fs::FileTimes::new().set_modified(found.modified()?);
+                file.set_times(times.set_accessed(found.accessed()?))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `stat` with the times of `found`.
+fn with_times(found: &Metadata, mut stat: nix::sys::stat::FileStat) -> nix::sys::stat::FileStat {
+    (stat.st_atime, stat.st_atime_nsec) = (found.atime(), found.atime_nsec());
+    (stat.st_mtime, stat.st_mtime_nsec) = (found.mtime(), found.mtime_nsec());
+    stat
+}
+
+/// A name below a descriptor, for calls that take paths alone.
+fn store_path(directory: &OwnedFd, name: &OsStr) -> PathBuf {
+    let path = crate::sys::files::descriptor_path(directory.as_fd());
+    let path = path.split(|byte| *byte == 0).next().unwrap_or_default();
+    Path::new(OsStr::from_bytes(path)).join(name)
+}
+
+fn errno_of(error: &std::io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
+}
+
+fn layer_of(
+    mount: &Mount,
+    source: &Path,
+    lower: PathBuf,
+    place: &Path,
+) -> Result<Layer, OverlayError> {
+    let found = lower.metadata().map_err(|error| {
+        refuse!("cannot make an overlay of {}: {error}; leave it out", quoted(source))
+    })?;
+    let flags = statvfs(source).map_or(FsFlags::empty(), |it| it.flags());
+    Ok(Layer {
+        target: mount.target.clone(),
+        identity: (found.dev(), found.ino()),
+        lower,
+        upper: place.join("upper"),
+        work: place.join("work"),
+        no_exec: flags.contains(FsFlags::ST_NOEXEC),
+    })
+}
+
+impl Held {
+    /// The layers, in the order in which they are mounted.
+    pub fn layers(&self) -> &[Layer] {
+        &self.layers
+    }
+
+    /// The run has ended: says what is kept, and how to look at it; what nobody has changed is not kept.
+    pub fn finish(self) -> Option<String> {
+        let Held { id, store, directory, lock, layers } = self;
+        for layer in layers.iter().filter(|layer| layer.lower.starts_with(&store.path)) {
+            if let Some(place) = layer.lower.parent()
+                && let Ok(place) = open(place, store::DIRECTORY, Mode::empty())
+            {
+                let _ = remove_tree(place.as_fd(), "lower".as_ref());
+            }
+        }
+        let description = Description::read(directory.as_fd()).ok()?;
+        let path = store.path.join(&id);
+        let kept = Kept { id, path, store, directory, description };
+        let word = kept.word();
+        let first = Changes::of(&kept, true).next();
+        match first {
+            None => {
+                let _ = kept.remove(lock);
+                None
+            }
+            _ => Some(format!(
+                "the overlay has changes, and the host has none of them: sandbox diff {word} lists \
+                 them, sandbox commit {word} applies them, sandbox discard {word} drops them"
+            )),
+        }
+    }
+}

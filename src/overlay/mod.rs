@@ -1,0 +1,33 @@
+//! Overlays: what a run changed of the host's directories, kept beside them.
+//!
+//! Owns the place where that is kept and its form, the layers of a run before it starts, and what becomes
+//! of them afterwards: listed, applied to the host, or removed. Mounting them is `launch`'s work, and
+//! which directories there are was decided in `config`.
+//!
+//! What is in a layer was written by a guest: names, links, sizes and depths are hostile. Nothing in it
+//! is followed, and every path of the host is reached from a descriptor of the overlaid directory.
+
+mod apply;
+mod changes;
+mod commit;
+mod compare;
+mod conflicts;
+mod content;
+mod description;
+mod entry;
+mod error;
+mod glob;
+mod journal;
+mod layers;
+mod prune;
+mod remove;
+mod store;
+
+pub use changes::{Change, Changes, Kind, What};
+pub use commit::{Committed, Options, Outcome, Progress};
+pub use content::{Content, SHOWN};
+pub use entry::Type;
+pub use error::OverlayError;
+pub use glob::Glob;
+pub use layers::{Held, Layer, prepare};
+pub use store::{Kept, Store, usual_place};

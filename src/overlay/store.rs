@@ -1,0 +1,337 @@
+//! Where overlays are kept, and finding one there.
+//!
+//! ```text
+//! $XDG_STATE_HOME/sandbox/overlays/    or ~/.local/state/..., or --overlay-dir; 0700
+//!   ID/                                0700
+//!     description                      what it is an overlay of, see `description`
+//!     lock                             locked while a run, or a verb that changes it, uses it
+//!     journal                          what a commit has put on the host and not yet in its place
+//!     layers/N/upper                   what was changed
+//!     layers/N/work                    overlayfs's own
+//!     layers/N/lower                   of a skeleton: the names (during a run)
+//! ```
+//!
+//! Owns the making, finding, locking and removing of that.
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg, OFlag, open, openat};
+use nix::sys::stat::{Mode, fchmod, fstat, mkdirat};
+use nix::sys::statfs::statfs;
+use nix::unistd::{AccessFlags, Uid, eaccess};
+
+use super::changes::set_mode;
+use super::description::{Description, path};
+use super::entry::open_path;
+use super::error::{OverlayError, refuse};
+use super::remove::{remove_tree, sweep};
+use crate::config::quoted;
+
+pub(super) const DIRECTORY: OFlag =
+    OFlag::O_DIRECTORY.union(OFlag::O_RDONLY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
+
+/// linux/magic.h
+pub(super) const OVERLAYFS_SUPER_MAGIC: i64 = 0x794c_7630;
+
+/// The directory in which overlays are kept.
+#[derive(Debug)]
+pub struct Store {
+    pub(super) path: PathBuf,
+    pub(super) directory: OwnedFd,
+}
+
+/// An overlay that was found.
+#[derive(Debug)]
+pub struct Kept {
+    /// The id of the sandbox that it is of.
+    pub id: String,
+    /// Where it is.
+    pub path: PathBuf,
+    pub(super) store: Store,
+    pub(super) directory: OwnedFd,
+    pub(super) description: Description,
+}
+
+/// Nobody else uses an overlay while this lives.
+#[derive(Debug)]
+pub(super) struct Lock(#[expect(dead_code, reason = "held")] Flock<File>);
+
+/// The place where overlays are kept unless somebody names another.
+fn default_place() -> Result<PathBuf, OverlayError> {
+    let directory = |name| std::env::var_os(name).map(PathBuf::from).filter(|it| it.is_absolute());
+    let state = directory("XDG_STATE_HOME")
+        .or_else(|| directory("HOME").map(|home| home.join(".local/state")))
+        .ok_or_else(|| {
+            refuse!(
+                "cannot tell where overlays are kept: neither XDG_STATE_HOME nor HOME names a \
+                 directory; name one with --overlay-dir"
+            )
+        })?;
+    Ok(state.join("sandbox/overlays"))
+}
+
+/// Where overlays are kept unless somebody names another place, if they can be kept there.
+///
+/// # Errors
+/// Why not: the end of a sentence.
+pub fn usual_place() -> Result<PathBuf, String> {
+    let place = default_place().map_err(|_| "neither XDG_STATE_HOME nor HOME is set".to_owned())?;
+    let there = place.ancestors().find(|above| above.exists()).unwrap_or(Path::new("/"));
+    if eaccess(there, AccessFlags::W_OK | AccessFlags::X_OK).is_err() {
+        return Err(format!("{} cannot be written", there.display()));
+    }
+    match statfs(there) {
+        Ok(stat) if stat.filesystem_type().0 == OVERLAYFS_SUPER_MAGIC => Err(format!(
+            "{} lies on an overlay itself, which cannot take another one's changes",
+            there.display()
+        )),
+        _ => Ok(place),
+    }
+}
+
+impl Store {
+    /// Finds the place; with `make` it is made where it is missing.
+    ///
+    /// # Errors
+    /// It cannot be made or used, or belongs to somebody else.
+    pub fn open(named: Option<&Path>, make: bool) -> Result<Option<Store>, OverlayError> {
+        let place = named.map_or_else(default_place, |path| Ok(path.to_owned()))?;
+        let fail = |cause: &str| {
+            refuse!(
+                "cannot keep overlays in {}: {cause}; name a directory of yours with --overlay-dir",
+                quoted(&place)
+            )
+        };
+        if make {
+            let builder = &mut std::fs::DirBuilder::new();
+            std::os::unix::fs::DirBuilderExt::mode(builder.recursive(true), 0o700);
+            builder.create(&place).map_err(|error| fail(&error.to_string()))?;
+        }
+        let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        let directory = match open(&place, flags, Mode::empty()) {
+            Ok(directory) => directory,
+            Err(Errno::ENOENT) if !make => return Ok(None),
+            Err(errno) => return Err(fail(errno.desc())),
+        };
+        let stat = fstat(&directory).map_err(|errno| fail(errno.desc()))?;
+        if stat.st_uid != Uid::effective().as_raw() {
+            return Err(fail("it is not yours"));
+        }
+        if stat.st_mode & 0o022 != 0 {
+            return Err(fail("others may write in it"));
+        }
+        let path = place.canonicalize().map_err(|error| fail(&error.to_string()))?;
+        Ok(Some(Store { path, directory }))
+    }
+
+    /// Where it is: no guest may see it.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The directory of an id, if there is one.
+    pub(super) fn entry(&self, id: &str) -> Result<Option<OwnedFd>, OverlayError> {
+        match openat(&self.directory, id, DIRECTORY, Mode::empty()) {
+            Ok(entry) => Ok(Some(entry)),
+            Err(Errno::ENOENT) => Ok(None),
+            Err(errno) => Err(refuse!(
+                "cannot open the overlay {}: {}; remove what is there",
+                quoted(self.path.join(id)),
+                errno.desc()
+            )),
+        }
+    }
+
+    /// The directory of an id, made.
+    pub(super) fn make_entry(&self, id: &str) -> Result<OwnedFd, Errno> {
+        make_directory(self.directory.as_fd(), id)
+    }
+
+    /// An id that no overlay has: this one, or this one and a number.
+    pub fn free_id(&self, id: &str) -> Result<String, OverlayError> {
+        let mut name = id.to_owned();
+        let mut number = 2;
+        while self.entry(&name)?.is_some() {
+            name = format!("{id}-{number}");
+            number += 1;
+        }
+        Ok(name)
+    }
+
+    /// Every overlay that can be read, by id.
+    fn all(named: Option<&Path>) -> Result<Vec<Kept>, OverlayError> {
+        let Some(store) = Store::open(named, false)? else { return Ok(Vec::new()) };
+        let mut all = Vec::new();
+        for entry in std::fs::read_dir(&store.path).into_iter().flatten().flatten() {
+            if let Some(id) = entry.file_name().to_str()
+                && !id.starts_with('.')
+                && let Ok(kept) = Kept::find(id, named)
+            {
+                all.push(kept);
+            }
+        }
+        all.sort_by(|one, other| one.id.cmp(&other.id));
+        Ok(all)
+    }
+}
+
+/// mkdirat(2) with mode 0700, whatever the umask, that accepts an existing directory; opened.
+pub(super) fn make_directory(parent: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Errno> {
+    let made = match mkdirat(parent, name, Mode::S_IRWXU) {
+        Ok(()) => true,
+        Err(Errno::EEXIST) => false,
+        Err(errno) => return Err(errno),
+    };
+    let directory = openat(parent, name, DIRECTORY, Mode::empty())?;
+    if made {
+        fchmod(&directory, Mode::S_IRWXU)?;
+    }
+    Ok(directory)
+}
+
+impl Kept {
+    /// The overlay that `word` means: the id of a sandbox, the directory of an overlay, or a directory
+    /// that one overlay is of.
+    ///
+    /// # Errors
+    /// There is none, or more than one.
+    pub fn find(word: &str, place: Option<&Path>) -> Result<Kept, OverlayError> {
+        if word.contains('/') || word == "." || word == ".." {
+            return Kept::find_by_path(word, place);
+        }
+        let missing = || {
+            refuse!(
+                "no overlay is kept of a sandbox named {word}; an overlay without changes is not kept, \
+                 and one of --overlay-dir is found with that"
+            )
+        };
+        let store = Store::open(place, false)?.ok_or_else(missing)?;
+        sweep(store.directory.as_fd());
+        let directory = store.entry(word)?.ok_or_else(missing)?;
+        let path = store.path.join(word);
+        let description = Description::read(directory.as_fd()).map_err(|cause| {
+            refuse!(
+                "cannot use the overlay {word}: {cause}; use the version that made it, or remove {}",
+                quoted(&path)
+            )
+        })?;
+        Ok(Kept { id: word.to_owned(), path, store, directory, description })
+    }
+
+    fn find_by_path(word: &str, place: Option<&Path>) -> Result<Kept, OverlayError> {
+        let asked = Path::new(word);
+        let real = asked.canonicalize().map_err(|error| {
+            refuse!("cannot find an overlay by {}: {error}; name its id", quoted(asked))
+        })?;
+        if real.join("description").exists()
+            && let (Some(parent), Some(id)) = (real.parent(), real.file_name())
+            && let Some(id) = id.to_str()
+        {
+            return Kept::find(id, Some(parent));
+        }
+        let mut of_it = Store::all(place)?;
+        of_it.retain(|kept| kept.description.overlays.iter().any(|it| path(it) == real));
+        match of_it.len() {
+            1 => Ok(of_it.remove(0)),
+            0 => Err(refuse!("no overlay is kept of {}; name the id of a sandbox", quoted(&real))),
+            _ => {
+                let ids: Vec<&str> = of_it.iter().map(|kept| kept.id.as_str()).collect();
+                Err(refuse!(
+                    "more than one overlay is kept of {}: {}; name one of these",
+                    quoted(&real),
+                    ids.join(", ")
+                ))
+            }
+        }
+    }
+
+    /// The word by which it is found again, for a shell.
+    pub fn word(&self) -> String {
+        word(&self.store, &self.id)
+    }
+
+    /// Has it for itself.
+    pub(super) fn lock(&self) -> Result<Lock, OverlayError> {
+        lock(self.directory.as_fd(), &self.id)
+    }
+
+    /// Opens a directory of a layer.
+    pub(super) fn layer(&self, number: usize, name: &str) -> Result<OwnedFd, OverlayError> {
+        let open = || {
+            let layers = openat(&self.directory, "layers", DIRECTORY, Mode::empty())?;
+            let layer = openat(&layers, number.to_string().as_str(), DIRECTORY, Mode::empty())?;
+            match openat(&layer, name, DIRECTORY, Mode::empty()) {
+                // A guest has taken the rights from it: they are given for a moment.
+                Err(Errno::EACCES) => {
+                    let place = open_path(layer.as_fd(), name.as_ref())?;
+                    let mode = fstat(&place)?.st_mode;
+                    set_mode(place.as_fd(), mode | libc::S_IRWXU)?;
+                    let open = openat(&layer, name, DIRECTORY, Mode::empty());
+                    set_mode(place.as_fd(), mode)?;
+                    open
+                }
+                open => open,
+            }
+        };
+        open().map_err(|errno: Errno| {
+            refuse!(
+                "cannot read layer {number} of the overlay {}: {}; it is damaged: sandbox discard {} \
+                 removes it",
+                self.id,
+                errno.desc(),
+                self.word()
+            )
+        })
+    }
+
+    /// Removes it with all that is in it.
+    ///
+    /// # Errors
+    /// A run uses it, or something cannot be removed.
+    pub fn discard(self) -> Result<(), OverlayError> {
+        let lock = self.lock()?;
+        super::journal::clean_up(&self)?;
+        self.remove(lock)
+    }
+
+    pub(super) fn remove(self, _lock: Lock) -> Result<(), OverlayError> {
+        remove_tree(self.store.directory.as_fd(), self.id.as_ref()).map_err(|errno| {
+            refuse!(
+                "cannot remove the overlay {}: {}; look at {}",
+                self.id,
+                errno.desc(),
+                quoted(&self.path)
+            )
+        })
+    }
+}
+
+/// See [`Kept::word`].
+pub(super) fn word(store: &Store, id: &str) -> String {
+    let usual = default_place().ok().and_then(|place| place.canonicalize().ok());
+    if usual.as_ref() == Some(&store.path) {
+        return id.to_owned();
+    }
+    quoted(store.path.join(id))
+}
+
+/// The lock of the overlay in `directory`.
+pub(super) fn lock(directory: BorrowedFd<'_>, id: &str) -> Result<Lock, OverlayError> {
+    let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let file = openat(directory, "lock", flags, Mode::S_IRUSR | Mode::S_IWUSR);
+    let locked = file
+        .and_then(|file| {
+            Flock::lock(File::from(file), FlockArg::LockExclusiveNonblock).map_err(|(_, e)| e)
+        })
+        .map_err(|errno| match errno {
+            Errno::EWOULDBLOCK => refuse!(
+                "the overlay {id} is in use by a running sandbox, or by another commit or discard; \
+                 wait for its end (sandbox wait {id}), or end it (sandbox kill {id})"
+            ),
+            errno => refuse!("cannot lock the overlay {id}: {}", errno.desc()),
+        })?;
+    Ok(Lock(locked))
+}

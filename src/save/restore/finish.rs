@@ -1,0 +1,111 @@
+//! The last steps of a restored process: what runs by itself, signals, no capability any more; then the agent goes,
+//! and its threads are set to go on where they were.
+
+use super::{
+    Plant, adjustments, descriptors, first_and_rest, notices, overruns, process, rest_unless_alone,
+    space_of, stops, threads, timers, waits,
+};
+use crate::save::error::RestoreError;
+use crate::save::hand::{AREA, Hand, SLOTS, find_instruction, remote_call};
+use crate::save::state::{Sandbox, Thread};
+use crate::sys::ptrace::Stopped;
+
+/// All are set to go on where they were. Children first: a parent is told of what becomes of them, and that
+/// is not to be seen.
+pub(super) fn complete_all(
+    sandbox: &Sandbox,
+    plants: Vec<Plant<'_>>,
+) -> Result<Vec<Vec<Stopped>>, RestoreError> {
+    let mut ready = Vec::with_capacity(plants.len());
+    let mut before = None;
+    for mut plant in plants.into_iter().rev() {
+        complete(sandbox, &mut plant)?;
+        // (This one makes its last calls while the one before is set.)
+        ready.extend(before.take().map(set).transpose()?);
+        match plant.process.stopped {
+            // Its parent is told of that when it stops.
+            Some(_) => ready.push(set(plant)?),
+            None => before = Some(plant),
+        }
+    }
+    ready.extend(before.map(set).transpose()?);
+    Ok(ready)
+}
+
+/// The last calls: what runs by itself, signals, and no capability any more.
+fn complete(sandbox: &Sandbox, plant: &mut Plant<'_>) -> Result<(), RestoreError> {
+    let space = space_of(sandbox, plant)?;
+    let Plant { process, who, hand, others, courier } = plant;
+    for hand in std::iter::once(&mut *hand).chain(others.iter_mut()) {
+        threads::block(hand, who)?;
+    }
+    stops::hear(hand, process, sandbox)?;
+    threads::drain(hand, who)?;
+    timers::make(hand, process, who)?;
+    adjustments::make(hand, sandbox, process, who)?;
+    notices::register(hand, sandbox, process, who)?;
+    let beginnings = overruns::plan(process);
+    // While no other signal waits.
+    overruns::count((&mut *hand, &mut *others), process, &beginnings, who)?;
+    overruns::queue(hand, (process, None), &beginnings, who)?;
+    let mut last = hand.table();
+    descriptors::close_courier(&mut last, *courier);
+    process::limit(&mut last, process);
+    hand.post(last).map_err(RestoreError::of(&*who))?;
+    process::spare(hand, process);
+    timers::wind(hand, process, &beginnings, who)?;
+    let last = |hand: &mut Hand, thread: &Thread| {
+        overruns::queue(hand, (process, Some(thread)), &beginnings, who)?;
+        threads::secure(hand, thread, who)?;
+        process::give_up(hand, space, who)?;
+        threads::mourn(hand, thread, who)?;
+        process::confine(hand, process, who)
+    };
+    let (first, rest) = first_and_rest(process, who)?;
+    last(hand, first)?;
+    rest_unless_alone(hand, process, who)?;
+    // (A filter can need all the room that there is.)
+    let at_once = if process.filters.is_empty() { SLOTS } else { 1 };
+    threads::side_by_side((others, rest), at_once, who, last)
+}
+
+/// Takes the agent out of the process and sets its threads to go on where they were.
+fn set(plant: Plant<'_>) -> Result<Vec<Stopped>, RestoreError> {
+    let Plant { process, who, mut hand, others, .. } = plant;
+    hand.rest().map_err(RestoreError::of(&who))?;
+    let executable: Vec<(u64, u64, bool)> = crate::save::capture::maps::list(hand.tid())
+        .unwrap_or_default()
+        .iter()
+        .filter(|line| line.protection & libc::PROT_EXEC as u32 != 0)
+        .filter(|line| line.start != hand.area())
+        .map(|line| (line.start, line.end, line.name == b"[vdso]"))
+        .collect();
+    let instruction = find_instruction(hand.tid(), &executable).ok_or_else(|| {
+        RestoreError::refused(format!("{who} has no code that could make a system call"))
+    })?;
+    let area = hand.area();
+    let mut hands = vec![hand];
+    hands.extend(others);
+    let mut waits = Vec::with_capacity(hands.len());
+    for (hand, thread) in hands.iter_mut().zip(&process.threads) {
+        waits.push(waits::begin(hand, thread).map_err(RestoreError::of(&who))?);
+    }
+    let mut others = hands.into_iter();
+    let hand = others.next().ok_or_else(|| RestoreError::refused("a process has no thread"))?;
+    let stopped = hand.release().map_err(RestoreError::of(&who))?;
+    let arguments = [area, AREA, 0, 0, 0, 0];
+    let (stopped, done) = remote_call(stopped, instruction, libc::SYS_munmap, arguments)
+        .map_err(RestoreError::of(&who))?;
+    done.map_err(|errno| RestoreError::failed(format!("{who}: its memory"), errno.desc()))?;
+    let mut all = vec![stopped];
+    for other in others {
+        all.push(other.release().map_err(RestoreError::of(&who))?);
+    }
+    if process.stopped.is_some() {
+        all = stops::stop(all, &who)?;
+    }
+    for ((stopped, thread), wait) in all.iter_mut().zip(&process.threads).zip(waits) {
+        threads::set(stopped, thread, wait, &who)?;
+    }
+    Ok(all)
+}

@@ -1,0 +1,13 @@
+//! Overlays, as a user meets them: what a program does in one is what it does natively, the host's files
+//! stay as they are, and what it did can be listed, applied or dropped.
+
+mod conflicts;
+mod desk;
+mod everything;
+mod hostile;
+mod interrupted;
+mod likeness;
+mod verbs;
+
+#[path = "../common/mod.rs"]
+mod common;
