@@ -11,9 +11,10 @@ use clap::Args;
 use serde::Serialize;
 use similar::{Algorithm, TextDiff};
 
+use super::table::columns;
 use super::{fail, print};
 use crate::config::quoted;
-use crate::overlay::{Change, Content, Kept, Kind, OverlayError, What};
+use crate::overlay::{Change, Content, Kept, Kind, OverlayError, Store, What};
 
 /// No answer, as diff(1) has it.
 const TROUBLE: i32 = 2;
@@ -25,9 +26,9 @@ const BINARY_IN: usize = 8000;
 /// The words of `sandbox diff`.
 #[derive(Debug, Args)]
 pub(super) struct Command {
-    /// Of which sandbox; or the directory that is overlaid
+    /// Of which sandbox; or the directory that is overlaid. Without it, list the overlays that are kept
     #[arg(value_name = "ID|DIR")]
-    what: String,
+    what: Option<String>,
     /// For programs to read
     #[arg(long, conflicts_with = "patch")]
     json: bool,
@@ -85,7 +86,8 @@ pub(super) fn words(path: &Path) -> (String, Option<Vec<u8>>) {
 
 /// Lists the changes. Returns the exit status.
 pub(super) fn run(command: &Command) -> i32 {
-    let found = Kept::find(&command.what, command.overlay_dir.as_deref())
+    let Some(what) = &command.what else { return list(command) };
+    let found = Kept::find(what, command.overlay_dir.as_deref())
         .and_then(|kept| sorted(&kept).map(|changes| (kept, changes)));
     let (kept, changes) = match found {
         Ok(found) => found,
@@ -109,6 +111,48 @@ pub(super) fn run(command: &Command) -> i32 {
         Ok(()) => i32::from(!changes.is_empty()),
         Err(_) => TROUBLE,
     }
+}
+
+/// An overlay that is kept, as JSON; docs/control.md names its fields.
+#[derive(Debug, Serialize)]
+struct KeptRow {
+    id: String,
+    directories: Vec<String>,
+    in_use: bool,
+}
+
+/// Lists the overlays that are kept.
+fn list(command: &Command) -> i32 {
+    let all = match Store::all(command.overlay_dir.as_deref()) {
+        Ok(all) => all,
+        Err(error) => {
+            fail(error);
+            return TROUBLE;
+        }
+    };
+    let rows: Vec<KeptRow> = all
+        .iter()
+        .map(|kept| KeptRow {
+            id: kept.id.clone(),
+            directories: kept.directories().iter().map(|path| words(path).0).collect(),
+            in_use: kept.is_in_use(),
+        })
+        .collect();
+    let shown = if command.json {
+        match serde_json::to_string(&rows) {
+            Ok(text) => print(text + "\n"),
+            Err(error) => Err(fail(error)),
+        }
+    } else {
+        let used = |row: &KeptRow| if row.in_use { "in use" } else { "kept" }.to_owned();
+        let row = |row: &KeptRow| {
+            let directories = row.directories.iter().map(quoted).collect::<Vec<_>>().join(" ");
+            [row.id.clone(), used(row), directories]
+        };
+        let cells: Vec<[String; 3]> = rows.iter().map(row).collect();
+        print(columns(["ID", "STATE", "OF"], &cells))
+    };
+    shown.err().map_or(0, |_| TROUBLE)
 }
 
 /// All changes, in the order of their paths.

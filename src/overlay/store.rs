@@ -162,7 +162,10 @@ impl Store {
     }
 
     /// Every overlay that can be read, by id.
-    fn all(named: Option<&Path>) -> Result<Vec<Kept>, OverlayError> {
+    ///
+    /// # Errors
+    /// The place cannot be used.
+    pub fn all(named: Option<&Path>) -> Result<Vec<Kept>, OverlayError> {
         let Some(store) = Store::open(named, false)? else { return Ok(Vec::new()) };
         let mut all = Vec::new();
         for entry in std::fs::read_dir(&store.path).into_iter().flatten().flatten() {
@@ -246,6 +249,16 @@ impl Kept {
                 ))
             }
         }
+    }
+
+    /// The directories that it is of.
+    pub fn directories(&self) -> Vec<PathBuf> {
+        self.description.overlays.iter().map(|it| path(it)).collect()
+    }
+
+    /// Whether a run, or a verb, uses it now.
+    pub fn is_in_use(&self) -> bool {
+        self.lock().is_err()
     }
 
     /// The word by which it is found again, for a shell.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -61,6 +61,7 @@ impl Desk {
         let space = Workspace::new(test);
         let (host, copy) = (space.path().join("host"), space.path().join("copy"));
         fs::create_dir(&host).unwrap();
+        fs::DirBuilder::new().mode(0o700).create(space.path().join("run")).unwrap();
         let desk = Desk { space, host, copy };
         desk.sh(&desk.host, seed).success();
         let mut twin = desk.space.command("cp");
@@ -76,10 +77,11 @@ impl Desk {
         run(command, b"", LIMIT)
     }
 
-    /// `sandbox`, with overlays kept in this workspace.
+    /// `sandbox`, with overlays kept in this workspace, and ids of its own.
     pub(crate) fn sandbox(&self) -> Command {
         let mut command = self.space.sandbox();
         command.current_dir(&self.host).env("XDG_STATE_HOME", self.space.path().join("state"));
+        command.env("XDG_RUNTIME_DIR", self.space.path().join("run"));
         command
     }
 

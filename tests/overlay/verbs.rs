@@ -103,6 +103,11 @@ fn a_run_goes_on_with_the_overlay_of_its_id() {
     let other = ["run", "--id", "again", "--overlay", "src", "--", "true"];
     desk.words(&other).one_line_error(125, &["it is of", "asks for", "sandbox discard again"]);
     assert_eq!(desk.diff("again").len(), 2);
+    let host = desk.host.display();
+    let listed = format!("ID     STATE  OF\nagain  kept   {host}\n");
+    desk.words(&["diff"]).success().expect_out(&listed);
+    let json = format!("[{{\"id\":\"again\",\"directories\":[\"{host}\"],\"in_use\":false}}]\n");
+    desk.words(&["diff", "--json"]).success().expect_out(&json);
 }
 
 #[test]
