@@ -233,6 +233,10 @@ impl Hand {
     /// Puts a table in place and makes the thread ready to run down it.
     pub fn begin(&mut self, table: &Table) -> Result<(), HandError> {
         self.rest()?;
+        if !table.fits() {
+            // What lies behind would be taken for calls.
+            return Err(HandError::Own("tell it so much at once", Errno::E2BIG));
+        }
         if let Some(number) = self.denied(table) {
             return Err(HandError::Denied(number));
         }

@@ -126,6 +126,12 @@ impl Table {
             && self.data_offset() + self.data.len() + bytes + 16 * (calls + 1) <= self.capacity
     }
 
+    /// Whether it lies in its room: calls are in front of what they point to, and nothing is behind the end. Must
+    /// hold before it is used, since its length may be what somebody else has said.
+    pub fn fits(&self) -> bool {
+        self.entries.len() <= self.most && self.data_offset() + self.data.len() <= self.capacity
+    }
+
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
@@ -304,6 +310,24 @@ mod tests {
         assert_eq!(word(HEAD + ENTRY), libc::SYS_dup3 as u64 | MAY_FAIL);
         assert_eq!(pieces[1], (text.address, b"ab\0".to_vec()));
         assert!(table.has_room(1, 100) && !table.has_room(1, 3 * 4096));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_told() {
+        let mut table = Table::new(0x1000, 4096);
+        let most = (4096 / 3 - HEAD) / ENTRY;
+        for _ in 0..most {
+            table.call(libc::SYS_getpid, []);
+        }
+        assert!(table.fits());
+        let mut long = table.clone();
+        long.data(&vec![0; 4096 - HEAD - most * ENTRY]);
+        assert!(long.fits());
+        long.data(&[0]);
+        assert!(!long.fits());
+        // One more would lie where data begins.
+        table.call(libc::SYS_getpid, []);
+        assert!(!table.fits());
     }
 
     #[test]
