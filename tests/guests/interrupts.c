@@ -135,6 +135,9 @@ static void mode_interrupted(void)
 	handle(SIGUSR1, on_other, 0);
 	set(timer(SIGUSR1), 30, 0);
 	check("READ", wait_for_text() == -1 && errno == EINTR, errno);
+	/* The other thread takes the signal when it comes to run. */
+	for (int i = 0; i < 100000 && others != 1; i++)
+		usleep(100);
 	check("handled", others == 1, others);
 }
 
@@ -296,6 +299,9 @@ static void *thread_until_signal(void *argument)
 	shared[1] = gettid();
 	shared[0] = 1;
 	check("READ", wait_for_text() == -1 && errno == EINTR, errno);
+	/* The other thread takes the signal when it comes to run. */
+	for (int i = 0; i < 100000 && others != 1; i++)
+		usleep(100);
 	check("handled", others == 1, others);
 	_exit(7);
 }

@@ -211,6 +211,7 @@ mod tests {
         host.file("/home/me/.ssh/id");
         host.file("/loose");
         host.host.uid = nix::unistd::getuid().as_raw();
+        host.host.gid = nix::unistd::getgid().as_raw();
         let spec = spec(&host, &["--overlay /", "--rw /home/other"]);
         assert_eq!(spec.mounts[0].kind, overlay("/", true));
         for (path, skeleton) in [
