@@ -19,13 +19,14 @@ use crate::overlay::Layer;
 use crate::save::error::RestoreError;
 use crate::save::pipeline::{Facts, ItsTerminal};
 use crate::save::spec;
-use crate::sentry::{self, Kernel, KernelArgs, KernelError, Starting, Time, file_log};
+use crate::sentry::{self, Kernel, KernelArgs, KernelError, Starting, Time};
 use crate::sys::message::Descriptors;
 use crate::sys::process::{self, exit_status};
 use crate::terminal::Terminal;
 use crate::timekeeping::Namespace;
 
 mod attend;
+mod files;
 mod job;
 mod lazy;
 mod later;
@@ -39,6 +40,7 @@ use network::RefusedPackets;
 use sources::{Next, Sources};
 
 pub use attend::Caller;
+pub use files::Record;
 pub use later::{Later, Started, Wish};
 pub use restore::{Fill, Restored};
 
@@ -52,8 +54,8 @@ pub struct Finished {
     /// The program was ended by Ctrl-C on a terminal that the sandbox carried. Without a sandbox
     /// the key would have reached the whole job: the shell's loop, the script around it.
     pub interrupted: bool,
-    /// What files the guests have touched, if that was recorded.
-    pub files: Option<file_log::Report>,
+    /// Why the list of touched files, which was wanted, could not be written.
+    pub unrecorded: Option<String>,
 }
 
 /// Why there was no run: one sentence with operation, object, cause and remedy.
@@ -147,14 +149,22 @@ from!(
 );
 
 /// Runs `spec` to its end. Call it on the main thread, before there is any other: the sandbox ends
-/// when this thread does. It can be spoken to through `control`, if there is one. `layers` are those of its
-/// overlays.
+/// when this thread does. It can be spoken to through `control`, if there is one.
 pub fn run(
     spec: &RunSpec,
-    layers: &[Layer],
+    beside: Beside<'_>,
     control: Option<&mut Control>,
 ) -> Result<Finished, Error> {
-    begin(spec, layers, None, control)
+    begin(spec, beside, None, control)
+}
+
+/// What a run has beside its specification.
+#[derive(Clone, Copy, Default)]
+pub struct Beside<'b> {
+    /// Layers of its overlays.
+    pub layers: &'b [Layer],
+    /// Where the list of touched files goes.
+    pub record: Option<Record<'b>>,
 }
 
 /// Brings up what an image holds, under `spec`, and follows it to its end. As [`run`] otherwise.
@@ -163,12 +173,12 @@ pub fn restore(
     image: Restored,
     control: Option<&mut Control>,
 ) -> Result<Finished, Error> {
-    begin(spec, &[], Some(image), control)
+    begin(spec, Beside::default(), Some(image), control)
 }
 
 fn begin(
     spec: &RunSpec,
-    layers: &[Layer],
+    beside: Beside<'_>,
     image: Option<Restored>,
     mut control: Option<&mut Control>,
 ) -> Result<Finished, Error> {
@@ -181,7 +191,7 @@ fn begin(
         (false, Some(image)) => image.clocks(),
     };
     let time = Time::new(spec.time, namespace, spec.identity.uid == 0);
-    let mut plan = Plan::new(spec, layers, settings, signals.before, &time)?;
+    let mut plan = Plan::new(spec, beside.layers, settings, signals.before, &time)?;
     let mut image = image;
     if let Some(image) = &mut image {
         image.options.terminal = terminal.as_ref().map(Terminal::streams);
@@ -209,7 +219,7 @@ fn begin(
             .flatten();
         let behind = launch.finish()?;
         let supervisor = Supervisor::new(spec, &plan, behind, kernel, job, starting)?;
-        let mut supervisor = Supervisor { packets, ..supervisor };
+        let mut supervisor = Supervisor { packets, record: beside.record, ..supervisor };
         supervisor.serve(control.as_deref_mut(), terminal.as_ref())?;
         supervisor.run(signals, terminal, image.zip(area)).await
     });
@@ -255,6 +265,10 @@ struct Supervisor<'r> {
     packets: Option<RefusedPackets>,
     /// Signals that arrived before the program was known to run.
     early: Vec<i32>,
+    /// Where the list of touched files goes.
+    record: Option<Record<'r>>,
+    /// The program is being noted ([`files`]).
+    noted: Option<tokio::task::JoinHandle<()>>,
 }
 
 /// The kernel, with the limits in force.
@@ -314,6 +328,8 @@ impl<'r> Supervisor<'r> {
             job,
             packets: None,
             early: Vec::new(),
+            record: None,
+            noted: None,
         })
     }
 
@@ -443,9 +459,7 @@ impl<'r> Supervisor<'r> {
         let pid = fd.as_ref().and_then(|fd| process::pid_of(fd.as_fd())).unwrap_or(0);
         self.pid = pid;
         self.kernel.start(fd)?;
-        if let Some(log) = self.kernel.file_log() {
-            log.note_program(self.pid);
-        }
+        self.note_program();
         self.starting = None;
         let path = self.spec.argv[0].to_string_lossy().into_owned();
         let container = self.spec.container.clone();
@@ -527,6 +541,8 @@ impl<'r> Supervisor<'r> {
             cpu_us: end.cpu_us,
             peak_memory: end.peak_kib * 1024,
         });
+        // Who waits for the end finds it.
+        let unrecorded = self.record_files().await;
         // Remembered before anybody who waits is told: who comes later finds what is remembered.
         if let Some(control) = &mut self.control {
             control.ended(exit_status(status));
@@ -544,8 +560,7 @@ impl<'r> Supervisor<'r> {
         let refusals = self.kernel.refusals().all();
         let refusals = refusals.iter().map(ToString::to_string);
         let notes = farewell.into_iter().chain(self.kernel.limit_notes()).chain(refusals).collect();
-        let files = self.kernel.file_log().map(file_log::FileLog::report);
-        Finished { status: exit_status(status), notes, interrupted, files }
+        Finished { status: exit_status(status), notes, interrupted, unrecorded }
     }
 }
 

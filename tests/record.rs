@@ -4,6 +4,7 @@ mod common;
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use common::{LIMIT, Workspace, have, run, skip};
@@ -193,6 +194,56 @@ fn the_list_is_written_where_it_was_meant_to_be() {
     let names = fs::read_dir(workspace.path()).unwrap().flatten().map(|it| it.file_name());
     let hidden = names.filter(|it| it.as_bytes().starts_with(b".sandbox"));
     assert_eq!(hidden.count(), 0);
+}
+
+#[test]
+fn what_is_moved_stays_what_it_is() {
+    let workspace = Workspace::new("record-moved");
+    workspace.write("tree/input", "old\n");
+    let record = Record::of(
+        workspace,
+        "mkdir made; echo new > made/file; mv made moved; cat moved/file; mv tree there; cat there/input",
+    );
+    // It is no input, by whatever name.
+    let file = record.line("moved/file");
+    assert!(file.get("sha256").is_none() && file["after"].get("sha256").is_some(), "{file}");
+    assert_eq!(record.line("there/input")["sha256"], sum(&record.workspace, "there/input"));
+}
+
+#[test]
+fn files_without_an_end_keep_nobody_waiting() {
+    let workspace = Workspace::new("record-endless");
+    let record = Record::of(
+        workspace,
+        "truncate -s 1P hole || truncate -s 12T hole; mv hole whole; head -c 1 whole > /dev/null
+         ln -s /proc kernel; head -c 1 kernel/self/pagemap > /dev/null; head -c 5 kernel/stat > /dev/null
+         mkfifo fifo; ls -l fifo > /dev/null; head -c 1 /dev/zero > /dev/null",
+    );
+    let hole = record.line("whole");
+    assert!(hole["after"]["size"].as_u64().unwrap() >= 12 << 40, "{hole}");
+    assert!(hole["after"].get("sha256").is_none());
+    assert_eq!(record.line("/proc/stat")["kind"], "kernel");
+    assert_eq!(record.line("fifo")["kind"], "special");
+}
+
+#[test]
+fn a_run_in_the_background_has_its_list_when_it_has_ended() {
+    let workspace = Workspace::new("record-background");
+    workspace.write("input", "input\n");
+    let runtime = Workspace::new("record-background-run");
+    fs::set_permissions(runtime.path(), fs::Permissions::from_mode(0o700)).unwrap();
+    let sandbox = |words: &[&str]| {
+        let mut command = workspace.sandbox();
+        command.args(words).env("XDG_RUNTIME_DIR", runtime.path());
+        run(command, b"", LIMIT)
+    };
+    let own = ["run", "--detach", "--id", "it", "--record-files", "record.json"];
+    sandbox(&[&own[..], &["--", "cat", "input"]].concat()).success();
+    sandbox(&["wait", "it"]).success();
+    let json: Value = serde_json::from_str(&workspace.read("record.json")).unwrap();
+    let input = workspace.path().join("input");
+    let lines = json["files"].as_array().unwrap();
+    assert!(lines.iter().any(|it| it["path"] == input.to_str().unwrap()), "{json}");
 }
 
 #[test]

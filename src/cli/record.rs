@@ -14,6 +14,7 @@ use nix::unistd::{AccessFlags, UnlinkatFlags, faccessat, unlinkat};
 use serde::Serialize;
 
 use crate::sentry::file_log::{Content, Kind, Report, Touch, Touched};
+use crate::sys::random;
 
 /// Raised when a name changes its meaning.
 const VERSION: u32 = 1;
@@ -51,11 +52,7 @@ impl Destination {
         let failed = |error: std::io::Error| {
             format!("cannot write --record-files {}: {error}", self.path.display())
         };
-        let temporary = OsString::from(format!(".sandbox-record.{}", std::process::id()));
-        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
-        let mode = Mode::from_bits_truncate(0o666);
-        let file = openat(self.directory.as_fd(), temporary.as_os_str(), flags, mode);
-        let file = File::from(file.map_err(|errno| failed(errno.into()))?);
+        let (temporary, file) = self.temporary().map_err(|errno| failed(errno.into()))?;
         let written = write_to(&file, report).and_then(|()| {
             let directory = self.directory.as_fd();
             Ok(renameat(directory, temporary.as_os_str(), directory, self.name.as_os_str())?)
@@ -65,6 +62,19 @@ impl Destination {
             let _ = unlinkat(self.directory.as_fd(), name, UnlinkatFlags::NoRemoveDir);
         }
         written.map_err(failed)
+    }
+}
+
+impl Destination {
+    /// A new file, by a name that nobody can have taken on purpose.
+    fn temporary(&self) -> Result<(OsString, File), Errno> {
+        let mut random = [0; 8];
+        random::fill(&mut random).map_err(|_| Errno::EAGAIN)?;
+        let name = OsString::from(format!(".sandbox-record.{}", hexadecimal(&random)));
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+        let mode = Mode::from_bits_truncate(0o666);
+        let file = openat(self.directory.as_fd(), name.as_os_str(), flags, mode)?;
+        Ok((name, File::from(file)))
     }
 }
 
@@ -170,7 +180,8 @@ impl From<&Touched> for Line {
 impl From<Content> for Sum {
     fn from(content: Content) -> Sum {
         let sha256 = content.sha256.map(|it| hexadecimal(&it));
-        Sum { size: sha256.as_ref().map(|_| content.size), sha256 }
+        let is_file = sha256.is_some() || content.size > 0;
+        Sum { size: is_file.then_some(content.size), sha256 }
     }
 }
 

@@ -12,7 +12,8 @@ use crate::control::detach::{self, Outcome, Side};
 use crate::control::state::base_path;
 use crate::control::{Claim, Control, Verdict};
 use crate::overlay::{self, Held, OverlayError, Store};
-use crate::runtime::{self, Finished};
+use crate::runtime::{self, Beside, Finished, Record};
+use crate::sentry::file_log::Report;
 
 /// An exit status and why, in a sentence.
 pub(super) type Failure = (i32, String);
@@ -101,8 +102,8 @@ fn foreground(options: Options, mut host: Host) -> i32 {
         }
     };
     let mut control = claim.map(|claim| Control::new(claim, None));
-    let done = attempt(&options, &mut host, control.as_mut());
-    end_in_foreground(control, recorded(done, destination.as_ref()))
+    let done = attempt(&options, &mut host, destination.as_ref(), control.as_mut());
+    end_in_foreground(control, done)
 }
 
 /// Says how a run in the foreground ended, and gives or takes its status.
@@ -129,6 +130,8 @@ pub(super) fn end_in_foreground(
 
 /// The process of a detached run that stays.
 fn background(options: &Options, verdict: Verdict) -> i32 {
+    // Before anything is opened.
+    verdict.close_inherited(&options.descriptors);
     let destination = match destination(options) {
         Ok(destination) => destination,
         Err(sentence) => {
@@ -136,7 +139,6 @@ fn background(options: &Options, verdict: Verdict) -> i32 {
             return OWN_ERROR;
         }
     };
-    verdict.close_inherited(&options.descriptors);
     let mut host = Host::current();
     let claim = Claim::take(options.id.as_deref(), words(options), true);
     let claim = claim.and_then(|claim| Ok((claim.make_output()?, claim)));
@@ -150,8 +152,8 @@ fn background(options: &Options, verdict: Verdict) -> i32 {
     let mut control = Control::new(claim, Some(verdict));
     let done = detach::print_to(&output)
         .map_err(|error| (OWN_ERROR, format!("cannot redirect the output: {error}")))
-        .and_then(|()| attempt(options, &mut host, Some(&mut control)));
-    end_in_background(control, recorded(done, destination.as_ref()))
+        .and_then(|()| attempt(options, &mut host, destination.as_ref(), Some(&mut control)));
+    end_in_background(control, done)
 }
 
 /// Says how a detached run ended: to its starter, if that still waits for the start.
@@ -180,6 +182,7 @@ pub(super) fn end_in_background(
 fn attempt(
     options: &Options,
     host: &mut Host,
+    destination: Option<&Destination>,
     control: Option<&mut Control>,
 ) -> Result<(RunSpec, Finished), Failure> {
     let own = |error: &dyn std::fmt::Display| (OWN_ERROR, error.to_string());
@@ -192,9 +195,13 @@ fn attempt(
     let named = options.id.is_some();
     let held = held(&spec, store, named, control.as_deref()).map_err(|error| own(&error))?;
     let layers = held.as_ref().map_or(&[][..], Held::layers);
-    let done = runtime::run(&spec, layers, control);
+    let write = destination.map(|destination| |report: &Report| destination.write(report));
+    let record = write.as_ref().map(|write| write as Record<'_>);
+    let done = runtime::run(&spec, Beside { layers, record }, control);
     let kept = held.and_then(Held::finish);
     match done {
+        // Whoever wanted the list must not take the run for a success without.
+        Ok(Finished { unrecorded: Some(sentence), .. }) => Err((OWN_ERROR, sentence)),
         Ok(mut finished) => {
             finished.notes.extend(kept);
             Ok((spec, finished))
@@ -206,18 +213,6 @@ fn attempt(
 /// Where the list of files goes, if one is wanted.
 fn destination(options: &Options) -> Result<Option<Destination>, String> {
     options.record_files.clone().map(Destination::find).transpose()
-}
-
-/// Writes the list of files. Whoever wanted it must not take the run for a success without.
-fn recorded(
-    done: Result<(RunSpec, Finished), Failure>,
-    destination: Option<&Destination>,
-) -> Result<(RunSpec, Finished), Failure> {
-    let (spec, finished) = done?;
-    if let Some((destination, report)) = destination.zip(finished.files.as_ref()) {
-        destination.write(report).map_err(|sentence| (OWN_ERROR, sentence))?;
-    }
-    Ok((spec, finished))
 }
 
 /// Where the overlays of this run are to be kept, if it has any. No guest sees that place, nor the usual one.

@@ -14,6 +14,7 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2, readlink, readlinka
 use nix::sys::stat::{Mode, SFlag, fstat};
 
 use super::Touch;
+use crate::sys::generated;
 
 /// Where a relative path starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,9 +98,17 @@ impl View {
         let mut path = absolute(tid, start, path)?;
         let mut links = Vec::new();
         for _ in 0..=MOST {
+            if let Some(fd) = own_descriptor(&path) {
+                // Where it was opened it was told of, if it is a file.
+                let stands_for = readlink(format!("/proc/{tid}/fd/{fd}").as_str()).ok()?.into_vec();
+                if !stands_for.starts_with(b"/") || is_below_proc(&stands_for) {
+                    let (kind, file, target) = (Kind::Kernel, None, None);
+                    return Some((links, Found::There(There { path, kind, file, target })));
+                }
+                path = stands_for;
+            }
             if is_below_proc(&path) {
-                let (kind, file, target) = (Kind::Kernel, None, None);
-                return Some((links, Found::There(There { path, kind, file, target })));
+                return kernels(path).map(|there| (links, Found::There(there)));
             }
             let there = match self.handle(&path, false) {
                 Ok(file) => there(file)?,
@@ -142,6 +151,14 @@ impl View {
         let flags = if follow { HANDLE } else { HANDLE | OFlag::O_NOFOLLOW };
         let resolve = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS;
         let how = OpenHow::new().flags(flags).resolve(resolve);
+        // With `..` in a path that may not leave a tree, whatever is renamed meanwhile makes it fail (openat2(2)).
+        const ATTEMPTS: usize = 100;
+        for _ in 1..ATTEMPTS {
+            match openat2(self.root.as_fd(), OsStr::from_bytes(path), how) {
+                Err(Errno::EAGAIN) => std::thread::yield_now(),
+                done => return done,
+            }
+        }
         openat2(self.root.as_fd(), OsStr::from_bytes(path), how)
     }
 
@@ -165,8 +182,62 @@ pub(super) fn reopen(handle: &OwnedFd) -> Option<File> {
     open(path.as_str(), flags, Mode::empty()).ok().map(File::from)
 }
 
+/// The descriptor of the looking process itself that a path stands for.
+fn own_descriptor(path: &[u8]) -> Option<u32> {
+    const PLACES: [&[u8]; 3] = [b"/proc/self/fd/", b"/proc/thread-self/fd/", b"/dev/fd/"];
+    let number = PLACES.iter().find_map(|place| path.strip_prefix(*place))?;
+    std::str::from_utf8(number).ok()?.parse().ok()
+}
+
+/// Device and number of a file.
+pub(super) fn identity(file: &OwnedFd) -> Option<(u64, u64)> {
+    fstat(file.as_fd()).ok().map(|it| (it.st_dev, it.st_ino))
+}
+
+/// Whether a guest thread may read a file, as far as its permission bits tell, where the sentry may read all. (Access
+/// control lists can allow more: then the file has no hash.)
+pub(super) fn may_read(tid: i32, file: &OwnedFd) -> bool {
+    if !nix::unistd::geteuid().is_root() {
+        return true;
+    }
+    let text = generated::text(format!("/proc/{tid}/status")).unwrap_or_default();
+    let field = |name: &str| -> Vec<u32> {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+        line.split_whitespace().filter_map(|it| it.parse().ok()).collect()
+    };
+    let Ok(stat) = fstat(file.as_fd()) else { return false };
+    // Real, effective, saved, and the one that counts for files (proc_pid_status(5)).
+    let is_owner = field("Uid:").get(3) == Some(&stat.st_uid);
+    let is_group =
+        field("Gid:").get(3) == Some(&stat.st_gid) || field("Groups:").contains(&stat.st_gid);
+    let bit = match (is_owner, is_group) {
+        (true, _) => libc::S_IRUSR,
+        (_, true) => libc::S_IRGRP,
+        _ => libc::S_IROTH,
+    };
+    stat.st_mode & bit != 0
+}
+
+/// A file that the kernel makes up. What descriptors and links of a process stand for is told by no path.
+fn kernels(path: Vec<u8>) -> Option<There> {
+    const LINKS: [&[u8]; 6] = [b"fd", b"cwd", b"root", b"exe", b"map_files", b"fdinfo"];
+    let mut parts = path.split(|it| *it == b'/').skip(2);
+    let of_process = parts.next().is_some_and(|it| {
+        it == b"self" || it == b"thread-self" || it.iter().all(u8::is_ascii_digit) && !it.is_empty()
+    });
+    if of_process && parts.any(|it| LINKS.contains(&it)) {
+        return None;
+    }
+    Some(There { path, kind: Kind::Kernel, file: None, target: None })
+}
+
 fn there(file: OwnedFd) -> Option<There> {
     let format = SFlag::from_bits_truncate(fstat(file.as_fd()).ok()?.st_mode) & SFlag::S_IFMT;
+    // By whatever path: such files have no end, or do something when they are opened.
+    if is_made_up(&file) {
+        let path = readlink(format!("/proc/self/fd/{}", file.as_raw_fd()).as_str()).ok()?;
+        return kernels(path.into_vec());
+    }
     let kind = match format {
         SFlag::S_IFREG => Kind::File,
         SFlag::S_IFDIR => Kind::Directory,
@@ -180,6 +251,17 @@ fn there(file: OwnedFd) -> Option<There> {
     };
     let path = readlink(format!("/proc/self/fd/{}", file.as_raw_fd()).as_str()).ok()?;
     Some(There { path: path.into_vec(), kind, file: Some(file), target })
+}
+
+/// Whether it lies in procfs, sysfs or their like.
+fn is_made_up(file: &OwnedFd) -> bool {
+    use nix::sys::statfs::{
+        CGROUP2_SUPER_MAGIC, DEBUGFS_MAGIC, FsType, PROC_SUPER_MAGIC, SYSFS_MAGIC, TRACEFS_MAGIC,
+        fstatfs,
+    };
+    const ALL: [FsType; 5] =
+        [PROC_SUPER_MAGIC, SYSFS_MAGIC, CGROUP2_SUPER_MAGIC, DEBUGFS_MAGIC, TRACEFS_MAGIC];
+    fstatfs(file).is_ok_and(|it| ALL.contains(&it.filesystem_type()))
 }
 
 fn absolute(tid: i32, start: Start, path: &[u8]) -> Option<Vec<u8>> {

@@ -100,10 +100,12 @@ pub struct FileLog {
 }
 
 /// Protected by `FileLog::inner`.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 struct Inner {
     files: BTreeMap<Vec<u8>, Entry>,
     missing: BTreeSet<Vec<u8>>,
+    /// About what all that takes.
+    bytes: usize,
 }
 
 /// What a call does with a path.
@@ -117,43 +119,74 @@ pub struct Use {
     pub creates: bool,
 }
 
+/// A guest thread that makes a call.
+pub struct Caller<'c> {
+    /// As the host numbers it.
+    pub tid: i32,
+    /// Whether the number is still that thread's.
+    pub is_valid: &'c dyn Fn() -> bool,
+}
+
+/// More paths than this are not kept: guests must not use up the sentry's memory.
+const MOST_BYTES: usize = 256 << 20;
+
 impl FileLog {
     /// A guest thread uses a path, from where it starts. Blocks: file systems may take their time.
-    pub fn note(&self, tid: i32, start: Start, path: &[u8], how: Use) {
-        let Some(view) = self.view(tid) else { return self.could_not_tell() };
-        match view.find(tid, start, path, how.follow) {
-            Some((links, found)) => {
-                links.into_iter().for_each(|link| self.there(link, Touch::INSPECTED));
-                match found {
-                    Found::There(there) => self.there(there, how.touch),
-                    Found::Missing(path) => self.missing(path, how),
-                }
-            }
-            None => self.could_not_tell(),
+    pub fn note(&self, caller: &Caller<'_>, start: Start, path: &[u8], how: Use) {
+        let Some((links, found)) = self.find(caller, start, path, how.follow) else { return };
+        links.into_iter().for_each(|link| self.there(caller, link, Touch::INSPECTED));
+        match found {
+            Found::There(there) => self.there(caller, there, how.touch),
+            Found::Missing(path) => self.missing(path, how),
         }
     }
 
+    /// A guest thread gives what is at one path another one.
+    pub fn note_moved(
+        &self,
+        caller: &Caller<'_>,
+        (from, old): (Start, &[u8]),
+        (to, new): (Start, &[u8]),
+    ) {
+        let removed = Use { touch: Touch::REMOVED, follow: false, creates: false };
+        let replaced = Use { touch: Touch::WRITTEN, follow: false, creates: true };
+        let old_path = match self.find(caller, from, old, false) {
+            Some((_, Found::There(there))) => there.path,
+            _ => return self.note(caller, from, old, removed),
+        };
+        self.note(caller, from, old, removed);
+        self.note(caller, to, new, replaced);
+        let Some((_, found)) = self.find(caller, to, new, false) else { return };
+        let new_path = match found {
+            Found::There(there) => there.path,
+            Found::Missing(path) => path,
+        };
+        self.carry(&old_path, &new_path);
+    }
+
     /// A guest thread executes what a path leads to: interpreters are executed, too.
-    pub fn note_exec(&self, tid: i32, start: Start, path: &[u8]) {
-        /// BINPRM_BUF_SIZE of the kernel; and so many interpreters of interpreters (exec_binprm in fs/exec.c).
+    pub fn note_exec(&self, caller: &Caller<'_>, start: Start, path: &[u8]) {
+        /// So many interpreters of interpreters (exec_binprm in fs/exec.c).
         const MOST: usize = 5;
         let how = Use { touch: Touch::EXECUTED, follow: true, creates: false };
-        self.note(tid, start, path, how);
+        self.note(caller, start, path, how);
         let Some(view) = self.view.get() else { return };
-        let mut next = view.open(tid, start, path).and_then(|file| look::interpreter(&file));
+        let next = |start, path: &[u8]| {
+            view.open(caller.tid, start, path).and_then(|file| look::interpreter(&file))
+        };
+        let mut interpreter = next(start, path);
         for _ in 0..MOST {
-            let Some(path) = next else { return };
-            self.note(tid, Start::Directory, &path, how);
-            next =
-                view.open(tid, Start::Directory, &path).and_then(|file| look::interpreter(&file));
+            let Some(path) = interpreter else { return };
+            self.note(caller, Start::Directory, &path, how);
+            interpreter = next(Start::Directory, &path);
         }
     }
 
     /// The program of a process, which may have been executed unseen.
-    pub fn note_program(&self, pid: i32) {
-        let Some(view) = self.view(pid) else { return self.could_not_tell() };
-        if let Some(path) = view.program(pid) {
-            self.note_exec(pid, Start::Directory, &path);
+    pub fn note_program(&self, caller: &Caller<'_>) {
+        let Some(view) = self.view(caller) else { return self.could_not_tell() };
+        if let Some(path) = view.program(caller.tid) {
+            self.note_exec(caller, Start::Directory, &path);
         }
     }
 
@@ -161,64 +194,98 @@ impl FileLog {
         self.untold.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn view(&self, tid: i32) -> Option<&View> {
+    fn find(
+        &self,
+        caller: &Caller<'_>,
+        start: Start,
+        path: &[u8],
+        follow: bool,
+    ) -> Option<(Vec<There>, Found)> {
+        let found = self.view(caller).and_then(|view| view.find(caller.tid, start, path, follow));
+        // What was found by its number counts only if it is still that thread's.
+        let found = found.filter(|_| (caller.is_valid)());
+        if found.is_none() {
+            self.could_not_tell();
+        }
+        found
+    }
+
+    fn view(&self, caller: &Caller<'_>) -> Option<&View> {
         if let Some(view) = self.view.get() {
             return Some(view);
         }
-        let view = View::of(tid)?;
+        let view = View::of(caller.tid).filter(|_| (caller.is_valid)())?;
         Some(self.view.get_or_init(|| view))
     }
 
-    fn there(&self, there: There, touch: Touch) {
+    fn there(&self, caller: &Caller<'_>, there: There, touch: Touch) {
         let There { path, kind, file, target } = there;
         let touch = match kind {
             Kind::Directory if touch.contains(Touch::READ) => (touch - Touch::READ) | Touch::LISTED,
             _ => touch,
         };
-        let is_file = kind == Kind::File;
-        let mut is_own = false;
-        {
-            let mut inner = self.lock();
-            match inner.files.entry(path.clone()) {
-                Place::Occupied(mut known) => {
-                    let known = known.get_mut();
-                    is_own = known.touch.intersects(Touch::WRITTEN | Touch::CREATED);
-                    known.touch |= touch;
-                    if known.touch.contains(Touch::REMOVED) {
-                        (known.kind, known.target) = (kind, target);
-                    }
-                }
-                Place::Vacant(place) => {
-                    place.insert(Entry { kind, touch, target });
-                }
+        let Some(is_own) = self.lock().add(path.clone(), Entry { kind, touch, target }) else {
+            return self.could_not_tell();
+        };
+        let Some(file) = file.filter(|_| kind == Kind::File) else { return };
+        // What was there before is to be known as it was, before anybody writes to it.
+        if touch.intersects(Touch::CONTENT | Touch::WRITTEN) && !is_own {
+            let readable = || look::may_read(caller.tid, &file).then(|| look::reopen(&file))?;
+            if !self.hasher.look(path, readable) {
+                self.could_not_tell();
             }
         }
-        let Some(file) = file.filter(|_| is_file) else { return };
-        // What is read is to be known as it was, before anybody writes to it.
-        if touch.intersects(Touch::CONTENT) && !is_own {
-            self.hasher.look(path, &file);
-        } else if touch.contains(Touch::WRITTEN) {
-            self.hasher.wait_for(&file);
+        if touch.contains(Touch::WRITTEN)
+            && let Some(identity) = look::identity(&file)
+        {
+            self.hasher.wait_for(identity);
         }
     }
 
     fn missing(&self, path: Vec<u8>, how: Use) {
         let mut inner = self.lock();
-        if how.creates {
-            let made = inner.files.entry(path).or_default();
-            made.touch |= how.touch | Touch::CREATED;
-            return;
-        }
-        // (What the guests have made and removed is not looked for outside.)
-        if !inner.files.contains_key(&path) {
-            inner.missing.insert(path);
+        let is_kept = match how.creates {
+            true => {
+                let touch = how.touch | Touch::CREATED;
+                inner.add(path, Entry { touch, ..Entry::default() }).is_some()
+            }
+            // (What the guests have made and removed is not looked for outside.)
+            false => inner.files.contains_key(&path) || inner.add_missing(path),
+        };
+        if !is_kept {
+            self.could_not_tell();
         }
     }
 
-    /// Everything, once no guest is left that matters. Blocks.
+    /// What the guests have made at one path, or below it, they have now at another.
+    fn carry(&self, old: &[u8], new: &[u8]) {
+        let mut inner = self.lock();
+        let below = |path: &[u8]| {
+            path.strip_prefix(old).is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
+        };
+        let made = inner.files.range(old.to_vec()..).take_while(|(path, _)| path.starts_with(old));
+        let made = made.filter(|(path, entry)| {
+            below(path) && entry.touch.contains(Touch::CREATED) && path.as_slice() != new
+        });
+        let made: Vec<(Vec<u8>, Entry)> =
+            made.map(|(path, entry)| (path.clone(), entry.clone())).collect();
+        for (path, entry) in made {
+            let moved = [new, &path[old.len()..]].concat();
+            let touch = entry.touch - Touch::REMOVED;
+            let is_kept = inner.add(moved, Entry { touch, ..entry }).is_some();
+            if !is_kept {
+                self.could_not_tell();
+            }
+            if let Some(entry) = inner.files.get_mut(&path) {
+                entry.touch |= Touch::REMOVED;
+            }
+        }
+    }
+
+    /// Everything, once no guest is left that matters; ends the log. Blocks.
     pub fn report(&self) -> Report {
         let before = self.hasher.all();
-        let Inner { files, missing } = self.lock().clone();
+        let Inner { files, missing, .. } = std::mem::take(&mut *self.lock());
         let line = |(path, entry): (Vec<u8>, Entry)| {
             let Entry { mut kind, touch, mut target } = entry;
             let mut after = None;
@@ -226,11 +293,11 @@ impl FileLog {
                 && let Some(there) = self.view.get().and_then(|view| view.at(&path))
             {
                 (kind, target) = (there.kind, there.target);
-                let opened = there.file.as_ref().and_then(look::reopen);
-                after = match opened {
-                    Some(file) if kind == Kind::File => content::of(&file),
-                    _ => Some(Content::default()),
-                };
+                let file = there.file.filter(|_| kind == Kind::File);
+                after = Some(match file.as_ref().and_then(look::reopen) {
+                    Some(file) => self.hasher.of(&file).unwrap_or_default(),
+                    None => Content::default(),
+                });
             }
             let before = before.get(&path).copied();
             Touched { path, kind, touch, target, before, after }
@@ -242,7 +309,84 @@ impl FileLog {
         }
     }
 
+    /// Nobody is to wait for hashes any more.
+    pub fn hurry(&self) {
+        self.hasher.stop();
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    /// Adds to what is known of a path. Gives whether the guests have made it; `None`: there is no room for more.
+    fn add(&mut self, path: Vec<u8>, entry: Entry) -> Option<bool> {
+        let bytes = cost(&path) + entry.target.as_ref().map_or(0, Vec::len);
+        match self.files.entry(path) {
+            Place::Occupied(mut known) => {
+                let known = known.get_mut();
+                let is_own = known.touch.contains(Touch::CREATED);
+                if known.kind == Kind::Unknown || known.touch.contains(Touch::REMOVED) {
+                    (known.kind, known.target) = (entry.kind, entry.target);
+                }
+                known.touch |= entry.touch;
+                Some(is_own)
+            }
+            Place::Vacant(_) if self.bytes + bytes > MOST_BYTES => None,
+            Place::Vacant(place) => {
+                self.bytes += bytes;
+                let is_own = entry.touch.contains(Touch::CREATED);
+                place.insert(entry);
+                Some(is_own)
+            }
+        }
+    }
+
+    fn add_missing(&mut self, path: Vec<u8>) -> bool {
+        let bytes = cost(&path);
+        if self.missing.contains(&path) {
+            return true;
+        }
+        if self.bytes + bytes > MOST_BYTES {
+            return false;
+        }
+        self.bytes += bytes;
+        self.missing.insert(path)
+    }
+}
+
+fn cost(path: &[u8]) -> usize {
+    path.len() + 128
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn made(touch: Touch) -> Entry {
+        Entry { touch, ..Entry::default() }
+    }
+
+    #[test]
+    fn what_is_made_is_own_wherever_it_goes() {
+        let log = FileLog::default();
+        log.lock().add(b"/a/made".to_vec(), made(Touch::CREATED));
+        log.lock().add(b"/a/found".to_vec(), made(Touch::READ));
+        log.lock().add(b"/ab".to_vec(), made(Touch::CREATED));
+        log.carry(b"/a", b"/b");
+        let inner = log.lock();
+        assert_eq!(inner.files[b"/b/made".as_slice()].touch, Touch::CREATED);
+        assert_eq!(inner.files[b"/a/made".as_slice()].touch, Touch::CREATED | Touch::REMOVED);
+        assert!(!inner.files.contains_key(b"/b/found".as_slice()));
+        assert_eq!(inner.files[b"/ab".as_slice()].touch, Touch::CREATED);
+    }
+
+    #[test]
+    fn there_is_an_end_to_what_is_kept() {
+        let mut inner = Inner { bytes: MOST_BYTES - 200, ..Inner::default() };
+        assert!(inner.add_missing(b"/one".to_vec()) && inner.add_missing(b"/one".to_vec()));
+        assert!(!inner.add_missing(b"/two".to_vec()));
+        assert_eq!(inner.add(b"/three".to_vec(), made(Touch::READ)), None);
     }
 }

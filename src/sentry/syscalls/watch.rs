@@ -7,18 +7,26 @@ use super::args::{
 use crate::notify::{Answer, hand_over};
 use crate::sentry::Features;
 use crate::sentry::call::Call;
-use crate::sentry::file_log::{FileLog, Start, Touch, Use, touch_of_open};
+use crate::sentry::file_log::{Caller, FileLog, Start, Touch, Use, touch_of_open};
 
 const CURRENT: DirFd = DirFd(libc::AT_FDCWD);
 
-/// The log and the path, where one is kept.
-fn asked<'c>(call: &Call<'c>, path: Path) -> Option<(&'c FileLog, Vec<u8>)> {
+/// The log, where one is kept.
+fn log<'c>(call: &Call<'c>) -> Option<&'c FileLog> {
     let log = call.kernel.file_log()?;
     // A file system of the host may take its time.
     hand_over();
-    // (What cannot be read the kernel cannot read either; an empty path is about a descriptor.)
-    let path = call.memory().read_string(path.0).ok().filter(|path| !path.is_empty())?;
-    Some((log, path))
+    Some(log)
+}
+
+/// A path, unless it cannot be read by the kernel either. An empty one is about a descriptor.
+fn path_of(call: &Call<'_>, path: Path) -> Option<Vec<u8>> {
+    call.memory().read_string(path.0).ok().filter(|path| !path.is_empty())
+}
+
+fn with_caller(call: &Call<'_>, what: impl FnOnce(&Caller<'_>)) {
+    let is_valid = || call.trapped().is_valid();
+    what(&Caller { tid: call.received().tid, is_valid: &is_valid });
 }
 
 fn start(dirfd: DirFd) -> Start {
@@ -29,8 +37,10 @@ fn start(dirfd: DirFd) -> Start {
 }
 
 fn note(call: &Call<'_>, dirfd: DirFd, path: Path, how: Use) -> Answer {
-    if let Some((log, path)) = asked(call, path) {
-        log.note(call.received().tid, start(dirfd), &path, how);
+    if let Some(log) = log(call)
+        && let Some(path) = path_of(call, path)
+    {
+        with_caller(call, |caller| log.note(caller, start(dirfd), &path, how));
     }
     Answer::Continue
 }
@@ -43,8 +53,10 @@ pub fn note_open(call: &Call<'_>, dirfd: DirFd, path: Path, flags: OpenFlags) {
 
 /// Notes what execve(2) and execveat(2) are about; decides nothing.
 pub fn note_exec(call: &Call<'_>, dirfd: DirFd, path: Path) {
-    if let Some((log, path)) = asked(call, path) {
-        log.note_exec(call.received().tid, start(dirfd), &path);
+    if let Some(log) = log(call)
+        && let Some(path) = path_of(call, path)
+    {
+        with_caller(call, |caller| log.note_exec(caller, start(dirfd), &path));
     }
 }
 
@@ -137,8 +149,13 @@ watchers! {
 }
 
 fn moved(call: &Call<'_>, from: DirFd, old: Path, to: DirFd, new: Path) -> Answer {
-    remove(call, from, old);
-    replace(call, to, new)
+    if let Some(log) = log(call)
+        && let (Some(old), Some(new)) = (path_of(call, old), path_of(call, new))
+    {
+        let (from, to) = ((start(from), &old[..]), (start(to), &new[..]));
+        with_caller(call, |caller| log.note_moved(caller, from, to));
+    }
+    Answer::Continue
 }
 
 fn linked(call: &Call<'_>, from: DirFd, old: Path, to: DirFd, new: Path) -> Answer {
