@@ -79,9 +79,9 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
         hostname: options.hostname.as_deref().map(check_hostname).transpose()?,
         identity,
         network: options.network,
+        features: features(options, &limits, time.as_ref()) | syncs(options, &view)?,
         mounts: view.into_mounts(),
         descriptors: check_descriptors(&options.descriptors, host)?,
-        features: features(options, &limits, time.as_ref()),
         limits,
         time,
         without: without(options, host),
@@ -119,6 +119,21 @@ fn features(options: &Options, limits: &Limits, time: Option<&TimeSpec>) -> Feat
     features.set(Features::KMSG, options.kmsg);
     features.set(Features::FILE_LOG, options.record_files.is_some());
     features
+}
+
+/// Which calls that wait for the disk trap (`--fake-fsync`).
+fn syncs(options: &Options, view: &View) -> Result<Features, ConfigError> {
+    if !options.fake_fsync {
+        return Ok(Features::empty());
+    }
+    if !view.mounts().any(|mount| matches!(mount.kind, MountKind::Overlay { .. })) {
+        return Err(refuse!(
+            "cannot use --fake-fsync: it is about files in overlays, and the run has none; add --overlay DIR"
+        ));
+    }
+    let is_of_host = |mount: &Mount| matches!(mount.kind, MountKind::Writable { .. });
+    let changes_host = view.mounts().any(is_of_host) || !options.descriptors.is_empty();
+    Ok(Features::FAKE_SYNC | if changes_host { Features::empty() } else { Features::FAKE_SYNC_ALL })
 }
 
 /// Those that follow from what else a run is.

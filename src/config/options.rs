@@ -37,6 +37,8 @@ pub struct Options {
     pub time: Vec<String>,
     /// Serve the sandbox's log at /dev/kmsg.
     pub kmsg: bool,
+    /// Answer at once who waits for the disk in an overlay.
+    pub fake_fsync: bool,
     /// Record which files the guests touch, in this file.
     pub record_files: Option<PathBuf>,
     /// Which network.
@@ -73,6 +75,7 @@ impl Default for Options {
             user: None,
             time: Vec::new(),
             kmsg: false,
+            fake_fsync: false,
             record_files: None,
             network: Network::None,
             descriptors: Vec::new(),

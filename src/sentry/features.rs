@@ -22,10 +22,14 @@ bitflags::bitflags! {
         const LAZY = 1 << 13;
         /// What files the guests touch is recorded: `--record-files`.
         const FILE_LOG = 1 << 14;
+        /// Nothing waits for the disk in overlays: `--fake-fsync`.
+        const FAKE_SYNC = 1 << 15;
         /// The time of day is the sandbox's own (`--time`).
         const VIRTUAL_TIME = 1 << 16;
         /// All clocks run at a rate of their own (`--time rate=N`). Never without VIRTUAL_TIME.
         const VIRTUAL_RATE = 1 << 17;
+        /// As FAKE_SYNC, where nothing of the host can be changed: sync(2) has nothing to do. Never without FAKE_SYNC.
+        const FAKE_SYNC_ALL = 1 << 18;
     }
 }
 

@@ -196,6 +196,7 @@ pub struct Kernel {
     pub(super) lazy: OnceLock<Arc<super::lazy::Lazy>>,
     /// With [`Features::FILE_LOG`].
     file_log: Option<FileLog>,
+    overlays: super::overlays::Overlays,
     pub(super) keepers: Keepers,
     pub(super) accounting: Accounting,
     pub(super) pausing: Pause,
@@ -242,6 +243,7 @@ impl Kernel {
             carried: Arc::default(),
             lazy: OnceLock::new(),
             file_log: args.features.contains(Features::FILE_LOG).then(FileLog::default),
+            overlays: super::overlays::Overlays::default(),
             keepers,
             accounting: Accounting::new(args.init_pid),
             pausing: Pause::default(),
@@ -298,6 +300,11 @@ impl Kernel {
             }
             Lifecycle::Created => None,
         }
+    }
+
+    /// Which files lie in overlays of the run.
+    pub(super) fn overlays(&self) -> &super::overlays::Overlays {
+        &self.overlays
     }
 
     /// What files the guests touch, if that is recorded.

@@ -23,6 +23,7 @@ mod lazy;
 mod log;
 mod machine;
 mod memory;
+mod overlays;
 mod pause;
 mod pids;
 mod refusals;

@@ -207,6 +207,11 @@ pub static KEYS: &[Key] = &[
         Ok(())
     })
     .help("PATH", "Keep what changes in overlays in PATH, instead of ~/.local/state/sandbox/overlays"),
+    Key::new("fake-fsync", Form::Switch, Project::LeftOut, Group::Files, "false", |o, s| {
+        o.fake_fsync = s.is_on();
+        Ok(())
+    })
+    .help("", "Let nothing wait for the disk in overlays: fsync and its kin succeed at once"),
     Key::new("workdir", Form::Path, Project::LeftOut, Group::Files, "the current one", |o, s| {
         check("--workdir", s.word().as_ref())?;
         o.workdir = Some(PathBuf::from(s.word()));

@@ -13,6 +13,7 @@ pub mod machine;
 pub mod processes;
 pub mod row;
 pub mod stamps;
+pub mod sync;
 pub mod table;
 pub mod timeouts;
 pub mod usage;

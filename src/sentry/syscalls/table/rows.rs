@@ -11,7 +11,7 @@ use libc::*;
 use super::super::args::*;
 use super::super::row::syscalls;
 use super::super::{
-    clocks, exec, filters, klog, lazy, machine, processes, stamps, timeouts, usage, watch,
+    clocks, exec, filters, klog, lazy, machine, processes, stamps, sync, timeouts, usage, watch,
 };
 // By name, so that a later libc crate that knows them too makes no difference.
 use crate::sys::numbers::{
@@ -217,8 +217,8 @@ syscalls! {
     SYS_msgctl(msqid: IpcId, cmd: Operation, buf: InOut<MsqidDs>) => native;
     SYS_fcntl(fd: Fd, cmd: FcntlCommand, arg: ULong) => native;
     SYS_flock(fd: Fd, operation: Operation) => native;
-    SYS_fsync(fd: Fd) => native;
-    SYS_fdatasync(fd: Fd) => native;
+    SYS_fsync(fd: Fd) => handled(sync sync::fsync, FAKE_SYNC);
+    SYS_fdatasync(fd: Fd) => handled(sync sync::fdatasync, FAKE_SYNC);
     SYS_truncate(path: Path, length: Offset) => handled(sync watch::truncate, FILE_LOG);
     SYS_ftruncate(fd: Fd, length: Offset) => native;
     SYS_getdents(fd: Fd, dirp: Out<Dirent>, count: UInt) => native;
@@ -327,7 +327,7 @@ syscalls! {
     SYS_adjtimex(buf: InOut<Timex>) => handled(sync clocks::adjtimex, VIRTUAL_TIME);
     SYS_setrlimit(resource: Resource, rlim: In<Rlimit>) => native;
     SYS_chroot(path: Path) => refused(EPERM, FIXED_VIEW, VIEW_FLAGS);
-    SYS_sync() => native;
+    SYS_sync() => handled(sync sync::sync, FAKE_SYNC_ALL);
     SYS_acct(filename: Path) => refused(EPERM, "switches the host's process accounting", OUTSIDE);
     SYS_settimeofday(tv: In<Timeval>, tz: In<Timezone>)
         => refused(EPERM, SETS_CLOCK, OWN_CLOCK, unless sync clocks::settimeofday, VIRTUAL_TIME);
@@ -519,7 +519,7 @@ syscalls! {
         flags: Flags
     ) => native;
     SYS_tee(fd_in: Fd, fd_out: Fd, len: Len, flags: Flags) => native;
-    SYS_sync_file_range(fd: Fd, offset: Offset, nbytes: Offset, flags: Flags) => native;
+    SYS_sync_file_range(fd: Fd, offset: Offset, nbytes: Offset, flags: Flags) => handled(sync sync::sync_file_range, FAKE_SYNC);
     SYS_vmsplice(fd: Fd, iov: In<Iovec>, nr_segs: ULong, flags: Flags) => native;
     SYS_move_pages(
         pid: Pid, count: ULong, pages: In<AddrCell>, nodes: In<IntCell>, status: Out<IntCell>,
@@ -570,7 +570,7 @@ syscalls! {
         => denied(EPERM, "opens files past the walls of the file view");
     SYS_clock_adjtime(clk_id: ClockId, buf: InOut<Timex>)
         => handled(sync clocks::clock_adjtime, VIRTUAL_TIME);
-    SYS_syncfs(fd: Fd) => native;
+    SYS_syncfs(fd: Fd) => handled(sync sync::syncfs, FAKE_SYNC);
     SYS_sendmmsg(sockfd: Fd, msgvec: InOut<MMsgHdr>, vlen: UInt, flags: MsgFlags) => native;
     SYS_setns(fd: Fd, nstype: CloneFlags) => refused(EPERM, "enters other namespaces", OUTSIDE);
     SYS_getcpu(cpu: Out<UIntCell>, node: Out<UIntCell>, tcache: Addr) => native;
