@@ -138,6 +138,11 @@ impl Plan<'_> {
                 Mount { target: place.path, kind, why }
             }
         };
+        if rule.judged.as_ref().is_some_and(|place| *place != mount.target) {
+            return Err(refuse!(
+                "cannot use {flag}: it has come to lead elsewhere just now; see who changes the project"
+            ));
+        }
         match self.is_decided(&mount.target, rule.rank) {
             true => Ok(()),
             false => self.insert_rule(flag, mount),

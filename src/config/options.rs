@@ -101,18 +101,21 @@ pub struct Rule {
     pub origin: Origin,
     /// Of two rules about one place that contradict each other, the one of the higher rank counts.
     pub(crate) rank: usize,
+    /// The only place that it may be about, if it was taken for that.
+    pub(crate) judged: Option<PathBuf>,
 }
 
 impl Rule {
     /// A rule of `kind` about `text`.
     pub fn new(kind: RuleKind, text: impl AsRef<OsStr>) -> Self {
-        Rule { kind, text: text.as_ref().to_owned(), origin: Origin::CommandLine, rank: usize::MAX }
+        let (origin, rank, judged) = (Origin::CommandLine, usize::MAX, None);
+        Rule { kind, text: text.as_ref().to_owned(), origin, rank, judged }
     }
 
     /// The rule of `kind` that a setting asks for.
     pub(crate) fn of(kind: RuleKind, setting: &Setting) -> Self {
-        let Setting { origin, rank, .. } = setting.clone();
-        Rule { kind, text: setting.word().to_owned(), origin, rank }
+        let Setting { origin, rank, judged, .. } = setting.clone();
+        Rule { kind, text: setting.word().to_owned(), origin, rank, judged }
     }
 
     /// The rule as a flag that can be pasted into a shell, and who said so.

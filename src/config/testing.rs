@@ -104,6 +104,13 @@ impl TestHost {
         self.host.environment.push((name.into(), value.into()));
     }
 
+    /// The same as somebody sees it who looks anew.
+    pub(crate) fn look_anew(&mut self) {
+        self.host.seen = Default::default();
+        self.host.listed = Default::default();
+        self.host.led = Default::default();
+    }
+
     /// The run that these options describe here.
     pub(crate) fn resolve(&self, options: &Options) -> Result<RunSpec, String> {
         super::resolve(options, &self.host).map_err(|error| {

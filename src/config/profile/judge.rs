@@ -4,7 +4,7 @@
 //! nothing more is taken, everything else is left out. When in doubt it is left out.
 
 use std::cell::OnceCell;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::super::limits;
 use super::super::paths::{Kind, parse_pair};
@@ -27,20 +27,28 @@ impl<'h> Judge<'h> {
         Judge { host, base, view: OnceCell::new() }
     }
 
-    /// Whether the setting allows nothing more than there is without it.
+    /// The setting, if it allows nothing more than there is without it; with the place for which that is so, where
+    /// it is about one.
     ///
     /// # Errors
     /// There is no run without it.
-    pub(super) fn takes(&self, setting: &Setting) -> Result<bool, ConfigError> {
-        Ok(match setting.key.project {
+    pub(super) fn take(&self, setting: Setting) -> Result<Result<Setting, Setting>, ConfigError> {
+        let taken = match setting.key.project {
             Project::Taken => true,
             Project::LeftOut => false,
             Project::On => setting.is_on(),
             Project::Off => !setting.is_on() || self.base.kmsg,
             Project::Network => setting.word() == "none" || self.base.network == Network::Host,
-            Project::Lower => self.is_lower(setting)?,
-            Project::Place(kind) => self.is_narrower(kind, setting)?,
-        })
+            Project::Lower => self.is_lower(&setting)?,
+            Project::Place(RuleKind::Hide) => true,
+            Project::Place(kind) => {
+                return Ok(match self.narrowed(kind, &setting)? {
+                    Some(place) => Ok(Setting { judged: Some(place), ..setting }),
+                    None => Err(setting),
+                });
+            }
+        };
+        Ok(if taken { Ok(setting) } else { Err(setting) })
     }
 
     fn is_lower(&self, setting: &Setting) -> Result<bool, ConfigError> {
@@ -60,28 +68,26 @@ impl<'h> Judge<'h> {
         Ok(wished.iter().zip(own).all(|(wished, own)| *wished <= own))
     }
 
-    fn is_narrower(&self, kind: RuleKind, setting: &Setting) -> Result<bool, ConfigError> {
-        if kind == RuleKind::Hide {
-            return Ok(true);
-        }
+    /// The place of a rule that shows and opens nothing more.
+    fn narrowed(&self, kind: RuleKind, setting: &Setting) -> Result<Option<PathBuf>, ConfigError> {
         let path = match kind {
             RuleKind::ReadOnly | RuleKind::Writable => {
                 let (source, target) = parse_pair(kind.flag(), setting.word())?;
                 if target.is_some() {
-                    return Ok(false);
+                    return Ok(None);
                 }
                 source
             }
             _ => setting.word().into(),
         };
         let path = absolute(self.host, &path)?;
-        let Ok(place) = self.host.walk(&path) else { return Ok(false) };
+        let Ok(place) = self.host.walk(&path) else { return Ok(None) };
         if place.kind == Kind::Missing {
-            return Ok(false);
+            return Ok(None);
         }
         // The place shows itself: not something else of the host, nothing made up, nothing hidden.
         let shows_itself = |path: &Path| path == place.path;
-        Ok(match self.view()?.shown(&place.path) {
+        let is_narrower = match self.view()?.shown(&place.path) {
             Shown::Host { path, .. } if !shows_itself(&path) => false,
             Shown::Host { by, .. } => {
                 let writable =
@@ -92,7 +98,8 @@ impl<'h> Judge<'h> {
                 kind == RuleKind::Tmpfs && matches!(mount.kind, MountKind::Tmpfs { .. })
             }
             Shown::Hidden(_) => false,
-        })
+        };
+        Ok(is_narrower.then_some(place.path))
     }
 
     fn view(&self) -> Result<&View, ConfigError> {

@@ -101,8 +101,15 @@ impl<'h> Loader<'h> {
         )))
     }
 
-    /// Reads all that has this name.
+    /// Reads all profiles of a name, which are the user's whoever inherits them.
     fn read_name(&mut self, name: &str) -> Result<(), Refused> {
+        let project = self.project.take();
+        let read = self.read_all_named(name);
+        self.project = project;
+        read
+    }
+
+    fn read_all_named(&mut self, name: &str) -> Result<(), Refused> {
         let built_in = BUILT_IN.iter().find(|(known, _)| *known == name);
         if let Some((name, text)) = built_in {
             let origin = |_: usize| Origin::BuiltIn(name);

@@ -80,9 +80,13 @@ pub fn gather(
         let without = own.iter().chain(&request.flags).cloned().collect();
         let judge = Judge::new(host, Options::of(&merge(without))?);
         for setting in asked {
-            match request.trusts_project || judge.takes(&setting)? {
-                true => taken.push(setting),
-                false => left_out.push(setting),
+            let judged = match request.trusts_project {
+                true => Ok(setting),
+                false => judge.take(setting)?,
+            };
+            match judged {
+                Ok(setting) => taken.push(setting),
+                Err(setting) => left_out.push(setting),
             }
         }
     }

@@ -165,7 +165,8 @@ impl Reader<'_> {
             }
         };
         let origin = (self.source.origin)(self.lines.line(at));
-        let setting = Setting { key, value: read, origin, rank: self.source.rank };
+        let (rank, judged) = (self.source.rank, None);
+        let setting = Setting { key, value: read, origin, rank, judged };
         key.set(&mut Options::default(), &setting)
             .map_err(|error| self.error(at, &error.to_string()))?;
         self.profile.settings.push(setting);

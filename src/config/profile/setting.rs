@@ -4,7 +4,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::super::error::refuse;
@@ -22,6 +22,8 @@ pub struct Setting {
     pub origin: Origin,
     /// How strong its source is: of two that cannot both hold, the higher counts.
     pub(crate) rank: usize,
+    /// The place that it is about, where it was taken for what that was when it was looked at: it must still be.
+    pub(crate) judged: Option<PathBuf>,
 }
 
 /// What a key is to be.
@@ -55,7 +57,7 @@ const COMMAND_LINE: usize = usize::MAX;
 impl Setting {
     /// A flag of the command line.
     pub fn flag(key: &'static Key, value: Value) -> Setting {
-        Setting { key, value, origin: Origin::CommandLine, rank: COMMAND_LINE }
+        Setting { key, value, origin: Origin::CommandLine, rank: COMMAND_LINE, judged: None }
     }
 
     /// Its word; of a switch, none.

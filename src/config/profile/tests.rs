@@ -241,6 +241,37 @@ fn inheritance_ends() {
 }
 
 #[test]
+fn what_a_project_inherits_by_name_is_the_users() {
+    let mut host = host();
+    put(&host, PROJECT, "inherit = 'mine'");
+    put(&host, "/home/me/.config/sandbox/mine.toml", "inherit = ['./more.toml', '../shared.toml']");
+    put(&host, "/home/me/.config/sandbox/more.toml", "pids = 3");
+    put(&host, "/home/me/.config/shared.toml", "cpus = 1");
+    let gathered = gathered(&mut host, &[]).unwrap();
+    assert_eq!(
+        (words(&gathered, "pids"), words(&gathered, "cpus")),
+        (vec!["3".into()], vec!["1".into()])
+    );
+}
+
+#[test]
+fn a_place_is_taken_for_what_it_was_when_it_was_judged() {
+    let mut host = host();
+    host.directory("/home/me/project/out");
+    put(&host, PROJECT, "rw = 'out'");
+    let options = gathered(&mut host, &[]).unwrap().options;
+    let options = Options { argv: vec!["true".into()], ..options };
+    assert!(resolve(&options, &host.host).is_ok());
+    // Somebody puts a link in its place, and whoever runs it looks anew.
+    let out = host.host.root.join("home/me/project/out");
+    std::fs::remove_dir(&out).unwrap();
+    host.link("/home/me/project/out", "/home/me");
+    host.look_anew();
+    let error = resolve(&options, &host.host).unwrap_err().to_string();
+    assert!(error.contains("lead elsewhere"), "{error}");
+}
+
+#[test]
 fn a_project_leads_nowhere_else() {
     let mut host = host();
     put(&host, "/home/me/secret.toml", "pids = 3");
