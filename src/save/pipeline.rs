@@ -329,6 +329,8 @@ fn captured(
     earlier: Earlier,
     live: &Arc<Live>,
 ) -> Result<(Sandbox, Found), SaveError> {
+    // (A program may have been started, or a clock been set, while they went on in between.)
+    refuse_early(kernel, facts)?;
     let guests = kernel.census_of_stopped()?;
     let program = kernel.program().ok_or(SaveError::refused("its program has ended"))?;
     let program = guests

@@ -18,6 +18,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use super::Found;
 use super::collector::{Content, Subject};
@@ -29,6 +31,7 @@ use crate::save::error::SaveError;
 use crate::save::hand::{AREA, Hand, HandError, first_stop};
 use crate::save::state::{MappingKind, Process, Space};
 use crate::sentry::{Kernel, Tracees};
+use crate::sys::agent::Table;
 use crate::sys::generated;
 use crate::sys::ptrace::{self, Stop, Stopped};
 use crate::sys::{pagemap, process};
@@ -168,33 +171,73 @@ fn copy(hand: &mut Hand, gate: &Gate, kernel: &Kernel) -> Result<Made, HandError
     table.forward(between, wait, 0);
     hand.begin(&table)?;
     let mut copy = Err(HandError::Killed);
-    loop {
+    let done = to_the_end(hand, &table, |hand, tid| {
         // While the thread stands still at this stop, the other one works in its memory.
+        copy = copy_by(tid, hand, gate, kernel);
+    });
+    unless_lost(kernel, done, copy)
+}
+
+/// Lets a thread run down its table; `made` is told of the process that it makes.
+fn to_the_end(
+    hand: &mut Hand,
+    table: &Table,
+    mut made: impl FnMut(&Hand, i32),
+) -> Result<(), HandError> {
+    loop {
         match hand.go_on()? {
-            Stop::Made(tid) if tid > 0 => copy = copy_by(tid, hand, gate, kernel),
-            Stop::Signal(libc::SIGTRAP) => break,
+            Stop::Made(tid) if tid > 0 => made(hand, tid),
+            Stop::Signal(libc::SIGTRAP) => return hand.done(table).map(drop),
             Stop::Signal(signal @ (libc::SIGSEGV | libc::SIGBUS)) => {
                 return Err(HandError::Astray(signal));
             }
             _ => {}
         }
     }
-    hand.done(&table)?;
-    copy
+}
+
+/// The copy, or why it is of no use: then it is killed.
+fn unless_lost(
+    kernel: &Kernel,
+    done: Result<(), HandError>,
+    copy: Result<Made, HandError>,
+) -> Result<Made, HandError> {
+    match (done, copy) {
+        (Ok(()), copy) => copy,
+        (Err(error), Ok((stopped, pidfd))) => {
+            discard(kernel, stopped.tid(), &pidfd);
+            Err(error)
+        }
+        (Err(error), Err(_)) => Err(error),
+    }
+}
+
+/// Kills a copy that nobody is going to read. Its tracer reaps it, then init.
+fn discard(kernel: &Kernel, pid: i32, pidfd: &OwnedFd) {
+    let _ = process::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
+    kernel.remove_keeper(pid);
 }
 
 /// The work of the process in between, which has ended when this returns.
 fn copy_by(tid: i32, parent: &Hand, gate: &Gate, kernel: &Kernel) -> Result<Made, HandError> {
     kernel.add_keeper(tid, "");
     gate.pass(tid);
+    let copy = in_between(tid, parent, kernel);
+    kernel.remove_keeper(tid);
+    copy
+}
+
+fn in_between(tid: i32, parent: &Hand, kernel: &Kernel) -> Result<Made, HandError> {
     let mut hand = Hand::beside(first_stop(tid)?, parent.area());
     hand.respect(parent.filters().to_vec());
     let copy = copy_and_end(&mut hand, kernel);
+    let mut ended = Ok(());
     if hand.stopped().is_ok() {
-        ptrace::end(hand.release()?).map_err(|errno| HandError::Own("end it", errno))?;
+        ended = hand.release().and_then(|stopped| {
+            ptrace::end(stopped).map_err(|errno| HandError::Own("end it", errno))
+        });
     }
-    kernel.remove_keeper(tid);
-    copy
+    unless_lost(kernel, ended, copy)
 }
 
 fn copy_and_end(hand: &mut Hand, kernel: &Kernel) -> Result<Made, HandError> {
@@ -207,26 +250,28 @@ fn copy_and_end(hand: &mut Hand, kernel: &Kernel) -> Result<Made, HandError> {
     table.call(libc::SYS_exit_group, [0]);
     hand.begin(&table)?;
     let mut copy = Err(HandError::Killed);
-    loop {
-        match hand.go_on() {
-            Ok(Stop::Made(pid)) if pid > 0 => {
-                kernel.add_keeper(pid, "");
-                let stopped = first_stop(pid)?;
-                copy = process::pidfd_open(pid, false)
-                    .map(|pidfd| (stopped, pidfd))
-                    .map_err(|errno| HandError::Own("keep it", errno));
+    let done = to_the_end(hand, &table, |_, pid| copy = made(pid, kernel));
+    match done {
+        // It has ended.
+        Err(HandError::Killed) => copy,
+        done => unless_lost(kernel, done, copy),
+    }
+}
+
+/// A copy that has just been made.
+fn made(pid: i32, kernel: &Kernel) -> Result<Made, HandError> {
+    kernel.add_keeper(pid, "");
+    let pidfd = process::pidfd_open(pid, false);
+    match first_stop(pid).map(|stopped| (stopped, pidfd)) {
+        Ok((stopped, Ok(pidfd))) => Ok((stopped, pidfd)),
+        failed => {
+            // (Its number is its own as long as its tracer has not heard of its end.)
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            kernel.remove_keeper(pid);
+            match failed {
+                Ok((_, Err(errno))) => Err(HandError::Own("keep it", errno)),
+                failed => failed.map(|_| ()).and(Err(HandError::Killed)),
             }
-            Ok(Stop::Signal(libc::SIGTRAP)) => {
-                hand.done(&table)?;
-                return copy;
-            }
-            Ok(Stop::Signal(signal @ (libc::SIGSEGV | libc::SIGBUS))) => {
-                return Err(HandError::Astray(signal));
-            }
-            Ok(_) => {}
-            // It has ended.
-            Err(HandError::Killed) => return copy,
-            Err(error) => return Err(error),
         }
     }
 }

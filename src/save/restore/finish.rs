@@ -48,6 +48,12 @@ fn complete(sandbox: &Sandbox, plant: &mut Plant<'_>) -> Result<(), RestoreError
     // While no other signal waits.
     overruns::count((&mut *hand, &mut *others), process, &beginnings, who)?;
     overruns::queue(hand, (process, None), &beginnings, who)?;
+    let (first, rest) = first_and_rest(process, who)?;
+    // Before there is a limit to how many may wait.
+    overruns::queue(hand, (process, Some(first)), &beginnings, who)?;
+    for (hand, thread) in others.iter_mut().zip(rest) {
+        overruns::queue(hand, (process, Some(thread)), &beginnings, who)?;
+    }
     let mut last = hand.table();
     descriptors::close_courier(&mut last, *courier);
     process::limit(&mut last, process);
@@ -55,13 +61,11 @@ fn complete(sandbox: &Sandbox, plant: &mut Plant<'_>) -> Result<(), RestoreError
     process::spare(hand, process);
     timers::wind(hand, process, &beginnings, who)?;
     let last = |hand: &mut Hand, thread: &Thread| {
-        overruns::queue(hand, (process, Some(thread)), &beginnings, who)?;
         threads::secure(hand, thread, who)?;
         process::give_up(hand, space, who)?;
         threads::mourn(hand, thread, who)?;
         process::confine(hand, process, who)
     };
-    let (first, rest) = first_and_rest(process, who)?;
     last(hand, first)?;
     rest_unless_alone(hand, process, who)?;
     // (A filter can need all the room that there is.)
