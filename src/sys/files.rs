@@ -50,6 +50,12 @@ pub fn change_directory(path: &CStr) -> Result<(), Errno> {
     Errno::result(unsafe { libc::chdir(path.as_ptr()) }).map(drop)
 }
 
+/// fchdir(2).
+pub fn enter_directory(directory: BorrowedFd<'_>) -> Result<(), Errno> {
+    // SAFETY: a plain number.
+    Errno::result(unsafe { libc::fchdir(directory.as_raw_fd()) }).map(drop)
+}
+
 /// Writes all of `bytes` in one write(2), as the files of procfs want it.
 pub fn write_whole(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<(), Errno> {
     // SAFETY: the pointer and length are those of a valid slice.
