@@ -403,8 +403,13 @@ impl View {
 
     /// Shows the guest's own network devices. Where the host's sysfs is covered in part, as in
     /// containers, the kernel refuses a new one (mount_too_revealing), and the host's stays,
-    /// read-only.
+    /// read-only. Under an overlay of the root it has to be brought there.
     fn sys(&mut self, target: &Path) -> Result<(), PlanError> {
+        if self.root.is_some() {
+            let attributes = ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV;
+            let step = |tree, source| Step::Clone { tree, source, recursive: true, attributes };
+            self.clone_and_attach(step, target, target, Need::Required)?;
+        }
         let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC | libc::MS_RDONLY;
         self.mount("sysfs", target, flags, "", Need::Optional)
     }
