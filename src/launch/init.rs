@@ -166,7 +166,14 @@ impl Way {
     fn attach(self, tree: BorrowedFd<'_>, target: &CStr) -> Result<(), Errno> {
         match self {
             Way::Plain => mount::attach_tree(tree, target),
-            Way::Guarded => mount::attach_tree_to(tree, Landing::at(target)?.as_fd()),
+            Way::Guarded => {
+                let place = Landing::at(target)?;
+                // Only mount(2) says it so; here it would be EINVAL (do_move_mount in fs/namespace.c).
+                if files::is_directory(tree)? != files::is_directory(place.as_fd())? {
+                    return Err(Errno::ENOTDIR);
+                }
+                mount::attach_tree_to(tree, place.as_fd())
+            }
         }
     }
 }

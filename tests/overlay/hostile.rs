@@ -4,8 +4,8 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use super::common::{LIMIT, Outcome, have, run};
-use super::desk::{Desk, same_trees, tree};
+use super::common::{LIMIT, Outcome, have, is_root, run};
+use super::desk::{Desk, Unmount, same_trees, tree};
 
 #[test]
 fn a_link_of_the_hosts_leads_no_commit_elsewhere() {
@@ -170,4 +170,27 @@ fn a_link_in_one_directorys_overlay_leads_no_mount_elsewhere() {
     let rule = format!("--tmpfs={host}/empty");
     desk.words(&["run", "--id", "i", "--overlay", ".", &rule, "--", "true"])
         .one_line_error(125, &["/empty", "an earlier run", "sandbox discard"]);
+}
+
+#[test]
+fn an_overlay_in_which_the_place_of_a_part_is_taken_can_be_gone_on_with() {
+    if !is_root() {
+        return;
+    }
+    let desk = Desk::new("parts");
+    // With a mount below it, each directory of the tree is an overlay of its own.
+    let _mounted = Unmount::tmpfs(&desk.host.join("mnt"), "size=1m");
+    desk.inside("p", "ln -s / part; echo file > other").success();
+    for name in ["part/secret", "other/secret"] {
+        fs::create_dir_all(desk.host.join(name)).unwrap();
+    }
+    let host = desk.host.display();
+    let hidden = ["part", "other"].map(|name| format!("--hide={host}/{name}/secret"));
+    let script = "readlink part; cat other; ls -A / > a; ls -A /.. | cmp - a";
+    let [part, other] = &hidden;
+    let words = ["run", "--id", "p", "--overlay", ".", part, other, "--", "sh", "-c", script];
+    desk.words(&words).success().expect_out("/\nfile\n");
+    let rule = format!("--rw={host}/other");
+    desk.words(&["run", "--id", "p", "--overlay", ".", &rule, "--", "true"])
+        .one_line_error(125, &["/other", "an earlier run", "sandbox discard"]);
 }
