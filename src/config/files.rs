@@ -264,7 +264,7 @@ impl Plan<'_> {
             }
         }
         let overlaid = self.is_overlaid(&place.path);
-        if !overlaid && let Some(what) = self.too_wide(&place.path, objects) {
+        if let Some(what) = self.too_wide(&place.path, overlaid, objects) {
             let allow =
                 if words == "/" { String::new() } else { format!(" (--rw {words} to allow it)") };
             return Err(refuse!(
@@ -306,12 +306,14 @@ impl Plan<'_> {
         self.host.look(path) == Ok(Found::Directory)
     }
 
-    /// Why `path` is too much to be writable without being asked for.
-    fn too_wide(&self, path: &Path, objects: &Objects) -> Option<String> {
-        if path == Path::new("/") {
+    /// Why `path` is too much to be writable without being asked for. In an overlay nothing can be lost, but
+    /// what is hidden would show there as well.
+    fn too_wide(&self, path: &Path, overlaid: bool, objects: &Objects) -> Option<String> {
+        if path == Path::new("/") && !overlaid {
             return Some("the root of the file system".to_owned());
         }
-        if let Some(home) = self.homes.iter().find(|home| home.starts_with(path)) {
+        let home = self.homes.iter().find(|home| home.starts_with(path) && !overlaid);
+        if let Some(home) = home {
             let words = if home == path { "a home directory" } else { "above a home directory" };
             return Some(words.to_owned());
         }

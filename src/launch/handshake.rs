@@ -74,6 +74,8 @@ pub enum LaunchError {
     },
     /// The kernel refuses an overlay.
     Overlay(String, Errno),
+    /// In an overlay there is something else than what is to be mounted on.
+    Replaced(String, Errno),
     /// The host has no seccomp user notification.
     Seccomp(Errno),
     /// The program cannot be described.
@@ -100,6 +102,14 @@ impl std::fmt::Display for LaunchError {
             }
             LaunchError::Overlay(what, errno) => {
                 write!(f, "cannot {what}: {}: {}", errno.desc(), why_no_overlay(*errno))
+            }
+            LaunchError::Replaced(what, errno) => {
+                write!(
+                    f,
+                    "cannot {what}: {}: an earlier run has put something else there in the overlay, or \
+                     on the way there; name another --id, or drop it with sandbox discard",
+                    errno.desc()
+                )
             }
             LaunchError::Seccomp(errno) => {
                 f.write_str(&super::host::explain_seccomp_refusal(*errno))
@@ -458,6 +468,11 @@ fn fault(plan: &Plan, stage: Stage, index: u32, errno: Errno) -> LaunchError {
         Stage::Filter => return LaunchError::Seccomp(errno),
         stage => generic(stage).into(),
     };
+    let guard = plan.steps.iter().position(|step| matches!(step, Step::Guard));
+    let guarded = stage == Stage::Files && guard.is_some_and(|guard| index as usize > guard);
+    if guarded && matches!(errno, Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) {
+        return LaunchError::Replaced(what, errno);
+    }
     LaunchError::Stage { stage, what, errno }
 }
 

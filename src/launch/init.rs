@@ -8,11 +8,13 @@
 //! traced or opened through /proc (PR_SET_DUMPABLE), it holds no capability, and the filter holds
 //! for it too.
 
+use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 
 use super::keep::Keeping;
+use super::landing::Landing;
 use super::plan::{Plan, Reopen};
 use super::plant;
 use super::program::Lists;
@@ -72,8 +74,12 @@ fn live(plan: &Plan, socket: BorrowedFd<'_>) -> Result<(), Fault> {
     if !matches!(Order::receive(socket), Ok((Order::Go, _))) {
         return Ok(());
     }
+    let mut way = Way::Plain;
     for (index, step) in plan.steps.iter().enumerate() {
-        build(plan, step).at_index(Stage::Files, index)?;
+        if matches!(step, Step::Guard) {
+            way = Way::Guarded;
+        }
+        build(plan, step, way).at_index(Stage::Files, index)?;
     }
     if let Some(name) = &plan.hostname {
         spawn::set_hostname(name).at(Stage::Hostname)?;
@@ -125,43 +131,99 @@ impl Need {
     fn of(self, done: Result<(), Errno>) -> Result<(), Errno> {
         match (self, done) {
             (Need::Optional, Err(_)) | (Need::UnlessGone, Err(Errno::ENOENT)) => Ok(()),
+            (Need::UnlessReplaced, Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP)) => Ok(()),
             (_, done) => done,
         }
     }
 }
 
-fn build(plan: &Plan, step: &Step) -> Result<(), Errno> {
+/// How the path of a step leads to its place.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// By what the host has.
+    Plain,
+    /// Perhaps by what a guest has left: over no link ([`Landing`]).
+    Guarded,
+}
+
+impl Way {
+    /// Does something to what is at `path`.
+    fn at(self, path: &CStr, act: impl FnOnce(&CStr) -> Result<(), Errno>) -> Result<(), Errno> {
+        match self {
+            Way::Plain => act(path),
+            Way::Guarded => act(Landing::at(path)?.path()?),
+        }
+    }
+
+    /// Makes what is to be at `path`.
+    fn make(self, path: &CStr, act: impl FnOnce(&CStr) -> Result<(), Errno>) -> Result<(), Errno> {
+        match self {
+            Way::Plain => act(path),
+            Way::Guarded => act(Landing::new_at(path)?.path()?),
+        }
+    }
+
+    fn attach(self, tree: BorrowedFd<'_>, target: &CStr) -> Result<(), Errno> {
+        match self {
+            Way::Plain => mount::attach_tree(tree, target),
+            Way::Guarded => {
+                let place = Landing::at(target)?;
+                // Only mount(2) says it so; here it would be EINVAL (do_move_mount in fs/namespace.c).
+                if files::is_directory(tree)? != files::is_directory(place.as_fd())? {
+                    return Err(Errno::ENOTDIR);
+                }
+                mount::attach_tree_to(tree, place.as_fd())
+            }
+        }
+    }
+}
+
+fn build(plan: &Plan, step: &Step, way: Way) -> Result<(), Errno> {
     match step {
         Step::Private => mount::make_all_private(),
-        Step::Clone { tree, source, recursive, attributes } => {
+        Step::Clone { tree, source, recursive, attributes } => way.at(source, |source| {
             let fd = mount::clone_tree(source, *recursive)?;
             mount::set_tree_attributes(fd.as_fd(), *attributes)?;
             plan.trees[*tree].set(Some(fd));
             Ok(())
-        }
+        }),
         Step::Overlay { tree, layer } => overlay(plan, *tree, layer),
-        Step::Enter { tree } => match plan.trees[*tree].take() {
-            Some(fd) => mount::enter_root(fd.as_fd()),
+        Step::Guard => files::change_directory(c"/proc"),
+        Step::Enter { tree, old } => match plan.trees[*tree].take() {
+            Some(fd) => {
+                plan.trees[*old].set(Some(mount::enter_root(fd.as_fd())?));
+                Ok(())
+            }
             None => Err(Errno::EBADF),
         },
-        Step::Leave => mount::leave_old_root(),
+        Step::Leave { old } => match plan.trees[*old].take() {
+            Some(fd) => mount::leave_old_root(fd.as_fd()),
+            None => Err(Errno::EBADF),
+        },
         Step::Attach { tree, target, need } => match plan.trees[*tree].take() {
-            Some(fd) => need.of(mount::attach_tree(fd.as_fd(), target)),
+            Some(fd) => need.of(way.attach(fd.as_fd(), target)),
             None => Err(Errno::EBADF),
         },
-        Step::Bind { source, target, need } => need.of(mount::bind(source, target)),
+        Step::Bind { source, target, need } => {
+            need.of(way.at(source, |source| way.at(target, |target| mount::bind(source, target))))
+        }
         Step::Attributes { target, recursive, attributes } => {
-            mount::set_attributes(target, *recursive, *attributes)
+            way.at(target, |target| mount::set_attributes(target, *recursive, *attributes))
         }
-        Step::Writable { target } => mount::clear_attributes(target, mount::ATTR_RDONLY),
-        Step::Mount { kind, target, flags, data, need } => {
-            need.of(mount::mount(Some(kind), target, Some(kind), *flags, Some(data)))
+        Step::Writable { target } => {
+            way.at(target, |target| mount::clear_attributes(target, mount::ATTR_RDONLY))
         }
-        Step::Directory { path, mode } => files::make_directory(path, *mode),
-        Step::File { path } => files::make_file(path),
-        Step::Content { path, content } => files::make_readable_file(path, content),
-        Step::Unmount { target } => mount::detach(target),
-        Step::Symlink { content, path } => files::make_symlink(content, path),
+        Step::Mount { kind, target, flags, data, need } => need.of(way
+            .at(target, |target| mount::mount(Some(kind), target, Some(kind), *flags, Some(data)))),
+        Step::Directory { path, mode } => way.make(path, |path| files::make_directory(path, *mode)),
+        Step::File { path } => way.make(path, files::make_file),
+        Step::Content { path, content } => {
+            way.make(path, |path| files::make_readable_file(path, content))
+        }
+        Step::Unmount { target } => way.at(target, mount::detach),
+        Step::Symlink { content, path } => {
+            way.make(path, |path| files::make_symlink(content, path))
+        }
         Step::Setting { path, value } => {
             files::write_whole(files::open(path, libc::O_WRONLY, 0)?.as_fd(), value)
         }

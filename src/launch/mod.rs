@@ -8,6 +8,7 @@ mod handshake;
 pub mod host;
 mod init;
 mod keep;
+mod landing;
 mod machine;
 mod plan;
 mod plant;

@@ -21,6 +21,9 @@ pub(super) enum Need {
     Required,
     /// What it hides may have gone meanwhile: then nothing is left to hide.
     UnlessGone,
+    /// The same in an overlay, where a guest of an earlier run may also have put something else in its place,
+    /// or on the way to it: then nothing of the host's shows there.
+    UnlessReplaced,
     /// There is something to fall back on.
     Optional,
 }
@@ -34,10 +37,12 @@ pub(super) enum Step {
     Clone { tree: usize, source: CString, recursive: bool, attributes: u64 },
     /// Makes a detached overlay, as tree `tree`.
     Overlay { tree: usize, layer: Box<OverlayStep> },
-    /// Makes tree `tree` the root of everything that is mounted from here on.
-    Enter { tree: usize },
+    /// From here on, places are found over no link: there are layers in the view, which guests have filled.
+    Guard,
+    /// Makes tree `tree` the root of everything that is mounted from here on; the old root is tree `old`.
+    Enter { tree: usize, old: usize },
     /// Takes the old root away.
-    Leave,
+    Leave { old: usize },
     /// Attaches tree `tree`.
     Attach { tree: usize, target: CString, need: Need },
     /// Shows `source` at `target` as well, with the attributes of the mount that it is seen through: one
@@ -171,10 +176,14 @@ impl View {
             recursive: true,
             attributes: all,
         });
-        self.steps.extend(self.root.map(|tree| Step::Enter { tree }));
+        if !self.layers.is_empty() {
+            self.steps.push(Step::Guard);
+        }
+        let root = self.root.map(|tree| (tree, self.new_tree()));
+        self.steps.extend(root.map(|(tree, old)| Step::Enter { tree, old }));
         self.steps.append(&mut self.mounts);
         self.steps.append(&mut self.last);
-        self.steps.extend(self.root.map(|_| Step::Leave));
+        self.steps.extend(root.map(|(_, old)| Step::Leave { old }));
         Ok(())
     }
 
@@ -200,9 +209,10 @@ impl View {
             }
             MountKind::HiddenDirectory => {
                 let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC | libc::MS_RDONLY;
-                self.mount("tmpfs", target, flags, "mode=0,size=4k,nr_inodes=2", Need::UnlessGone)
+                let need = self.unless_gone(target);
+                self.mount("tmpfs", target, flags, "mode=0,size=4k,nr_inodes=2", need)
             }
-            MountKind::HiddenFile => self.hide_file(target),
+            MountKind::HiddenFile => self.hide_file(target, self.unless_gone(target)),
             MountKind::Proc => self.proc(target),
             MountKind::Sys => self.sys(target),
             MountKind::Dev => self.dev(target),
@@ -253,7 +263,7 @@ impl View {
         self.make_directory(target)?;
         // A part of one may have gone from it in an earlier run.
         let need = match mount.why {
-            Why::Default(_) => Need::UnlessGone,
+            Why::Default(_) => Need::UnlessReplaced,
             _ => Need::Required,
         };
         if let MountKind::Overlay { source, .. } = &mount.kind {
@@ -261,6 +271,19 @@ impl View {
         }
         self.mounts.push(Step::Attach { tree, target: c_path(target)?, need });
         Ok(())
+    }
+
+    /// What hiding `target` asks for: in an overlay there may be something else by now.
+    fn unless_gone(&self, target: &Path) -> Need {
+        let above = |root: &Path| target.starts_with(root) && target != root;
+        let above = self.placed.iter().map(|(root, _)| root).filter(|root| above(root));
+        let nearest = above.max_by_key(|root| root.as_os_str().len());
+        match nearest {
+            Some(root) if self.layers.iter().any(|layer| layer.target == *root) => {
+                Need::UnlessReplaced
+            }
+            _ => Need::UnlessGone,
+        }
     }
 
     /// Makes what leads from a writable mount to `target` mount points as well, which cannot be
@@ -318,13 +341,13 @@ impl View {
 
     /// An unopenable file: the null device through a mount that allows no devices. There are many of
     /// them, so they are bound from the one that `dev` has put in place, where it has come before.
-    fn hide_file(&mut self, target: &Path) -> Result<(), PlanError> {
+    fn hide_file(&mut self, target: &Path, need: Need) -> Result<(), PlanError> {
         if let Some(source) = &self.unopenable {
             let (source, target) = (c_path(source)?, c_path(target)?);
-            self.mounts.push(Step::Bind { source, target, need: Need::UnlessGone });
+            self.mounts.push(Step::Bind { source, target, need });
             return Ok(());
         }
-        self.attach_unopenable(target, Need::UnlessGone)
+        self.attach_unopenable(target, need)
     }
 
     fn attach_unopenable(&mut self, target: &Path, need: Need) -> Result<(), PlanError> {
@@ -372,7 +395,7 @@ impl View {
         self.mounts.push(Step::Writable { target: whole });
         for name in PROC_HIDDEN {
             if self.unopenable.is_some() || Path::new("/proc").join(name).exists() {
-                self.hide_file(&target.join(name))?;
+                self.hide_file(&target.join(name), Need::UnlessGone)?;
             }
         }
         Ok(())
@@ -380,8 +403,13 @@ impl View {
 
     /// Shows the guest's own network devices. Where the host's sysfs is covered in part, as in
     /// containers, the kernel refuses a new one (mount_too_revealing), and the host's stays,
-    /// read-only.
+    /// read-only. Under an overlay of the root it has to be brought there.
     fn sys(&mut self, target: &Path) -> Result<(), PlanError> {
+        if self.root.is_some() {
+            let attributes = ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV;
+            let step = |tree, source| Step::Clone { tree, source, recursive: true, attributes };
+            self.clone_and_attach(step, target, target, Need::Required)?;
+        }
         let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC | libc::MS_RDONLY;
         self.mount("sysfs", target, flags, "", Need::Optional)
     }
@@ -521,7 +549,8 @@ impl std::fmt::Display for Step {
             Step::Clone { source, .. } => write!(f, "copy the mount at {}", show(source)),
             Step::Overlay { layer, .. } => layer.fmt(f),
             Step::Enter { .. } => write!(f, "make the overlay of / the root"),
-            Step::Leave => write!(f, "take the host's root away"),
+            Step::Guard => write!(f, "enter /proc"),
+            Step::Leave { .. } => write!(f, "take the host's root away"),
             Step::Attach { target, .. } => write!(f, "mount on {}", show(target)),
             Step::Bind { target, .. } => write!(f, "mount on {}", show(target)),
             Step::Attributes { target, .. } => write!(f, "make {} read-only", show(target)),

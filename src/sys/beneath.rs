@@ -7,22 +7,32 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use libc::{c_int, c_void};
 use nix::errno::Errno;
 
+const NO_LINKS: u64 = libc::RESOLVE_NO_MAGICLINKS | libc::RESOLVE_NO_SYMLINKS;
+
 /// Opens `path` below `directory`, close-on-exec. EXDEV: it leads to another mount or out; ELOOP: over a
 /// symbolic link. A link at its end is opened itself with O_PATH | O_NOFOLLOW.
 pub fn open(directory: BorrowedFd<'_>, path: &CStr, flags: c_int) -> Result<OwnedFd, Errno> {
+    let resolve = libc::RESOLVE_BENEATH | libc::RESOLVE_NO_XDEV | NO_LINKS;
+    openat2(directory.as_raw_fd(), path, flags, resolve)
+}
+
+/// What is at `path`, whichever mount it is on, by O_PATH. ELOOP: there is a symbolic link at its end or on
+/// the way. Child side.
+pub fn place(path: &CStr) -> Result<OwnedFd, Errno> {
+    openat2(libc::AT_FDCWD, path, libc::O_PATH, NO_LINKS)
+}
+
+fn openat2(directory: RawFd, path: &CStr, flags: c_int, resolve: u64) -> Result<OwnedFd, Errno> {
     // SAFETY: an all-zero open_how is valid.
     let mut how: libc::open_how = unsafe { std::mem::zeroed() };
     how.flags = (flags | libc::O_CLOEXEC) as u32 as u64;
-    how.resolve = libc::RESOLVE_BENEATH
-        | libc::RESOLVE_NO_XDEV
-        | libc::RESOLVE_NO_MAGICLINKS
-        | libc::RESOLVE_NO_SYMLINKS;
+    how.resolve = resolve;
     loop {
         // SAFETY: `path` is NUL-terminated, `how` of the size that is given; both outlive the call.
         let done = unsafe {
             libc::syscall(
                 libc::SYS_openat2,
-                directory.as_raw_fd(),
+                directory,
                 path.as_ptr(),
                 &raw const how,
                 size_of::<libc::open_how>(),

@@ -50,6 +50,12 @@ pub fn change_directory(path: &CStr) -> Result<(), Errno> {
     Errno::result(unsafe { libc::chdir(path.as_ptr()) }).map(drop)
 }
 
+/// fchdir(2).
+pub fn enter_directory(directory: BorrowedFd<'_>) -> Result<(), Errno> {
+    // SAFETY: a plain number.
+    Errno::result(unsafe { libc::fchdir(directory.as_raw_fd()) }).map(drop)
+}
+
 /// Writes all of `bytes` in one write(2), as the files of procfs want it.
 pub fn write_whole(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<(), Errno> {
     // SAFETY: the pointer and length are those of a valid slice.
@@ -122,11 +128,20 @@ pub fn close_now(fd: RawFd) -> Result<(), Errno> {
 
 /// Device and inode of an open file.
 pub fn identity(fd: BorrowedFd<'_>) -> Result<(u64, u64), Errno> {
+    status(fd).map(|stat| (stat.st_dev, stat.st_ino))
+}
+
+/// Whether an open file is a directory.
+pub fn is_directory(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+    status(fd).map(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFDIR)
+}
+
+fn status(fd: BorrowedFd<'_>) -> Result<libc::stat, Errno> {
     // SAFETY: an all-zero stat is valid.
     let mut stat: libc::stat = unsafe { std::mem::zeroed() };
     // SAFETY: the kernel writes one stat.
     Errno::result(unsafe { libc::fstat(fd.as_raw_fd(), &mut stat) })?;
-    Ok((stat.st_dev, stat.st_ino))
+    Ok(stat)
 }
 
 /// Opens what a descriptor (O_PATH too) stands for once more, through its mount.

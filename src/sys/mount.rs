@@ -1,7 +1,7 @@
 //! The mount interface (mount_namespaces(7)). Everything here is child side: no allocation.
 
 use std::ffi::CStr;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::null;
 
 use libc::{c_int, c_uint, c_ulong};
@@ -80,6 +80,16 @@ pub fn clone_tree(path: &CStr, recursive: bool) -> Result<OwnedFd, Errno> {
 
 /// Attaches a detached tree at `target` (move_mount(2), Linux 5.2).
 pub fn attach_tree(tree: BorrowedFd<'_>, target: &CStr) -> Result<(), Errno> {
+    move_mount(tree, libc::AT_FDCWD, target, 0)
+}
+
+/// Attaches a detached tree on what `target` stands for.
+pub fn attach_tree_to(tree: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<(), Errno> {
+    const MOVE_MOUNT_T_EMPTY_PATH: c_uint = 0x40;
+    move_mount(tree, target.as_raw_fd(), c"", MOVE_MOUNT_T_EMPTY_PATH)
+}
+
+fn move_mount(tree: BorrowedFd<'_>, dir: c_int, target: &CStr, flags: c_uint) -> Result<(), Errno> {
     const MOVE_MOUNT_F_EMPTY_PATH: c_uint = 4;
     // SAFETY: both paths are NUL-terminated and outlive the call.
     let done = unsafe {
@@ -87,9 +97,9 @@ pub fn attach_tree(tree: BorrowedFd<'_>, target: &CStr) -> Result<(), Errno> {
             libc::SYS_move_mount,
             tree.as_raw_fd(),
             c"".as_ptr(),
-            libc::AT_FDCWD,
+            dir,
             target.as_ptr(),
-            MOVE_MOUNT_F_EMPTY_PATH,
+            MOVE_MOUNT_F_EMPTY_PATH | flags,
         )
     };
     Errno::result(done).map(drop)
@@ -152,22 +162,46 @@ pub fn overlay(
 }
 
 /// Makes `tree` the root of this mount namespace; the old root lies over it, out of the way of every path,
-/// until [`leave_old_root`].
+/// until [`leave_old_root`] with what is given here. The current directory stays.
 ///
 /// That is pivot_root(2) with `.` twice, as its manual describes it. The old root has to stay for a while:
 /// a proc file system can only be mounted where another one is seen (mount_too_revealing in fs/namespace.c).
-pub fn enter_root(tree: BorrowedFd<'_>) -> Result<(), Errno> {
+pub fn enter_root(tree: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    let flags = libc::O_PATH | libc::O_DIRECTORY;
+    let (old, here) = (files::open(c"/", flags, 0)?, files::open(c".", flags, 0)?);
     attach_tree(tree, c"/")?;
-    // SAFETY: a plain number.
-    Errno::result(unsafe { libc::fchdir(tree.as_raw_fd()) })?;
+    files::enter_directory(tree)?;
     // SAFETY: both paths are NUL-terminated.
     let done = unsafe { libc::syscall(libc::SYS_pivot_root, c".".as_ptr(), c".".as_ptr()) };
-    Errno::result(done).map(drop)
+    Errno::result(done)?;
+    files::enter_directory(here.as_fd())?;
+    Ok(old)
 }
 
-/// Takes away what [`enter_root`] has left; the current directory must still be the one it chose.
-pub fn leave_old_root() -> Result<(), Errno> {
-    detach(c".")
+/// Takes away what [`enter_root`] has left, and goes to the root. EBUSY: something still lies over that.
+///
+/// What umount2(2) takes is the uppermost mount there (LOOKUP_MOUNTPOINT in path_lookupat, fs/namei.c), which
+/// need not be the one that is meant: so it is looked at what is left. `/` itself is never looked for under
+/// a mount, and `..` of it is (handle_dots).
+pub fn leave_old_root(old: BorrowedFd<'_>) -> Result<(), Errno> {
+    files::enter_directory(old)?;
+    detach(c".")?;
+    files::change_directory(c"/")?;
+    if whereabouts(c"/..")? == whereabouts(c"/")? { Ok(()) } else { Err(Errno::EBUSY) }
+}
+
+/// Device, inode and mount of what is at `path` (statx(2); the mount since Linux 5.8).
+fn whereabouts(path: &CStr) -> Result<(u32, u32, u64, u64), Errno> {
+    let wanted = libc::STATX_INO | libc::STATX_MNT_ID;
+    // SAFETY: an all-zero statx is valid.
+    let mut stat: libc::statx = unsafe { std::mem::zeroed() };
+    // SAFETY: `path` is NUL-terminated; the kernel writes one statx.
+    let done = unsafe { libc::statx(libc::AT_FDCWD, path.as_ptr(), 0, wanted, &mut stat) };
+    Errno::result(done)?;
+    if stat.stx_mask & wanted != wanted {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    Ok((stat.stx_dev_major, stat.stx_dev_minor, stat.stx_ino, stat.stx_mnt_id))
 }
 
 /// Adds attributes to the mount at `path` and with `recursive` to all below it (mount_setattr(2),

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::common::{LIMIT, Outcome, Workspace, is_root, run};
+use super::common::{LIMIT, Outcome, Workspace, is_root, run, sandbox_program};
 use super::desk::{Desk, same_trees, tree};
 
 /// Runs a script with everything overlaid. It is given no chance where that is not so: the root has to be an
@@ -124,4 +124,21 @@ fn what_belongs_to_others_cannot_be_copied_up_by_an_ordinary_user() {
     assert_eq!(desk.diff("f"), [('A', "mine".into())]);
     desk.words(&["commit", "f"]).success();
     assert!(desk.host.join("mine").exists());
+}
+
+#[test]
+fn where_no_new_sysfs_may_be_mounted_the_hosts_shows_read_only() {
+    if !is_root() {
+        return;
+    }
+    let desk = Desk::new("sysfs");
+    // The kernel gives no new one where a part of the one in sight is covered.
+    let script = "ls -d /sys/kernel/mm && ! mkdir /sys/new && ! rmdir /sys/kernel";
+    let covered = "mount -t tmpfs none /sys/module && exec \"$@\"";
+    let mut command = desk.space.command("unshare");
+    command.args(["-m", "sh", "-c", covered, "sh"]).arg(sandbox_program());
+    command.current_dir(&desk.host).env("XDG_STATE_HOME", desk.space.path().join("state"));
+    command.env("XDG_RUNTIME_DIR", desk.space.path().join("run"));
+    command.args(["--overlay", "/", "--", "sh", "-c", script]);
+    run(command, b"", LIMIT).success().expect_out("/sys/kernel/mm\n");
 }

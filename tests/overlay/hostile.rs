@@ -4,8 +4,8 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use super::common::have;
-use super::desk::{Desk, same_trees, tree};
+use super::common::{LIMIT, Outcome, have, is_root, run};
+use super::desk::{Desk, Unmount, same_trees, tree};
 
 #[test]
 fn a_link_of_the_hosts_leads_no_commit_elsewhere() {
@@ -117,4 +117,80 @@ fn an_overlay_of_another_version_is_named() {
     desk.inside("v", "true").one_line_error(125, &["it has the form 2", "sandbox discard v"]);
     fs::write(&description, &text[..30]).unwrap();
     desk.words(&["commit", "v"]).one_line_error(125, &["its description is damaged"]);
+}
+
+/// `--overlay /`, with a home in the workspace.
+fn everywhere(desk: &Desk, id: &str, script: &str) -> Outcome {
+    let mut command = desk.sandbox();
+    command.env("HOME", desk.space.path().join("home"));
+    command.args(["run", "--id", id, "--overlay", "/", "--", "sh", "-c", script]);
+    run(command, b"", LIMIT)
+}
+
+#[test]
+fn a_link_where_something_will_be_mounted_leads_no_mount_elsewhere() {
+    let desk = Desk::new("mounts");
+    let home = desk.space.path().join("home");
+    fs::create_dir_all(home.join("plain")).unwrap();
+    fs::write(home.join("plain/kept"), "kept\n").unwrap();
+    let script = "ln -s / ~/.aws; ln -s .. ~/.kube; echo file > ~/.gnupg; mkdir ~/.netrc; \
+        ln -s plain ~/.config; ls -A / > before";
+    everywhere(&desk, "m", script).success();
+    // Now the host has secrets at all these places, and a guest's link leads to each of them or away.
+    for name in [".aws", ".kube", ".gnupg", ".config/gh"] {
+        fs::create_dir_all(home.join(name)).unwrap();
+        fs::write(home.join(name).join("hosts.yml"), "secret\n").unwrap();
+    }
+    fs::write(home.join(".netrc"), "secret\n").unwrap();
+    let script = "ls -A /.. | cmp - before && stat -c %d:%i / /.. | uniq | wc -l; cat ~/plain/kept ~/.gnupg; \
+        grep -rs secret ~ && echo found; readlink ~/.aws; ls -A ~/.netrc";
+    let again = everywhere(&desk, "m", script);
+    again.expect_out("1\nkept\nfile\n/\n").success();
+    assert!(fs::read_dir(home.join("plain")).unwrap().count() == 1);
+    // A rule of the user's at such a place is no secret: there the run ends before it has begun.
+    let mut command = desk.sandbox();
+    command.env("HOME", &home).args(["run", "--id", "m", "--overlay", "/", "--tmpfs"]);
+    command.arg(home.join(".aws")).args(["--", "true"]);
+    run(command, b"", LIMIT).one_line_error(125, &["/.aws", "an earlier run", "sandbox discard"]);
+}
+
+#[test]
+fn a_link_in_one_directorys_overlay_leads_no_mount_elsewhere() {
+    let desk = Desk::new("inner");
+    fs::create_dir(desk.host.join("other")).unwrap();
+    desk.inside("i", "ln -s other hidden; ln -s / top; rm -r empty; ln -s other empty").success();
+    fs::create_dir_all(desk.host.join("hidden/deep")).unwrap();
+    fs::create_dir(desk.host.join("top")).unwrap();
+    let host = desk.host.display();
+    let flags = ["hidden/deep", "top", "hidden"].map(|name| format!("--hide={host}/{name}"));
+    let [deep, top, hidden] = &flags;
+    let script = "touch other/free; ls -A / > a; ls -A /.. | cmp - a";
+    let words = ["run", "--id", "i", "--overlay", ".", deep, top, hidden, "--", "sh", "-c", script];
+    desk.words(&words).success().expect_out("");
+    let rule = format!("--tmpfs={host}/empty");
+    desk.words(&["run", "--id", "i", "--overlay", ".", &rule, "--", "true"])
+        .one_line_error(125, &["/empty", "an earlier run", "sandbox discard"]);
+}
+
+#[test]
+fn an_overlay_in_which_the_place_of_a_part_is_taken_can_be_gone_on_with() {
+    if !is_root() {
+        return;
+    }
+    let desk = Desk::new("parts");
+    // With a mount below it, each directory of the tree is an overlay of its own.
+    let _mounted = Unmount::tmpfs(&desk.host.join("mnt"), "size=1m");
+    desk.inside("p", "ln -s / part; echo file > other").success();
+    for name in ["part/secret", "other/secret"] {
+        fs::create_dir_all(desk.host.join(name)).unwrap();
+    }
+    let host = desk.host.display();
+    let hidden = ["part", "other"].map(|name| format!("--hide={host}/{name}/secret"));
+    let script = "readlink part; cat other; ls -A / > a; ls -A /.. | cmp - a";
+    let [part, other] = &hidden;
+    let words = ["run", "--id", "p", "--overlay", ".", part, other, "--", "sh", "-c", script];
+    desk.words(&words).success().expect_out("/\nfile\n");
+    let rule = format!("--rw={host}/other");
+    desk.words(&["run", "--id", "p", "--overlay", ".", &rule, "--", "true"])
+        .one_line_error(125, &["/other", "an earlier run", "sandbox discard"]);
 }

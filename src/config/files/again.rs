@@ -50,7 +50,7 @@ pub(in crate::config) fn arrange_again(
 impl Plan<'_> {
     /// Makes the working directory writable, under the conditions of [`Plan::add_workdir`].
     fn open_workdir(&mut self, workdir: &Path, objects: &Objects) -> Result<(), ConfigError> {
-        if let Some(what) = self.too_wide(workdir, objects) {
+        if let Some(what) = self.too_wide(workdir, false, objects) {
             return Err(refuse!(
                 "cannot make the working directory {} writable: for you it is {what}; restore it as \
                  the user who saved it",

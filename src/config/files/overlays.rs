@@ -245,6 +245,29 @@ mod tests {
     }
 
     #[test]
+    fn a_working_directory_that_an_ordinary_run_hides_is_none_of_its_own() {
+        let mut host = TestHost::ordinary();
+        host.set("XDG_RUNTIME_DIR", "/run/user/1000");
+        host.directory("/tmp/keys/deep");
+        host.link("/home/me/.ssh", "/tmp/keys");
+        for (cwd, words) in [
+            ("/run/user/1000", "where the services of your session listen"),
+            ("/run/user", "where the services of your session listen"),
+            ("/tmp/keys", "which is hidden (ssh keys"),
+            ("/tmp/keys/deep", "which is hidden (ssh keys"),
+        ] {
+            host.host.cwd = Ok(cwd.into());
+            let error = host.resolve(&options(&["--overlay /"])).unwrap_err();
+            assert!(error.contains(words), "{cwd}: {error}");
+        }
+        // Homes and the root are what an overlay is for.
+        for cwd in ["/home/me", "/home", "/"] {
+            host.host.cwd = Ok(cwd.into());
+            assert_eq!(spec(&host, &["--overlay /"]).workdir, PathBuf::from(cwd));
+        }
+    }
+
+    #[test]
     fn overlays_in_overlays_are_one_unless_a_rule_lies_between() {
         let host = TestHost::ordinary();
         let joined = spec(&host, &["--overlay /home", "--overlay /home/me/project"]);
