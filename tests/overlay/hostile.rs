@@ -118,3 +118,13 @@ fn an_overlay_of_another_version_is_named() {
     fs::write(&description, &text[..30]).unwrap();
     desk.words(&["commit", "v"]).one_line_error(125, &["its description is damaged"]);
 }
+
+#[test]
+fn a_run_goes_on_where_an_earlier_one_took_all_rights() {
+    let desk = Desk::new("rights");
+    let flags = ["--id", "r", "--overlay", ".", "--workdir", "/", "--ro", "/"];
+    let at = desk.host.display();
+    let inside = |script: &str| desk.words(&[&flags[..], &["--", "sh", "-c", script]].concat());
+    inside(&format!("echo x > {at}/y; chmod 0 {at}")).success();
+    inside(&format!("chmod 755 {at}; cat {at}/y")).success().expect_out("x\n");
+}

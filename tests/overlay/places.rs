@@ -25,7 +25,11 @@ fn what_a_guest_made_to_look_like_an_overlay_is_none() {
     let desk = Desk::new("forged");
     desk.inside("f", "echo forged > tool").success();
     fs::copy(desk.store().join("f/description"), desk.host.join("description")).unwrap();
-    desk.sh(&desk.host, "cp -a ../state/sandbox/overlays/f/layers .; touch lock").success();
+    desk.sh(
+        &desk.host,
+        "mkdir -p layers/0; cp -a ../state/sandbox/overlays/f/layers/0/upper layers/0; touch lock",
+    )
+    .success();
     fs::write(desk.host.join("journal"), journal(b".", b"docs")).unwrap();
     desk.words(&["discard", "f"]).success();
     let before = tree(&desk.host);
@@ -123,7 +127,7 @@ fn a_named_place_is_hidden_from_later_runs_too() {
     words(at_home(&desk), &["diff", "./src"]).expect_status(1).out_has("src/new");
     // One that comes to its place is another one.
     fs::rename(desk.host.join(".ov"), desk.host.join("moved")).unwrap();
-    desk.sh(&desk.host, "mkdir -m 700 .ov; cp -a moved/l .ov").success();
+    desk.sh(&desk.host, "mkdir -p .ov/l; cp moved/l/description .ov/l; touch .ov/l/lock").success();
     words(at_home(&desk), &["discard", ".ov/l"]).one_line_error(125, &["no overlay is kept of"]);
     words(at_home(&desk), &["discard", "l", "--overlay-dir", "moved"]).success();
     assert!(desk.host.join(".ov/l").exists());
