@@ -6,6 +6,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::args::CommandProfile;
+use super::run::hide_stores;
 use super::table::{columns, plain};
 use super::{fail, print};
 use crate::config::profile::{self, Gathered, KEYS, Key, Listed, Origin, Place, Setting, Value};
@@ -59,7 +60,9 @@ fn show(command: CommandProfile) -> Result<String, String> {
     if let Some(name) = name {
         request.profiles.insert(0, name);
     }
-    let gathered = profile::gather(request, &mut Host::current(), control::state::base_path)
+    let mut host = Host::current();
+    hide_stores(&mut host);
+    let gathered = profile::gather(request, &mut host, control::state::base_path)
         .map_err(|error| error.to_string())?;
     if json { as_json(&Shown::of(&gathered)) } else { Ok(shown(&gathered)) }
 }

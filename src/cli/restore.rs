@@ -15,11 +15,12 @@ use nix::errno::Errno;
 use nix::time::{ClockId, clock_gettime};
 
 use super::progress::Bar;
-use super::run::{Failure, end_in_background, end_in_foreground};
+use super::run::{Failure, end_in_background, end_in_foreground, hide};
 use super::{OWN_ERROR, explain, fail, print};
 use crate::config::{Host, RunSpec, Voice, grants, quoted};
 use crate::control::detach::{self, Outcome, Side};
 use crate::control::{Claim, Control};
+use crate::overlay::hidden_places;
 use crate::runtime::{self, Finished, Restored};
 use crate::save::error::RestoreError;
 use crate::save::image::Index;
@@ -252,6 +253,8 @@ fn attempt(
     let Image { mut sandbox, reader, .. } = image;
     let mut host = Host::current();
     host.private.push(control.base().to_owned());
+    // It may write wherever its run could.
+    hide(hidden_places(true), &mut host);
     let mut spec = spec::restore(&sandbox.run.spec, &host).map_err(|e| own(refused(command, e)))?;
     match (command.quiet, command.verbose) {
         (true, _) => spec.voice = Voice::Quiet,

@@ -1,17 +1,18 @@
 //! `sandbox run`: from the words to a running program and its exit status.
 
 use std::io::Write;
+use std::path::PathBuf;
 
 use super::args::RunCommand;
 use super::record::Destination;
 use super::{OWN_ERROR, exec, explain, fail, print, profile};
 use crate::config::profile::gather;
-use crate::config::{self, Host, Options, RuleKind, RunSpec, Voice};
+use crate::config::{self, Host, Options, Rule, RuleKind, RunSpec, Voice};
 use crate::control::client::Sandbox;
 use crate::control::detach::{self, Outcome, Side};
 use crate::control::state::base_path;
 use crate::control::{Claim, Control, Verdict};
-use crate::overlay::{self, Held, OverlayError, Store};
+use crate::overlay::{self, Held, OverlayError, Store, hidden_places, is_above_places};
 use crate::runtime::{self, Beside, Finished, Record};
 use crate::sentry::file_log::Report;
 
@@ -29,7 +30,7 @@ pub(super) fn run(command: RunCommand) -> i32 {
     let (request, argv) = command.into_request();
     let mut host = Host::current();
     // What a project's file may show is judged by what is hidden.
-    let _ = store(&Options::default(), &mut host);
+    hide_stores(&mut host);
     let gathered = match gather(request, &mut host, base_path) {
         Ok(gathered) => gathered,
         Err(error) => return fail(error),
@@ -215,20 +216,39 @@ fn destination(options: &Options) -> Result<Option<Destination>, String> {
     options.record_files.clone().map(Destination::find).transpose()
 }
 
-/// Where the overlays of this run are to be kept, if it has any. No guest sees that place, nor the usual one.
+/// Where the overlays of this run are to be kept, if it has any. No guest sees that place, nor any other that is
+/// known.
 pub(super) fn store(options: &Options, host: &mut Host) -> Result<Option<Store>, OverlayError> {
-    let usual = Store::open(None, false).ok().flatten();
     let wanted = options.rules.iter().any(|rule| rule.kind == RuleKind::Overlay);
     let store = match (wanted, &options.overlay_dir) {
         (false, None) => None,
         (wanted, place) => Store::open(place.as_deref(), wanted)?,
     };
-    for store in usual.iter().chain(&store) {
-        if !host.stores.iter().any(|known| known == store.path()) {
-            host.stores.push(store.path().to_owned());
+    let own = store.iter().map(|store| store.path().to_owned());
+    hide(hidden_places(may_make_places(options, host)).into_iter().chain(own), host);
+    Ok(store)
+}
+
+/// Hides every place where overlays are kept.
+pub(super) fn hide_stores(host: &mut Host) {
+    hide(hidden_places(false), host);
+}
+
+/// Hides these places.
+pub(super) fn hide(places: impl IntoIterator<Item = PathBuf>, host: &mut Host) {
+    for place in places {
+        if !host.stores.contains(&place) {
+            host.stores.push(place);
         }
     }
-    Ok(store)
+}
+
+/// The run may be able to make the usual place where it is missing, and so it is made before.
+fn may_make_places(options: &Options, host: &Host) -> bool {
+    let writes = |rule: &Rule| matches!(rule.kind, RuleKind::Writable | RuleKind::Overlay);
+    let at = options.workdir.as_ref().or(host.cwd.as_ref().ok());
+    let within = || at.and_then(|at| at.canonicalize().ok()).is_some_and(|at| is_above_places(&at));
+    options.rules.iter().any(writes) || (!options.dry_run && !options.argv.is_empty() && within())
 }
 
 /// The overlay of the run.

@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::args::WhyCommand;
 use super::explain::Reason;
+use super::run::{hide_stores, store};
 use super::{OWN_ERROR, fail, print};
 use crate::config::profile;
 use crate::config::{
@@ -59,10 +60,13 @@ pub(super) struct Answer {
 pub(super) fn why(command: WhyCommand, describe: DescribeSyscall) -> i32 {
     let WhyCommand { options, json, question } = command;
     let mut host = Host::current();
+    hide_stores(&mut host);
     let options = match profile::gather(options.request, &mut host, base_path) {
         Ok(gathered) => gathered.options,
         Err(error) => return fail(error),
     };
+    // One that cannot be used has nothing to be hidden.
+    let _ = store(&Options { rules: Vec::new(), ..options.clone() }, &mut host);
     let answer = match answer(&options, &host, &question, describe) {
         Ok(answer) => answer,
         Err(error) => return fail(error),

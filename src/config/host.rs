@@ -55,7 +55,7 @@ pub struct Host {
     pub file_size_limit: u64,
     /// Directories that no guest may see, whatever shows what lies above them.
     pub private: Vec<PathBuf>,
-    /// Likewise: where the changes of overlays are kept.
+    /// Likewise: where the changes of overlays are kept, or could be.
     pub stores: Vec<PathBuf>,
     /// The user database.
     pub accounts: Box<dyn Accounts>,

@@ -372,3 +372,14 @@ fn errno_of(error: std::io::Error) -> Errno {
 pub(super) fn temporary(token: u64, number: usize) -> OsString {
     OsString::from(format!(".sandbox-commit-{token:016x}.{number}"))
 }
+
+/// Whether a name is one of those.
+pub(super) fn is_temporary(name: &OsStr) -> bool {
+    let parts =
+        name.to_str().and_then(|name| name.strip_prefix(".sandbox-commit-")?.split_once('.'));
+    parts.is_some_and(|(token, number)| {
+        let is_hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+        let all_digits = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+        token.len() == 16 && token.bytes().all(is_hex) && all_digits
+    })
+}

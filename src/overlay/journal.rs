@@ -7,23 +7,29 @@ use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, SFlag};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
-use super::apply::Root;
+use super::apply::{Root, is_temporary};
 use super::changes::open_host;
 use super::description::{path, replace};
 use super::error::{OverlayError, refuse};
+use super::places::is_own;
 use super::remove::{heap, remove_tree};
 use super::store::Kept;
 use crate::config::quoted;
+
+/// Bytes at most: a name takes as many as its directory's path has, and some more.
+const MOST: u64 = 256 << 20;
+/// How deep values are nested at most: ours need three.
+const DEPTH: usize = 8;
 
 /// A name: the layer, the directory in it, and the name in that.
 pub(super) type Name = (u32, ByteBuf, ByteBuf);
@@ -37,6 +43,13 @@ pub(super) fn write(kept: &Kept, names: Vec<Name>) -> Result<(), OverlayError> {
     let mut text = Vec::new();
     let written = ciborium::into_writer(&Journal(names), &mut text);
     debug_assert!(written.is_ok());
+    if text.len() as u64 >= MOST {
+        return Err(refuse!(
+            "cannot commit the overlay {}: it has too many changes for one commit; commit a part with \
+             --only, then the rest",
+            kept.id
+        ));
+    }
     replace(kept.directory.as_fd(), "journal", &text)
         .map_err(|error| refuse!("cannot write the journal of the overlay {}: {error}", kept.id))
 }
@@ -44,7 +57,7 @@ pub(super) fn write(kept: &Kept, names: Vec<Name>) -> Result<(), OverlayError> {
 /// Removes what an earlier commit has left on the host: copies that are in no place yet, and what was taken
 /// out of its place. Gives whether there was one.
 pub(super) fn clean_up(kept: &Kept) -> Result<bool, OverlayError> {
-    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     let file = match openat(&kept.directory, "journal", flags, Mode::empty()) {
         Ok(file) => file,
         Err(Errno::ENOENT) => return Ok(false),
@@ -52,10 +65,7 @@ pub(super) fn clean_up(kept: &Kept) -> Result<bool, OverlayError> {
             return Err(refuse!("cannot read the journal of {}: {}", kept.id, errno.desc()));
         }
     };
-    let mut text = Vec::new();
-    let read = File::from(file).read_to_end(&mut text);
-    let journal = read.ok().and_then(|_| ciborium::from_reader::<Journal, _>(&text[..]).ok());
-    let journal = journal.ok_or_else(|| {
+    let journal = read(file).ok_or_else(|| {
         refuse!(
             "the journal of the overlay {} is damaged: remove {}, and files named .sandbox-commit-* on the \
              host",
@@ -84,6 +94,26 @@ pub(super) fn clean_up(kept: &Kept) -> Result<bool, OverlayError> {
     Ok(true)
 }
 
+/// What a commit has written; None: something else.
+fn read(file: OwnedFd) -> Option<Journal> {
+    if !is_own(file.as_fd(), SFlag::S_IFREG) {
+        return None;
+    }
+    let mut text = Vec::new();
+    File::from(file).take(MOST).read_to_end(&mut text).ok()?;
+    parse(&text)
+}
+
+fn parse(text: &[u8]) -> Option<Journal> {
+    let mut rest = text;
+    let found: Journal = ciborium::de::from_reader_with_recursion_limit(&mut rest, DEPTH).ok()?;
+    // Whatever has another name is nobody's to remove.
+    let sound = found.0.iter().all(|(_, parent, name)| {
+        is_temporary(OsStr::from_bytes(name)) && path(parent).is_relative()
+    });
+    (rest.is_empty() && sound).then_some(found)
+}
+
 /// Whatever was committed is in its place on the host alone.
 pub(super) fn end(kept: &Kept) -> Result<(), OverlayError> {
     unlinkat(&kept.directory, "journal", UnlinkatFlags::NoRemoveDir)
@@ -95,4 +125,49 @@ pub(super) fn old_name(temporary: &OsStr) -> OsString {
     let mut name = temporary.to_owned();
     name.push(".old");
     name
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::apply::temporary;
+    use super::*;
+
+    fn text(parent: &[u8], name: &[u8]) -> Vec<u8> {
+        let name = (0, ByteBuf::from(parent), ByteBuf::from(name));
+        let mut text = Vec::new();
+        ciborium::into_writer(&Journal(vec![name]), &mut text).unwrap();
+        text
+    }
+
+    #[test]
+    fn only_names_that_a_commit_gives_are_names() {
+        let own = temporary(7, 12);
+        assert_eq!(parse(&text(b"a/b", own.as_bytes())).unwrap().0[0].2, own.as_bytes());
+        assert!(parse(&[&text(b"a", own.as_bytes())[..], b"x"].concat()).is_none());
+        assert!(parse(&text(b"/a", own.as_bytes())).is_none());
+        for name in [
+            &b"."[..],
+            b"..",
+            b"file",
+            b"",
+            b".sandbox-commit-0000000000000007.",
+            b".sandbox-commit-0000000000000007.1/../../x",
+            b".sandbox-commit-7.1",
+            b".sandbox-commit-000000000000000G.1",
+            b".sandbox-commit-0000000000000007.1.old",
+        ] {
+            assert!(parse(&text(b"a", name)).is_none(), "{}", name.escape_ascii());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_are_no_names(name: Vec<u8>, digits in 0..4usize) {
+            let name = [&b".sandbox-commit-0000000000000007."[..9 * digits], &name].concat();
+            let plain = !name.contains(&b'/') && name.starts_with(b".sandbox-commit-");
+            prop_assert!(plain || parse(&text(b"", &name)).is_none());
+        }
+    }
 }

@@ -27,7 +27,7 @@ use super::description::{Description, Note, Stamp, bytes, path};
 use super::entry;
 use super::error::{OverlayError, refuse};
 use super::remove::remove_tree;
-use super::store::{self, Kept, Lock, OVERLAYFS_SUPER_MAGIC, Store, make_directory};
+use super::store::{self, Kept, Lock, OVERLAYFS_SUPER_MAGIC, Store, make_directory, open_closed};
 use crate::config::{IdRange, Identity, Mount, MountKind, RunSpec, View, quoted};
 use crate::sys::beneath;
 
@@ -46,6 +46,8 @@ pub struct Layer {
     pub work: PathBuf,
     /// Nothing can be executed in the host's directory.
     pub no_exec: bool,
+    /// The number of the layer, if what it shows is a skeleton, which was made for this run alone.
+    skeleton: Option<usize>,
 }
 
 /// The overlay of a run that is about to start or goes on: nobody else uses it while this lives.
@@ -71,14 +73,8 @@ pub fn prepare(
     let overlays = spec.overlays();
     let Some(store) = store.filter(|_| !overlays.is_empty()) else { return Ok(None) };
     check_kernel()?;
-    let unusable = |errno: Errno| {
-        refuse!(
-            "cannot make an overlay in {}: {}; name another directory with --overlay-dir",
-            quoted(store.path.join(id)),
-            errno.desc()
-        )
-    };
-    let directory = store.make_entry(id).map_err(unusable)?;
+    check_distance(&store, &overlays)?;
+    let directory = store.make_entry(id)?;
     let lock = store::lock(directory.as_fd(), id)?;
     let mut description = match is_new(directory.as_fd()) {
         true => Description {
@@ -107,6 +103,19 @@ pub fn prepare(
             }
             Err(error)
         }
+    }
+}
+
+/// The place is hidden from the run, so no overlaid directory may lie in it. The other way round is usual.
+fn check_distance(store: &Store, overlays: &[PathBuf]) -> Result<(), OverlayError> {
+    match overlays.iter().find(|overlaid| overlaid.starts_with(&store.path)) {
+        None => Ok(()),
+        Some(overlaid) => Err(refuse!(
+            "cannot keep an overlay of {} in {}, which contains it; name a directory elsewhere with \
+             --overlay-dir",
+            quoted(overlaid),
+            quoted(&store.path)
+        )),
     }
 }
 
@@ -204,7 +213,9 @@ impl Maker<'_> {
                 }
                 false => source.clone(),
             };
-            made.push(layer_of(mount, source, lower, &place)?);
+            let mut layer = layer_of(mount, source, lower, &place)?;
+            layer.skeleton = skeleton.then_some(number);
+            made.push(layer);
         }
         Ok(made)
     }
@@ -253,7 +264,12 @@ impl Maker<'_> {
         note: &mut Note,
     ) -> Result<(), OverlayError> {
         let new = matches!(entry::look(layer, "upper".as_ref()), Ok(None));
-        let upper = make_directory(layer, "upper").map_err(|e| self.failed(e))?;
+        // An earlier run may have taken the rights from it.
+        let upper = match new {
+            true => make_directory(layer, "upper"),
+            false => open_closed(layer, "upper"),
+        };
+        let upper = upper.map_err(|errno| self.failed(errno))?;
         for place in self.places() {
             let nearest = view.covering(&place).is_some_and(|mount| mount.target == source);
             if let (true, Ok(below)) = (nearest, place.strip_prefix(source)) {
@@ -462,6 +478,7 @@ fn layer_of(
         upper: place.join("upper"),
         work: place.join("work"),
         no_exec: flags.contains(FsFlags::ST_NOEXEC),
+        skeleton: None,
     })
 }
 
@@ -474,13 +491,7 @@ impl Held {
     /// The run has ended: says what is kept, and how to look at it; what nobody has changed is not kept.
     pub fn finish(self) -> Option<String> {
         let Held { id, store, directory, lock, layers } = self;
-        for layer in layers.iter().filter(|layer| layer.lower.starts_with(&store.path)) {
-            if let Some(place) = layer.lower.parent()
-                && let Ok(place) = open(place, store::DIRECTORY, Mode::empty())
-            {
-                let _ = remove_tree(place.as_fd(), "lower".as_ref());
-            }
-        }
+        remove_skeletons(directory.as_fd(), &layers);
         let description = Description::read(directory.as_fd()).ok()?;
         let path = store.path.join(&id);
         let kept = Kept { id, path, store, directory, description };
@@ -495,6 +506,16 @@ impl Held {
                 "the overlay has changes, and the host has none of them: sandbox diff {word} lists \
                  them, sandbox commit {word} applies them, sandbox discard {word} drops them"
             )),
+        }
+    }
+}
+
+/// Removes what was made for a run alone.
+fn remove_skeletons(directory: BorrowedFd<'_>, layers: &[Layer]) {
+    let Ok(all) = entry::open_directory(directory, "layers".as_ref()) else { return };
+    for number in layers.iter().filter_map(|layer| layer.skeleton) {
+        if let Ok(layer) = entry::open_directory(all.as_fd(), number.to_string().as_ref()) {
+            let _ = remove_tree(layer.as_fd(), "lower".as_ref());
         }
     }
 }

@@ -82,7 +82,7 @@ pub(super) fn remove_tree(parent: BorrowedFd<'_>, name: &OsStr) -> Result<(), Er
 /// Removes what removals that were killed have left in `parent`.
 pub(super) fn sweep(parent: BorrowedFd<'_>) {
     for name in names(parent).unwrap_or_default() {
-        if name.as_bytes().starts_with(b".") && name.as_bytes().ends_with(SUFFIX.as_bytes()) {
+        if is_heap(&name) {
             let _ = remove_tree(parent, &name);
         }
     }
@@ -94,6 +94,11 @@ pub(super) fn heap(name: &OsStr) -> OsString {
     heap.push(name);
     heap.push(SUFFIX);
     heap
+}
+
+/// Whether a name is one of those.
+pub(super) fn is_heap(name: &OsStr) -> bool {
+    name.as_bytes().starts_with(b".") && name.as_bytes().ends_with(SUFFIX.as_bytes())
 }
 
 /// Makes a directory one that its owner can look into and change.

@@ -11,8 +11,9 @@
 //!     layers/N/lower                   of a skeleton: the names (during a run)
 //! ```
 //!
-//! Owns the making, finding, locking and removing of that.
+//! Owns the making, finding, locking and removing of that. Which directories are stores: see `places`.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -25,9 +26,10 @@ use nix::unistd::{AccessFlags, Uid, eaccess};
 
 use super::changes::set_mode;
 use super::description::{Description, path};
-use super::entry::open_path;
+use super::entry::{look, names, open_path};
 use super::error::{OverlayError, refuse};
-use super::remove::{remove_tree, sweep};
+use super::places::{default_place, remember, stores};
+use super::remove::{is_heap, remove_tree, sweep};
 use crate::config::quoted;
 
 pub(super) const DIRECTORY: OFlag =
@@ -59,20 +61,6 @@ pub struct Kept {
 #[derive(Debug)]
 pub(super) struct Lock(#[expect(dead_code, reason = "held")] Flock<File>);
 
-/// The place where overlays are kept unless somebody names another.
-fn default_place() -> Result<PathBuf, OverlayError> {
-    let directory = |name| std::env::var_os(name).map(PathBuf::from).filter(|it| it.is_absolute());
-    let state = directory("XDG_STATE_HOME")
-        .or_else(|| directory("HOME").map(|home| home.join(".local/state")))
-        .ok_or_else(|| {
-            refuse!(
-                "cannot tell where overlays are kept: neither XDG_STATE_HOME nor HOME names a \
-                 directory; name one with --overlay-dir"
-            )
-        })?;
-    Ok(state.join("sandbox/overlays"))
-}
-
 /// Where overlays are kept unless somebody names another place, if they can be kept there.
 ///
 /// # Errors
@@ -93,10 +81,11 @@ pub fn usual_place() -> Result<PathBuf, String> {
 }
 
 impl Store {
-    /// Finds the place; with `make` it is made where it is missing.
+    /// Finds the place; with `make` it is made where it is missing, and later runs hide it.
     ///
     /// # Errors
-    /// It cannot be made or used, or belongs to somebody else.
+    /// It cannot be made or used, or belongs to somebody else; or a run is to use it and it holds something
+    /// else than overlays.
     pub fn open(named: Option<&Path>, make: bool) -> Result<Option<Store>, OverlayError> {
         let place = named.map_or_else(default_place, |path| Ok(path.to_owned()))?;
         let fail = |cause: &str| {
@@ -106,9 +95,7 @@ impl Store {
             )
         };
         if make {
-            let builder = &mut std::fs::DirBuilder::new();
-            std::os::unix::fs::DirBuilderExt::mode(builder.recursive(true), 0o700);
-            builder.create(&place).map_err(|error| fail(&error.to_string()))?;
+            directory_builder().create(&place).map_err(|error| fail(&error.to_string()))?;
         }
         let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC;
         let directory = match open(&place, flags, Mode::empty()) {
@@ -124,7 +111,36 @@ impl Store {
             return Err(fail("others may write in it"));
         }
         let path = place.canonicalize().map_err(|error| fail(&error.to_string()))?;
-        Ok(Some(Store { path, directory }))
+        let store = Store { path, directory };
+        if make && named.is_some() {
+            store.check_content()?;
+            remember(&store)?;
+        }
+        Ok(Some(store))
+    }
+
+    /// It holds nothing but overlays: whatever else is in it would be hidden from every run, and a guest that
+    /// has written there could have made an overlay of its own.
+    fn check_content(&self) -> Result<(), OverlayError> {
+        let is_overlay = |name: &OsStr| {
+            let Ok(entry) = openat(&self.directory, name, DIRECTORY, Mode::empty()) else {
+                return false;
+            };
+            // Another run may be about to make it.
+            let begun = || names(entry.as_fd()).is_ok_and(|names| names.is_empty());
+            matches!(look(entry.as_fd(), "lock".as_ref()), Ok(Some(_))) || begun()
+        };
+        let all = names(self.directory.as_fd()).unwrap_or_default();
+        let other = |name: &&OsString| *name != "lost+found" && !is_heap(name) && !is_overlay(name);
+        match all.iter().find(other) {
+            None => Ok(()),
+            Some(name) => Err(refuse!(
+                "cannot keep overlays in {}: it holds {}, which is no overlay; name a directory for \
+                 overlays alone with --overlay-dir",
+                quoted(&self.path),
+                quoted(name)
+            )),
+        }
     }
 
     /// Where it is: no guest may see it.
@@ -145,9 +161,29 @@ impl Store {
         }
     }
 
-    /// The directory of an id, made.
-    pub(super) fn make_entry(&self, id: &str) -> Result<OwnedFd, Errno> {
-        make_directory(self.directory.as_fd(), id)
+    /// The directory of an id, made where it is missing.
+    ///
+    /// # Errors
+    /// It cannot be made, or is there and no overlay.
+    pub(super) fn make_entry(&self, id: &str) -> Result<OwnedFd, OverlayError> {
+        let fail = |cause: &str| {
+            refuse!(
+                "cannot make an overlay in {}: {cause}; name another directory with --overlay-dir",
+                quoted(self.path.join(id))
+            )
+        };
+        let entry = make_directory(self.directory.as_fd(), id);
+        let entry = entry.map_err(|errno| fail(errno.desc()))?;
+        let all = names(entry.as_fd()).map_err(|errno| fail(errno.desc()))?;
+        // What a run that was killed leaves before there is a description.
+        let begun =
+            |name: &OsString| ["lock", "layers", "description.new"].iter().any(|it| name == it);
+        let has = |wanted: &str| all.iter().any(|name| name == wanted);
+        let own = has("lock") && (has("description") || all.iter().all(begun));
+        if own || all.is_empty() {
+            return Ok(entry);
+        }
+        Err(fail("a directory of that name is there, and it is no overlay"))
     }
 
     /// An id that no overlay has: this one, or this one and a number.
@@ -179,6 +215,13 @@ impl Store {
         all.sort_by(|one, other| one.id.cmp(&other.id));
         Ok(all)
     }
+}
+
+/// Makes a directory and what is missing above it, with mode 0700.
+pub(super) fn directory_builder() -> std::fs::DirBuilder {
+    let mut builder = std::fs::DirBuilder::new();
+    std::os::unix::fs::DirBuilderExt::mode(builder.recursive(true), 0o700);
+    builder
 }
 
 /// mkdirat(2) with mode 0700, whatever the umask, that accepts an existing directory; opened.
@@ -229,23 +272,39 @@ impl Kept {
         let real = asked.canonicalize().map_err(|error| {
             refuse!("cannot find an overlay by {}: {error}; name its id", quoted(asked))
         })?;
-        if real.join("description").exists()
-            && let (Some(parent), Some(id)) = (real.parent(), real.file_name())
-            && let Some(id) = id.to_str()
-        {
-            return Kept::find(id, Some(parent));
+        let stores = match place {
+            Some(place) => {
+                let named = Store::open(Some(place), false)?;
+                named.iter().try_for_each(Store::check_content)?;
+                named.map(|store| store.path).into_iter().collect()
+            }
+            None => stores(),
+        };
+        let mut of_it = Vec::new();
+        for store in &stores {
+            // One that cannot be used any more is no reason not to look into the others.
+            of_it.extend(Store::all(Some(store)).unwrap_or_default());
         }
-        let mut of_it = Store::all(place)?;
         of_it.retain(|kept| kept.description.overlays.iter().any(|it| path(it) == real));
         match of_it.len() {
             1 => Ok(of_it.remove(0)),
-            0 => Err(refuse!("no overlay is kept of {}; name the id of a sandbox", quoted(&real))),
+            // In any other directory somebody else may have written what looks like an overlay.
+            0 => match (real.parent(), real.file_name().and_then(OsStr::to_str)) {
+                (Some(parent), Some(id)) if stores.iter().any(|store| store == parent) => {
+                    Kept::find(id, Some(parent))
+                }
+                _ => Err(refuse!(
+                    "no overlay is kept of {}; name the id of a sandbox, and the place with \
+                     --overlay-dir if it was named",
+                    quoted(&real)
+                )),
+            },
             _ => {
-                let ids: Vec<&str> = of_it.iter().map(|kept| kept.id.as_str()).collect();
+                let words: Vec<String> = of_it.iter().map(Kept::word).collect();
                 Err(refuse!(
                     "more than one overlay is kept of {}: {}; name one of these",
                     quoted(&real),
-                    ids.join(", ")
+                    words.join(", ")
                 ))
             }
         }
@@ -276,18 +335,7 @@ impl Kept {
         let open = || {
             let layers = openat(&self.directory, "layers", DIRECTORY, Mode::empty())?;
             let layer = openat(&layers, number.to_string().as_str(), DIRECTORY, Mode::empty())?;
-            match openat(&layer, name, DIRECTORY, Mode::empty()) {
-                // A guest has taken the rights from it: they are given for a moment.
-                Err(Errno::EACCES) => {
-                    let place = open_path(layer.as_fd(), name.as_ref())?;
-                    let mode = fstat(&place)?.st_mode;
-                    set_mode(place.as_fd(), mode | libc::S_IRWXU)?;
-                    let open = openat(&layer, name, DIRECTORY, Mode::empty());
-                    set_mode(place.as_fd(), mode)?;
-                    open
-                }
-                open => open,
-            }
+            open_closed(layer.as_fd(), name)
         };
         open().map_err(|errno: Errno| {
             refuse!(
@@ -322,13 +370,32 @@ impl Kept {
     }
 }
 
+/// Opens a directory that a guest may have taken the rights from: they are given for a moment.
+pub(super) fn open_closed(parent: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Errno> {
+    match openat(parent, name, DIRECTORY, Mode::empty()) {
+        Err(Errno::EACCES) => {
+            let place = open_path(parent, name.as_ref())?;
+            let mode = fstat(&place)?.st_mode;
+            set_mode(place.as_fd(), mode | libc::S_IRWXU)?;
+            let open = openat(parent, name, DIRECTORY, Mode::empty());
+            set_mode(place.as_fd(), mode)?;
+            open
+        }
+        open => open,
+    }
+}
+
 /// See [`Kept::word`].
 pub(super) fn word(store: &Store, id: &str) -> String {
     let usual = default_place().ok().and_then(|place| place.canonicalize().ok());
     if usual.as_ref() == Some(&store.path) {
         return id.to_owned();
     }
-    quoted(store.path.join(id))
+    match stores().contains(&store.path) {
+        true => quoted(store.path.join(id)),
+        // Nothing could be written down about it.
+        false => format!("{id} --overlay-dir {}", quoted(&store.path)),
+    }
 }
 
 /// The lock of the overlay in `directory`.

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use super::common::{LIMIT, Outcome, have, is_root, run};
+use super::common::{LIMIT, Outcome, have, is_root, run, skip};
 use super::desk::{Desk, Unmount, same_trees, tree};
 
 #[test]
@@ -175,7 +175,7 @@ fn a_link_in_one_directorys_overlay_leads_no_mount_elsewhere() {
 #[test]
 fn an_overlay_in_which_the_place_of_a_part_is_taken_can_be_gone_on_with() {
     if !is_root() {
-        return;
+        return skip("root, who can mount");
     }
     let desk = Desk::new("parts");
     // With a mount below it, each directory of the tree is an overlay of its own.
@@ -193,4 +193,14 @@ fn an_overlay_in_which_the_place_of_a_part_is_taken_can_be_gone_on_with() {
     let rule = format!("--rw={host}/other");
     desk.words(&["run", "--id", "p", "--overlay", ".", &rule, "--", "true"])
         .one_line_error(125, &["/other", "an earlier run", "sandbox discard"]);
+}
+
+#[test]
+fn a_run_goes_on_where_an_earlier_one_took_all_rights() {
+    let desk = Desk::new("rights");
+    let flags = ["--id", "r", "--overlay", ".", "--workdir", "/", "--ro", "/"];
+    let at = desk.host.display();
+    let inside = |script: &str| desk.words(&[&flags[..], &["--", "sh", "-c", script]].concat());
+    inside(&format!("echo x > {at}/y; chmod 0 {at}")).success();
+    inside(&format!("chmod 755 {at}; cat {at}/y")).success().expect_out("x\n");
 }

@@ -7,6 +7,7 @@ mod everything;
 mod hostile;
 mod interrupted;
 mod likeness;
+mod places;
 mod syncs;
 mod verbs;
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::super::paths::Kind;
+use super::super::paths::{Found, Kind};
 use super::super::{MountKind, Shown, Why};
 use super::{DEFAULTS, Object, Objects, Plan};
 
@@ -58,7 +58,9 @@ impl Plan<'_> {
         }
         for path in &self.host.stores {
             let why = Why::Default("the overlays of your sandboxes");
-            objects.insert(path.clone(), Object { directory: true, why });
+            // A file is in the way of the place: a guest could remove it and make a store there.
+            let directory = !matches!(self.host.look(path), Ok(Found::File));
+            objects.insert(path.clone(), Object { directory, why });
         }
     }
 

@@ -19,7 +19,7 @@ pub use keys::{Form, Group, KEYS, Key, Merge, Project};
 pub use load::Place;
 pub use setting::{Origin, Setting, Value};
 
-use super::{ConfigError, Host, Options};
+use super::{ConfigError, Host, Options, absolute};
 use file::Owner;
 use judge::Judge;
 use load::Loader;
@@ -74,11 +74,18 @@ pub fn gather(
         loader.load(Wanted::Named("default".to_owned()))?;
     }
     let mut own = std::mem::take(&mut loader.settings);
+    let asked = project.clone().map(|file| loader.load_project(file)).transpose()?;
+    let places = loader.places;
     let (mut taken, mut left_out) = (Vec::new(), Vec::new());
-    if let Some(file) = &project {
-        let asked = loader.load_project(file.clone())?;
+    if let Some(asked) = asked {
         let without = own.iter().chain(&request.flags).cloned().collect();
-        let judge = Judge::new(host, Options::of(&merge(without))?);
+        let base = Options::of(&merge(without))?;
+        if let Some(store) = &base.overlay_dir
+            && let Ok(place) = host.walk(&absolute(host, store)?)
+        {
+            host.stores.push(place.path);
+        }
+        let judge = Judge::new(host, base);
         for setting in asked {
             let judged = match request.trusts_project {
                 true => Ok(setting),
@@ -94,7 +101,7 @@ pub fn gather(
     own.extend(request.flags);
     let settings = merge(own);
     let options = Options::of(&settings)?;
-    Ok(Gathered { options, settings, places: loader.places, project, left_out })
+    Ok(Gathered { options, settings, places, project, left_out })
 }
 
 /// What counts of settings whose order is that of their strength.

@@ -410,6 +410,17 @@ fn the_control_sockets_are_not_shown_to_a_project() {
 }
 
 #[test]
+fn the_overlays_are_not_shown_to_a_project() {
+    let mut host = host();
+    host.directory("/home/me/project/ov/id");
+    put(&host, PROJECT, "ro = ['ov', 'ov/id']");
+    let it = gathered(&mut host, &[]).unwrap();
+    assert_eq!(words(&it, "ro"), ["/home/me/project/ov", "/home/me/project/ov/id"]);
+    let it = gathered(&mut host, &["overlay-dir=ov"]).unwrap();
+    assert_eq!(words(&it, "ro"), Vec::<String>::new());
+}
+
+#[test]
 fn the_documentation_has_the_table() {
     let page = include_str!("../../../docs/profiles.md");
     let table = markdown();
