@@ -4,7 +4,7 @@
 //! owner, extended attributes, mode, times. Nothing is put in its place here. Of a layer that goes as a whole,
 //! files are linked instead where that can be done; no run may use the layer from then on (`commit`).
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -120,6 +120,8 @@ pub(super) struct Copier<'c> {
     pub(super) wanted: &'c dyn Fn(usize, &Path) -> bool,
     /// The layer will go: what can be linked need not be copied.
     pub(super) gives: bool,
+    /// Files of the host that were given another name: device and inode.
+    pub(super) linked: BTreeSet<(u64, u64)>,
     pub(super) tell: &'c mut Tell<'c>,
 }
 
@@ -140,8 +142,8 @@ impl Copier<'_> {
         let kind = Type::of(&stat);
         if kind == Type::File
             && stat.st_nlink > 1
-            && let Some(other) = self.links.get(&identity)
-            && self.link(other, parent, temporary).is_ok()
+            && let Some(other) = self.links.get(&identity).cloned()
+            && self.link(&other, parent, temporary).is_ok()
         {
             return Ok(());
         }
@@ -179,7 +181,7 @@ impl Copier<'_> {
     }
 
     fn link(
-        &self,
+        &mut self,
         (layer, relative): &Place,
         parent: BorrowedFd<'_>,
         temporary: &OsStr,
@@ -187,7 +189,11 @@ impl Copier<'_> {
         let root = self.roots.get(layer).ok_or(Errno::ENOENT)?;
         let above = root.open(relative.parent().unwrap_or(Path::new("")))?;
         let name = relative.file_name().ok_or(Errno::EINVAL)?;
-        linkat(&above, name, parent, temporary, AtFlags::empty())
+        linkat(&above, name, parent, temporary, AtFlags::empty())?;
+        if let Some(stat) = entry::look(parent, temporary)? {
+            self.linked.insert((stat.st_dev, stat.st_ino));
+        }
+        Ok(())
     }
 
     fn file(

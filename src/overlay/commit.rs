@@ -2,7 +2,7 @@
 //!
 //! The order of business: what is to be changed, and whether the host has changed it meanwhile, before
 //! anything is touched; then copies beside their places, all on the disk before the first one is put in
-//! its place; then one rename each. A list of the copies' names is written first (`journal`), so that
+//! its place; whether the host has changed anything while they were made; then one rename each. A list of the copies' names is written first (`journal`), so that
 //! whatever interrupts this leaves every path old or new, and nothing that the next commit would not
 //! remove.
 
@@ -20,12 +20,13 @@ use serde_bytes::ByteBuf;
 
 use super::apply::{Copier, Root, Upper, own, safe_mode, set_times, temporary};
 use super::changes::{Change, Changes, Kind, What, open_host, set_mode};
-use super::conflicts::conflicts;
+use super::conflicts::{conflicts, late_conflicts};
 use super::description::bytes;
 use super::entry::{self, Type};
 use super::error::{OverlayError, refuse};
 use super::glob::Glob;
 use super::journal::{self, old_name};
+use super::layers::now;
 use super::prune::{Pending, prune};
 use super::remove::remove_tree;
 use super::store::Kept;
@@ -92,6 +93,7 @@ impl Kept {
     ) -> Result<Outcome, OverlayError> {
         let lock = self.lock()?;
         let interrupted = !options.dry_run && journal::clean_up(&self)?;
+        let began = now();
         let mut walk = Changes::of(&self, true);
         let mut all = Vec::new();
         for change in walk.by_ref() {
@@ -110,7 +112,14 @@ impl Kept {
         let mut commit = Commit::new(&self, &committed.changes)?;
         commit.whole = rest.is_empty();
         commit.interrupted = interrupted;
-        commit.run(&same_links, tell)?;
+        let late = |linked: &BTreeSet<(u64, u64)>| match options.force {
+            true => Ok(Vec::new()),
+            false => late_conflicts(&self, &committed.changes, began, linked),
+        };
+        let conflicts = match commit.run(&same_links, &late, tell)? {
+            late if late.is_empty() => conflicts,
+            late => return Ok(Outcome { conflicts: late, committed }),
+        };
         if rest.is_empty() {
             drop(commit);
             self.remove(lock)?;
@@ -174,6 +183,9 @@ fn pending(all: &[Change], committed: &Committed) -> HashMap<usize, Pending> {
     rest
 }
 
+/// Tells what the host has changed since the commit began, but for stamps of these files of its.
+type Late<'l> = dyn Fn(&BTreeSet<(u64, u64)>) -> Result<Vec<PathBuf>, OverlayError> + 'l;
+
 /// One commit under way.
 struct Commit<'k> {
     kept: &'k Kept,
@@ -236,19 +248,23 @@ impl<'k> Commit<'k> {
         Ok(commit)
     }
 
+    /// `late` tells what the host has changed while the copies were made; if that is anything, nothing is
+    /// put in its place, and it is given.
     fn run(
         &mut self,
         same_links: &[((u64, u64), usize, PathBuf)],
+        late: &Late<'_>,
         tell: &mut dyn FnMut(Progress),
-    ) -> Result<(), OverlayError> {
+    ) -> Result<Vec<PathBuf>, OverlayError> {
         self.write_journal()?;
-        let staged = self.stage(same_links, tell).and_then(|()| self.sync());
-        if let Err(error) = staged {
+        let staged = self.stage(same_links, tell);
+        let staged = staged.and_then(|linked| self.sync().and_then(|()| late(&linked)));
+        if !staged.as_ref().is_ok_and(Vec::is_empty) {
             journal::clean_up(self.kept)?;
             if !self.interrupted {
                 journal::end(self.kept)?;
             }
-            return Err(refuse!("{error}; nothing was committed"));
+            return staged.map_err(|error| refuse!("{error}; nothing was committed"));
         }
         let steps = std::mem::take(&mut self.steps);
         for (done, step) in steps.iter().enumerate() {
@@ -264,7 +280,8 @@ impl<'k> Commit<'k> {
         }
         self.set_directory_times(&steps);
         self.sync()?;
-        self.remove_old(&steps)
+        self.remove_old(&steps)?;
+        Ok(Vec::new())
     }
 
     /// Removes what was taken out of its place.
@@ -301,12 +318,13 @@ impl<'k> Commit<'k> {
         journal::write(self.kept, names.collect())
     }
 
-    /// Makes every copy, and finds out what could not be put in its place.
+    /// Makes every copy, and finds out what could not be put in its place. Gives the files of the host that
+    /// have another name now.
     fn stage(
         &mut self,
         same_links: &[((u64, u64), usize, PathBuf)],
         tell: &mut dyn FnMut(Progress),
-    ) -> Result<(), OverlayError> {
+    ) -> Result<BTreeSet<(u64, u64)>, OverlayError> {
         let Commit { roots, uppers, steps, chosen, total, whole, .. } = self;
         let mut progress = Progress { done: 0, total: *total };
         let mut told = |more: u64| {
@@ -319,6 +337,7 @@ impl<'k> Commit<'k> {
             links: links.collect(),
             wanted: &|layer, relative: &Path| chosen.contains(&(layer, relative.to_owned())),
             gives: *whole,
+            linked: BTreeSet::new(),
             tell: &mut told,
         };
         for step in steps.iter() {
@@ -348,7 +367,7 @@ impl<'k> Commit<'k> {
                 )
                 .map_err(fail)?;
         }
-        Ok(())
+        Ok(copier.linked)
     }
 
     /// Everything is on the disk.
@@ -390,6 +409,7 @@ impl<'k> Commit<'k> {
                 }
             }
             _ if swaps(&step.change) => exchange(parent, temporary, name),
+            Kind::Added => place_new(parent, temporary, name),
             _ => renameat(parent, temporary, parent, name),
         }
     }
@@ -452,6 +472,18 @@ fn exchange(parent: BorrowedFd<'_>, temporary: &OsStr, name: &OsStr) -> Result<(
             renameat(parent, name, parent, old_name(temporary).as_os_str())?;
             renameat(parent, temporary, parent, name)
         }
+        done => done,
+    }
+}
+
+/// A name is given where there is none. What the host has made there meanwhile stays.
+fn place_new(parent: BorrowedFd<'_>, temporary: &OsStr, name: &OsStr) -> Result<(), Errno> {
+    match renameat2(parent, temporary, parent, name, RenameFlags::RENAME_NOREPLACE) {
+        // Not every file system knows that.
+        Err(Errno::EINVAL | Errno::ENOSYS) => match entry::look(parent, name)? {
+            Some(_) => Err(Errno::EEXIST),
+            None => renameat(parent, temporary, parent, name),
+        },
         done => done,
     }
 }
