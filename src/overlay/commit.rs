@@ -313,7 +313,8 @@ impl<'k> Commit<'k> {
         let names = names.map(|step| {
             let parent = step.change.relative.parent().unwrap_or(Path::new(""));
             let name = ByteBuf::from(step.temporary.as_bytes());
-            (step.change.layer as u32, bytes(parent), name)
+            let place = step.change.relative.file_name().unwrap_or_default();
+            (step.change.layer as u32, bytes(parent), name, ByteBuf::from(place.as_bytes()))
         });
         journal::write(self.kept, names.collect())
     }
@@ -465,12 +466,15 @@ fn put_attributes(from: BorrowedFd<'_>, to: BorrowedFd<'_>, what: What) -> Resul
 }
 
 /// Two names of one directory change places; where the file system cannot do that in one step, there is a
-/// moment with neither.
+/// moment with neither, from which the journal leads back.
 fn exchange(parent: BorrowedFd<'_>, temporary: &OsStr, name: &OsStr) -> Result<(), Errno> {
     match renameat2(parent, temporary, parent, name, RenameFlags::RENAME_EXCHANGE) {
         Err(Errno::EINVAL | Errno::ENOSYS) => {
-            renameat(parent, name, parent, old_name(temporary).as_os_str())?;
-            renameat(parent, temporary, parent, name)
+            let old = old_name(temporary);
+            renameat(parent, name, parent, old.as_os_str())?;
+            renameat(parent, temporary, parent, name).inspect_err(|_| {
+                let _ = renameat(parent, old.as_os_str(), parent, name);
+            })
         }
         done => done,
     }
