@@ -51,6 +51,10 @@ pub(super) struct Row {
     before: Option<&'static str>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     differs: Vec<&'static str>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    too_deep: bool,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    withheld: Vec<String>,
 }
 
 impl Row {
@@ -70,6 +74,8 @@ impl Row {
             now: change.now.map(|it| it.word()),
             before: change.before.map(|it| it.word()),
             differs: differs.map(|(_, name)| *name).collect(),
+            too_deep: change.too_deep,
+            withheld: change.withheld.clone(),
         }
     }
 }
@@ -105,6 +111,9 @@ pub(super) fn run(command: &Command) -> i32 {
     } else {
         print(changes.iter().map(line).collect::<String>())
     };
+    if !command.json {
+        notes(&changes);
+    }
     match shown {
         Ok(()) => i32::from(!changes.is_empty()),
         Err(_) => TROUBLE,
@@ -163,6 +172,19 @@ fn sorted(kept: &Kept) -> Result<Vec<Change>, OverlayError> {
 /// A change as a line.
 pub(super) fn line(change: &Change) -> String {
     format!("{} {}\n", change.kind.letter(), quoted(&change.path))
+}
+
+/// Says what of the changes no commit applies.
+pub(super) fn notes(changes: &[Change]) {
+    for change in changes {
+        let path = quoted(&change.path);
+        if change.too_deep {
+            eprintln!("sandbox: {path} is too deep to be committed, and was not looked into");
+        }
+        for name in &change.withheld {
+            eprintln!("sandbox: the attribute {} of {path} is not committed", quoted(name));
+        }
+    }
 }
 
 /// A patch of all files of text; the rest is named.

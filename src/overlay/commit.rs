@@ -18,8 +18,8 @@ use nix::sys::stat::FileStat;
 use nix::unistd::{AccessFlags, syncfs};
 use serde_bytes::ByteBuf;
 
-use super::apply::{Copier, Root, Upper, own, safe_mode, set_times, temporary};
-use super::changes::{Change, Changes, Kind, What, open_host, set_mode};
+use super::apply::{Copier, Old, Root, Upper, own, safe_mode, set_times, temporary};
+use super::changes::{Change, Changes, Kind, What, open_host, set_mode, short};
 use super::conflicts::{conflicts, late_conflicts};
 use super::description::bytes;
 use super::entry::{self, Type};
@@ -107,6 +107,13 @@ impl Kept {
         let committed = Committed { changes: chosen, skipped, left };
         if options.dry_run || !(conflicts.is_empty() || options.force) {
             return Ok(Outcome { committed, conflicts });
+        }
+        if let Some(deep) = committed.changes.iter().find(|change| change.too_deep) {
+            return Err(refuse!(
+                "cannot commit {}: {}; leave it out with --only; nothing was committed",
+                quoted(short(&deep.path)),
+                Errno::ENAMETOOLONG.desc()
+            ));
         }
         let rest = pending(&all, &committed);
         let mut commit = Commit::new(&self, &committed.changes)?;
@@ -357,14 +364,14 @@ impl<'k> Commit<'k> {
                 continue;
             }
             let from = upper.open(above).map_err(fail)?;
-            let old = entry::look(parent.as_fd(), name).map_err(fail)?.map(|stat| stat.st_mode);
+            let old = Old::of(parent.as_fd(), name).map_err(fail)?;
             let place = (*layer, above.join(&step.temporary));
             copier
                 .copy(
                     upper,
                     (from.as_fd(), name, relative),
                     (parent.as_fd(), &step.temporary, place),
-                    old,
+                    old.as_ref(),
                 )
                 .map_err(fail)?;
         }
@@ -450,13 +457,15 @@ fn touch(fd: BorrowedFd<'_>, stat: &FileStat) -> Result<(), Errno> {
 /// Gives a file of the host the attributes that differ.
 fn put_attributes(from: BorrowedFd<'_>, to: BorrowedFd<'_>, what: What) -> Result<(), Errno> {
     let (wanted, there) = (nix::sys::stat::fstat(from)?, nix::sys::stat::fstat(to)?);
+    let attributes = entry::safe_attributes(from, &entry::capability(to)?)?;
     if what.contains(What::OWNER) {
         let (uid, gid) = (wanted.st_uid.into(), wanted.st_gid.into());
         let flags = nix::fcntl::AtFlags::AT_EMPTY_PATH;
         nix::unistd::fchownat(to, "", Some(uid), Some(gid), flags)?;
     }
-    if what.contains(What::XATTRS) {
-        entry::set_attributes(to, &entry::attributes(from)?)?;
+    // A new owner takes capabilities away.
+    if what.intersects(What::OWNER | What::XATTRS) {
+        entry::set_attributes(to, &attributes)?;
     }
     // After the others, which may take bits away; an access control list sets bits as well.
     if what.intersects(What::MODE | What::OWNER | What::XATTRS) {
