@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 
-use super::diff::{Row, line, sum, words};
+use super::diff::{Row, line, notes, sum, words};
 use super::progress::Bar;
 use super::{OWN_ERROR, fail, print};
 use crate::config::quoted;
@@ -113,6 +113,7 @@ fn tell(command: &Command, outcome: &Outcome) -> i32 {
     for path in &committed.skipped {
         eprintln!("sandbox: {} is not committed: it is a socket or a device", quoted(path));
     }
+    notes(&committed.changes);
     if applied {
         let left = match committed.left {
             0 => String::new(),

@@ -20,8 +20,6 @@ use crate::overlay::{Change, Content, Kept, Kind, OverlayError, Store, What};
 const TROUBLE: i32 = 2;
 /// How long the best patch of one file is looked for.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Where a file with this byte near its beginning is none of text, as git(1) has it.
-const BINARY_IN: usize = 8000;
 
 /// The words of `sandbox diff`.
 #[derive(Debug, Args)]
@@ -53,6 +51,10 @@ pub(super) struct Row {
     before: Option<&'static str>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     differs: Vec<&'static str>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    too_deep: bool,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    withheld: Vec<String>,
 }
 
 impl Row {
@@ -72,6 +74,8 @@ impl Row {
             now: change.now.map(|it| it.word()),
             before: change.before.map(|it| it.word()),
             differs: differs.map(|(_, name)| *name).collect(),
+            too_deep: change.too_deep,
+            withheld: change.withheld.clone(),
         }
     }
 }
@@ -107,6 +111,9 @@ pub(super) fn run(command: &Command) -> i32 {
     } else {
         print(changes.iter().map(line).collect::<String>())
     };
+    if !command.json {
+        notes(&changes);
+    }
     match shown {
         Ok(()) => i32::from(!changes.is_empty()),
         Err(_) => TROUBLE,
@@ -165,6 +172,19 @@ fn sorted(kept: &Kept) -> Result<Vec<Change>, OverlayError> {
 /// A change as a line.
 pub(super) fn line(change: &Change) -> String {
     format!("{} {}\n", change.kind.letter(), quoted(&change.path))
+}
+
+/// Says what of the changes no commit applies.
+pub(super) fn notes(changes: &[Change]) {
+    for change in changes {
+        let path = quoted(&change.path);
+        if change.too_deep {
+            eprintln!("sandbox: {path} is too deep to be committed, and was not looked into");
+        }
+        for name in &change.withheld {
+            eprintln!("sandbox: the attribute {} of {path} is not committed", quoted(name));
+        }
+    }
 }
 
 /// A patch of all files of text; the rest is named.
@@ -234,15 +254,28 @@ fn one_patch(kept: &Kept, change: &Change, text: &mut Vec<u8>) {
             let diff = TextDiff::configure()
                 .algorithm(Algorithm::Myers)
                 .timeout(PATIENCE)
-                .diff_lines(&old[..], &new[..]);
+                .newline_terminated(true)
+                .diff_slices(&lines(&old), &lines(&new));
             // A Vec takes every byte.
             let _ = diff.unified_diff().header(&a, &b).to_writer(text);
         }
     }
 }
 
+/// Lines as patch(1) counts them, with their ends.
+fn lines(bytes: &[u8]) -> Vec<&[u8]> {
+    bytes.split_inclusive(|byte| *byte == b'\n').collect()
+}
+
+/// Whether it holds bytes that text does not. Among them is a carriage return that ends no line: some take it
+/// for an end.
 fn is_binary(bytes: &[u8]) -> bool {
-    bytes.iter().take(BINARY_IN).any(|byte| *byte == 0)
+    let odd = |at: usize| match bytes[at] {
+        b'\n' | b'\t' => false,
+        b'\r' => bytes.get(at + 1) != Some(&b'\n'),
+        byte => byte.is_ascii_control(),
+    };
+    (0..bytes.len()).any(odd)
 }
 
 /// A name as patch(1) and git(1) read it: in double quotes where it holds anything odd.
@@ -281,6 +314,14 @@ mod tests {
     use std::ffi::OsStr;
 
     use super::*;
+
+    #[test]
+    fn text_has_no_control_bytes_but_ends_of_lines_and_tabs() {
+        assert!(!is_binary(b"a\tb\r\n\xc3\xa9\n"));
+        for bytes in [&b"a\rb\n"[..], b"a\r", b"a\0b", b"\x1b[31m", b"\x7f", b"\r\r\n"] {
+            assert!(is_binary(bytes), "{bytes:?}");
+        }
+    }
 
     #[test]
     fn odd_names_are_quoted_as_git_does() {

@@ -4,7 +4,7 @@
 //! owner, extended attributes, mode, times. Nothing is put in its place here. Of a layer that goes as a whole,
 //! files are linked instead where that can be done; no run may use the layer from then on (`commit`).
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use nix::unistd::{Gid, Uid, Whence, fchownat, ftruncate, linkat, lseek, mkfifoat
 
 use super::changes::{open_upper_file, set_mode};
 use super::compare::{next_data, read_whole};
-use super::entry::{self, Type};
+use super::entry::{self, Attributes, Type};
 use crate::sys::beneath;
 
 /// Bytes that the kernel is asked to copy at once: progress is told between.
@@ -111,6 +111,36 @@ impl Root {
 /// Where something of the host is: which layer's directory, and where below it.
 pub(super) type Place = (usize, PathBuf);
 
+/// The file of the host that a copy will replace.
+pub(super) struct Old {
+    mode: u32,
+    /// Its attributes of security modules, and its capabilities.
+    security: Attributes,
+}
+
+impl Old {
+    /// What is at a name, if anything.
+    pub(super) fn of(parent: BorrowedFd<'_>, name: &OsStr) -> Result<Option<Old>, Errno> {
+        let Some(stat) = entry::look(parent, name)? else { return Ok(None) };
+        // Those of a link are none that a file should have.
+        let security = match Type::of(&stat) {
+            Type::Link => Vec::new(),
+            _ => entry::security(entry::open_path(parent, name)?.as_fd())?,
+        };
+        Ok(Some(Old { mode: stat.st_mode, security }))
+    }
+}
+
+/// Whether a file can get another name as it is: in attributes of security modules and capabilities it is like
+/// the file that it replaces there, or where there is none, like the directory.
+fn fits(file: BorrowedFd<'_>, parent: BorrowedFd<'_>, old: Option<&Old>) -> Result<bool, Errno> {
+    let there = match old {
+        Some(old) => old.security.clone(),
+        None => entry::security(parent)?,
+    };
+    Ok(entry::security(file)? == there)
+}
+
 /// What is copied, and what is known of earlier copies.
 pub(super) struct Copier<'c> {
     pub(super) roots: &'c HashMap<usize, Root>,
@@ -120,18 +150,20 @@ pub(super) struct Copier<'c> {
     pub(super) wanted: &'c dyn Fn(usize, &Path) -> bool,
     /// The layer will go: what can be linked need not be copied.
     pub(super) gives: bool,
+    /// Files of the host that were given another name: device and inode.
+    pub(super) linked: BTreeSet<(u64, u64)>,
     pub(super) tell: &'c mut Tell<'c>,
 }
 
 impl Copier<'_> {
     /// Copies `name` of the layer's directory `from` to `temporary` in `to`, which is at `place`'s parent.
-    /// `old` is the mode of the file that it will replace.
+    /// `old` is the file that it will replace.
     pub(super) fn copy(
         &mut self,
         upper: &mut Upper,
         from: (BorrowedFd<'_>, &OsStr, &Path),
         to: (BorrowedFd<'_>, &OsStr, Place),
-        old: Option<u32>,
+        old: Option<&Old>,
     ) -> Result<(), Errno> {
         let (directory, name, relative) = from;
         let (parent, temporary, place) = to;
@@ -140,8 +172,8 @@ impl Copier<'_> {
         let kind = Type::of(&stat);
         if kind == Type::File
             && stat.st_nlink > 1
-            && let Some(other) = self.links.get(&identity)
-            && self.link(other, parent, temporary).is_ok()
+            && let Some(other) = self.links.get(&identity).cloned()
+            && self.link(&other, parent, temporary, old).is_ok()
         {
             return Ok(());
         }
@@ -150,6 +182,7 @@ impl Copier<'_> {
             // the file, and the overlay loses its own afterwards.
             Type::File
                 if self.gives
+                    && fits(entry::open_path(directory, name)?.as_fd(), parent, old)?
                     && linkat(directory, name, parent, temporary, AtFlags::empty()).is_ok() =>
             {
                 (self.tell)(stat.st_size as u64);
@@ -159,8 +192,9 @@ impl Copier<'_> {
                     return Err(Errno::ESTALE);
                 }
                 entry::strip(made.as_fd())?;
-                if safe_mode(&stat, old) != stat.st_mode {
-                    set_mode(made.as_fd(), safe_mode(&stat, old))?;
+                let mode = safe_mode(&stat, old.map(|it| it.mode));
+                if mode != stat.st_mode {
+                    set_mode(made.as_fd(), mode)?;
                 }
                 return Ok(());
             }
@@ -179,15 +213,23 @@ impl Copier<'_> {
     }
 
     fn link(
-        &self,
+        &mut self,
         (layer, relative): &Place,
         parent: BorrowedFd<'_>,
         temporary: &OsStr,
+        old: Option<&Old>,
     ) -> Result<(), Errno> {
         let root = self.roots.get(layer).ok_or(Errno::ENOENT)?;
         let above = root.open(relative.parent().unwrap_or(Path::new("")))?;
         let name = relative.file_name().ok_or(Errno::EINVAL)?;
-        linkat(&above, name, parent, temporary, AtFlags::empty())
+        if !fits(entry::open_path(above.as_fd(), name)?.as_fd(), parent, old)? {
+            return Err(Errno::EXDEV);
+        }
+        linkat(&above, name, parent, temporary, AtFlags::empty())?;
+        if let Some(stat) = entry::look(parent, temporary)? {
+            self.linked.insert((stat.st_dev, stat.st_ino));
+        }
+        Ok(())
     }
 
     fn file(
@@ -242,7 +284,7 @@ fn dress(
     stat: &FileStat,
     parent: BorrowedFd<'_>,
     temporary: &OsStr,
-    old: Option<u32>,
+    old: Option<&Old>,
 ) -> Result<(), Errno> {
     let to = entry::open_path(parent, temporary)?;
     let made = fstat(&to)?;
@@ -259,8 +301,10 @@ fn dress(
     }
     if Type::of(stat) != Type::Link {
         let from = entry::open_path(directory, name)?;
-        entry::set_attributes(to.as_fd(), &entry::attributes(from.as_fd())?)?;
-        set_mode(to.as_fd(), safe_mode(stat, old))?;
+        let security = old.map_or(&[][..], |it| &it.security);
+        let wanted = entry::safe_attributes(from.as_fd(), security)?;
+        entry::set_attributes(to.as_fd(), &wanted)?;
+        set_mode(to.as_fd(), safe_mode(stat, old.map(|it| it.mode)))?;
     }
     set_times(parent, temporary, stat)
 }

@@ -1,7 +1,8 @@
 //! What an overlay changes of the host's directories, found by comparing the two.
 //!
 //! Owns the walk and the words for a change. Only what is in a layer is looked at, and what it hides: an
-//! overlay of everything costs what was changed. The walk keeps its own stack, two descriptors a level.
+//! overlay of everything costs what was changed. The walk keeps its own stack, two descriptors a level, and
+//! ends where paths are longer than any program can use.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -13,6 +14,7 @@ use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2, readlinkat};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{FchmodatFlags, FileStat, Mode, fchmodat};
 
+use super::apply::PATH_MAX;
 use super::description::path;
 use super::entry::{self, Type};
 use super::error::{OverlayError, refuse};
@@ -90,6 +92,10 @@ pub struct Change {
     pub now: Option<Type>,
     /// Bytes of the file that the overlay has there.
     pub size: u64,
+    /// A directory that is so deep that it was not looked into.
+    pub too_deep: bool,
+    /// Names of attributes of the overlay's that no commit gives the host.
+    pub withheld: Vec<String>,
     /// The layer that it is in.
     pub(super) layer: usize,
     /// Where it is below the directory of the layer.
@@ -214,6 +220,7 @@ impl<'k> Changes<'k> {
             let what = self.attributes(layer, Path::new(""), (&upper, &now), (host, &before));
             let what = what.map_err(fail)?;
             if !what.is_empty() {
+                let withheld = entry::withheld(upper.as_fd(), Some(host.as_fd()));
                 change = Some(Change {
                     path: place.clone(),
                     kind: Kind::Attributes,
@@ -221,6 +228,8 @@ impl<'k> Changes<'k> {
                     before: Some(Type::Directory),
                     now: Some(Type::Directory),
                     size: 0,
+                    too_deep: false,
+                    withheld: withheld.map_err(fail)?,
                     layer,
                     relative: PathBuf::new(),
                 });
@@ -292,6 +301,8 @@ impl<'k> Changes<'k> {
             before: before.as_ref().map(Type::of),
             now: now.map(Type::of),
             size: now.filter(|it| Type::of(it) == Type::File).map_or(0, |it| it.st_size as u64),
+            too_deep: false,
+            withheld: Vec::new(),
             layer,
             relative: relative.clone(),
         };
@@ -300,7 +311,7 @@ impl<'k> Changes<'k> {
         };
         let same_type = before.as_ref().is_some_and(|it| Type::of(it) == Type::of(&now));
         let kind = if before.is_none() { Kind::Added } else { Kind::Type };
-        let found = match (&before, &frame.host) {
+        let mut found = match (&before, &frame.host) {
             (Some(before), Some(host)) if same_type => {
                 let what =
                     self.differ(layer, &relative, name, (upper, &now), (host.as_fd(), before))?;
@@ -312,8 +323,25 @@ impl<'k> Changes<'k> {
             }
             _ => Some(change(kind, What::empty(), Some(&now))),
         };
+        if let Some(found) = &mut found
+            && matches!(found.now, Some(Type::File | Type::Directory | Type::Fifo))
+        {
+            let host = match &frame.host {
+                Some(host) if before.is_some() => Some(entry::open_path(host.as_fd(), name)?),
+                _ => None,
+            };
+            let place = entry::open_path(upper, name)?;
+            found.withheld = entry::withheld(place.as_fd(), host.as_ref().map(OwnedFd::as_fd))?;
+        }
         if found.is_none() && Type::of(&now) == Type::File && now.st_nlink > 1 {
             self.same_links.push(((now.st_dev, now.st_ino), layer, relative.clone()));
+        }
+        if Type::of(&now) == Type::Directory && relative.as_os_str().len() > PATH_MAX {
+            // Whatever is in it is told of as one change, so that a guest cannot make paths without end.
+            let mut found =
+                found.unwrap_or_else(|| change(Kind::Modified, What::CONTENT, Some(&now)));
+            found.too_deep = true;
+            return Ok(Some(found));
         }
         if Type::of(&now) == Type::Directory {
             let host = match &frame.host {
@@ -459,7 +487,7 @@ fn trouble(place: &Path, errno: Errno) -> OverlayError {
 }
 
 /// A path that fits on a line.
-fn short(place: &Path) -> PathBuf {
+pub(super) fn short(place: &Path) -> PathBuf {
     match place.as_os_str().len() > 4096 {
         true => place.iter().take(20).collect::<PathBuf>().join("..."),
         false => place.to_owned(),

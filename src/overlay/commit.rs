@@ -2,7 +2,7 @@
 //!
 //! The order of business: what is to be changed, and whether the host has changed it meanwhile, before
 //! anything is touched; then copies beside their places, all on the disk before the first one is put in
-//! its place; then one rename each. A list of the copies' names is written first (`journal`), so that
+//! its place; whether the host has changed anything while they were made; then one rename each. A list of the copies' names is written first (`journal`), so that
 //! whatever interrupts this leaves every path old or new, and nothing that the next commit would not
 //! remove.
 
@@ -18,14 +18,15 @@ use nix::sys::stat::FileStat;
 use nix::unistd::{AccessFlags, syncfs};
 use serde_bytes::ByteBuf;
 
-use super::apply::{Copier, Root, Upper, own, safe_mode, set_times, temporary};
-use super::changes::{Change, Changes, Kind, What, open_host, set_mode};
-use super::conflicts::conflicts;
+use super::apply::{Copier, Old, Root, Upper, own, safe_mode, set_times, temporary};
+use super::changes::{Change, Changes, Kind, What, open_host, set_mode, short};
+use super::conflicts::{conflicts, late_conflicts};
 use super::description::bytes;
 use super::entry::{self, Type};
 use super::error::{OverlayError, refuse};
 use super::glob::Glob;
 use super::journal::{self, old_name};
+use super::layers::now;
 use super::prune::{Pending, prune};
 use super::remove::remove_tree;
 use super::store::Kept;
@@ -92,6 +93,7 @@ impl Kept {
     ) -> Result<Outcome, OverlayError> {
         let lock = self.lock()?;
         let interrupted = !options.dry_run && journal::clean_up(&self)?;
+        let began = now();
         let mut walk = Changes::of(&self, true);
         let mut all = Vec::new();
         for change in walk.by_ref() {
@@ -106,11 +108,25 @@ impl Kept {
         if options.dry_run || !(conflicts.is_empty() || options.force) {
             return Ok(Outcome { committed, conflicts });
         }
+        if let Some(deep) = committed.changes.iter().find(|change| change.too_deep) {
+            return Err(refuse!(
+                "cannot commit {}: {}; leave it out with --only; nothing was committed",
+                quoted(short(&deep.path)),
+                Errno::ENAMETOOLONG.desc()
+            ));
+        }
         let rest = pending(&all, &committed);
         let mut commit = Commit::new(&self, &committed.changes)?;
         commit.whole = rest.is_empty();
         commit.interrupted = interrupted;
-        commit.run(&same_links, tell)?;
+        let late = |linked: &BTreeSet<(u64, u64)>| match options.force {
+            true => Ok(Vec::new()),
+            false => late_conflicts(&self, &committed.changes, began, linked),
+        };
+        let conflicts = match commit.run(&same_links, &late, tell)? {
+            late if late.is_empty() => conflicts,
+            late => return Ok(Outcome { conflicts: late, committed }),
+        };
         if rest.is_empty() {
             drop(commit);
             self.remove(lock)?;
@@ -174,6 +190,9 @@ fn pending(all: &[Change], committed: &Committed) -> HashMap<usize, Pending> {
     rest
 }
 
+/// Tells what the host has changed since the commit began, but for stamps of these files of its.
+type Late<'l> = dyn Fn(&BTreeSet<(u64, u64)>) -> Result<Vec<PathBuf>, OverlayError> + 'l;
+
 /// One commit under way.
 struct Commit<'k> {
     kept: &'k Kept,
@@ -236,19 +255,23 @@ impl<'k> Commit<'k> {
         Ok(commit)
     }
 
+    /// `late` tells what the host has changed while the copies were made; if that is anything, nothing is
+    /// put in its place, and it is given.
     fn run(
         &mut self,
         same_links: &[((u64, u64), usize, PathBuf)],
+        late: &Late<'_>,
         tell: &mut dyn FnMut(Progress),
-    ) -> Result<(), OverlayError> {
+    ) -> Result<Vec<PathBuf>, OverlayError> {
         self.write_journal()?;
-        let staged = self.stage(same_links, tell).and_then(|()| self.sync());
-        if let Err(error) = staged {
+        let staged = self.stage(same_links, tell);
+        let staged = staged.and_then(|linked| self.sync().and_then(|()| late(&linked)));
+        if !staged.as_ref().is_ok_and(Vec::is_empty) {
             journal::clean_up(self.kept)?;
             if !self.interrupted {
                 journal::end(self.kept)?;
             }
-            return Err(refuse!("{error}; nothing was committed"));
+            return staged.map_err(|error| refuse!("{error}; nothing was committed"));
         }
         let steps = std::mem::take(&mut self.steps);
         for (done, step) in steps.iter().enumerate() {
@@ -264,7 +287,8 @@ impl<'k> Commit<'k> {
         }
         self.set_directory_times(&steps);
         self.sync()?;
-        self.remove_old(&steps)
+        self.remove_old(&steps)?;
+        Ok(Vec::new())
     }
 
     /// Removes what was taken out of its place.
@@ -296,17 +320,19 @@ impl<'k> Commit<'k> {
         let names = names.map(|step| {
             let parent = step.change.relative.parent().unwrap_or(Path::new(""));
             let name = ByteBuf::from(step.temporary.as_bytes());
-            (step.change.layer as u32, bytes(parent), name)
+            let place = step.change.relative.file_name().unwrap_or_default();
+            (step.change.layer as u32, bytes(parent), name, ByteBuf::from(place.as_bytes()))
         });
         journal::write(self.kept, names.collect())
     }
 
-    /// Makes every copy, and finds out what could not be put in its place.
+    /// Makes every copy, and finds out what could not be put in its place. Gives the files of the host that
+    /// have another name now.
     fn stage(
         &mut self,
         same_links: &[((u64, u64), usize, PathBuf)],
         tell: &mut dyn FnMut(Progress),
-    ) -> Result<(), OverlayError> {
+    ) -> Result<BTreeSet<(u64, u64)>, OverlayError> {
         let Commit { roots, uppers, steps, chosen, total, whole, .. } = self;
         let mut progress = Progress { done: 0, total: *total };
         let mut told = |more: u64| {
@@ -319,6 +345,7 @@ impl<'k> Commit<'k> {
             links: links.collect(),
             wanted: &|layer, relative: &Path| chosen.contains(&(layer, relative.to_owned())),
             gives: *whole,
+            linked: BTreeSet::new(),
             tell: &mut told,
         };
         for step in steps.iter() {
@@ -337,18 +364,18 @@ impl<'k> Commit<'k> {
                 continue;
             }
             let from = upper.open(above).map_err(fail)?;
-            let old = entry::look(parent.as_fd(), name).map_err(fail)?.map(|stat| stat.st_mode);
+            let old = Old::of(parent.as_fd(), name).map_err(fail)?;
             let place = (*layer, above.join(&step.temporary));
             copier
                 .copy(
                     upper,
                     (from.as_fd(), name, relative),
                     (parent.as_fd(), &step.temporary, place),
-                    old,
+                    old.as_ref(),
                 )
                 .map_err(fail)?;
         }
-        Ok(())
+        Ok(copier.linked)
     }
 
     /// Everything is on the disk.
@@ -390,6 +417,7 @@ impl<'k> Commit<'k> {
                 }
             }
             _ if swaps(&step.change) => exchange(parent, temporary, name),
+            Kind::Added => place_new(parent, temporary, name),
             _ => renameat(parent, temporary, parent, name),
         }
     }
@@ -429,13 +457,15 @@ fn touch(fd: BorrowedFd<'_>, stat: &FileStat) -> Result<(), Errno> {
 /// Gives a file of the host the attributes that differ.
 fn put_attributes(from: BorrowedFd<'_>, to: BorrowedFd<'_>, what: What) -> Result<(), Errno> {
     let (wanted, there) = (nix::sys::stat::fstat(from)?, nix::sys::stat::fstat(to)?);
+    let attributes = entry::safe_attributes(from, &entry::capability(to)?)?;
     if what.contains(What::OWNER) {
         let (uid, gid) = (wanted.st_uid.into(), wanted.st_gid.into());
         let flags = nix::fcntl::AtFlags::AT_EMPTY_PATH;
         nix::unistd::fchownat(to, "", Some(uid), Some(gid), flags)?;
     }
-    if what.contains(What::XATTRS) {
-        entry::set_attributes(to, &entry::attributes(from)?)?;
+    // A new owner takes capabilities away.
+    if what.intersects(What::OWNER | What::XATTRS) {
+        entry::set_attributes(to, &attributes)?;
     }
     // After the others, which may take bits away; an access control list sets bits as well.
     if what.intersects(What::MODE | What::OWNER | What::XATTRS) {
@@ -445,13 +475,28 @@ fn put_attributes(from: BorrowedFd<'_>, to: BorrowedFd<'_>, what: What) -> Resul
 }
 
 /// Two names of one directory change places; where the file system cannot do that in one step, there is a
-/// moment with neither.
+/// moment with neither, from which the journal leads back.
 fn exchange(parent: BorrowedFd<'_>, temporary: &OsStr, name: &OsStr) -> Result<(), Errno> {
     match renameat2(parent, temporary, parent, name, RenameFlags::RENAME_EXCHANGE) {
         Err(Errno::EINVAL | Errno::ENOSYS) => {
-            renameat(parent, name, parent, old_name(temporary).as_os_str())?;
-            renameat(parent, temporary, parent, name)
+            let old = old_name(temporary);
+            renameat(parent, name, parent, old.as_os_str())?;
+            renameat(parent, temporary, parent, name).inspect_err(|_| {
+                let _ = renameat(parent, old.as_os_str(), parent, name);
+            })
         }
+        done => done,
+    }
+}
+
+/// A name is given where there is none. What the host has made there meanwhile stays.
+fn place_new(parent: BorrowedFd<'_>, temporary: &OsStr, name: &OsStr) -> Result<(), Errno> {
+    match renameat2(parent, temporary, parent, name, RenameFlags::RENAME_NOREPLACE) {
+        // Not every file system knows that.
+        Err(Errno::EINVAL | Errno::ENOSYS) => match entry::look(parent, name)? {
+            Some(_) => Err(Errno::EEXIST),
+            None => renameat(parent, temporary, parent, name),
+        },
         done => done,
     }
 }

@@ -107,8 +107,28 @@ pub(super) fn changed(stat: &FileStat) -> Stamp {
 /// Extended attributes that are carried, in the order of their names; overlayfs's own are none of them.
 pub(super) type Attributes = Vec<(Vec<u8>, Vec<u8>)>;
 
+/// Rights that a file gives to whoever executes it (capabilities(7)).
+const CAPABILITY: &[u8] = b"security.capability";
+
 /// Of what a descriptor stands for (O_PATH too), as far as they can be read.
 pub(super) fn attributes(fd: BorrowedFd<'_>) -> Result<Attributes, Errno> {
+    read_attributes(fd, is_carried)
+}
+
+/// Those of security modules, and capabilities.
+pub(super) fn security(fd: BorrowedFd<'_>) -> Result<Attributes, Errno> {
+    read_attributes(fd, |name| name.starts_with(b"security."))
+}
+
+/// The capabilities of a file.
+pub(super) fn capability(fd: BorrowedFd<'_>) -> Result<Attributes, Errno> {
+    read_attributes(fd, |name| name == CAPABILITY)
+}
+
+fn read_attributes(
+    fd: BorrowedFd<'_>,
+    wanted: impl Fn(&[u8]) -> bool,
+) -> Result<Attributes, Errno> {
     let path = files::descriptor_path(fd);
     let path = CStr::from_bytes_until_nul(&path).map_err(|_| Errno::EINVAL)?;
     let names = match beneath::attribute_names(path) {
@@ -117,11 +137,10 @@ pub(super) fn attributes(fd: BorrowedFd<'_>) -> Result<Attributes, Errno> {
         Err(errno) => return Err(errno),
     };
     let mut found = Vec::new();
-    for name in names {
-        let Some(carried) = carried(&name) else { continue };
-        let Ok(name) = CString::new(name) else { continue };
-        match beneath::attribute(path, &name) {
-            Ok(value) => found.push((carried, value)),
+    for name in names.into_iter().filter(|name| wanted(name)) {
+        let Ok(c_name) = CString::new(name.clone()) else { continue };
+        match beneath::attribute(path, &c_name) {
+            Ok(value) => found.push((name, value)),
             // It has gone meanwhile, or is not for us to see.
             Err(Errno::ENODATA | Errno::EACCES | Errno::EPERM | Errno::EOPNOTSUPP) => {}
             Err(errno) => return Err(errno),
@@ -131,29 +150,45 @@ pub(super) fn attributes(fd: BorrowedFd<'_>) -> Result<Attributes, Errno> {
     Ok(found)
 }
 
-/// The name under which an attribute of a layer is one of the host's file, if it is carried.
-fn carried(name: &[u8]) -> Option<Vec<u8>> {
-    if let Some(rest) = name.strip_prefix(ESCAPED) {
-        return Some([OWN, rest].concat());
-    }
-    let kinds: [&[u8]; 3] = [b"user.", b"system.posix_acl_", b"security.capability"];
-    let wanted = kinds.iter().any(|kind| name.starts_with(kind)) && !name.starts_with(OWN);
-    wanted.then(|| name.to_vec())
+/// Whether an attribute of a layer is one of the host's file too. Those of a guest that look like overlayfs's
+/// own are none: a later overlay would take them for its own.
+fn is_carried(name: &[u8]) -> bool {
+    let kinds: [&[u8]; 3] = [b"user.", b"system.posix_acl_", CAPABILITY];
+    kinds.iter().any(|kind| name.starts_with(kind)) && !name.starts_with(OWN)
 }
 
-/// Takes overlayfs's own attributes from what was a layer's file; those of a guest that look like them get
-/// their names back.
+/// The attributes of `from` that the host's file gets. Capabilities count on what has the same already (see
+/// `there`), as a set-id bit does.
+pub(super) fn safe_attributes(
+    from: BorrowedFd<'_>,
+    there: &[(Vec<u8>, Vec<u8>)],
+) -> Result<Attributes, Errno> {
+    let mut wanted = attributes(from)?;
+    wanted.retain(|it| it.0 != CAPABILITY || there.contains(it));
+    Ok(wanted)
+}
+
+/// The names of what a guest has set and the host does not get.
+pub(super) fn withheld(
+    upper: BorrowedFd<'_>,
+    host: Option<BorrowedFd<'_>>,
+) -> Result<Vec<String>, Errno> {
+    let there = host.map_or(Ok(Vec::new()), capability)?;
+    let found = read_attributes(upper, |name| name == CAPABILITY || name.starts_with(ESCAPED))?;
+    let name = |name: &[u8]| match name.strip_prefix(ESCAPED) {
+        Some(rest) => String::from_utf8_lossy(&[OWN, rest].concat()).into_owned(),
+        None => String::from_utf8_lossy(name).into_owned(),
+    };
+    Ok(found.iter().filter(|it| !there.contains(it)).map(|it| name(&it.0)).collect())
+}
+
+/// Takes overlayfs's own attributes from what was a layer's file, and those of a guest that look like them.
 pub(super) fn strip(fd: BorrowedFd<'_>) -> Result<(), Errno> {
     let path = files::descriptor_path(fd);
     let path = CStr::from_bytes_until_nul(&path).map_err(|_| Errno::EINVAL)?;
     let names = beneath::attribute_names(path)?;
     for name in names.into_iter().filter(|name| name.starts_with(OWN)) {
-        let old = c_name(OsStr::from_bytes(&name))?;
-        if let Some(rest) = name.strip_prefix(ESCAPED) {
-            let new = c_name(OsStr::from_bytes(&[OWN, rest].concat()))?;
-            beneath::set_attribute(path, &new, &beneath::attribute(path, &old)?)?;
-        }
-        beneath::remove_attribute(path, &old)?;
+        beneath::remove_attribute(path, &c_name(OsStr::from_bytes(&name))?)?;
     }
     Ok(())
 }

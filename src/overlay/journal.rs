@@ -1,17 +1,17 @@
 //! The journal of a commit: which names it may have put on the host.
 //!
-//! Owns the file `journal` in the directory of an overlay, and removing what it names. While it is there no run
+//! Owns the file `journal` in the directory of an overlay, and removing what it names, or putting it back. While it is there no run
 //! may use the overlay (`layers`): files may be the host's and the overlay's at once.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat};
+use nix::fcntl::{OFlag, openat, renameat};
 use nix::sys::stat::{Mode, SFlag};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use serde::{Deserialize, Serialize};
@@ -20,6 +20,7 @@ use serde_bytes::ByteBuf;
 use super::apply::{Root, is_temporary};
 use super::changes::open_host;
 use super::description::{path, replace};
+use super::entry;
 use super::error::{OverlayError, refuse};
 use super::places::is_own;
 use super::remove::{heap, remove_tree};
@@ -31,10 +32,10 @@ const MOST: u64 = 256 << 20;
 /// How deep values are nested at most: ours need three.
 const DEPTH: usize = 8;
 
-/// A name: the layer, the directory in it, and the name in that.
-pub(super) type Name = (u32, ByteBuf, ByteBuf);
+/// A copy: the layer, the directory in it, its name in that, and the name that it is for.
+pub(super) type Name = (u32, ByteBuf, ByteBuf, ByteBuf);
 
-/// The copies that may be on the host: the layer, the directory in it, the name.
+/// The copies that may be on the host.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Journal(Vec<Name>);
 
@@ -55,7 +56,8 @@ pub(super) fn write(kept: &Kept, names: Vec<Name>) -> Result<(), OverlayError> {
 }
 
 /// Removes what an earlier commit has left on the host: copies that are in no place yet, and what was taken
-/// out of its place. Gives whether there was one.
+/// out of its place. What was taken out before anything came there goes back: it may be the only one. Gives
+/// whether there was a journal.
 pub(super) fn clean_up(kept: &Kept) -> Result<bool, OverlayError> {
     let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     let file = match openat(&kept.directory, "journal", flags, Mode::empty()) {
@@ -74,13 +76,21 @@ pub(super) fn clean_up(kept: &Kept) -> Result<bool, OverlayError> {
         )
     })?;
     let mut roots: HashMap<u32, Option<Root>> = HashMap::new();
-    for (layer, parent, name) in &journal.0 {
+    for (layer, parent, name, place) in &journal.0 {
         let root = roots.entry(*layer).or_insert_with(|| {
             let note = kept.description.layers.get(*layer as usize)?;
             open_host(&note.path()).ok().map(Root)
         });
         let Some(Ok(parent)) = root.as_ref().map(|root| root.open(&path(parent))) else { continue };
-        let name = OsStr::from_bytes(name);
+        let (name, place) = (OsStr::from_bytes(name), OsStr::from_bytes(place));
+        put_back(parent.as_fd(), &old_name(name), place).map_err(|errno| {
+            refuse!(
+                "cannot give {} its name {} again, which a commit has taken from it: {}",
+                quoted(old_name(name)),
+                quoted(place),
+                errno.desc()
+            )
+        })?;
         for name in [name.to_owned(), old_name(name), heap(name), heap(&old_name(name))] {
             remove_tree(parent.as_fd(), &name).map_err(|errno| {
                 refuse!(
@@ -108,10 +118,23 @@ fn parse(text: &[u8]) -> Option<Journal> {
     let mut rest = text;
     let found: Journal = ciborium::de::from_reader_with_recursion_limit(&mut rest, DEPTH).ok()?;
     // Whatever has another name is nobody's to remove.
-    let sound = found.0.iter().all(|(_, parent, name)| {
-        is_temporary(OsStr::from_bytes(name)) && path(parent).is_relative()
+    let sound = found.0.iter().all(|(_, parent, name, place)| {
+        is_temporary(OsStr::from_bytes(name)) && path(parent).is_relative() && is_name(place)
     });
     (rest.is_empty() && sound).then_some(found)
+}
+
+/// Whether it is one name, and a file's.
+fn is_name(bytes: &[u8]) -> bool {
+    !matches!(bytes, b"" | b"." | b"..") && !bytes.contains(&b'/') && !bytes.contains(&0)
+}
+
+/// Renames what was taken out of its place back, unless something has come there.
+fn put_back(parent: BorrowedFd<'_>, old: &OsStr, place: &OsStr) -> Result<(), Errno> {
+    match (entry::look(parent, old)?, entry::look(parent, place)?) {
+        (Some(_), None) => renameat(parent, old, parent, place),
+        _ => Ok(()),
+    }
 }
 
 /// Whatever was committed is in its place on the host alone.
@@ -129,13 +152,22 @@ pub(super) fn old_name(temporary: &OsStr) -> OsString {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::DirBuilderExt;
+    use std::path::Path;
+
     use proptest::prelude::*;
 
     use super::super::apply::temporary;
     use super::*;
+    use crate::overlay::Store;
+    use crate::overlay::description::{Description, Note, Stamp, bytes};
 
     fn text(parent: &[u8], name: &[u8]) -> Vec<u8> {
-        let name = (0, ByteBuf::from(parent), ByteBuf::from(name));
+        text_for(parent, name, b"place")
+    }
+
+    fn text_for(parent: &[u8], name: &[u8], place: &[u8]) -> Vec<u8> {
+        let name = (0, ByteBuf::from(parent), ByteBuf::from(name), ByteBuf::from(place));
         let mut text = Vec::new();
         ciborium::into_writer(&Journal(vec![name]), &mut text).unwrap();
         text
@@ -160,6 +192,47 @@ mod tests {
         ] {
             assert!(parse(&text(b"a", name)).is_none(), "{}", name.escape_ascii());
         }
+        for place in [&b""[..], b".", b"..", b"a/b", b"a\0"] {
+            assert!(parse(&text_for(b"a", own.as_bytes(), place)).is_none());
+        }
+    }
+
+    #[test]
+    fn what_was_taken_out_goes_back_unless_something_has_come() {
+        let base = std::env::temp_dir().join(format!("sandbox-journal-{}", std::process::id()));
+        let (host, place) = (base.join("host"), base.join("store"));
+        for directory in [
+            ".sandbox-commit-0000000000000001.0.old",
+            ".sandbox-commit-0000000000000001.1.old",
+            "two",
+        ] {
+            std::fs::create_dir_all(host.join(directory)).unwrap();
+            std::fs::write(host.join(directory).join("f"), directory).unwrap();
+        }
+        std::fs::write(host.join(".sandbox-commit-0000000000000001.0"), "new").unwrap();
+        std::fs::DirBuilder::new().mode(0o700).create(&place).unwrap();
+        let store = Store::open(Some(&place), true).unwrap().unwrap();
+        let directory = store.make_entry("id").unwrap();
+        let note = Note { path: bytes(&host), scaffold: Vec::new() };
+        let start = Stamp { seconds: 1, nanoseconds: 0 };
+        let description =
+            Description { overlays: vec![bytes(&host)], starts: vec![start], layers: vec![note] };
+        let kept = Kept { id: "id".into(), path: place.join("id"), store, directory, description };
+        let name = |text: &str| bytes(Path::new(text));
+        let names = vec![
+            (0, name(""), name(".sandbox-commit-0000000000000001.0"), name("one")),
+            (0, name(""), name(".sandbox-commit-0000000000000001.1"), name("two")),
+        ];
+        write(&kept, names).unwrap();
+        assert!(clean_up(&kept).unwrap());
+        let mut left: Vec<_> =
+            std::fs::read_dir(&host).unwrap().map(|it| it.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["one", "two"]);
+        let read = |name| std::fs::read_to_string(host.join(name)).unwrap();
+        assert_eq!(read("one/f"), ".sandbox-commit-0000000000000001.0.old");
+        assert_eq!(read("two/f"), "two");
+        std::fs::remove_dir_all(base).unwrap();
     }
 
     proptest! {

@@ -165,7 +165,7 @@ fn found_again(
 }
 
 /// Now, as files are stamped (the clock of current_time in fs/inode.c).
-fn now() -> Stamp {
+pub(super) fn now() -> Stamp {
     let now = clock_gettime(ClockId::CLOCK_REALTIME_COARSE).unwrap_or(TimeSpec::new(0, 0));
     Stamp { seconds: now.tv_sec(), nanoseconds: now.tv_nsec() }
 }

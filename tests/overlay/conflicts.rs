@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use super::common::{LIMIT, run, wait_for};
 use super::desk::Desk;
 
 #[test]
@@ -65,4 +66,48 @@ fn a_file_that_both_made_is_a_conflict() {
     desk.inside("b", "echo in > new").success();
     fs::write(desk.host.join("new"), "out").unwrap();
     desk.words(&["commit", "b"]).expect_status(1).err_has("/new was changed");
+}
+
+#[test]
+fn what_an_earlier_run_had_covered_no_later_run_has_seen() {
+    let desk = Desk::new("covered");
+    desk.inside("c", "echo in > src/f1; echo in > src/f2; echo in > src/f3").success();
+    desk.sh(&desk.host, "for n in 1 2 4; do echo out > src/f$n; done").success();
+    let script = "grep -q in src/f1; echo two > new; mv new src/f1; rm src/f2; echo in >> src/f4";
+    desk.inside("c", script).success();
+    let refused = desk.words(&["commit", "c"]);
+    refused.expect_status(1).err_has("/src/f1 was changed").err_has("/src/f2 was changed");
+    assert_eq!(refused.err().lines().count(), 3, "{}", refused.report());
+    let read = |name| std::fs::read_to_string(desk.host.join(name)).unwrap();
+    assert_eq!((read("src/f1"), read("src/f2")), ("out\n".to_owned(), "out\n".to_owned()));
+    desk.words(&["commit", "c", "--force"]).success();
+    assert_eq!((read("src/f1"), read("src/f4")), ("two\n".to_owned(), "out\nin\n".to_owned()));
+}
+
+#[test]
+fn what_the_host_does_while_copies_are_made_is_kept() {
+    let desk = Desk::new("late");
+    let work =
+        "echo in > src/f1; echo in > made; head -c 200000000 /dev/urandom > a-big; echo k > keeps";
+    desk.inside("l", work).success();
+    let mut command = desk.sandbox();
+    // With a part of it files are copied and not linked.
+    command.args(["commit", "l", "--only", "a-big", "--only", "f1", "--only", "made"]);
+    let commit = std::thread::spawn(move || run(command, b"", LIMIT));
+    wait_for("the first copy", || {
+        let mut names = fs::read_dir(&desk.host).unwrap().flatten();
+        names.any(|it| it.file_name().to_string_lossy().starts_with(".sandbox-commit-"))
+    });
+    fs::write(desk.host.join("src/f1"), "out\n").unwrap();
+    fs::write(desk.host.join("made"), "out\n").unwrap();
+    let refused = commit.join().unwrap();
+    refused.expect_status(1).err_has("/src/f1 was changed").err_has("/made was changed");
+    let read = |name| fs::read_to_string(desk.host.join(name)).unwrap();
+    assert_eq!((read("src/f1"), read("made")), ("out\n".to_owned(), "out\n".to_owned()));
+    let names: Vec<_> =
+        fs::read_dir(&desk.host).unwrap().flatten().map(|it| it.file_name()).collect();
+    assert!(names.iter().all(|it| !it.to_string_lossy().starts_with(".sandbox")), "{names:?}");
+    desk.words(&["commit", "l", "--force"]).success();
+    assert_eq!(read("made"), "in\n");
+    desk.nothing_is_kept();
 }

@@ -1,8 +1,11 @@
 //! What a guest leaves in an overlay, and what the host has in its place, leads nowhere else.
 
 use std::fs;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+
+use sandbox::sys::beneath::{attribute_names, set_attribute};
 
 use super::common::{LIMIT, Outcome, have, is_root, run, skip};
 use super::desk::{Desk, Unmount, same_trees, tree};
@@ -96,12 +99,65 @@ fn a_tree_deeper_than_any_path_can_be_dropped() {
     let script = "python3 -c '\nimport os\nfor n in range(600):\n os.mkdir(\"deeper-and-deeper\"); os.chdir(\"deeper-and-deeper\")'";
     desk.inside("deep", script).success();
     let listed = desk.words(&["diff", "deep"]);
-    listed.expect_status(1);
-    assert_eq!(listed.out().lines().count(), 600);
+    listed.expect_status(1).err_has("too deep to be committed");
+    // What is below the first directory whose path is longer than a path can be is not looked at.
+    assert_eq!(listed.out().lines().count(), 4096 / "deeper-and-deeper/".len() + 1);
     desk.words(&["commit", "deep"])
         .one_line_error(125, &["File name too long", "nothing was committed"]);
     desk.words(&["discard", "deep"]).success();
     same_trees("the host's tree has changed", &tree(&desk.host), &before);
+    desk.nothing_is_kept();
+}
+
+#[test]
+fn attributes_that_would_be_more_on_the_host_are_left_out() {
+    if !have("python3") {
+        return;
+    }
+    let desk = Desk::new("withheld");
+    // A guest can set the second one on Linux 6.7 and later.
+    let script = r#"
+        echo in >> tool; echo in >> src/f1
+        python3 - <<'EOF'
+import os
+open("fresh", "w").write("x")
+os.setxattr("fresh", "user.plain", b"1")
+try:
+    os.setxattr("fresh", "user.overlay.opaque", b"y")
+    print("set")
+except OSError:
+    pass
+EOF
+    "#;
+    let set = desk.inside("w", script);
+    let upper = desk.store().join("w/layers/0/upper");
+    let name = |path: std::path::PathBuf| std::ffi::CString::new(path.into_os_string().into_vec());
+    // cap_net_bind_service, as vfs_cap_data of capabilities(7) has it.
+    let capability = [&[1, 0, 0, 2, 0, 4][..], &[0; 14]].concat();
+    if is_root() {
+        let set = |path, attribute, value: &[u8]| {
+            set_attribute(&name(path).unwrap(), attribute, value).unwrap();
+        };
+        set(upper.join("fresh"), c"security.sandbox-test", b"label");
+        set(upper.join("tool"), c"security.capability", &capability);
+        set(upper.join("src/f1"), c"security.capability", &capability);
+        set(desk.host.join("src/f1"), c"security.capability", &capability);
+    }
+    let listed = desk.words(&["diff", "w"]);
+    if set.out() == "set\n" {
+        listed.err_has("the attribute user.overlay.opaque of");
+    }
+    if is_root() {
+        listed.err_has("/tool is not committed");
+        assert!(!listed.err().contains("/f1 is not"), "{}", listed.report());
+    }
+    desk.words(&["commit", "w", "--force"]).success();
+    let names = |file| attribute_names(&name(desk.host.join(file)).unwrap()).unwrap();
+    assert_eq!(names("fresh"), [b"user.plain"]);
+    assert!(names("tool").is_empty());
+    if is_root() {
+        assert_eq!(names("src/f1"), [b"security.capability"]);
+    }
     desk.nothing_is_kept();
 }
 

@@ -98,8 +98,10 @@ fn nothing_waits_for_the_disk_in_an_overlay() {
     };
     let Some(real) = left("real", &[], None) else { return };
     assert_eq!(real, 0, "it was put on the disk");
-    let fake = left("fake", &["--fake-fsync"], None);
-    assert!(fake.is_some_and(|pages| pages > 0), "it was not put on the disk: {fake:?}");
+    // (Another test may have the whole disk written just then; not each time.)
+    let is_left =
+        |number| left(&format!("fake-{number}"), &["--fake-fsync"], None).is_some_and(|it| it > 0);
+    assert!((0..20).any(is_left), "it was put on the disk");
     // A file of the host's own is.
     let other = desk.space.path().join("copy");
     let options = ["--fake-fsync", "--rw", other.to_str().unwrap()];

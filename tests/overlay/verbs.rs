@@ -50,19 +50,22 @@ fn a_patch_makes_of_the_host_what_the_overlay_is() {
     }
     let desk = Desk::new("patch");
     let script = "sed -i 's/^17$/seventeen/; $d' docs/long; rm src/f3; printf 'no end' > src/f1; \
-        mkdir new; echo n > 'new/na me'; printf 'a\\0b' > binary; ln -sfn x docs/link; chmod 600 src/f4";
+        mkdir new; echo n > 'new/na me'; printf 'a\\0b' > binary; \
+        printf 'a\\rb\\n' > return; printf 'x\\r\\ny\\r\\n' > dos; ln -sfn x docs/link; chmod 600 src/f4";
     desk.inside("patch", script).success();
     let outcome = desk.words(&["diff", "--patch", "patch"]);
     outcome.expect_status(1).out_has("-17\n+seventeen\n").out_has("\\ No newline at end of file");
     let host = desk.host.to_str().unwrap();
     outcome.out_has(&format!("Binary files /dev/null and b{host}/binary differ"));
+    // A lone carriage return would end a line for some.
+    outcome.out_has(&format!("Binary files /dev/null and b{host}/return differ"));
     outcome.out_has("symlink to ../src/f1 -> symlink to x");
     let depth = desk.host.iter().count();
     let mut patch = desk.space.command("patch");
     patch.current_dir(&desk.copy).args(["-s", &format!("-p{depth}")]);
     run(patch, &outcome.stdout, LIMIT).success();
     desk.words(&["commit", "patch"]).success();
-    for file in ["docs/long", "src/f1", "new/na me"] {
+    for file in ["docs/long", "src/f1", "new/na me", "dos"] {
         let (host, copy) = (desk.host.join(file), desk.copy.join(file));
         assert_eq!(fs::read(host).unwrap(), fs::read(copy).unwrap(), "{file}");
     }
