@@ -26,7 +26,7 @@ use super::entry::{self, Type};
 use super::error::{OverlayError, refuse};
 use super::glob::Glob;
 use super::journal::{self, old_name};
-use super::layers::now;
+use super::layers::{now, wait_for_the_next_tick};
 use super::prune::{Pending, prune};
 use super::remove::remove_tree;
 use super::store::Kept;
@@ -94,6 +94,8 @@ impl Kept {
         let lock = self.lock()?;
         let interrupted = !options.dry_run && journal::clean_up(&self)?;
         let began = now();
+        // What the host changes from the first look on has a later stamp.
+        wait_for_the_next_tick();
         let mut walk = Changes::of(&self, true);
         let mut all = Vec::new();
         for change in walk.by_ref() {

@@ -172,7 +172,7 @@ pub(super) fn now() -> Stamp {
 
 /// Files that are changed from now on have a later stamp than those that were changed before: that clock
 /// goes on with the timer interrupt, every few milliseconds.
-fn wait_for_the_next_tick() {
+pub(super) fn wait_for_the_next_tick() {
     let before = now();
     while now() == before {
         std::thread::sleep(Duration::from_micros(500));
