@@ -2,8 +2,8 @@
 //!
 //! A copy is stopped for good ([`super::snapshot`]), but it has a hand: asked for its pages, it writes them
 //! itself to where they are wanted. For it that is one copy within its own memory; who reads them from outside
-//! has the kernel look up each page and copy it twice (mem_rw in fs/proc/base.c), which takes three times as
-//! long. What has to be read from outside all the same is: small pieces, and whatever the hand is refused.
+//! has the kernel look up each page and copy it twice (mem_rw in fs/proc/base.c). What has to be read from outside
+//! all the same is: small pieces, and whatever the hand is refused.
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
