@@ -253,7 +253,8 @@ fn mounts(table: &[u8]) -> Vec<(PathBuf, String)> {
     let mount = |line: &[u8]| {
         let separator = line.windows(3).position(|words| words == b" - ")?;
         let kind = line[separator + 3..].split(|byte| *byte == b' ').next()?;
-        let place = unescape(line.split(|byte| *byte == b' ').nth(4)?);
+        let place = generated::unescape(line.split(|byte| *byte == b' ').nth(4)?);
+        let place = PathBuf::from(OsString::from_vec(place));
         Some((place, String::from_utf8_lossy(kind).into_owned()))
     };
     table.split(|byte| *byte == b'\n').filter_map(mount).collect()
@@ -264,26 +265,6 @@ fn mounts(table: &[u8]) -> Vec<(PathBuf, String)> {
 fn process_views(mounts: &[(PathBuf, String)]) -> Vec<PathBuf> {
     let views = mounts.iter().filter(|(place, kind)| kind == "proc" && place != Path::new("/proc"));
     views.map(|(place, _)| place.clone()).collect()
-}
-
-/// White space and backslashes of a path in mountinfo are three octal digits behind a backslash.
-fn unescape(text: &[u8]) -> PathBuf {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((byte, after)) = rest.split_first() {
-        let digits = after.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
-        match digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(escaped) if *byte == b'\\' => {
-                bytes.push(escaped);
-                rest = &after[3..];
-            }
-            _ => {
-                bytes.push(*byte);
-                rest = after;
-            }
-        }
-    }
-    PathBuf::from(OsString::from_vec(bytes))
 }
 
 /// What /proc/self/fd lists (proc_pid_fd(5)).

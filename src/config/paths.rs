@@ -13,6 +13,7 @@ use nix::errno::Errno;
 
 use super::ConfigError;
 use super::error::refuse;
+use crate::sys::errno_of;
 
 /// Symlinks followed in one path before the kernel gives up with ELOOP (path_resolution(7)).
 const MAX_SYMLINKS: usize = 40;
@@ -46,10 +47,6 @@ impl Found {
             Ok(Found::File)
         }
     }
-}
-
-fn errno_of(error: &std::io::Error) -> Errno {
-    Errno::from_raw(error.raw_os_error().unwrap_or(nix::libc::EIO))
 }
 
 /// Where a path leads.

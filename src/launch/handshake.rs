@@ -16,6 +16,7 @@ use super::program::Program;
 use super::protocol::{Event, Later, Order, Stage};
 use super::view::Step;
 use crate::config::{IdRange, RunSpec, Without};
+use crate::sys::errno_of;
 use crate::sys::memfd::anonymous_file;
 use crate::sys::message::{self, Descriptors};
 use crate::sys::seccomp::sock_filter;
@@ -440,10 +441,6 @@ impl Keeper {
         };
         LaunchError::Stage { stage, what, errno: Errno::from_raw(errno) }
     }
-}
-
-fn errno_of(error: &std::io::Error) -> Errno {
-    Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
 }
 
 fn map_text(ranges: &[IdRange]) -> String {

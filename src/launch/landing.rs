@@ -47,7 +47,7 @@ impl Landing {
     fn new(fd: OwnedFd, rest: &[u8]) -> Result<Landing, Errno> {
         const PROC: usize = b"/proc/".len();
         let whole = files::descriptor_path(fd.as_fd());
-        let own = whole[PROC..].split(|byte| *byte == 0).next().unwrap_or_default();
+        let own = whole.to_bytes().get(PROC..).unwrap_or_default();
         let mut path = [0; ROOM];
         let end = own.len() + rest.len();
         if end >= ROOM {

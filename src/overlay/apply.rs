@@ -19,6 +19,7 @@ use super::changes::{open_upper_file, set_mode};
 use super::compare::{next_data, read_whole};
 use super::entry::{self, Attributes, Type};
 use crate::sys::beneath;
+use crate::sys::errno_of;
 
 /// Bytes that the kernel is asked to copy at once: progress is told between.
 const PIECE: u64 = 16 << 20;
@@ -45,9 +46,9 @@ impl Upper {
 
     /// Opens itself.
     pub(super) fn open_root(&mut self) -> Result<OwnedFd, Errno> {
-        let root = self.root.try_clone().map_err(errno_of)?;
+        let root = self.root.try_clone().map_err(|error| errno_of(&error))?;
         self.open_up(root)?;
-        self.root.try_clone().map_err(errno_of)
+        self.root.try_clone().map_err(|error| errno_of(&error))
     }
 
     /// Opens a directory below it, step by step.
@@ -405,10 +406,6 @@ fn copy_piece(
         }
     }
     Ok(count as u64)
-}
-
-fn errno_of(error: std::io::Error) -> Errno {
-    Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
 }
 
 /// The name of a copy that is not in its place yet. `token` is new for each commit, so that no guest can

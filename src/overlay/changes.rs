@@ -456,10 +456,8 @@ pub(super) fn open_upper_file(
 
 /// chmod(2) of what a descriptor stands for, O_PATH too.
 pub(super) fn set_mode(fd: BorrowedFd<'_>, mode: u32) -> Result<(), Errno> {
-    let path = files::descriptor_path(fd);
-    let path = std::ffi::CStr::from_bytes_until_nul(&path).map_err(|_| Errno::EINVAL)?;
     let mode = Mode::from_bits_truncate(mode & 0o7777);
-    fchmodat(AT_FDCWD, path, mode, FchmodatFlags::FollowSymlink)
+    fchmodat(AT_FDCWD, &*files::descriptor_path(fd), mode, FchmodatFlags::FollowSymlink)
 }
 
 /// The mode that a directory had before it was walked.

@@ -12,6 +12,7 @@ use super::apply::Root;
 use super::changes::{Change, open_host};
 use super::entry::{self, Type};
 use super::store::Kept;
+use crate::sys::errno_of;
 
 /// Bytes that are read at most.
 pub const SHOWN: u64 = 4 << 20;
@@ -57,7 +58,7 @@ fn read(parent: Result<OwnedFd, Errno>, kind: Type, relative: &Path) -> Content 
             let file = std::fs::File::from(entry::open_file(parent.as_fd(), name)?);
             let mut bytes = Vec::new();
             let read = file.take(SHOWN + 1).read_to_end(&mut bytes);
-            read.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))?;
+            read.map_err(|error| errno_of(&error))?;
             Ok(if bytes.len() as u64 > SHOWN { Content::Long } else { Content::File(bytes) })
         }
         _ => Ok(Content::None),

@@ -130,8 +130,7 @@ fn read_attributes(
     wanted: impl Fn(&[u8]) -> bool,
 ) -> Result<Attributes, Errno> {
     let path = files::descriptor_path(fd);
-    let path = CStr::from_bytes_until_nul(&path).map_err(|_| Errno::EINVAL)?;
-    let names = match beneath::attribute_names(path) {
+    let names = match beneath::attribute_names(&path) {
         Ok(names) => names,
         Err(Errno::EOPNOTSUPP) => return Ok(Vec::new()),
         Err(errno) => return Err(errno),
@@ -139,7 +138,7 @@ fn read_attributes(
     let mut found = Vec::new();
     for name in names.into_iter().filter(|name| wanted(name)) {
         let Ok(c_name) = CString::new(name.clone()) else { continue };
-        match beneath::attribute(path, &c_name) {
+        match beneath::attribute(&path, &c_name) {
             Ok(value) => found.push((name, value)),
             // It has gone meanwhile, or is not for us to see.
             Err(Errno::ENODATA | Errno::EACCES | Errno::EPERM | Errno::EOPNOTSUPP) => {}
@@ -185,18 +184,16 @@ pub(super) fn withheld(
 /// Takes overlayfs's own attributes from what was a layer's file, and those of a guest that look like them.
 pub(super) fn strip(fd: BorrowedFd<'_>) -> Result<(), Errno> {
     let path = files::descriptor_path(fd);
-    let path = CStr::from_bytes_until_nul(&path).map_err(|_| Errno::EINVAL)?;
-    let names = beneath::attribute_names(path)?;
+    let names = beneath::attribute_names(&path)?;
     for name in names.into_iter().filter(|name| name.starts_with(OWN)) {
-        beneath::remove_attribute(path, &c_name(OsStr::from_bytes(&name))?)?;
+        beneath::remove_attribute(&path, &c_name(OsStr::from_bytes(&name))?)?;
     }
     Ok(())
 }
 
 /// One of overlayfs's own attributes of what a descriptor stands for.
 pub(super) fn own_attribute(fd: BorrowedFd<'_>, name: &CStr) -> Option<Vec<u8>> {
-    let path = files::descriptor_path(fd);
-    beneath::attribute(CStr::from_bytes_until_nul(&path).ok()?, name).ok()
+    beneath::attribute(&files::descriptor_path(fd), name).ok()
 }
 
 /// Whether what is at a name of a layer stands for a removal: a character device 0/0, or an empty file
@@ -230,12 +227,11 @@ pub(super) fn c_name(name: &OsStr) -> Result<CString, Errno> {
 pub(super) fn set_attributes(to: BorrowedFd<'_>, wanted: &Attributes) -> Result<(), Errno> {
     let there = attributes(to)?;
     let path = files::descriptor_path(to.as_fd());
-    let path = CStr::from_bytes_until_nul(&path).map_err(|_| Errno::EINVAL)?;
     for (name, value) in wanted.iter().filter(|it| !there.contains(it)) {
-        beneath::set_attribute(path, &c_name(OsStr::from_bytes(name))?, value)?;
+        beneath::set_attribute(&path, &c_name(OsStr::from_bytes(name))?, value)?;
     }
     for (name, _) in there.iter().filter(|(name, _)| wanted.iter().all(|(it, _)| it != name)) {
-        beneath::remove_attribute(path, &c_name(OsStr::from_bytes(name))?)?;
+        beneath::remove_attribute(&path, &c_name(OsStr::from_bytes(name))?)?;
     }
     Ok(())
 }

@@ -29,7 +29,8 @@ use super::error::{OverlayError, refuse};
 use super::remove::remove_tree;
 use super::store::{self, Kept, Lock, OVERLAYFS_SUPER_MAGIC, Store, make_directory, open_closed};
 use crate::config::{IdRange, Identity, Mount, MountKind, RunSpec, View, quoted};
-use crate::sys::beneath;
+use crate::sys::errno_of;
+use crate::sys::{beneath, files};
 
 /// One layer, for whoever mounts it.
 #[derive(Debug, Clone)]
@@ -237,9 +238,8 @@ impl Maker<'_> {
                 "it lies on an overlay itself, which cannot take another one's changes".to_owned()
             }
             _ => {
-                let path = crate::sys::files::descriptor_path(layers);
-                let path = std::ffi::CStr::from_bytes_until_nul(&path).unwrap_or_default();
-                match beneath::set_attribute(path, c"user.overlay.impure", b"y") {
+                let path = files::descriptor_path(layers);
+                match beneath::set_attribute(&path, c"user.overlay.impure", b"y") {
                     Ok(()) => return Ok(()),
                     Err(errno) => format!(
                         "its file system keeps no extended attributes of users ({})",
@@ -452,13 +452,8 @@ fn with_times(found: &Metadata, mut stat: nix::sys::stat::FileStat) -> nix::sys:
 
 /// A name below a descriptor, for calls that take paths alone.
 fn store_path(directory: &OwnedFd, name: &OsStr) -> PathBuf {
-    let path = crate::sys::files::descriptor_path(directory.as_fd());
-    let path = path.split(|byte| *byte == 0).next().unwrap_or_default();
-    Path::new(OsStr::from_bytes(path)).join(name)
-}
-
-fn errno_of(error: &std::io::Error) -> Errno {
-    Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
+    let path = files::descriptor_path(directory.as_fd());
+    Path::new(OsStr::from_bytes(path.to_bytes())).join(name)
 }
 
 fn layer_of(

@@ -1,18 +1,18 @@
 //! Removing a tree that somebody else filled, however deep it is and whatever its modes are.
 
-use std::ffi::{CStr, OsStr, OsString};
+use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, renameat};
-use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstatat, mkdirat};
+use nix::fcntl::{AtFlags, OFlag, openat, renameat};
+use nix::sys::stat::{Mode, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use super::entry::names;
+use super::changes::set_mode;
+use super::entry::{Type, look, names};
 use super::store::DIRECTORY;
-use crate::sys::files;
 
 /// The end of the name of a heap.
 const SUFFIX: &str = ".sandbox-removed";
@@ -109,18 +109,11 @@ fn open_up(parent: BorrowedFd<'_>, name: &OsStr) -> Result<(), Errno> {
     }
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let directory = openat(parent, name, flags, Mode::empty())?;
-    // fchmod(2) takes no O_PATH descriptor, and no other can be had of one without rights.
-    let path = files::descriptor_path(directory.as_fd());
-    let path = CStr::from_bytes_until_nul(&path).map_err(|_| Errno::EINVAL)?;
-    fchmodat(AT_FDCWD, path, Mode::S_IRWXU, FchmodatFlags::FollowSymlink)
+    set_mode(directory.as_fd(), libc::S_IRWXU)
 }
 
 fn is_directory(parent: BorrowedFd<'_>, name: &OsStr) -> Result<bool, Errno> {
-    match fstatat(parent, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
-        Ok(stat) => Ok(stat.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFDIR.bits()),
-        Err(Errno::ENOENT) => Ok(false),
-        Err(errno) => Err(errno),
-    }
+    Ok(look(parent, name)?.is_some_and(|stat| Type::of(&stat) == Type::Directory))
 }
 
 fn gone(done: Result<(), Errno>) -> Result<(), Errno> {
@@ -133,6 +126,8 @@ fn gone(done: Result<(), Errno>) -> Result<(), Errno> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use nix::fcntl::AT_FDCWD;
 
     use super::*;
 

@@ -17,6 +17,7 @@ use crate::save::error::SaveError;
 use crate::save::hand;
 use crate::save::image::{ImageError, Pages, Writer};
 use crate::sys::buffer::Place;
+use crate::sys::errno_of;
 use crate::sys::memfd::anonymous_file;
 
 const PAGE: u64 = 4096;
@@ -122,9 +123,7 @@ impl Memory {
 
     fn read(&self, address: u64, to: &mut [u8]) -> Result<(), Errno> {
         match &self.file {
-            Ok(file) => file
-                .read_exact_at(to, address)
-                .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))),
+            Ok(file) => file.read_exact_at(to, address).map_err(|error| errno_of(&error)),
             Err(_) => hand::read(self.pid, address, to),
         }
     }
@@ -258,7 +257,7 @@ fn own(errno: Errno) -> SaveError {
 }
 
 fn own_io(error: &std::io::Error) -> SaveError {
-    own(Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))
+    own(errno_of(error))
 }
 
 fn opened(directory: &OwnedFd, path: &CStr) -> Result<File, SaveError> {

@@ -14,6 +14,7 @@ use nix::errno::Errno;
 use crate::save::bpf;
 use crate::save::capture::stat;
 use crate::sys::agent::{self, Data, Done, Failed, Table};
+use crate::sys::errno_of;
 use crate::sys::process;
 use crate::sys::ptrace::{self, Stop, Stopped};
 
@@ -381,10 +382,6 @@ pub fn force(tid: i32, address: u64, bytes: &[u8]) -> Result<(), Errno> {
 pub fn memory(tid: i32, write: bool) -> Result<File, Errno> {
     let open = OpenOptions::new().read(true).write(write).open(format!("/proc/{tid}/mem"));
     open.map_err(|error| errno_of(&error))
-}
-
-fn errno_of(error: &std::io::Error) -> Errno {
-    Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
 }
 
 /// A thread that could not be borrowed: why, and the thread itself unless it was killed.

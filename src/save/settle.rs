@@ -20,6 +20,7 @@ use crate::save::hand::{self, Hand, HandError};
 use crate::save::restore::space::{ADVICE, MLOCK_ONFAULT};
 use crate::save::state::Process;
 use crate::sentry::{Kernel, KernelError, MappedImage, Tracees, Unsettled, filter_count};
+use crate::sys::errno_of;
 use crate::sys::pagemap;
 
 const PAGE: usize = 4096;
@@ -413,9 +414,7 @@ fn read(tid: i32, memory: &File, piece: &Piece<'_>) -> Result<Vec<(u64, Vec<u8>)
         let mut bytes = vec![0; (to - from) as usize];
         memory.read_exact_at(&mut bytes, from).map(|()| (from, bytes))
     });
-    content
-        .collect::<Result<_, _>>()
-        .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))
+    content.collect::<Result<_, _>>().map_err(|error| errno_of(&error))
 }
 
 /// Writes what is not zero: plain memory is.

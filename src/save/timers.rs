@@ -56,24 +56,45 @@ impl Timer {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// Nanoseconds.
+pub const SECOND: u64 = 1_000_000_000;
 
-    #[test]
-    fn a_signal_of_a_timer_is_told_by_its_number_and_the_timers() {
-        let timer = Timer {
-            id: 3,
+/// A struct itimerval or itimerspec: of parts of which a second has `second`.
+pub fn times(second: u64, interval: u64, value: u64) -> Vec<u8> {
+    let words = [interval / second, interval % second, value / second, value % second];
+    words.map(u64::to_ne_bytes).concat()
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::Timer;
+
+    /// A timer of the monotonic clock that is not running.
+    pub(crate) fn timer(id: i32) -> Timer {
+        Timer {
+            id,
             clock: libc::CLOCK_MONOTONIC,
-            notify: libc::SIGEV_SIGNAL | libc::SIGEV_THREAD_ID,
-            signal: 34,
-            value: 0,
-            thread: 7,
+            notify: libc::SIGEV_SIGNAL,
+            signal: libc::SIGUSR1,
+            value: 7,
+            thread: 0,
             interval: 0,
             remaining: 0,
             overrun: 0,
             waiting: None,
-        };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::timer;
+    use super::*;
+
+    #[test]
+    fn a_signal_of_a_timer_is_told_by_its_number_and_the_timers() {
+        let notify = libc::SIGEV_SIGNAL | libc::SIGEV_THREAD_ID;
+        let timer = Timer { notify, signal: 34, thread: 7, ..timer(3) };
         let signal = |number: i32, code: i32, id: i32| {
             let words = [number, 0, code, 0, id];
             words.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<u8>>()

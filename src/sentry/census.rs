@@ -59,6 +59,13 @@ pub struct ProcessInfo {
     pub container: String,
 }
 
+impl ProcessInfo {
+    /// It, for people who know it from inside.
+    pub fn words(&self) -> String {
+        format!("process {} ({})", self.guest_pid, self.comm)
+    }
+}
+
 /// A guest process, without what costs time to find out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Member {

@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use super::errno_of;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
 
@@ -59,8 +60,7 @@ pub fn buffers(count: usize, each: usize) -> Result<Vec<Buffer>, Errno> {
     // SAFETY: the descriptor is new and nobody else's.
     let file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
     let length = count.checked_mul(each).ok_or(Errno::EINVAL)?;
-    file.set_len(length as u64)
-        .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))?;
+    file.set_len(length as u64).map_err(|error| errno_of(&error))?;
     // Who shortened it would have the reader killed (SIGBUS).
     let sealed = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
     fcntl(&file, FcntlArg::F_ADD_SEALS(sealed))?;

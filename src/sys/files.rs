@@ -146,12 +146,24 @@ fn status(fd: BorrowedFd<'_>) -> Result<libc::stat, Errno> {
 
 /// Opens what a descriptor (O_PATH too) stands for once more, through its mount.
 pub fn open_descriptor(fd: BorrowedFd<'_>, flags: c_int) -> Result<OwnedFd, Errno> {
-    let path = descriptor_path(fd);
-    open(CStr::from_bytes_until_nul(&path).map_err(|_| Errno::EINVAL)?, flags, 0)
+    open(&descriptor_path(fd), flags, 0)
 }
 
-/// The name by which /proc knows a descriptor (proc_pid_fd(5)), NUL-terminated.
-pub fn descriptor_path(fd: BorrowedFd<'_>) -> [u8; 32] {
+/// A path that needs no memory of its own.
+#[derive(Debug)]
+pub struct DescriptorPath([u8; 32]);
+
+impl std::ops::Deref for DescriptorPath {
+    type Target = CStr;
+
+    fn deref(&self) -> &CStr {
+        // (There is always a NUL: no number has so many digits.)
+        CStr::from_bytes_until_nul(&self.0).unwrap_or_default()
+    }
+}
+
+/// The name by which /proc knows a descriptor (proc_pid_fd(5)).
+pub fn descriptor_path(fd: BorrowedFd<'_>) -> DescriptorPath {
     const PREFIX: &[u8] = b"/proc/self/fd/";
     let mut path = [0u8; 32];
     path[..PREFIX.len()].copy_from_slice(PREFIX);
@@ -166,7 +178,7 @@ pub fn descriptor_path(fd: BorrowedFd<'_>) -> [u8; 32] {
     for (place, digit) in path[PREFIX.len()..].iter_mut().zip(digits[..count].iter().rev()) {
         *place = *digit;
     }
-    path
+    DescriptorPath(path)
 }
 
 /// Gives `to` the file offset of `from`.

@@ -12,6 +12,27 @@ pub fn contents(path: impl AsRef<Path>) -> Result<Vec<u8>> {
     Ok(text)
 }
 
+/// A name in such a file as it is: white space and backslashes are three octal digits behind a backslash there
+/// (mangle_path in fs/seq_file.c).
+pub fn unescape(name: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(name.len());
+    let mut rest = name;
+    while let Some((first, behind)) = rest.split_first() {
+        let digits = behind.get(..3).and_then(|it| std::str::from_utf8(it).ok());
+        match digits.and_then(|it| u8::from_str_radix(it, 8).ok()).filter(|_| *first == b'\\') {
+            Some(byte) => {
+                plain.push(byte);
+                rest = &behind[3..];
+            }
+            None => {
+                plain.push(*first);
+                rest = behind;
+            }
+        }
+    }
+    plain
+}
+
 /// The same as text. What is no text in it is replaced: a process may call itself anything, and whoever reads
 /// of it shall read the rest.
 pub fn text(path: impl AsRef<Path>) -> Result<String> {

@@ -41,3 +41,8 @@ pub mod strings;
 pub mod terminal;
 pub mod tracing;
 pub mod vdso;
+
+/// The kernel's own number of an error of the standard library; EIO where there is none.
+pub fn errno_of(error: &std::io::Error) -> nix::errno::Errno {
+    nix::errno::Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
+}

@@ -144,9 +144,7 @@ pub fn overlay(
         Errno::result(done).map(drop)
     };
     for (key, fd) in [(c"lowerdir", lower), (c"upperdir", upper), (c"workdir", work)] {
-        let path = files::descriptor_path(fd);
-        let path = CStr::from_bytes_until_nul(&path).map_err(|_| Errno::EINVAL)?;
-        set(FSCONFIG_SET_STRING, Some(key), Some(path))?;
+        set(FSCONFIG_SET_STRING, Some(key), Some(&files::descriptor_path(fd)))?;
     }
     // What /proc/self/mountinfo shows; it means nothing.
     set(FSCONFIG_SET_STRING, Some(c"source"), Some(c"overlay"))?;

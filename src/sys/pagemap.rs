@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
+use super::errno_of;
 use nix::errno::Errno;
 
 const PAGE: u64 = 4096;
@@ -121,9 +122,8 @@ fn read(pagemap: &File, start: u64, end: u64) -> Result<Vec<(u64, u64)>, Errno> 
     let mut at = start;
     while at < end {
         let most = ((end - at) / PAGE * 8).min(words.len() as u64) as usize;
-        let count = pagemap
-            .read_at(&mut words[..most], at / PAGE * 8)
-            .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))?;
+        let count =
+            pagemap.read_at(&mut words[..most], at / PAGE * 8).map_err(|error| errno_of(&error))?;
         if count < 8 {
             break;
         }

@@ -36,7 +36,7 @@ pub fn capture(
         return Ok(());
     }
     for (guest, threads) in holders(guests)? {
-        let who = name(guest);
+        let who = guest.words();
         let process = found.processes.iter().find(|it| it.pid == guest.guest_pid);
         let programs = process.map(filters::programs).unwrap_or_default();
         let instruction = instruction_of(guest.pid, &who)?;
@@ -51,10 +51,6 @@ pub fn capture(
         }
     }
     Ok(())
-}
-
-fn name(guest: &ProcessInfo) -> String {
-    format!("process {} ({})", guest.guest_pid, guest.comm)
 }
 
 fn own(errno: Errno) -> SaveError {
@@ -74,7 +70,7 @@ fn holders(guests: &[ProcessInfo]) -> Result<Vec<(&ProcessInfo, usize)>, SaveErr
                 return Err(SaveError::refused(format!(
                     "the threads of {} do not have the same adjustments of semaphores (SEM_UNDO without \
                      CLONE_SYSVSEM), which cannot be saved; end it, or remove the semaphores, first",
-                    name(guest)
+                    guest.words()
                 )));
             }
         }
@@ -86,8 +82,8 @@ fn holders(guests: &[ProcessInfo]) -> Result<Vec<(&ProcessInfo, usize)>, SaveErr
                 return Err(SaveError::refused(format!(
                     "{} shares its adjustments of semaphores with {} (SEM_UNDO with CLONE_SYSVSEM), which \
                      cannot be saved; end one of them, or remove the semaphores, first",
-                    name(guest),
-                    name(holder)
+                    guest.words(),
+                    holder.words()
                 )));
             }
         }

@@ -16,6 +16,7 @@ use crate::save::courier::Courier;
 use crate::save::hand::{self, Hand, HandError};
 use crate::sentry::{Kernel, Tracees};
 use crate::sys::buffer::Place;
+use crate::sys::errno_of;
 use crate::sys::{descriptors, process};
 
 /// A copy. Killed when dropped.
@@ -85,9 +86,7 @@ impl Copied {
     /// Reads its memory from outside.
     pub fn read(&self, address: u64, to: &mut [u8]) -> Result<(), Errno> {
         match &self.memory {
-            Ok(file) => file
-                .read_exact_at(to, address)
-                .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))),
+            Ok(file) => file.read_exact_at(to, address).map_err(|error| errno_of(&error)),
             Err(_) => hand::read(self.pid, address, to),
         }
     }

@@ -1,5 +1,6 @@
 //! The mappings of a process, as /proc tells them (proc_pid_smaps(5)).
 
+use crate::sys::errno_of;
 use crate::sys::generated;
 use nix::errno::Errno;
 
@@ -31,8 +32,8 @@ pub struct Line {
 /// Reads all mappings, without their flags. The kernel goes through no page for it, as it does for
 /// [`read`] (show_smap in fs/proc/task_mmu.c).
 pub fn list(pid: i32) -> Result<Vec<Line>, Errno> {
-    let text = generated::contents(format!("/proc/{pid}/maps"))
-        .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))?;
+    let text =
+        generated::contents(format!("/proc/{pid}/maps")).map_err(|error| errno_of(&error))?;
     parse(&text).ok_or(Errno::EPROTO)
 }
 
@@ -56,8 +57,8 @@ pub fn adopt_flags(lines: &mut [Line], others: &[Line]) -> bool {
 
 /// Reads all mappings.
 pub fn read(pid: i32) -> Result<Vec<Line>, Errno> {
-    let text = generated::contents(format!("/proc/{pid}/smaps"))
-        .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))?;
+    let text =
+        generated::contents(format!("/proc/{pid}/smaps")).map_err(|error| errno_of(&error))?;
     parse(&text).ok_or(Errno::EPROTO)
 }
 

@@ -16,6 +16,7 @@ use crate::save::pipeline::Facts;
 use crate::save::state::{Clocks, Process, Table, Thread};
 use crate::sentry::{Carried, ProcessInfo, Tracees, Used};
 use crate::sys::agent::Data;
+use crate::sys::errno_of;
 use crate::sys::generated;
 use crate::sys::ptrace::{Stop, Stopped};
 
@@ -153,7 +154,7 @@ fn ipc_of(
     (guest, programs): (&ProcessInfo, Vec<Vec<u8>>),
     found: &mut Found,
 ) -> Result<Vec<ipc::Noticed>, SaveError> {
-    let who = format!("process {} ({})", guest.guest_pid, guest.comm);
+    let who = guest.words();
     let instruction = instruction_of(guest.pid, &who)?;
     let (mut borrowed, _) = lend(tracees, gate, (guest.pid, &who), None, instruction)?;
     borrowed.hand.respect(programs);
@@ -229,7 +230,7 @@ fn process_of(
     live: &Live,
     found: &mut Found,
 ) -> Result<Process, SaveError> {
-    let who = format!("process {} ({})", guest.guest_pid, guest.comm);
+    let who = guest.words();
     let fields = stat::read(guest.pid)
         .ok_or_else(|| SaveError::failed(&who, "it ended while it was saved"))?;
     let mut process = blank(guest, &fields);
@@ -482,8 +483,8 @@ fn not_held(who: &str, tid: i32) -> SaveError {
 
 /// The threads of a process that live, its leader first.
 pub(in crate::save) fn threads_of(pid: i32) -> Result<Vec<i32>, Errno> {
-    let directory = std::fs::read_dir(format!("/proc/{pid}/task"))
-        .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))?;
+    let directory =
+        std::fs::read_dir(format!("/proc/{pid}/task")).map_err(|error| errno_of(&error))?;
     let mut all: Vec<i32> = directory
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())

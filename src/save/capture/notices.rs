@@ -35,7 +35,7 @@ pub fn capture(
         let name = &found.ipc.queues[noticed.queue].name;
         let descriptor = descriptor_of(process, name, found).ok_or_else(refused)?;
         let programs = filters::programs(process);
-        let who = format!("process {} ({})", guest.guest_pid, guest.comm);
+        let who = guest.words();
         let instruction = instruction_of(guest.pid, &who)?;
         let (mut borrowed, _) = lend(tracees, gate, (guest.pid, &who), None, instruction)?;
         borrowed.hand.respect(programs);

@@ -16,7 +16,7 @@ use serde_bytes::ByteBuf;
 use super::collector::Collector;
 use crate::save::hand::{Hand, HandError};
 use crate::save::state::{Process, Thread};
-use crate::save::timers::Timer;
+use crate::save::timers::{SECOND, Timer, times};
 use crate::sys::agent::{Data, Table};
 
 /// What is known of a thread whose hand is asked.
@@ -107,9 +107,6 @@ fn look(hand: &mut Hand, timer: &mut Timer) -> Result<Option<u64>, HandError> {
     Ok((timer.interval > 0 || timer.remaining == 0).then_some(0))
 }
 
-/// Nanoseconds.
-const SECOND: u64 = 1_000_000_000;
-
 /// Takes the signal and puts it back; none: there was none that would have been delivered. `numbers`: of the
 /// process and the thread, as the guest numbers them.
 fn take(hand: &mut Hand, timer: &mut Timer, numbers: (i32, i32)) -> Result<Option<u64>, HandError> {
@@ -166,8 +163,7 @@ fn setting(hand: &Hand, timer: &Timer, first: u64) -> Table {
     let mut table = hand.table();
     // Nothing at all would stop it.
     let first = first.max(1);
-    let words = [timer.interval / SECOND, timer.interval % SECOND, first / SECOND, first % SECOND];
-    let new = table.data(&words.map(u64::to_ne_bytes).concat());
+    let new = table.data(&times(SECOND, timer.interval, first));
     let how = libc::TIMER_ABSTIME as u64;
     table.call(libc::SYS_timer_settime, [timer.id as u64, how, new.address, 0]);
     table

@@ -27,6 +27,7 @@ use crate::save::capture::collector::{Collector, Content};
 use crate::save::error::SaveError;
 use crate::save::state::{Tree, TreeEntry, TreeKind};
 use crate::sys::beneath;
+use crate::sys::errno_of;
 
 /// Content up to this size lies beside its entry: an object begins on a page of its own.
 const SMALL: u64 = 16 << 10;
@@ -323,7 +324,7 @@ impl Walk<'_> {
         if size <= SMALL {
             let mut content = Vec::with_capacity(size as usize);
             opened.by_ref().take(size).read_to_end(&mut content).map_err(|error| {
-                let errno = Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO));
+                let errno = errno_of(&error);
                 self.failed("read", path, errno)
             })?;
             return Ok(TreeKind::Small { content: ByteBuf::from(content), size });

@@ -12,13 +12,12 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use nix::errno::Errno;
-
 use super::fill;
 use super::lazy::Lazy;
 use super::maker::Sink;
 use crate::save::error::RestoreError;
 use crate::save::image::{Index, Run, Source};
+use crate::sys::errno_of;
 use crate::sys::mapped::Mapped;
 
 const PAGE: u64 = 4096;
@@ -139,7 +138,7 @@ impl Work<'_> {
         // Memory that has to be forced, or a file.
         buffer.resize(length, 0);
         self.file.read_exact_at(buffer, at).map_err(|error| {
-            let errno = Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO));
+            let errno = errno_of(&error);
             RestoreError::failed("the image cannot be read", errno.desc())
         })?;
         fill::put(self.sinks, run.object, run.address, buffer)

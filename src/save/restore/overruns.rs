@@ -21,11 +21,10 @@ use nix::time::{ClockId, clock_gettime};
 use serde_bytes::ByteBuf;
 
 use super::threads;
-use super::timers::{SECOND, times};
 use crate::save::error::RestoreError;
 use crate::save::hand::{Hand, HandError};
 use crate::save::state::{Process, Thread};
-use crate::save::timers::Timer;
+use crate::save::timers::{SECOND, Timer, times};
 
 /// How a timer begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,11 +128,11 @@ fn count_one(hand: &mut Hand, timer: &Timer, next: u64, overrun: u64) -> Result<
         let mut table = hand.table();
         if left < 2 {
             // Nothing is left to be counted.
-            let new = times(&mut table, SECOND, interval, next);
+            let new = table.data(&times(SECOND, interval, next));
             table.call(libc::SYS_timer_settime, [timer.id as u64, 0, new.address, 0]);
             return hand.run(&table).map(drop);
         }
-        let new = times(&mut table, SECOND, interval, (now + late - ago).max(1));
+        let new = table.data(&times(SECOND, interval, (now + late - ago).max(1)));
         let id = timer.id as u64;
         table.call(libc::SYS_timer_settime, [id, libc::TIMER_ABSTIME as u64, new.address, 0]);
         let set = table.data(&timer.signal_set());
@@ -227,7 +226,7 @@ fn expire(hand: &mut Hand, timer: &Timer, ago: u128, is_last: bool) -> Result<()
     let now = now(hand, timer)?;
     let first = now.saturating_sub(within(ago, timer.interval, age(timer, now))).max(1);
     let mut table = hand.table();
-    let new = times(&mut table, SECOND, timer.interval, first);
+    let new = table.data(&times(SECOND, timer.interval, first));
     let how = libc::TIMER_ABSTIME as u64;
     table.call(libc::SYS_timer_settime, [timer.id as u64, how, new.address, 0]);
     hand.run(&table)?;
@@ -252,22 +251,12 @@ mod tests {
     use crate::save::restore::seed::tests::plant;
     use crate::save::restore::timers;
     use crate::save::state::testing::process;
+    use crate::save::timers::testing;
 
     const MS: u64 = 1_000_000;
 
     fn timer(id: i32, overrun: i32, remaining: u64, waiting: Option<u64>) -> Timer {
-        Timer {
-            id,
-            clock: libc::CLOCK_MONOTONIC,
-            notify: libc::SIGEV_SIGNAL,
-            signal: libc::SIGUSR1,
-            value: 7,
-            thread: 0,
-            interval: 100 * MS,
-            remaining,
-            overrun,
-            waiting,
-        }
+        Timer { interval: 100 * MS, remaining, overrun, waiting, ..testing::timer(id) }
     }
 
     /// A siginfo_t of a timer's.

@@ -7,7 +7,7 @@ use super::overruns::Beginning;
 use crate::save::error::RestoreError;
 use crate::save::hand::{Hand, HandError};
 use crate::save::state::Process;
-use crate::save::timers::Timer;
+use crate::save::timers::{SECOND, Timer, times};
 use crate::sys::agent::{Data, Table};
 
 /// Takes the numbers that timer_create(2) finds in memory, since Linux 6.15 (include/uapi/linux/prctl.h).
@@ -101,7 +101,7 @@ pub fn wind(
     let mut table = hand.table();
     for (which, (interval, value)) in process.interval_timers.iter().enumerate() {
         if *value != 0 {
-            let new = times(&mut table, 1_000_000, *interval, *value);
+            let new = table.data(&times(1_000_000, *interval, *value));
             table.call(libc::SYS_setitimer, [which as u64, new.address, 0]);
         }
     }
@@ -115,21 +115,12 @@ pub fn wind(
     for some in running.collect::<Vec<_>>().chunks(AT_ONCE) {
         let mut table = hand.table();
         for (timer, left) in some {
-            let new = times(&mut table, SECOND, timer.interval, *left);
+            let new = table.data(&times(SECOND, timer.interval, *left));
             table.call(libc::SYS_timer_settime, [timer.id as u64, 0, new.address, 0]);
         }
         hand.run(&table).map_err(failed())?;
     }
     Ok(())
-}
-
-/// Nanoseconds.
-pub(super) const SECOND: u64 = 1_000_000_000;
-
-/// A struct itimerval or itimerspec.
-pub(super) fn times(table: &mut Table, second: u64, interval: u64, value: u64) -> Data {
-    let words = [interval / second, interval % second, value / second, value % second];
-    table.data(&words.map(u64::to_ne_bytes).concat())
 }
 
 #[cfg(test)]
@@ -138,20 +129,10 @@ mod tests {
     use crate::save::restore::overruns;
     use crate::save::restore::seed::tests::plant;
     use crate::save::state::testing::process;
+    use crate::save::timers::testing;
 
     fn timer(id: i32) -> Timer {
-        Timer {
-            id,
-            clock: libc::CLOCK_MONOTONIC,
-            notify: libc::SIGEV_SIGNAL,
-            signal: libc::SIGUSR1,
-            value: 7,
-            thread: 0,
-            interval: 0,
-            remaining: 100_000_000_000,
-            overrun: 0,
-            waiting: None,
-        }
+        Timer { remaining: 100_000_000_000, ..testing::timer(id) }
     }
 
     /// The time that a timer has left, seconds, if it is there.

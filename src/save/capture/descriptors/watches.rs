@@ -17,6 +17,7 @@ use crate::save::capture::collector::Collector;
 use crate::save::capture::known::Inode;
 use crate::save::error::SaveError;
 use crate::save::state::FileKind;
+use crate::sys::generated;
 
 /// Entries of directories that are looked at before a name counts as not found: a few seconds.
 const MOST: usize = 1_000_000;
@@ -89,7 +90,7 @@ impl Search<'_> {
             };
             let device = libc::makedev(major, minor);
             if let (true, Some(target)) = (devices.contains(&device), words.get(4)) {
-                let target = unescape(target);
+                let target = generated::unescape(target);
                 if let Ok(Ok(stat)) = resolve(self.root, &target).map(fstat) {
                     self.devices.entry(stat.st_dev).or_insert(device);
                 }
@@ -171,25 +172,4 @@ impl Search<'_> {
             }
         }
     }
-}
-
-/// A name in mountinfo: three octal digits behind a backslash stand for a byte (mangle_path in
-/// fs/seq_file.c).
-fn unescape(name: &[u8]) -> Vec<u8> {
-    let mut plain = Vec::with_capacity(name.len());
-    let mut rest = name;
-    while let Some((first, behind)) = rest.split_first() {
-        let byte = behind.get(..3).and_then(|it| std::str::from_utf8(it).ok());
-        match byte.and_then(|it| u8::from_str_radix(it, 8).ok()).filter(|_| *first == b'\\') {
-            Some(byte) => {
-                plain.push(byte);
-                rest = &behind[3..];
-            }
-            None => {
-                plain.push(*first);
-                rest = behind;
-            }
-        }
-    }
-    plain
 }

@@ -8,19 +8,12 @@ use super::{Maker, describe, failed};
 use crate::save::error::RestoreError;
 use crate::save::hand::HandError;
 use crate::save::state::{Clocks, FileKind, OpenFile};
+use crate::save::timers::{SECOND, times};
 use crate::sys::ptrace::{self, Stop};
 use crate::sys::{descriptors, process};
 
 /// include/uapi/linux/timerfd.h
 const TFD_IOC_SET_TICKS: u64 = 0x4008_5400;
-
-const SECOND: u64 = 1_000_000_000;
-
-/// struct itimerspec.
-fn setting(interval: u64, value: u64) -> Vec<u8> {
-    let words = [interval / SECOND, interval % SECOND, value / SECOND, value % SECOND];
-    words.iter().flat_map(|it| it.to_ne_bytes()).collect()
-}
 
 /// What a clock showed at the save.
 fn shown(clocks: &Clocks, clock: i32) -> i64 {
@@ -76,7 +69,7 @@ impl Maker<'_> {
         let fd =
             self.hand.call(libc::SYS_timerfd_create, create).map_err(RestoreError::of(&what))?;
         let mut table = self.hand.table();
-        let setting = table.data(&setting(interval, value));
+        let setting = table.data(&times(SECOND, interval, value));
         let count = table.data(&ticks.to_ne_bytes());
         if interval > 0 || value > 0 || flags > 0 {
             let arguments = [fd, u64::from(flags), setting.address, 0];
