@@ -141,6 +141,7 @@ fn background(options: &Options, verdict: Verdict) -> i32 {
         }
     };
     let mut host = Host::current();
+    hide_stores(&mut host);
     let claim = Claim::take(options.id.as_deref(), words(options), true);
     let claim = claim.and_then(|claim| Ok((claim.make_output()?, claim)));
     let (output, claim) = match claim {
@@ -216,16 +217,18 @@ fn destination(options: &Options) -> Result<Option<Destination>, String> {
     options.record_files.clone().map(Destination::find).transpose()
 }
 
-/// Where the overlays of this run are to be kept, if it has any. No guest sees that place, nor any other that is
-/// known.
+/// Where the overlays of this run are to be kept, if it has any. No guest sees that place, nor one that had to be
+/// made for no guest to make it; the others are hidden before ([`hide_stores`]).
 pub(super) fn store(options: &Options, host: &mut Host) -> Result<Option<Store>, OverlayError> {
     let wanted = options.rules.iter().any(|rule| rule.kind == RuleKind::Overlay);
     let store = match (wanted, &options.overlay_dir) {
         (false, None) => None,
         (wanted, place) => Store::open(place.as_deref(), wanted)?,
     };
-    let own = store.iter().map(|store| store.path().to_owned());
-    hide(hidden_places(may_make_places(options, host)).into_iter().chain(own), host);
+    if may_make_places(options, host) {
+        hide(hidden_places(true), host);
+    }
+    hide(store.iter().map(|store| store.path().to_owned()), host);
     Ok(store)
 }
 

@@ -16,6 +16,7 @@ use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::UNIX_EPOCH;
 
 use nix::errno::Errno;
@@ -77,9 +78,14 @@ fn named_states() -> Vec<PathBuf> {
 
 /// Likewise, and what it would be without HOME.
 fn states() -> Vec<PathBuf> {
+    // (Whoever keeps the accounts may be far away.)
+    static OF_ACCOUNT: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let of_account = OF_ACCOUNT.get_or_init(|| {
+        let account = User::from_uid(Uid::effective()).ok().flatten();
+        account.map(|user| user.dir.join(".local/state/sandbox"))
+    });
     let mut states = named_states();
-    let account = User::from_uid(Uid::effective()).ok().flatten();
-    states.extend(account.map(|user| user.dir.join(".local/state/sandbox")));
+    states.extend(of_account.clone());
     states.dedup();
     states
 }
