@@ -19,6 +19,7 @@ use crate::overlay::Layer;
 use crate::save::error::RestoreError;
 use crate::save::pipeline::{Facts, ItsTerminal};
 use crate::save::spec;
+use crate::sentry::file_log::Report;
 use crate::sentry::{self, Kernel, KernelArgs, KernelError, Starting, Time};
 use crate::sys::message::Descriptors;
 use crate::sys::process::{self, exit_status};
@@ -40,7 +41,6 @@ use network::RefusedPackets;
 use sources::{Next, Sources};
 
 pub use attend::Caller;
-pub use files::Record;
 pub use later::{Later, Started, Wish};
 pub use restore::{Fill, Restored};
 
@@ -54,8 +54,8 @@ pub struct Finished {
     /// The program was ended by Ctrl-C on a terminal that the sandbox carried. Without a sandbox
     /// the key would have reached the whole job: the shell's loop, the script around it.
     pub interrupted: bool,
-    /// Why the list of touched files, which was wanted, could not be written.
-    pub unrecorded: Option<String>,
+    /// Why something that was to be done at the end could not be ([`Beside::at_end`]).
+    pub undone: Option<String>,
 }
 
 /// Why there was no run: one sentence with operation, object, cause and remedy.
@@ -159,13 +159,16 @@ pub fn run(
 }
 
 /// What a run has beside its specification.
-#[derive(Clone, Copy, Default)]
+#[derive(Default)]
 pub struct Beside<'b> {
     /// Layers of its overlays.
     pub layers: &'b [Layer],
-    /// Where the list of touched files goes.
-    pub record: Option<Record<'b>>,
+    /// Done once the guests have ended, and before anybody is told: who waits for the end finds it done.
+    pub at_end: Option<AtEnd<'b>>,
 }
+
+/// Gets the list of the touched files, if that was recorded. Gives sentences for the user; an error is one.
+pub type AtEnd<'b> = Box<dyn FnOnce(Option<&Report>) -> Result<Vec<String>, String> + 'b>;
 
 /// Brings up what an image holds, under `spec`, and follows it to its end. As [`run`] otherwise.
 pub fn restore(
@@ -219,7 +222,7 @@ fn begin(
             .flatten();
         let behind = launch.finish()?;
         let supervisor = Supervisor::new(spec, &plan, behind, kernel, job, starting)?;
-        let mut supervisor = Supervisor { packets, record: beside.record, ..supervisor };
+        let mut supervisor = Supervisor { packets, at_end: beside.at_end, ..supervisor };
         supervisor.serve(control.as_deref_mut(), terminal.as_ref())?;
         supervisor.run(signals, terminal, image.zip(area)).await
     });
@@ -265,8 +268,8 @@ struct Supervisor<'r> {
     packets: Option<RefusedPackets>,
     /// Signals that arrived before the program was known to run.
     early: Vec<i32>,
-    /// Where the list of touched files goes.
-    record: Option<Record<'r>>,
+    /// See [`Beside`].
+    at_end: Option<AtEnd<'r>>,
     /// The program is being noted ([`files`]).
     noted: Option<tokio::task::JoinHandle<()>>,
 }
@@ -328,7 +331,7 @@ impl<'r> Supervisor<'r> {
             job,
             packets: None,
             early: Vec::new(),
-            record: None,
+            at_end: None,
             noted: None,
         })
     }
@@ -541,8 +544,12 @@ impl<'r> Supervisor<'r> {
             cpu_us: end.cpu_us,
             peak_memory: end.peak_kib * 1024,
         });
-        // Who waits for the end finds it.
-        let unrecorded = self.record_files().await;
+        let report = self.list_files().await;
+        let done = self.at_end.take().map_or(Ok(Vec::new()), |at_end| at_end(report.as_ref()));
+        let (kept, undone) = match done {
+            Ok(sentences) => (sentences, None),
+            Err(sentence) => (Vec::new(), Some(sentence)),
+        };
         // Remembered before anybody who waits is told: who comes later finds what is remembered.
         if let Some(control) = &mut self.control {
             control.ended(exit_status(status));
@@ -559,8 +566,9 @@ impl<'r> Supervisor<'r> {
         }
         let refusals = self.kernel.refusals().all();
         let refusals = refusals.iter().map(ToString::to_string);
-        let notes = farewell.into_iter().chain(self.kernel.limit_notes()).chain(refusals).collect();
-        Finished { status: exit_status(status), notes, interrupted, unrecorded }
+        let notes = farewell.into_iter().chain(self.kernel.limit_notes()).chain(refusals);
+        let notes = notes.chain(kept).collect();
+        Finished { status: exit_status(status), notes, interrupted, undone }
     }
 }
 

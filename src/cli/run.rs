@@ -13,7 +13,7 @@ use crate::control::detach::{self, Outcome, Side};
 use crate::control::state::base_path;
 use crate::control::{Claim, Control, Verdict};
 use crate::overlay::{self, Held, OverlayError, Store, hidden_places, is_above_places};
-use crate::runtime::{self, Beside, Finished, Record};
+use crate::runtime::{self, Beside, Finished};
 use crate::sentry::file_log::Report;
 
 /// An exit status and why, in a sentence.
@@ -195,19 +195,23 @@ fn attempt(
         let _ = write!(std::io::stderr(), "{}", explain::decisions(&spec));
     }
     let named = options.id.is_some();
-    let held = held(&spec, store, named, control.as_deref()).map_err(|error| own(&error))?;
-    let layers = held.as_ref().map_or(&[][..], Held::layers);
-    let write = destination.map(|destination| |report: &Report| destination.write(report));
-    let record = write.as_ref().map(|write| write as Record<'_>);
-    let done = runtime::run(&spec, Beside { layers, record }, control);
-    let kept = held.and_then(Held::finish);
-    match done {
-        // Whoever wanted the list must not take the run for a success without.
-        Ok(Finished { unrecorded: Some(sentence), .. }) => Err((OWN_ERROR, sentence)),
-        Ok(mut finished) => {
-            finished.notes.extend(kept);
-            Ok((spec, finished))
+    let mut held = held(&spec, store, named, control.as_deref()).map_err(|error| own(&error))?;
+    let layers = held.as_ref().map_or_else(Vec::new, |held| held.layers().to_vec());
+    let at_end = |report: Option<&Report>| {
+        let kept = held.take().and_then(Held::finish);
+        if let Some((destination, report)) = destination.zip(report) {
+            destination.write(report)?;
         }
+        Ok(kept.into_iter().collect())
+    };
+    let beside = Beside { layers: &layers, at_end: Some(Box::new(at_end)) };
+    let done = runtime::run(&spec, beside, control);
+    // What has never run has changed nothing.
+    held.and_then(Held::finish);
+    match done {
+        // Whoever wanted the list of files must not take the run for a success without.
+        Ok(Finished { undone: Some(sentence), .. }) => Err((OWN_ERROR, sentence)),
+        Ok(finished) => Ok((spec, finished)),
         Err(error) => Err((error.status(), error.to_string())),
     }
 }

@@ -85,7 +85,7 @@ impl Caller {
                             status: 0,
                             notes: Vec::new(),
                             interrupted: false,
-                            unrecorded: None,
+                            undone: None,
                         });
                     }
                     // Not before: see `Supervisor::run`.
@@ -106,7 +106,7 @@ impl Caller {
                             status,
                             notes: Vec::new(),
                             interrupted,
-                            unrecorded: None,
+                            undone: None,
                         });
                     }
                     _ => {}
@@ -124,7 +124,7 @@ impl Caller {
                     let notes =
                         vec![format!("{name} is lost: the sandbox ended, or its keeper in it")];
                     let status = exit_status(libc::SIGKILL);
-                    return Ok(Finished { status, notes, interrupted: false, unrecorded: None });
+                    return Ok(Finished { status, notes, interrupted: false, undone: None });
                 }
                 Err(error) => return Err(error),
             }

@@ -10,9 +10,6 @@ use crate::sentry::file_log::{Caller, FileLog, Report};
 /// After that no more hashes are made for the list.
 const LONGEST: Duration = Duration::from_secs(600);
 
-/// Writes the list; an error is a sentence.
-pub type Record<'r> = &'r dyn Fn(&Report) -> Result<(), String>;
-
 impl Supervisor<'_> {
     /// The program runs, which may have been executed unseen.
     pub(super) fn note_program(&mut self) {
@@ -28,14 +25,8 @@ impl Supervisor<'_> {
         }));
     }
 
-    /// Writes the list, once the guests have ended. Gives why it could not be.
-    pub(super) async fn record_files(&mut self) -> Option<String> {
-        let report = self.list_files().await?;
-        let record = self.record?;
-        record(&report).err()
-    }
-
-    async fn list_files(&mut self) -> Option<Report> {
+    /// The list, once the guests have ended.
+    pub(super) async fn list_files(&mut self) -> Option<Report> {
         let log = self.kernel.file_log()?;
         let (kernel, noted) = (Arc::clone(&self.kernel), self.noted.take());
         let mut report = tokio::spawn(async move {

@@ -10,7 +10,7 @@ mod look;
 use std::collections::btree_map::Entry as Place;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use content::Content;
 use content::Hasher;
@@ -92,7 +92,8 @@ pub struct Report {
 /// The log itself.
 #[derive(Debug, Default)]
 pub struct FileLog {
-    view: OnceLock<View>,
+    /// Once there is a guest that can be looked at, and until the end. A leaf of the lock order.
+    view: Mutex<Option<Arc<View>>>,
     /// A leaf of the lock order.
     inner: Mutex<Inner>,
     hasher: Hasher,
@@ -170,7 +171,7 @@ impl FileLog {
         const MOST: usize = 5;
         let how = Use { touch: Touch::EXECUTED, follow: true, creates: false };
         self.note(caller, start, path, how);
-        let Some(view) = self.view.get() else { return };
+        let Some(view) = self.view(caller) else { return };
         let next = |start, path: &[u8]| {
             view.open(caller.tid, start, path).and_then(|file| look::interpreter(&file))
         };
@@ -210,12 +211,12 @@ impl FileLog {
         found
     }
 
-    fn view(&self, caller: &Caller<'_>) -> Option<&View> {
-        if let Some(view) = self.view.get() {
-            return Some(view);
+    fn view(&self, caller: &Caller<'_>) -> Option<Arc<View>> {
+        let mut view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
+        if view.is_none() {
+            *view = View::of(caller.tid).filter(|_| (caller.is_valid)()).map(Arc::new);
         }
-        let view = View::of(caller.tid).filter(|_| (caller.is_valid)())?;
-        Some(self.view.get_or_init(|| view))
+        view.clone()
     }
 
     fn there(&self, caller: &Caller<'_>, there: There, touch: Touch) {
@@ -282,15 +283,16 @@ impl FileLog {
         }
     }
 
-    /// Everything, once no guest is left that matters; ends the log. Blocks.
+    /// Everything, once no guest is left that matters; ends the log, and the file view with it. Blocks.
     pub fn report(&self) -> Report {
+        let view = self.view.lock().unwrap_or_else(PoisonError::into_inner).take();
         let before = self.hasher.all();
         let Inner { files, missing, .. } = std::mem::take(&mut *self.lock());
         let line = |(path, entry): (Vec<u8>, Entry)| {
             let Entry { mut kind, touch, mut target } = entry;
             let mut after = None;
             if touch.may_change()
-                && let Some(there) = self.view.get().and_then(|view| view.at(&path))
+                && let Some(there) = view.as_ref().and_then(|view| view.at(&path))
             {
                 (kind, target) = (there.kind, there.target);
                 let file = there.file.filter(|_| kind == Kind::File);
