@@ -128,6 +128,8 @@ impl CpuClock {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead, Write};
+
     use super::*;
 
     #[test]
@@ -150,29 +152,26 @@ mod tests {
 
     #[test]
     fn spinning_children_count_whether_they_live_or_have_ended() {
-        let own = std::process::id() as i32;
-        let mut clock = CpuClock::new(own);
-        let before = clock.look().unwrap();
-        let spin = "i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done; read x";
-        let mut child = std::process::Command::new("sh")
-            .args(["-c", spin])
+        // In a family of their own: children of other tests come and go.
+        let spin = "i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done; echo spun; read x";
+        let mut init = std::process::Command::new("sh")
+            .args(["-c", "sh -c \"$1\"; echo ended; read x", "sh", spin])
             .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
             .spawn()
             .unwrap();
-        let pid = child.id() as i32;
-        let waits = || {
-            let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-            text.contains(") S ")
-        };
-        while !waits() {
-            std::thread::yield_now();
-        }
+        let mut says = std::io::BufReader::new(init.stdout.take().unwrap()).lines();
+        let mut clock = CpuClock::new(init.id() as i32);
+        assert_eq!(says.next().unwrap().unwrap(), "spun");
+        let living = clock.look().unwrap();
+        let [Relative { pid, .. }] = *clock.processes() else { panic!("{:?}", clock.processes()) };
         let used = process_time(pid).unwrap();
-        let living = clock.look().unwrap() - before;
-        assert!(living >= used, "{living:?} {used:?}");
-        assert!(clock.glance().is_some());
-        drop(child.stdin.take());
-        child.wait().unwrap();
-        assert!(clock.look().unwrap() - before >= living);
+        let glance = clock.glance().unwrap();
+        assert!(living > Duration::ZERO && glance >= used, "{living:?} {used:?} {glance:?}");
+        init.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+        assert_eq!(says.next().unwrap().unwrap(), "ended");
+        assert!(clock.look().unwrap() >= glance);
+        drop(init.stdin.take());
+        init.wait().unwrap();
     }
 }

@@ -6,7 +6,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::common::{
-    LIMIT, Leftovers, Outcome, Workspace, finish, run, sandbox_program, start, wait_for,
+    LIMIT, Leftovers, Outcome, Workspace, finish, guest, run, sandbox_program, start, wait_for,
 };
 
 #[test]
@@ -99,9 +99,8 @@ fn uncaught_signals_to_the_supervisor_end_the_program() {
 #[test]
 fn signals_come_one_after_another() {
     let workspace = Workspace::new("several");
-    let script = "n=0; trap 'n=$((n + 1)); echo $n > count' USR1; trap 'exit 6' TERM
-                  echo > up; while :; do read -t 0.05 <> <(:); done";
-    let (child, leftovers) = started(&workspace, script);
+    let script = format!("exec {} count", guest("heeds").display());
+    let (child, leftovers) = started(&workspace, &script);
     for number in 1..=20 {
         send(&child, Signal::SIGUSR1);
         wait_for("the count", || {
