@@ -12,11 +12,9 @@ use std::sync::Arc;
 use nix::errno::Errno;
 
 use crate::save::capture::collector::Content;
-use crate::save::capture::copied::Copied;
 use crate::save::error::SaveError;
 use crate::save::hand;
-use crate::save::image::{ImageError, Pages, Writer};
-use crate::sys::buffer::Place;
+use crate::save::image::{ImageError, Writer};
 use crate::sys::errno_of;
 use crate::sys::memfd::anonymous_file;
 
@@ -37,46 +35,34 @@ impl Content {
         }
     }
 
-    /// Writes it to the memory section. `copies`: where pages of such may be.
-    pub fn write<W: Write>(
-        &self,
-        writer: &mut Writer<W>,
-        copies: &[Copied],
-    ) -> Result<(), SaveError> {
+    /// Writes it to the memory section.
+    pub fn write<W: Write>(&self, writer: &mut Writer<W>) -> Result<(), SaveError> {
         match self {
             Content::Pages { object, pid, ranges } => {
-                let copy = copies.iter().find(|it| it.pid() == *pid);
                 let memory = Memory::of(*pid);
-                let direct = |address, to: &mut [u8]| memory.read(address, to).map_err(unreadable);
-                let pages: &dyn Pages = match &copy {
-                    Some(copy) => copy,
-                    None => &direct,
-                };
                 for (start, end) in ranges {
-                    writer.pages_with(*object, *start, (end - start) / PAGE, pages)?;
+                    let pages = (end - start) / PAGE;
+                    writer.pages_with(*object, *start, pages, &|address, to| {
+                        memory.read(address, to).map_err(unreadable)
+                    })?;
                 }
             }
             Content::Mapping { object, pid, start, end, offset } => {
                 let pages = (end - start) / PAGE;
                 let memory = Memory::of(*pid);
-                writer.pages_with(*object, *offset, pages, &|at: u64, to: &mut [u8]| {
+                writer.pages_with(*object, *offset, pages, &|at, to| {
                     memory.read(start + (at - offset), to).map_err(unreadable)
                 })?;
             }
             // Their pages have to be found before.
             Content::Copied { .. } => {}
             Content::Kept { object, spool, at, offset, size, pages: true } => {
-                writer.pages_with(
-                    *object,
-                    *offset,
-                    size / PAGE,
-                    &|address: u64, to: &mut [u8]| {
-                        spool.read_exact_at(to, at + (address - offset)).map_err(|error| {
-                            let what = format!("what was kept of a guest cannot be read: {error}");
-                            ImageError::Unwritable { what }
-                        })
-                    },
-                )?;
+                writer.pages_with(*object, *offset, size / PAGE, &|address, to| {
+                    spool.read_exact_at(to, at + (address - offset)).map_err(|error| {
+                        let what = format!("what was kept of a guest cannot be read: {error}");
+                        ImageError::Unwritable { what }
+                    })
+                })?;
             }
             Content::Kept { object, spool, at, size, .. } => {
                 stream(writer, *object, spool, *at, *size)?;
@@ -88,16 +74,6 @@ impl Content {
             }
         }
         Ok(())
-    }
-}
-
-impl Pages for &Copied {
-    fn fetch(&self, address: u64, to: &mut [u8]) -> Result<(), ImageError> {
-        self.read(address, to).map_err(unreadable)
-    }
-
-    fn deliver(&self, address: u64, to: Place) -> bool {
-        Copied::deliver(self, address, to)
     }
 }
 

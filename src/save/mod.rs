@@ -7,7 +7,6 @@
 pub mod bpf;
 pub mod capture;
 pub mod content;
-pub mod courier;
 pub mod error;
 pub mod hand;
 pub mod image;

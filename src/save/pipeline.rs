@@ -176,12 +176,10 @@ pub fn save(
         commit(&saved)?;
         return Ok(saved);
     }
-    let (sandbox, mut found, begun) =
-        patiently(|| captured_standing(kernel, facts, options), rest)?;
+    let (sandbox, found, begun) = patiently(|| captured_standing(kernel, facts, options), rest)?;
     let saved = (|| {
-        let saved = write(&sandbox, &found, &features, out, options, progress);
-        snapshot::end(kernel, &mut found);
-        let saved = Saved { pause: begun.elapsed(), ..saved? };
+        let mut saved = write(&sandbox, &found, &features, out, options, progress)?;
+        saved.pause = begun.elapsed();
         commit(&saved)?;
         Ok(saved)
     })();
@@ -268,22 +266,12 @@ fn captured_standing(
     facts: &Facts,
     options: Options,
 ) -> Result<(Sandbox, Found, Instant), SaveError> {
-    let live = Arc::new(Live::standing(kernel));
     let (earlier, begun) = stop(kernel)?;
-    let captured =
-        captured(kernel, facts, options, earlier, &live).and_then(|(mut sandbox, mut found)| {
-            match snapshot::settle(&mut found, &mut sandbox.spaces, false) {
-                Ok(_) => Ok((sandbox, found, begun)),
-                Err(error) => {
-                    snapshot::end(kernel, &mut found);
-                    Err(error)
-                }
-            }
-        });
+    let captured = captured(kernel, facts, options, earlier, None);
     if captured.is_err() {
         kernel.unpause()?;
     }
-    captured
+    captured.map(|(sandbox, found)| (sandbox, found, begun))
 }
 
 /// Captures guests that go on again at once: what is to be read later is read from copies of them. Gives
@@ -295,13 +283,14 @@ fn captured_live(
 ) -> Result<(Sandbox, Found, Duration), SaveError> {
     // The second time nothing is taken for granted.
     for is_prepared in [true, false] {
-        let live = Arc::new(Live::new(kernel, is_prepared)?);
+        let live = Live::new(kernel, is_prepared)?;
         let (earlier, begun) = stop(kernel)?;
-        let captured =
-            captured(kernel, facts, options, earlier, &live).and_then(|(sandbox, mut found)| {
+        let captured = captured(kernel, facts, options, earlier, Some(live)).and_then(
+            |(sandbox, mut found)| {
                 content::keep(&mut found.collector.contents)?;
                 Ok((sandbox, found))
-            });
+            },
+        );
         kernel.unpause()?;
         let pause = begun.elapsed();
         let (mut sandbox, mut found) = captured?;
@@ -327,7 +316,7 @@ fn captured(
     facts: &Facts,
     options: Options,
     earlier: Earlier,
-    live: &Arc<Live>,
+    live: Option<Live>,
 ) -> Result<(Sandbox, Found), SaveError> {
     // (A program may have been started, or a clock been set, while they went on in between.)
     refuse_early(kernel, facts)?;
@@ -342,15 +331,15 @@ fn captured(
     let gate = Arc::clone(kernel.gate().ok_or(SaveError::refused("nothing runs in it"))?);
     let groups: Vec<(i32, i32)> = guests.iter().map(|it| (it.pid, it.guest_pid)).collect();
     let own = facts.clone();
-    let (log, live) = (Arc::clone(kernel), Arc::clone(live));
+    let log = Arc::clone(kernel);
     let work = move |tracees: &mut _| {
         let before = filter_count(log.init_pid()).unwrap_or(0);
         let filters = Filters { log: log.filters(), before, gate: &gate };
         let mut found = Found::new(earlier, options.strict);
-        let done = capture::sandbox(tracees, filters, &guests, &own, &live, &mut found);
+        let done = capture::sandbox(tracees, filters, &guests, &own, live.as_ref(), &mut found);
         if done.is_err() {
             // Another attempt is not to meet them.
-            snapshot::end_here(tracees, &mut found);
+            snapshot::end_here(&mut found);
         }
         done.map(|()| found)
     };
@@ -406,7 +395,7 @@ fn write(
     let total = contents.iter().map(Content::bytes).sum::<u64>() + state.len() as u64;
     let out = Counted { out, so_far: Progress { done: 0, total }, tell: Arc::clone(progress) };
     let mut writer = Writer::begin_in_background(out, features, &state, options.compression)?;
-    contents.iter().try_for_each(|content| content.write(&mut writer, &found.copies))?;
+    contents.iter().try_for_each(|content| content.write(&mut writer))?;
     let (mut out, summary) = writer.finish()?;
     out.flush().map_err(|error| SaveError::failed("the image cannot be written", error))?;
     match disk.sync_all() {

@@ -141,7 +141,6 @@ fn live(work: &mpsc::Receiver<Work>, wake: &EventFd, progress: Arc<Progress>) ->
     let mut tracees = Tracees {
         all: HashMap::new(),
         taken: HashMap::new(),
-        kept: HashMap::new(),
         held: false,
         running: 0,
         places: 0,
@@ -190,8 +189,6 @@ pub struct Tracees {
     all: HashMap<i32, Tracee>,
     /// How those are kept that somebody has taken.
     taken: HashMap<i32, How>,
-    /// Threads that are no guests', stopped until somebody wants them ([`Tracees::keep`]).
-    kept: HashMap<i32, Stopped>,
     /// Whether those that stop stay stopped.
     held: bool,
     /// How many of `all` have not stopped.
@@ -338,16 +335,6 @@ impl Tracees {
         }
     }
 
-    /// Keeps a stopped thread that is none of the guests', whatever becomes of them.
-    pub fn keep(&mut self, stopped: Stopped) {
-        self.kept.insert(stopped.tid(), stopped);
-    }
-
-    /// Takes one that is kept; `None`: it has been killed, or another closure has lost it.
-    pub fn take_kept(&mut self, tid: i32) -> Option<Stopped> {
-        self.kept.remove(&tid)
-    }
-
     /// How many have stopped.
     pub(super) fn stopped(&self) -> usize {
         self.all.len() - self.running
@@ -459,7 +446,6 @@ impl Tracees {
     fn changed(&mut self, change: Change) {
         match change {
             Change::Ended(tid) => {
-                self.kept.remove(&tid);
                 self.remove(tid);
                 self.release_after(tid);
             }

@@ -8,7 +8,6 @@
 pub mod agent;
 pub mod clmul;
 pub mod beneath;
-pub mod buffer;
 pub mod clock;
 pub mod cpu;
 pub mod cpu_clock;

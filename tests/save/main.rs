@@ -3,7 +3,6 @@
 //! Each guest program looks after itself: it says what is not as it should be, and its status tells.
 
 mod desk;
-mod large;
 mod likeness;
 mod failures;
 mod ipc;

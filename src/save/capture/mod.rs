@@ -18,11 +18,10 @@ use crate::sentry::{Carried, ProcessInfo, Tracees, Used};
 use crate::sys::agent::Data;
 use crate::sys::errno_of;
 use crate::sys::generated;
-use crate::sys::ptrace::{Stop, Stopped};
+use crate::sys::ptrace::Stop;
 
 pub mod adjustments;
 pub mod collector;
-pub mod copied;
 pub mod descriptors;
 pub mod fdinfo;
 pub mod filters;
@@ -46,10 +45,9 @@ pub mod trees;
 pub mod waits;
 
 use collector::{Collector, Subject};
-use copied::Copied;
 pub use descriptors::Streams;
 use filters::Filters;
-use snapshot::Live;
+use snapshot::{Copied, Live};
 
 /// What was found.
 #[derive(Debug, Default)]
@@ -103,7 +101,7 @@ pub fn sandbox(
     filters: Filters<'_>,
     guests: &[ProcessInfo],
     facts: &Facts,
-    live: &Live,
+    live: Option<&Live>,
     found: &mut Found,
 ) -> Result<(), SaveError> {
     let done = all_of(tracees, filters, guests, facts, live, found);
@@ -116,7 +114,7 @@ fn all_of(
     filters: Filters<'_>,
     guests: &[ProcessInfo],
     facts: &Facts,
-    live: &Live,
+    live: Option<&Live>,
     found: &mut Found,
 ) -> Result<(), SaveError> {
     let Some(any) = guests.iter().find(|guest| guest.state != 'Z') else {
@@ -227,7 +225,7 @@ fn process_of(
     filters: Filters<'_>,
     (guest, guests): (&ProcessInfo, &[ProcessInfo]),
     streams: &Streams,
-    live: &Live,
+    live: Option<&Live>,
     found: &mut Found,
 ) -> Result<Process, SaveError> {
     let who = guest.words();
@@ -250,12 +248,11 @@ fn process_of(
         return Err(SaveError::failed(&who, "it ended while it was saved"));
     };
     let programs = filters::programs(&process);
-    let goes_on = live.goes_on();
+    let goes_on = live.is_some();
     let whose = Whose { filters, who: &who, instruction, programs, goes_on };
     let (mut borrowed, area) = whose.lend(tracees, *first, None)?;
     let before = Before { gate: filters.gate, guest, guests, streams, live };
-    let done = leader(&before, &mut borrowed, &mut process, found).and_then(|copied| {
-        copied.into_iter().for_each(|it| tracees.keep(it));
+    let done = leader(&before, &mut borrowed, &mut process, found).and_then(|()| {
         let told = (&mut process, &found.collector);
         let asked = threads::ask(&who, &mut borrowed)?;
         let mut threads = vec![whose.hear(&mut borrowed, asked, true, told)?];
@@ -402,16 +399,16 @@ struct Before<'b> {
     guest: &'b ProcessInfo,
     guests: &'b [ProcessInfo],
     streams: &'b Streams,
-    live: &'b Live,
+    live: Option<&'b Live>,
 }
 
-/// What belongs to the process as a whole, by its first thread. Gives the copy of it, if one was made.
+/// What belongs to the process as a whole, by its first thread.
 fn leader(
     before: &Before<'_>,
     borrowed: &mut Borrowed,
     process: &mut Process,
     found: &mut Found,
-) -> Result<Option<Stopped>, SaveError> {
+) -> Result<(), SaveError> {
     let Before { gate, guest, guests, streams, live } = *before;
     let mut subject = Subject::new(guest.pid, guest.guest_pid, &mut borrowed.hand);
     if found.clocks == Clocks::default() {
@@ -427,12 +424,14 @@ fn leader(
     let table = descriptors::capture_table(&mut subject, streams, &mut found.collector)?;
     process.table = Some(found.tables.len() as u32);
     found.tables.push(table);
-    let copied = live.copy(&mut subject, gate, process, found)?;
-    let copy = copied.as_ref().map(Stopped::tid);
-    let space = memory::capture(&mut subject, copy.map(|copy| (live, copy)), &mut found.collector)?;
+    let copied = match live {
+        Some(live) => live.copy(&mut subject, gate, process, found)?,
+        None => None,
+    };
+    let space = memory::capture(&mut subject, live.zip(copied), &mut found.collector)?;
     process.space = Some(found.spaces.len() as u32);
     found.spaces.push(space);
-    Ok(copied)
+    Ok(())
 }
 
 fn clocks(subject: &mut Subject<'_>) -> Result<Clocks, SaveError> {

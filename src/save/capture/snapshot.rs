@@ -23,31 +23,40 @@ use nix::unistd::Pid;
 
 use super::Found;
 use super::collector::{Content, Subject};
-use super::copied::Copied;
 use super::maps::{self, Line};
 use super::memory::join;
 use crate::notify::Gate;
 use crate::save::error::SaveError;
 use crate::save::hand::{AREA, Hand, HandError, first_stop};
 use crate::save::state::{MappingKind, Process, Space};
-use crate::sentry::{Kernel, Tracees};
+use crate::sentry::Kernel;
 use crate::sys::agent::Table;
 use crate::sys::generated;
-use crate::sys::ptrace::{self, Stop, Stopped};
+use crate::sys::ptrace::{self, Stop};
 use crate::sys::{pagemap, process};
 
-/// From here on making a copy takes less time than is won by reading from it.
-const WORTH_A_COPY: u64 = 32 << 20;
-
-/// Memory is to be read from copies, if it can be: of guests that go on meanwhile.
+/// The guests are to go on while their memory is read.
 pub struct Live {
     kernel: Arc<Kernel>,
     /// What the mappings of each process were like shortly before, with their flags, which take time to
     /// read. None: they are read while all stand still.
     before: Option<HashMap<i32, Vec<Line>>>,
-    /// Bytes of memory from which on a copy is made.
-    least: u64,
-    goes_on: bool,
+}
+
+/// A copy. Killed when dropped.
+#[derive(Debug)]
+pub struct Copied {
+    pid: i32,
+    pidfd: OwnedFd,
+    kernel: Arc<Kernel>,
+    /// The entry of [`Found::spaces`].
+    space: usize,
+}
+
+impl Drop for Copied {
+    fn drop(&mut self) {
+        discard(&self.kernel, self.pid, &self.pidfd);
+    }
 }
 
 /// Whether a mapping with these flags is not in a copy, or empty there (MADV_DONTFORK and
@@ -66,19 +75,7 @@ impl Live {
             let read = |pid| Some((pid, maps::read(pid).ok()?));
             before = Some(guests.iter().filter_map(|guest| read(guest.pid)).collect());
         }
-        Ok(Live { kernel: Arc::clone(kernel), before, least: 0, goes_on: true })
-    }
-
-    /// The guests stand still until their memory is read; those that have much are copied all the same, since
-    /// copies are read faster.
-    pub fn standing(kernel: &Arc<Kernel>) -> Live {
-        let kernel = Arc::clone(kernel);
-        Live { kernel, before: None, least: WORTH_A_COPY, goes_on: false }
-    }
-
-    /// The guests go on after the save.
-    pub fn goes_on(&self) -> bool {
-        self.goes_on
+        Ok(Live { kernel: Arc::clone(kernel), before })
     }
 
     /// Mappings of a stopped process with their flags, which may be those of shortly before; but for the
@@ -94,25 +91,23 @@ impl Live {
         maps::read(pid)
     }
 
-    /// Makes a copy of the subject, if that can be done unnoticed. Gives it, which is to be kept
-    /// ([`crate::sentry::Tracees::keep`]).
+    /// Makes a copy of the subject, if that can be done unnoticed. Gives its number.
     pub fn copy(
         &self,
         subject: &mut Subject<'_>,
         gate: &Gate,
         process: &Process,
         found: &mut Found,
-    ) -> Result<Option<Stopped>, SaveError> {
-        if is_below_reaper(process, &found.processes) || own_memory(subject.pid) < self.least {
+    ) -> Result<Option<i32>, SaveError> {
+        if is_below_reaper(process, &found.processes) {
             return Ok(None);
         }
         let who = subject.to_string();
         match copy(subject.hand, gate, &self.kernel) {
-            Ok((stopped, pidfd)) => {
-                let made = (stopped.tid(), pidfd);
-                let copied = Copied::new(&self.kernel, made, subject.hand, found.spaces.len());
-                found.copies.push(copied);
-                Ok(Some(stopped))
+            Ok((pid, pidfd)) => {
+                let (kernel, space) = (Arc::clone(&self.kernel), found.spaces.len());
+                found.copies.push(Copied { pid, pidfd, kernel, space });
+                Ok(Some(pid))
             }
             Err(HandError::Killed) => Err(SaveError::of(who)(HandError::Killed)),
             // It may have as many processes as it is allowed, or too much memory to promise twice.
@@ -145,23 +140,14 @@ fn locked(lines: &[Line]) -> u64 {
 }
 
 fn locked_pages(pid: i32) -> u64 {
-    bytes_of(pid, "VmLck:").unwrap_or(u64::MAX)
+    let text = generated::text(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("VmLck:"));
+    let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kilobytes.map_or(u64::MAX, |kilobytes| kilobytes * 1024)
 }
 
-/// Bytes of memory that is no file's.
-fn own_memory(pid: i32) -> u64 {
-    bytes_of(pid, "RssAnon:").unwrap_or(0)
-}
-
-/// A field of /proc/PID/status (proc_pid_status(5)) that counts memory.
-fn bytes_of(pid: i32, field: &str) -> Option<u64> {
-    let text = generated::text(format!("/proc/{pid}/status")).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix(field))?;
-    Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
-}
-
-/// A copy, which has stopped.
-type Made = (Stopped, OwnedFd);
+/// A copy, which has stopped: its number, and what tells of its end.
+type Made = (i32, OwnedFd);
 
 /// Makes the process in between, and has it make the copy.
 fn copy(hand: &mut Hand, gate: &Gate, kernel: &Kernel) -> Result<Made, HandError> {
@@ -204,8 +190,8 @@ fn unless_lost(
 ) -> Result<Made, HandError> {
     match (done, copy) {
         (Ok(()), copy) => copy,
-        (Err(error), Ok((stopped, pidfd))) => {
-            discard(kernel, stopped.tid(), &pidfd);
+        (Err(error), Ok((pid, pidfd))) => {
+            discard(kernel, pid, &pidfd);
             Err(error)
         }
         (Err(error), Err(_)) => Err(error),
@@ -262,15 +248,17 @@ fn copy_and_end(hand: &mut Hand, kernel: &Kernel) -> Result<Made, HandError> {
 fn made(pid: i32, kernel: &Kernel) -> Result<Made, HandError> {
     kernel.add_keeper(pid, "");
     let pidfd = process::pidfd_open(pid, false);
-    match first_stop(pid).map(|stopped| (stopped, pidfd)) {
-        Ok((stopped, Ok(pidfd))) => Ok((stopped, pidfd)),
+    // It stays where it is.
+    match first_stop(pid).map(|_| pidfd) {
+        Ok(Ok(pidfd)) => Ok((pid, pidfd)),
         failed => {
             // (Its number is its own as long as its tracer has not heard of its end.)
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
             kernel.remove_keeper(pid);
             match failed {
-                Ok((_, Err(errno))) => Err(HandError::Own("keep it", errno)),
-                failed => failed.map(|_| ()).and(Err(HandError::Killed)),
+                Ok(Err(errno)) => Err(HandError::Own("keep it", errno)),
+                Ok(Ok(_)) => Err(HandError::Killed),
+                Err(error) => Err(error),
             }
         }
     }
@@ -308,8 +296,8 @@ fn are_as_taken(found: &Found, spaces: &mut [Space]) -> Result<bool, SaveError> 
                 errno.desc(),
             )
         };
-        let lines = maps::read(copied.pid()).map_err(gone)?;
-        let Some(space) = spaces.get_mut(copied.space()) else { continue };
+        let lines = maps::read(copied.pid).map_err(gone)?;
+        let Some(space) = spaces.get_mut(copied.space) else { continue };
         for mapping in &mut space.mappings {
             // The kernel's own pages are nobody's.
             if matches!(mapping.kind, MappingKind::Vvar(_)) {
@@ -347,27 +335,25 @@ fn with_locks(flags: &str, before: &str) -> String {
 
 /// Ends the copies; returns when they have ended. Not on the tracer's thread.
 pub fn end(kernel: &Kernel, found: &mut Found) {
-    let ended = killed(found);
+    let killed = killed(found);
     // (No tracer any more: none of them is left.)
-    let _ = kernel.tracer().run(move |tracees| wait_for_ends(tracees, &ended));
+    let _ = kernel.tracer().run(move |_| wait_for_ends(&killed));
 }
 
 /// The same on the tracer's thread.
-pub fn end_here(tracees: &mut Tracees, found: &mut Found) {
-    let ended = killed(found);
-    wait_for_ends(tracees, &ended);
+pub fn end_here(found: &mut Found) {
+    wait_for_ends(&killed(found));
 }
 
-/// Those that have been killed, and what tells of their ends.
-fn killed(found: &mut Found) -> Vec<(i32, Arc<OwnedFd>)> {
+/// What tells of the ends of those that have been killed.
+fn killed(found: &mut Found) -> Vec<OwnedFd> {
     let copies = std::mem::take(&mut found.copies);
-    copies.iter().map(|it| (it.pid(), Arc::clone(it.pidfd()))).collect()
+    copies.iter().filter_map(|it| it.pidfd.try_clone().ok()).collect()
 }
 
-fn wait_for_ends(tracees: &mut Tracees, ended: &[(i32, Arc<OwnedFd>)]) {
-    for (pid, pidfd) in ended {
+fn wait_for_ends(killed: &[OwnedFd]) {
+    for pidfd in killed {
         let _ = ptrace::wait_for_end(pidfd.as_fd());
-        tracees.take_kept(*pid);
     }
 }
 

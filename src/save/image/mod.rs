@@ -26,4 +26,4 @@ pub use file::Durable;
 pub use format::{Level, PAGE, Summary, VERSION};
 pub use index::{CHECKERS, Index, Run, Source, Stream};
 pub use reader::{Frame, Opened, Reader};
-pub use writer::{Pages, Writer};
+pub use writer::Writer;

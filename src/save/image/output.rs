@@ -10,12 +10,11 @@ use std::thread::{Builder, JoinHandle};
 
 use super::error::ImageError;
 use super::format::{PAGE, Page};
-use crate::sys::buffer::Buffer;
 
 /// Bytes of a batch's buffer, and about what is written at once.
 pub(super) const BATCH: usize = 8 << 20;
 /// Buffers of a writer with a thread: one that is filled, one that is written, one between.
-pub(super) const BUFFERS: usize = 3;
+const BUFFERS: usize = 3;
 /// Pieces of one writev(2); the kernel takes 1024 (UIO_MAXIOV).
 pub(super) const AT_ONCE: usize = 1024;
 
@@ -49,16 +48,15 @@ impl Piece {
 #[derive(Debug, Default)]
 pub(super) struct Batch {
     /// Always of [`BATCH`] bytes, but for a moment while the writer looks into it.
-    pub(super) buffer: Buffer,
+    pub(super) buffer: Vec<u8>,
     /// Of those so many are in use.
     pub(super) used: usize,
     pub(super) pieces: Vec<Piece>,
 }
 
 impl Batch {
-    /// `buffer` has [`BATCH`] bytes.
-    pub(super) fn new(buffer: Buffer) -> Batch {
-        Batch { buffer, used: 0, pieces: Vec::new() }
+    pub(super) fn new() -> Batch {
+        Batch { buffer: vec![0; BATCH], used: 0, pieces: Vec::new() }
     }
 
     /// Bytes of the buffer that are free.
@@ -78,8 +76,8 @@ pub(super) struct Thread<W> {
     batches: SyncSender<Batch>,
     /// Those that have been written.
     back: Receiver<Batch>,
-    /// Buffers that have not been used yet.
-    spare: Vec<Buffer>,
+    /// Buffers made so far.
+    made: usize,
     thread: JoinHandle<Result<W, ImageError>>,
 }
 
@@ -113,15 +111,15 @@ impl<W: Write> Output<W> {
 }
 
 impl<W: Write + Send + 'static> Thread<W> {
-    /// Starts the thread. `spare`: buffers beside the one that the writer has; [`BUFFERS`] in all.
-    pub(super) fn start(to: W, spare: Vec<Buffer>) -> Result<Thread<W>, ImageError> {
+    /// Starts the thread.
+    pub(super) fn start(to: W) -> Result<Thread<W>, ImageError> {
         let (batches, next) = sync_channel::<Batch>(BUFFERS);
         let (done, back) = channel();
         let work = move || write_all(to, &next, |batch| drop(done.send(batch)));
         let thread = Builder::new().name("image".to_owned()).spawn(work).map_err(|error| {
             ImageError::io("cannot start a thread that writes the image", error)
         })?;
-        Ok(Thread { batches, back, spare, thread })
+        Ok(Thread { batches, back, made: 1, thread })
     }
 }
 
@@ -130,12 +128,12 @@ impl<W> Thread<W> {
         if self.batches.send(mem::take(batch)).is_err() {
             return Err(self.failure());
         }
-        *batch = match self.spare.pop() {
-            Some(buffer) => Batch::new(buffer),
-            None => match self.back.recv() {
-                Ok(empty) => empty,
-                Err(_) => return Err(self.failure()),
-            },
+        *batch = if self.made < BUFFERS {
+            self.made += 1;
+            Batch::new()
+        } else {
+            let Ok(empty) = self.back.recv() else { return Err(self.failure()) };
+            empty
         };
         Ok(self)
     }

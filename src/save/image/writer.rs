@@ -20,10 +20,7 @@ use super::format::{
     padded,
 };
 use super::hash::{Class, Seen, checksum, classify};
-use super::output::{
-    AT_ONCE, BATCH, BUFFERS, Batch, Output, Piece, Thread, thread_died, write_padded,
-};
-use crate::sys::buffer::{self, Buffer, Place};
+use super::output::{AT_ONCE, Batch, Output, Piece, Thread, thread_died, write_padded};
 
 /// Pages are fetched in portions of this many bytes, which a processor's own cache holds. That is also
 /// the room that one needs in a batch's buffer: packed it never takes more.
@@ -39,25 +36,8 @@ const LENT: usize = 4 << 20;
 /// Fewer lent bytes than this are copied and written with others.
 const SMALL: usize = 64 << 10;
 
-/// So many bytes are worth asking for to be delivered.
-const DELIVERED: usize = 256 << 10;
-
-/// Who has pages.
-pub trait Pages: Sync {
-    /// Fetches some from an address on.
-    fn fetch(&self, address: u64, to: &mut [u8]) -> Result<(), ImageError>;
-
-    /// Has some brought to a place. False: it holds nothing of use, and they have to be fetched.
-    fn deliver(&self, _address: u64, _to: Place) -> bool {
-        false
-    }
-}
-
-impl<F: Fn(u64, &mut [u8]) -> Result<(), ImageError> + Sync> Pages for F {
-    fn fetch(&self, address: u64, to: &mut [u8]) -> Result<(), ImageError> {
-        self(address, to)
-    }
-}
+/// Fetches pages from an address on.
+type Fetch<'f> = dyn Fn(u64, &mut [u8]) -> Result<(), ImageError> + Sync + 'f;
 
 /// Writes one image. Pages of one object have to come in ascending order, and so have the bytes of one
 /// stream; objects may be interleaved. After an error it writes nothing more.
@@ -93,13 +73,11 @@ impl<W: Write> Writer<W> {
         compression: Option<Level>,
     ) -> Result<Writer<W>, ImageError> {
         let begun = write_head(&mut out, features, state, compression.is_some())?;
-        let buffer = buffers(1)?.pop().unwrap_or_default();
-        Writer::new(Output::Direct(out), buffer, begun, compression)
+        Writer::new(Output::Direct(out), begun, compression)
     }
 
     fn new(
         output: Output<W>,
-        buffer: Buffer,
         (digest, bytes): (u64, u64),
         compression: Option<Level>,
     ) -> Result<Writer<W>, ImageError> {
@@ -111,7 +89,7 @@ impl<W: Write> Writer<W> {
             output: Some(output),
             scratch: if packer.is_some() { vec![0; PORTION] } else { Vec::new() },
             packer: packer.transpose()?,
-            batch: Batch::new(buffer),
+            batch: Batch::new(),
             records: Vec::new(),
             table_at: 0,
             position: 0,
@@ -132,7 +110,7 @@ impl<W: Write> Writer<W> {
         }
         if !lend || pages.len() <= SMALL {
             let count = pages.len() as u64 / PAGE_BYTES;
-            return self.pages_with(object, address, count, &|at: u64, to: &mut [u8]| {
+            return self.pages_with(object, address, count, &|at, to| {
                 let at = (at - address) as usize;
                 to.copy_from_slice(&pages[at..at + to.len()]);
                 Ok(())
@@ -157,7 +135,7 @@ impl<W: Write> Writer<W> {
         object: u32,
         address: u64,
         count: u64,
-        fetch: &dyn Pages,
+        fetch: &Fetch<'_>,
     ) -> Result<(), ImageError> {
         let length = count.saturating_mul(PAGE_BYTES);
         self.claim_pages(object, address, length)?;
@@ -179,12 +157,12 @@ impl<W: Write> Writer<W> {
         object: u32,
         at: u64,
         size: usize,
-        fetch: &dyn Pages,
+        fetch: &Fetch<'_>,
     ) -> Result<(), ImageError> {
         let mut classes = vec![Class::Unknown; size / PAGE];
         if self.packer.is_some() {
             let mut scratch = mem::take(&mut self.scratch);
-            let fetched = self.fetch_all(at, &mut scratch[..size], &mut classes, Some(fetch));
+            let fetched = self.fetch_all(at, &mut scratch[..size], &mut classes, fetch);
             if fetched.is_ok() {
                 self.sort(object, at, (&scratch[..size], &classes), None);
             }
@@ -193,11 +171,8 @@ impl<W: Write> Writer<W> {
         }
         let mut buffer = mem::take(&mut self.batch.buffer);
         let start = self.batch.used;
-        // (Where there is no memory for it, fetching tells.)
-        let is_there = size >= DELIVERED
-            && buffer.place(start, size).is_ok_and(|place| fetch.deliver(at, place));
         let place = &mut buffer[start..start + size];
-        let fetched = self.fetch_all(at, place, &mut classes, (!is_there).then_some(fetch));
+        let fetched = self.fetch_all(at, place, &mut classes, fetch);
         if fetched.is_ok() {
             self.batch.used += self.sort(object, at, (place, &classes), Some(start));
         }
@@ -205,13 +180,13 @@ impl<W: Write> Writer<W> {
         self.or_stop(fetched)
     }
 
-    /// Fetches pages, unless they are there, and looks at them, where there are many with several threads.
+    /// Fetches pages and looks at them, where there are many with several threads.
     fn fetch_all(
         &self,
         address: u64,
         place: &mut [u8],
         classes: &mut [Class],
-        fetch: Option<&dyn Pages>,
+        fetch: &Fetch<'_>,
     ) -> Result<(), ImageError> {
         let seen = self.seen.as_ref();
         let helpers = (place.len() / STEP).clamp(1, self.threads) - 1;
@@ -222,9 +197,7 @@ impl<W: Write> Writer<W> {
                 // (Held for no longer than this line.)
                 let step = steps.lock().unwrap_or_else(PoisonError::into_inner).next();
                 let Some((at, (pages, classes))) = step else { return Ok(()) };
-                if let Some(fetch) = fetch {
-                    fetch.fetch(at, pages)?;
-                }
+                fetch(at, pages)?;
                 classify(seen, pages, classes);
             }
         };
@@ -516,16 +489,8 @@ impl<W: Write + Send + 'static> Writer<W> {
         compression: Option<Level>,
     ) -> Result<Writer<W>, ImageError> {
         let begun = write_head(&mut out, features, state, compression.is_some())?;
-        let mut spare = buffers(BUFFERS)?;
-        let buffer = spare.pop().unwrap_or_default();
-        Writer::new(Output::Thread(Thread::start(out, spare)?), buffer, begun, compression)
+        Writer::new(Output::Thread(Thread::start(out)?), begun, compression)
     }
-}
-
-fn buffers(count: usize) -> Result<Vec<Buffer>, ImageError> {
-    buffer::buffers(count, BATCH).map_err(|errno| ImageError::Unwritable {
-        what: format!("there is no memory to prepare it in: {}", errno.desc()),
-    })
 }
 
 fn not_whole(object: u32) -> ImageError {

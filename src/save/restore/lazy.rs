@@ -10,10 +10,10 @@ use std::os::fd::AsFd;
 use std::sync::OnceLock;
 use std::time::Instant;
 
+use super::courier::Courier;
 use super::space::has;
 use crate::save::capture::maps;
 use crate::save::capture::memory::join;
-use crate::save::courier::Courier;
 use crate::save::error::RestoreError;
 use crate::save::hand::Hand;
 use crate::save::image::{CHECKERS, Index, Run, Source};

@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
-use crate::save::courier::Courier;
 use crate::save::error::RestoreError;
 use crate::save::hand::{Hand, HandError};
+use crate::save::restore::courier::Courier;
 use crate::save::state::{Object, Sandbox};
 use crate::sys::beneath;
 

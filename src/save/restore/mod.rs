@@ -1,7 +1,7 @@
 //! Putting guests together from an image.
 //!
 //! [`grow`] is the story: seeds ([`seed`]) are planted by init, grow into processes and threads of the
-//! right numbers, and get their memory ([`space`]), what is shared ([`maker`], [`crate::save::courier`]), and at the end
+//! right numbers, and get their memory ([`space`]), what is shared ([`maker`], [`courier`]), and at the end
 //! their registers. Until all of it is there none of them runs an instruction of its program; if anything
 //! fails, init and with it all of them are killed. All of it runs on the one thread that traces.
 
@@ -23,6 +23,7 @@ use crate::sys::ptrace::{self, Stopped};
 
 pub mod adjustments;
 mod batch;
+pub mod courier;
 pub mod descriptors;
 pub mod direct;
 pub mod fill;
@@ -45,7 +46,7 @@ pub mod tree;
 pub mod trees;
 pub mod waits;
 
-use crate::save::courier::Courier;
+use courier::Courier;
 use descriptors::{FilesPolicy, RestoreStreams};
 use lazy::Lazy;
 use maker::{Maker, Sink};
@@ -101,7 +102,7 @@ pub fn grow(
     (fill, lazy): (&mut Fill<'_>, Option<&Lazy>),
     carried: &Carried,
 ) -> Result<OwnedFd, RestoreError> {
-    let (courier, theirs) = crate::save::courier::pair(FIRST)
+    let (courier, theirs) = courier::pair(FIRST)
         .map_err(|errno| RestoreError::failed("a socket to the new processes", errno.desc()))?;
     let garden = Garden { planter, gate, area, theirs, free: free_number(sandbox) };
     let (mut maker_hand, _) = garden.plant(garden.free, "the maker")?;

@@ -87,8 +87,8 @@ pub(crate) mod tests {
     use std::process::Command;
 
     use super::*;
-    use crate::save::courier::{self, Courier};
     use crate::save::hand::Hand;
+    use crate::save::restore::courier::{self, Courier};
     use crate::sys::{memfd, ptrace};
 
     /// A seed that runs on the host and is held by the calling thread.

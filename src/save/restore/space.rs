@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
+use super::courier::Courier;
 use super::descriptors::FilesPolicy;
 use crate::save::capture::maps::{self, Line};
-use crate::save::courier::Courier;
 use crate::save::error::RestoreError;
 use crate::save::hand::{self, AREA, CODE, Hand, HandError};
 use crate::save::state::{Identity, MappedFile, Mapping, MappingKind, SharedKind, Space};

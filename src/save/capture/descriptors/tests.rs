@@ -7,9 +7,9 @@ use std::process::{Child, Command};
 
 use super::*;
 use crate::save::capture::collector::Content;
-use crate::save::courier::Courier;
 use crate::save::error::RestoreError;
 use crate::save::hand::{Borrowed, Hand, find_instruction};
+use crate::save::restore::courier::Courier;
 use crate::save::restore::descriptors::FilesPolicy;
 use crate::save::restore::descriptors::{
     RestoreStreams, close_courier, hard_limit, install_table, make_files, make_late_files,

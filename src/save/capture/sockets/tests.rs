@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 use super::*;
-use crate::save::courier::{self, Courier};
 use crate::save::hand::{Borrowed, Hand, find_instruction};
+use crate::save::restore::courier::{self, Courier};
 use crate::save::restore::maker::Maker;
 use crate::save::restore::{seed, sockets as restore};
 use crate::save::sockets::{TcpState, Unix};

@@ -34,10 +34,7 @@ fn an_image_with_a_hole_is_not_finished() {
     for compression in [None, Some(1)] {
         let mut writer = Writer::begin(Vec::new(), &features(), b"", compression).unwrap();
         let failure = || ImageError::Unwritable { what: "the process is gone".into() };
-        refused(
-            writer.pages_with(1, 0, 4, &|_: u64, _: &mut [u8]| Err(failure())),
-            "the process is gone",
-        );
+        refused(writer.pages_with(1, 0, 4, &|_, _| Err(failure())), "the process is gone");
         refused(writer.pages(1, 0x10000, &[1; PAGE]), "an earlier part of it");
         refused(writer.zeros(1, 0x20000, 1), "an earlier part of it");
         refused(writer.bytes(1, 0, b"x"), "an earlier part of it");

@@ -2,9 +2,9 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use crate::save::courier::Courier;
 use crate::save::error::RestoreError;
 use crate::save::hand::Hand;
+use crate::save::restore::courier::Courier;
 use crate::save::state::{Descriptor, Sandbox, Table};
 use crate::sys::agent;
 use crate::sys::descriptors::range_lock_bytes;

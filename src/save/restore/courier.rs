@@ -34,7 +34,7 @@ pub struct Courier {
 pub fn pair(theirs: i32) -> Result<(Courier, OwnedFd), Errno> {
     let (socket, other) =
         socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
-    Ok((Courier::new(socket, theirs), other))
+    Ok((Courier { socket, theirs }, other))
 }
 
 fn own(errno: Errno) -> HandError {
@@ -42,11 +42,6 @@ fn own(errno: Errno) -> HandError {
 }
 
 impl Courier {
-    /// `socket` is the sentry's own end, `theirs` the number of the other one in the processes.
-    pub fn new(socket: OwnedFd, theirs: i32) -> Courier {
-        Courier { socket, theirs }
-    }
-
     /// The number of the other end in the processes.
     pub fn theirs(&self) -> i32 {
         self.theirs
