@@ -73,6 +73,8 @@ pub(crate) fn supervisor() -> ! {
     drop((init, slave));
     let (mut control, _) = listener.accept().unwrap();
     std::fs::remove_file(&place).unwrap();
+    // Not before: until now a signal could end this process.
+    tell(&mut control, b'G', Resume { foreground });
 
     let (relay, status) = watch(relay, &signals, &mut control);
     child.wait().unwrap();
@@ -105,7 +107,10 @@ fn watch(relay: Relay, signals: &SignalFd, control: &mut UnixStream) -> (Option<
                 (Signal::SIGWINCH, Some(relay)) => relay.resize(),
                 (Signal::SIGCONT, Some(running)) => match running.continued() {
                     Ok(resume) => tell(control, b'P', resume),
-                    Err(_) => relay = None,
+                    Err(_) => {
+                        log("hangup");
+                        relay = None;
+                    }
                 },
                 (Signal::SIGWINCH | Signal::SIGCONT | Signal::SIGHUP, _) => {}
                 _ => control.write_all(&[b'K', signal as u8]).unwrap(),
@@ -170,6 +175,7 @@ pub(crate) fn init() -> ! {
     setsid().unwrap();
     make_controlling(pty.as_fd()).unwrap();
 
+    control.read_exact(&mut [0; 2]).unwrap();
     // It waits, stopped, until it was put in its place.
     let script = std::env::var(GUEST).unwrap();
     let mut program = Command::new("sh");

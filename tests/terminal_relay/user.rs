@@ -1,7 +1,7 @@
 //! The user: a pty with a shell on it, typing and looking.
 
 use std::fs::{self, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -176,24 +176,31 @@ impl Drop for User {
         self.terminal = None;
         let _ = self.session.kill();
         let _ = self.session.wait();
-        let _ = fs::remove_dir_all(&self.place);
+        // A supervisor that is just ending may write to its log once more.
+        while fs::remove_dir_all(&self.place)
+            .is_err_and(|error| error.kind() == ErrorKind::DirectoryNotEmpty)
+        {}
     }
 }
 
 /// A pipe through which a guest says something beside its terminal.
-pub(crate) struct Signpost(fs::File);
+pub(crate) struct Signpost(fs::File, PathBuf);
 
 impl Signpost {
     fn new(path: &Path) -> Signpost {
         let mut options = OpenOptions::new();
-        Signpost(options.read(true).write(true).custom_flags(libc::O_NONBLOCK).open(path).unwrap())
+        options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
+        Signpost(options.open(path).unwrap(), path.to_owned())
     }
 
     pub(crate) fn wait_for(&mut self, word: &str) {
         let deadline = Instant::now() + PATIENCE;
         let mut seen = String::new();
         while !seen.contains(word) {
-            assert!(is_readable(&self.0, deadline), "no {word:?} in {seen:?}");
+            if !is_readable(&self.0, deadline) {
+                let log = fs::read_to_string(self.1.with_file_name("log")).unwrap_or_default();
+                panic!("no {word:?} in {seen:?}; log: {log:?}");
+            }
             let mut bytes = [0; 512];
             let count = self.0.read(&mut bytes).unwrap();
             seen += &String::from_utf8_lossy(&bytes[..count]);
@@ -217,9 +224,17 @@ fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
 
 fn new_directory() -> PathBuf {
     static COUNT: AtomicU32 = AtomicU32::new(0);
-    let number = COUNT.fetch_add(1, Ordering::Relaxed);
-    let name = format!("terminal-relay-test-{}-{number}", std::process::id());
-    let place = std::env::temp_dir().join(name);
-    fs::create_dir(&place).unwrap();
-    place
+    loop {
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("terminal-relay-test-{}-{number}", std::process::id());
+        let place = std::env::temp_dir().join(name);
+        match fs::create_dir(&place) {
+            // Left by a test that was killed, whose number this process has now.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            made => {
+                made.unwrap();
+                return place;
+            }
+        }
+    }
 }
