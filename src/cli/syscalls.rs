@@ -8,7 +8,7 @@ use std::io::{ErrorKind, Write as _};
 
 use serde::Serialize;
 
-use crate::notify::filter::Test;
+use crate::notify::filter::{Own, Test};
 use crate::sentry::Features;
 use crate::sentry::syscalls::row::{ArgSpec, ArgTest, Exception};
 use crate::sentry::syscalls::table::{ROWS, by_name};
@@ -289,6 +289,8 @@ fn condition(row: &Row, exception: &Exception) -> String {
         let value = match test {
             Test::Is(value) | Test::Has(value) => format!("{value:#x}"),
             Test::In(values) => ranges(values),
+            Test::IsNot(Own::User) => return format!("{name} is not the caller's uid"),
+            Test::IsNot(Own::Group) => return format!("{name} is not the caller's gid"),
         };
         format!("{name} {text} ({value})")
     });

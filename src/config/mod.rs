@@ -79,7 +79,7 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
         hostname: options.hostname.as_deref().map(check_hostname).transpose()?,
         identity,
         network: options.network,
-        features: features(options, &limits, time.as_ref()) | syncs(options, &view)?,
+        features: features(options, &limits, time.as_ref(), host) | syncs(options, &view)?,
         mounts: view.into_mounts(),
         descriptors: check_descriptors(&options.descriptors, host)?,
         limits,
@@ -113,11 +113,12 @@ pub fn variables(
 }
 
 /// Which rows trap. The only place that decides it.
-fn features(options: &Options, limits: &Limits, time: Option<&TimeSpec>) -> Features {
+fn features(options: &Options, limits: &Limits, time: Option<&TimeSpec>, host: &Host) -> Features {
     let mut features = derived_features(limits, time);
     features.set(Features::EXEC_EVENTS, options.observed || options.voice == Voice::Verbose);
     features.set(Features::KMSG, options.kmsg);
     features.set(Features::FILE_LOG, options.record_files.is_some());
+    features.set(Features::FOREIGN_IDS, host.uid != 0);
     features
 }
 

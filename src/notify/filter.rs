@@ -8,6 +8,7 @@ use std::io::{Read, Seek, SeekFrom};
 use libseccomp::error::SeccompError;
 use libseccomp::{ScmpAction, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext};
 use nix::errno::Errno;
+use nix::unistd::{getgid, getuid};
 
 use crate::sys::memfd::anonymous_file;
 use crate::sys::seccomp::{RET_USER_NOTIF, sock_filter};
@@ -32,6 +33,28 @@ pub enum Test {
     In(&'static [u64]),
     /// Any bit of this mask is set in the argument.
     Has(u64),
+    /// The argument is not this id of the caller's. (With something in the upper half of the register the filter
+    /// takes it for another one.)
+    IsNot(Own),
+}
+
+/// An id of whoever makes the filter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Own {
+    /// getuid(2).
+    User,
+    /// getgid(2).
+    Group,
+}
+
+impl Own {
+    /// The id itself.
+    pub fn id(self) -> u64 {
+        match self {
+            Own::User => getuid().as_raw().into(),
+            Own::Group => getgid().as_raw().into(),
+        }
+    }
 }
 
 impl Test {
@@ -41,6 +64,7 @@ impl Test {
             Test::Is(expected) => value == expected,
             Test::In(expected) => expected.contains(&value),
             Test::Has(mask) => value & mask != 0,
+            Test::IsNot(own) => value != own.id(),
         }
     }
 }
@@ -144,10 +168,7 @@ fn alternatives(conditions: &[Condition]) -> Vec<Vec<ScmpArgCompare>> {
     conditions.iter().fold(vec![Vec::new()], |ways, condition| {
         let compares: Vec<_> = comparisons(condition.test, condition.bits)
             .into_iter()
-            .map(|(mask, datum)| {
-                let operator = ScmpCompareOp::MaskedEqual(mask);
-                ScmpArgCompare::new(u32::from(condition.arg), operator, datum)
-            })
+            .map(|(operator, datum)| ScmpArgCompare::new(u32::from(condition.arg), operator, datum))
             .collect();
         ways.iter()
             .flat_map(|way| compares.iter().map(|compare| [way.as_slice(), &[*compare]].concat()))
@@ -155,17 +176,19 @@ fn alternatives(conditions: &[Condition]) -> Vec<Vec<ScmpArgCompare>> {
     })
 }
 
-/// `(argument & mask) == datum` for a test: "any bit of" becomes one comparison a bit.
-fn comparisons(test: Test, bits: u8) -> Vec<(u64, u64)> {
+/// How an argument is compared, and with what: "any bit of" becomes one comparison a bit.
+fn comparisons(test: Test, bits: u8) -> Vec<(ScmpCompareOp, u64)> {
     let width = if bits == 32 { u64::from(u32::MAX) } else { u64::MAX };
+    let is = |mask, value| (ScmpCompareOp::MaskedEqual(mask), value & width);
     match test {
-        Test::Is(value) => vec![(width, value & width)],
-        Test::In(values) => values.iter().map(|value| (width, value & width)).collect(),
+        Test::Is(value) => vec![is(width, value)],
+        Test::In(values) => values.iter().map(|value| is(width, *value)).collect(),
         Test::Has(mask) => (0..64)
             .map(|bit| 1u64 << bit)
             .filter(|bit| mask & width & bit != 0)
-            .map(|b| (b, b))
+            .map(|bit| is(bit, bit))
             .collect(),
+        Test::IsNot(own) => vec![(ScmpCompareOp::NotEqual, own.id())],
     }
 }
 

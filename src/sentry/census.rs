@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use super::kernel::{Kernel, KernelError};
 use super::kin::Family;
 use super::stat::{Stat, ticks};
+use crate::sys::generated;
 use crate::sys::process;
 
 /// A guest process.
@@ -200,7 +201,7 @@ impl Kernel {
 
     fn describe(&self, reading: &Reading) -> Result<Vec<ProcessInfo>, KernelError> {
         let depth = own_depth().map_err(KernelError::Census)?;
-        let ids = IdMap::read(self.init_pid());
+        let ids = IdMap::of_users(self.init_pid());
         let mut all: Vec<ProcessInfo> = reading
             .members
             .iter()
@@ -388,17 +389,34 @@ fn field<'t>(text: &'t str, name: &str) -> Option<&'t str> {
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
 }
 
-/// The users of a user namespace (user_namespaces(7), uid_map): (inside, outside, count).
+/// The users or groups of a user namespace (user_namespaces(7), uid_map): (inside, outside, count).
 #[derive(Debug, PartialEq, Eq)]
-struct IdMap(Vec<(u32, u32, u32)>);
+pub(super) struct IdMap(Vec<(u32, u32, u32)>);
 
 /// What the kernel shows for a user without a number (/proc/sys/kernel/overflowuid).
 const OVERFLOW: u32 = 65534;
 
 impl IdMap {
-    /// That of `pid`; everybody may read it.
-    fn read(pid: i32) -> IdMap {
-        IdMap::parse(&std::fs::read_to_string(format!("/proc/{pid}/uid_map")).unwrap_or_default())
+    /// The users of the one that `pid` is in; everybody may read that.
+    pub(super) fn of_users(pid: i32) -> IdMap {
+        IdMap::read(&format!("/proc/{pid}/uid_map"))
+    }
+
+    /// Likewise the groups.
+    pub(super) fn of_groups(pid: i32) -> IdMap {
+        IdMap::read(&format!("/proc/{pid}/gid_map"))
+    }
+
+    fn read(path: &str) -> IdMap {
+        IdMap::parse(&generated::text(path).unwrap_or_default())
+    }
+
+    /// Whether there is one of this number inside.
+    pub(super) fn has(&self, id: u32) -> bool {
+        let is_in = |(inside, _, count): &(u32, u32, u32)| {
+            id.checked_sub(*inside).is_some_and(|offset| offset < *count)
+        };
+        self.0.iter().any(is_in)
     }
 
     fn parse(text: &str) -> IdMap {

@@ -30,6 +30,8 @@ bitflags::bitflags! {
         const VIRTUAL_RATE = 1 << 17;
         /// As FAKE_SYNC, where nothing of the host can be changed: sync(2) has nothing to do. Never without FAKE_SYNC.
         const FAKE_SYNC_ALL = 1 << 18;
+        /// Ids of the host's are missing inside, so that the kernel takes some for invalid: an ordinary user's run.
+        const FOREIGN_IDS = 1 << 19;
     }
 }
 

@@ -1,6 +1,6 @@
 //! Tools that work on files or on other processes: git, gdb, strace.
 
-use crate::common::{Workspace, guest, have};
+use crate::common::{Workspace, guest, have, skip};
 
 #[test]
 fn git_clone_of_a_local_repository() {
@@ -129,4 +129,31 @@ fn limits_niceness_and_the_loader() {
                   LD_DEBUG=libs /bin/true 2>&1 | grep -c 'calling init' | sed 's/[1-9][0-9]*/some/'
                   nice -n 5 nice; env -i A=b env";
     workspace.same(&["sh", "-c", script]).out_has("64\n0\n2000000\nsome\n");
+}
+
+#[test]
+fn files_given_to_users_who_are_not_there_inside_fail_as_outside() {
+    let workspace = Workspace::new("owners");
+    workspace.write("file", "");
+    workspace.native(&["ln", "-s", "file", "link"]).success();
+    workspace.native(&["ln", "-s", "gone", "dangling"]).success();
+    let program = guest("owners");
+    let program = program.to_str().unwrap();
+    workspace.same(&[program, "file", "link", "dangling"]);
+    let list = workspace.path().join("list");
+    workspace.same_with(
+        &["--record-files", list.to_str().unwrap()],
+        &[program, "file", "link", "dangling"],
+    );
+}
+
+#[test]
+fn fakeroot_packs_files_of_others() {
+    if !have("fakeroot") {
+        return skip("fakeroot");
+    }
+    let workspace = Workspace::new("fakeroot");
+    let script = "touch f && chown 0:0 f && mkdir d && chown -h man:sys d && chmod 2755 d && \
+                  tar cf - f d | tar tv | awk '{print $1, $2, $6}'";
+    workspace.same(&["fakeroot", "sh", "-ec", script]);
 }

@@ -67,7 +67,7 @@ pub(super) enum Found {
 
 /// The guests' file view. It lasts as long as this value.
 #[derive(Debug)]
-pub(super) struct View {
+pub(in crate::sentry) struct View {
     root: OwnedFd,
     /// Without it the mounts would go with the last guest.
     _namespace: OwnedFd,
@@ -77,7 +77,7 @@ const HANDLE: OFlag = OFlag::O_PATH.union(OFlag::O_CLOEXEC);
 
 impl View {
     /// That of a guest; `None` while it cannot be looked at.
-    pub(super) fn of(tid: i32) -> Option<View> {
+    pub(in crate::sentry) fn of(tid: i32) -> Option<View> {
         let root = open(format!("/proc/{tid}/root").as_str(), HANDLE, Mode::empty()).ok()?;
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
         let namespace = open(format!("/proc/{tid}/ns/mnt").as_str(), flags, Mode::empty()).ok()?;
@@ -133,6 +133,18 @@ impl View {
             return None;
         }
         there(self.handle(path, false).ok()?)
+    }
+
+    /// What stands for a guest's file (O_PATH), or why there is none. `None`: nobody can tell from outside.
+    pub(in crate::sentry) fn handle_of(
+        &self,
+        tid: i32,
+        start: Start,
+        path: &[u8],
+        follow: bool,
+    ) -> Option<Result<OwnedFd, Errno>> {
+        let path = absolute(tid, start, path).filter(|path| !is_below_proc(path))?;
+        Some(self.handle(&path, follow))
     }
 
     /// Opens a guest's file for reading.

@@ -14,7 +14,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use content::Content;
 use content::Hasher;
-use look::{Found, There, View};
+pub(super) use look::View;
+use look::{Found, There};
 pub use look::{Kind, Start, touch_of_open};
 
 bitflags::bitflags! {

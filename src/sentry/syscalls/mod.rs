@@ -10,6 +10,7 @@ pub mod filters;
 pub mod klog;
 pub mod lazy;
 pub mod machine;
+pub mod owners;
 pub mod processes;
 pub mod row;
 pub mod stamps;

@@ -152,7 +152,9 @@ impl Exception {
     fn holds(&self, row: &Row, args: &[u64; 6]) -> bool {
         self.tests.iter().all(|ArgTest { arg, test, .. }| {
             let value = args[usize::from(*arg)];
-            test.holds(if row.bits(*arg) == 32 { value & 0xffff_ffff } else { value })
+            // (The filter cannot compare a part of an argument for being another.)
+            let is_part = row.bits(*arg) == 32 && !matches!(test, Test::IsNot(_));
+            test.holds(if is_part { value & 0xffff_ffff } else { value })
         })
     }
 }
@@ -229,7 +231,7 @@ pub const fn bits_of<T: Arg>() -> u8 {
 /// ```
 ///
 /// `is` compares the whole argument, `in` compares it with each element of an array, `has` is true
-/// when any bit of the mask is set; tests of several arguments, separated by commas, must all hold.
+/// when any bit of the mask is set, `differs` compares it with an id of the caller's own; tests of several arguments, separated by commas, must all hold.
 /// A row whose types disagree with its handler's parameters does not compile.
 macro_rules! syscalls {
     ($(
@@ -359,6 +361,9 @@ macro_rules! test {
     };
     (has $mask:expr) => {
         $crate::notify::filter::Test::Has($mask as u64)
+    };
+    (differs $own:expr) => {
+        $crate::notify::filter::Test::IsNot($own)
     };
 }
 

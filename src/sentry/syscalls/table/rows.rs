@@ -11,8 +11,10 @@ use libc::*;
 use super::super::args::*;
 use super::super::row::syscalls;
 use super::super::{
-    clocks, exec, filters, klog, lazy, machine, processes, stamps, sync, timeouts, usage, watch,
+    clocks, exec, filters, klog, lazy, machine, owners, processes, stamps, sync, timeouts, usage,
+    watch,
 };
+use crate::notify::filter::Own;
 // By name, so that a later libc crate that knows them too makes no difference.
 use crate::sys::numbers::{
     SYS_cachestat, SYS_create_module, SYS_file_getattr, SYS_file_setattr, SYS_futex_requeue,
@@ -241,9 +243,18 @@ syscalls! {
     SYS_fchmod(fd: Fd, mode: Mode) => native, except {
         mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
     };
-    SYS_chown(pathname: Path, owner: Uid, group: Gid) => handled(sync watch::chown, FILE_LOG);
-    SYS_fchown(fd: Fd, owner: Uid, group: Gid) => native;
-    SYS_lchown(pathname: Path, owner: Uid, group: Gid) => handled(sync watch::lchown, FILE_LOG);
+    SYS_chown(pathname: Path, owner: Uid, group: Gid) => handled(sync watch::chown, FILE_LOG), except {
+        owner differs Own::User => handled(sync owners::chown, FOREIGN_IDS),
+        group differs Own::Group => handled(sync owners::chown, FOREIGN_IDS),
+    };
+    SYS_fchown(fd: Fd, owner: Uid, group: Gid) => native, except {
+        owner differs Own::User => handled(sync owners::fchown, FOREIGN_IDS),
+        group differs Own::Group => handled(sync owners::fchown, FOREIGN_IDS),
+    };
+    SYS_lchown(pathname: Path, owner: Uid, group: Gid) => handled(sync watch::lchown, FILE_LOG), except {
+        owner differs Own::User => handled(sync owners::lchown, FOREIGN_IDS),
+        group differs Own::Group => handled(sync owners::lchown, FOREIGN_IDS),
+    };
     SYS_umask(mask: Mode) => native;
     SYS_gettimeofday(tv: Out<Timeval>, tz: Out<Timezone>)
         => handled(sync clocks::gettimeofday, VIRTUAL_TIME);
@@ -487,7 +498,11 @@ syscalls! {
     SYS_mknodat(dirfd: DirFd, pathname: Path, mode: Mode, dev: Dev) => handled(sync watch::mknodat, FILE_LOG), except {
         mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
     };
-    SYS_fchownat(dirfd: DirFd, pathname: Path, owner: Uid, group: Gid, flags: AtFlags) => handled(sync watch::fchownat, FILE_LOG);
+    SYS_fchownat(dirfd: DirFd, pathname: Path, owner: Uid, group: Gid, flags: AtFlags)
+        => handled(sync watch::fchownat, FILE_LOG), except {
+            owner differs Own::User => handled(sync owners::fchownat, FOREIGN_IDS),
+            group differs Own::Group => handled(sync owners::fchownat, FOREIGN_IDS),
+        };
     SYS_futimesat(dirfd: DirFd, pathname: Path, times: In<TimevalPair>) => handled(sync watch::futimesat, FILE_LOG);
     SYS_newfstatat(dirfd: DirFd, pathname: Path, statbuf: Out<Stat>, flags: AtFlags) => handled(sync stamps::newfstatat, VIRTUAL_TIME | FILE_LOG);
     SYS_unlinkat(dirfd: DirFd, pathname: Path, flags: AtFlags) => handled(sync watch::unlinkat, FILE_LOG);

@@ -156,6 +156,7 @@ fn passing(exception: &Exception) -> impl Iterator<Item = [u64; 6]> {
                 let bits = (0..64).map(|bit| mask & (1 << bit)).filter(|bit| *bit != 0);
                 bits.chain([mask, mask | 0o777]).collect()
             }
+            Test::IsNot(own) => vec![own.id() + 1, u64::from(u32::MAX)],
         }
     };
     let all: Vec<(usize, Vec<u64>)> =
@@ -175,6 +176,7 @@ fn failing(test: Test) -> u64 {
         Test::Is(value) => value ^ 1 << 30,
         Test::In(values) => values.iter().max().map_or(0, |most| most + 1),
         Test::Has(mask) => !mask & 0xffff_ffff,
+        Test::IsNot(own) => own.id(),
     }
 }
 
