@@ -12,6 +12,7 @@ mod contender;
 mod cpu;
 mod eintr;
 mod exec;
+mod files;
 mod idle;
 mod machine;
 mod pause;
@@ -66,9 +67,10 @@ struct Group {
 }
 
 /// All of them, in the order of the table.
-const GROUPS: [Group; 7] = [
+const GROUPS: [Group; 8] = [
     Group { name: exec::NAME, measure: exec::measure },
     Group { name: pause::NAME, measure: pause::measure },
+    Group { name: files::NAME, measure: files::measure },
     Group { name: save::NAME, measure: save::measure },
     Group { name: cpu::REPORT, measure: cpu::report },
     Group { name: cpu::BUDGET, measure: cpu::budget },

@@ -18,11 +18,11 @@ use super::stats::Summary;
 /// does, and `peer` is whoever does a single row's work by other means.
 const COLUMNS: [(&str, &[&str]); 8] = [
     ("native", &["native"]),
-    ("floor", &["floor"]),
+    ("floor", &["floor", "overlayfs"]),
     ("+session", &["floor+session"]),
     ("bwrap", &["bwrap", "bwrap+time"]),
     ("ours", &["ours"]),
-    ("peer", &["libfaketime", "kill", "nsenter", "criu"]),
+    ("peer", &["libfaketime", "kill", "nsenter", "criu", "rsync"]),
     ("strace", &["strace"]),
     ("runsc", &["runsc"]),
 ];
