@@ -87,7 +87,7 @@ fn prepare(bench: &Bench) -> Result<Places, Failure> {
     project::write(&bench.workshop, "tree/project", bench.pick(60, 8)).map_err(Failure::Failed)?;
     bench.workshop.write("floor.sh", FLOOR).map_err(Failure::Failed)?;
     let here = bench.workshop.path();
-    let count = bench.pick(20_000, 2_000);
+    let count = bench.pick(5_000, 1_000);
     for number in 0..count {
         let name = format!("tree/small/{}/{}/file-{number}.js", number % 40, number / 40 % 25);
         let content = format!("module.exports = {number};\n").repeat(number % 60 + 1);
