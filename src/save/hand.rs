@@ -497,7 +497,8 @@ impl Borrowed {
     }
 }
 
-fn prepare(mut stopped: Stopped) -> Result<(Stopped, Before), HandError> {
+fn prepare(stopped: Stopped) -> Result<(Stopped, Before), HandError> {
+    let mut stopped = to_its_fault(stopped)?;
     let registers = stopped.registers().map_err(own("read its registers"))?;
     let mask = stopped.signal_mask().map_err(own("read its signal mask"))?;
     let why = stopped.why();
@@ -509,7 +510,41 @@ fn prepare(mut stopped: Stopped) -> Result<(Stopped, Before), HandError> {
     Ok((stopped, Before { registers, mask, why, information }))
 }
 
+/// Where a fault waits for the thread (it was asked to stop as that came up) it goes on to its stop for that, without
+/// another instruction: a fault comes first, and would come before the trap at the end of a hand's calls
+/// (dequeue_synchronous_signal in kernel/signal.c).
+fn to_its_fault(mut stopped: Stopped) -> Result<Stopped, HandError> {
+    // (It may have been asked to stop more than once.)
+    const ATTEMPTS: usize = 16;
+    for _ in 0..ATTEMPTS {
+        if stopped.why() != Stop::Asked || !has_fault(&stopped)? {
+            break;
+        }
+        stopped = stopped.run().map_err(own("let it go on"))?;
+    }
+    Ok(stopped)
+}
+
+/// Whether a fault waits for it.
+fn has_fault(stopped: &Stopped) -> Result<bool, HandError> {
+    let waiting = stopped.pending_signals(false).map_err(own("read its signals"))?;
+    let blocked = stopped.signal_mask().map_err(own("read its signal mask"))?;
+    Ok(waiting.iter().any(|signal| {
+        let (number, code) = (signal.si_signo, signal.si_code);
+        let is_one = is_fault(number) || number == libc::SIGTRAP;
+        is_one && code > libc::SI_USER && blocked & 1 << (number - 1) == 0
+    }))
+}
+
 fn give_back(mut stopped: Stopped, before: &Before) -> Result<Stopped, HandError> {
+    // Had something else come first, the hand's own trap would still wait, and end the program.
+    const ATTEMPTS: usize = 16;
+    for _ in 0..ATTEMPTS {
+        if !has_fault(&stopped)? {
+            break;
+        }
+        stopped = stopped.run().map_err(own("let it go on"))?;
+    }
     stopped.set_registers(&before.registers).map_err(own("put its registers back"))?;
     stopped.set_signal_mask(before.mask).map_err(own("put its signal mask back"))?;
     if let Some(information) = &before.information {

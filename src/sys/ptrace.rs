@@ -405,6 +405,13 @@ pub fn signal_bytes(information: &libc::siginfo_t) -> [u8; 128] {
     unsafe { std::mem::transmute_copy(information) }
 }
 
+/// A signal of which these bytes are known.
+pub fn signal_of(bytes: &[u8; 128]) -> libc::siginfo_t {
+    // SAFETY: the sizes are the same, and every pattern of bits is a valid siginfo_t: its fields are numbers, and
+    // addresses that nothing here follows.
+    unsafe { std::mem::transmute_copy(bytes) }
+}
+
 /// How many words general registers have.
 pub const REGISTERS: usize = size_of::<libc::user_regs_struct>() / 8;
 

@@ -58,6 +58,25 @@ fn timers_signals_and_stops_are_there_after_a_restore() {
     state("state-restored", Way::Restored);
 }
 
+#[track_caller]
+fn faults(test: &str, ways: &[Way]) {
+    let desk = Desk::new(test);
+    desk.begin("save_faults", "up go");
+    ways.iter().for_each(|way| desk.save(*way));
+    desk.touch("go");
+    desk.ends_well("all heard\n");
+}
+
+#[test]
+fn each_fault_comes_once_after_saves_in_its_midst() {
+    faults("faults-left", &[Way::LeftRunning; 12]);
+}
+
+#[test]
+fn each_fault_comes_once_after_restores_in_its_midst() {
+    faults("faults-restored", &[Way::TenTimes]);
+}
+
 #[test]
 fn timers_count_natively() {
     let desk = Desk::new("overruns-native");

@@ -108,8 +108,6 @@ fn set(plant: Plant<'_>) -> Result<Vec<Stopped>, RestoreError> {
     if process.stopped.is_some() {
         all = stops::stop(all, &who)?;
     }
-    for ((stopped, thread), wait) in all.iter_mut().zip(&process.threads).zip(waits) {
-        threads::set(stopped, thread, wait, &who)?;
-    }
-    Ok(all)
+    let all = all.into_iter().zip(&process.threads).zip(waits);
+    all.map(|((stopped, thread), wait)| threads::set(stopped, thread, wait, &who)).collect()
 }

@@ -218,7 +218,7 @@ fn give_tables(
 
 fn let_go(stopped: Stopped) -> Result<(), RestoreError> {
     // ESRCH: it was killed, by one that goes on already.
-    match stopped.because(ptrace::Stop::Asked).detach() {
+    match stopped.detach() {
         Ok(()) | Err(Errno::ESRCH) => Ok(()),
         Err(errno) => Err(RestoreError::failed("a process cannot go on", errno.desc())),
     }

@@ -1,5 +1,6 @@
 //! Threads, made and given what they had.
 
+use nix::errno::Errno;
 use serde_bytes::ByteBuf;
 
 use super::waits::Begun;
@@ -7,7 +8,7 @@ use crate::save::error::RestoreError;
 use crate::save::hand::{Hand, HandError, first_stop};
 use crate::save::state::Thread;
 use crate::sys::agent::Table;
-use crate::sys::ptrace::{REGISTERS, Stop, Stopped, place, registers_of};
+use crate::sys::ptrace::{REGISTERS, Stop, Stopped, place, registers_of, signal_of};
 
 /// Flags of a thread of the same process (pthread_create(3)).
 const THREAD: u64 = (libc::CLONE_VM
@@ -174,7 +175,8 @@ fn schedule(table: &mut Table, thread: &Thread) {
 }
 
 /// Puts signals in the queue of the thread, or with `process` of its process. From the thread itself:
-/// only then may they say of themselves what they like (do_rt_tgsigqueueinfo in kernel/signal.c).
+/// only then may they say of themselves what they like (do_rt_tgsigqueueinfo in kernel/signal.c). Faults of a
+/// thread are left out ([`set`]).
 pub fn queue(
     hand: &mut Hand,
     (pid, tid): (i32, i32),
@@ -182,10 +184,11 @@ pub fn queue(
     process: bool,
     who: &str,
 ) -> Result<(), RestoreError> {
+    let signals: Vec<&ByteBuf> = signals.iter().filter(|it| process || !is_fault(it)).collect();
     for some in signals.chunks(64) {
         let mut table = hand.table();
         for signal in some {
-            let number = signal.first_chunk::<4>().map_or(0, |it| i32::from_ne_bytes(*it));
+            let number = number_of(signal);
             let information = table.data(signal);
             let (pid, number) = (pid as u64, number as u64);
             if process {
@@ -198,6 +201,19 @@ pub fn queue(
         hand.run(&table).map_err(RestoreError::of(format!("{who}: its pending signals")))?;
     }
     Ok(())
+}
+
+/// Whether it is a signal that the thread's own instruction has led to. Blocked or not, such a one in its queue
+/// comes before the trap at the end of a hand's calls (dequeue_synchronous_signal in kernel/signal.c).
+fn is_fault(signal: &ByteBuf) -> bool {
+    let code = signal.get(8..12).and_then(|it| it.try_into().ok()).map_or(0, i32::from_ne_bytes);
+    const FAULTS: [i32; 6] =
+        [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGTRAP, libc::SIGFPE, libc::SIGSYS];
+    code > libc::SI_USER && FAULTS.contains(&number_of(signal))
+}
+
+fn number_of(signal: &ByteBuf) -> i32 {
+    signal.first_chunk::<4>().map_or(0, |it| i32::from_ne_bytes(*it))
 }
 
 /// Blocks all signals: those that are put in its queue wait there until it is let go.
@@ -250,14 +266,15 @@ pub fn drain(hand: &mut Hand, who: &str) -> Result<(), RestoreError> {
     }
 }
 
-/// Puts registers and the signal mask in place: the thread goes on where it was when it is let go.
+/// Puts registers and the signal mask in place: the thread goes on where it was when it is let go, with the fault
+/// that it was about to get.
 pub fn set(
-    stopped: &mut Stopped,
+    mut stopped: Stopped,
     thread: &Thread,
     wait: Option<Begun>,
     who: &str,
-) -> Result<(), RestoreError> {
-    let failed = |errno: nix::errno::Errno| {
+) -> Result<Stopped, RestoreError> {
+    let failed = |errno: Errno| {
         RestoreError::failed(format!("{who}: the registers of thread {}", thread.tid), errno.desc())
     };
     let mut words: [u64; REGISTERS] =
@@ -270,5 +287,19 @@ pub fn set(
     }
     stopped.set_extended_state(&thread.extended).map_err(failed)?;
     stopped.set_registers(&registers_of(words)).map_err(failed)?;
-    stopped.set_signal_mask(thread.mask).map_err(failed)
+    stopped.set_signal_mask(thread.mask).map_err(failed)?;
+    let mut faults = thread.pending.iter().filter(|it| is_fault(it));
+    match (faults.next(), faults.next()) {
+        (None, _) => Ok(stopped.because(Stop::Asked)),
+        (Some(fault), None) => {
+            // (What the kernel keeps of one is exactly so long.)
+            let bytes = fault.first_chunk().ok_or_else(|| failed(Errno::EINVAL))?;
+            stopped.set_signal_information(&signal_of(bytes)).map_err(failed)?;
+            Ok(stopped.because(Stop::Signal(number_of(fault))))
+        }
+        _ => Err(RestoreError::refused(format!(
+            "the image is damaged: {who}: thread {} has two faults at once",
+            thread.tid
+        ))),
+    }
 }
