@@ -8,6 +8,7 @@ mod hostile;
 mod interrupted;
 mod likeness;
 mod places;
+mod saves;
 mod syncs;
 mod verbs;
 
