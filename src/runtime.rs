@@ -15,7 +15,7 @@ use crate::control::{Control, ExecCall, Server};
 use crate::launch::{Behind, End, Event, Launch, LaunchError, Order, Plan, PlanError, host};
 use crate::notify::filter::{self, FilterError};
 use crate::notify::{Engine, Listener, Options};
-use crate::overlay::Layer;
+use crate::overlay::{Layer, Saver};
 use crate::save::error::RestoreError;
 use crate::save::pipeline::{Facts, ItsTerminal};
 use crate::save::spec;
@@ -163,6 +163,8 @@ pub fn run(
 pub struct Beside<'b> {
     /// Layers of its overlays.
     pub layers: &'b [Layer],
+    /// What a save needs of them.
+    pub saver: Option<Arc<Saver>>,
     /// Done once the guests have ended, and before anybody is told: who waits for the end finds it done.
     pub at_end: Option<AtEnd<'b>>,
 }
@@ -174,9 +176,10 @@ pub type AtEnd<'b> = Box<dyn FnOnce(Option<&Report>) -> Result<Vec<String>, Stri
 pub fn restore(
     spec: &RunSpec,
     image: Restored,
+    beside: Beside<'_>,
     control: Option<&mut Control>,
 ) -> Result<Finished, Error> {
-    begin(spec, Beside::default(), Some(image), control)
+    begin(spec, beside, Some(image), control)
 }
 
 fn begin(
@@ -223,7 +226,7 @@ fn begin(
         let behind = launch.finish()?;
         let supervisor = Supervisor::new(spec, &plan, behind, kernel, job, starting)?;
         let mut supervisor = Supervisor { packets, at_end: beside.at_end, ..supervisor };
-        supervisor.serve(control.as_deref_mut(), terminal.as_ref())?;
+        supervisor.serve(control.as_deref_mut(), terminal.as_ref(), beside.saver)?;
         supervisor.run(signals, terminal, image.zip(area)).await
     });
     // A parked future of a task that was killed has nobody to answer.
@@ -341,6 +344,7 @@ impl<'r> Supervisor<'r> {
         &mut self,
         control: Option<&'r mut Control>,
         terminal: Option<&Terminal>,
+        overlay: Option<Arc<Saver>>,
     ) -> Result<(), Error> {
         self.control = control;
         if let Some(listener) = self.control.as_mut().and_then(|it| it.take_listener()) {
@@ -349,7 +353,7 @@ impl<'r> Supervisor<'r> {
                 spec: spec::save(self.spec),
                 id,
                 trees: self.spec.own_trees(),
-                overlay: !self.spec.overlays().is_empty(),
+                overlay,
                 terminal: self.own_terminal(terminal)?,
             };
             let kernel = Arc::clone(&self.kernel);

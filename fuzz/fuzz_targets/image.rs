@@ -21,7 +21,13 @@ fuzz_target!(|image: &[u8]| {
 fn read(image: &[u8]) -> Result<(), ImageError> {
     let opened = Opened::open(image)?;
     let (_, mut reader) = opened.state()?;
-    while let Some(frame) = reader.next_frame()? {
+    while let Some(next) = reader.next_object()? {
+        let frame = reader.next_frame()?.expect("a frame of the object that was told");
+        let (Frame::Data { object, .. }
+        | Frame::Zero { object, .. }
+        | Frame::Same { object, .. }
+        | Frame::Bytes { object, .. }) = &frame;
+        assert_eq!(*object, next);
         match frame {
             Frame::Data { address, pages, .. } => {
                 assert!(address % 4096 == 0 && !pages.is_empty() && pages.len() % 4096 == 0);

@@ -6,6 +6,8 @@
 mod words;
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -21,7 +23,7 @@ use crate::save::error::RestoreError;
 use crate::save::image::{Frame, Summary, VERSION};
 use crate::save::opened::{self, Image};
 use crate::save::spec;
-use crate::save::state::{FileKind, Process, Sandbox as Saved};
+use crate::save::state::{FileKind, Process, Sandbox as Saved, TreeKind};
 use crate::sentry::{ProcessInfo, Stats};
 
 const PAGE: u64 = 4096;
@@ -74,6 +76,7 @@ struct ImageReport {
     /// What it was allowed beyond a default run.
     network: &'static str,
     shows: Vec<Shown>,
+    overlays: Vec<OverlayRow>,
     /// Microseconds.
     ran_us: u64,
     saved: i64,
@@ -97,6 +100,16 @@ struct Shown {
     path: String,
     at: String,
     writable: bool,
+}
+
+/// A directory whose changes the image carries.
+#[derive(Debug, Serialize)]
+struct OverlayRow {
+    path: String,
+    /// Entries of its layers: what was changed, what was removed, and the directories above.
+    entries: u64,
+    /// Bytes of the files among them.
+    bytes: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -173,6 +186,7 @@ fn image(path: &Path) -> Result<ImageReport, String> {
         group: saved.identity.gid,
         network: if saved.host_network { "host" } else { "none" },
         shows: shows(&saved),
+        overlays: overlays(&saved, &sandbox),
         ran_us: sandbox.run.ran_us,
         saved: sandbox.run.saved_us,
         processes: sandbox.processes.iter().map(|it| process(&sandbox, it, &stored)).collect(),
@@ -217,6 +231,32 @@ fn shows(saved: &SavedSpec) -> Vec<Shown> {
             writable,
         })
         .collect()
+}
+
+/// The directories of `--overlay`, each with the layers in it.
+fn overlays(saved: &SavedSpec, sandbox: &Saved) -> Vec<OverlayRow> {
+    let all: Vec<&[u8]> = saved.overlays().collect();
+    let path = |bytes: &[u8]| Path::new(OsStr::from_bytes(bytes)).to_owned();
+    let mut rows: Vec<OverlayRow> =
+        all.iter().map(|it| OverlayRow { path: lossy(it), entries: 0, bytes: 0 }).collect();
+    for layer in sandbox.overlay.iter().flat_map(|overlay| &overlay.layers) {
+        let target = path(&layer.tree.target);
+        let within = |at: &usize| target.starts_with(path(all[*at]));
+        let Some(nearest) = (0..all.len()).filter(within).max_by_key(|at| all[*at].len()) else {
+            continue;
+        };
+        let row = &mut rows[nearest];
+        // The directory itself is in it in any case.
+        let entries = layer.tree.entries.iter().skip(1);
+        for entry in entries {
+            row.entries += 1;
+            row.bytes = row.bytes.saturating_add(match entry.kind {
+                TreeKind::File { size, .. } | TreeKind::Small { size, .. } => size,
+                _ => 0,
+            });
+        }
+    }
+    rows
 }
 
 fn process(sandbox: &Saved, it: &Process, stored: &BTreeMap<u32, u64>) -> ProcessRow {

@@ -4,6 +4,8 @@
 //! image's run was allowed. An image decides nothing that this user could not ask for: see
 //! [`crate::config::SavedSpec`].
 
+mod overlays;
+
 use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -14,6 +16,8 @@ use clap::{Args, ValueEnum};
 use nix::errno::Errno;
 use nix::time::{ClockId, clock_gettime};
 
+use overlays::Overlays;
+
 use super::progress::Bar;
 use super::run::{Failure, end_in_background, end_in_foreground, hide};
 use super::{OWN_ERROR, explain, fail, print};
@@ -21,7 +25,7 @@ use crate::config::{Host, RunSpec, Voice, grants, quoted};
 use crate::control::detach::{self, Outcome, Side};
 use crate::control::{Claim, Control};
 use crate::overlay::hidden_places;
-use crate::runtime::{self, Finished, Restored};
+use crate::runtime::{self, Beside, Finished, Restored};
 use crate::save::error::RestoreError;
 use crate::save::image::Index;
 use crate::save::opened::{self, Image};
@@ -30,6 +34,7 @@ use crate::save::restore::lazy::Lazy;
 use crate::save::restore::{self, direct, fill};
 use crate::save::spec;
 use crate::sentry::Features;
+use crate::sentry::file_log::Report;
 use crate::sys::files;
 
 /// The words of `sandbox restore`.
@@ -59,6 +64,9 @@ pub(super) struct Command {
     /// Where the programs' monotonic clock goes on
     #[arg(long, value_enum, default_value_t = Clock::Continue)]
     clock: Clock,
+    /// Keep its overlays in PATH, instead of the usual place
+    #[arg(long, value_name = "PATH")]
+    overlay_dir: Option<PathBuf>,
     /// Map memory from the image instead of reading it all first; the image must lie in a file, not
     /// compressed
     #[arg(long)]
@@ -79,6 +87,15 @@ enum Files {
     Strict,
     /// Use them as they are now
     ChangedOk,
+}
+
+impl Files {
+    fn policy(self) -> FilesPolicy {
+        match self {
+            Files::Strict => FilesPolicy::Strict,
+            Files::ChangedOk => FilesPolicy::ChangedOk,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -250,42 +267,35 @@ fn attempt(
         )));
     }
     let Opened { image, bar, .. } = opened;
-    let Image { mut sandbox, reader, .. } = image;
+    let Image { mut sandbox, mut reader, .. } = image;
     let mut host = Host::current();
     host.private.push(control.base().to_owned());
     // It may write wherever its run could.
     hide(hidden_places(true), &mut host);
+    let store = overlays::store(&sandbox, command.overlay_dir.as_deref());
+    let store = store.map_err(|error| own(refused(command, error)))?;
+    hide(store.iter().map(|store| store.path().to_owned()), &mut host);
     let mut spec = spec::restore(&sandbox.run.spec, &host).map_err(|e| own(refused(command, e)))?;
     match (command.quiet, command.verbose) {
         (true, _) => spec.voice = Voice::Quiet,
         (_, true) => spec.voice = Voice::Verbose,
         _ => {}
     }
-    if command.verbose {
-        let _ = write!(io::stderr(), "{}", explain::decisions(&spec));
-    }
-    let granted = grants(&spec, host.cwd.as_deref().ok());
-    // Not the image's own word for how much is said: what it may do is this user's business.
-    if !granted.is_empty() && !command.quiet {
-        let _ = writeln!(
-            io::stderr(),
-            "sandbox: what was saved may do what its run was given: {}",
-            granted.join(", ")
-        );
-    }
+    tell(command, &spec, &host);
     if command.clock == Clock::Elapsed {
         let passed = elapsed(sandbox.clocks.realtime).max(0);
         let clocks = &mut sandbox.clocks;
         clocks.monotonic = clocks.monotonic.saturating_add(passed);
         clocks.boottime = clocks.boottime.saturating_add(passed);
     }
+    let content = (plain.as_ref(), &mut reader);
+    let mut overlays = Overlays::make((&sandbox, &spec), store, control.id(), content)
+        .map_err(|error| own(refused(command, error)))?;
     let streams = Streams::redirect(command).map_err(own)?;
     let options = restore::Options {
-        files: match command.files {
-            Files::Strict => FilesPolicy::Strict,
-            Files::ChangedOk => FilesPolicy::ChangedOk,
-        },
+        files: command.files.policy(),
         trees: spec.own_trees(),
+        layers: overlays.filled.take(),
         ..restore::Options::default()
     };
     let lazy = match plain.as_ref().filter(|_| command.lazy) {
@@ -326,7 +336,12 @@ fn attempt(
         }),
         options,
     };
-    let done = runtime::restore(&spec, restored, Some(control));
+    let (layers, saver) = (std::mem::take(&mut overlays.layers), overlays.saver.take());
+    let at_end = |_: Option<&Report>| Ok(overlays.end().into_iter().collect());
+    let beside = Beside { layers: &layers, saver, at_end: Some(Box::new(at_end)) };
+    let done = runtime::restore(&spec, restored, beside, Some(control));
+    // What has never run leaves the store as it was.
+    overlays.end();
     drop(streams);
     match done {
         Ok(finished) => Ok((spec, finished)),
@@ -334,6 +349,22 @@ fn attempt(
             let status = error.status();
             Err((status, refused(command, error)))
         }
+    }
+}
+
+/// Says what was decided, and what the programs may do.
+fn tell(command: &Command, spec: &RunSpec, host: &Host) {
+    if command.verbose {
+        let _ = write!(io::stderr(), "{}", explain::decisions(spec));
+    }
+    let granted = grants(spec, host.cwd.as_deref().ok());
+    // Not the image's own word for how much is said: what it may do is this user's business.
+    if !granted.is_empty() && !command.quiet {
+        let _ = writeln!(
+            io::stderr(),
+            "sandbox: what was saved may do what its run was given: {}",
+            granted.join(", ")
+        );
     }
 }
 

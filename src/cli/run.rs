@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::args::RunCommand;
 use super::record::Destination;
@@ -197,6 +198,7 @@ fn attempt(
     let named = options.id.is_some();
     let mut held = held(&spec, store, named, control.as_deref()).map_err(|error| own(&error))?;
     let layers = held.as_ref().map_or_else(Vec::new, |held| held.layers().to_vec());
+    let saver = held.as_ref().map(Held::saver).transpose().map_err(|error| own(&error))?;
     let at_end = |report: Option<&Report>| {
         let kept = held.take().and_then(Held::finish);
         if let Some((destination, report)) = destination.zip(report) {
@@ -204,7 +206,8 @@ fn attempt(
         }
         Ok(kept.into_iter().collect())
     };
-    let beside = Beside { layers: &layers, at_end: Some(Box::new(at_end)) };
+    let beside =
+        Beside { layers: &layers, saver: saver.map(Arc::new), at_end: Some(Box::new(at_end)) };
     let done = runtime::run(&spec, beside, control);
     // What has never run has changed nothing.
     held.and_then(Held::finish);

@@ -116,6 +116,8 @@ pub enum SavedKind {
     Sys,
     /// See there.
     Dev,
+    /// This directory of the host, changed for the guest alone. What it is made of is found anew.
+    Overlay(ByteBuf),
 }
 
 /// [`Why`]; its words are found anew.
@@ -147,7 +149,7 @@ impl SavedSpec {
                 gids: ranges(&spec.identity.gid_map),
             },
             host_network: spec.network == Network::Host,
-            mounts: spec.mounts.iter().map(SavedMount::of).collect(),
+            mounts: spec.mounts.iter().filter_map(SavedMount::of).collect(),
             limits: SavedLimits::of(&spec.limits),
             features: spec.features.difference(Features::RESTORED | Features::LAZY).bits(),
             without: spec.without.bits(),
@@ -184,6 +186,8 @@ impl SavedSpec {
         features.set(Features::KMSG, saved.contains(Features::KMSG));
         features.insert(Features::RESTORED);
         features |= super::derived_features(&limits, time.as_ref());
+        let mounts = self.view(host, &workdir, identity.uid)?;
+        features |= syncs(saved, &mounts);
         let without = match host.time_namespaces {
             true => own,
             false => own | Without::TIME_NAMESPACES,
@@ -192,7 +196,7 @@ impl SavedSpec {
             argv,
             environment,
             withheld: Vec::new(),
-            mounts: self.view(host, &workdir, identity.uid)?,
+            mounts,
             workdir,
             container: check_container(&self.container)?,
             hostname: match &self.hostname {
@@ -207,6 +211,14 @@ impl SavedSpec {
             features,
             without,
             voice,
+        })
+    }
+
+    /// The directories whose changes were the sandbox's own. Unchecked.
+    pub fn overlays(&self) -> impl Iterator<Item = &[u8]> {
+        self.mounts.iter().filter_map(|mount| match &mount.kind {
+            SavedKind::Overlay(source) => Some(&source[..]),
+            _ => None,
         })
     }
 
@@ -260,7 +272,7 @@ impl SavedSpec {
         let account = host.accounts.by_uid(uid).ok().flatten();
         let homes = homes(host, account.as_ref());
         let mut again =
-            files::Again { workdir, writable: false, rules: Vec::new(), hidden: Vec::new() };
+            files::Again { workdir, opened: None, rules: Vec::new(), hidden: Vec::new() };
         let mut targets = HashSet::new();
         let mut needed = Vec::new();
         for mount in &self.mounts {
@@ -270,18 +282,21 @@ impl SavedSpec {
             }
             match (mount.by, mount.kind.restore()?) {
                 (SavedRule::Flag, kind) => again.rules.push(rule(host, target, kind)?),
-                (SavedRule::WorkingDirectory, MountKind::Writable { source })
-                    if source == target && target == workdir =>
-                {
+                (
+                    SavedRule::WorkingDirectory,
+                    kind @ (MountKind::Writable { .. } | MountKind::Overlay { .. }),
+                ) if kind.source() == Some(&*target) && target == workdir => {
                     let place = find(host, &target)?;
                     if place != (target.clone(), Kind::Directory) {
                         return Err(moved(&target, &place.0));
                     }
-                    again.writable = true;
+                    again.opened = Some(kind);
                 }
                 (SavedRule::Default, kind) if kind.hides() => again.hidden.push(target),
-                (SavedRule::Default, MountKind::ReadOnly { .. } | MountKind::Writable { .. })
-                | (SavedRule::WorkingDirectory, _) => {
+                (SavedRule::Default, kind) if kind.source().is_some() => {
+                    return Err(wrong(&target, "is mounted in a way that no run has"));
+                }
+                (SavedRule::WorkingDirectory, _) => {
                     return Err(wrong(&target, "is mounted in a way that no run has"));
                 }
                 (SavedRule::Default, kind) => needed.push((target, kind)),
@@ -300,6 +315,20 @@ impl SavedSpec {
         }
         Ok(view.into_mounts())
     }
+}
+
+/// Which calls that wait for the disk trap, of those that did: they are about overlays, and sync(2) about a run
+/// that can change nothing of the host.
+fn syncs(saved: Features, mounts: &[Mount]) -> Features {
+    let has = |wanted: fn(&MountKind) -> bool| mounts.iter().any(|mount| wanted(&mount.kind));
+    let mut kept = saved & (Features::FAKE_SYNC | Features::FAKE_SYNC_ALL);
+    if !has(|kind| matches!(kind, MountKind::Overlay { .. })) {
+        return Features::empty();
+    }
+    if has(|kind| matches!(kind, MountKind::Writable { .. })) {
+        kept.remove(Features::FAKE_SYNC_ALL);
+    }
+    if kept.contains(Features::FAKE_SYNC) { kept } else { Features::empty() }
 }
 
 /// What a run may do beyond the run of a program in `cwd` without any flag, as flags: for people, who
@@ -330,6 +359,7 @@ fn rule(host: &Host, target: PathBuf, kind: MountKind) -> Result<Mount, ConfigEr
         MountKind::Writable { source } => (RuleKind::Writable, Some(source)),
         MountKind::Tmpfs { mode: 0o755 } => (RuleKind::Tmpfs, None),
         MountKind::HiddenDirectory | MountKind::HiddenFile => (RuleKind::Hide, None),
+        MountKind::Overlay { source, .. } if *source == target => (RuleKind::Overlay, None),
         _ => return Err(wrong(&target, "is mounted in a way that no flag asks for")),
     };
     let mut words = OsString::from(flag.flag());
@@ -468,14 +498,17 @@ impl SavedIdentity {
 }
 
 impl SavedMount {
-    fn of(mount: &Mount) -> SavedMount {
-        SavedMount {
+    /// None: it follows from an overlay, and how the host's directories are mounted.
+    fn of(mount: &Mount) -> Option<SavedMount> {
+        let part = matches!(mount.kind, MountKind::ReadOnly { .. } | MountKind::Overlay { .. });
+        if part && matches!(mount.why, Why::Default(_)) {
+            return None;
+        }
+        Some(SavedMount {
             target: bytes(&mount.target),
             kind: match &mount.kind {
-                // (A run with an overlay is not saved: save::pipeline.)
-                MountKind::ReadOnly { source } | MountKind::Overlay { source, .. } => {
-                    SavedKind::ReadOnly(bytes(source))
-                }
+                MountKind::ReadOnly { source } => SavedKind::ReadOnly(bytes(source)),
+                MountKind::Overlay { source, .. } => SavedKind::Overlay(bytes(source)),
                 MountKind::Writable { source } => SavedKind::Writable(bytes(source)),
                 MountKind::Tmpfs { mode } => SavedKind::Tmpfs(*mode),
                 MountKind::HiddenDirectory => SavedKind::HiddenDirectory,
@@ -489,7 +522,7 @@ impl SavedMount {
                 Why::WorkingDirectory => SavedRule::WorkingDirectory,
                 Why::Flag(_) => SavedRule::Flag,
             },
-        }
+        })
     }
 }
 
@@ -504,6 +537,9 @@ impl SavedKind {
             SavedKind::Proc => MountKind::Proc,
             SavedKind::Sys => MountKind::Sys,
             SavedKind::Dev => MountKind::Dev,
+            SavedKind::Overlay(source) => {
+                MountKind::Overlay { source: path("a mount", source)?, skeleton: false }
+            }
         })
     }
 }

@@ -10,26 +10,21 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, copy_file_range, openat, readlinkat};
+use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, UtimensatFlags, fstat, mkdirat, utimensat};
 use nix::sys::time::TimeSpec;
-use nix::unistd::{Gid, Uid, Whence, fchownat, ftruncate, linkat, lseek, mkfifoat, symlinkat};
+use nix::unistd::{Gid, Uid, fchownat, ftruncate, linkat, mkfifoat, symlinkat};
 
 use super::changes::{open_upper_file, set_mode};
-use super::compare::{next_data, read_whole};
+use super::copy::{Tell, copy_content};
 use super::entry::{self, Attributes, Type};
 use crate::sys::beneath;
 use crate::sys::errno_of;
 
-/// Bytes that the kernel is asked to copy at once: progress is told between.
-const PIECE: u64 = 16 << 20;
 /// Names longer than this (limits.h) lead nowhere for a program; it bounds how deep a copy goes.
 pub(super) const PATH_MAX: usize = 4096;
 /// Bits that give rights to whoever executes a file.
 const SET_ID: u32 = libc::S_ISUID | libc::S_ISGID;
-
-/// Tells that so many more bytes are done.
-pub(super) type Tell<'t> = dyn FnMut(u64) + 't;
 
 /// The upper directory of a layer, whatever the modes in it are.
 pub(super) struct Upper {
@@ -245,7 +240,9 @@ impl Copier<'_> {
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW;
         let mode = Mode::S_IRUSR | Mode::S_IWUSR;
         let to = openat(parent, temporary, flags | OFlag::O_CLOEXEC, mode)?;
-        copy_content(from.as_fd(), to.as_fd(), stat.st_size as u64, self.tell)
+        let size = stat.st_size as u64;
+        ftruncate(&to, size as i64)?;
+        copy_content(from.as_fd(), (to.as_fd(), 0), size, self.tell)
     }
 
     fn directory(
@@ -342,70 +339,6 @@ pub(super) fn set_times(
     let accessed = TimeSpec::new(stat.st_atime, stat.st_atime_nsec);
     let modified = TimeSpec::new(stat.st_mtime, stat.st_mtime_nsec);
     utimensat(parent, name, &accessed, &modified, UtimensatFlags::NoFollowSymlink)
-}
-
-/// Copies what is data; the rest stays a hole. Where the file system can, nothing is copied but shared
-/// (copy_file_range(2)).
-fn copy_content(
-    from: BorrowedFd<'_>,
-    to: BorrowedFd<'_>,
-    size: u64,
-    tell: &mut Tell<'_>,
-) -> Result<(), Errno> {
-    ftruncate(to, size as i64)?;
-    let mut at = 0;
-    let mut by_kernel = true;
-    while at < size {
-        let start = next_data(from, at, size);
-        tell(start - at);
-        at = start;
-        let hole = lseek(from, at as i64, Whence::SeekHole).map_or(size, |end| end as u64);
-        let end = hole.clamp(at, size).min(at + PIECE);
-        if at >= size {
-            break;
-        }
-        let end = if end == at { (at + PIECE).min(size) } else { end };
-        let count = copy_piece(from, to, at, (end - at) as usize, &mut by_kernel)?;
-        if count == 0 {
-            // It has become shorter: nobody but its owner, outside, can do that.
-            return Err(Errno::EBUSY);
-        }
-        tell(count);
-        at += count;
-    }
-    Ok(())
-}
-
-fn copy_piece(
-    from: BorrowedFd<'_>,
-    to: BorrowedFd<'_>,
-    at: u64,
-    length: usize,
-    by_kernel: &mut bool,
-) -> Result<u64, Errno> {
-    if *by_kernel {
-        let (mut source, mut target) = (at as i64, at as i64);
-        match copy_file_range(from, Some(&mut source), to, Some(&mut target), length) {
-            Ok(count) if count > 0 => return Ok(count as u64),
-            Ok(_) => {}
-            Err(Errno::EINTR) => return copy_piece(from, to, at, length, by_kernel),
-            // Between file systems, or where it cannot.
-            Err(Errno::EXDEV | Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) => {}
-            Err(errno) => return Err(errno),
-        }
-        *by_kernel = false;
-    }
-    let mut room = vec![0; length.min(1 << 20)];
-    let count = read_whole(from, &mut room, at)?;
-    let mut written = 0;
-    while written < count {
-        match nix::sys::uio::pwrite(to, &room[written..count], (at + written as u64) as i64) {
-            Ok(more) => written += more,
-            Err(Errno::EINTR) => {}
-            Err(errno) => return Err(errno),
-        }
-    }
-    Ok(count as u64)
 }
 
 /// The name of a copy that is not in its place yet. `token` is new for each commit, so that no guest can

@@ -5,10 +5,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use nix::errno::Errno;
 use nix::sys::stat::FileStat;
 use nix::sys::uio::pread;
-use nix::unistd::{Whence, lseek};
 
 use super::changes::What;
 use super::entry;
+use crate::sys::files::next_data;
 
 /// Bytes that are compared at once.
 const PIECE: usize = 256 << 10;
@@ -49,16 +49,6 @@ pub(super) fn same_content(
         at += length as u64;
     }
     Ok(true)
-}
-
-/// Where the next data begins, from `at` on; the end where there is none (lseek(2), SEEK_DATA).
-pub(super) fn next_data(file: BorrowedFd<'_>, at: u64, size: u64) -> u64 {
-    match lseek(file, at as i64, Whence::SeekData) {
-        Ok(found) => found as u64,
-        Err(Errno::ENXIO) => size,
-        Err(_) => at,
-    }
-    .clamp(at, size)
 }
 
 /// As much as there is, up to the length of `room`.

@@ -41,6 +41,9 @@ pub(super) struct Description {
     pub(super) starts: Vec<Stamp>,
     /// The layers; the one at place N is in the directory `layers/N`.
     pub(super) layers: Vec<Note>,
+    /// The number of the image that holds all that is in it, if no run has used it since ([`super::saving`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) saved: Option<ByteBuf>,
 }
 
 /// What is written down about a layer.
@@ -146,6 +149,7 @@ mod tests {
                 path: ByteBuf::from(*b"/a\xff"),
                 scaffold: vec![ByteBuf::from(*b""), ByteBuf::from(*b"b/c")],
             }],
+            saved: None,
         }
     }
 
@@ -153,6 +157,8 @@ mod tests {
     fn it_reads_what_it_has_written_and_nothing_else() {
         let text = description().text();
         assert_eq!(Description::parse(&text), Ok(description()));
+        let saved = Description { saved: Some(ByteBuf::from(*b"7")), ..description() };
+        assert_eq!(Description::parse(&saved.text()), Ok(saved));
         assert!(Description::parse(&text[..text.len() - 1]).is_err());
         assert!(Description::parse(&[&text[..], b"x"].concat()).is_err());
         let later = [b"sandbox overlay 2\n", &text[18..]].concat();

@@ -215,8 +215,12 @@ mod tests {
         let directory = store.make_entry("id").unwrap();
         let note = Note { path: bytes(&host), scaffold: Vec::new() };
         let start = Stamp { seconds: 1, nanoseconds: 0 };
-        let description =
-            Description { overlays: vec![bytes(&host)], starts: vec![start], layers: vec![note] };
+        let description = Description {
+            overlays: vec![bytes(&host)],
+            starts: vec![start],
+            layers: vec![note],
+            saved: None,
+        };
         let kept = Kept { id: "id".into(), path: place.join("id"), store, directory, description };
         let name = |text: &str| bytes(Path::new(text));
         let names = vec![

@@ -27,6 +27,7 @@ use super::description::{Description, Note, Stamp, bytes, path};
 use super::entry;
 use super::error::{OverlayError, refuse};
 use super::remove::remove_tree;
+use super::restoring;
 use super::store::{self, Kept, Lock, OVERLAYFS_SUPER_MAGIC, Store, make_directory, open_closed};
 use crate::config::{IdRange, Identity, Mount, MountKind, RunSpec, View, quoted};
 use crate::sys::errno_of;
@@ -48,17 +49,17 @@ pub struct Layer {
     /// Nothing can be executed in the host's directory.
     pub no_exec: bool,
     /// The number of the layer, if what it shows is a skeleton, which was made for this run alone.
-    skeleton: Option<usize>,
+    pub(super) skeleton: Option<usize>,
 }
 
 /// The overlay of a run that is about to start or goes on: nobody else uses it while this lives.
 #[derive(Debug)]
 pub struct Held {
-    id: String,
-    store: Store,
-    directory: OwnedFd,
-    lock: Lock,
-    layers: Vec<Layer>,
+    pub(super) id: String,
+    pub(super) store: Store,
+    pub(super) directory: OwnedFd,
+    pub(super) lock: Lock,
+    pub(super) layers: Vec<Layer>,
 }
 
 /// Makes the layers of `spec`, or finds those of an earlier run of the same id again. None where it has no
@@ -75,6 +76,7 @@ pub fn prepare(
     let Some(store) = store.filter(|_| !overlays.is_empty()) else { return Ok(None) };
     check_kernel()?;
     check_distance(&store, &overlays)?;
+    restoring::sweep(store.directory.as_fd(), OsStr::new(""));
     let directory = store.make_entry(id)?;
     let lock = store::lock(directory.as_fd(), id)?;
     let mut description = match is_new(directory.as_fd()) {
@@ -82,13 +84,16 @@ pub fn prepare(
             overlays: overlays.iter().map(|it| bytes(it)).collect(),
             starts: Vec::new(),
             layers: Vec::new(),
+            saved: None,
         },
         false => found_again(id, &store, directory.as_fd(), &overlays)?,
     };
-    let made = Maker { store: &store, id, spec, directory: directory.as_fd() }
+    let made = Maker { store: &store, id, name: id, spec, directory: directory.as_fd() }
         .make(&mut description)
         .and_then(|layers| {
             description.starts.push(now());
+            // From here on it may have what no image has.
+            description.saved = None;
             let written = description.write(directory.as_fd());
             written.map_err(|error| {
                 refuse!("cannot write the description of the overlay {id}: {error}")
@@ -108,7 +113,7 @@ pub fn prepare(
 }
 
 /// The place is hidden from the run, so no overlaid directory may lie in it. The other way round is usual.
-fn check_distance(store: &Store, overlays: &[PathBuf]) -> Result<(), OverlayError> {
+pub(super) fn check_distance(store: &Store, overlays: &[PathBuf]) -> Result<(), OverlayError> {
     match overlays.iter().find(|overlaid| overlaid.starts_with(&store.path)) {
         None => Ok(()),
         Some(overlaid) => Err(refuse!(
@@ -120,12 +125,12 @@ fn check_distance(store: &Store, overlays: &[PathBuf]) -> Result<(), OverlayErro
     }
 }
 
-fn is_new(directory: BorrowedFd<'_>) -> bool {
+pub(super) fn is_new(directory: BorrowedFd<'_>) -> bool {
     !matches!(entry::look(directory, "description".as_ref()), Ok(Some(_)))
 }
 
 /// The kernel can mount overlays at all.
-fn check_kernel() -> Result<(), OverlayError> {
+pub(super) fn check_kernel() -> Result<(), OverlayError> {
     let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
     if known.lines().any(|line| line.split_whitespace().next_back() == Some("overlay")) {
         return Ok(());
@@ -180,19 +185,46 @@ pub(super) fn wait_for_the_next_tick() {
     }
 }
 
+/// The file system can hold upper layers (ovl_make_workdir in fs/overlayfs/super.c says what it needs).
+pub(super) fn check_place(store: &Store, layers: BorrowedFd<'_>) -> Result<(), OverlayError> {
+    let cause = match fstatfs(layers) {
+        Ok(stat) if stat.filesystem_type().0 == OVERLAYFS_SUPER_MAGIC => {
+            "it lies on an overlay itself, which cannot take another one's changes".to_owned()
+        }
+        _ => {
+            let path = files::descriptor_path(layers);
+            match beneath::set_attribute(&path, c"user.overlay.impure", b"y") {
+                Ok(()) => return Ok(()),
+                Err(errno) => format!(
+                    "its file system keeps no extended attributes of users ({})",
+                    errno.desc()
+                ),
+            }
+        }
+    };
+    Err(refuse!(
+        "cannot keep overlays in {}: {cause}; name a directory on another file system with \
+         --overlay-dir (ext4, xfs and btrfs will do)",
+        quoted(&store.path)
+    ))
+}
+
 /// What the layers are made of.
-struct Maker<'a> {
-    store: &'a Store,
-    id: &'a str,
-    spec: &'a RunSpec,
-    directory: BorrowedFd<'a>,
+pub(super) struct Maker<'a> {
+    pub(super) store: &'a Store,
+    pub(super) id: &'a str,
+    /// The name of its directory now.
+    pub(super) name: &'a str,
+    pub(super) spec: &'a RunSpec,
+    pub(super) directory: BorrowedFd<'a>,
 }
 
 impl Maker<'_> {
-    fn make(&self, description: &mut Description) -> Result<Vec<Layer>, OverlayError> {
+    /// Makes the layers, or what is missing of them.
+    pub(super) fn make(&self, description: &mut Description) -> Result<Vec<Layer>, OverlayError> {
         let view = View::of(&self.spec.mounts);
         let layers = make_directory(self.directory, "layers").map_err(|e| self.failed(e))?;
-        self.check_place(layers.as_fd())?;
+        check_place(self.store, layers.as_fd())?;
         let mut made = Vec::new();
         for mount in &self.spec.mounts {
             let MountKind::Overlay { source, skeleton } = &mount.kind else { continue };
@@ -206,7 +238,7 @@ impl Maker<'_> {
             let note = &mut description.layers[number];
             self.make_upper(layer.as_fd(), source, &view, note)?;
             make_directory(layer.as_fd(), "work").map_err(|e| self.failed(e))?;
-            let place = self.store.path.join(self.id).join("layers").join(&name);
+            let place = self.store.path.join(self.name).join("layers").join(&name);
             let lower = match skeleton {
                 true => {
                     self.make_skeleton(layer.as_fd(), source, &view)?;
@@ -229,30 +261,6 @@ impl Maker<'_> {
             errno.desc(),
             quoted(&self.store.path)
         )
-    }
-
-    /// The file system can hold upper layers (ovl_make_workdir in fs/overlayfs/super.c says what it needs).
-    fn check_place(&self, layers: BorrowedFd<'_>) -> Result<(), OverlayError> {
-        let cause = match fstatfs(layers) {
-            Ok(stat) if stat.filesystem_type().0 == OVERLAYFS_SUPER_MAGIC => {
-                "it lies on an overlay itself, which cannot take another one's changes".to_owned()
-            }
-            _ => {
-                let path = files::descriptor_path(layers);
-                match beneath::set_attribute(&path, c"user.overlay.impure", b"y") {
-                    Ok(()) => return Ok(()),
-                    Err(errno) => format!(
-                        "its file system keeps no extended attributes of users ({})",
-                        errno.desc()
-                    ),
-                }
-            }
-        };
-        Err(refuse!(
-            "cannot keep overlays in {}: {cause}; name a directory on another file system with \
-             --overlay-dir (ext4, xfs and btrfs will do)",
-            quoted(&self.store.path)
-        ))
     }
 
     /// Makes the directory that takes the changes, with the attributes of the one that it changes.

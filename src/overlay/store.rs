@@ -30,6 +30,7 @@ use super::entry::{look, names, open_path};
 use super::error::{OverlayError, refuse};
 use super::places::{default_place, remember, stores};
 use super::remove::{is_heap, remove_tree, sweep};
+use super::restoring::is_restoring;
 use crate::config::quoted;
 
 pub(super) const DIRECTORY: OFlag =
@@ -131,7 +132,10 @@ impl Store {
             matches!(look(entry.as_fd(), "lock".as_ref()), Ok(Some(_))) || begun()
         };
         let all = names(self.directory.as_fd()).unwrap_or_default();
-        let other = |name: &&OsString| *name != "lost+found" && !is_heap(name) && !is_overlay(name);
+        let other = |name: &&OsString| {
+            let own = is_heap(name) || is_restoring(name);
+            *name != "lost+found" && !own && !is_overlay(name)
+        };
         match all.iter().find(other) {
             None => Ok(()),
             Some(name) => Err(refuse!(
@@ -174,16 +178,10 @@ impl Store {
         };
         let entry = make_directory(self.directory.as_fd(), id);
         let entry = entry.map_err(|errno| fail(errno.desc()))?;
-        let all = names(entry.as_fd()).map_err(|errno| fail(errno.desc()))?;
-        // What a run that was killed leaves before there is a description.
-        let begun =
-            |name: &OsString| ["lock", "layers", "description.new"].iter().any(|it| name == it);
-        let has = |wanted: &str| all.iter().any(|name| name == wanted);
-        let own = has("lock") && (has("description") || all.iter().all(begun));
-        if own || all.is_empty() {
-            return Ok(entry);
+        match is_overlay(entry.as_fd()).map_err(|errno| fail(errno.desc()))? {
+            true => Ok(entry),
+            false => Err(fail("a directory of that name is there, and it is no overlay")),
         }
-        Err(fail("a directory of that name is there, and it is no overlay"))
     }
 
     /// An id that no overlay has: this one, or this one and a number.
@@ -215,6 +213,15 @@ impl Store {
         all.sort_by(|one, other| one.id.cmp(&other.id));
         Ok(all)
     }
+}
+
+/// Whether a directory in a store is an overlay, or about to be one.
+pub(super) fn is_overlay(entry: BorrowedFd<'_>) -> Result<bool, Errno> {
+    let all = names(entry)?;
+    // What a run that was killed leaves before there is a description.
+    let begun = |name: &OsString| ["lock", "layers", "description.new"].iter().any(|it| name == it);
+    let has = |wanted: &str| all.iter().any(|name| name == wanted);
+    Ok(all.is_empty() || has("lock") && (has("description") || all.iter().all(begun)))
 }
 
 /// Makes a directory and what is missing above it, with mode 0700.

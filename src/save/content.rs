@@ -5,7 +5,7 @@
 use std::ffi::CStr;
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -16,6 +16,7 @@ use crate::save::error::SaveError;
 use crate::save::hand;
 use crate::save::image::{ImageError, Writer};
 use crate::sys::errno_of;
+use crate::sys::files::next_data;
 use crate::sys::memfd::anonymous_file;
 
 const PAGE: u64 = 4096;
@@ -114,13 +115,21 @@ fn stream<W: Write>(
     from: u64,
     size: u64,
 ) -> Result<(), SaveError> {
-    pieces(size, |at, buffer| {
-        let count = read_some(file, from + at, buffer)?;
-        for (start, end) in written(&buffer[..count]) {
-            writer.bytes(object, at + start as u64, &buffer[start..end])?;
+    let mut buffer = vec![0; (1 << 20).min(size) as usize];
+    let mut at = 0;
+    loop {
+        at = next_data(file.as_fd(), from + at, from + size) - from;
+        let most = (size - at).min(buffer.len() as u64) as usize;
+        match read_some(file, from + at, &mut buffer[..most])? {
+            0 => return Ok(()),
+            count => {
+                for (start, end) in written(&buffer[..count]) {
+                    writer.bytes(object, at + start as u64, &buffer[start..end])?;
+                }
+                at += count as u64;
+            }
         }
-        Ok(count)
-    })
+    }
 }
 
 /// Where blocks are that hold more than zeros: (start, end). What is between them may be a hole.

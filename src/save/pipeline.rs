@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use serde_bytes::ByteBuf;
 
+use crate::overlay::Saver;
 use crate::save::capture::collector::Content;
 use crate::save::capture::filters::Filters;
 use crate::save::capture::snapshot::{self, Live};
@@ -22,8 +23,8 @@ use crate::save::error::SaveError;
 use crate::save::image::{Features, ImageError, Writer};
 use crate::save::patience::patiently;
 use crate::save::ptys::OwnTerminal;
-use crate::save::state::{Run, Sandbox};
-use crate::sentry::{self, Kernel, KernelError, Unsettled, filter_count};
+use crate::save::state::{Overlay, Run, Sandbox};
+use crate::sentry::{self, Kernel, KernelError, Level, Unsettled, filter_count};
 
 /// How to save.
 #[derive(Debug, Clone, Copy, Default)]
@@ -106,8 +107,8 @@ pub struct Facts {
     pub id: String,
     /// Where file systems in memory are mounted that are the sandbox's own.
     pub trees: Vec<std::path::PathBuf>,
-    /// It has an overlay.
-    pub overlay: bool,
+    /// Its overlay, if it has one.
+    pub overlay: Option<Arc<Saver>>,
     /// The terminal of the run's program, the first of the sandbox's, if it has one: the master, and
     /// which of the standard streams it took the place of.
     pub terminal: Option<ItsTerminal>,
@@ -157,7 +158,7 @@ pub fn save(
     commit: &mut dyn FnMut(&Saved) -> Result<(), SaveError>,
 ) -> Result<Saved, SaveError> {
     let features = Features::of_this_machine()?;
-    refuse_early(kernel, facts)?;
+    refuse_early(kernel)?;
     if let Some(lazy) = kernel.lazy() {
         lazy.settle(kernel, &Unsettled::Everything).map_err(SaveError::refused)?;
     }
@@ -181,13 +182,23 @@ pub fn save(
         let mut saved = write(&sandbox, &found, &features, out, options, progress)?;
         saved.pause = begun.elapsed();
         commit(&saved)?;
+        note_overlay(kernel, facts, sandbox.overlay.as_ref());
         Ok(saved)
     })();
     match saved {
-        Ok(_) => kernel.kill(libc::SIGKILL)?,
+        Ok(_) => kernel.kill(libc::SIGKILL).inspect_err(|_| note_overlay(kernel, facts, None))?,
         Err(_) => kernel.unpause()?,
     }
     saved
+}
+
+/// The image is safe, and what the run's overlay holds is in it from here on; none: no longer.
+fn note_overlay(kernel: &Kernel, facts: &Facts, overlay: Option<&Overlay>) {
+    let Some(saver) = &facts.overlay else { return };
+    if let Err(error) = saver.mark(overlay.map(|overlay| &overlay.number[..])) {
+        // Whoever restores it is told that there is another one.
+        kernel.log().write(Level::Warning, &error.to_string());
+    }
 }
 
 /// Lets the guests do for a moment what a save waits for, as long as anybody wants the image.
@@ -218,13 +229,7 @@ fn has_ended(kernel: &Kernel) -> bool {
 }
 
 /// Refuses what can be told before anything is stopped.
-fn refuse_early(kernel: &Kernel, facts: &Facts) -> Result<(), SaveError> {
-    if facts.overlay {
-        return Err(SaveError::refused(
-            "a run with --overlay cannot be saved yet: an image does not carry what changed in it; run it \
-             with --rw or --tmpfs instead",
-        ));
-    }
+fn refuse_early(kernel: &Kernel) -> Result<(), SaveError> {
     let is_set = kernel.time().keeper().generation() > 0;
     if is_set || kernel.features().intersects(sentry::Features::VIRTUAL_TIME) {
         return Err(SaveError::refused(
@@ -319,7 +324,7 @@ fn captured(
     live: Option<Live>,
 ) -> Result<(Sandbox, Found), SaveError> {
     // (A program may have been started, or a clock been set, while they went on in between.)
-    refuse_early(kernel, facts)?;
+    refuse_early(kernel)?;
     let guests = kernel.census_of_stopped()?;
     let program = kernel.program().ok_or(SaveError::refused("its program has ended"))?;
     let program = guests
@@ -363,6 +368,7 @@ fn captured(
         tables: std::mem::take(&mut found.tables),
         shared: std::mem::take(&mut collector.shared),
         trees: std::mem::take(&mut found.trees),
+        overlay: found.overlay.take(),
         ipc: std::mem::take(&mut found.ipc),
         pipes: std::mem::take(&mut collector.pipes),
         terminals: std::mem::take(&mut collector.terminals),

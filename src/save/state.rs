@@ -32,6 +32,9 @@ pub struct Sandbox {
     pub shared: Vec<SharedMemory>,
     /// Content of file systems that are private to the sandbox.
     pub trees: Vec<Tree>,
+    /// The run's overlays, if it has any. Their content comes before all other content.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlay: Option<Overlay>,
     /// System V and POSIX IPC.
     pub ipc: crate::save::ipc::Ipc,
     /// What the sandbox's own network namespace and its sockets are like, beyond [`OpenFile`].
@@ -471,7 +474,32 @@ pub struct Pipe {
     pub packets: Option<Vec<u32>>,
 }
 
-/// Content of a file system in memory.
+/// Overlays of a run: what it has changed of the host's directories.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Overlay {
+    /// The number of the image: 16 random bytes. An overlay that is kept on the host has it as well, if the save
+    /// has ended its run and no other has used it since.
+    pub number: ByteBuf,
+    /// The directories of `--overlay`.
+    pub directories: Vec<ByteBuf>,
+    /// When its runs began: seconds and nanoseconds of the host's clock.
+    pub starts: Vec<(i64, i64)>,
+    /// Its layers.
+    pub layers: Vec<Layer>,
+}
+
+/// A layer of an overlay.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layer {
+    /// If the run used it: whether it showed a copy of names alone.
+    pub skeleton: Option<bool>,
+    /// Directories in it that were made beforehand: their attributes mean nothing.
+    pub scaffold: Vec<ByteBuf>,
+    /// What is in it; the target is the directory that it changes.
+    pub tree: Tree,
+}
+
+/// Content of a file system in memory, or of a layer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tree {
     /// Where it is mounted.

@@ -29,6 +29,7 @@ pub(crate) fn empty() -> Sandbox {
         tables: Vec::new(),
         shared: Vec::new(),
         trees: Vec::new(),
+        overlay: None,
         ipc: Default::default(),
         pipes: Vec::new(),
         terminals: Vec::new(),

@@ -215,3 +215,14 @@ pub fn duplicate_above(fd: RawFd, lowest: RawFd) -> Result<OwnedFd, Errno> {
     // SAFETY: the kernel has just given this descriptor to us alone.
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
+
+/// Where the next data of a file of `size` bytes begins, from `at` on; its end where there is none (lseek(2),
+/// SEEK_DATA). Moves the offset of the description.
+pub fn next_data(file: BorrowedFd<'_>, at: u64, size: u64) -> u64 {
+    match nix::unistd::lseek(file, at as i64, nix::unistd::Whence::SeekData) {
+        Ok(found) => found as u64,
+        Err(Errno::ENXIO) => size,
+        Err(_) => at,
+    }
+    .clamp(at, size)
+}

@@ -9,6 +9,7 @@ mod hostile;
 mod interrupted;
 mod likeness;
 mod places;
+mod saves;
 mod syncs;
 mod verbs;
 

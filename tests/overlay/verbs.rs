@@ -87,8 +87,7 @@ fn diff_and_only_a_diff_works_while_the_run_goes_on() {
     desk.words(&["diff", "live"]).expect_status(1).expect_out(&listed);
     desk.words(&["commit", "live"]).one_line_error(125, &["in use by a running sandbox"]);
     desk.words(&["discard", "live"]).one_line_error(125, &["in use by a running sandbox"]);
-    desk.words(&["save", "live", "-o", "../image"])
-        .one_line_error(125, &["a run with --overlay cannot be saved yet"]);
+    desk.words(&["save", "live", "-o", "../image", "--leave-running"]).success();
     let again = ["run", "--id", "other", "--overlay", ".", "--", "sh", "-c", "test ! -e ready"];
     desk.words(&again).success();
     // (It may be killed with the rest, once the program has read that.)

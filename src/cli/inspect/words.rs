@@ -33,6 +33,13 @@ pub(super) fn image(report: &ImageReport) -> String {
         };
         let _ = writeln!(text, "{:<10}{}{at} ({how})", "shows", plain(&shown.path));
     }
+    for overlay in &report.overlays {
+        let (path, entries) = (plain(&overlay.path), overlay.entries);
+        let entries =
+            if entries == 1 { "1 entry".to_owned() } else { format!("{entries} entries") };
+        let size = bytes(overlay.bytes);
+        let _ = writeln!(text, "{:<10}{path} ({entries}, {size} of files)", "overlay");
+    }
     let pages = &report.pages;
     let _ = writeln!(
         text,

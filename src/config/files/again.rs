@@ -14,8 +14,8 @@ use super::{Object, Objects, Plan, flag_of};
 pub(in crate::config) struct Again<'a> {
     /// Where the program started.
     pub(in crate::config) workdir: &'a Path,
-    /// The working directory was made writable because it was that.
-    pub(in crate::config) writable: bool,
+    /// What the working directory was because it was that: writable, or an overlay.
+    pub(in crate::config) opened: Option<MountKind>,
     /// The mounts of flags.
     pub(in crate::config) rules: Vec<Mount>,
     /// What was hidden by default: it stays so, whatever this host's defaults are.
@@ -32,25 +32,43 @@ pub(in crate::config) fn arrange_again(
     let homes = homes.iter().map(real).collect();
     let mut plan = Plan::new(host, homes);
     for mount in again.rules {
-        plan.insert_rule(flag_of(&mount.why), mount)?;
+        let flag = flag_of(&mount.why);
+        if matches!(mount.kind, MountKind::Overlay { .. }) {
+            plan.overlaid(&flag, &mount.target)?;
+        }
+        plan.insert_rule(flag, mount)?;
     }
+    plan.join_overlays();
     plan.add_defaults();
     let mut objects = plan.secret_objects();
-    if again.writable {
-        plan.open_workdir(again.workdir, &objects)?;
+    if let Some(kind) = again.opened {
+        plan.open_workdir(again.workdir, kind, &objects)?;
     }
     plan.check_targets()?;
     plan.add_objects(&mut objects);
     plan.add_hidden_before(&again.hidden, &mut objects);
+    plan.lay_overlays(&objects);
     plan.cover(objects)?;
     plan.check_workdir(again.workdir)?;
     Ok(plan.view)
 }
 
 impl Plan<'_> {
-    /// Makes the working directory writable, under the conditions of [`Plan::add_workdir`].
-    fn open_workdir(&mut self, workdir: &Path, objects: &Objects) -> Result<(), ConfigError> {
-        if let Some(what) = self.too_wide(workdir, false, objects) {
+    /// Makes the working directory what it was, under the conditions of [`Plan::add_workdir`].
+    fn open_workdir(
+        &mut self,
+        workdir: &Path,
+        kind: MountKind,
+        objects: &Objects,
+    ) -> Result<(), ConfigError> {
+        let overlaid = matches!(kind, MountKind::Overlay { .. });
+        if overlaid && !self.is_overlaid(workdir) {
+            return Err(refuse!(
+                "cannot restore its file view: its working directory {} lies in no overlay, and was one",
+                quoted(workdir)
+            ));
+        }
+        if let Some(what) = self.too_wide(workdir, overlaid, objects) {
             return Err(refuse!(
                 "cannot make the working directory {} writable: for you it is {what}; restore it as \
                  the user who saved it",
@@ -58,7 +76,6 @@ impl Plan<'_> {
             ));
         }
         if self.view.at(workdir).is_none() {
-            let kind = MountKind::Writable { source: workdir.to_owned() };
             let target = workdir.to_owned();
             self.view.insert(Mount { target, kind, why: Why::WorkingDirectory });
         }

@@ -96,6 +96,61 @@ fn a_run_with_everything_comes_back() {
 }
 
 #[test]
+fn overlays_are_laid_out_anew_and_hide_what_they_hid() {
+    let mut host = TestHost::ordinary();
+    host.host.mounts.push(("/data/in".into(), "xfs".into()));
+    host.directory("/tmp/build");
+    host.file("/home/me/.ssh/id");
+    host.host.cwd = Ok("/tmp/build".into());
+    let mut options = options(&["--overlay /", "--rw /home/other"]);
+    options.fake_fsync = true;
+    let spec = host.resolve(&options).unwrap();
+    let image = SavedSpec::of(&spec);
+    assert_eq!(image.overlays().collect::<Vec<_>>(), [&b"/"[..], b"/tmp/build"]);
+    let back = restored(&host, &decoded(&encoded(&image)).unwrap()).unwrap();
+    assert_eq!(back.mounts, spec.mounts);
+    assert_eq!(back.overlays(), [PathBuf::from("/")]);
+    assert!(back.features.contains(Features::FAKE_SYNC));
+    assert!(!back.features.contains(Features::FAKE_SYNC_ALL));
+    // It shows what can be read in any case, and can change none of it.
+    assert_eq!(grants(&back, Some(Path::new("/tmp/build"))), ["--rw /home/other"]);
+    // The host has other mounts by now: the parts are others, too.
+    host.host.mounts.push(("/data/in/deep".into(), "xfs".into()));
+    host.directory("/data/in/deep");
+    let skeleton = |spec: &RunSpec, path: &str| {
+        let found = spec.mounts.iter().find(|mount| mount.target == Path::new(path)).unwrap();
+        matches!(found.kind, MountKind::Overlay { skeleton: true, .. })
+    };
+    let moved = restored(&host, &image).unwrap();
+    assert!(skeleton(&moved, "/data/in") && !skeleton(&back, "/data/in"));
+}
+
+#[test]
+fn an_overlay_that_no_run_has_is_refused() {
+    let host = TestHost::ordinary();
+    let image = saved(&host, &options(&["--overlay /data"]));
+    let change = |kind, by| {
+        let mut image = image.clone();
+        for mount in image.mounts.iter_mut().filter(|it| it.target == bytes("/data")) {
+            (mount.kind, mount.by) = (SavedKind::Overlay(bytes(kind)), by);
+        }
+        image
+    };
+    refused(&host, &change("/home", SavedRule::Flag), "no flag asks for");
+    refused(&host, &change("/data", SavedRule::Default), "no run has");
+    refused(&host, &change("/data", SavedRule::WorkingDirectory), "no run has");
+    let mut lost = image.clone();
+    lost.mounts.push(mount("/proc/sys", SavedKind::Overlay(bytes("/proc/sys")), SavedRule::Flag));
+    host.directory("/proc/sys");
+    refused(&host, &lost, "of the kernel's making");
+    let mut bare = saved(&host, &options(&[]));
+    for mount in bare.mounts.iter_mut().filter(|it| it.by == SavedRule::WorkingDirectory) {
+        mount.kind = SavedKind::Overlay(mount.target.clone());
+    }
+    refused(&host, &bare, "lies in no overlay");
+}
+
+#[test]
 fn ids_are_those_of_whoever_restores() {
     let host = TestHost::ordinary();
     let mut image = saved(&host, &Options { user: Some("0:0".into()), ..options(&[]) });
@@ -275,6 +330,9 @@ fn ruled() -> impl Strategy<Value = (Vec<&'static str>, &'static str)> {
         "--hide /sys",
         "--ro /home:/data/in",
         "--ro /",
+        "--overlay /data",
+        "--overlay /home",
+        "--overlay /",
     ];
     let workdirs =
         ["/home/me/project", "/data", "/home/me/project/deep/er", "/tmp", "/", "/srv/work"];

@@ -5,7 +5,7 @@
 //! descriptions of the same inode are ever compared, which keeps the lists short.
 
 use std::cmp::Ordering;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 
 use nix::errno::Errno;
@@ -31,6 +31,8 @@ pub struct Known {
     pub(super) epolls: Vec<Waiting<super::fdinfo::Watched>>,
     /// What mapped files are like, by path.
     pub(super) identities: HashMap<Vec<u8>, Identity>,
+    /// Files in overlays that were copied up from the host, by path: what was mapped before is the host's.
+    pub(super) copied_up: HashSet<Vec<u8>>,
     /// Memory that has an inode.
     shared: HashMap<Inode, u32>,
     /// Inotify descriptions, whose paths are.

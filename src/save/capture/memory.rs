@@ -11,6 +11,7 @@ use super::known::Known;
 use super::maps::{self, Line};
 use super::shared;
 use super::snapshot::{self, Live};
+use super::stale;
 use crate::save::error::SaveError;
 use crate::save::hand::AREA;
 use crate::save::state::{Identity, Layout, MappedFile, Mapping, MappingKind, Object, Space};
@@ -52,11 +53,14 @@ pub fn capture(
     for line in lines.iter().filter(|line| line.name != VSYSCALL) {
         // The hand's own place. The kernel may have joined it to a mapping beside it.
         for piece in without(line, area, area + AREA) {
-            let kind = kind(subject, &piece, collector)?;
+            let mut kind = kind(subject, &piece, collector)?;
+            let stale = stale::look(pid, &piece, &pagemap, &mut kind, &collector.known);
             // What is mapped privately of shared memory hides it where it has been changed.
             let mut own = Vec::new();
             let copy = live.filter(|_| !snapshot::is_lost(&piece.flags)).map(|(_, copy)| copy);
-            if has_own_pages(&kind) {
+            if let Some(range) = stale {
+                add_pages(collector, object, pid, &[range]);
+            } else if has_own_pages(&kind) {
                 if copy.is_none() || matches!(kind, MappingKind::Shared { .. }) {
                     own = pagemap::own_pages(&pagemap, piece.start, piece.end)
                         .map_err(failed("its pages cannot be found"))?;

@@ -29,6 +29,7 @@ pub mod flush;
 pub mod ipc;
 pub mod kin;
 pub mod known;
+pub mod layers;
 pub mod maps;
 pub mod memory;
 pub mod notices;
@@ -38,6 +39,7 @@ pub mod ptys;
 pub mod shared;
 pub mod snapshot;
 pub mod sockets;
+mod stale;
 pub mod stat;
 pub mod threads;
 pub mod timers;
@@ -62,6 +64,8 @@ pub struct Found {
     pub clocks: Clocks,
     /// Content of file systems in memory.
     pub trees: Vec<crate::save::state::Tree>,
+    /// The run's overlays.
+    pub overlay: Option<crate::save::state::Overlay>,
     /// System V and POSIX IPC.
     pub ipc: crate::save::ipc::Ipc,
     /// Everything shared, and where content is.
@@ -122,6 +126,11 @@ fn all_of(
     };
     kin::refuse(guests)?;
     let streams = facts.streams(any.pid)?;
+    if let Some(saver) = &facts.overlay {
+        // The first, so that whoever restores has it before anything else is made.
+        found.overlay = Some(layers::capture(any.pid, saver, &mut found.collector)?);
+    }
+    let in_layers = found.collector.contents.len();
     for guest in ordered(guests) {
         let mut process = process_of(tracees, filters, (guest, guests), &streams, live, found)?;
         process.stop_unheard = found.unheard.contains(&process.pid);
@@ -141,8 +150,14 @@ fn all_of(
     adjustments::capture(tracees, filters.gate, guests, found)?;
     notices::capture(tracees, filters.gate, guests, noticed, found)?;
     descriptors::finish(&mut found.collector)?;
-    // The last, since it takes out what waits in them and puts it back.
-    ptys::finish(&mut found.collector)
+    // The last that asks guests, since it takes out what waits in them and puts it back.
+    ptys::finish(&mut found.collector)?;
+    match &facts.overlay {
+        Some(saver) if live.goes_on() => {
+            layers::copy(saver, &mut found.collector.contents[..in_layers])
+        }
+        _ => Ok(()),
+    }
 }
 
 /// What no process holds: asked for by one of them. Gives queues that are not complete yet.

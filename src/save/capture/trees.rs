@@ -4,6 +4,8 @@
 //! something is stopped, and no name leads out of a mount or over a symbolic link
 //! ([`crate::sys::beneath`]). What is mounted below (the working directory, say) is not gone into.
 //!
+//! What is in the layers of overlays is read by the same walk ([`super::layers`]).
+//!
 //! Not carried: times of change of status and of birth, which nobody can set, and inode flags
 //! (chattr(1)). A file that its owner may not read is made readable for a moment, which only its time
 //! of change of status tells.
@@ -13,7 +15,7 @@ use std::ffi::CString;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -24,6 +26,7 @@ use nix::sys::stat::{FchmodatFlags, FileStat, Mode, fchmodat, fstat, fstatat};
 use serde_bytes::ByteBuf;
 
 use crate::save::capture::collector::{Collector, Content};
+use crate::save::capture::layers;
 use crate::save::error::SaveError;
 use crate::save::state::{Tree, TreeEntry, TreeKind};
 use crate::sys::beneath;
@@ -73,20 +76,29 @@ pub fn capture(
         let root = open(&path, flags, Mode::empty()).map_err(|errno| {
             SaveError::failed(format!("cannot open {} of the sandbox", target.display()), errno)
         })?;
-        walk(root, target, &ids, collector)
+        walk(root, target, &ids, collector, Of::Memory)
     };
     targets.iter().map(capture_one).collect()
 }
 
+/// What is captured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::save) enum Of {
+    /// A file system in memory.
+    Memory,
+    /// The layer of an overlay.
+    Layer,
+}
+
 /// What a guest calls users and groups.
-pub(super) struct Ids {
+pub(in crate::save) struct Ids {
     users: IdMap,
     groups: IdMap,
 }
 
 impl Ids {
     /// Those of a process's user namespace.
-    pub(super) fn of(pid: i32) -> Result<Ids, SaveError> {
+    pub(in crate::save) fn of(pid: i32) -> Result<Ids, SaveError> {
         let users = IdMap::read(&format!("/proc/{pid}/uid_map"))?;
         let groups = IdMap::read(&format!("/proc/{pid}/gid_map"))?;
         Ok(Ids { users, groups })
@@ -108,6 +120,7 @@ struct Walk<'w> {
     target: &'w Path,
     ids: &'w Ids,
     collector: &'w mut Collector,
+    of: Of,
     root: Arc<OwnedFd>,
     entries: Vec<TreeEntry>,
     /// Directories that are still to be gone into; whether one above was opened up for it.
@@ -118,16 +131,19 @@ struct Walk<'w> {
     opened_up: Vec<(OwnedFd, Mode)>,
 }
 
-fn walk(
+/// Captures what is below `root`.
+pub(in crate::save) fn walk(
     root: OwnedFd,
     target: &Path,
     ids: &Ids,
     collector: &mut Collector,
+    of: Of,
 ) -> Result<Tree, SaveError> {
     let mut walk = Walk {
         target,
         ids,
         collector,
+        of,
         root: Arc::new(root),
         entries: Vec::new(),
         pending: vec![(Vec::new(), false)],
@@ -240,8 +256,13 @@ impl Walk<'_> {
     fn found(&mut self, file: &OwnedFd, path: Vec<u8>, opened_up: bool) -> Result<(), SaveError> {
         let status = fstat(file).map_err(|errno| self.failed("look at", &path, errno))?;
         let format = status.st_mode & libc::S_IFMT;
-        let several = status.st_nlink > 1 && format != libc::S_IFDIR;
+        // (Overlayfs makes one whiteout, and links to it.)
+        let several = status.st_nlink > 1 && !matches!(format, libc::S_IFDIR | libc::S_IFCHR);
         let identity = (status.st_dev, status.st_ino);
+        if format == libc::S_IFREG && self.of == Of::Layer && layers::is_copied_up(file) {
+            let place = self.place(&path).into_os_string().into_vec();
+            self.collector.known.copied_up.insert(place);
+        }
         if let Some(first) = self.names.get(&identity).filter(|_| several) {
             let kind = TreeKind::Link(self.entries[*first].path.clone());
             let path = ByteBuf::from(path);
@@ -308,8 +329,8 @@ impl Walk<'_> {
         opened_up: bool,
     ) -> Result<TreeKind, SaveError> {
         let size = status.st_size.unsigned_abs();
-        // Not a block: nothing but a hole.
-        if status.st_blocks == 0 {
+        // Not a block: nothing but a hole, in memory. (Elsewhere it may be yet to get one.)
+        if size == 0 || self.of == Of::Memory && status.st_blocks == 0 {
             return Ok(TreeKind::Small { content: ByteBuf::new(), size });
         }
         let name =
@@ -347,7 +368,8 @@ impl Walk<'_> {
         opened
     }
 
-    /// Those that a guest can set: `user.` and access control lists.
+    /// Those that a guest can set: `user.` and access control lists. Of a layer, what the kernel has copied and
+    /// marked as well.
     fn attributes(&self, file: &OwnedFd) -> Result<Vec<(ByteBuf, ByteBuf)>, Errno> {
         let path = own_path(file)?;
         let names = match beneath::attribute_names(&path) {
@@ -358,7 +380,11 @@ impl Walk<'_> {
         let mut found = Vec::new();
         for name in names {
             let list = name.starts_with(b"system.posix_acl_");
-            if !list && !name.starts_with(b"user.") {
+            let wanted = match self.of {
+                Of::Layer => layers::is_carried(&name),
+                Of::Memory => list || name.starts_with(b"user."),
+            };
+            if !wanted {
                 continue;
             }
             let word = CString::new(name.clone()).map_err(|_| Errno::EINVAL)?;

@@ -149,6 +149,14 @@ impl<R: Read> Reader<R> {
         }))
     }
 
+    /// The object of the next frame, which stays the next; `None`: there is none.
+    pub fn next_object(&mut self) -> Result<Option<u32>, ImageError> {
+        if self.end.is_some() || self.at == self.table.records.len() && !self.next_table()? {
+            return Ok(None);
+        }
+        Ok(self.table.records.get(self.at).map(|record| record.object))
+    }
+
     /// What the whole image holds, after `next_frame` has given `None`.
     pub fn summary(&self) -> Option<Summary> {
         self.end

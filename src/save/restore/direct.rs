@@ -62,7 +62,8 @@ fn put_all(
         let others: Vec<_> = (1..threads).map(|_| scope.spawn(|| work.copy_some())).collect();
         let check = scope.spawn(verify);
         let mut outcome = work.copy_some();
-        for stream in index.streams() {
+        let there = |object: &u32| matches!(sinks.get(object), Some(Sink::Done));
+        for stream in index.streams().iter().filter(|stream| !there(&stream.object)) {
             let bytes = index.stream(file, stream)?;
             outcome = outcome.and_then(|()| fill::put(sinks, stream.object, stream.offset, &bytes));
         }

@@ -56,6 +56,7 @@ pub(super) fn put(
             .map_err(|errno| errno.into())
             .and_then(|file| file.write_all_at(bytes, at))
             .map_err(|error| RestoreError::failed("content of a file cannot be written", error)),
+        Sink::Done => Err(late()),
         Sink::Mapping { pid, address } => {
             hand::write(*pid, address.wrapping_add(at), bytes).map_err(memory(at))
         }
@@ -66,6 +67,10 @@ pub(super) fn put(
             Err(errno) => Err(memory(at)(errno)),
         },
     }
+}
+
+fn late() -> RestoreError {
+    RestoreError::refused("the image is damaged: content of a layer comes after other content")
 }
 
 fn memory(at: u64) -> impl Fn(nix::errno::Errno) -> RestoreError {
@@ -81,6 +86,7 @@ pub(super) fn zero(
 ) -> Result<(), RestoreError> {
     match sink(sinks, object)? {
         Sink::File(_) | Sink::Below { .. } | Sink::Mapping { .. } => Ok(()),
+        Sink::Done => Err(late()),
         Sink::Space { files, .. } => {
             let page = vec![0; PAGE as usize];
             let all = address..address.saturating_add(count.saturating_mul(PAGE));
@@ -121,7 +127,7 @@ fn copy(
             Sink::Mapping { pid, address } => {
                 hand::read(*pid, address.wrapping_add(at), &mut page).map_err(memory(at))?;
             }
-            Sink::Below { .. } => {
+            Sink::Below { .. } | Sink::Done => {
                 return Err(RestoreError::refused("the image is damaged: a file has pages"));
             }
         }

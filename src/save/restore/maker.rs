@@ -40,6 +40,8 @@ pub enum Sink {
         /// Its path from there, without symbolic links.
         path: CString,
     },
+    /// It is where it belongs: content of layers comes before all else.
+    Done,
 }
 
 impl Sink {

@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
@@ -17,7 +18,7 @@ use crate::launch::{FIRST, Planter};
 use crate::notify::Gate;
 use crate::save::error::RestoreError;
 use crate::save::hand::{Hand, HandError, SLOTS};
-use crate::save::state::{Process, Sandbox, Space, Table as DescriptorTable, Thread};
+use crate::save::state::{Process, Sandbox, Space, Table as DescriptorTable, Thread, TreeKind};
 use crate::sentry::{Brought, Carried, Used};
 use crate::sys::ptrace::{self, Stopped};
 
@@ -29,6 +30,7 @@ pub mod direct;
 pub mod fill;
 mod finish;
 pub mod ipc;
+pub mod layers;
 pub mod lazy;
 pub mod maker;
 pub mod notices;
@@ -48,6 +50,7 @@ pub mod waits;
 
 use courier::Courier;
 use descriptors::{FilesPolicy, RestoreStreams};
+use layers::Layers;
 use lazy::Lazy;
 use maker::{Maker, Sink};
 use space::Sources;
@@ -63,6 +66,8 @@ pub struct Options {
     pub files: FilesPolicy,
     /// Where file systems in memory are that may be filled: those of the run itself.
     pub trees: Vec<PathBuf>,
+    /// The layers of its overlays, filled.
+    pub layers: Option<Arc<Layers>>,
     /// Which of the standard streams are the run's own terminal, if it has one.
     pub terminal: Option<[bool; 3]>,
 }
@@ -112,7 +117,7 @@ pub fn grow(
         sandbox,
         files: Vec::new(),
         shared: Vec::new(),
-        sinks: HashMap::new(),
+        sinks: done(sandbox),
         finishes: Vec::new(),
     };
     trees::restore(&mut maker, &options.trees)?;
@@ -167,8 +172,26 @@ pub fn grow(
     planter
         .adopt(sandbox.run.program)
         .map_err(|errno| RestoreError::failed("init does not keep the program", errno.desc()))?;
-    ready.into_iter().rev().flatten().try_for_each(let_go)?;
-    Ok(program)
+    let layers = options.layers.as_deref();
+    layers.map_or(Ok(()), |layers| layers.take_place(sandbox))?;
+    let gone = ready.into_iter().rev().flatten().try_for_each(let_go);
+    match (&gone, layers) {
+        (Ok(()), Some(layers)) => layers.settle(),
+        (Err(_), Some(layers)) => layers.give_back(),
+        (_, None) => {}
+    }
+    gone.map(|()| program)
+}
+
+/// Content that is where it belongs: that of layers.
+fn done(sandbox: &Sandbox) -> HashMap<u32, Sink> {
+    let layers = sandbox.overlay.iter().flat_map(|overlay| &overlay.layers);
+    let entries = layers.flat_map(|layer| &layer.tree.entries);
+    let objects = entries.filter_map(|entry| match entry.kind {
+        TreeKind::File { object, .. } => Some((object, Sink::Done)),
+        _ => None,
+    });
+    objects.collect()
 }
 
 /// Content is in place. Step by step for all: while one makes its calls, the next is told of its own.

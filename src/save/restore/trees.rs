@@ -58,7 +58,7 @@ fn failed(tree: &Tree) -> impl Fn(Failure) -> RestoreError {
 
 /// Whether the paths are such that each file is made in a directory of the same tree: nothing leads
 /// out of it then, whatever symbolic links there are.
-fn check(tree: &Tree) -> Result<(), RestoreError> {
+pub(super) fn check(tree: &Tree) -> Result<(), RestoreError> {
     let mut kinds: HashMap<&[u8], bool> = HashMap::new();
     for (index, entry) in tree.entries.iter().enumerate() {
         let path: &[u8] = &entry.path;

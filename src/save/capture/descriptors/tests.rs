@@ -144,6 +144,7 @@ fn sandbox(table: &Table, collector: &Collector) -> Sandbox {
         tables: vec![table.clone()],
         shared: collector.shared.clone(),
         trees: Vec::new(),
+        overlay: None,
         ipc: Default::default(),
         pipes: collector.pipes.clone(),
         terminals: Vec::new(),

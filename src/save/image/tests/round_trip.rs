@@ -40,7 +40,13 @@ pub(super) fn read(image: &[u8]) -> Result<Content, ImageError> {
     let opened = Opened::open(image)?;
     let (state, mut reader) = opened.state()?;
     let mut content = Content { state, ..Content::default() };
-    while let Some(frame) = reader.next_frame()? {
+    while let Some(next) = reader.next_object()? {
+        let Some(frame) = reader.next_frame()? else { panic!("there was to be one of {next}") };
+        let (Frame::Data { object, .. }
+        | Frame::Zero { object, .. }
+        | Frame::Same { object, .. }
+        | Frame::Bytes { object, .. }) = &frame;
+        assert_eq!(*object, next);
         match frame {
             Frame::Data { object, address, pages } => content.put_pages(object, address, pages),
             Frame::Zero { object, address, count } => {
