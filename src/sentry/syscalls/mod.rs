@@ -11,6 +11,7 @@ pub mod klog;
 pub mod lazy;
 pub mod machine;
 pub mod processes;
+pub mod reach;
 pub mod row;
 pub mod stamps;
 pub mod sync;
