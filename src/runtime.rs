@@ -20,7 +20,7 @@ use crate::save::error::RestoreError;
 use crate::save::pipeline::{Facts, ItsTerminal};
 use crate::save::spec;
 use crate::sentry::file_log::Report;
-use crate::sentry::{self, Kernel, KernelArgs, KernelError, Starting, Time};
+use crate::sentry::{self, Kernel, KernelArgs, KernelError, Measured, Starting, Time};
 use crate::sys::message::Descriptors;
 use crate::sys::process::{self, exit_status};
 use crate::terminal::Terminal;
@@ -32,6 +32,7 @@ mod job;
 mod lazy;
 mod later;
 mod limits;
+mod measure;
 mod network;
 mod restore;
 mod sources;
@@ -45,7 +46,7 @@ pub use later::{Later, Started, Wish};
 pub use restore::{Fill, Restored};
 
 /// How a run ended.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Finished {
     /// The exit status for the caller: the guest's own, or 128+N if signal N ended it.
     pub status: i32,
@@ -56,6 +57,8 @@ pub struct Finished {
     pub interrupted: bool,
     /// Why something that was to be done at the end could not be ([`Beside::at_end`]).
     pub undone: Option<String>,
+    /// What it has used, if that was measured (`Features::LEARN`).
+    pub measured: Option<Measured>,
 }
 
 /// Why there was no run: one sentence with operation, object, cause and remedy.
@@ -525,6 +528,7 @@ impl<'r> Supervisor<'r> {
         while self.calls.try_recv().is_ok() {}
         // Before init is waited for: it knows of those that have ended. Read only where it is used.
         let killed = matches!(ended, Ended::Killed(_));
+        let mut measured = self.measured();
         let cpu_us = if killed || tracing::enabled!(tracing::Level::DEBUG) {
             let cpu_us = self.kernel.cpu_time().as_micros() as u64;
             tracing::debug!(cpu_us, "the guests have ended");
@@ -539,6 +543,7 @@ impl<'r> Supervisor<'r> {
             Ended::Killed(status) => End { status, cpu_us, peak_kib: 0 },
         };
         let status = end.status;
+        measured.iter_mut().for_each(|measured| measure::complete(measured, &end));
         self.behind.wait();
         self.kernel.look_at_limits();
         self.kernel.emit(&sentry::Event::Exited {
@@ -566,13 +571,14 @@ impl<'r> Supervisor<'r> {
         }
         let interrupted = self.job.finish(status);
         if let Some(packets) = &self.packets {
-            packets.note(self.kernel.refusals());
+            let refused = packets.note(self.kernel.refusals());
+            measured.iter_mut().for_each(|measured| measured.refused = refused);
         }
         let refusals = self.kernel.refusals().all();
         let refusals = refusals.iter().map(ToString::to_string);
         let notes = farewell.into_iter().chain(self.kernel.limit_notes()).chain(refusals);
         let notes = notes.chain(kept).collect();
-        Finished { status: exit_status(status), notes, interrupted, undone }
+        Finished { status: exit_status(status), notes, interrupted, undone, measured }
     }
 }
 

@@ -33,7 +33,7 @@ impl Desk {
     fn command(&self) -> Command {
         let mut command = self.workspace.sandbox();
         command.current_dir(self.path("project")).env("HOME", self.path(""));
-        command.env_remove("XDG_CONFIG_HOME");
+        command.env_remove("XDG_CONFIG_HOME").env_remove("XDG_STATE_HOME");
         command
     }
 
@@ -212,8 +212,20 @@ fn built_in_profiles_do_what_they_are_for() {
     desk.put(".cache/tool/file", "old");
     desk.put("project/.git/config", "[core]\n");
     let script = "ls ~/.cache && touch ~/.cache/new && echo cached";
-    desk.sh(&["--profile", "build"], script).success().expect_out("cached\n");
+    desk.sh(&["--profile", "build"], script).success().expect_out("cached\n").expect_err("");
     assert!(!desk.workspace.has("home/.cache/new"));
+    // What is built is looked at, and kept or dropped.
+    desk.put("project/old", "old");
+    let script = "echo built > out; rm old; mkdir -p ~/bin; echo tool > ~/bin/tool";
+    let outcome = desk.sh(&["--id", "it", "--profile", "build"], script);
+    outcome
+        .success()
+        .err_has("the overlay has changes (3 added, 1 deleted), and the host has none");
+    outcome.err_has("sandbox commit it applies them");
+    assert!(desk.workspace.has("home/project/old") && !desk.workspace.has("home/project/out"));
+    desk.sandbox(&["diff", "it"]).expect_status(1).out_has("home/bin/tool").out_has("D ");
+    desk.sandbox(&["commit", "it"]).success();
+    assert!(!desk.workspace.has("home/project/old") && desk.workspace.has("home/bin/tool"));
     let mut command = desk.command();
     command.env("MY_VARIABLE", "1").args(["--profile", "agent", "--", "sh", "-c"]);
     command.arg("echo ${MY_VARIABLE-none}; touch file; echo x >> .git/config");

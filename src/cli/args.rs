@@ -57,6 +57,12 @@ pub(super) enum Verb {
     /// Run a program (the same as without a verb)
     #[command(override_usage = "sandbox run [OPTIONS] -- PROG ARGS...", after_help = EXIT_STATUS)]
     Run(RunCommand),
+    /// Run a program in an overlay of everything, and write a profile of what it needed
+    #[command(
+        override_usage = "sandbox learn [RUN OPTIONS] [-o FILE] -- PROG ARGS...",
+        after_help = EXIT_STATUS
+    )]
+    Learn(super::learn::Command),
     /// Run another program in a running sandbox
     #[command(
         override_usage = "sandbox exec [OPTIONS] ID -- PROG ARGS...",

@@ -14,6 +14,7 @@ mod exec;
 mod explain;
 mod inspect;
 mod kill;
+mod learn;
 mod logs;
 mod options;
 mod pause;
@@ -72,6 +73,7 @@ fn dispatch(line: CommandLine, words: &[OsString]) -> i32 {
             None => run::run(line.run),
         },
         Some(Verb::Run(command)) => run::run(command),
+        Some(Verb::Learn(command)) => learn::run(command),
         Some(Verb::Exec(command)) => exec::run(command),
         Some(Verb::Ps(command)) => ps::run(&command),
         Some(Verb::Kill(command)) => kill::run(&command),
@@ -159,6 +161,7 @@ const RESERVED: &[&str] = &[
     "doctor",
     "why",
     "profile",
+    "learn",
     "completions",
     "man",
     "help",

@@ -1,4 +1,5 @@
-//! The file of `--record-files`: which files a run has touched, as JSON (docs/record.md).
+//! The file of `--record-files`: which files a run has touched, as JSON (docs/record.md). And how a file is written
+//! whole or not at all, where it was meant to be.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -8,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open, openat, renameat};
+use nix::fcntl::{OFlag, RenameFlags, open, openat, renameat2};
 use nix::sys::stat::Mode;
 use nix::unistd::{AccessFlags, UnlinkatFlags, faccessat, unlinkat};
 use serde::Serialize;
@@ -23,16 +24,18 @@ const VERSION: u32 = 1;
 /// meanwhile has no influence.
 #[derive(Debug)]
 pub(super) struct Destination {
+    flag: &'static str,
     path: PathBuf,
     directory: OwnedFd,
     name: OsString,
 }
 
 impl Destination {
-    pub(super) fn find(path: PathBuf) -> Result<Destination, String> {
+    /// The place that a flag names.
+    pub(super) fn find(flag: &'static str, path: PathBuf) -> Result<Destination, String> {
         let failed = |errno: Errno| {
             format!(
-                "cannot write --record-files {}: {}; name a file in a directory that you may write to",
+                "cannot write {flag} {}: {}; name a file in a directory that you may write to",
                 path.display(),
                 errno.desc()
             )
@@ -44,18 +47,35 @@ impl Destination {
             open(parent.unwrap_or(Path::new(".")), flags, Mode::empty()).map_err(failed)?;
         let here = AccessFlags::W_OK | AccessFlags::X_OK;
         faccessat(directory.as_fd(), ".", here, nix::fcntl::AtFlags::AT_EACCESS).map_err(failed)?;
-        Ok(Destination { path, directory, name })
+        Ok(Destination { flag, path, directory, name })
     }
 
-    /// Writes it, whole or not at all.
+    /// Writes the list, whole or not at all.
     pub(super) fn write(&self, report: &Report) -> Result<(), String> {
+        self.write_with(0o666, true, |file| write_to(file, report))
+    }
+
+    /// Writes it with these permissions, whole or not at all; over what has come there meanwhile, or not.
+    pub(super) fn write_with(
+        &self,
+        mode: u32,
+        replaces: bool,
+        write: impl FnOnce(&File) -> std::io::Result<()>,
+    ) -> Result<(), String> {
         let failed = |error: std::io::Error| {
-            format!("cannot write --record-files {}: {error}", self.path.display())
+            format!("cannot write {} {}: {error}", self.flag, self.path.display())
         };
-        let (temporary, file) = self.temporary().map_err(|errno| failed(errno.into()))?;
-        let written = write_to(&file, report).and_then(|()| {
-            let directory = self.directory.as_fd();
-            Ok(renameat(directory, temporary.as_os_str(), directory, self.name.as_os_str())?)
+        let (temporary, file) = self.temporary(mode).map_err(|errno| failed(errno.into()))?;
+        let written = write(&file).and_then(|()| {
+            let (from, directory) = (temporary.as_os_str(), self.directory.as_fd());
+            let rename =
+                |flags| renameat2(directory, from, directory, self.name.as_os_str(), flags);
+            let flags = if replaces { RenameFlags::empty() } else { RenameFlags::RENAME_NOREPLACE };
+            Ok(match rename(flags) {
+                // Not every file system can tell (rename(2)).
+                Err(Errno::EINVAL) => rename(RenameFlags::empty()),
+                done => done,
+            }?)
         });
         if written.is_err() {
             let name = temporary.as_os_str();
@@ -67,12 +87,12 @@ impl Destination {
 
 impl Destination {
     /// A new file, by a name that nobody can have taken on purpose.
-    fn temporary(&self) -> Result<(OsString, File), Errno> {
+    fn temporary(&self, mode: u32) -> Result<(OsString, File), Errno> {
         let mut random = [0; 8];
         random::fill(&mut random).map_err(|_| Errno::EAGAIN)?;
         let name = OsString::from(format!(".sandbox-record.{}", hexadecimal(&random)));
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
-        let mode = Mode::from_bits_truncate(0o666);
+        let mode = Mode::from_bits_truncate(mode);
         let file = openat(self.directory.as_fd(), name.as_os_str(), flags, mode)?;
         Ok((name, File::from(file)))
     }

@@ -1,6 +1,6 @@
 //! `sandbox run`: from the words to a running program and its exit status.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use super::args::RunCommand;
 use super::record::Destination;
 use super::{OWN_ERROR, exec, explain, fail, print, profile};
 use crate::config::profile::gather;
-use crate::config::{self, Host, Options, Rule, RuleKind, RunSpec, Voice};
+use crate::config::{self, Host, Options, Rule, RuleKind, RunSpec, Voice, quoted};
 use crate::control::client::Sandbox;
 use crate::control::detach::{self, Outcome, Side};
 use crate::control::state::base_path;
@@ -87,14 +87,25 @@ fn dry_run(options: &Options, host: &mut Host, sources: &str) -> i32 {
 }
 
 fn foreground(options: Options, mut host: Host) -> i32 {
-    let id = options.id.clone();
     let destination = match destination(&options) {
         Ok(destination) => destination,
         Err(sentence) => return fail(sentence),
     };
-    let claim = match Claim::take(id.as_deref(), words(&options), false) {
+    let mut control = match control(&options) {
+        Ok(control) => control,
+        Err(sentence) => return fail(sentence),
+    };
+    let mut ending = Ending { destination: destination.as_ref(), ..Ending::default() };
+    let done = attempt(&options, &mut host, &mut ending, control.as_mut());
+    end_in_foreground(control, done)
+}
+
+/// What a run in the foreground is found by, if it is to be found.
+pub(super) fn control(options: &Options) -> Result<Option<Control>, String> {
+    let id = options.id.as_deref();
+    let claim = match Claim::take(id, words(options), false) {
         Ok(claim) => Some(claim),
-        Err(error) if id.is_some() => return fail(error),
+        Err(error) if id.is_some() => return Err(error.to_string()),
         Err(error) => {
             // Such a run is what one was before there were control sockets.
             if options.voice == Voice::Verbose {
@@ -103,9 +114,42 @@ fn foreground(options: Options, mut host: Host) -> i32 {
             None
         }
     };
-    let mut control = claim.map(|claim| Control::new(claim, None));
-    let done = attempt(&options, &mut host, destination.as_ref(), control.as_mut());
-    end_in_foreground(control, done)
+    Ok(claim.map(|claim| Control::new(claim, None)))
+}
+
+/// What becomes of a run's list of files, and of its overlay, at its end.
+#[derive(Default)]
+pub(super) struct Ending<'e> {
+    /// Where the list is written to.
+    pub(super) destination: Option<&'e Destination>,
+    /// The list is wanted here, and the overlay is not, unless it was there before.
+    pub(super) learns: bool,
+    /// The overlay is wanted all the same.
+    pub(super) keeps: bool,
+    /// The list.
+    pub(super) report: Option<Report>,
+    /// Something was changed, and is gone.
+    pub(super) dropped: bool,
+}
+
+impl Ending<'_> {
+    /// The guests have ended. Gives what is to be said.
+    fn come(&mut self, held: Option<Held>, report: Option<&Report>) -> Result<Vec<String>, String> {
+        let kept = match held {
+            Some(held) if self.learns && !self.keeps && held.is_new() => {
+                self.dropped = held.discard();
+                None
+            }
+            held => held.and_then(Held::finish),
+        };
+        if let Some((destination, report)) = self.destination.zip(report) {
+            destination.write(report)?;
+        }
+        if self.learns {
+            self.report = report.cloned();
+        }
+        Ok(kept.into_iter().collect())
+    }
 }
 
 /// Says how a run in the foreground ended, and gives or takes its status.
@@ -153,9 +197,10 @@ fn background(options: &Options, verdict: Verdict) -> i32 {
         }
     };
     let mut control = Control::new(claim, Some(verdict));
+    let mut ending = Ending { destination: destination.as_ref(), ..Ending::default() };
     let done = detach::print_to(&output)
         .map_err(|error| (OWN_ERROR, format!("cannot redirect the output: {error}")))
-        .and_then(|()| attempt(options, &mut host, destination.as_ref(), Some(&mut control)));
+        .and_then(|()| attempt(options, &mut host, &mut ending, Some(&mut control)));
     end_in_background(control, done)
 }
 
@@ -182,14 +227,15 @@ pub(super) fn end_in_background(
 }
 
 /// Resolves the options, says what was decided where that was asked for, and runs the program.
-fn attempt(
+pub(super) fn attempt(
     options: &Options,
     host: &mut Host,
-    destination: Option<&Destination>,
+    ending: &mut Ending<'_>,
     control: Option<&mut Control>,
 ) -> Result<(RunSpec, Finished), Failure> {
     let own = |error: &dyn std::fmt::Display| (OWN_ERROR, error.to_string());
     host.private.extend(control.iter().map(|control| control.base().to_owned()));
+    make_places(options, host).map_err(|sentence| (OWN_ERROR, sentence))?;
     let store = store(options, host).map_err(|error| own(&error))?;
     let spec = config::resolve(options, host).map_err(|error| own(&error))?;
     if spec.voice == Voice::Verbose {
@@ -199,13 +245,7 @@ fn attempt(
     let mut held = held(&spec, store, named, control.as_deref()).map_err(|error| own(&error))?;
     let layers = held.as_ref().map_or_else(Vec::new, |held| held.layers().to_vec());
     let saver = held.as_ref().map(Held::saver).transpose().map_err(|error| own(&error))?;
-    let at_end = |report: Option<&Report>| {
-        let kept = held.take().and_then(Held::finish);
-        if let Some((destination, report)) = destination.zip(report) {
-            destination.write(report)?;
-        }
-        Ok(kept.into_iter().collect())
-    };
+    let at_end = |report: Option<&Report>| ending.come(held.take(), report);
     let beside =
         Beside { layers: &layers, saver: saver.map(Arc::new), at_end: Some(Box::new(at_end)) };
     let done = runtime::run(&spec, beside, control);
@@ -221,7 +261,29 @@ fn attempt(
 
 /// Where the list of files goes, if one is wanted.
 fn destination(options: &Options) -> Result<Option<Destination>, String> {
-    options.record_files.clone().map(Destination::find).transpose()
+    let find = |path| Destination::find("--record-files", path);
+    options.record_files.clone().map(find).transpose()
+}
+
+/// Makes the directories that rules name with a slash at their end.
+fn make_places(options: &Options, host: &mut Host) -> Result<(), String> {
+    let places = config::places_to_make(options, host);
+    for place in &places {
+        match std::fs::create_dir(place) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+                return Err(format!(
+                    "cannot make {}, which --rw names with a slash at its end: {error}; make it \
+                     yourself, or correct the path",
+                    quoted(place)
+                ));
+            }
+            _ => {}
+        }
+    }
+    if !places.is_empty() {
+        host.look_anew();
+    }
+    Ok(())
 }
 
 /// Where the overlays of this run are to be kept, if it has any. No guest sees that place, nor one that had to be

@@ -144,6 +144,13 @@ impl Host {
         homes
     }
 
+    /// Forgets what was seen of files: they may have changed.
+    pub fn look_anew(&mut self) {
+        self.seen = RefCell::default();
+        self.listed = RefCell::default();
+        self.led = RefCell::default();
+    }
+
     /// Where `path` (absolute) leads on the host, its symlinks followed.
     pub(crate) fn walk(&self, path: &Path) -> Result<Place, Trouble> {
         self.walk_from_parent(path).unwrap_or_else(|| walk(path, |at| self.look(at)))

@@ -10,6 +10,7 @@ mod error;
 mod files;
 mod host;
 mod identity;
+pub mod learn;
 mod limits;
 mod listing;
 mod options;
@@ -101,6 +102,14 @@ pub fn file_view(options: &Options, host: &Host) -> Result<View, ConfigError> {
     Ok(arranged.0)
 }
 
+/// Directories that have to be made before the run can start: those that a rule opens and names with a slash at the
+/// end, and that the host does not have.
+pub fn places_to_make(options: &Options, host: &Host) -> Vec<PathBuf> {
+    let places = options.rules.iter().filter_map(Rule::place_to_make);
+    let places = places.filter_map(|place| host.walk(&absolute(host, &place).ok()?).ok());
+    places.filter(|place| place.kind == Kind::Missing).map(|place| place.path).collect()
+}
+
 /// The variables that `--env` sets: name and value, the last of a name.
 ///
 /// # Errors
@@ -117,8 +126,11 @@ fn features(options: &Options, limits: &Limits, time: Option<&TimeSpec>, host: &
     let mut features = derived_features(limits, time);
     features.set(Features::EXEC_EVENTS, options.observed || options.voice == Voice::Verbose);
     features.set(Features::KMSG, options.kmsg);
-    features.set(Features::FILE_LOG, options.record_files.is_some());
     features.set(Features::FOREIGN_IDS, host.uid != 0);
+    features.set(Features::FILE_LOG, options.record_files.is_some() || options.learn);
+    if options.learn {
+        features |= Features::LEARN | Features::CPU_CLOCK;
+    }
     features
 }
 

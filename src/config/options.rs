@@ -5,10 +5,11 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::RawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use super::limits::LimitWishes;
-use super::paths::quoted;
+use super::paths::{parse_pair, quoted};
 use super::profile::{Origin, Setting};
 use super::{Network, Voice, Without};
 
@@ -41,6 +42,8 @@ pub struct Options {
     pub fake_fsync: bool,
     /// Record which files the guests touch, in this file.
     pub record_files: Option<PathBuf>,
+    /// Find out what the run needs (`sandbox learn`).
+    pub learn: bool,
     /// Which network.
     pub network: Network,
     /// Descriptors to inherit.
@@ -77,6 +80,7 @@ impl Default for Options {
             kmsg: false,
             fake_fsync: false,
             record_files: None,
+            learn: false,
             network: Network::None,
             descriptors: Vec::new(),
             limits: LimitWishes::default(),
@@ -125,6 +129,13 @@ impl Rule {
             Origin::CommandLine => flag,
             origin => format!("{flag} ({origin})"),
         }
+    }
+
+    /// The directory that it is about is made where it is missing, which the slash at its end says.
+    pub(crate) fn place_to_make(&self) -> Option<PathBuf> {
+        let (path, target) = parse_pair(self.kind.flag(), &self.text).ok()?;
+        let is_marked = path.as_os_str().as_bytes().ends_with(b"/");
+        (self.kind == RuleKind::Writable && target.is_none() && is_marked).then_some(path)
     }
 
     /// It says nothing where its place is missing: a built-in profile is for every host, and what is

@@ -106,9 +106,7 @@ impl TestHost {
 
     /// The same as somebody sees it who looks anew.
     pub(crate) fn look_anew(&mut self) {
-        self.host.seen = Default::default();
-        self.host.listed = Default::default();
-        self.host.led = Default::default();
+        self.host.look_anew();
     }
 
     /// The run that these options describe here.

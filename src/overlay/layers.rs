@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
@@ -22,7 +22,7 @@ use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{AccessFlags, Gid, Uid, eaccess, fchown};
 
 use super::apply::Upper;
-use super::changes::Changes;
+use super::changes::{Changes, Kind};
 use super::description::{Description, Note, Stamp, bytes, path};
 use super::entry;
 use super::error::{OverlayError, refuse};
@@ -491,6 +491,22 @@ impl Held {
         &self.layers
     }
 
+    /// No run before this one has used it.
+    pub fn is_new(&self) -> bool {
+        Description::read(self.directory.as_fd()).is_ok_and(|it| it.starts.len() <= 1)
+    }
+
+    /// The run has ended, and nothing of it is kept. Gives whether it had changed anything.
+    pub fn discard(self) -> bool {
+        let Held { id, store, directory, lock, .. } = self;
+        let Ok(description) = Description::read(directory.as_fd()) else { return false };
+        let path = store.path.join(&id);
+        let kept = Kept { id, path, store, directory, description };
+        let has_changed = Changes::of(&kept, true).next().is_some();
+        let _ = kept.remove(lock);
+        has_changed
+    }
+
     /// The run has ended: says what is kept, and how to look at it; what nobody has changed is not kept.
     pub fn finish(self) -> Option<String> {
         let Held { id, store, directory, lock, layers } = self;
@@ -499,18 +515,39 @@ impl Held {
         let path = store.path.join(&id);
         let kept = Kept { id, path, store, directory, description };
         let word = kept.word();
-        let first = Changes::of(&kept, true).next();
-        match first {
+        match count(&kept) {
             None => {
                 let _ = kept.remove(lock);
                 None
             }
-            _ => Some(format!(
-                "the overlay has changes, and the host has none of them: sandbox diff {word} lists \
+            Some(count) => Some(format!(
+                "the overlay has changes ({count}), and the host has none of them: sandbox diff {word} lists \
                  them, sandbox commit {word} applies them, sandbox discard {word} drops them"
             )),
         }
     }
+}
+
+/// How many paths were changed, in words; none if none was. Counts no longer than nobody minds.
+fn count(kept: &Kept) -> Option<String> {
+    const LONGEST: Duration = Duration::from_millis(300);
+    let begin = Instant::now();
+    let (mut added, mut deleted, mut others, mut more) = (0, 0, 0, "");
+    for change in Changes::of(kept, true) {
+        match change.map(|change| change.kind) {
+            Ok(Kind::Added) => added += 1,
+            Ok(Kind::Deleted) => deleted += 1,
+            _ => others += 1,
+        }
+        if begin.elapsed() > LONGEST {
+            more = " and more";
+            break;
+        }
+    }
+    let words = [(added, "added"), (others, "modified"), (deleted, "deleted")];
+    let words = words.iter().filter(|(number, _)| *number > 0);
+    let words: Vec<String> = words.map(|(number, what)| format!("{number} {what}")).collect();
+    (!words.is_empty()).then(|| words.join(", ") + more)
 }
 
 /// Removes what was made for a run alone.

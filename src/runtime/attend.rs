@@ -81,12 +81,7 @@ impl Caller {
             match sources.next(&keeper, job.is_carrying()).await {
                 Ok(Next::Told(event, _)) => match event {
                     Event::Started if detach => {
-                        return Ok(Finished {
-                            status: 0,
-                            notes: Vec::new(),
-                            interrupted: false,
-                            undone: None,
-                        });
+                        return Ok(Finished::default());
                     }
                     // Not before: see `Supervisor::run`.
                     Event::Started => {
@@ -102,12 +97,7 @@ impl Caller {
                     Event::Ended(end) => {
                         let interrupted = job.finish(end.status);
                         let status = exit_status(end.status);
-                        return Ok(Finished {
-                            status,
-                            notes: Vec::new(),
-                            interrupted,
-                            undone: None,
-                        });
+                        return Ok(Finished { status, interrupted, ..Finished::default() });
                     }
                     _ => {}
                 },
@@ -124,7 +114,7 @@ impl Caller {
                     let notes =
                         vec![format!("{name} is lost: the sandbox ended, or its keeper in it")];
                     let status = exit_status(libc::SIGKILL);
-                    return Ok(Finished { status, notes, interrupted: false, undone: None });
+                    return Ok(Finished { status, notes, ..Finished::default() });
                 }
                 Err(error) => return Err(error),
             }

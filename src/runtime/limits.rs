@@ -2,7 +2,7 @@
 
 use crate::config::{Means, RunSpec};
 use crate::launch::Behind;
-use crate::sentry::{Limits, MemoryLimit, PidsLimit};
+use crate::sentry::{Features, Limits, MemoryLimit, PidsLimit};
 
 /// The limits of `spec`, with the control groups that were made for them.
 pub(super) fn of(spec: &RunSpec, behind: &Behind) -> Limits {
@@ -32,6 +32,7 @@ pub(super) fn of(spec: &RunSpec, behind: &Behind) -> Limits {
         }),
         cpus: limits.cpus.clone(),
         cpu_clock: behind.cpu_clock(),
+        measure: spec.features.contains(Features::LEARN).then(|| spec.own_trees()),
         named,
     }
 }

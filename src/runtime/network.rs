@@ -24,8 +24,8 @@ impl RefusedPackets {
         (v4.is_some() || v6.is_some()).then_some(RefusedPackets { v4, v6 })
     }
 
-    /// Adds what was refused so far to the explanations.
-    pub(super) fn note(&self, refusals: &Refusals) {
+    /// Adds what was refused so far to the explanations, and gives how much that is.
+    pub(super) fn note(&self, refusals: &Refusals) -> u64 {
         let v4 = self.v4.as_ref().map_or(0, |file| out_no_routes(&read(file)));
         let v6 = self.v6.as_ref().map_or(0, |file| out_no_routes_v6(&read(file)));
         if v4 + v6 > 0 {
@@ -37,6 +37,7 @@ impl RefusedPackets {
                 || None,
             );
         }
+        v4 + v6
     }
 }
 

@@ -239,7 +239,8 @@ fn refuse_early(kernel: &Kernel) -> Result<(), SaveError> {
     }
     if kernel.features().contains(sentry::Features::FILE_LOG) {
         return Err(SaveError::refused(
-            "it is run with --record-files, whose list an image does not carry; run it without",
+            "it is run with --record-files, or by sandbox learn, whose list of files an image does not carry; \
+             run it without",
         ));
     }
     if kernel.has_later_programs() {

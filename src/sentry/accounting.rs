@@ -14,6 +14,7 @@ use super::budget::{Budget, RunTime};
 use super::events::Event;
 use super::kernel::Kernel;
 use super::machine::Load;
+use super::measure::{Measure, Peaks};
 use super::memory::{self, MemoryWatch};
 use super::pids::{self, Pids, PidsLimit, PidsWatch};
 use super::stats::LimitState;
@@ -35,6 +36,8 @@ pub struct Limits {
     pub cpus: Option<Vec<usize>>,
     /// A control group that counts the CPU time.
     pub cpu_clock: Option<GroupClock>,
+    /// What the guests use is measured, with what lies in these directories in memory.
+    pub measure: Option<Vec<PathBuf>>,
     /// All limits by name, with who keeps each: for those who ask.
     pub named: Vec<(&'static str, u64, &'static str)>,
 }
@@ -60,6 +63,7 @@ pub(super) struct Accounting {
     /// The most memory ever seen in use, in bytes.
     pub(super) peak_memory: AtomicU64,
     pub(super) load: Load,
+    pub(super) peaks: Peaks,
     pub(super) run_time: RunTime,
     /// Immutable.
     pub(super) started: Instant,
@@ -86,6 +90,7 @@ impl Accounting {
             limits: OnceLock::new(),
             peak_memory: AtomicU64::new(0),
             load: Load::default(),
+            peaks: Peaks::default(),
             run_time: RunTime::default(),
             started: Instant::now(),
             notes: Mutex::default(),
@@ -119,7 +124,7 @@ impl InForce {
 impl Kernel {
     /// Puts limits in force. Once, before the program starts.
     pub fn limit(self: &Arc<Self>, limits: Limits) -> std::io::Result<()> {
-        let Limits { cpu_time, memory, pids, cpus, cpu_clock, named } = limits;
+        let Limits { cpu_time, memory, pids, cpus, cpu_clock, measure, named } = limits;
         if let Some(group) = cpu_clock {
             self.accounting.clock().use_group(group)?;
         }
@@ -136,6 +141,9 @@ impl Kernel {
             consumers.push(Box::new(PidsWatch::new(Arc::downgrade(self), *count)));
         }
         let watched_pids = pids.as_ref().and_then(|it| it.group.clone());
+        consumers.extend(
+            measure.map(|trees| -> Box<dyn Consumer> { Box::new(Measure::new(self, trees)) }),
+        );
         let cpu_mask = cpus.as_deref().map(CpuMask::new);
         // A second call would be a bug of the caller's, and changes nothing.
         let _ = self.accounting.limits.set(InForce {

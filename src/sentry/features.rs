@@ -20,7 +20,7 @@ bitflags::bitflags! {
         const RESTORED = 1 << 12;
         /// Memory of the guests may still be mapped from their image: `restore --lazy`.
         const LAZY = 1 << 13;
-        /// What files the guests touch is recorded: `--record-files`.
+        /// What files the guests touch is recorded: `--record-files`, `sandbox learn`.
         const FILE_LOG = 1 << 14;
         /// Nothing waits for the disk in overlays: `--fake-fsync`.
         const FAKE_SYNC = 1 << 15;
@@ -32,6 +32,8 @@ bitflags::bitflags! {
         const FAKE_SYNC_ALL = 1 << 18;
         /// Ids of the host's are missing inside, so that the kernel takes some for invalid: an ordinary user's run.
         const FOREIGN_IDS = 1 << 19;
+        /// What the run needs is found out: `sandbox learn`. Never without FILE_LOG and CPU_CLOCK.
+        const LEARN = 1 << 20;
     }
 }
 

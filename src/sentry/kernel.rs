@@ -242,7 +242,10 @@ impl Kernel {
             filters: super::filter_log::FilterLog::default(),
             carried: Arc::default(),
             lazy: OnceLock::new(),
-            file_log: args.features.contains(Features::FILE_LOG).then(FileLog::default),
+            file_log: args
+                .features
+                .contains(Features::FILE_LOG)
+                .then(|| FileLog::new(!args.features.contains(Features::LEARN))),
             overlays: super::overlays::Overlays::default(),
             keepers,
             accounting: Accounting::new(args.init_pid),

@@ -103,7 +103,7 @@ fn page_size() -> u64 {
 }
 
 /// Anonymous and shared memory of a process; pages that it shares with others count for each.
-fn own(pid: i32) -> u64 {
+pub(super) fn own(pid: i32) -> u64 {
     let text = generated::text(format!("/proc/{pid}/status")).unwrap_or_default();
     kibibytes(&text, "RssAnon:") + kibibytes(&text, "RssShmem:")
 }

@@ -22,7 +22,8 @@ impl<'h> Plan<'h> {
 
     /// Whether the rule is about nothing on this host, and may be.
     pub(super) fn is_in_vain(&self, rule: &Rule) -> bool {
-        if !rule.may_be_in_vain() {
+        // (One that is to be made has been, before a program runs.)
+        if !rule.may_be_in_vain() && rule.place_to_make().is_none() {
             return false;
         }
         let path = match rule.kind {

@@ -139,6 +139,27 @@ impl Options {
     }
 }
 
+/// Whether a text would be taken as the profile in a file.
+///
+/// # Errors
+/// Why not.
+pub fn check(text: &str, file: &Path, host: &Host) -> Result<(), ConfigError> {
+    let origin = |line| Origin::File { path: file.into(), line };
+    let name = super::quoted(file.as_os_str());
+    let source = parse::Source { name: &name, origin: &origin, base: file.parent(), host, rank: 0 };
+    parse::parse(text, &source).map(drop)
+}
+
+/// The names of the profiles that come with the program.
+pub fn built_in() -> impl Iterator<Item = &'static str> {
+    BUILT_IN.iter().map(|(name, _)| *name)
+}
+
+/// Where the user's own profiles are that have names.
+pub fn own_directory(host: &Host) -> Option<PathBuf> {
+    places::directories(host).pop().filter(|path| path != Path::new("/etc/sandbox"))
+}
+
 /// A profile that there is.
 #[derive(Debug)]
 pub struct Listed {

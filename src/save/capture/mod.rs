@@ -153,7 +153,7 @@ fn all_of(
     // The last that asks guests, since it takes out what waits in them and puts it back.
     ptys::finish(&mut found.collector)?;
     match &facts.overlay {
-        Some(saver) if live.goes_on() => {
+        Some(saver) if live.is_some() => {
             layers::copy(saver, &mut found.collector.contents[..in_layers])
         }
         _ => Ok(()),

@@ -63,6 +63,8 @@ pub(super) enum Found {
     There(There),
     /// Nothing has this path.
     Missing(Vec<u8>),
+    /// The way there leads through a directory that this user may not look into.
+    Closed(Vec<u8>),
 }
 
 /// The guests' file view. It lasts as long as this value.
@@ -115,6 +117,7 @@ impl View {
                 Err(Errno::ENOENT | Errno::ENOTDIR) => {
                     return Some((links, Found::Missing(self.missing(&path))));
                 }
+                Err(Errno::EACCES) => return Some((links, Found::Closed(self.missing(&path)))),
                 Err(_) => return None,
             };
             let (Kind::Link, true, Some(target)) = (there.kind, follow, &there.target) else {
@@ -174,7 +177,7 @@ impl View {
         openat2(self.root.as_fd(), OsStr::from_bytes(path), how)
     }
 
-    /// The path of what is missing: that of its directory, if there is one, is its own.
+    /// The path of what cannot be found: that of its directory, if there is one, is its own.
     fn missing(&self, path: &[u8]) -> Vec<u8> {
         let path = clean(path);
         let mut parts = path.rsplitn(2, |it| *it == b'/');

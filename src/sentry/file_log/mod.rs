@@ -1,4 +1,4 @@
-//! Which files the guests touch (`--record-files`).
+//! Which files the guests touch (`--record-files`, `sandbox learn`).
 //!
 //! Owns the list of paths with what was done to each, and what was looked for in vain. Calls are watched, not
 //! decided: they go on in the host's kernel, so what is listed is what was asked for, and a guest that changes
@@ -38,6 +38,10 @@ bitflags::bitflags! {
         const CHANGED = 1 << 6;
         /// It was removed, or given another name.
         const REMOVED = 1 << 7;
+        /// Something that had another name was put in its place. Never without WRITTEN.
+        const REPLACED = 1 << 8;
+        /// It was asked whether it may be written to.
+        const ASKED = 1 << 9;
     }
 }
 
@@ -86,6 +90,8 @@ pub struct Report {
     pub files: Vec<Touched>,
     /// What was looked for and is not there, by path.
     pub missing: Vec<Vec<u8>>,
+    /// What was looked for in directories that the guests' user may not look into, by path.
+    pub closed: Vec<Vec<u8>>,
     /// Calls of which it could not be told what they are about.
     pub untold: u64,
 }
@@ -97,7 +103,8 @@ pub struct FileLog {
     view: Mutex<Option<Arc<View>>>,
     /// A leaf of the lock order.
     inner: Mutex<Inner>,
-    hasher: Hasher,
+    /// Immutable; `None`: nobody wants to know of contents.
+    hasher: Option<Hasher>,
     untold: AtomicU64,
 }
 
@@ -106,6 +113,7 @@ pub struct FileLog {
 struct Inner {
     files: BTreeMap<Vec<u8>, Entry>,
     missing: BTreeSet<Vec<u8>>,
+    closed: BTreeSet<Vec<u8>>,
     /// About what all that takes.
     bytes: usize,
 }
@@ -133,6 +141,11 @@ pub struct Caller<'c> {
 const MOST_BYTES: usize = 256 << 20;
 
 impl FileLog {
+    /// An empty one, which notes contents (size and hash) too, or not.
+    pub fn new(contents: bool) -> FileLog {
+        FileLog { hasher: contents.then(Hasher::default), ..FileLog::default() }
+    }
+
     /// A guest thread uses a path, from where it starts. Blocks: file systems may take their time.
     pub fn note(&self, caller: &Caller<'_>, start: Start, path: &[u8], how: Use) {
         let Some((links, found)) = self.find(caller, start, path, how.follow) else { return };
@@ -140,6 +153,7 @@ impl FileLog {
         match found {
             Found::There(there) => self.there(caller, there, how.touch),
             Found::Missing(path) => self.missing(path, how),
+            Found::Closed(path) => self.closed(path),
         }
     }
 
@@ -151,7 +165,8 @@ impl FileLog {
         (to, new): (Start, &[u8]),
     ) {
         let removed = Use { touch: Touch::REMOVED, follow: false, creates: false };
-        let replaced = Use { touch: Touch::WRITTEN, follow: false, creates: true };
+        let touch = Touch::WRITTEN | Touch::REPLACED;
+        let replaced = Use { touch, follow: false, creates: true };
         let old_path = match self.find(caller, from, old, false) {
             Some((_, Found::There(there))) => there.path,
             _ => return self.note(caller, from, old, removed),
@@ -162,6 +177,7 @@ impl FileLog {
         let new_path = match found {
             Found::There(there) => there.path,
             Found::Missing(path) => path,
+            Found::Closed(_) => return,
         };
         self.carry(&old_path, &new_path);
     }
@@ -229,18 +245,20 @@ impl FileLog {
         let Some(is_own) = self.lock().add(path.clone(), Entry { kind, touch, target }) else {
             return self.could_not_tell();
         };
-        let Some(file) = file.filter(|_| kind == Kind::File) else { return };
+        let (Some(file), Some(hasher)) = (file.filter(|_| kind == Kind::File), &self.hasher) else {
+            return;
+        };
         // What was there before is to be known as it was, before anybody writes to it.
         if touch.intersects(Touch::CONTENT | Touch::WRITTEN) && !is_own {
             let readable = || look::may_read(caller.tid, &file).then(|| look::reopen(&file))?;
-            if !self.hasher.look(path, readable) {
+            if !hasher.look(path, readable) {
                 self.could_not_tell();
             }
         }
         if touch.contains(Touch::WRITTEN)
             && let Some(identity) = look::identity(&file)
         {
-            self.hasher.wait_for(identity);
+            hasher.wait_for(identity);
         }
     }
 
@@ -257,6 +275,12 @@ impl FileLog {
         if !is_kept {
             self.could_not_tell();
         }
+    }
+
+    /// Nobody can tell whether it is there.
+    fn closed(&self, path: Vec<u8>) {
+        self.lock().add_closed(path);
+        self.could_not_tell();
     }
 
     /// What the guests have made at one path, or below it, they have now at another.
@@ -287,8 +311,8 @@ impl FileLog {
     /// Everything, once no guest is left that matters; ends the log, and the file view with it. Blocks.
     pub fn report(&self) -> Report {
         let view = self.view.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let before = self.hasher.all();
-        let Inner { files, missing, .. } = std::mem::take(&mut *self.lock());
+        let before = self.hasher.as_ref().map(Hasher::all).unwrap_or_default();
+        let Inner { files, missing, closed, .. } = std::mem::take(&mut *self.lock());
         let line = |(path, entry): (Vec<u8>, Entry)| {
             let Entry { mut kind, touch, mut target } = entry;
             let mut after = None;
@@ -297,10 +321,8 @@ impl FileLog {
             {
                 (kind, target) = (there.kind, there.target);
                 let file = there.file.filter(|_| kind == Kind::File);
-                after = Some(match file.as_ref().and_then(look::reopen) {
-                    Some(file) => self.hasher.of(&file).unwrap_or_default(),
-                    None => Content::default(),
-                });
+                let file = self.hasher.as_ref().zip(file.as_ref().and_then(look::reopen));
+                after = Some(file.and_then(|(hasher, file)| hasher.of(&file)).unwrap_or_default());
             }
             let before = before.get(&path).copied();
             Touched { path, kind, touch, target, before, after }
@@ -308,13 +330,14 @@ impl FileLog {
         Report {
             files: files.into_iter().map(line).collect(),
             missing: missing.into_iter().collect(),
+            closed: closed.into_iter().collect(),
             untold: self.untold.load(Ordering::Relaxed),
         }
     }
 
     /// Nobody is to wait for hashes any more.
     pub fn hurry(&self) {
-        self.hasher.stop();
+        self.hasher.iter().for_each(Hasher::stop);
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -347,16 +370,25 @@ impl Inner {
     }
 
     fn add_missing(&mut self, path: Vec<u8>) -> bool {
-        let bytes = cost(&path);
-        if self.missing.contains(&path) {
-            return true;
-        }
-        if self.bytes + bytes > MOST_BYTES {
-            return false;
-        }
-        self.bytes += bytes;
-        self.missing.insert(path)
+        add(&mut self.missing, &mut self.bytes, path)
     }
+
+    fn add_closed(&mut self, path: Vec<u8>) -> bool {
+        add(&mut self.closed, &mut self.bytes, path)
+    }
+}
+
+/// Adds to a set of paths, whose bytes count; gives whether it is in there.
+fn add(paths: &mut BTreeSet<Vec<u8>>, bytes: &mut usize, path: Vec<u8>) -> bool {
+    let cost = cost(&path);
+    if paths.contains(&path) {
+        return true;
+    }
+    if *bytes + cost > MOST_BYTES {
+        return false;
+    }
+    *bytes += cost;
+    paths.insert(path)
 }
 
 fn cost(path: &[u8]) -> usize {

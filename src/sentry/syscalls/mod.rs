@@ -12,6 +12,7 @@ pub mod lazy;
 pub mod machine;
 pub mod owners;
 pub mod processes;
+pub mod reach;
 pub mod row;
 pub mod stamps;
 pub mod sync;

@@ -1,4 +1,4 @@
-//! Calls on paths, watched for `--record-files` (`sentry::file_log`). All continue.
+//! Calls on paths, watched for `--record-files` and `sandbox learn` (`sentry::file_log`). All continue.
 
 use super::args::{
     AccessMode, AtFlags, Dev, DirFd, Flags, Gid, In, Int, Mode, Offset, OpenFlags, OutBuf, Path,
@@ -71,6 +71,13 @@ fn look(call: &Call<'_>, dirfd: DirFd, path: Path, flags: AtFlags) -> Answer {
     note(call, dirfd, path, Use { touch: Touch::INSPECTED, follow: follows(flags), creates: false })
 }
 
+/// access(2) and its kin.
+fn ask(call: &Call<'_>, dirfd: DirFd, path: Path, mode: AccessMode, flags: AtFlags) -> Answer {
+    let writes = mode.0 & libc::W_OK != 0;
+    let touch = Touch::INSPECTED | if writes { Touch::ASKED } else { Touch::empty() };
+    note(call, dirfd, path, Use { touch, follow: follows(flags), creates: false })
+}
+
 fn change(call: &Call<'_>, dirfd: DirFd, path: Path, flags: AtFlags) -> Answer {
     note(call, dirfd, path, Use { touch: Touch::CHANGED, follow: follows(flags), creates: false })
 }
@@ -107,10 +114,10 @@ macro_rules! watchers {
 }
 
 watchers! {
-    access(path: Path, mode: AccessMode) => look(CURRENT, path, FOLLOW);
-    faccessat(dirfd: DirFd, path: Path, mode: AccessMode) => look(dirfd, path, FOLLOW);
+    access(path: Path, mode: AccessMode) => ask(CURRENT, path, mode, FOLLOW);
+    faccessat(dirfd: DirFd, path: Path, mode: AccessMode) => ask(dirfd, path, mode, FOLLOW);
     faccessat2(dirfd: DirFd, path: Path, mode: AccessMode, flags: AtFlags)
-        => look(dirfd, path, flags);
+        => ask(dirfd, path, mode, flags);
     readlink(path: Path, buf: OutBuf, size: Int) => look(CURRENT, path, NO_FOLLOW);
     readlinkat(dirfd: DirFd, path: Path, buf: OutBuf, size: Int) => look(dirfd, path, NO_FOLLOW);
     chdir(path: Path) => look(CURRENT, path, FOLLOW);

@@ -179,7 +179,7 @@ fn image(contents: &[Content]) -> Vec<u8> {
     let features = Features::of_this_machine().unwrap();
     let mut writer = Writer::begin(Vec::new(), &features, b"state", Some(1)).unwrap();
     for content in contents {
-        content.write(&mut writer, &[]).unwrap();
+        content.write(&mut writer).unwrap();
     }
     writer.pages(1_000_000, 0, &[1; 4096]).unwrap();
     writer.finish().unwrap().0

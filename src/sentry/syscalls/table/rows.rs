@@ -11,8 +11,8 @@ use libc::*;
 use super::super::args::*;
 use super::super::row::syscalls;
 use super::super::{
-    clocks, exec, filters, klog, lazy, machine, owners, processes, stamps, sync, timeouts, usage,
-    watch,
+    clocks, exec, filters, klog, lazy, machine, owners, processes, reach, stamps, sync, timeouts,
+    usage, watch,
 };
 use crate::notify::filter::Own;
 // By name, so that a later libc crate that knows them too makes no difference.
@@ -168,11 +168,11 @@ syscalls! {
         domain is AF_KEY => denied(EAFNOSUPPORT, "manages the host's IPsec keys"),
         domain in RARE_FAMILIES => denied(EAFNOSUPPORT, RARE_FAMILY),
     };
-    SYS_connect(sockfd: Fd, addr: In<SockAddr>, addrlen: Int) => native;
+    SYS_connect(sockfd: Fd, addr: In<SockAddr>, addrlen: Int) => handled(sync reach::connect, LEARN);
     SYS_accept(sockfd: Fd, addr: Out<SockAddr>, addrlen: InOut<SockLen>) => native;
     SYS_sendto(
         sockfd: Fd, buf: InBuf, len: Len, flags: MsgFlags, dest_addr: In<SockAddr>, addrlen: Int
-    ) => native;
+    ) => handled(sync reach::sendto, LEARN);
     SYS_recvfrom(
         sockfd: Fd, buf: OutBuf, len: Len, flags: MsgFlags, src_addr: Out<SockAddr>,
         addrlen: InOut<SockLen>
@@ -586,7 +586,8 @@ syscalls! {
     SYS_clock_adjtime(clk_id: ClockId, buf: InOut<Timex>)
         => handled(sync clocks::clock_adjtime, VIRTUAL_TIME);
     SYS_syncfs(fd: Fd) => handled(sync sync::syncfs, FAKE_SYNC);
-    SYS_sendmmsg(sockfd: Fd, msgvec: InOut<MMsgHdr>, vlen: UInt, flags: MsgFlags) => native;
+    SYS_sendmmsg(sockfd: Fd, msgvec: InOut<MMsgHdr>, vlen: UInt, flags: MsgFlags)
+        => handled(sync reach::sendmmsg, LEARN);
     SYS_setns(fd: Fd, nstype: CloneFlags) => refused(EPERM, "enters other namespaces", OUTSIDE);
     SYS_getcpu(cpu: Out<UIntCell>, node: Out<UIntCell>, tcache: Addr) => native;
     SYS_process_vm_readv(

@@ -1,0 +1,134 @@
+//! What the user has said of a run in which is learned, for the profile.
+//!
+//! Owns which flags go there, how their values are written, and that no secret is.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+use super::super::environment::{Wish, because, parse_wish};
+use super::super::error::refuse;
+use super::super::paths::parse_pair;
+use super::super::profile::{Form, Gathered, Group, Origin, Place, Request, Setting, Value};
+use super::super::{ConfigError, Host, absolute, quoted};
+use super::text::{one, path_text};
+
+/// See the module.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Carried {
+    /// What the profile stands on.
+    pub(super) inherit: Vec<String>,
+    /// Keys with their values, in TOML; of a list, one element.
+    pub(super) said: Vec<(&'static str, bool, String)>,
+}
+
+/// Flags that are about the run in which is learned alone.
+const OF_THIS_RUN: [&str; 3] = ["overlay-dir", "record-files", "fake-fsync"];
+
+impl Carried {
+    /// That of a run.
+    pub(super) fn of(
+        request: &Request,
+        gathered: &Gathered,
+        host: &Host,
+        merged: Option<&Path>,
+    ) -> Result<Carried, ConfigError> {
+        let mut carried = Carried::default();
+        for word in &request.profiles {
+            let is_file = word.to_str().is_none_or(|it| it.contains('/') || it.ends_with(".toml"));
+            let path = absolute(host, Path::new(word))?;
+            match (is_file, word.to_str()) {
+                // What it is merged into is no part of itself.
+                (true, _) if merged == Some(path.as_path()) => {}
+                (true, _) => carried.inherit.push(name(&path)?),
+                (false, Some(name)) => carried.inherit.push(one(name)),
+                (false, None) => {}
+            }
+        }
+        let of_user = |place: &Place| *place != Place::BuiltIn("default");
+        if request.profiles.is_empty() && gathered.places.iter().any(of_user) {
+            carried.inherit.push(one("default"));
+        }
+        if let Some(project) = gathered.project.as_ref().filter(|_| request.trusts_project) {
+            carried.inherit.push(name(project)?);
+        }
+        let flags = gathered.settings.iter().filter(|it| it.origin == Origin::CommandLine);
+        let flags = flags.filter(|it| it.key.group != Group::Command && !it.key.hidden);
+        for setting in flags.filter(|it| !OF_THIS_RUN.contains(&it.key.name)) {
+            let text = value(setting, host)?;
+            carried.said.push((setting.key.name, setting.key.is_list(), text));
+        }
+        Ok(carried)
+    }
+}
+
+/// The value of a setting in TOML.
+fn value(setting: &Setting, host: &Host) -> Result<String, ConfigError> {
+    let word = match &setting.value {
+        Value::Switch(on) => return Ok(on.to_string()),
+        Value::Word(word) => word,
+    };
+    Ok(match setting.key.form {
+        Form::Path | Form::Paths => {
+            text(&absolute(host, Path::new(word))?, &format!("--{}", setting.key.name))?
+        }
+        Form::Pairs => {
+            let (source, target) = parse_pair(setting.key.name, word)?;
+            let source = absolute(host, &source)?;
+            let mut both = pair(&source);
+            if let Some(target) = target {
+                both.push(":");
+                both.push(pair(&target));
+            }
+            text(Path::new(&both), &format!("--{}", setting.key.name))?
+        }
+        Form::Numbers => setting.text()?.to_owned(),
+        _ if setting.key.name == "env" => one(&variable(word, setting)?),
+        _ => one(setting.text()?),
+    })
+}
+
+/// A file that is inherited: nothing in its path stands for anything else.
+fn name(path: &Path) -> Result<String, ConfigError> {
+    path.to_str().map(one).ok_or_else(|| no_text(path, "--profile"))
+}
+
+/// A path that the user has named.
+fn text(path: &Path, flag: &str) -> Result<String, ConfigError> {
+    path_text(path, None).ok_or_else(|| no_text(path, flag))
+}
+
+fn no_text(path: &Path, flag: &str) -> ConfigError {
+    refuse!(
+        "cannot write {flag} {} into a profile: it is not UTF-8, which a profile is; leave it out",
+        quoted(path)
+    )
+}
+
+/// A variable; of one that looks like a secret the name alone, which passes the caller's own.
+fn variable(word: &OsStr, setting: &Setting) -> Result<String, ConfigError> {
+    if let Wish::Set(name, value) = parse_wish(word)?
+        && because(&name, &value).is_some()
+        && let Some(name) = name.to_str()
+    {
+        return Ok(name.to_owned());
+    }
+    Ok(setting.text()?.to_owned())
+}
+
+/// A path as one half of `PATH[:DST]`.
+pub(super) fn pair(path: &Path) -> std::ffi::OsString {
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+    let mut text = Vec::new();
+    for byte in path.as_os_str().as_bytes() {
+        if *byte == b':' {
+            text.push(b'\\');
+        }
+        text.push(*byte);
+    }
+    std::ffi::OsString::from_vec(text)
+}
+
+/// The same, for a rule that is written down; none where it is no text.
+pub(super) fn pair_text(path: &Path, home: Option<&PathBuf>) -> Option<String> {
+    path_text(Path::new(&pair(path)), home.map(PathBuf::as_path))
+}
