@@ -30,6 +30,8 @@ bitflags::bitflags! {
         const VIRTUAL_RATE = 1 << 17;
         /// As FAKE_SYNC, where nothing of the host can be changed: sync(2) has nothing to do. Never without FAKE_SYNC.
         const FAKE_SYNC_ALL = 1 << 18;
+        /// The run is to do the same whenever it is done: `--deterministic`. Never without VIRTUAL_TIME.
+        const DETERMINISTIC = 1 << 23;
     }
 }
 

@@ -5,13 +5,16 @@
 
 pub mod args;
 pub mod clocks;
+pub mod directories;
 pub mod exec;
 pub mod filters;
 pub mod klog;
 pub mod lazy;
 pub mod machine;
 pub mod processes;
+pub mod random;
 pub mod row;
+pub mod sleeps;
 pub mod stamps;
 pub mod sync;
 pub mod table;
