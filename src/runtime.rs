@@ -20,7 +20,7 @@ use crate::save::error::RestoreError;
 use crate::save::pipeline::{Facts, ItsTerminal};
 use crate::save::spec;
 use crate::sentry::file_log::Report;
-use crate::sentry::{self, Kernel, KernelArgs, KernelError, Measured, Starting, Time};
+use crate::sentry::{self, Kernel, KernelArgs, KernelError, Measured, Randomness, Starting, Time};
 use crate::sys::message::Descriptors;
 use crate::sys::process::{self, exit_status};
 use crate::terminal::Terminal;
@@ -200,6 +200,7 @@ fn begin(
         (false, Some(image)) => image.clocks(),
     };
     let time = Time::new(spec.time, namespace, spec.identity.uid == 0);
+    let time = if spec.deterministic.is_some() { time.repeating() } else { time };
     let mut plan = Plan::new(spec, beside.layers, settings, signals.before, &time)?;
     let mut image = image;
     if let Some(image) = &mut image {
@@ -291,6 +292,9 @@ fn make_kernel(spec: &RunSpec, behind: &mut Behind, time: Time) -> Result<Arc<Ke
         announce: spec.voice == Voice::Verbose,
         time,
     })?;
+    if let Some(chosen) = &spec.deterministic {
+        kernel.draw_from(Randomness::new(&chosen.seed, spec.workdir.clone()));
+    }
     kernel
         .limit(limits::of(spec, behind))
         .map_err(|error| Error::Own("put the limits in force", error))?;

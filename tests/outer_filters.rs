@@ -147,4 +147,16 @@ fn what_else_a_filter_refuses_is_named_with_its_remedy() {
         let outcome = under(&workspace, rules, &["--", "true"]);
         outcome.one_line_error(125, &[what, "forbids it; "]);
     }
+    // Docker's default profile among others; only such a run asks for it.
+    let outcome = under(&workspace, "personality=EPERM", &["--deterministic", "--", "true"]);
+    outcome.one_line_error(125, &["randomisation of addresses", "forbids it; ", "--deterministic"]);
+    under(&workspace, "personality=EPERM", &["--", "true"]).success().expect_err("");
+}
+
+#[test]
+fn where_descriptors_cannot_be_copied_directories_are_not_sorted_and_it_is_said() {
+    let workspace = Workspace::new("unsorted");
+    workspace.write("a", "");
+    let outcome = under(&workspace, "pidfd_getfd=EPERM", &["--deterministic", "--", "ls"]);
+    outcome.success().expect_out("a\n").err_has("a sorted directory was refused to ls");
 }

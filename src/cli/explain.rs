@@ -20,6 +20,9 @@ pub(super) fn decisions(spec: &RunSpec) -> String {
     text.group("identity", identity(&spec.identity));
     text.group("host name", [spec.hostname.as_ref().map_or("the host's".to_owned(), quoted)]);
     text.group("clock", [spec.time.map_or("the host's".to_owned(), |time| time.to_string())]);
+    if let Some(chosen) = &spec.deterministic {
+        text.group("repeatable", chosen.decisions.iter().cloned());
+    }
     text.group("network", [network(spec.network)]);
     text.group("files", files(&spec.mounts));
     text.group("environment", environment(spec));

@@ -103,6 +103,14 @@ fn argument(key: &'static Key) -> Arg {
             .hide_possible_values(true)
             .value_parser(value_parser!(bool));
     }
+    if key.form == Form::Choice {
+        return argument
+            .num_args(0..=1)
+            .require_equals(true)
+            .default_missing_value("true")
+            .value_name(key.value)
+            .value_parser(OsStringValueParser::new());
+    }
     let argument = argument
         .value_name(key.value)
         .action(if key.is_list() { ArgAction::Append } else { ArgAction::Set })

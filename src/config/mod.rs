@@ -5,6 +5,7 @@
 //! through [`Host`] only and changes nothing on it; carrying the description out is `launch`'s work.
 
 mod cgroups;
+mod deterministic;
 mod environment;
 mod error;
 mod files;
@@ -29,6 +30,7 @@ use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+pub use deterministic::Deterministic;
 pub use error::ConfigError;
 pub(crate) use files::absolute;
 pub use host::{Account, Accounts, Host};
@@ -54,7 +56,6 @@ const HOSTNAME_MAX: usize = 64;
 /// The first wish that cannot be granted, with what to write instead.
 pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
     check_program(&options.argv)?;
-    let time = TimeSpec::parse(&options.time).map_err(|error| refuse!("{error}"))?;
     let (identity, account) = identity::choose(host, options.user.as_deref())?;
     let homes = homes(host, account.as_ref());
     let (view, workdir) = files::arrange(host, &options.rules, options.workdir.as_deref(), &homes)?;
@@ -67,8 +68,11 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
         follow_account(&mut environment, &account, &options.env);
     }
     follow_workdir(&mut environment, &workdir, host, &options.env);
+    let (completed, chosen) = deterministic::complete(options, &environment)?.unzip();
+    let options = completed.as_ref().unwrap_or(options);
+    let time = TimeSpec::parse(&options.time).map_err(|error| refuse!("{error}"))?;
     let limits = limits::choose(&options.limits, host, &identity)?;
-    Ok(RunSpec {
+    let spec = RunSpec {
         argv: options.argv.clone(),
         environment,
         withheld,
@@ -85,9 +89,11 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
         descriptors: check_descriptors(&options.descriptors, host)?,
         limits,
         time,
+        deterministic: None,
         without: without(options, host),
         voice: options.voice,
-    })
+    };
+    Ok(spec.with_deterministic(chosen))
 }
 
 /// The file view of the run that `options` describe: enough to tell what it may touch, where no

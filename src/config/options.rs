@@ -36,6 +36,8 @@ pub struct Options {
     pub user: Option<OsString>,
     /// What the sandbox's clock shows (`--time`), word by word.
     pub time: Vec<String>,
+    /// Do the same whenever it is done; the seed of random bytes.
+    pub deterministic: Option<OsString>,
     /// Serve the sandbox's log at /dev/kmsg.
     pub kmsg: bool,
     /// Answer at once who waits for the disk in an overlay.
@@ -77,6 +79,7 @@ impl Default for Options {
             hostname: None,
             user: None,
             time: Vec::new(),
+            deterministic: None,
             kmsg: false,
             fake_fsync: false,
             record_files: None,

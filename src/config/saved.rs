@@ -205,6 +205,7 @@ impl SavedSpec {
             },
             identity,
             time,
+            deterministic: None,
             network: if self.host_network { Network::Host } else { Network::None },
             descriptors: Vec::new(),
             limits,

@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
+use super::deterministic::Deterministic;
 use super::limits::Limits;
 use crate::sentry::Features;
 use crate::timekeeping::TimeSpec;
@@ -31,6 +32,8 @@ pub struct RunSpec {
     pub identity: Identity,
     /// The sandbox's own clock; `None` is the host's.
     pub time: Option<TimeSpec>,
+    /// It does the same whenever it is done (`--deterministic`).
+    pub deterministic: Option<Deterministic>,
     /// Which network it lives in.
     pub network: Network,
     /// The file view, in the order in which it is mounted (later entries lie over earlier ones).

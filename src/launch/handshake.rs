@@ -487,6 +487,9 @@ fn generic(stage: Stage) -> &'static str {
         Stage::Filter => "load the filter",
         Stage::Process => "start the program's process",
         Stage::Seed => "make the processes of the image",
-        Stage::Clock => "give the program the sandbox's clock (leave --time out)",
+        Stage::Addresses => "switch the randomisation of addresses off (leave --deterministic out)",
+        Stage::Clock => {
+            "give the program the sandbox's clock (leave --time and --deterministic out)"
+        }
     }
 }

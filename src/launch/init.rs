@@ -100,6 +100,10 @@ fn live(plan: &Plan, socket: BorrowedFd<'_>) -> Result<(), Fault> {
     for reopen in &plan.reopened {
         reopen_read_only(plan, reopen).at_index(Stage::Stream, reopen.fd as usize)?;
     }
+    if plan.keep_addresses {
+        // Inherited by all programs.
+        spawn::keep_addresses().at(Stage::Addresses)?;
+    }
     give_up_privileges(plan).at(Stage::Identity)?;
     files::change_directory(&plan.workdir).at(Stage::Workdir)?;
 

@@ -16,7 +16,7 @@ use super::program::Program;
 use super::view::{Step, View};
 use crate::config::{Limits, Means, Network, RunSpec, Without};
 use crate::overlay::Layer;
-use crate::sentry::Time;
+use crate::sentry::{Randomness, Time};
 use crate::sys::memfd::SharedMemory;
 use crate::sys::mount::{ATTR_NODEV, ATTR_NOSUID, ATTR_RDONLY};
 use crate::sys::spawn::CpuMask;
@@ -46,6 +46,8 @@ pub struct Plan {
     pub(super) uid: u32,
     pub(super) gid: u32,
     pub(super) groups: Option<Vec<u32>>,
+    /// Programs lie at addresses that are always the same.
+    pub(super) keep_addresses: bool,
     /// The processors that every guest may use; `None` leaves them as they are.
     pub(super) cpus: Option<CpuMask>,
     /// Resource limits, soft and hard alike, that the program starts with.
@@ -124,13 +126,7 @@ impl Plan {
                 | if own_network { libc::CLONE_NEWNET } else { 0 },
             time_namespace: (!spec.without.contains(Without::TIME_NAMESPACES))
                 .then(|| time.keeper().namespace().offsets().into_bytes()),
-            vdso: time.patch().map_err(|NoVdso| {
-                PlanError::new(
-                    "cannot give the sandbox a clock of its own: programs on this host read clocks \
-                     in a way that is not known; leave --time out"
-                        .to_owned(),
-                )
-            })?,
+            vdso: vdso(spec, time)?,
             steps: view.steps,
             trees: (0..view.trees).map(|_| Cell::new(None)).collect(),
             hostname: spec.hostname.as_ref().map(|name| name.as_bytes().to_vec()),
@@ -138,6 +134,7 @@ impl Plan {
             uid: spec.identity.uid,
             gid: spec.identity.gid,
             groups: spec.identity.groups.clone(),
+            keep_addresses: spec.deterministic.is_some(),
             cpus: spec.limits.cpus.as_deref().map(CpuMask::new),
             rlimits: resource_limits(&spec.limits),
             landlock_scopes: !spec.without.contains(Without::LANDLOCK)
@@ -177,6 +174,18 @@ impl Plan {
     pub fn wait_killable(&self) -> bool {
         self.wait_killable
     }
+}
+
+/// What is changed in the program before it runs.
+fn vdso(spec: &RunSpec, time: &Time) -> Result<Option<Patch>, PlanError> {
+    let begin = spec.deterministic.as_ref().map(|it| Randomness::first(&it.seed));
+    time.patch(begin).map_err(|NoVdso| {
+        PlanError::new(
+            "cannot give the sandbox a clock of its own: programs on this host read clocks in a way that is \
+             not known; leave --time and --deterministic out"
+                .to_owned(),
+        )
+    })
 }
 
 /// What RLIMIT_DATA leaves above `--memory` where the sentry keeps that: room for the stacks of threads

@@ -114,12 +114,14 @@ pub enum Stage {
     Process,
     /// The program's own way to read clocks.
     Clock,
+    /// Addresses that are not randomised.
+    Addresses,
     /// A process of an image. The index is its number.
     Seed,
 }
 
 impl Stage {
-    const ALL: [Stage; 12] = [
+    const ALL: [Stage; 13] = [
         Stage::Files,
         Stage::Hostname,
         Stage::Loopback,
@@ -131,6 +133,7 @@ impl Stage {
         Stage::Filter,
         Stage::Process,
         Stage::Clock,
+        Stage::Addresses,
         Stage::Seed,
     ];
 }

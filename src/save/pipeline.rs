@@ -233,8 +233,8 @@ fn refuse_early(kernel: &Kernel) -> Result<(), SaveError> {
     let is_set = kernel.time().keeper().generation() > 0;
     if is_set || kernel.features().intersects(sentry::Features::VIRTUAL_TIME) {
         return Err(SaveError::refused(
-            "it has a clock of its own (--time, or set inside), which an image does not carry; run it \
-             without",
+            "it has a clock of its own (--time, --deterministic, or set inside), which an image does not \
+             carry; run it without",
         ));
     }
     if kernel.features().contains(sentry::Features::FILE_LOG) {

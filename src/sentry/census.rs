@@ -122,6 +122,11 @@ impl Keepers {
         });
     }
 
+    /// Whether the process of this number is a keeper, or init.
+    pub(super) fn has(&self, pid: i32) -> bool {
+        self.lock().contains_key(&pid)
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeMap<i32, Kept>> {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -34,6 +34,8 @@ bitflags::bitflags! {
         const FOREIGN_IDS = 1 << 19;
         /// What the run needs is found out: `sandbox learn`. Never without FILE_LOG and CPU_CLOCK.
         const LEARN = 1 << 20;
+        /// The run is to do the same whenever it is done: `--deterministic`. Never without VIRTUAL_TIME.
+        const DETERMINISTIC = 1 << 21;
     }
 }
 

@@ -6,12 +6,14 @@
 //! Accounting::clock        (held while /proc is read)
 //! Pause::depth
 //!   Kernel::lifecycle
+//!     Listings::turns      (one of them)
+//!       Listings::large
 //!     TaskSet::inner
 //!       Task::filters
 //!         Undelivered::results, Refusals::kinds, Keepers::all, Accounting::notes, Group::found,
 //!         RunTime, Load::inner, Tracer::thread, Progress::running, Gate::inner, Events::limit, Events::recent,
 //!         KernelLog::ring, Timekeeper::realtime, Remade::calls, Lazy::failed,
-//!         Sessions::inner, Starts::inner   (leaves)
+//!         Sessions::inner, Starts::inner, Listings::inner, Randomness::inner   (leaves)
 //! ```
 
 use std::collections::HashMap;
@@ -31,6 +33,7 @@ use super::file_log::FileLog;
 use super::log::{KernelLog, Level};
 use super::pause::Pause;
 use super::refusals::Refusals;
+use super::repeatable::Repeatable;
 use super::starts::Starts;
 use super::syscalls::Row;
 use super::task_set::TaskSet;
@@ -197,6 +200,7 @@ pub struct Kernel {
     /// With [`Features::FILE_LOG`].
     file_log: Option<FileLog>,
     overlays: super::overlays::Overlays,
+    pub(super) repeatable: Repeatable,
     pub(super) keepers: Keepers,
     pub(super) accounting: Accounting,
     pub(super) pausing: Pause,
@@ -247,6 +251,7 @@ impl Kernel {
                 .contains(Features::FILE_LOG)
                 .then(|| FileLog::new(!args.features.contains(Features::LEARN))),
             overlays: super::overlays::Overlays::default(),
+            repeatable: Repeatable::default(),
             keepers,
             accounting: Accounting::new(args.init_pid),
             pausing: Pause::default(),

@@ -80,7 +80,8 @@ pub(super) enum Argument {
 pub(super) struct Stamps {
     /// The structure.
     pub(super) address: u64,
-    /// Where in it: seconds, and nanoseconds in the low half of the word behind them.
+    /// Where in it: seconds, and nanoseconds in the low half of the word behind them. That of the last
+    /// access is the first, that of the last change of the inode the third.
     pub(super) at: &'static [u64],
 }
 
@@ -363,9 +364,7 @@ impl Session<'_> {
             let _ = self.give_back(from, back);
         }
         if let (Some(stamps), 0) = (&self.change.stamps, registers.rax) {
-            for at in stamps.at {
-                let _ = self.show_stamp(stamps.address.wrapping_add(*at));
-            }
+            let _ = self.show_stamps(stamps);
         }
         if let (Some(addition), true) = (&self.change.addition, registers.rax as i64 >= 0) {
             let _ = self.add(addition);
@@ -387,15 +386,28 @@ impl Session<'_> {
         tracing::set_registers(tid, &registers)
     }
 
-    fn show_stamp(&self, at: u64) -> Result<(), Errno> {
-        let tid = self.received.tid;
-        let (seconds, rest) = (tracing::peek(tid, at)? as i64, tracing::peek(tid, at + 8)?);
-        let host = seconds.checked_mul(SECOND).and_then(|it| it.checked_add((rest as u32).into()));
-        if let Some(guest) = host.and_then(|host| self.time.keeper().file_time(host)) {
-            let mut bytes = [0; 16];
-            bytes[..8].copy_from_slice(&guest.div_euclid(SECOND).to_ne_bytes());
-            bytes[8..].copy_from_slice(&guest.rem_euclid(SECOND).to_ne_bytes());
-            process::write_memory(tid, at, &bytes)?;
+    fn show_stamps(&self, stamps: &Stamps) -> Result<(), Errno> {
+        let (tid, keeper) = (self.received.tid, self.time.keeper());
+        let mut all = Vec::with_capacity(stamps.at.len());
+        for offset in stamps.at {
+            let at = stamps.address.wrapping_add(*offset);
+            let (seconds, rest) = (tracing::peek(tid, at)? as i64, tracing::peek(tid, at + 8)?);
+            let host =
+                seconds.checked_mul(SECOND).and_then(|it| it.checked_add((rest as u32).into()));
+            all.push((at, host));
+        }
+        let changed = all.get(2).and_then(|(_, host)| *host);
+        for (index, (at, host)) in all.into_iter().enumerate() {
+            let shown = host.and_then(|host| match (index, changed) {
+                (0, Some(changed)) => keeper.access_time(host, changed),
+                _ => keeper.file_time(host),
+            });
+            if let Some(guest) = shown {
+                let mut bytes = [0; 16];
+                bytes[..8].copy_from_slice(&guest.div_euclid(SECOND).to_ne_bytes());
+                bytes[8..].copy_from_slice(&guest.rem_euclid(SECOND).to_ne_bytes());
+                process::write_memory(tid, at, &bytes)?;
+            }
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 //! Owns which of the guest's programs have been told of them, and the calls that are being made
 //! again with another timeout. What a clock shows is the timekeeper's affair.
 
+use super::randomness::Begin;
 use super::remake::Remade;
 use super::sessions::Sessions;
 use crate::timekeeping::{Namespace, NoVdso, Patch, TimeSpec, Timekeeper};
@@ -32,6 +33,11 @@ impl Time {
         }
     }
 
+    /// The same for a run that is to do the same whenever it is done ([`Timekeeper::repeating`]).
+    pub fn repeating(self) -> Time {
+        Time { keeper: self.keeper.repeating(), ..self }
+    }
+
     /// The host's clocks.
     pub fn hosts() -> Time {
         Time::new(None, Namespace::default(), false)
@@ -57,11 +63,13 @@ impl Time {
         self.own && self.root
     }
 
-    /// What a program that is executed now needs in its vDSO; `None` in a run on the host's clock.
+    /// What a program that is executed now needs in its vDSO, and `begin` where it finds that; `None` in a run
+    /// on the host's clock.
     ///
     /// # Errors
     /// This host's vDSO is not known.
-    pub fn patch(&self) -> Result<Option<Patch>, NoVdso> {
-        self.own.then(|| Patch::new(&self.keeper)).transpose()
+    pub fn patch(&self, begin: Option<Begin>) -> Result<Option<Patch>, NoVdso> {
+        let begin = begin.map(|it| (it.random, it.nanoseconds));
+        self.own.then(|| Patch::new(&self.keeper, begin)).transpose()
     }
 }

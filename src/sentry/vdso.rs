@@ -44,8 +44,11 @@ fn attend(kernel: &Kernel, tid: i32) {
         Ok((now, Stop::Exec)) => {
             let (former, tid) = (tid, now);
             sessions.renamed(former, Some(tid));
-            let done = kernel.time().patch().map_err(|_| Errno::ENOSYS);
-            let done = done.and_then(|patch| patch.map_or(Ok(()), |patch| patch.apply(tid)));
+            let begin = kernel.randomness().map(|it| it.executed(kernel, tid)).transpose();
+            let done = begin.and_then(|begin| {
+                let patch = kernel.time().patch(begin).map_err(|_| Errno::ENOSYS)?;
+                patch.map_or(Ok(()), |patch| patch.apply(tid))
+            });
             if done.is_err() {
                 kernel.refuse(tid, WHAT, "its file may be executed and not read", REMEDY);
             }
@@ -63,9 +66,9 @@ fn attend(kernel: &Kernel, tid: i32) {
 /// One word of each process changes, so it does not matter when. A process that is forked meanwhile
 /// from one not yet told is found by looking once more, until nobody new is there.
 pub(super) fn tell_of_setting(kernel: &Kernel, caller: i32) {
-    let Ok(Some(patch)) = kernel.time().patch() else { return };
+    let Ok(Some(patch)) = kernel.time().patch(None) else { return };
     let Some(offset) = patch.trapped() else { return };
-    let trapped = kernel.time().keeper().numbers().trapped;
+    let trapped = kernel.time().keeper().numbers(0).trapped;
     let Ok(namespace) = std::fs::read_link(format!("/proc/{caller}/ns/pid")) else { return };
     let mut told = HashSet::new();
     const MOST_LOOKS: usize = 100;
@@ -95,8 +98,8 @@ impl Kernel {
         if time.keeper().generation() == 0 {
             return;
         }
-        if let Ok(Some(offset)) = time.patch().map(|patch| patch.and_then(|it| it.trapped()))
-            && let Err(errno) = tell(pid, offset, time.keeper().numbers().trapped)
+        if let Ok(Some(offset)) = time.patch(None).map(|patch| patch.and_then(|it| it.trapped()))
+            && let Err(errno) = tell(pid, offset, time.keeper().numbers(0).trapped)
         {
             ::tracing::debug!(pid, %errno, "a program was not told that the clock was set");
         }

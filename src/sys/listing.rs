@@ -1,10 +1,10 @@
-//! Reading a directory one entry at a time.
+//! Reading a directory: one entry at a time, or all at once.
 //!
 //! readdir(3) fetches many entries at once, which may be out of date when the caller comes to them:
 //! in /proc that takes microseconds.
 
 use std::fs::File;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
@@ -19,6 +19,60 @@ const MOST_ROOM: usize = 280;
 /// `struct linux_dirent64` (getdents64(2)): where its length and its name are.
 const LENGTH: usize = 16;
 const NAME: usize = 19;
+/// Where its type (DT_*) is; the number of the inode comes first.
+const KIND: usize = 18;
+
+/// An entry of a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The number of its inode.
+    pub inode: u64,
+    /// DT_* (readdir(3)).
+    pub kind: u8,
+    /// Its name.
+    pub name: Box<[u8]>,
+}
+
+/// All entries of an open directory from where it stands; it is left at its end. E2BIG: there are more than
+/// `most`.
+pub fn entries(directory: BorrowedFd<'_>, most: usize) -> Result<Vec<Entry>, Errno> {
+    let mut buffer = vec![0; 1 << 16];
+    let mut all = Vec::new();
+    loop {
+        let count = read(directory, &mut buffer)?;
+        if count == 0 {
+            return Ok(all);
+        }
+        let mut rest = &buffer[..count];
+        while rest.len() >= NAME {
+            let length = u16::from_ne_bytes([rest[LENGTH], rest[LENGTH + 1]]) as usize;
+            let Some(entry) = rest.get(..length).filter(|entry| entry.len() > NAME) else {
+                return Err(Errno::EIO);
+            };
+            let [a, b, c, d, e, f, g, h, ..] = *entry else { return Err(Errno::EIO) };
+            let name = entry[NAME..].split(|byte| *byte == 0).next().unwrap_or_default();
+            if all.len() == most {
+                return Err(Errno::E2BIG);
+            }
+            let inode = u64::from_ne_bytes([a, b, c, d, e, f, g, h]);
+            all.push(Entry { inode, kind: entry[KIND], name: name.into() });
+            rest = &rest[length..];
+        }
+    }
+}
+
+fn read(directory: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize, Errno> {
+    // SAFETY: the kernel writes no more than the length of the buffer.
+    let count = unsafe {
+        libc::syscall(
+            libc::SYS_getdents64,
+            directory.as_raw_fd(),
+            buffer.as_mut_ptr(),
+            buffer.len(),
+        )
+    };
+    Errno::result(count).map(|count| count as usize)
+}
 
 /// TGID_OFFSET in fs/proc/base.c.
 const FIRST_PROCESS: i64 = 258;
@@ -80,16 +134,7 @@ impl Listing {
     }
 
     fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Errno> {
-        // SAFETY: the kernel writes no more than the length of the buffer.
-        let count = unsafe {
-            libc::syscall(
-                libc::SYS_getdents64,
-                self.0.as_raw_fd(),
-                buffer.as_mut_ptr(),
-                buffer.len(),
-            )
-        };
-        Errno::result(count).map(|count| count as usize)
+        read(self.0.as_fd(), buffer)
     }
 }
 
@@ -130,6 +175,12 @@ mod tests {
         }
         all.sort_unstable();
         assert_eq!(all, (0..20).collect::<Vec<i32>>());
+        let directory = File::open(&place).unwrap();
+        let found = entries(directory.as_fd(), 42).unwrap();
+        assert_eq!(found.len(), 42);
+        assert!(found.iter().any(|it| *it.name == *b"7" && it.kind == libc::DT_REG));
+        lseek(&directory, 0, Whence::SeekSet).unwrap();
+        assert_eq!(entries(directory.as_fd(), 41), Err(Errno::E2BIG));
         std::fs::remove_dir_all(&place).unwrap();
         assert_eq!(Listing::open("/none").unwrap_err(), Errno::ENOENT);
     }

@@ -23,6 +23,12 @@ pub fn watch_socket(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     watch(fd, Interest::READABLE | Interest::WRITABLE)
 }
 
+/// Watches the end of a pipe that the caller writes to, which is ready too when nobody reads any more. Needs a
+/// tokio context.
+pub fn watch_writable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    watch(fd, Interest::WRITABLE)
+}
+
 fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd is open and the same until it is dropped, and AsyncFd owns it.
     Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)

@@ -260,6 +260,16 @@ pub fn new_session_keyring() -> Result<(), Errno> {
     Errno::result(done).map(drop)
 }
 
+/// Programs that are executed from here on lie where they would without randomisation of addresses
+/// (personality(2), ADDR_NO_RANDOMIZE). Child side.
+pub fn keep_addresses() -> Result<(), Errno> {
+    // SAFETY: plain numbers; all ones only asks.
+    let now = Errno::result(unsafe { libc::personality(0xffff_ffff) })?;
+    let wanted = now | libc::ADDR_NO_RANDOMIZE;
+    // SAFETY: plain numbers.
+    Errno::result(unsafe { libc::personality(wanted as libc::c_ulong) }).map(drop)
+}
+
 /// sethostname(2).
 pub fn set_hostname(name: &[u8]) -> Result<(), Errno> {
     // SAFETY: pointer and length are those of a valid slice.

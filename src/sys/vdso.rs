@@ -1,13 +1,14 @@
 //! The vDSO: this process's own copy of it, and code that can be put into another one's.
 //!
 //! The code answers `clock_gettime`, `gettimeofday` and `time` from the kernel's own function and a
-//! few numbers behind it ([`Numbers`]), or by a system call. It is position-independent, keeps to
+//! few numbers behind it ([`Numbers`]), or by a system call, and `getrandom` by a system call. It is position-independent, keeps to
 //! the C calling convention and needs 64 bytes of stack besides the kernel's function.
 
 use std::arch::global_asm;
 
 // clock_gettime(edi: id, rsi: timespec): ids whose bit is set in `trapped` are asked of the kernel;
-// those in `computed` become guest + (host - base) * guest_rate / host_rate; others are the kernel's.
+// those in `computed` become guest + (now - host) * guest_rate / host_rate, and `least` at least; others
+// are the kernel's.
 global_asm!(
     ".pushsection .rodata.sandbox_vdso, \"a\"",
     ".balign 16",
@@ -49,13 +50,15 @@ global_asm!(
     "imul rax, [rsp], 1000000000",
     "add rax, [rsp + 8]",
     "sub rax, [r12]",
-    "imul qword ptr [rip + sandbox_vdso_guest_rate]",
-    "mov rcx, [rip + sandbox_vdso_host_rate]",
+    "imul qword ptr [r12 + 16]",
+    "mov rcx, [r12 + 24]",
     "cmp rcx, 1",
     "je 3f",
     "idiv rcx",
     "3:",
     "add rax, [r12 + 8]",
+    "cmp rax, [r12 + 32]",
+    "cmovl rax, [r12 + 32]",
     "xor edx, edx",
     "mov ecx, 1000000000",
     "div rcx",
@@ -132,16 +135,26 @@ global_asm!(
     "mov eax, 201",
     "syscall",
     "ret",
+    // getrandom(rdi: buffer, esi: length, edx: flags, rcx: state, r8: its length), as the kernel's own
+    // (lib/vdso/getrandom.c). Who asks for the form of the state (the length is all ones) is told that
+    // there is none to be had, and makes system calls from then on.
+    "sandbox_vdso_getrandom:",
+    "mov eax, -38",
+    "cmp r8, -1",
+    "je 2f",
+    "mov eax, 318",
+    "syscall",
+    "2:",
+    "cdqe",
+    "ret",
     ".balign 8",
     "sandbox_vdso_numbers:",
     "sandbox_vdso_trapped: .long 0",
     "sandbox_vdso_computed: .long 0",
     "sandbox_vdso_original: .quad 0",
-    "sandbox_vdso_guest_rate: .quad 0",
-    "sandbox_vdso_host_rate: .quad 0",
-    "sandbox_vdso_realtime: .quad 0, 0",
-    "sandbox_vdso_monotonic: .quad 0, 0",
-    "sandbox_vdso_boottime: .quad 0, 0",
+    "sandbox_vdso_realtime: .quad 0, 0, 0, 0, 0",
+    "sandbox_vdso_monotonic: .quad 0, 0, 0, 0, 0",
+    "sandbox_vdso_boottime: .quad 0, 0, 0, 0, 0",
     "sandbox_vdso_end:",
     ".popsection",
 );
@@ -151,6 +164,7 @@ unsafe extern "C" {
     safe static sandbox_vdso_clock_gettime: u8;
     safe static sandbox_vdso_gettimeofday: u8;
     safe static sandbox_vdso_time: u8;
+    safe static sandbox_vdso_getrandom: u8;
     safe static sandbox_vdso_numbers: u8;
     safe static sandbox_vdso_end: u8;
 }
@@ -165,12 +179,24 @@ pub struct Numbers {
     pub computed: u32,
     /// Where the kernel's own `clock_gettime` begins, from the beginning of the code.
     pub original: i64,
+    /// REALTIME, MONOTONIC, BOOTTIME.
+    pub clocks: [Line; 3],
+}
+
+/// One clock as a function of the kernel's, in nanoseconds.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Line {
+    /// What the kernel's clock showed at a moment.
+    pub host: i64,
+    /// What ours shows then.
+    pub guest: i64,
     /// Nanoseconds of the guest in so many (`host_rate`) of the host; 0 stands still.
     pub guest_rate: i64,
     /// See above; not 0.
     pub host_rate: i64,
-    /// REALTIME, MONOTONIC, BOOTTIME: what the kernel's clock showed, and what ours shows then.
-    pub bases: [[i64; 2]; 3],
+    /// It shows this while it would show less.
+    pub least: i64,
 }
 
 /// The code and where things are in it.
@@ -184,6 +210,8 @@ pub struct Code {
     pub gettimeofday: usize,
     /// See above.
     pub time: usize,
+    /// See above.
+    pub getrandom: usize,
     /// Where the numbers begin; the first four bytes are `trapped`.
     pub numbers: usize,
 }
@@ -196,8 +224,12 @@ pub fn code(numbers: Numbers) -> Code {
     // SAFETY: the symbols enclose one read-only section of this program.
     let mut bytes = unsafe { std::slice::from_raw_parts(begin, length) }.to_vec();
     let at = offset(&raw const sandbox_vdso_numbers);
-    let Numbers { trapped, computed, original, guest_rate, host_rate, bases } = numbers;
-    let words = [original, guest_rate, host_rate].into_iter().chain(bases.into_iter().flatten());
+    let Numbers { trapped, computed, original, clocks } = numbers;
+    let words =
+        clocks.into_iter().flat_map(|Line { host, guest, guest_rate, host_rate, least }| {
+            [host, guest, guest_rate, host_rate, least]
+        });
+    let words = std::iter::once(original).chain(words);
     let mut block: Vec<u8> = [trapped, computed].into_iter().flat_map(u32::to_ne_bytes).collect();
     block.extend(words.flat_map(i64::to_ne_bytes));
     bytes[at..].copy_from_slice(&block);
@@ -206,6 +238,7 @@ pub fn code(numbers: Numbers) -> Code {
         clock_gettime: offset(&raw const sandbox_vdso_clock_gettime),
         gettimeofday: offset(&raw const sandbox_vdso_gettimeofday),
         time: offset(&raw const sandbox_vdso_time),
+        getrandom: offset(&raw const sandbox_vdso_getrandom),
         numbers: at,
     }
 }

@@ -12,7 +12,7 @@ use nix::time::{ClockId, clock_gettime};
 use super::SECOND;
 use super::clock::{Clock, Pace, Rate, split};
 use super::spec::{Start, TimeSpec};
-use crate::sys::vdso::Numbers;
+use crate::sys::vdso::{Line, Numbers};
 
 /// The clocks that a guest can have of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,6 +94,8 @@ pub struct Timekeeper {
     monotonic: Clock,
     /// Immutable.
     boottime: Clock,
+    /// What was there before the run is shown as no newer than this; `None`: as it is. Immutable.
+    newest: Option<i64>,
     /// A leaf of the lock order.
     realtime: Mutex<Realtime>,
     /// Grows whenever the time of day is set.
@@ -110,12 +112,25 @@ struct Realtime {
     held: Option<Held>,
 }
 
+impl Realtime {
+    fn push(&mut self, from: i64, clock: Clock) {
+        if self.clocks.len() >= MOST_CLOCKS {
+            self.clocks.remove(1);
+        }
+        self.clocks.push((from, clock));
+    }
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Held {
     realtime: i64,
     monotonic: i64,
     boottime: i64,
 }
+
+/// Nanoseconds, see [`Timekeeper::repeating`]. Long enough for what programs do first; who waits by the
+/// clock in a program's first moments waits for up to a second longer.
+const STANDING: i64 = SECOND / 4;
 
 /// A guest that sets its clock over and over forgets how its oldest files were stamped.
 const MOST_CLOCKS: usize = 1024;
@@ -145,9 +160,27 @@ impl Timekeeper {
             namespace,
             monotonic: Clock::new(monotonic, monotonic, steady),
             boottime: Clock::new(boottime, boottime, steady),
+            newest: None,
             realtime: Mutex::new(Realtime { clocks, held: None }),
             generation: AtomicU64::new(0),
         }
+    }
+
+    /// The same clocks for a run that is to do the same whenever it is done:
+    ///
+    /// - no file from before the run is newer than a second before the clock's start, whenever it was made;
+    /// - MONOTONIC and BOOTTIME stand still for [`STANDING`] at least when a program begins, with nanoseconds
+    ///   that are chosen for it. From those the C library makes the first name of a temporary file (glibc
+    ///   2.34 and later, sysdeps/posix/tempname.c).
+    pub fn repeating(mut self) -> Timekeeper {
+        let [_, start] = self.lock().clocks[0].1.bases();
+        self.newest = Some((start - SECOND).max(0));
+        self
+    }
+
+    /// Whether it is one of [`Timekeeper::repeating`].
+    pub fn repeats(&self) -> bool {
+        self.newest.is_some()
     }
 
     /// What a clock shows.
@@ -174,26 +207,62 @@ impl Timekeeper {
         self.rate().to_guest(span)
     }
 
-    /// What the guest's clock showed when a file was stamped, if that was during this run; `None`
-    /// for a stamp from elsewhere, which is shown as it is.
+    /// What is shown for a stamp of a file: what the guest's clock showed then, if that was during this
+    /// run; `None` for a stamp from elsewhere, which is shown as it is, or as [`Timekeeper::repeating`] says.
     pub fn file_time(&self, host: i64) -> Option<i64> {
+        let made = self.run_time(host);
+        made.or_else(|| self.newest.filter(|newest| host > *newest && !self.is_of_run(host)))
+    }
+
+    /// Whether a stamp is from this run.
+    pub fn is_of_run(&self, host: i64) -> bool {
+        let from = self.lock().clocks[0].0;
+        (from..=read(ClockId::CLOCK_REALTIME)).contains(&host)
+    }
+
+    fn run_time(&self, host: i64) -> Option<i64> {
         let realtime = self.lock();
         let now = read(ClockId::CLOCK_REALTIME);
         let (_, clock) = realtime.clocks.iter().rev().find(|(from, _)| *from <= host)?;
         (host <= now && !clock.is_hosts()).then(|| clock.at(host))
     }
 
+    /// The same for the time of the last access to a file that was changed at `changed`. When a kernel notes
+    /// that depends on when it has done so before (relatime, mount(8)), so where runs are to repeat it is
+    /// shown as not later than the change.
+    pub fn access_time(&self, host: i64, changed: i64) -> Option<i64> {
+        let shown = self.file_time(host)?;
+        let Some(newest) = self.newest else { return Some(shown) };
+        Some(shown.min(self.file_time(changed).unwrap_or(newest)))
+    }
+
     /// Sets the time of day, which goes on at the same pace.
     pub fn set(&self, guest: i64) {
         let mut realtime = self.lock();
         let host = self.moment(&realtime, ClockKind::Realtime);
-        if realtime.clocks.len() >= MOST_CLOCKS {
-            realtime.clocks.remove(1);
-        }
         // A file stamped right after this carries the last tick's time (see `new`).
         let from = read(ClockId::CLOCK_REALTIME_COARSE);
-        realtime.clocks.push((from, Clock::new(host, guest, self.pace)));
+        realtime.push(from, Clock::new(host, guest, self.pace));
         self.generation.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Moves the time of day on by a second, if it stands still and runs are to repeat; a guest is about to
+    /// sleep for half a second or more.
+    ///
+    /// A file that was stamped until now, or in this tick, is older; what the guest makes when it has slept is
+    /// newer.
+    pub fn step(&self) -> bool {
+        const SETTLED: i64 = SECOND / 4;
+        if !self.repeats() || self.pace != Pace::Frozen {
+            return false;
+        }
+        let mut realtime = self.lock();
+        let (_, clock) = realtime.clocks[realtime.clocks.len() - 1];
+        let [host, guest] = clock.bases();
+        let from = read(ClockId::CLOCK_REALTIME) + SETTLED;
+        realtime.push(from, Clock::new(host, guest.saturating_add(SECOND), self.pace));
+        self.generation.fetch_add(1, Ordering::Relaxed);
+        true
     }
 
     /// What the guest's time namespace adds to the host's clocks.
@@ -232,12 +301,13 @@ impl Timekeeper {
     }
 
     /// What code inside a program needs to read these clocks itself. Once the clock has been set,
-    /// the time of day is asked of the sentry.
-    pub fn numbers(&self) -> Numbers {
+    /// the time of day is asked of the sentry. `nanoseconds`: those that steady clocks stand at first, where
+    /// they do ([`Timekeeper::repeating`]).
+    pub fn numbers(&self, nanoseconds: u32) -> Numbers {
         let ids = |wanted: &[i32]| {
-            let ids = wanted
-                .iter()
-                .filter(|id| ClockKind::of(**id).is_some_and(|kind| self.is_virtual(kind)));
+            let ids = wanted.iter().filter(|id| {
+                ClockKind::of(**id).is_some_and(|kind| self.is_virtual(kind) || self.repeats())
+            });
             ids.fold(0u32, |ids, id| ids | 1 << id)
         };
         let set = self.generation() > 0;
@@ -250,17 +320,23 @@ impl Timekeeper {
             libc::CLOCK_BOOTTIME,
         ]);
         let first = self.lock().clocks[0].1;
-        let (guest_rate, host_rate) = match self.pace {
-            Pace::Runs(rate) => rate.terms(),
-            Pace::Frozen => (0, 1),
+        let steady_rate = Pace::Runs(self.rate());
+        let standing = |kind| match self.repeats() {
+            true => {
+                let until = self.now(kind) + STANDING - i64::from(nanoseconds);
+                (until.div_euclid(SECOND) + 1) * SECOND + i64::from(nanoseconds)
+            }
+            false => i64::MIN,
         };
         Numbers {
             trapped: rare | if set { day } else { 0 },
             computed: steady | if set { 0 } else { day },
             original: 0,
-            guest_rate: guest_rate.into(),
-            host_rate: host_rate.into(),
-            bases: [first, self.monotonic, self.boottime].map(|clock| clock.bases()),
+            clocks: [
+                line(first, self.pace, i64::MIN),
+                line(self.monotonic, steady_rate, standing(ClockKind::Monotonic)),
+                line(self.boottime, steady_rate, standing(ClockKind::Boottime)),
+            ],
         }
     }
 
@@ -300,6 +376,16 @@ impl Timekeeper {
     fn lock(&self) -> MutexGuard<'_, Realtime> {
         self.realtime.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A clock as the code in a program computes it.
+fn line(clock: Clock, pace: Pace, least: i64) -> Line {
+    let [host, guest] = clock.bases();
+    let (guest_rate, host_rate) = match pace {
+        Pace::Runs(rate) => rate.terms(),
+        Pace::Frozen => (0, 1),
+    };
+    Line { host, guest, guest_rate: guest_rate.into(), host_rate: host_rate.into(), least }
 }
 
 /// A clock of the host. These exist on every kernel (clock_gettime(2)).
@@ -371,6 +457,29 @@ mod tests {
         assert_eq!(keeper.file_time(made), Some(shown));
         assert!((keeper.file_time(host()).unwrap() - 5 * DAY).abs() < HOUR);
         assert_eq!(keeper.generation(), 1);
+    }
+
+    #[test]
+    fn where_runs_repeat_no_file_is_newer_than_the_clock_and_steady_clocks_stand_first() {
+        let keeper = keeper("@1000000,frozen").repeating();
+        let (start, made) = (1_000_000 * SECOND, host());
+        assert_eq!(keeper.file_time(made), Some(start));
+        for other in [made - DAY, made + DAY, start + 1] {
+            assert_eq!(keeper.file_time(other), Some(start - SECOND), "{other}");
+        }
+        assert_eq!(keeper.file_time(start - SECOND), None);
+        assert_eq!(keeper.access_time(made, made), Some(start));
+        assert_eq!(keeper.access_time(made, made - DAY), Some(start - SECOND));
+        assert_eq!(keeper.access_time(5, made), None);
+        // Who sleeps finds the time of day moved, and what was made before as it was.
+        assert!(keeper.step());
+        assert_eq!(keeper.now(ClockKind::Realtime), start + SECOND);
+        assert_eq!(keeper.file_time(host()), Some(start));
+        let now = keeper.now(ClockKind::Monotonic);
+        let line = keeper.numbers(7).clocks[1];
+        assert_eq!(line.least % SECOND, 7);
+        assert!((now + STANDING..now + 2 * SECOND).contains(&line.least), "{line:?} {now}");
+        assert_ne!(keeper.numbers(0).computed & 1 << libc::CLOCK_MONOTONIC, 0);
     }
 
     #[test]

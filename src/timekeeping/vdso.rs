@@ -23,6 +23,8 @@ pub struct Patch {
     words: Vec<(u64, u64)>,
     /// Where the set of trapped clocks is, if the code is ours.
     trapped: Option<u64>,
+    /// What the program is given as random bytes for its start (AT_RANDOM, getauxval(3)).
+    random: Option<[u64; 2]>,
 }
 
 /// Why programs cannot be given other clocks on this host.
@@ -35,20 +37,30 @@ const FUNCTIONS: [(&str, &str); 3] = [
     ("__vdso_time", "time"),
 ];
 
+/// In vDSOs from Linux 6.11 on: draws random bytes from a state of the program's own (vgetrandom).
+const GETRANDOM: (&str, &str) = ("__vdso_getrandom", "getrandom");
+
 impl Patch {
-    /// The patch for programs on this host that read these clocks.
+    /// The patch for programs on this host that read these clocks. `begin`: the random bytes that one finds at
+    /// its start, and the nanoseconds that its steady clocks begin with, where they are to stand.
     ///
     /// # Errors
     /// This host's vDSO looks like none that is known.
-    pub fn new(time: &Timekeeper) -> Result<Patch, NoVdso> {
+    pub fn new(time: &Timekeeper, begin: Option<([u64; 2], u32)>) -> Result<Patch, NoVdso> {
+        let (random, nanoseconds) = begin.unzip();
+        let numbers = time.numbers(nanoseconds.unwrap_or(0));
         // A kernel without a vDSO (vdso=0) makes its programs call it anyway.
         match vdso::own_image() {
-            Some(image) => Patch::of(&image, time.numbers()).ok_or(NoVdso),
-            None => Ok(Patch { words: Vec::new(), trapped: None }),
+            Some(image) => {
+                let patch = Patch::of(&image, numbers, time.repeats()).ok_or(NoVdso)?;
+                Ok(Patch { random, ..patch })
+            }
+            None => Ok(Patch { words: Vec::new(), trapped: None, random }),
         }
     }
 
-    fn of(image: &[u8], numbers: Numbers) -> Option<Patch> {
+    /// `trap_random`: getrandom(2) is to be a system call.
+    fn of(image: &[u8], numbers: Numbers, trap_random: bool) -> Option<Patch> {
         let symbols = Symbols::of(image)?;
         let [clock_gettime, gettimeofday, time] = FUNCTIONS.map(|(name, _)| symbols.value(name));
         let mut bytes = Bytes { image, changed: BTreeMap::new() };
@@ -63,8 +75,13 @@ impl Patch {
                     bytes.write(at, &((room + entry) as u64).to_le_bytes());
                 }
             }
+            if trap_random {
+                for at in symbols.places(GETRANDOM.0).chain(symbols.places(GETRANDOM.1)) {
+                    bytes.write(at, &((room + code.getrandom) as u64).to_le_bytes());
+                }
+            }
             let trapped = Some((room + code.numbers) as u64);
-            return Some(Patch { words: bytes.words(), trapped });
+            return Some(Patch { words: bytes.words(), trapped, random: None });
         }
         for (at, number) in [
             (clock_gettime?, libc::SYS_clock_gettime),
@@ -75,15 +92,26 @@ impl Patch {
             let [a, b, c, d] = (number as u32).to_le_bytes();
             bytes.write(at, &[0xb8, a, b, c, d, 0x0f, 0x05, 0xc3]);
         }
-        Some(Patch { words: bytes.words(), trapped: None })
+        if let (true, Some(at)) = (trap_random, symbols.value(GETRANDOM.0)) {
+            // mov eax, -ENOSYS; ret. Its callers make the system call then (as from 6.11 on for those who
+            // have no state).
+            bytes.write(at, &[0xb8, 0xda, 0xff, 0xff, 0xff, 0x48, 0x98, 0xc3]);
+        }
+        Some(Patch { words: bytes.words(), trapped: None, random: None })
     }
 
     /// Changes a program that has been executed and has not run yet; the caller traces it and it is
-    /// stopped. A program without a vDSO needs no change. Child side.
+    /// stopped. A program without a vDSO needs no change of it. Child side.
     ///
     /// # Errors
     /// The program's memory cannot be changed, as that of one whose file may not be read.
     pub fn apply(&self, tid: i32) -> Result<(), Errno> {
+        if let Some(random) = self.random
+            && let Some(at) = tracing::auxiliary(tid, libc::AT_RANDOM)?
+        {
+            tracing::poke(tid, at, random[0])?;
+            tracing::poke(tid, at + 8, random[1])?;
+        }
         let Some(base) = tracing::auxiliary(tid, libc::AT_SYSINFO_EHDR)? else { return Ok(()) };
         for (offset, word) in &self.words {
             tracing::poke(tid, base + offset, *word)?;
@@ -197,7 +225,7 @@ mod tests {
     #[test]
     fn leads_the_symbols_of_this_hosts_vdso_elsewhere_and_leaves_its_code_alone() {
         let Some(image) = vdso::own_image() else { return };
-        let patch = Patch::of(&image, keeper("+3d").numbers()).unwrap();
+        let patch = Patch::of(&image, keeper("+3d").numbers(0), true).unwrap();
         let mut changed = image.clone();
         for (at, word) in &patch.words {
             changed[*at as usize..*at as usize + 8].copy_from_slice(&word.to_le_bytes());
@@ -210,13 +238,19 @@ mod tests {
             assert_eq!(image[code..code + 64], changed[code..code + 64]);
         }
         assert_eq!(before.value("__vdso_getcpu"), after.value("__vdso_getcpu"));
+        match before.value(GETRANDOM.0) {
+            Some(code) => assert_ne!(after.value(GETRANDOM.0), Some(code)),
+            None => println!("skipped: no getrandom in this host's vDSO"),
+        }
+        let untouched = Patch::of(&image, keeper("+3d").numbers(0), false).unwrap();
+        assert!(untouched.words.len() < patch.words.len() || before.value(GETRANDOM.0).is_none());
     }
 
     #[test]
     fn without_room_the_kernels_functions_call_the_kernel() {
         let Some(image) = vdso::own_image() else { return };
         let image = &image[..Symbols::of(&image).unwrap().behind];
-        let patch = Patch::of(image, keeper("+3d").numbers()).unwrap();
+        let patch = Patch::of(image, keeper("+3d").numbers(0), true).unwrap();
         assert_eq!(patch.trapped, None);
         let code = Symbols::of(image).unwrap().value("__vdso_time").unwrap() as u64;
         assert!(patch.words.iter().any(|(at, word)| *at == code && *word == 0xc3050f000000c9b8));
@@ -234,7 +268,7 @@ mod tests {
                         *place = byte;
                     }
                 }
-                let _ = Patch::of(&image[..length.min(image.len())], keeper("+3d").numbers());
+                let _ = Patch::of(&image[..length.min(image.len())], keeper("+3d").numbers(0), true);
             }
         }
     }

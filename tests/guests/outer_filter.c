@@ -35,6 +35,7 @@ static const struct {
 	{ "keyctl", SYS_keyctl },
 	{ "mount", SYS_mount },
 	{ "open_tree", SYS_open_tree },
+	{ "personality", SYS_personality },
 	{ "pidfd_getfd", SYS_pidfd_getfd },
 	{ "pidfd_open", SYS_pidfd_open },
 	{ "process_vm_readv", SYS_process_vm_readv },

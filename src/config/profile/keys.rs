@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 
+use super::super::deterministic;
 use super::super::environment;
 use super::super::error::refuse;
 use super::super::limits;
@@ -50,6 +51,8 @@ type Set = fn(&mut Options, &Setting) -> Result<(), ConfigError>;
 pub enum Form {
     /// A boolean.
     Switch,
+    /// A boolean, or a string or an integer that switches it on and says how.
+    Choice,
     /// A string.
     Word,
     /// An integer, or a string with a unit.
@@ -132,7 +135,9 @@ impl Key {
         set: Set,
     ) -> Key {
         let merge = match form {
-            Form::Switch | Form::Word | Form::Number | Form::Path => Merge::Strongest,
+            Form::Switch | Form::Choice | Form::Word | Form::Number | Form::Path => {
+                Merge::Strongest
+            }
             Form::Words | Form::Numbers | Form::Paths | Form::Pairs => Merge::All,
         };
         let (value, help, choices, hidden) = ("", "", [].as_slice(), false);
@@ -266,6 +271,15 @@ pub static KEYS: &[Key] = &[
     .help(
         "WHEN",
         "Give the sandbox a clock of its own: a date, +3d, -2h30m, rate=10, frozen, joined by commas",
+    ),
+    Key::new("deterministic", Form::Choice, Project::LeftOut, Group::Who, "false", |o, s| {
+        o.deterministic = deterministic::seed(s.word().to_owned());
+        Ok(())
+    })
+    .help(
+        "SEED",
+        "Do the same whenever it is done: a fixed clock, host name and processor count, random bytes by \
+         SEED, sorted directories",
     ),
     Key::new("kmsg", Form::Switch, Project::Off, Group::Who, "false", |o, s| {
         o.kmsg = s.is_on();

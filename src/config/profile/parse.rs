@@ -146,12 +146,13 @@ impl Reader<'_> {
         let at = value.span().start;
         let read = match (key.form, value.get_ref()) {
             (Form::Switch, DeValue::Boolean(on)) => Value::Switch(*on),
-            (Form::Number | Form::Numbers, DeValue::Integer(number)) => {
+            (Form::Choice, DeValue::Boolean(on)) => Value::Word(on.to_string().into()),
+            (Form::Number | Form::Numbers | Form::Choice, DeValue::Integer(number)) => {
                 let number = i64::from_str_radix(number.as_str(), number.radix());
                 let number = number.map_err(|_| self.error(at, "this number is too large"))?;
                 Value::Word(number.to_string().into())
             }
-            (Form::Word | Form::Words | Form::Number, DeValue::String(word)) => {
+            (Form::Word | Form::Words | Form::Number | Form::Choice, DeValue::String(word)) => {
                 Value::Word(OsString::from(word.as_ref()))
             }
             (Form::Path | Form::Paths | Form::Pairs, DeValue::String(word)) => {
@@ -202,6 +203,7 @@ impl Form {
     pub(super) fn words(self) -> &'static str {
         match self {
             Form::Switch => "true or false",
+            Form::Choice => "true or false, a string or an integer",
             Form::Word | Form::Path => "a string",
             Form::Number => "an integer, or a string with a unit",
             Form::Words | Form::Paths | Form::Pairs => "a string or an array of strings",

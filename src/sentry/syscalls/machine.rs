@@ -1,5 +1,6 @@
 //! The machine that a guest with limits is shown: sysinfo(2), and open(2) of the files of procfs that
-//! describe memory, processors and load. Where these are trapped, /dev/kmsg is served too (`klog`).
+//! describe memory, processors and load. Where these are trapped, /dev/kmsg is served too (`klog`); and
+//! random devices, where a run is to repeat (`random`).
 //!
 //! A view, no wall: a guest that reaches the host's file by another path, or changes the path while it
 //! is looked at, deceives itself. So every other path continues.
@@ -11,7 +12,7 @@ use std::os::fd::AsFd;
 use nix::errno::Errno;
 
 use super::args::{DirFd, Mode, OpenFlags, Out, Path, SysInfo};
-use super::{klog, watch};
+use super::{klog, random, watch};
 use crate::notify::{Answer, Descriptor, hand_over};
 use crate::sentry::Features;
 use crate::sentry::call::Call;
@@ -52,18 +53,25 @@ const NAME: &CStr = c"machine";
 
 fn show(call: &Call<'_>, dirfd: DirFd, pathname: Path, flags: OpenFlags) -> Answer {
     watch::note_open(call, dirfd, pathname, flags);
-    if !call.kernel.features().intersects(Features::MACHINE_VIEW | Features::KMSG) {
+    const SERVED: Features =
+        Features::MACHINE_VIEW.union(Features::KMSG).union(Features::DETERMINISTIC);
+    if !call.kernel.features().intersects(SERVED) {
         return Answer::Continue;
     }
     // (An absolute path makes nothing of the directory.)
     if flags.0 as i32 & OTHERWISE != libc::O_RDONLY {
         return Answer::Continue;
     }
-    let path = match call.memory().read_string(pathname.0) {
-        Ok(path) if path.starts_with(b"/proc/") => path,
-        Ok(path) if path == KMSG => return klog::open(call, flags),
-        _ => return Answer::Continue,
-    };
+    let Ok(path) = call.memory().read_string(pathname.0) else { return Answer::Continue };
+    if let Some(answer) = random::open(call, dirfd, pathname, &path, flags) {
+        return answer;
+    }
+    if !call.kernel.features().intersects(Features::MACHINE_VIEW | Features::KMSG) {
+        return Answer::Continue;
+    }
+    if path == KMSG {
+        return klog::open(call, flags);
+    }
     if !matches!(path.as_slice(), b"/proc/meminfo" | b"/proc/stat" | b"/proc/loadavg") {
         return Answer::Continue;
     }
@@ -80,7 +88,7 @@ fn show(call: &Call<'_>, dirfd: DirFd, pathname: Path, flags: OpenFlags) -> Answ
 }
 
 /// `text` in a file of its own that is open for reading only.
-fn file(text: &str) -> Result<std::os::fd::OwnedFd, Errno> {
+pub(super) fn file(text: &str) -> Result<std::os::fd::OwnedFd, Errno> {
     let mut file = memfd::anonymous_file(NAME)?;
     file.write_all(text.as_bytes()).map_err(|_| Errno::EIO)?;
     files::open_descriptor(file.as_fd(), libc::O_RDONLY)

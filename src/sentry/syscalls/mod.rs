@@ -5,6 +5,7 @@
 
 pub mod args;
 pub mod clocks;
+pub mod directories;
 pub mod exec;
 pub mod filters;
 pub mod klog;
@@ -12,8 +13,10 @@ pub mod lazy;
 pub mod machine;
 pub mod owners;
 pub mod processes;
+pub mod random;
 pub mod reach;
 pub mod row;
+pub mod sleeps;
 pub mod stamps;
 pub mod sync;
 pub mod table;

@@ -90,22 +90,32 @@ fn serve(call: &Call<'_>, dirfd: i32, path: Option<Path>, flags: i32, stamps: St
     }
 }
 
-/// Whether one of the stamps is from this run. (A time of birth is not later than the others.)
+/// Whether one of the stamps is to be shown as another. (A time of birth is not later than the others.)
+///
+/// Where what was there before the run is shown as older than it ([`Timekeeper::repeating`]), only the time of
+/// its content counts: the others of the machine's own files are as good as random, and to change those
+/// would cost at every look at one.
+///
+/// [`Timekeeper::repeating`]: crate::timekeeping::Timekeeper::repeating
 fn has_own_stamps(call: &Call<'_>, stat: &FileStat) -> bool {
     let keeper = call.kernel.time().keeper();
-    [
-        (stat.st_atime, stat.st_atime_nsec),
-        (stat.st_mtime, stat.st_mtime_nsec),
-        (stat.st_ctime, stat.st_ctime_nsec),
-    ]
-    .into_iter()
-    .filter_map(|(seconds, rest)| seconds.checked_mul(SECOND)?.checked_add(rest))
-    .any(|stamp| keeper.file_time(stamp).is_some())
+    let stamp = |seconds: i64, rest: i64| seconds.checked_mul(SECOND)?.checked_add(rest);
+    let changed = stamp(stat.st_mtime, stat.st_mtime_nsec);
+    let others =
+        [stamp(stat.st_atime, stat.st_atime_nsec), stamp(stat.st_ctime, stat.st_ctime_nsec)];
+    let is_shown_otherwise = |stamp: &i64| keeper.file_time(*stamp).is_some();
+    changed.as_ref().is_some_and(is_shown_otherwise)
+        || others.iter().flatten().any(|it| keeper.is_of_run(*it) && is_shown_otherwise(it))
 }
 
 /// What the call is about to look at, as far as that can be told from outside: ELOOP where it
 /// cannot.
-fn look(call: &Call<'_>, dirfd: i32, path: Option<Path>, flags: i32) -> Result<FileStat, Errno> {
+pub(super) fn look(
+    call: &Call<'_>,
+    dirfd: i32,
+    path: Option<Path>,
+    flags: i32,
+) -> Result<FileStat, Errno> {
     let tid = call.received().tid;
     let of_fd = |fd: i32| match fd {
         libc::AT_FDCWD => format!("/proc/{tid}/cwd"),

@@ -11,8 +11,8 @@ use libc::*;
 use super::super::args::*;
 use super::super::row::syscalls;
 use super::super::{
-    clocks, exec, filters, klog, lazy, machine, owners, processes, reach, stamps, sync, timeouts,
-    usage, watch,
+    clocks, directories, exec, filters, klog, lazy, machine, owners, processes, random, reach,
+    sleeps, stamps, sync, timeouts, usage, watch,
 };
 use crate::notify::filter::Own;
 // By name, so that a later libc crate that knows them too makes no difference.
@@ -106,7 +106,7 @@ syscalls! {
     SYS_read(fd: Fd, buf: OutBuf, count: Len) => native;
     SYS_write(fd: Fd, buf: InBuf, count: Len) => native;
     SYS_open(pathname: Path, flags: OpenFlags, mode: Mode)
-        => handled(sync machine::open, MACHINE_VIEW | KMSG | FILE_LOG), except {
+        => handled(sync machine::open, MACHINE_VIEW | KMSG | FILE_LOG | DETERMINISTIC), except {
         flags has CREATES, mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
     };
     SYS_close(fd: Fd) => native;
@@ -154,7 +154,7 @@ syscalls! {
     SYS_dup(oldfd: Fd) => native;
     SYS_dup2(oldfd: Fd, newfd: Fd) => native;
     SYS_pause() => native;
-    SYS_nanosleep(req: In<Timespec>, rem: Out<Timespec>) => handled(sync timeouts::nanosleep, VIRTUAL_RATE);
+    SYS_nanosleep(req: In<Timespec>, rem: Out<Timespec>) => handled(sync sleeps::nanosleep, VIRTUAL_RATE | DETERMINISTIC);
     SYS_getitimer(which: Operation, curr_value: Out<Itimerval>) => handled(sync timeouts::getitimer, VIRTUAL_RATE);
     SYS_alarm(seconds: UInt) => handled(sync timeouts::alarm, VIRTUAL_RATE);
     SYS_setitimer(which: Operation, new_value: In<Itimerval>, old_value: Out<Itimerval>) => handled(sync timeouts::setitimer, VIRTUAL_RATE);
@@ -223,7 +223,8 @@ syscalls! {
     SYS_fdatasync(fd: Fd) => handled(sync sync::fdatasync, FAKE_SYNC);
     SYS_truncate(path: Path, length: Offset) => handled(sync watch::truncate, FILE_LOG);
     SYS_ftruncate(fd: Fd, length: Offset) => native;
-    SYS_getdents(fd: Fd, dirp: Out<Dirent>, count: UInt) => native;
+    SYS_getdents(fd: Fd, dirp: Out<Dirent>, count: UInt)
+        => handled(sync directories::getdents, DETERMINISTIC);
     SYS_getcwd(buf: OutBuf, size: Len) => native;
     SYS_chdir(path: Path) => handled(sync watch::chdir, FILE_LOG);
     SYS_fchdir(fd: Fd) => native;
@@ -418,7 +419,8 @@ syscalls! {
     SYS_epoll_wait_old() => unimplemented(NEVER);
     SYS_remap_file_pages(addr: Addr, size: Len, prot: Prot, pgoff: ULong, flags: MapFlags)
         => native;
-    SYS_getdents64(fd: Fd, dirp: Out<Dirent64>, count: UInt) => native;
+    SYS_getdents64(fd: Fd, dirp: Out<Dirent64>, count: UInt)
+        => handled(sync directories::getdents64, DETERMINISTIC);
     SYS_set_tid_address(tidptr: Out<PidCell>) => native;
     SYS_restart_syscall() => native;
     SYS_semtimedop(semid: IpcId, sops: In<SemBuf>, nsops: UInt, timeout: In<Timespec>) => handled(sync timeouts::semtimedop, VIRTUAL_RATE);
@@ -444,9 +446,9 @@ syscalls! {
     SYS_clock_getres(clockid: ClockId, res: Out<Timespec>) => native;
     SYS_clock_nanosleep(
         clockid: ClockId, flags: Flags, request: In<Timespec>, remain: Out<Timespec>
-    ) => handled(sync timeouts::clock_nanosleep, VIRTUAL_RATE), except {
+    ) => handled(sync sleeps::clock_nanosleep, VIRTUAL_RATE | DETERMINISTIC), except {
         clockid in clocks::TIME_OF_DAY, flags has TIMER_ABSTIME
-            => handled(sync timeouts::clock_nanosleep, VIRTUAL_TIME),
+            => handled(sync sleeps::clock_nanosleep, VIRTUAL_TIME),
     };
     SYS_exit_group(status: Int) => native;
     SYS_epoll_wait(epfd: Fd, events: Out<EpollEvent>, maxevents: Int, timeout: Int) => handled(sync timeouts::epoll_wait, VIRTUAL_RATE);
@@ -491,7 +493,7 @@ syscalls! {
     SYS_migrate_pages(pid: Pid, maxnode: ULong, old_nodes: In<NodeMask>, new_nodes: In<NodeMask>)
         => native;
     SYS_openat(dirfd: DirFd, pathname: Path, flags: OpenFlags, mode: Mode)
-        => handled(sync machine::openat, MACHINE_VIEW | KMSG | FILE_LOG), except {
+        => handled(sync machine::openat, MACHINE_VIEW | KMSG | FILE_LOG | DETERMINISTIC), except {
         flags has CREATES, mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
     };
     SYS_mkdirat(dirfd: DirFd, pathname: Path, mode: Mode) => handled(sync watch::mkdirat, FILE_LOG);
@@ -607,7 +609,8 @@ syscalls! {
         => handled(sync watch::renameat2, FILE_LOG);
     SYS_seccomp(operation: Operation, flags: Flags, args: Addr)
         => handled(sync filters::seccomp, ALWAYS);
-    SYS_getrandom(buf: OutBuf, buflen: Len, flags: Flags) => native;
+    SYS_getrandom(buf: OutBuf, buflen: Len, flags: Flags)
+        => handled(sync random::getrandom, DETERMINISTIC);
     SYS_memfd_create(name: Str, flags: Flags) => native;
     SYS_kexec_file_load(
         kernel_fd: Fd, initrd_fd: Fd, cmdline_len: ULong, cmdline: Str, flags: WideFlags
