@@ -1,6 +1,5 @@
 //! The story of one run: plan, launch, take the listener, serve, reap, status.
 
-use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
@@ -12,11 +11,10 @@ use tokio::sync::mpsc;
 
 use crate::config::{Network, RunSpec, Voice, Without};
 use crate::control::{Control, ExecCall, Server};
-use crate::launch::{Behind, End, Event, Launch, LaunchError, Order, Plan, PlanError, host};
-use crate::notify::filter::{self, FilterError};
+use crate::launch::{Behind, End, Event, Launch, LaunchError, Order, Plan};
+use crate::notify::filter;
 use crate::notify::{Engine, Listener, Options};
 use crate::overlay::{Layer, Saver};
-use crate::save::error::RestoreError;
 use crate::save::pipeline::{Facts, ItsTerminal};
 use crate::save::spec;
 use crate::sentry::file_log::Report;
@@ -27,6 +25,7 @@ use crate::terminal::Terminal;
 use crate::timekeeping::Namespace;
 
 mod attend;
+mod error;
 mod files;
 mod job;
 mod lazy;
@@ -42,6 +41,7 @@ use network::RefusedPackets;
 use sources::{Next, Sources};
 
 pub use attend::Caller;
+pub use error::Error;
 pub use later::{Later, Started, Wish};
 pub use restore::{Fill, Restored};
 
@@ -60,96 +60,6 @@ pub struct Finished {
     /// What it has used, if that was measured (`Features::LEARN`).
     pub measured: Option<Measured>,
 }
-
-/// Why there was no run: one sentence with operation, object, cause and remedy.
-#[derive(Debug)]
-pub enum Error {
-    /// There is no plan.
-    Plan(PlanError),
-    /// No sandbox came up.
-    Launch(LaunchError),
-    /// No filter could be made.
-    Filter(FilterError),
-    /// The kernel refused its arguments.
-    Kernel(KernelError),
-    /// The program could not be executed.
-    NotExecuted {
-        /// As the user named it.
-        program: String,
-        /// Why.
-        errno: Errno,
-    },
-    /// The image could not be restored.
-    Restore(RestoreError),
-    /// A call of the supervisor itself failed.
-    Own(&'static str, io::Error),
-}
-
-impl Error {
-    /// The exit status that stands for this error: 127 not found, 126 found but not executable,
-    /// 125 otherwise.
-    pub fn status(&self) -> i32 {
-        match self {
-            Error::NotExecuted { errno: Errno::ENOENT | Errno::ENOTDIR, .. } => 127,
-            Error::NotExecuted { .. } => 126,
-            _ => 125,
-        }
-    }
-}
-
-impl std::fmt::Display for Error {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Error::Plan(error) => error.fmt(f),
-            Error::Launch(error) => error.fmt(f),
-            Error::Filter(error) => error.fmt(f),
-            Error::Kernel(error) => error.fmt(f),
-            Error::Restore(error) => error.fmt(f),
-            Error::NotExecuted { program, errno } => match errno {
-                Errno::ENOENT | Errno::ENOTDIR => {
-                    write!(f, "{program}: not found inside the sandbox; check the name and PATH")
-                }
-                Errno::EACCES if std::path::Path::new(program).is_dir() => {
-                    write!(f, "{program}: is a directory, not a program")
-                }
-                Errno::EACCES => write!(
-                    f,
-                    "{program}: found, but may not be executed; check its permissions (chmod +x)"
-                ),
-                Errno::ENOEXEC => {
-                    write!(f, "{program}: is not built for this machine; use a native build of it")
-                }
-                errno => write!(f, "{program}: cannot be executed: {}", errno.desc()),
-            },
-            Error::Own(what, error) => {
-                let errno = Errno::from_raw(error.raw_os_error().unwrap_or(0));
-                match host::explain_refusal(errno) {
-                    Some(cause) => write!(f, "cannot {what}: {}: {cause}", errno.desc()),
-                    None => write!(f, "cannot {what}: {error}"),
-                }
-            }
-        }
-    }
-}
-
-impl std::error::Error for Error {}
-
-macro_rules! from {
-    ($($kind:ident($error:ty)),*) => {$(
-        impl From<$error> for Error {
-            fn from(error: $error) -> Self {
-                Error::$kind(error)
-            }
-        }
-    )*};
-}
-from!(
-    Plan(PlanError),
-    Launch(LaunchError),
-    Filter(FilterError),
-    Kernel(KernelError),
-    Restore(RestoreError)
-);
 
 /// Runs `spec` to its end. Call it on the main thread, before there is any other: the sandbox ends
 /// when this thread does. It can be spoken to through `control`, if there is one.
