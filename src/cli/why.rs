@@ -16,7 +16,8 @@ use super::run::{hide_stores, store};
 use super::{OWN_ERROR, fail, print};
 use crate::config::profile;
 use crate::config::{
-    self, ConfigError, Found, Host, Kind, MountKind, Network, Options, Shown, View, quoted, walk,
+    self, ConfigError, Found, Host, Kind, MountKind, Network, Options, Shown, View, Why, quoted,
+    walk,
 };
 use crate::control::state::base_path;
 
@@ -240,11 +241,19 @@ fn about_path(view: &View, host: &Host, asked: &Path) -> Result<Answer, ConfigEr
         Shown::Hidden(mount) => Verdict {
             read: false,
             write: false,
-            words: match mount.target == place.path {
-                true => "hidden".to_owned(),
-                false => format!("hidden with all of {}", quoted(&mount.target)),
+            words: {
+                let word = if mount.kind.denies() { "denied" } else { "hidden" };
+                match mount.target == place.path {
+                    true => word.to_owned(),
+                    false => format!("{word} with all of {}", quoted(&mount.target)),
+                }
             },
-            change: Some("--ro"),
+            // At a place that a rule of its own hides, only that rule can be changed.
+            change: match (&mount.why, mount.target == place.path) {
+                (Why::Default(_), _) => Some("--ro"),
+                (Why::Flag(_), true) => None,
+                _ => Some("--allow"),
+            },
         },
         Shown::Private(mount) => private(&mount.kind, &mount.target, &place.path, host),
         Shown::Host { path, by } => {

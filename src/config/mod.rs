@@ -8,6 +8,7 @@ mod cgroups;
 mod environment;
 mod error;
 mod files;
+mod glob;
 mod host;
 mod identity;
 mod limits;
@@ -30,6 +31,7 @@ use std::path::{Path, PathBuf};
 
 pub use error::ConfigError;
 pub(crate) use files::absolute;
+pub use glob::Glob;
 pub use host::{Account, Accounts, Host};
 pub use limits::{Bound, Bytes, CgroupPlan, CpuBudget, CpuFile, LimitWishes, Limits, Means, Span};
 pub use options::{Options, Rule, RuleKind};
@@ -56,7 +58,8 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
     let time = TimeSpec::parse(&options.time).map_err(|error| refuse!("{error}"))?;
     let (identity, account) = identity::choose(host, options.user.as_deref())?;
     let homes = homes(host, account.as_ref());
-    let (view, workdir) = files::arrange(host, &options.rules, options.workdir.as_deref(), &homes)?;
+    let files::Arranged { view, workdir, idle } =
+        files::arrange(host, &options.rules, options.workdir.as_deref(), &homes)?;
     let (mut environment, withheld) =
         environment::choose(&host.environment, options.clear_env, &options.env, |name, value| {
             unusable_directory(&view, host, name, value)
@@ -81,6 +84,7 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
         network: options.network,
         features: features(options, &limits, time.as_ref()) | syncs(options, &view)?,
         mounts: view.into_mounts(),
+        idle,
         descriptors: check_descriptors(&options.descriptors, host)?,
         limits,
         time,
@@ -98,7 +102,7 @@ pub fn file_view(options: &Options, host: &Host) -> Result<View, ConfigError> {
     let (_, account) = identity::choose(host, options.user.as_deref())?;
     let homes = homes(host, account.as_ref());
     let arranged = files::arrange(host, &options.rules, options.workdir.as_deref(), &homes)?;
-    Ok(arranged.0)
+    Ok(arranged.view)
 }
 
 /// The variables that `--env` sets: name and value, the last of a name.

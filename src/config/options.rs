@@ -132,7 +132,7 @@ impl Rule {
     pub(crate) fn may_be_in_vain(&self) -> bool {
         match self.origin {
             Origin::BuiltIn(_) => true,
-            Origin::File { .. } => self.kind == RuleKind::Hide,
+            Origin::File { .. } => self.kind.takes_patterns(),
             Origin::CommandLine => false,
         }
     }
@@ -151,9 +151,18 @@ pub enum RuleKind {
     Tmpfs,
     /// `--overlay`
     Overlay,
+    /// `--deny`
+    Deny,
+    /// `--allow`
+    Allow,
 }
 
 impl RuleKind {
+    /// Its path may be a pattern.
+    pub(crate) fn takes_patterns(self) -> bool {
+        matches!(self, RuleKind::Hide | RuleKind::Deny | RuleKind::Allow)
+    }
+
     /// The flag's name.
     pub fn flag(self) -> &'static str {
         match self {
@@ -162,6 +171,8 @@ impl RuleKind {
             RuleKind::Hide => "--hide",
             RuleKind::Tmpfs => "--tmpfs",
             RuleKind::Overlay => "--overlay",
+            RuleKind::Deny => "--deny",
+            RuleKind::Allow => "--allow",
         }
     }
 }

@@ -200,7 +200,7 @@ fn a_named_place_keeps_it() {
     let place = place.to_str().unwrap();
     let words = ["run", "--id", "p", "--overlay", ".", "--overlay-dir", place, "--", "sh", "-c"];
     let outcome = desk.words(&[&words[..], &["echo x > y; ls '../else where'"]].concat());
-    outcome.failure().err_has(&format!("sandbox diff '{place}/p'")).err_has("Permission denied");
+    outcome.success().err_has(&format!("sandbox diff '{place}/p'")).expect_out("");
     desk.words(&["diff", &format!("{place}/p")]).expect_status(1).out_has("/y");
     desk.words(&["diff", "p", "--overlay-dir", place]).expect_status(1);
     desk.words(&["discard", "p", "--overlay-dir", place]).success();

@@ -1,6 +1,6 @@
 //! Rules that come from several sources: which of them say something here, and which of two counts.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use super::super::paths::{Kind, parse_pair};
@@ -17,11 +17,20 @@ pub(super) fn by_strength(rules: &[Rule]) -> Vec<&Rule> {
 impl<'h> Plan<'h> {
     /// Nothing yet.
     pub(super) fn new(host: &'h Host, homes: Vec<PathBuf>) -> Plan<'h> {
-        Plan { host, homes, view: View::default(), root_rule: false, ranks: HashMap::new() }
+        Plan {
+            host,
+            homes,
+            view: View::default(),
+            root_rule: false,
+            ranks: HashMap::new(),
+            exceptions: BTreeMap::new(),
+            patterns: Vec::new(),
+            idle: Vec::new(),
+        }
     }
 
-    /// Whether the rule is about nothing on this host, and may be.
-    pub(super) fn is_in_vain(&self, rule: &Rule) -> bool {
+    /// Whether the rule, which is about `path`, is about nothing on this host, and may be.
+    pub(super) fn is_in_vain(&self, rule: &Rule, path: &Path) -> bool {
         if !rule.may_be_in_vain() {
             return false;
         }
@@ -29,11 +38,16 @@ impl<'h> Plan<'h> {
             RuleKind::ReadOnly | RuleKind::Writable => {
                 parse_pair(rule.kind.flag(), &rule.text).map(|pair| pair.0).unwrap_or_default()
             }
-            RuleKind::Hide | RuleKind::Tmpfs | RuleKind::Overlay => PathBuf::from(&rule.text),
+            _ => path.to_owned(),
         };
         let place = absolute(self.host, &path).map(|path| self.host.walk(&path));
         // What leads nowhere (over a file, in a circle) is not there either.
         !matches!(place, Ok(Ok(place)) if place.kind != Kind::Missing)
+    }
+
+    /// How strong the source is that has decided about this very place.
+    pub(super) fn rank_at(&self, target: &Path) -> Option<usize> {
+        self.ranks.get(target).copied()
     }
 
     /// Whether a stronger source has decided about this very place.

@@ -40,7 +40,7 @@ impl<'h> Judge<'h> {
             Project::Off => !setting.is_on() || self.base.kmsg,
             Project::Network => setting.word() == "none" || self.base.network == Network::Host,
             Project::Lower => self.is_lower(&setting)?,
-            Project::Place(RuleKind::Hide) => true,
+            Project::Place(RuleKind::Hide | RuleKind::Deny) => true,
             Project::Place(kind) => {
                 return Ok(match self.narrowed(kind, &setting)? {
                     Some(place) => Ok(Setting { judged: Some(place), ..setting }),

@@ -13,7 +13,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::super::error::refuse;
 use super::super::{ConfigError, Host, Options, quoted};
-use super::expand::expand;
+use super::expand::{expand, expand_pattern};
 use super::keys::{Form, KEYS, Key};
 use super::setting::{Origin, Setting, Value};
 
@@ -160,6 +160,11 @@ impl Reader<'_> {
                     .map_err(|cause| self.error(at, &cause))?;
                 Value::Word(word)
             }
+            (Form::Patterns, DeValue::String(word)) => {
+                let Source { host, base, .. } = self.source;
+                let word = expand_pattern(word, *base, host);
+                Value::Word(word.map_err(|cause| self.error(at, &cause))?)
+            }
             (_, other) => {
                 return Err(self.mistyped(key.name, key.form.words(), value.span(), other));
             }
@@ -204,7 +209,9 @@ impl Form {
             Form::Switch => "true or false",
             Form::Word | Form::Path => "a string",
             Form::Number => "an integer, or a string with a unit",
-            Form::Words | Form::Paths | Form::Pairs => "a string or an array of strings",
+            Form::Words | Form::Paths | Form::Patterns | Form::Pairs => {
+                "a string or an array of strings"
+            }
             Form::Numbers => "an integer or an array of integers",
         }
     }
