@@ -150,3 +150,28 @@ fn many_matches_are_covered_one_by_one() {
     let outcome = inside(&workspace, "--hide d*", "find . -type f; echo end");
     outcome.expect_out("end\n");
 }
+
+#[test]
+fn a_denied_directory_with_an_exception_cannot_be_opened_up() {
+    let workspace = project("opened-up");
+    let script = "ls app; chmod 755 app; ls app; touch app/new; mv app/tls app/x; rm -rf app/tls; \
+                  cd app && cat tls/key.pub; cat tls/key.pem; ls tls";
+    let outcome = inside(&workspace, "--deny app --allow app/tls/key.pub", script);
+    outcome
+        .failure()
+        .expect_out("text of app/tls/key.pub\n")
+        .err_has("chmod: changing permissions");
+    assert_eq!(workspace.read("app/tls/key.pem"), "text of app/tls/key.pem\n");
+}
+
+#[test]
+fn files_of_the_kernel_can_be_hidden_and_denied() {
+    let workspace = project("kernel");
+    let script = "cat /proc/version; cat /sys/kernel/notes; echo x > /dev/full; ls -A /proc/sys";
+    let options = "--hide /proc/version --deny /sys/kernel/notes --hide /dev/full --hide /proc/sys";
+    let outcome = inside(&workspace, options, script);
+    outcome.expect_out("").err_has("/proc/version: No such file").err_has("/dev/full: ");
+    if std::path::Path::new("/sys/kernel/notes").exists() {
+        outcome.err_has("/sys/kernel/notes: Permission denied");
+    }
+}

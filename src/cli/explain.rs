@@ -114,6 +114,7 @@ pub(super) fn what(mount: &Mount) -> String {
         MountKind::ReadOnly { source } => of(source, "read-only"),
         MountKind::Writable { source } => of(source, "writable"),
         MountKind::Overlay { .. } => "changed for the sandbox alone".to_owned(),
+        MountKind::Tmpfs { mode } if mode & 0o222 == 0 => "denied, but for exceptions".to_owned(),
         MountKind::Tmpfs { .. } => "empty, in memory".to_owned(),
         MountKind::HiddenDirectory | MountKind::HiddenFile => "hidden".to_owned(),
         MountKind::DeniedDirectory | MountKind::DeniedFile => "denied".to_owned(),

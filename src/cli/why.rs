@@ -332,6 +332,9 @@ fn private(kind: &MountKind, target: &Path, path: &Path, host: &Host) -> Verdict
         MountKind::Dev => {
             verdict(false, false, "not in the sandbox's minimal /dev".to_owned(), Some("--rw"))
         }
+        MountKind::Tmpfs { mode } if mode & 0o222 == 0 => {
+            verdict(false, false, "denied, but for exceptions".to_owned(), Some("--allow"))
+        }
         _ if !exact && !matches!(host.look(path), Ok(Found::Missing) | Err(_)) => {
             let words = format!("not visible: {} is empty and the sandbox's own", quoted(target));
             verdict(false, true, words, Some("--ro"))

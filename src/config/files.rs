@@ -377,6 +377,8 @@ impl Plan<'_> {
             let hides = mount.kind.hides();
             let default = matches!(mount.why, Why::Default(_));
             let under = match self.view.shown_under(&mount.target) {
+                // The kernel makes files of its own there.
+                Shown::Private(under) if hides && under.kind.is_made_up() => continue,
                 Shown::Private(_) | Shown::Hidden(_) if hides => {
                     // Not there to begin with.
                     self.view.remove(&mount.target);

@@ -189,6 +189,11 @@ impl MountKind {
         matches!(self, MountKind::Writable { .. } | MountKind::Overlay { .. })
     }
 
+    /// Whether what is in it is made for the sandbox, and yet shows something of the machine.
+    pub fn is_made_up(&self) -> bool {
+        matches!(self, MountKind::Proc | MountKind::Sys | MountKind::Dev)
+    }
+
     /// Whether this takes something of the host out of sight.
     pub fn hides(&self) -> bool {
         matches!(self, MountKind::HiddenDirectory | MountKind::HiddenFile) || self.denies()

@@ -214,6 +214,14 @@ impl View {
                 self.make_directory(target)?;
                 self.tmpfs(target, libc::MS_NOSUID | libc::MS_NODEV, &format!("mode={mode:o}"))?;
                 self.fresh.insert(target.to_owned());
+                if mode & 0o222 == 0 {
+                    // Whoever owns it could change that.
+                    self.last.push(Step::Attributes {
+                        target: c_path(target)?,
+                        recursive: false,
+                        attributes: ATTR_RDONLY,
+                    });
+                }
                 Ok(())
             }
             MountKind::HiddenDirectory => self.hide_directory(target),

@@ -4,7 +4,7 @@
 //! default or a secret covers is not looked into. It is a look at one moment: names that come to be later
 //! are not found.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ffi::{CString, OsStr};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -94,7 +94,10 @@ impl<'a> Search<'a> {
         let starts = patterns.iter().filter_map(|pattern| pattern.start.clone());
         let mounts = view.mounts().filter(|mount| mount.kind.source().is_some());
         let mounts = mounts.map(|mount| mount.target.clone());
-        let made_up = host.mounts.iter().filter(|(_, kind)| MADE_UP.contains(&kind.as_str()));
+        // Of two mounts at one place the later one shows.
+        let mounted: HashMap<&PathBuf, &String> =
+            host.mounts.iter().map(|(place, kind)| (place, kind)).collect();
+        let made_up = mounted.into_iter().filter(|(_, kind)| MADE_UP.contains(&kind.as_str()));
         Search {
             host: &host.root,
             view,
