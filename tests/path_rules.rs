@@ -175,3 +175,24 @@ fn files_of_the_kernel_can_be_hidden_and_denied() {
         outcome.err_has("/sys/kernel/notes: Permission denied");
     }
 }
+
+#[test]
+fn patterns_make_places_read_only_and_writable() {
+    let workspace = project("access");
+    let other = Workspace::new("access-other");
+    other.write("out/log", "");
+    other.write("in/log", "");
+    let there = other.path().display();
+    let script = format!(
+        "echo x >> app/tls/key.pem; echo x >> main.c; mv app/tls/key.pem app/x; rm -f app/tls/key.pem; \
+         echo x > {there}/out/log; echo x > {there}/in/log"
+    );
+    let outcome = inside(&workspace, &format!("--ro *.pem --rw {there}/o*"), &script);
+    outcome.failure().err_has("key.pem: Read-only").err_has("in/log: Read-only");
+    assert_eq!(workspace.read("app/tls/key.pem"), "text of app/tls/key.pem\n");
+    assert_eq!(
+        (workspace.read("main.c"), other.read("out/log")),
+        ("text of main.c\nx\n".into(), "x\n".into())
+    );
+    assert_eq!(other.read("in/log"), "");
+}

@@ -141,8 +141,8 @@ impl Plan<'_> {
         let why = Why::Flag(flag.clone());
         let mount = match rule.kind {
             RuleKind::ReadOnly | RuleKind::Writable => {
-                let (source, target) = parse_pair(rule.kind.flag(), &rule.text)?;
-                let source = self.source(&flag, &source)?;
+                let (_, target) = parse_pair(rule.kind.flag(), &rule.text)?;
+                let source = self.source(&flag, &path)?;
                 let target = match target {
                     Some(target) => self.find(&flag, &target)?.path,
                     None => source.clone(),

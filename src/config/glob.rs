@@ -7,7 +7,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// One pattern.
 #[derive(Debug, Clone)]
@@ -52,6 +52,11 @@ pub(crate) fn unescaped(text: &[u8]) -> Option<Vec<u8>> {
         }
     }
     Some(plain)
+}
+
+/// The path that a word without patterns stands for; one with patterns stays as it is.
+pub(crate) fn plain(path: PathBuf) -> PathBuf {
+    unescaped(path.as_os_str().as_bytes()).map_or(path, |text| OsString::from_vec(text).into())
 }
 
 /// A path as a pattern that stands for that path alone.

@@ -132,7 +132,9 @@ impl Rule {
     pub(crate) fn may_be_in_vain(&self) -> bool {
         match self.origin {
             Origin::BuiltIn(_) => true,
-            Origin::File { .. } => self.kind.takes_patterns(),
+            Origin::File { .. } => {
+                matches!(self.kind, RuleKind::Hide | RuleKind::Deny | RuleKind::Allow)
+            }
             Origin::CommandLine => false,
         }
     }
@@ -160,7 +162,7 @@ pub enum RuleKind {
 impl RuleKind {
     /// Its path may be a pattern.
     pub(crate) fn takes_patterns(self) -> bool {
-        matches!(self, RuleKind::Hide | RuleKind::Deny | RuleKind::Allow)
+        !matches!(self, RuleKind::Tmpfs | RuleKind::Overlay)
     }
 
     /// The flag's name.

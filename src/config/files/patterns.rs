@@ -12,9 +12,9 @@ use std::path::{Path, PathBuf};
 use nix::unistd::AccessFlags;
 
 use super::super::error::refuse;
-use super::super::glob::{fits, unescaped};
-use super::super::paths::{Found, Kind, check, quoted};
-use super::super::{ConfigError, Mount, Rule, RuleKind, Why, absolute};
+use super::super::glob::{fits, is_pattern, plain, unescaped};
+use super::super::paths::{Found, Kind, check, parse_pair, quoted};
+use super::super::{ConfigError, Mount, MountKind, Rule, RuleKind, Why, absolute};
 use super::exceptions::like;
 use super::walk::{Match, Search, Thing};
 use super::{Object, Objects, Plan};
@@ -167,13 +167,33 @@ fn weight_of(text: &[u8]) -> (usize, usize) {
 impl Plan<'_> {
     /// The path that a rule is about, if it is about one: a pattern is kept for later.
     pub(super) fn plain_path(&mut self, rule: &Rule) -> Result<Option<PathBuf>, ConfigError> {
+        let (path, target) = match rule.kind {
+            RuleKind::ReadOnly | RuleKind::Writable => parse_pair(rule.kind.flag(), &rule.text)?,
+            _ => (PathBuf::from(&rule.text), None),
+        };
         if !rule.kind.takes_patterns() {
-            return Ok(Some(PathBuf::from(&rule.text)));
+            return Ok(Some(path));
         }
-        if let Some(plain) = unescaped(rule.text.as_bytes()) {
-            return Ok(Some(PathBuf::from(std::ffi::OsString::from_vec(plain))));
+        // What was looked at as a path stays one.
+        if rule.judged.is_some() || !is_pattern(path.as_os_str()) {
+            return Ok(Some(plain(path)));
         }
-        check(rule.kind.flag(), Path::new(&rule.text))?;
+        check(rule.kind.flag(), &path)?;
+        // A file may have such a name, and who names it means that: what shows is that alone, what hides is
+        // about both.
+        let place = absolute(self.host, &path).map(|path| self.host.walk(&path));
+        let literal = matches!(place, Ok(Ok(place)) if place.kind != Kind::Missing);
+        let shows = matches!(rule.kind, RuleKind::ReadOnly | RuleKind::Writable);
+        if shows && literal {
+            return Ok(Some(path));
+        }
+        if target.is_some() {
+            return Err(refuse!(
+                "cannot use {}: what matches a pattern shows in its own place; leave the second path out, \
+                 or name what is to be shown there",
+                rule.flag()
+            ));
+        }
         let pattern = self.read_pattern(rule)?;
         if self.patterns.len() == PATTERNS_MAX {
             return Err(refuse!(
@@ -183,13 +203,7 @@ impl Plan<'_> {
             ));
         }
         self.patterns.push(pattern);
-        // A file may have such a name, and who names it to hide it means that.
-        let literal = || {
-            let path = absolute(self.host, Path::new(&rule.text)).ok()?;
-            let place = self.host.walk(&path).ok()?;
-            (place.kind != Kind::Missing).then(|| PathBuf::from(&rule.text))
-        };
-        Ok(if rule.kind == RuleKind::Allow { None } else { literal() })
+        Ok((literal && rule.kind != RuleKind::Allow).then_some(path))
     }
 
     fn read_pattern(&self, rule: &Rule) -> Result<Pattern, ConfigError> {
@@ -245,8 +259,10 @@ impl Plan<'_> {
             let Pattern { kind, flag, .. } = &self.patterns[found.pattern];
             let (kind, why) = (*kind, Why::Derived(flag.clone()));
             match kind {
-                RuleKind::Allow => self.show_match(found, why),
-                _ => self.hide_match(found, why, kind == RuleKind::Deny, workdir, objects),
+                RuleKind::Hide | RuleKind::Deny => {
+                    self.hide_match(found, why, kind == RuleKind::Deny, workdir, objects);
+                }
+                kind => self.show_match(found, why, kind),
             }
         }
         Ok(())
@@ -291,8 +307,9 @@ impl Plan<'_> {
         objects.entry(path).or_insert(Object { directory, denied, why });
     }
 
-    /// Shows what lies in something hidden, with the access that it would have.
-    fn show_match(&mut self, found: Match, why: Why) {
+    /// Shows what is matched: with the access that a rule gives, or what lies in something hidden with the one
+    /// that it would have.
+    fn show_match(&mut self, found: Match, why: Why, kind: RuleKind) {
         let directory = found.thing == Thing::Directory;
         let needed = if directory { AccessFlags::X_OK } else { AccessFlags::R_OK };
         let is_there = match self.host.look(&found.host) {
@@ -301,7 +318,15 @@ impl Plan<'_> {
             _ => false,
         };
         if is_there && self.host.access(&found.host, needed).is_ok() {
-            let kind = like(self.unhidden_above(&found.guest), found.host, directory);
+            let source = found.host.clone();
+            let given = like(self.unhidden_above(&found.guest), found.host, directory);
+            let kind = match kind {
+                RuleKind::Allow => given,
+                // It is so already.
+                RuleKind::ReadOnly if matches!(given, MountKind::ReadOnly { .. }) => return,
+                RuleKind::ReadOnly => MountKind::ReadOnly { source },
+                _ => MountKind::Writable { source },
+            };
             self.view.insert(Mount { target: found.guest, kind, why });
         }
     }

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-use super::super::paths::{Kind, parse_pair};
-use super::super::{Host, Rule, RuleKind, View, absolute};
+use super::super::paths::Kind;
+use super::super::{Host, Rule, View, absolute};
 use super::Plan;
 
 /// The rules, those of the strongest source first.
@@ -34,13 +34,7 @@ impl<'h> Plan<'h> {
         if !rule.may_be_in_vain() {
             return false;
         }
-        let path = match rule.kind {
-            RuleKind::ReadOnly | RuleKind::Writable => {
-                parse_pair(rule.kind.flag(), &rule.text).map(|pair| pair.0).unwrap_or_default()
-            }
-            _ => path.to_owned(),
-        };
-        let place = absolute(self.host, &path).map(|path| self.host.walk(&path));
+        let place = absolute(self.host, path).map(|path| self.host.walk(&path));
         // What leads nowhere (over a file, in a circle) is not there either.
         !matches!(place, Ok(Ok(place)) if place.kind != Kind::Missing)
     }

@@ -17,7 +17,7 @@ use nix::errno::Errno;
 use super::super::error::refuse;
 use super::super::paths::{Found, quoted};
 use super::super::view::translate;
-use super::super::{ConfigError, Host, RuleKind, Shown, View, Why};
+use super::super::{ConfigError, Host, Mount, RuleKind, Shown, View, Why};
 use super::Objects;
 use super::overlays::MADE_UP;
 use super::patterns::{Pattern, contradiction};
@@ -54,8 +54,37 @@ struct Item {
     host: PathBuf,
     /// Patterns that can match in it, and where in them one is.
     active: Vec<(usize, u64)>,
-    /// It is hidden itself: only exceptions matter.
-    covered: bool,
+    /// What it is itself.
+    state: State,
+}
+
+/// What patterns have made of a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Nothing.
+    Plain,
+    /// It is hidden or denied: only exceptions matter.
+    Covered,
+    /// It has the access that this rule gives.
+    As(RuleKind),
+}
+
+impl State {
+    /// What is in such a directory and matches a rule of `kind`, and whether that makes a difference.
+    fn then(self, kind: RuleKind) -> (State, bool) {
+        match (self, kind) {
+            (State::Covered, RuleKind::Allow) => (State::Plain, true),
+            (state, RuleKind::Allow) => (state, false),
+            (state, RuleKind::Hide | RuleKind::Deny) => (State::Covered, state != State::Covered),
+            (State::Covered, _) => (State::Covered, false),
+            (state, kind) => (State::As(kind), state != State::As(kind)),
+        }
+    }
+
+    /// What a mount of another rule is.
+    fn of(mount: &Mount) -> State {
+        if mount.kind.hides() { State::Covered } else { State::Plain }
+    }
 }
 
 /// One walk.
@@ -162,7 +191,7 @@ impl<'a> Search<'a> {
         let below = |path: &Path| path.parent().is_some_and(within);
         let mut active: Vec<(usize, u64)> =
             self.patterns.iter().map(Pattern::before).enumerate().collect();
-        let (mut covered, mut secret) = (false, false);
+        let (mut state, mut secret) = (State::Plain, false);
         let mut matched = None;
         let mut at = PathBuf::from("/");
         for name in path.iter().skip(1) {
@@ -177,17 +206,17 @@ impl<'a> Search<'a> {
                 }
             }
             if let Some(mount) = self.view.at(&at) {
-                (covered, secret) = (mount.kind.hides(), false);
+                (state, secret) = (State::of(mount), false);
                 continue;
             }
             if let Shown::Host { path, .. } = self.view.shown(&at) {
                 secret |= self.is_secret(&path);
             }
             if let Some(number) = best {
-                let allowed = self.patterns[number].kind == RuleKind::Allow;
                 let own = self.patterns[number].start.as_deref() == Some(path) && at == path;
-                matched = (own && allowed == covered).then_some(number);
-                covered = !allowed;
+                let (next, counts) = state.then(self.patterns[number].kind);
+                matched = (own && counts).then_some(number);
+                state = next;
             }
         }
         active.retain_mut(|(number, places)| {
@@ -202,13 +231,14 @@ impl<'a> Search<'a> {
             let (guest, host) = (path.to_owned(), host.clone());
             Match { guest, host, thing, pattern }
         });
-        let item = Item { guest: path.to_owned(), host, active, covered };
-        Ok((self.is_worth(&item.active, covered).then_some(item), found))
+        let item = Item { guest: path.to_owned(), host, active, state };
+        Ok((self.is_worth(&item.active, state).then_some(item), found))
     }
 
     /// Whether anything in a directory can matter.
-    fn is_worth(&self, active: &[(usize, u64)], covered: bool) -> bool {
-        active.iter().any(|(number, _)| !covered || self.patterns[*number].kind == RuleKind::Allow)
+    fn is_worth(&self, active: &[(usize, u64)], state: State) -> bool {
+        let allows = |number: usize| self.patterns[number].kind == RuleKind::Allow;
+        active.iter().any(|(number, _)| state != State::Covered || allows(*number))
     }
 
     /// Hidden by default.
@@ -355,30 +385,26 @@ impl<'a> Search<'a> {
         found: &mut Vec<Match>,
         items: &mut Vec<Item>,
     ) {
-        let mut covered = item.covered;
         let ruled = self.view.at(&it.guest);
         if ruled.is_some_and(|mount| !mount.kind.hides()) || self.is_secret(&it.host) {
             return;
         }
         let kind = self.patterns.get(it.pattern).map(|pattern| pattern.kind);
-        let counts = match (ruled, kind) {
-            (Some(_), _) => {
-                covered = true;
-                false
-            }
-            (None, Some(RuleKind::Allow)) => std::mem::replace(&mut covered, false),
-            (None, Some(_)) => !std::mem::replace(&mut covered, true),
-            (None, None) => false,
+        let (state, counts) = match (ruled, kind) {
+            (Some(mount), _) => (State::of(mount), false),
+            (None, Some(kind)) => item.state.then(kind),
+            (None, None) => (item.state, false),
         };
         let enters = it.thing == Thing::Directory
             && !self.seeds.contains(&it.guest)
-            && self.is_worth(active, covered);
+            && self.is_worth(active, state);
         if enters {
             let (guest, host) = (it.guest.clone(), it.host.clone());
-            items.push(Item { guest, host, active: active.to_vec(), covered });
+            items.push(Item { guest, host, active: active.to_vec(), state });
         }
-        // A link to something hidden is no exception of that.
-        if counts && !(kind == Some(RuleKind::Allow) && it.thing == Thing::Link) {
+        // What a link leads to is what it is by its own name, unless that would show a secret.
+        let closes = matches!(kind, Some(RuleKind::Hide | RuleKind::Deny));
+        if counts && (closes || it.thing != Thing::Link) {
             found.push(it);
         }
     }

@@ -6,6 +6,7 @@
 use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 
+use super::super::glob::plain;
 use super::super::limits;
 use super::super::paths::{Kind, parse_pair};
 use super::super::{
@@ -76,7 +77,8 @@ impl<'h> Judge<'h> {
                 if target.is_some() {
                     return Ok(None);
                 }
-                source
+                // A pattern is about too much to be looked at: it is no path of anything.
+                plain(source)
             }
             _ => setting.word().into(),
         };

@@ -189,11 +189,11 @@ pub static KEYS: &[Key] = &[
     Key::new("ro", Form::Pairs, Project::Place(RuleKind::ReadOnly), Group::Files, "", |o, s| {
         pair(o, s, RuleKind::ReadOnly)
     })
-    .help("PATH[:DST]", r"Show PATH, read-only, at DST (`\:` is a colon of the path itself)"),
+    .help("PATH[:DST]", r"Show PATH, or all that match a pattern, read-only, at DST (`\:` is a colon of the path itself)"),
     Key::new("rw", Form::Pairs, Project::Place(RuleKind::Writable), Group::Files, "", |o, s| {
         pair(o, s, RuleKind::Writable)
     })
-    .help("PATH[:DST]", "Show PATH, writable, at DST"),
+    .help("PATH[:DST]", "Show PATH, or all that match a pattern, writable, at DST"),
     Key::new("hide", Form::Patterns, Project::Place(RuleKind::Hide), Group::Files, "", |o, s| {
         place(o, s, RuleKind::Hide)
     })

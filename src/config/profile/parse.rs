@@ -4,7 +4,7 @@
 //! `description` and `inherit`. Every complaint names line and column, and shows nothing of the text
 //! but names of keys: a project's file can lead to a file of the user's that is no profile.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::ops::Range;
 use std::path::Path;
 
@@ -12,6 +12,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::super::error::refuse;
+use super::super::glob::is_pattern;
 use super::super::{ConfigError, Host, Options, quoted};
 use super::expand::{expand, expand_pattern};
 use super::keys::{Form, KEYS, Key};
@@ -153,6 +154,11 @@ impl Reader<'_> {
             }
             (Form::Word | Form::Words | Form::Number, DeValue::String(word)) => {
                 Value::Word(OsString::from(word.as_ref()))
+            }
+            (Form::Pairs, DeValue::String(word)) if is_pattern(OsStr::new(word.as_ref())) => {
+                let Source { host, base, .. } = self.source;
+                let word = expand_pattern(word, *base, host);
+                Value::Word(word.map_err(|cause| self.error(at, &cause))?)
             }
             (Form::Path | Form::Paths | Form::Pairs, DeValue::String(word)) => {
                 let Source { host, base, .. } = self.source;

@@ -180,6 +180,41 @@ fn patterns_make_exceptions_of_the_users_own_rules() {
 }
 
 #[test]
+fn patterns_show_what_they_match_read_only_or_writable() {
+    let host = project();
+    host.file("/home/me/.ssh/id.pem");
+    let at = |name: &str| format!("/home/me/project/{name}");
+    let key = at("a/b/key.pem");
+    assert_eq!(kind_at(&host, &["--ro *.pem"], &key), readonly(&key));
+    // What is read-only anyway needs no mount.
+    assert_eq!(kind_at(&host, &["--ro /data/**/*.pem"], "/data/in/deep/other.pem"), None);
+    let other = "/data/in/deep/other.pem";
+    assert_eq!(kind_at(&host, &["--rw /data/**/*.pem"], other), writable(other));
+    let rules = ["--ro a*", "--rw a/**/b", "--ro ./a/b/*.pem"];
+    let rules: Vec<String> = rules.iter().map(|it| it.replace("./", "/home/me/project/")).collect();
+    let rules: Vec<&str> = rules.iter().map(String::as_str).collect();
+    assert_eq!(kind_at(&host, &rules, &at("a")), readonly(&at("a")));
+    assert_eq!(kind_at(&host, &rules, &at("a/b")), writable(&at("a/b")));
+    assert_eq!(kind_at(&host, &rules, &key), readonly(&key));
+    // They open nothing that is hidden; the more specific one counts.
+    assert_eq!(kind_at(&host, &["--hide a", "--rw *.pem"], &key), None);
+    assert!(hidden(&host, &["--hide *.pem", "--ro *.p*"], &key));
+    assert_eq!(kind_at(&host, &["--hide *.p*", "--ro *.pem"], &key), readonly(&key));
+    refused(&host, &["--hide *.pem", "--ro *.pem"], &["--ro '*.pem'", "more specific"]);
+    refused(&host, &["--rw *.pem:/srv"], &["leave the second path out"]);
+    assert_eq!(kind_at(&host, &["--rw *.pem"], "/home/me/.ssh/id.pem"), None);
+    // A name that looks like a pattern is shown alone.
+    host.file("/data/i");
+    host.file("/data/[i]");
+    let mut host = host;
+    host.look_anew();
+    let shown = shapes(&host, &["--rw /data/[i]"]).unwrap();
+    let shown: Vec<&str> =
+        shown.iter().map(|it| it.0.as_str()).filter(|it| it.starts_with("/data")).collect();
+    assert_eq!(shown, ["/data/[i]"]);
+}
+
+#[test]
 fn what_a_matching_link_leads_to_is_covered() {
     let host = project();
     host.link("/home/me/project/link.pem", "/data/in/deep");
