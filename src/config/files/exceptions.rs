@@ -161,7 +161,9 @@ impl Plan<'_> {
         let idle: Vec<PathBuf> = self.exceptions.keys().filter(|it| idle(it)).cloned().collect();
         for place in idle {
             self.view.remove(&place);
-            self.exceptions.remove(&place);
+            if let Some(exception) = self.exceptions.remove(&place) {
+                self.idle.push(format!("{} is no exception of anything", exception.flag));
+            }
         }
     }
 

@@ -271,6 +271,8 @@ fn patterns_that_match_nothing_are_told_of() {
     let rules = ["--hide *.pem", "--hide *.none", "--allow *.example"];
     let spec = host.resolve(&options(&rules)).unwrap();
     assert_eq!(spec.idle, ["--hide '*.none' matches nothing"]);
+    let spec = host.resolve(&options(&["--allow a/.env"])).unwrap();
+    assert_eq!(spec.idle, ["--allow a/.env is no exception of anything"]);
 }
 
 /// What the definition says, of every path of a small tree.
