@@ -189,22 +189,30 @@ fn by_the_root_of_the_first_process() {
 /// A handle that gives no right to read must not be turned into one that does.
 #[test]
 fn by_a_path_handle() {
-    let (attack, hide) = hidden("handle");
-    let victim = attack.victim.path().display();
-    let calls = [
-        format!("{} s:{victim}/vault {}", libc::SYS_open, O_PATH | O_DIRECTORY),
-        format!("{} =0 s:inner/key {O_RDONLY}", libc::SYS_openat),
-        format!("{} s:{victim}/token {O_PATH}", libc::SYS_open),
-        // The first call's descriptor is 3, the third's 4 or 5; the file is read if it opens.
-        format!("{} s:/proc/self/fd/4 {O_RDONLY}", libc::SYS_open),
-        format!("{} s:/proc/self/fd/5 {O_RDONLY}", libc::SYS_open),
-        format!("{} -100 s:{victim}/token {O_RDONLY}", libc::SYS_openat),
-    ];
-    let outcome = attack.workspace.inside_with(&hide, &raw(&calls.join(" , ")));
-    let answers: Vec<String> = outcome.out().lines().map(str::to_owned).collect();
-    assert_eq!(answers.len(), calls.len(), "{}", outcome.report());
-    for index in [1, 3, 4, 5] {
-        assert!(answers[index].starts_with('E'), "{} gave a descriptor", calls[index]);
+    let plain = ("--hide", ["vault", "token"], "");
+    for (number, (flag, names, _)) in [plain].into_iter().chain(WAYS).enumerate() {
+        let (attack, options) = withheld(&format!("handle-{number}"), flag, names);
+        let victim = attack.victim.path().display();
+        let calls = [
+            format!("{} s:{victim}/vault {}", libc::SYS_open, O_PATH | O_DIRECTORY),
+            format!("{} =0 s:inner/key {O_RDONLY}", libc::SYS_openat),
+            format!("{} s:{victim}/token {O_PATH}", libc::SYS_open),
+            // The first call's descriptor is 3, the third's 4 or 5; the file is read if it opens.
+            format!("{} s:/proc/self/fd/4 {O_RDONLY}", libc::SYS_open),
+            format!("{} s:/proc/self/fd/5 {O_RDONLY}", libc::SYS_open),
+            format!("{} -100 s:{victim}/token {O_RDONLY}", libc::SYS_openat),
+            format!("{} s:{victim}/token {}", libc::SYS_open, O_PATH | libc::O_NOFOLLOW),
+            format!("{} =6 s: 0 0 {}", libc::SYS_execveat, libc::AT_EMPTY_PATH),
+            format!("{} =6 s: -100 s:hard {}", libc::SYS_linkat, libc::AT_EMPTY_PATH),
+            format!("{} =0 s:inner/key 0 0 0", libc::SYS_execveat),
+        ];
+        let outcome = attack.workspace.inside_with(&options, &raw(&calls.join(" , ")));
+        let answers: Vec<String> = outcome.out().lines().map(str::to_owned).collect();
+        assert_eq!(answers.len(), calls.len(), "{}", outcome.report());
+        for index in [1, 3, 4, 5, 7, 8, 9] {
+            let answer = &answers[index];
+            assert!(answer.starts_with('E'), "{flag} {names:?}: {} gave {answer}", calls[index]);
+        }
     }
 }
 
