@@ -62,6 +62,7 @@ pub(crate) fn arrange(
     let homes: Vec<PathBuf> = homes.iter().map(real).collect();
     let mut plan = Plan::new(host, homes);
     let rules = sources::by_strength(rules);
+    sources::list_crowded(host, &rules);
     for rule in rules.iter().filter(|rule| rule.kind != RuleKind::Allow) {
         plan.add_rule(rule)?;
     }

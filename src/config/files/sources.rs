@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-use super::super::paths::Kind;
+use super::super::paths::{Kind, Place};
 use super::super::{Host, Rule, View, absolute};
 use super::Plan;
 
@@ -12,6 +12,28 @@ pub(super) fn by_strength(rules: &[Rule]) -> Vec<&Rule> {
     let mut rules: Vec<&Rule> = rules.iter().collect();
     rules.sort_by_key(|rule| std::cmp::Reverse(rule.rank));
     rules
+}
+
+/// So many rules about one directory are worth a list of it.
+const CROWD: usize = 100;
+
+/// Lists the directories that many rules are about: most of such a crowd is not there, and one list tells
+/// that at once.
+pub(super) fn list_crowded(host: &Host, rules: &[&Rule]) {
+    if rules.len() < CROWD {
+        return;
+    }
+    let mut counts: HashMap<&Path, usize> = HashMap::new();
+    for parent in rules.iter().filter_map(|rule| Path::new(&rule.text).parent()) {
+        *counts.entry(parent).or_default() += 1;
+    }
+    for (parent, _) in counts.into_iter().filter(|(_, count)| *count >= CROWD) {
+        if let Ok(path) = absolute(host, parent)
+            && let Ok(Place { path, kind: Kind::Directory }) = host.walk(&path)
+        {
+            host.names(&path);
+        }
+    }
 }
 
 impl<'h> Plan<'h> {

@@ -309,6 +309,8 @@ impl<'a> Search<'a> {
             Ok(directory) => directory,
             // Gone, something else by now, or closed to whoever asks, and so to the guest.
             Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::EACCES) => return Ok(()),
+            // A file system whose server is away.
+            Err(Errno::ENOTCONN | Errno::ESTALE) => return Ok(()),
             Err(errno) => return Err(fail(errno)),
         };
         let mut active = Vec::with_capacity(item.active.len());
