@@ -65,7 +65,9 @@ impl RunSpec {
 
     /// Where file systems in memory are that the sandbox has for itself.
     pub fn own_trees(&self) -> Vec<PathBuf> {
-        let tmpfs = |mount: &&Mount| matches!(mount.kind, MountKind::Tmpfs { .. });
+        // In one that nobody can write to there is nothing of a guest's.
+        let tmpfs =
+            |mount: &&Mount| matches!(mount.kind, MountKind::Tmpfs { mode } if mode & 0o222 != 0);
         let mut all: Vec<PathBuf> =
             self.mounts.iter().filter(tmpfs).map(|mount| mount.target.clone()).collect();
         let devices = self.mounts.iter().filter(|mount| mount.kind == MountKind::Dev);

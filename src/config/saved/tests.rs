@@ -108,6 +108,9 @@ fn what_is_denied_matched_or_excepted_comes_back() {
         spec.mounts.iter().map(|mount| (mount.target.clone(), mount.kind.clone())).collect()
     };
     assert_eq!(shapes(&back), shapes(&spec));
+    // Nothing in a denied directory is a guest's, to be saved.
+    assert!(spec.mounts.iter().any(|mount| mount.kind == DENIED_BUT));
+    assert!(!spec.own_trees().contains(&PathBuf::from("/data")));
     // What a pattern matched may have gone.
     std::fs::remove_file(host.host.root.join("home/me/project/a/key.pem")).unwrap();
     host.host.seen.borrow_mut().clear();
