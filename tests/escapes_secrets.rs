@@ -4,8 +4,8 @@ mod common;
 
 use std::fs;
 
-use common::Workspace;
 use common::attack::{Attack, raw};
+use common::{Workspace, guest};
 use libc::{O_DIRECTORY, O_PATH, O_RDONLY};
 
 const SECRET: &str = "the secret";
@@ -13,13 +13,25 @@ const SECRET: &str = "the secret";
 /// A victim with a directory `vault` and a file `token` that hold secrets, and the options that hide
 /// both.
 fn hidden(test: &str) -> (Attack, Vec<String>) {
+    withheld(test, "--hide", ["vault", "token"])
+}
+
+/// The same by another flag, or by patterns.
+fn withheld(test: &str, flag: &str, names: [&str; 2]) -> (Attack, Vec<String>) {
     let attack = Attack::new(test);
     attack.victim.write("vault/inner/key", SECRET);
     attack.victim.write("token", SECRET);
     let path = |name: &str| attack.victim.path().join(name).to_str().unwrap().to_owned();
-    let options = ["--hide".to_owned(), path("vault"), "--hide".to_owned(), path("token")];
-    (attack, options.to_vec())
+    let options = names.iter().flat_map(|name| [flag.to_owned(), path(name)]).collect();
+    (attack, options)
 }
+
+/// Ways to withhold both, and what a name of them answers then.
+const WAYS: [(&str, [&str; 2], &str); 3] = [
+    ("--deny", ["vault", "token"], "EACCES"),
+    ("--hide", ["**/inner", "t*n"], "ENOENT"),
+    ("--deny", ["**/key", "[s-u]oken"], "EACCES"),
+];
 
 /// Roads to a secret; those that natively need no more than the user's own rights.
 const ROADS: &[&str] = &[
@@ -48,6 +60,90 @@ fn by_every_road() {
     let (attack, hide) = hidden("roads");
     for road in ROADS {
         look(&attack, &hide, road);
+    }
+}
+
+#[test]
+fn by_every_road_to_what_is_denied_or_matches_a_pattern() {
+    for (number, (flag, names, _)) in WAYS.into_iter().enumerate() {
+        let (attack, options) = withheld(&format!("ways-{number}"), flag, names);
+        for road in ROADS {
+            look(&attack, &options, road);
+        }
+    }
+}
+
+#[test]
+fn by_every_road_to_that_in_a_writable_directory() {
+    for (number, (flag, names, _)) in WAYS.into_iter().enumerate() {
+        let (attack, mut options) = withheld(&format!("rw-ways-{number}"), flag, names);
+        options.extend(["--rw".to_owned(), attack.victim.path().to_str().unwrap().to_owned()]);
+        for road in ROADS {
+            look(&attack, &options, road);
+        }
+        assert_eq!(attack.victim.read("vault/inner/key"), SECRET);
+        assert_eq!(attack.victim.read("token"), SECRET);
+    }
+}
+
+/// Each call on what is hidden or denied answers as the flag says, and none of them moves it.
+#[test]
+fn by_every_call() {
+    let plain = ("--hide", ["vault", "token"], "ENOENT");
+    for (number, (flag, names, answer)) in [plain].into_iter().chain(WAYS).enumerate() {
+        let (attack, mut options) = withheld(&format!("calls-{number}"), flag, names);
+        let victim = attack.victim.path().display().to_string();
+        options.extend(["--rw".to_owned(), victim.clone()]);
+        let token = format!("{victim}/token");
+        attack.victim.write("program", "#!/bin/sh\necho ran\n");
+        let calls = [
+            (format!("{} s:{token} {O_RDONLY}", libc::SYS_open), answer),
+            (format!("{} -100 s:{token} {}", libc::SYS_openat, libc::O_WRONLY), answer),
+            (format!("{} s:{token} {}", libc::SYS_open, libc::O_RDWR | libc::O_CREAT), answer),
+            (format!("{} s:{token} 0 0", libc::SYS_execve), answer),
+            (format!("{} s:{victim}/vault/inner/key {O_RDONLY}", libc::SYS_open), answer),
+            (format!("{} s:{victim}/vault/inner/key 0 0", libc::SYS_execve), answer),
+            (format!("{} s:{token}", libc::SYS_unlink), "EBUSY"),
+            (format!("{} s:{token} s:{victim}/other", libc::SYS_rename), "EBUSY"),
+            (format!("{} s:{victim}/program s:{token}", libc::SYS_rename), "EBUSY"),
+            (format!("{} s:{token} s:{victim}/other", libc::SYS_link), "EXDEV"),
+            (format!("{} s:{victim}/vault s:{victim}/other", libc::SYS_rename), "EBUSY"),
+            (
+                format!("{} -100 s:{token} h:8000000000000000 z:8 0", libc::SYS_name_to_handle_at),
+                "",
+            ),
+            (
+                format!(
+                    "{} -100 h:0800000001000000aaaaaaaaaaaaaaaa 0",
+                    libc::SYS_open_by_handle_at
+                ),
+                "EPERM",
+            ),
+        ];
+        let all: Vec<&str> = calls.iter().map(|(call, _)| call.as_str()).collect();
+        let outcome = attack.workspace.inside_with(&options, &raw(&all.join(" , ")));
+        let answers: Vec<String> = outcome.out().lines().map(str::to_owned).collect();
+        assert_eq!(answers.len(), calls.len(), "{}", outcome.report());
+        for ((call, expected), found) in calls.iter().zip(&answers) {
+            let fine = expected.is_empty() || found == expected;
+            assert!(fine, "{flag} {names:?}: {call} answers {found}, not {expected}");
+        }
+        assert_eq!(attack.victim.read("token"), SECRET);
+    }
+}
+
+/// One thread exchanges a name of the guest's own with links and directories on the way to the secret
+/// while another opens it.
+#[test]
+fn by_flipping_a_path_while_it_is_used() {
+    for (number, (flag, names, _)) in WAYS.into_iter().enumerate() {
+        let (attack, mut options) = withheld(&format!("flips-{number}"), flag, names);
+        options.extend(["--rw".to_owned(), attack.victim.path().to_str().unwrap().to_owned()]);
+        let program = guest("flip_path").to_str().unwrap().to_owned();
+        let token = attack.victim.path().join("token").to_str().unwrap().to_owned();
+        let outcome = attack.workspace.inside_with(&options, &[program, token, "5000".to_owned()]);
+        outcome.success().out_has("opened own");
+        assert_eq!(attack.victim.read("token"), SECRET);
     }
 }
 
@@ -93,22 +189,30 @@ fn by_the_root_of_the_first_process() {
 /// A handle that gives no right to read must not be turned into one that does.
 #[test]
 fn by_a_path_handle() {
-    let (attack, hide) = hidden("handle");
-    let victim = attack.victim.path().display();
-    let calls = [
-        format!("{} s:{victim}/vault {}", libc::SYS_open, O_PATH | O_DIRECTORY),
-        format!("{} =0 s:inner/key {O_RDONLY}", libc::SYS_openat),
-        format!("{} s:{victim}/token {O_PATH}", libc::SYS_open),
-        // The first call's descriptor is 3, the third's 4 or 5; the file is read if it opens.
-        format!("{} s:/proc/self/fd/4 {O_RDONLY}", libc::SYS_open),
-        format!("{} s:/proc/self/fd/5 {O_RDONLY}", libc::SYS_open),
-        format!("{} -100 s:{victim}/token {O_RDONLY}", libc::SYS_openat),
-    ];
-    let outcome = attack.workspace.inside_with(&hide, &raw(&calls.join(" , ")));
-    let answers: Vec<String> = outcome.out().lines().map(str::to_owned).collect();
-    assert_eq!(answers.len(), calls.len(), "{}", outcome.report());
-    for index in [1, 3, 4, 5] {
-        assert!(answers[index].starts_with('E'), "{} gave a descriptor", calls[index]);
+    let plain = ("--hide", ["vault", "token"], "");
+    for (number, (flag, names, _)) in [plain].into_iter().chain(WAYS).enumerate() {
+        let (attack, options) = withheld(&format!("handle-{number}"), flag, names);
+        let victim = attack.victim.path().display();
+        let calls = [
+            format!("{} s:{victim}/vault {}", libc::SYS_open, O_PATH | O_DIRECTORY),
+            format!("{} =0 s:inner/key {O_RDONLY}", libc::SYS_openat),
+            format!("{} s:{victim}/token {O_PATH}", libc::SYS_open),
+            // The first call's descriptor is 3, the third's 4 or 5; the file is read if it opens.
+            format!("{} s:/proc/self/fd/4 {O_RDONLY}", libc::SYS_open),
+            format!("{} s:/proc/self/fd/5 {O_RDONLY}", libc::SYS_open),
+            format!("{} -100 s:{victim}/token {O_RDONLY}", libc::SYS_openat),
+            format!("{} s:{victim}/token {}", libc::SYS_open, O_PATH | libc::O_NOFOLLOW),
+            format!("{} =6 s: 0 0 {}", libc::SYS_execveat, libc::AT_EMPTY_PATH),
+            format!("{} =6 s: -100 s:hard {}", libc::SYS_linkat, libc::AT_EMPTY_PATH),
+            format!("{} =0 s:inner/key 0 0 0", libc::SYS_execveat),
+        ];
+        let outcome = attack.workspace.inside_with(&options, &raw(&calls.join(" , ")));
+        let answers: Vec<String> = outcome.out().lines().map(str::to_owned).collect();
+        assert_eq!(answers.len(), calls.len(), "{}", outcome.report());
+        for index in [1, 3, 4, 5, 7, 8, 9] {
+            let answer = &answers[index];
+            assert!(answer.starts_with('E'), "{flag} {names:?}: {} gave {answer}", calls[index]);
+        }
     }
 }
 

@@ -245,9 +245,13 @@ fn paths_can_be_emptied_and_hidden() {
     inside.success().expect_out("new\n");
     assert!(!workspace.has("directory/new") && workspace.has("directory/file"));
     let hide = ["--hide".to_owned(), path("directory"), "--hide".to_owned(), path("file")];
-    let inside =
-        workspace.inside_with(&hide, &["sh", "-c", "cat file directory/file; ls directory"]);
-    inside.failure().expect_out("");
+    let inside = workspace
+        .inside_with(&hide, &["sh", "-c", "ls -A directory; cat file; cat directory/file"]);
+    inside
+        .failure()
+        .expect_out("")
+        .err_has("cat: file: No such")
+        .err_has("directory/file: No such");
 }
 
 #[test]

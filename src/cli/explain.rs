@@ -25,6 +25,7 @@ pub(super) fn decisions(spec: &RunSpec) -> String {
     }
     text.group("network", [network(spec.network)]);
     text.group("files", files(&spec.mounts));
+    text.group("idle rules", spec.idle.iter().cloned());
     text.group("environment", environment(spec));
     text.group("descriptors", [descriptors(spec)]);
     text.group("limits", limits(&spec.limits));
@@ -116,8 +117,10 @@ pub(super) fn what(mount: &Mount) -> String {
         MountKind::ReadOnly { source } => of(source, "read-only"),
         MountKind::Writable { source } => of(source, "writable"),
         MountKind::Overlay { .. } => "changed for the sandbox alone".to_owned(),
+        MountKind::Tmpfs { mode } if mode & 0o222 == 0 => "denied, but for exceptions".to_owned(),
         MountKind::Tmpfs { .. } => "empty, in memory".to_owned(),
         MountKind::HiddenDirectory | MountKind::HiddenFile => "hidden".to_owned(),
+        MountKind::DeniedDirectory | MountKind::DeniedFile => "denied".to_owned(),
         MountKind::Proc => "its own processes".to_owned(),
         MountKind::Sys => "read-only".to_owned(),
         MountKind::Dev => "null zero full random urandom tty pts shm mqueue".to_owned(),
@@ -132,7 +135,7 @@ impl std::fmt::Display for Reason<'_> {
         match self.0 {
             Why::Default(words) => write!(f, "default: {words}"),
             Why::WorkingDirectory => write!(f, "the working directory"),
-            Why::Flag(flag) => f.write_str(flag),
+            Why::Flag(flag) | Why::Derived(flag) => f.write_str(flag),
         }
     }
 }

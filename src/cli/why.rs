@@ -16,7 +16,8 @@ use super::run::{hide_stores, store};
 use super::{OWN_ERROR, fail, print};
 use crate::config::profile;
 use crate::config::{
-    self, ConfigError, Found, Host, Kind, MountKind, Network, Options, Shown, View, quoted, walk,
+    self, ConfigError, Found, Host, Kind, MountKind, Network, Options, Shown, View, Why, quoted,
+    walk,
 };
 use crate::control::state::base_path;
 
@@ -240,11 +241,19 @@ fn about_path(view: &View, host: &Host, asked: &Path) -> Result<Answer, ConfigEr
         Shown::Hidden(mount) => Verdict {
             read: false,
             write: false,
-            words: match mount.target == place.path {
-                true => "hidden".to_owned(),
-                false => format!("hidden with all of {}", quoted(&mount.target)),
+            words: {
+                let word = if mount.kind.denies() { "denied" } else { "hidden" };
+                match mount.target == place.path {
+                    true => word.to_owned(),
+                    false => format!("{word} with all of {}", quoted(&mount.target)),
+                }
             },
-            change: Some("--ro"),
+            // At a place that a rule of its own hides, only that rule can be changed.
+            change: match (&mount.why, mount.target == place.path) {
+                (Why::Default(_), _) => Some("--ro"),
+                (Why::Flag(_), true) => None,
+                _ => Some("--allow"),
+            },
         },
         Shown::Private(mount) => private(&mount.kind, &mount.target, &place.path, host),
         Shown::Host { path, by } => {
@@ -322,6 +331,9 @@ fn private(kind: &MountKind, target: &Path, path: &Path, host: &Host) -> Verdict
         MountKind::Dev if exact || is_minimal_device(path) => own(true),
         MountKind::Dev => {
             verdict(false, false, "not in the sandbox's minimal /dev".to_owned(), Some("--rw"))
+        }
+        MountKind::Tmpfs { mode } if mode & 0o222 == 0 => {
+            verdict(false, false, "denied, but for exceptions".to_owned(), Some("--allow"))
         }
         _ if !exact && !matches!(host.look(path), Ok(Found::Missing) | Err(_)) => {
             let words = format!("not visible: {} is empty and the sandbox's own", quoted(target));

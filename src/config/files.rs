@@ -5,9 +5,12 @@
 //! still show. Under all mounts lies the host's tree, which the launch makes read-only.
 
 mod again;
+mod exceptions;
 mod objects;
 mod overlays;
+mod patterns;
 mod sources;
+mod walk;
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
@@ -19,8 +22,11 @@ use super::error::refuse;
 use super::paths::{Found, Kind, Place, check, parse_pair, quoted};
 use super::view::translate;
 use super::{ConfigError, Host, Mount, MountKind, Rule, RuleKind, Shown, View, Why, secrets};
+use exceptions::Exception;
+use patterns::Pattern;
 
 pub(super) use again::{Again, arrange_again};
+pub(super) use exceptions::DENIED_BUT;
 
 /// Mounts in one mount namespace at most, by default (fs.mount-max, proc_sys_fs(5)).
 const MOUNTS_MAX: usize = 100_000;
@@ -36,27 +42,46 @@ const DEFAULTS: &[(&str, MountKind, &str)] = &[
     ("/var/tmp", MountKind::Tmpfs { mode: 0o1777 }, "a private /var/tmp"),
 ];
 
-/// The view, and the working directory in it.
+/// The files of a run.
+pub(crate) struct Arranged {
+    pub(crate) view: View,
+    /// The working directory in it.
+    pub(crate) workdir: PathBuf,
+    /// Rules that say nothing here, as sentences.
+    pub(crate) idle: Vec<String>,
+}
+
+/// What `rules` make of the host's files.
 pub(crate) fn arrange(
     host: &Host,
     rules: &[Rule],
     workdir: Option<&Path>,
     homes: &[PathBuf],
-) -> Result<(View, PathBuf), ConfigError> {
+) -> Result<Arranged, ConfigError> {
     let real = |home: &PathBuf| host.walk(home).map_or_else(|_| home.clone(), |place| place.path);
     let homes: Vec<PathBuf> = homes.iter().map(real).collect();
     let mut plan = Plan::new(host, homes);
-    for rule in sources::by_strength(rules) {
+    let rules = sources::by_strength(rules);
+    sources::list_crowded(host, &rules);
+    for rule in rules.iter().filter(|rule| rule.kind != RuleKind::Allow) {
         plan.add_rule(rule)?;
     }
     plan.join_overlays();
     plan.add_defaults();
-    let objects = plan.secret_objects();
+    for rule in rules.iter().filter(|rule| rule.kind == RuleKind::Allow) {
+        plan.add_exception(rule)?;
+    }
+    let mut objects = plan.secret_objects();
     let workdir = plan.add_workdir(workdir, &objects)?;
+    plan.settle_exceptions()?;
     plan.check_targets()?;
-    plan.hide(objects)?;
+    plan.add_objects(&mut objects);
+    plan.match_patterns(&workdir, &mut objects)?;
+    plan.drop_exceptions_of_nothing(&objects);
+    plan.lay_overlays(&objects);
+    plan.cover(objects)?;
     plan.check_workdir(&workdir)?;
-    Ok((plan.view, workdir))
+    Ok(Arranged { view: plan.view, workdir, idle: plan.idle })
 }
 
 /// The absolute path that `path` means for the caller.
@@ -82,6 +107,8 @@ fn no_cwd(cause: &str) -> ConfigError {
 /// Something of the host that must not show, wherever a mount would bring it.
 struct Object {
     directory: bool,
+    /// To open it is refused, instead of there being nothing.
+    denied: bool,
     why: Why,
 }
 
@@ -97,20 +124,26 @@ struct Plan<'h> {
     root_rule: bool,
     /// How strong the source of each rule is.
     ranks: HashMap<PathBuf, usize>,
+    /// Places of `--allow`.
+    exceptions: BTreeMap<PathBuf, Exception>,
+    patterns: Vec<Pattern>,
+    /// Rules that say nothing here, as sentences.
+    idle: Vec<String>,
 }
 
 impl Plan<'_> {
     /// Adds one of the user's rules.
     fn add_rule(&mut self, rule: &Rule) -> Result<(), ConfigError> {
-        if self.is_in_vain(rule) {
+        let Some(path) = self.plain_path(rule)? else { return Ok(()) };
+        if self.is_in_vain(rule, &path) {
             return Ok(());
         }
         let flag = rule.flag();
         let why = Why::Flag(flag.clone());
         let mount = match rule.kind {
             RuleKind::ReadOnly | RuleKind::Writable => {
-                let (source, target) = parse_pair(rule.kind.flag(), &rule.text)?;
-                let source = self.source(&flag, &source)?;
+                let (_, target) = parse_pair(rule.kind.flag(), &rule.text)?;
+                let source = self.source(&flag, &path)?;
                 let target = match target {
                     Some(target) => self.find(&flag, &target)?.path,
                     None => source.clone(),
@@ -126,14 +159,15 @@ impl Plan<'_> {
                 let kind = MountKind::Overlay { source: source.clone(), skeleton: false };
                 Mount { target: source, kind, why }
             }
-            RuleKind::Tmpfs | RuleKind::Hide => {
-                let path = Path::new(&rule.text);
-                check(rule.kind.flag(), path)?;
-                let place = self.find(&flag, path)?;
-                let kind = match (rule.kind, place.kind) {
-                    (RuleKind::Tmpfs, _) => MountKind::Tmpfs { mode: 0o755 },
-                    (_, Kind::Directory) => MountKind::HiddenDirectory,
-                    (_, Kind::File | Kind::Missing) => MountKind::HiddenFile,
+            RuleKind::Tmpfs | RuleKind::Hide | RuleKind::Deny | RuleKind::Allow => {
+                check(rule.kind.flag(), &path)?;
+                let place = self.find(&flag, &path)?;
+                let kind = match rule.kind {
+                    RuleKind::Tmpfs => MountKind::Tmpfs { mode: 0o755 },
+                    kind => {
+                        let directory = place.kind == Kind::Directory;
+                        MountKind::hiding(directory, kind == RuleKind::Deny)
+                    }
                 };
                 Mount { target: place.path, kind, why }
             }
@@ -285,6 +319,8 @@ impl Plan<'_> {
     /// Whether the view already says what the working directory is.
     fn covers(&self, workdir: &Path) -> Result<bool, ConfigError> {
         let Some(mount) = self.view.covering(workdir) else { return Ok(self.root_rule) };
+        // What an exception shows is as it would be without what it is an exception of.
+        let Some(mount) = self.unhidden(mount) else { return Ok(self.root_rule) };
         let exact = mount.target == workdir;
         match mount.kind {
             MountKind::ReadOnly { .. } | MountKind::Writable { .. } | MountKind::Overlay { .. } => {
@@ -294,7 +330,10 @@ impl Plan<'_> {
             MountKind::Proc | MountKind::Sys => Ok(true),
             // The guest's /dev has a shm of its own, under which a directory can be shown.
             MountKind::Dev => Ok(exact || !workdir.starts_with("/dev/shm/")),
-            MountKind::HiddenDirectory | MountKind::HiddenFile => Err(refuse!(
+            MountKind::HiddenDirectory
+            | MountKind::HiddenFile
+            | MountKind::DeniedDirectory
+            | MountKind::DeniedFile => Err(refuse!(
                 "cannot start in {}: {} hides it; name another directory with --workdir",
                 quoted(workdir),
                 flag_of(&mount.why)
@@ -339,6 +378,8 @@ impl Plan<'_> {
             let hides = mount.kind.hides();
             let default = matches!(mount.why, Why::Default(_));
             let under = match self.view.shown_under(&mount.target) {
+                // The kernel makes files of its own there.
+                Shown::Private(under) if hides && under.kind.is_made_up() => continue,
                 Shown::Private(_) | Shown::Hidden(_) if hides => {
                     // Not there to begin with.
                     self.view.remove(&mount.target);
@@ -354,8 +395,9 @@ impl Plan<'_> {
             let flag = flag_of(&mount.why);
             let found = self.host.look(&under).unwrap_or(Found::Missing);
             let kind = match found {
-                Found::Directory if hides => MountKind::HiddenDirectory,
-                Found::File if hides => MountKind::HiddenFile,
+                Found::Directory | Found::File if hides => {
+                    MountKind::hiding(found == Found::Directory, mount.kind.denies())
+                }
                 Found::Missing | Found::Link(_) if default => {
                     self.view.remove(&mount.target);
                     continue;
@@ -406,7 +448,7 @@ impl Plan<'_> {
                 let directory = place.kind == Kind::Directory;
                 objects
                     .entry(place.path)
-                    .or_insert(Object { directory, why: Why::Default(secret.what) });
+                    .or_insert(Object::hidden(directory, Why::Default(secret.what)));
             }
         }
         objects
@@ -414,13 +456,6 @@ impl Plan<'_> {
 
     /// Hides every object at every place at which a mount would show it, unless a rule names that
     /// very place.
-    fn hide(&mut self, mut objects: Objects) -> Result<(), ConfigError> {
-        self.add_objects(&mut objects);
-        self.lay_overlays(&objects);
-        self.cover(objects)
-    }
-
-    /// [`Plan::hide`], once it is known what.
     fn cover(&mut self, objects: Objects) -> Result<(), ConfigError> {
         let mut hidden: BTreeMap<PathBuf, Mount> = BTreeMap::new();
         let root = (PathBuf::from("/"), None);
@@ -472,7 +507,10 @@ impl Plan<'_> {
             }
         }
         for mount in mounts {
-            self.view.insert(mount);
+            match mount.kind == MountKind::DeniedDirectory && self.view.has_below(&mount.target) {
+                true => self.deny_all_but(mount),
+                false => drop(self.view.insert(mount)),
+            }
         }
     }
 
@@ -515,9 +553,14 @@ impl Plan<'_> {
 }
 
 impl Object {
+    /// One that is not to be there.
+    fn hidden(directory: bool, why: Why) -> Object {
+        Object { directory, denied: false, why }
+    }
+
     /// The mount that hides it at `target`.
     fn at(&self, target: PathBuf) -> Mount {
-        let kind = if self.directory { MountKind::HiddenDirectory } else { MountKind::HiddenFile };
+        let kind = MountKind::hiding(self.directory, self.denied);
         Mount { target, kind, why: self.why.clone() }
     }
 }
@@ -525,7 +568,7 @@ impl Object {
 /// A rule in the words of an error.
 fn flag_of(why: &Why) -> String {
     match why {
-        Why::Flag(flag) => flag.clone(),
+        Why::Flag(flag) | Why::Derived(flag) => flag.clone(),
         Why::Default(words) => (*words).to_owned(),
         Why::WorkingDirectory => "the working directory".to_owned(),
     }
@@ -538,11 +581,11 @@ fn no_target(flag: &str, mount: &Mount, found: &Found) -> ConfigError {
             "cannot use {flag}: {target} is a symlink there; name the path that it leads to"
         );
     }
-    match mount.kind {
-        MountKind::HiddenFile | MountKind::HiddenDirectory => {
+    match mount.kind.hides() {
+        true => {
             refuse!("cannot use {flag}: {target} does not exist; correct the path or leave it out")
         }
-        _ => refuse!(
+        false => refuse!(
             "cannot use {flag}: there is no {target} to mount it on; create it first, or choose a \
              place below /tmp or a --tmpfs"
         ),

@@ -9,6 +9,7 @@ mod deterministic;
 mod environment;
 mod error;
 mod files;
+mod glob;
 mod host;
 mod identity;
 pub mod learn;
@@ -33,6 +34,7 @@ use std::path::{Path, PathBuf};
 pub use deterministic::Deterministic;
 pub use error::ConfigError;
 pub(crate) use files::absolute;
+pub use glob::Glob;
 pub use host::{Account, Accounts, Host};
 pub use limits::{Bound, Bytes, CgroupPlan, CpuBudget, CpuFile, LimitWishes, Limits, Means, Span};
 pub use options::{Options, Rule, RuleKind};
@@ -58,7 +60,8 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
     check_program(&options.argv)?;
     let (identity, account) = identity::choose(host, options.user.as_deref())?;
     let homes = homes(host, account.as_ref());
-    let (view, workdir) = files::arrange(host, &options.rules, options.workdir.as_deref(), &homes)?;
+    let files::Arranged { view, workdir, idle } =
+        files::arrange(host, &options.rules, options.workdir.as_deref(), &homes)?;
     let (mut environment, withheld) =
         environment::choose(&host.environment, options.clear_env, &options.env, |name, value| {
             unusable_directory(&view, host, name, value)
@@ -86,6 +89,7 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
         network: options.network,
         features: features(options, &limits, time.as_ref(), host) | syncs(options, &view)?,
         mounts: view.into_mounts(),
+        idle,
         descriptors: check_descriptors(&options.descriptors, host)?,
         limits,
         time,
@@ -105,7 +109,7 @@ pub fn file_view(options: &Options, host: &Host) -> Result<View, ConfigError> {
     let (_, account) = identity::choose(host, options.user.as_deref())?;
     let homes = homes(host, account.as_ref());
     let arranged = files::arrange(host, &options.rules, options.workdir.as_deref(), &homes)?;
-    Ok(arranged.0)
+    Ok(arranged.view)
 }
 
 /// Directories that have to be made before the run can start: those that a rule opens and names with a slash at the

@@ -146,7 +146,9 @@ impl Rule {
     pub(crate) fn may_be_in_vain(&self) -> bool {
         match self.origin {
             Origin::BuiltIn(_) => true,
-            Origin::File { .. } => self.kind == RuleKind::Hide,
+            Origin::File { .. } => {
+                matches!(self.kind, RuleKind::Hide | RuleKind::Deny | RuleKind::Allow)
+            }
             Origin::CommandLine => false,
         }
     }
@@ -165,9 +167,18 @@ pub enum RuleKind {
     Tmpfs,
     /// `--overlay`
     Overlay,
+    /// `--deny`
+    Deny,
+    /// `--allow`
+    Allow,
 }
 
 impl RuleKind {
+    /// Its path may be a pattern.
+    pub(crate) fn takes_patterns(self) -> bool {
+        !matches!(self, RuleKind::Tmpfs | RuleKind::Overlay)
+    }
+
     /// The flag's name.
     pub fn flag(self) -> &'static str {
         match self {
@@ -176,6 +187,8 @@ impl RuleKind {
             RuleKind::Hide => "--hide",
             RuleKind::Tmpfs => "--tmpfs",
             RuleKind::Overlay => "--overlay",
+            RuleKind::Deny => "--deny",
+            RuleKind::Allow => "--allow",
         }
     }
 }

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use super::error::refuse;
+use super::files::DENIED_BUT;
 use super::paths::{Kind, check, quoted};
 use super::{
     ConfigError, Host, IdRange, Mount, MountKind, Network, RuleKind, RunSpec, Voice, Why, Without,
@@ -111,6 +112,10 @@ pub enum SavedKind {
     /// See there.
     HiddenFile,
     /// See there.
+    DeniedDirectory,
+    /// See there.
+    DeniedFile,
+    /// See there.
     Proc,
     /// See there.
     Sys,
@@ -197,6 +202,7 @@ impl SavedSpec {
             environment,
             withheld: Vec::new(),
             mounts,
+            idle: Vec::new(),
             workdir,
             container: check_container(&self.container)?,
             hostname: match &self.hostname {
@@ -293,7 +299,9 @@ impl SavedSpec {
                     }
                     again.opened = Some(kind);
                 }
-                (SavedRule::Default, kind) if kind.hides() => again.hidden.push(target),
+                (SavedRule::Default, kind) if kind.hides() => {
+                    again.hidden.push((target, kind.denies()));
+                }
                 (SavedRule::Default, kind) if kind.source().is_some() => {
                     return Err(wrong(&target, "is mounted in a way that no run has"));
                 }
@@ -338,7 +346,10 @@ pub fn grants(spec: &RunSpec, cwd: Option<&Path>) -> Vec<String> {
     let mut grants = Vec::new();
     for mount in &spec.mounts {
         match (&mount.why, &mount.kind) {
-            (Why::Flag(flag), MountKind::ReadOnly { .. } | MountKind::Writable { .. }) => {
+            (
+                Why::Flag(flag) | Why::Derived(flag),
+                MountKind::ReadOnly { .. } | MountKind::Writable { .. },
+            ) => {
                 grants.push(flag.clone());
             }
             (Why::WorkingDirectory, _) if cwd != Some(&*mount.target) => {
@@ -355,12 +366,15 @@ pub fn grants(spec: &RunSpec, cwd: Option<&Path>) -> Vec<String> {
 
 /// One of the user's rules again. Its words are made of what it does, so that they cannot lie.
 fn rule(host: &Host, target: PathBuf, kind: MountKind) -> Result<Mount, ConfigError> {
+    // A directory that is denied but for something in it, which is a rule of its own.
+    let kind = if kind == DENIED_BUT { MountKind::DeniedDirectory } else { kind };
     let (flag, source) = match &kind {
         MountKind::ReadOnly { source } => (RuleKind::ReadOnly, Some(source)),
         MountKind::Writable { source } => (RuleKind::Writable, Some(source)),
         MountKind::Tmpfs { mode: 0o755 } => (RuleKind::Tmpfs, None),
         MountKind::HiddenDirectory | MountKind::HiddenFile => (RuleKind::Hide, None),
         MountKind::Overlay { source, .. } if *source == target => (RuleKind::Overlay, None),
+        MountKind::DeniedDirectory | MountKind::DeniedFile => (RuleKind::Deny, None),
         _ => return Err(wrong(&target, "is mounted in a way that no flag asks for")),
     };
     let mut words = OsString::from(flag.flag());
@@ -514,6 +528,8 @@ impl SavedMount {
                 MountKind::Tmpfs { mode } => SavedKind::Tmpfs(*mode),
                 MountKind::HiddenDirectory => SavedKind::HiddenDirectory,
                 MountKind::HiddenFile => SavedKind::HiddenFile,
+                MountKind::DeniedDirectory => SavedKind::DeniedDirectory,
+                MountKind::DeniedFile => SavedKind::DeniedFile,
                 MountKind::Proc => SavedKind::Proc,
                 MountKind::Sys => SavedKind::Sys,
                 MountKind::Dev => SavedKind::Dev,
@@ -521,7 +537,9 @@ impl SavedMount {
             by: match mount.why {
                 Why::Default(_) => SavedRule::Default,
                 Why::WorkingDirectory => SavedRule::WorkingDirectory,
-                Why::Flag(_) => SavedRule::Flag,
+                // What a pattern hides may have gone when it is restored.
+                Why::Derived(_) if mount.kind.hides() => SavedRule::Default,
+                Why::Derived(_) | Why::Flag(_) => SavedRule::Flag,
             },
         })
     }
@@ -535,6 +553,8 @@ impl SavedKind {
             SavedKind::Tmpfs(mode) => MountKind::Tmpfs { mode: *mode },
             SavedKind::HiddenDirectory => MountKind::HiddenDirectory,
             SavedKind::HiddenFile => MountKind::HiddenFile,
+            SavedKind::DeniedDirectory => MountKind::DeniedDirectory,
+            SavedKind::DeniedFile => MountKind::DeniedFile,
             SavedKind::Proc => MountKind::Proc,
             SavedKind::Sys => MountKind::Sys,
             SavedKind::Dev => MountKind::Dev,

@@ -38,6 +38,8 @@ pub struct RunSpec {
     pub network: Network,
     /// The file view, in the order in which it is mounted (later entries lie over earlier ones).
     pub mounts: Vec<Mount>,
+    /// Rules about files that say nothing here, as sentences.
+    pub idle: Vec<String>,
     /// Descriptors besides the three standard ones that the guest inherits (`--fd`).
     pub descriptors: Vec<RawFd>,
     /// What it may use.
@@ -64,9 +66,18 @@ impl RunSpec {
         all
     }
 
+    /// Whether something in an overlay is an exception of what is hidden or denied there.
+    pub fn excepts_in_overlay(&self) -> bool {
+        self.mounts.iter().any(|mount| {
+            matches!((&mount.kind, &mount.why), (MountKind::Overlay { .. }, Why::Derived(_)))
+        })
+    }
+
     /// Where file systems in memory are that the sandbox has for itself.
     pub fn own_trees(&self) -> Vec<PathBuf> {
-        let tmpfs = |mount: &&Mount| matches!(mount.kind, MountKind::Tmpfs { .. });
+        // In one that nobody can write to there is nothing of a guest's.
+        let tmpfs =
+            |mount: &&Mount| matches!(mount.kind, MountKind::Tmpfs { mode } if mode & 0o222 != 0);
         let mut all: Vec<PathBuf> =
             self.mounts.iter().filter(tmpfs).map(|mount| mount.target.clone()).collect();
         let devices = self.mounts.iter().filter(|mount| mount.kind == MountKind::Dev);
@@ -158,10 +169,14 @@ pub enum MountKind {
         /// Permission bits of its root.
         mode: u32,
     },
-    /// A directory of the host shown as an empty one that cannot be entered.
+    /// A directory of the host shown as an empty one: nothing in it exists.
     HiddenDirectory,
-    /// A file of the host shown as an empty one that cannot be opened.
+    /// A file of the host shown as a link to nowhere: to open it says that it does not exist.
     HiddenFile,
+    /// A directory of the host shown as one that cannot be entered.
+    DeniedDirectory,
+    /// A file of the host shown as a device that cannot be opened.
+    DeniedFile,
     /// A proc file system of the guest's own pid namespace.
     Proc,
     /// A sysfs of the guest's own network namespace, read-only.
@@ -186,9 +201,29 @@ impl MountKind {
         matches!(self, MountKind::Writable { .. } | MountKind::Overlay { .. })
     }
 
+    /// Whether what is in it is made for the sandbox, and yet shows something of the machine.
+    pub fn is_made_up(&self) -> bool {
+        matches!(self, MountKind::Proc | MountKind::Sys | MountKind::Dev)
+    }
+
     /// Whether this takes something of the host out of sight.
     pub fn hides(&self) -> bool {
-        matches!(self, MountKind::HiddenDirectory | MountKind::HiddenFile)
+        matches!(self, MountKind::HiddenDirectory | MountKind::HiddenFile) || self.denies()
+    }
+
+    /// Whether this does so by refusing.
+    pub fn denies(&self) -> bool {
+        matches!(self, MountKind::DeniedDirectory | MountKind::DeniedFile)
+    }
+
+    /// What takes a directory or a file out of sight.
+    pub fn hiding(directory: bool, denied: bool) -> MountKind {
+        match (directory, denied) {
+            (true, false) => MountKind::HiddenDirectory,
+            (false, false) => MountKind::HiddenFile,
+            (true, true) => MountKind::DeniedDirectory,
+            (false, true) => MountKind::DeniedFile,
+        }
     }
 }
 
@@ -201,6 +236,8 @@ pub enum Why {
     WorkingDirectory,
     /// A flag, as the user wrote it.
     Flag(String),
+    /// A flag that is about more than this place, or about what it is an exception of.
+    Derived(String),
 }
 
 /// How much is said on stderr.

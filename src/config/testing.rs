@@ -135,6 +135,8 @@ pub(crate) fn options(rules: &[&str]) -> Options {
             RuleKind::Hide,
             RuleKind::Tmpfs,
             RuleKind::Overlay,
+            RuleKind::Deny,
+            RuleKind::Allow,
         ];
         Rule::new(kinds.into_iter().find(|kind| kind.flag() == flag).unwrap(), text)
     };

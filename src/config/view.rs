@@ -77,7 +77,7 @@ impl View {
             | MountKind::Overlay { source, .. } => {
                 Shown::Host { path: translate(path, &mount.target, source), by: Some(mount) }
             }
-            MountKind::HiddenDirectory | MountKind::HiddenFile => Shown::Hidden(mount),
+            kind if kind.hides() => Shown::Hidden(mount),
             _ => Shown::Private(mount),
         }
     }
@@ -100,7 +100,9 @@ impl View {
     /// All mounts in an order in which they can be mounted: shallow before deep.
     pub(crate) fn into_mounts(self) -> Vec<Mount> {
         let mut mounts: Vec<Mount> = self.0.into_values().collect();
-        mounts.sort_by_cached_key(|mount| mount.target.components().count());
+        // /dev first: what hides is bound from there.
+        let dev = |mount: &Mount| mount.kind == MountKind::Dev;
+        mounts.sort_by_cached_key(|mount| (mount.target.components().count(), !dev(mount)));
         mounts
     }
 }

@@ -211,6 +211,12 @@ fn build(plan: &Plan, step: &Step, way: Way) -> Result<(), Errno> {
         Step::Bind { source, target, need } => {
             need.of(way.at(source, |source| way.at(target, |target| mount::bind(source, target))))
         }
+        Step::Nowhere { source, target, need } => need.of(way.make(source, |source| {
+            let link = mount::clone_link(source)?;
+            let attributes = mount::ATTR_RDONLY | mount::ATTR_NOSUID | mount::ATTR_NODEV;
+            mount::set_tree_attributes(link.as_fd(), attributes)?;
+            way.attach(link.as_fd(), target)
+        })),
         Step::Attributes { target, recursive, attributes } => {
             way.at(target, |target| mount::set_attributes(target, *recursive, *attributes))
         }
@@ -224,6 +230,7 @@ fn build(plan: &Plan, step: &Step, way: Way) -> Result<(), Errno> {
         Step::Content { path, content } => {
             way.make(path, |path| files::make_readable_file(path, content))
         }
+        Step::Remove { path } => way.make(path, files::unlink),
         Step::Unmount { target } => way.at(target, mount::detach),
         Step::Symlink { content, path } => {
             way.make(path, |path| files::make_symlink(content, path))

@@ -3,6 +3,9 @@
 //! Owns the order of the steps, the mounts that every run has, and what must be there to mount on.
 //! Carries nothing out: `init` does.
 
+mod hiding;
+
+use std::collections::{HashMap, HashSet};
 use std::ffi::{CString, OsStr, OsString};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
@@ -48,6 +51,10 @@ pub(super) enum Step {
     /// Shows `source` at `target` as well, with the attributes of the mount that it is seen through: one
     /// call, where a copy that is attached takes four.
     Bind { source: CString, target: CString, need: Need },
+    /// Shows the symbolic link at `source`, which leads nowhere, in the place of what is at `target`.
+    Nowhere { source: CString, target: CString, need: Need },
+    /// Removes a file that was needed for a while.
+    Remove { path: CString },
     /// Adds attributes.
     Attributes { target: CString, recursive: bool, attributes: u64 },
     /// Makes the mount at `target` writable again; what is mounted below it stays as it is.
@@ -98,15 +105,17 @@ pub(super) struct View {
     root: Option<usize>,
     /// Where an unopenable file can be bound from, until `last` covers it.
     unopenable: Option<PathBuf>,
+    /// A link that leads nowhere, until `last` removes it.
+    nowhere: Option<PathBuf>,
     /// A rule puts something where `unopenable` would be.
     null_is_ruled: bool,
     pub(super) steps: Vec<Step>,
     /// Directories in memory mounted so far: what lies below them has to be made.
-    fresh: Vec<PathBuf>,
-    /// Paths of the host shown so far: (where, what).
-    bound: Vec<(PathBuf, PathBuf)>,
+    fresh: HashSet<PathBuf>,
+    /// Paths of the host shown so far: where, and what.
+    bound: HashMap<PathBuf, PathBuf>,
     /// Every mount so far: where, and what of the host can be written to there, if anything.
-    placed: Vec<(PathBuf, Option<PathBuf>)>,
+    placed: HashMap<PathBuf, Option<PathBuf>>,
 }
 
 /// Where a mount point lies.
@@ -196,7 +205,7 @@ impl View {
         if writable.is_none() {
             self.pin(target)?;
         }
-        self.placed.push((target.to_owned(), writable));
+        self.placed.insert(target.to_owned(), writable);
         match &mount.kind {
             MountKind::ReadOnly { source } => self.bind(source, target, ATTR_RDONLY),
             MountKind::Writable { source } => self.bind(source, target, 0),
@@ -204,15 +213,24 @@ impl View {
             MountKind::Tmpfs { mode } => {
                 self.make_directory(target)?;
                 self.tmpfs(target, libc::MS_NOSUID | libc::MS_NODEV, &format!("mode={mode:o}"))?;
-                self.fresh.push(target.to_owned());
+                self.fresh.insert(target.to_owned());
+                if mode & 0o222 == 0 {
+                    // Whoever owns it could change that.
+                    self.last.push(Step::Attributes {
+                        target: c_path(target)?,
+                        recursive: false,
+                        attributes: ATTR_RDONLY,
+                    });
+                }
                 Ok(())
             }
-            MountKind::HiddenDirectory => {
-                let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC | libc::MS_RDONLY;
-                let need = self.unless_gone(target);
-                self.mount("tmpfs", target, flags, "mode=0,size=4k,nr_inodes=2", need)
+            MountKind::HiddenDirectory => self.hide_directory(target),
+            MountKind::HiddenFile => self.hide_file(target),
+            MountKind::DeniedDirectory => self.deny_directory(target),
+            MountKind::DeniedFile => {
+                self.make_in_memory(target, false)?;
+                self.deny_file(target, self.unless_gone(target))
             }
-            MountKind::HiddenFile => self.hide_file(target, self.unless_gone(target)),
             MountKind::Proc => self.proc(target),
             MountKind::Sys => self.sys(target),
             MountKind::Dev => self.dev(target),
@@ -233,7 +251,7 @@ impl View {
         }
         let attributes = attributes | ATTR_NOSUID | ATTR_NODEV;
         let step = |tree, source| Step::Clone { tree, source, recursive: true, attributes };
-        self.bound.push((target.to_owned(), source.to_owned()));
+        self.bound.insert(target.to_owned(), source.to_owned());
         self.clone_and_attach(step, source, target, Need::Required)
     }
 
@@ -267,7 +285,7 @@ impl View {
             _ => Need::Required,
         };
         if let MountKind::Overlay { source, .. } = &mount.kind {
-            self.bound.push((target.to_owned(), source.clone()));
+            self.bound.insert(target.to_owned(), source.clone());
         }
         self.mounts.push(Step::Attach { tree, target: c_path(target)?, need });
         Ok(())
@@ -275,11 +293,9 @@ impl View {
 
     /// What hiding `target` asks for: in an overlay there may be something else by now.
     fn unless_gone(&self, target: &Path) -> Need {
-        let above = |root: &Path| target.starts_with(root) && target != root;
-        let above = self.placed.iter().map(|(root, _)| root).filter(|root| above(root));
-        let nearest = above.max_by_key(|root| root.as_os_str().len());
+        let nearest = target.ancestors().skip(1).find(|above| self.placed.contains_key(*above));
         match nearest {
-            Some(root) if self.layers.iter().any(|layer| layer.target == *root) => {
+            Some(root) if self.layers.iter().any(|layer| layer.target == root) => {
                 Need::UnlessReplaced
             }
             _ => Need::UnlessGone,
@@ -290,16 +306,15 @@ impl View {
     /// renamed or removed. Otherwise a guest moves a directory above `target` aside, mount and
     /// all, and puts what it likes at the path that the user protects.
     fn pin(&mut self, target: &Path) -> Result<(), PlanError> {
-        let above = self.placed.iter().filter(|(root, _)| target.starts_with(root));
-        let nearest = above.max_by_key(|(root, _)| root.as_os_str().len());
-        let Some((root, Some(source))) = nearest.cloned() else { return Ok(()) };
-        let between = target.parent().and_then(|parent| parent.strip_prefix(&root).ok());
-        let (mut place, mut path) = (root.clone(), source);
+        let nearest = target.ancestors().find_map(|above| Some((above, self.placed.get(above)?)));
+        let Some((root, Some(source))) = nearest else { return Ok(()) };
+        let between = target.parent().and_then(|parent| parent.strip_prefix(root).ok());
+        let (mut place, mut path) = (root.to_owned(), source.clone());
         for component in between.into_iter().flatten() {
             place.push(component);
             path.push(component);
             self.bind(&path, &place, 0)?;
-            self.placed.push((place.clone(), Some(path.clone())));
+            self.placed.insert(place.clone(), Some(path.clone()));
         }
         Ok(())
     }
@@ -337,23 +352,6 @@ impl View {
             need,
         });
         Ok(())
-    }
-
-    /// An unopenable file: the null device through a mount that allows no devices. There are many of
-    /// them, so they are bound from the one that `dev` has put in place, where it has come before.
-    fn hide_file(&mut self, target: &Path, need: Need) -> Result<(), PlanError> {
-        if let Some(source) = &self.unopenable {
-            let (source, target) = (c_path(source)?, c_path(target)?);
-            self.mounts.push(Step::Bind { source, target, need });
-            return Ok(());
-        }
-        self.attach_unopenable(target, need)
-    }
-
-    fn attach_unopenable(&mut self, target: &Path, need: Need) -> Result<(), PlanError> {
-        let attributes = ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV;
-        let step = |tree, source| Step::Clone { tree, source, recursive: false, attributes };
-        self.clone_and_attach(step, Path::new("/dev/null"), target, need)
     }
 
     /// Mounts generated files over those of procfs and sysfs. They come from a file system in memory
@@ -395,7 +393,7 @@ impl View {
         self.mounts.push(Step::Writable { target: whole });
         for name in PROC_HIDDEN {
             if self.unopenable.is_some() || Path::new("/proc").join(name).exists() {
-                self.hide_file(&target.join(name), Need::UnlessGone)?;
+                self.deny_file(&target.join(name), Need::UnlessGone)?;
             }
         }
         Ok(())
@@ -460,9 +458,10 @@ impl View {
         let pts = "newinstance,ptmxmode=0666,mode=0620";
         self.mount("devpts", &target.join("pts"), plain, pts, Need::Required)?;
         self.tmpfs(&target.join("shm"), plain | libc::MS_NODEV, "mode=1777")?;
-        self.fresh.push(target.join("shm"));
+        self.fresh.insert(target.join("shm"));
         self.mount("mqueue", &target.join("mqueue"), plain | libc::MS_NODEV, "", Need::Optional)?;
-        self.mounts.push(Step::Attributes {
+        self.make_nowhere(target)?;
+        self.last.push(Step::Attributes {
             target: c_path(target)?,
             recursive: false,
             attributes: ATTR_RDONLY,
@@ -493,20 +492,16 @@ impl View {
 
     /// What the deepest mount above `target` says about it.
     fn ground(&self, target: &Path) -> Ground {
-        let depth = |path: &PathBuf| path.as_os_str().len();
-        let above = |root: &PathBuf| target.starts_with(root) && target != root.as_path();
-        let memory = self.fresh.iter().filter(|root| above(root)).max_by_key(|root| depth(root));
-        let bound = self.bound.iter().filter(|(root, _)| above(root)).max_by_key(|(r, _)| depth(r));
-        match (memory, bound) {
-            (Some(memory), Some((root, _))) if depth(memory) > depth(root) => {
-                Ground::Memory(memory.clone())
+        for above in target.ancestors().skip(1) {
+            if let Some(source) = self.bound.get(above) {
+                let rest = target.strip_prefix(above);
+                return Ground::Host(rest.map_or(source.clone(), |rest| source.join(rest)));
             }
-            (Some(memory), None) => Ground::Memory(memory.clone()),
-            (_, Some((root, source))) => {
-                Ground::Host(target.strip_prefix(root).map_or(source.clone(), |p| source.join(p)))
+            if self.fresh.contains(above) {
+                return Ground::Memory(above.to_owned());
             }
-            (None, None) => Ground::Host(target.to_owned()),
         }
+        Ground::Host(target.to_owned())
     }
 
     fn make_ancestors(&mut self, root: &Path, last: Option<&Path>) -> Result<(), PlanError> {
@@ -552,7 +547,10 @@ impl std::fmt::Display for Step {
             Step::Guard => write!(f, "enter /proc"),
             Step::Leave { .. } => write!(f, "take the host's root away"),
             Step::Attach { target, .. } => write!(f, "mount on {}", show(target)),
-            Step::Bind { target, .. } => write!(f, "mount on {}", show(target)),
+            Step::Bind { target, .. } | Step::Nowhere { target, .. } => {
+                write!(f, "mount on {}", show(target))
+            }
+            Step::Remove { path } => write!(f, "remove {}", show(path)),
             Step::Attributes { target, .. } => write!(f, "make {} read-only", show(target)),
             Step::Writable { target } => write!(f, "make {} writable", show(target)),
             Step::Mount { kind, target, .. } => {

@@ -24,13 +24,12 @@ use super::conflicts::{conflicts, late_conflicts};
 use super::description::bytes;
 use super::entry::{self, Type};
 use super::error::{OverlayError, refuse};
-use super::glob::Glob;
 use super::journal::{self, old_name};
 use super::layers::{now, wait_for_the_next_tick};
 use super::prune::{Pending, prune};
 use super::remove::remove_tree;
 use super::store::Kept;
-use crate::config::quoted;
+use crate::config::{Glob, quoted};
 
 /// What to commit, and how.
 #[derive(Debug, Clone, Default)]

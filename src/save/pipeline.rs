@@ -109,6 +109,8 @@ pub struct Facts {
     pub trees: Vec<std::path::PathBuf>,
     /// Its overlay, if it has one.
     pub overlay: Option<Arc<Saver>>,
+    /// It has exceptions in what is hidden or denied there.
+    pub excepts_in_overlay: bool,
     /// The terminal of the run's program, the first of the sandbox's, if it has one: the master, and
     /// which of the standard streams it took the place of.
     pub terminal: Option<ItsTerminal>,
@@ -158,7 +160,7 @@ pub fn save(
     commit: &mut dyn FnMut(&Saved) -> Result<(), SaveError>,
 ) -> Result<Saved, SaveError> {
     let features = Features::of_this_machine()?;
-    refuse_early(kernel)?;
+    refuse_early(kernel, facts)?;
     if let Some(lazy) = kernel.lazy() {
         lazy.settle(kernel, &Unsettled::Everything).map_err(SaveError::refused)?;
     }
@@ -229,7 +231,12 @@ fn has_ended(kernel: &Kernel) -> bool {
 }
 
 /// Refuses what can be told before anything is stopped.
-fn refuse_early(kernel: &Kernel) -> Result<(), SaveError> {
+fn refuse_early(kernel: &Kernel, facts: &Facts) -> Result<(), SaveError> {
+    if facts.excepts_in_overlay {
+        return Err(SaveError::refused(
+            "it has exceptions (--allow) in an overlay, which an image does not carry yet; run it without",
+        ));
+    }
     let is_set = kernel.time().keeper().generation() > 0;
     if is_set || kernel.features().intersects(sentry::Features::VIRTUAL_TIME) {
         return Err(SaveError::refused(
@@ -325,7 +332,7 @@ fn captured(
     live: Option<Live>,
 ) -> Result<(Sandbox, Found), SaveError> {
     // (A program may have been started, or a clock been set, while they went on in between.)
-    refuse_early(kernel)?;
+    refuse_early(kernel, facts)?;
     let guests = kernel.census_of_stopped()?;
     let program = kernel.program().ok_or(SaveError::refused("its program has ended"))?;
     let program = guests

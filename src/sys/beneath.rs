@@ -22,6 +22,16 @@ pub fn place(path: &CStr) -> Result<OwnedFd, Errno> {
     openat2(libc::AT_FDCWD, path, libc::O_PATH, NO_LINKS)
 }
 
+/// A directory, to be listed. ELOOP: there is a symbolic link at its end, or on the way (where openat2(2) is
+/// not to be had, as under some containers' filters, at its end).
+pub fn directory(path: &CStr) -> Result<OwnedFd, Errno> {
+    let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    match openat2(libc::AT_FDCWD, path, flags, NO_LINKS) {
+        Err(Errno::ENOSYS | Errno::EPERM) => super::files::open(path, flags, 0),
+        done => done,
+    }
+}
+
 fn openat2(directory: RawFd, path: &CStr, flags: c_int, resolve: u64) -> Result<OwnedFd, Errno> {
     // SAFETY: an all-zero open_how is valid.
     let mut how: libc::open_how = unsafe { std::mem::zeroed() };

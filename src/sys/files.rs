@@ -44,6 +44,12 @@ pub fn make_symlink(content: &CStr, path: &CStr) -> Result<(), Errno> {
     Errno::result(unsafe { libc::symlink(content.as_ptr(), path.as_ptr()) }).map(drop)
 }
 
+/// unlink(2).
+pub fn unlink(path: &CStr) -> Result<(), Errno> {
+    // SAFETY: `path` is NUL-terminated and outlives the call.
+    Errno::result(unsafe { libc::unlink(path.as_ptr()) }).map(drop)
+}
+
 /// chdir(2).
 pub fn change_directory(path: &CStr) -> Result<(), Errno> {
     // SAFETY: `path` is NUL-terminated and outlives the call.

@@ -61,16 +61,24 @@ pub fn detach(target: &CStr) -> Result<(), Errno> {
 
 /// A detached copy of the mount tree at `path` (open_tree(2) with OPEN_TREE_CLONE, Linux 5.2).
 pub fn clone_tree(path: &CStr, recursive: bool) -> Result<OwnedFd, Errno> {
+    open_tree(path, if recursive { libc::AT_RECURSIVE as c_uint } else { 0 })
+}
+
+/// A detached copy of the symbolic link at `path` itself: where it is attached, paths lead on from it.
+pub fn clone_link(path: &CStr) -> Result<OwnedFd, Errno> {
+    open_tree(path, libc::AT_SYMLINK_NOFOLLOW as c_uint)
+}
+
+fn open_tree(path: &CStr, flags: c_uint) -> Result<OwnedFd, Errno> {
     const OPEN_TREE_CLONE: c_uint = 1;
     const OPEN_TREE_CLOEXEC: c_uint = libc::O_CLOEXEC as c_uint;
-    let recurse = if recursive { libc::AT_RECURSIVE as c_uint } else { 0 };
     // SAFETY: `path` is NUL-terminated and outlives the call.
     let fd = unsafe {
         libc::syscall(
             libc::SYS_open_tree,
             libc::AT_FDCWD,
             path.as_ptr(),
-            OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | recurse,
+            OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | flags,
         )
     };
     let fd = Errno::result(fd)?;

@@ -10,8 +10,8 @@ fn a_guest_does_not_see_the_state_directory() {
     let runtime = desk.runtime();
     let runtime = runtime.to_str().unwrap();
     // Its place is shown, and may be written to.
-    let tries = "ls -A .; ls sandbox; cat sandbox/x/info; rmdir sandbox; mv sandbox other; \
-                 touch sandbox/y; ls -R .";
+    let tries = "ls -A .; ls -A sandbox; ls -R .; cat sandbox/x/info; rmdir sandbox; mv sandbox other; \
+                 touch sandbox/y";
     let words = ["--rw", runtime, "--workdir", runtime, "--", "sh", "-c", tries];
     let tried = desk.sandbox(&words);
     tried.failure().out_has("sandbox").out_lacks("control").out_lacks("info").out_lacks("other");

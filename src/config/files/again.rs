@@ -18,8 +18,9 @@ pub(in crate::config) struct Again<'a> {
     pub(in crate::config) opened: Option<MountKind>,
     /// The mounts of flags.
     pub(in crate::config) rules: Vec<Mount>,
-    /// What was hidden by default: it stays so, whatever this host's defaults are.
-    pub(in crate::config) hidden: Vec<PathBuf>,
+    /// What was hidden by default or by a pattern, and whether by refusing: it stays so, whatever this host's
+    /// defaults are and whatever is there now.
+    pub(in crate::config) hidden: Vec<(PathBuf, bool)>,
 }
 
 /// The view.
@@ -83,8 +84,8 @@ impl Plan<'_> {
     }
 
     /// What is at these places of the view, if anything still is.
-    fn add_hidden_before(&self, places: &[PathBuf], objects: &mut Objects) {
-        for place in places {
+    fn add_hidden_before(&self, places: &[(PathBuf, bool)], objects: &mut Objects) {
+        for (place, denied) in places {
             let Shown::Host { path, .. } = self.view.shown_under(place) else { continue };
             let Ok(found) = self.host.walk(&path) else { continue };
             if found.kind == Kind::Missing || found.path == Path::new("/") {
@@ -92,7 +93,7 @@ impl Plan<'_> {
             }
             let directory = found.kind == Kind::Directory;
             let why = Why::Default("hidden when it was saved");
-            objects.entry(found.path).or_insert(Object { directory, why });
+            objects.entry(found.path).or_insert(Object { directory, denied: *denied, why });
         }
     }
 }

@@ -19,13 +19,14 @@ impl Plan<'_> {
     /// What `--hide` names must not show under another name either.
     fn add_hidden_by_rules(&self, objects: &mut Objects) {
         for mount in self.view.mounts() {
-            let directory = match mount.kind {
-                MountKind::HiddenDirectory => true,
-                MountKind::HiddenFile => false,
-                _ => continue,
-            };
+            if !mount.kind.hides() {
+                continue;
+            }
             if let Shown::Host { path, .. } = self.view.shown_under(&mount.target) {
-                objects.insert(path, Object { directory, why: mount.why.clone() });
+                let directories = [MountKind::HiddenDirectory, MountKind::DeniedDirectory];
+                let directory = directories.contains(&mount.kind);
+                let (denied, why) = (mount.kind.denies(), mount.why.clone());
+                objects.insert(path, Object { directory, denied, why });
             }
         }
     }
@@ -36,7 +37,7 @@ impl Plan<'_> {
         for (path, _, words) in DEFAULTS {
             let Ok(place) = self.host.walk(Path::new(path)) else { continue };
             if place.kind == Kind::Directory && place.path != Path::new("/") {
-                let object = Object { directory: true, why: Why::Default(words) };
+                let object = Object::hidden(true, Why::Default(words));
                 objects.entry(place.path).or_insert(object);
             }
         }
@@ -46,7 +47,7 @@ impl Plan<'_> {
     fn add_process_views(&self, objects: &mut Objects) {
         for path in &self.host.process_views {
             let why = Why::Default("the host's processes");
-            objects.entry(path.clone()).or_insert(Object { directory: true, why });
+            objects.entry(path.clone()).or_insert(Object::hidden(true, why));
         }
     }
 
@@ -54,13 +55,13 @@ impl Plan<'_> {
     fn add_private(&self, objects: &mut Objects) {
         for path in &self.host.private {
             let why = Why::Default("the control sockets of your sandboxes");
-            objects.insert(path.clone(), Object { directory: true, why });
+            objects.insert(path.clone(), Object::hidden(true, why));
         }
         for path in &self.host.stores {
             let why = Why::Default("the overlays of your sandboxes");
             // A file is in the way of the place: a guest could remove it and make a store there.
             let directory = !matches!(self.host.look(path), Ok(Found::File));
-            objects.insert(path.clone(), Object { directory, why });
+            objects.insert(path.clone(), Object::hidden(directory, why));
         }
     }
 
@@ -75,7 +76,7 @@ impl Plan<'_> {
             if let Ok(place) = self.host.walk(path)
                 && place.kind == Kind::File
             {
-                let object = Object { directory: false, why: Why::Default("a socket of the host") };
+                let object = Object::hidden(false, Why::Default("a socket of the host"));
                 objects.entry(place.path).or_insert(object);
             }
         }

@@ -15,7 +15,7 @@ use super::super::{ConfigError, Mount, MountKind, Why};
 use super::{Objects, Plan};
 
 /// File systems that the kernel makes up as they are read: there is nothing to keep of them.
-const MADE_UP: &[&str] = &[
+pub(super) const MADE_UP: &[&str] = &[
     "autofs",
     "binfmt_misc",
     "bpf",

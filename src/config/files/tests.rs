@@ -1,5 +1,8 @@
 //! The file view: which rule wins, and what lies where.
 
+#[cfg(test)]
+mod rules;
+
 use proptest::prelude::*;
 
 use super::*;

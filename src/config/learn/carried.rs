@@ -2,11 +2,13 @@
 //!
 //! Owns which flags go there, how their values are written, and that no secret is.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use super::super::environment::{Wish, because, parse_wish};
 use super::super::error::refuse;
+use super::super::glob::escaped;
 use super::super::paths::parse_pair;
 use super::super::profile::{Form, Gathered, Group, Origin, Place, Request, Setting, Value};
 use super::super::{ConfigError, Host, absolute, quoted};
@@ -74,10 +76,11 @@ fn value(setting: &Setting, host: &Host) -> Result<String, ConfigError> {
         Form::Pairs => {
             let (source, target) = parse_pair(setting.key.name, word)?;
             let source = absolute(host, &source)?;
-            let mut both = pair(&source);
+            // (It may be a pattern.)
+            let mut both = half(source.as_os_str());
             if let Some(target) = target {
                 both.push(":");
-                both.push(pair(&target));
+                both.push(half(target.as_os_str()));
             }
             text(Path::new(&both), &format!("--{}", setting.key.name))?
         }
@@ -115,17 +118,21 @@ fn variable(word: &OsStr, setting: &Setting) -> Result<String, ConfigError> {
     Ok(setting.text()?.to_owned())
 }
 
-/// A path as one half of `PATH[:DST]`.
-pub(super) fn pair(path: &Path) -> std::ffi::OsString {
-    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+/// A path, and no pattern, as one half of `PATH[:DST]`.
+pub(super) fn pair(path: &Path) -> OsString {
+    half(&escaped(path))
+}
+
+/// A word as one half of that.
+fn half(word: &OsStr) -> OsString {
     let mut text = Vec::new();
-    for byte in path.as_os_str().as_bytes() {
+    for byte in word.as_bytes() {
         if *byte == b':' {
             text.push(b'\\');
         }
         text.push(*byte);
     }
-    std::ffi::OsString::from_vec(text)
+    OsString::from_vec(text)
 }
 
 /// The same, for a rule that is written down; none where it is no text.

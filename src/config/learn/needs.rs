@@ -187,7 +187,7 @@ impl Needs {
             Shown::Private(mount) if is_own_place(mount) && is_there() => {
                 let words = match &mount.why {
                     Why::Default(words) => (*words).to_owned(),
-                    Why::Flag(flag) => flag.clone(),
+                    Why::Flag(flag) | Why::Derived(flag) => flag.clone(),
                     Why::WorkingDirectory => "the working directory".to_owned(),
                 };
                 self.covered.insert(path.to_owned(), words);
@@ -216,7 +216,7 @@ impl Needs {
     fn is_hidden(&mut self, mount: &Mount) {
         let why = match &mount.why {
             Why::Default(what) => (*what).to_owned(),
-            Why::Flag(flag) => flag.clone(),
+            Why::Flag(flag) | Why::Derived(flag) => flag.clone(),
             Why::WorkingDirectory => return,
         };
         self.hidden.insert(mount.target.clone(), why);

@@ -7,6 +7,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use super::super::glob::{escaped, is_pattern};
 use super::super::paths::split_colons;
 use super::super::{Host, quoted};
 
@@ -37,6 +38,33 @@ pub(super) fn expand(
         }
     }
     Ok(OsString::from_vec(whole))
+}
+
+/// The path or pattern that `text` means: a relative pattern is about what lies anywhere below `base`.
+pub(super) fn expand_pattern(
+    text: &str,
+    base: Option<&Path>,
+    host: &Host,
+) -> Result<OsString, String> {
+    let word = one(text.as_bytes(), host)?;
+    let Some(base) = base.filter(|_| !Path::new(&word).is_absolute() && !word.is_empty()) else {
+        return Ok(word);
+    };
+    if !is_pattern(&word) {
+        // What takes the meaning of a character there is written so already.
+        let mut whole = escaped(base);
+        let normal = Path::new(&word).strip_prefix(".").unwrap_or(Path::new(&word));
+        if !normal.as_os_str().is_empty() {
+            whole.push("/");
+            whole.push(normal);
+        }
+        return Ok(whole);
+    }
+    let mut whole = escaped(base);
+    let near = [&b"./"[..], b"../"].iter().any(|start| word.as_bytes().starts_with(start));
+    whole.push(if near { "/" } else { "/**/" });
+    whole.push(word);
+    Ok(whole)
 }
 
 /// Takes a relative path from `base`. An empty one stays what it is, and is refused as that.

@@ -6,6 +6,7 @@
 use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 
+use super::super::glob::plain;
 use super::super::limits;
 use super::super::paths::{Kind, parse_pair};
 use super::super::{
@@ -40,7 +41,7 @@ impl<'h> Judge<'h> {
             Project::Off => !setting.is_on() || self.base.kmsg,
             Project::Network => setting.word() == "none" || self.base.network == Network::Host,
             Project::Lower => self.is_lower(&setting)?,
-            Project::Place(RuleKind::Hide) => true,
+            Project::Place(RuleKind::Hide | RuleKind::Deny) => true,
             Project::Place(kind) => {
                 return Ok(match self.narrowed(kind, &setting)? {
                     Some(place) => Ok(Setting { judged: Some(place), ..setting }),
@@ -76,7 +77,8 @@ impl<'h> Judge<'h> {
                 if target.is_some() {
                     return Ok(None);
                 }
-                source
+                // A pattern is about too much to be looked at: it is no path of anything.
+                plain(source)
             }
             _ => setting.word().into(),
         };

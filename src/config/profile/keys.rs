@@ -65,6 +65,8 @@ pub enum Form {
     Numbers,
     /// Paths.
     Paths,
+    /// Paths, or patterns of paths.
+    Patterns,
     /// `PATH[:DST]`, several.
     Pairs,
 }
@@ -138,7 +140,7 @@ impl Key {
             Form::Switch | Form::Choice | Form::Word | Form::Number | Form::Path => {
                 Merge::Strongest
             }
-            Form::Words | Form::Numbers | Form::Paths | Form::Pairs => Merge::All,
+            Form::Words | Form::Numbers | Form::Paths | Form::Patterns | Form::Pairs => Merge::All,
         };
         let (value, help, choices, hidden) = ("", "", [].as_slice(), false);
         Key { name, form, merge, project, value, help, default, group, choices, hidden, set }
@@ -167,7 +169,10 @@ impl Key {
 
     /// Several values add up to a list.
     pub fn is_list(&self) -> bool {
-        matches!(self.form, Form::Words | Form::Numbers | Form::Paths | Form::Pairs)
+        matches!(
+            self.form,
+            Form::Words | Form::Numbers | Form::Paths | Form::Patterns | Form::Pairs
+        )
     }
 
     /// Carries a setting of this key into the wishes.
@@ -189,15 +194,23 @@ pub static KEYS: &[Key] = &[
     Key::new("ro", Form::Pairs, Project::Place(RuleKind::ReadOnly), Group::Files, "", |o, s| {
         pair(o, s, RuleKind::ReadOnly)
     })
-    .help("PATH[:DST]", r"Show PATH, read-only, at DST (`\:` is a colon of the path itself)"),
+    .help("PATH[:DST]", r"Show PATH, or all that match a pattern, read-only, at DST (`\:` is a colon of the path itself)"),
     Key::new("rw", Form::Pairs, Project::Place(RuleKind::Writable), Group::Files, "", |o, s| {
         pair(o, s, RuleKind::Writable)
     })
-    .help("PATH[:DST]", "Show PATH, writable, at DST"),
-    Key::new("hide", Form::Paths, Project::Place(RuleKind::Hide), Group::Files, "", |o, s| {
+    .help("PATH[:DST]", "Show PATH, or all that match a pattern, writable, at DST"),
+    Key::new("hide", Form::Patterns, Project::Place(RuleKind::Hide), Group::Files, "", |o, s| {
         place(o, s, RuleKind::Hide)
     })
-    .help("PATH", "Hide a file or a directory"),
+    .help("PATH", "Hide a file or a directory, or all that match a pattern (ENOENT)"),
+    Key::new("deny", Form::Patterns, Project::Place(RuleKind::Deny), Group::Files, "", |o, s| {
+        place(o, s, RuleKind::Deny)
+    })
+    .help("PATH", "Refuse a file or a directory, or all that match a pattern (EACCES)"),
+    Key::new("allow", Form::Patterns, Project::LeftOut, Group::Files, "", |o, s| {
+        place(o, s, RuleKind::Allow)
+    })
+    .help("PATH", "Show what lies in something hidden or denied, or what matches a pattern, as if it were not"),
     Key::new("tmpfs", Form::Paths, Project::Place(RuleKind::Tmpfs), Group::Files, "", |o, s| {
         place(o, s, RuleKind::Tmpfs)
     })

@@ -225,7 +225,9 @@ pub fn markdown() -> String {
             Project::Off => "`false` is taken",
             Project::Lower => "taken if it is not above yours",
             Project::Network => "`none` is taken",
-            Project::Place(super::RuleKind::Hide) => "taken",
+            Project::Place(
+                super::RuleKind::Hide | super::RuleKind::Deny | super::RuleKind::Allow,
+            ) => "taken",
             Project::Place(super::RuleKind::ReadOnly) => "taken where the place is visible anyway",
             Project::Place(super::RuleKind::Writable | super::RuleKind::Overlay) => {
                 "taken where the place is writable anyway"

@@ -4,7 +4,7 @@
 //! `description` and `inherit`. Every complaint names line and column, and shows nothing of the text
 //! but names of keys: a project's file can lead to a file of the user's that is no profile.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::ops::Range;
 use std::path::Path;
 
@@ -12,8 +12,9 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::super::error::refuse;
+use super::super::glob::is_pattern;
 use super::super::{ConfigError, Host, Options, quoted};
-use super::expand::expand;
+use super::expand::{expand, expand_pattern};
 use super::keys::{Form, KEYS, Key};
 use super::setting::{Origin, Setting, Value};
 
@@ -155,11 +156,21 @@ impl Reader<'_> {
             (Form::Word | Form::Words | Form::Number | Form::Choice, DeValue::String(word)) => {
                 Value::Word(OsString::from(word.as_ref()))
             }
+            (Form::Pairs, DeValue::String(word)) if is_pattern(OsStr::new(word.as_ref())) => {
+                let Source { host, base, .. } = self.source;
+                let word = expand_pattern(word, *base, host);
+                Value::Word(word.map_err(|cause| self.error(at, &cause))?)
+            }
             (Form::Path | Form::Paths | Form::Pairs, DeValue::String(word)) => {
                 let Source { host, base, .. } = self.source;
                 let word = expand(word, key.form == Form::Pairs, *base, host)
                     .map_err(|cause| self.error(at, &cause))?;
                 Value::Word(word)
+            }
+            (Form::Patterns, DeValue::String(word)) => {
+                let Source { host, base, .. } = self.source;
+                let word = expand_pattern(word, *base, host);
+                Value::Word(word.map_err(|cause| self.error(at, &cause))?)
             }
             (_, other) => {
                 return Err(self.mistyped(key.name, key.form.words(), value.span(), other));
@@ -206,7 +217,9 @@ impl Form {
             Form::Choice => "true or false, a string or an integer",
             Form::Word | Form::Path => "a string",
             Form::Number => "an integer, or a string with a unit",
-            Form::Words | Form::Paths | Form::Pairs => "a string or an array of strings",
+            Form::Words | Form::Paths | Form::Patterns | Form::Pairs => {
+                "a string or an array of strings"
+            }
             Form::Numbers => "an integer or an array of integers",
         }
     }

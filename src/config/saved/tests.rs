@@ -151,6 +151,33 @@ fn an_overlay_that_no_run_has_is_refused() {
 }
 
 #[test]
+fn what_is_denied_matched_or_excepted_comes_back() {
+    let host = TestHost::ordinary();
+    for file in ["/data/in/x", "/data/y", "/home/me/project/a/key.pem", "/srv/work/key"] {
+        host.file(file);
+    }
+    let rules = ["--deny /data", "--allow /data/in", "--hide *.pem", "--deny /srv/**/k*"];
+    let spec = host.resolve(&options(&rules)).unwrap();
+    let back = restored(&host, &SavedSpec::of(&spec)).unwrap();
+    let shapes = |spec: &RunSpec| -> Vec<(PathBuf, MountKind)> {
+        spec.mounts.iter().map(|mount| (mount.target.clone(), mount.kind.clone())).collect()
+    };
+    assert_eq!(shapes(&back), shapes(&spec));
+    // Nothing in a denied directory is a guest's, to be saved.
+    assert!(spec.mounts.iter().any(|mount| mount.kind == DENIED_BUT));
+    assert!(!spec.own_trees().contains(&PathBuf::from("/data")));
+    // What a pattern matched may have gone.
+    std::fs::remove_file(host.host.root.join("home/me/project/a/key.pem")).unwrap();
+    host.host.seen.borrow_mut().clear();
+    host.host.listed.borrow_mut().clear();
+    host.host.led.borrow_mut().clear();
+    assert_eq!(
+        shapes(&restored(&host, &SavedSpec::of(&spec)).unwrap()).len(),
+        shapes(&spec).len() - 1
+    );
+}
+
+#[test]
 fn ids_are_those_of_whoever_restores() {
     let host = TestHost::ordinary();
     let mut image = saved(&host, &Options { user: Some("0:0".into()), ..options(&[]) });

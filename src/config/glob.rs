@@ -1,12 +1,13 @@
-//! Patterns of `--only`.
+//! Patterns of paths: of `--hide`, `--deny` and `--allow`, and of `sandbox commit --only`.
 //!
 //! Owns their meaning: `*` and `?` stand for characters of one name, `[...]` for one character, `**` for
 //! any number of names. A pattern that begins with `/` is about whole paths, one without a slash about
 //! names wherever they are, any other about the end of a path. What matches a directory matches all that
 //! is in it.
 
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
 
 /// One pattern.
 #[derive(Debug, Clone)]
@@ -17,7 +18,7 @@ pub struct Glob {
 
 impl Glob {
     /// Reads it.
-    pub fn new(text: &std::ffi::OsStr) -> Glob {
+    pub fn new(text: &OsStr) -> Glob {
         let text = text.as_bytes();
         let parts =
             text.split(|byte| *byte == b'/').filter(|part| !part.is_empty() && *part != b".");
@@ -31,6 +32,43 @@ impl Glob {
         let starts = if self.anchored { 0..1 } else { 0..names.len().max(1) };
         starts.into_iter().any(|start| begins(&parts, names.get(start..).unwrap_or_default()))
     }
+}
+
+/// Whether a path is written as a pattern: something in it stands for other characters.
+pub(crate) fn is_pattern(text: &OsStr) -> bool {
+    unescaped(text.as_bytes()).is_none()
+}
+
+/// What a text without patterns in it stands for: a backslash before `*`, `?`, `[`, `]` or itself takes their
+/// meaning, any other one is just that. `None`: there is a pattern in it.
+pub(crate) fn unescaped(text: &[u8]) -> Option<Vec<u8>> {
+    let mut plain = Vec::with_capacity(text.len());
+    let mut bytes = text.iter().copied().peekable();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'*' | b'?' | b'[' => return None,
+            b'\\' => plain.push(bytes.next_if(|next| br"*?[]\".contains(next)).unwrap_or(byte)),
+            byte => plain.push(byte),
+        }
+    }
+    Some(plain)
+}
+
+/// The path that a word without patterns stands for; one with patterns stays as it is.
+pub(crate) fn plain(path: PathBuf) -> PathBuf {
+    unescaped(path.as_os_str().as_bytes()).map_or(path, |text| OsString::from_vec(text).into())
+}
+
+/// A path as a pattern that stands for that path alone.
+pub(crate) fn escaped(path: &Path) -> OsString {
+    let mut text = Vec::new();
+    for byte in path.as_os_str().as_bytes() {
+        if br"*?[]\".contains(byte) {
+            text.push(b'\\');
+        }
+        text.push(*byte);
+    }
+    OsString::from_vec(text)
 }
 
 /// Whether the parts match the first of these names, whatever follows.
@@ -56,7 +94,7 @@ fn begins(parts: &[&[u8]], names: &[&[u8]]) -> bool {
 }
 
 /// Whether one name fits a part without `**`.
-fn fits(part: &[u8], name: &[u8]) -> bool {
+pub(crate) fn fits(part: &[u8], name: &[u8]) -> bool {
     let (mut p, mut n) = (0, 0);
     let mut star = None;
     loop {
@@ -159,6 +197,22 @@ mod tests {
             ("a?", "/a"),
         ] {
             assert!(!matches(glob, path), "{glob} {path}");
+        }
+    }
+
+    #[test]
+    fn a_backslash_takes_the_meaning_of_what_means_something() {
+        for (text, plain) in [
+            ("/a/b", Some("/a/b")),
+            (r"pages/\[id\].js", Some("pages/[id].js")),
+            (r"a\*b\\c\d", Some(r"a*b\c\d")),
+            ("a]", Some("a]")),
+            ("*.c", None),
+            ("a[b]", None),
+            (r"\[a?", None),
+        ] {
+            assert_eq!(unescaped(text.as_bytes()).as_deref(), plain.map(str::as_bytes), "{text}");
+            assert_eq!(is_pattern(text.as_ref()), plain.is_none(), "{text}");
         }
     }
 
