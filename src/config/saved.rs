@@ -189,6 +189,7 @@ impl SavedSpec {
         let mut features = Features::ALWAYS;
         features.set(Features::EXEC_EVENTS, saved.contains(Features::EXEC_EVENTS));
         features.set(Features::KMSG, saved.contains(Features::KMSG));
+        features.set(Features::FOREIGN_IDS, host.uid != 0);
         features.insert(Features::RESTORED);
         features |= super::derived_features(&limits, time.as_ref());
         let mounts = self.view(host, &workdir, identity.uid)?;

@@ -17,7 +17,7 @@ fn a_plain_run_is_described() {
     assert_eq!(spec.workdir, Path::new("/home/me/project"));
     assert_eq!(
         (spec.network, spec.features, spec.voice),
-        (Network::None, Features::ALWAYS, Voice::Normal)
+        (Network::None, Features::ALWAYS | Features::FOREIGN_IDS, Voice::Normal)
     );
     assert_eq!((spec.hostname, spec.descriptors), (None, vec![]));
     let verbose = host.resolve(&with(|o| o.voice = Voice::Verbose)).unwrap();
