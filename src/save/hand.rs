@@ -14,7 +14,7 @@ use nix::errno::Errno;
 
 use crate::save::bpf;
 use crate::save::capture::stat;
-use crate::sys::agent::{Data, Done, Failed, Table};
+use crate::sys::agent::{self, Data, Done, Failed, Table};
 use crate::sys::errno_of;
 use crate::sys::process;
 use crate::sys::ptrace::{self, Stop, Stopped};
@@ -112,14 +112,17 @@ pub struct Hand {
     room: usize,
     /// Calls that are under way ([`Hand::post`]).
     posted: Option<Table>,
+    /// SIGTRAP that was sent meanwhile: taken for no breakpoint, and to be put back ([`Traps`]).
+    strays: Vec<libc::siginfo_t>,
 }
 
 impl Hand {
     /// `stopped` has the agent's code at `area` and room for a table behind it.
     pub fn new(stopped: Stopped, area: u64) -> Hand {
         let filters = Vec::new();
-        let (table, room, posted) = (0, TABLE, None);
-        Hand { tid: stopped.tid(), stopped: Some(stopped), area, filters, table, room, posted }
+        let (table, room, posted, strays) = (0, TABLE, None, Vec::new());
+        let tid = stopped.tid();
+        Hand { tid, stopped: Some(stopped), area, filters, table, room, posted, strays }
     }
 
     /// The guest has these seccomp filters of its own: what they deny is not called.
@@ -184,6 +187,30 @@ impl Hand {
         self.stopped.as_mut().ok_or(HandError::Killed)
     }
 
+    /// SIGTRAP that was sent to it while it made calls.
+    pub fn strays(&mut self) -> Vec<libc::siginfo_t> {
+        let _ = self.rest();
+        std::mem::take(&mut self.strays)
+    }
+
+    /// Why a thread has stopped that has gone on; what was sent is no breakpoint.
+    fn arrive(&mut self, stopped: Stopped) -> Result<Stop, HandError> {
+        let mut why = stopped.why();
+        if why == Stop::Signal(libc::SIGTRAP) {
+            let information = stopped.signal_information().map_err(own("read its signal"))?;
+            if information.si_code <= libc::SI_USER {
+                self.strays.push(information);
+                // Where it comes with a breakpoint, there is only one signal (legacy_queue in kernel/signal.c).
+                let at = stopped.registers().map_err(own("read its registers"))?.rip;
+                if at != self.area + agent::behind_breakpoint() {
+                    why = Stop::Other(0);
+                }
+            }
+        }
+        self.stopped = Some(stopped);
+        Ok(why)
+    }
+
     /// Gives the thread back. What was posted and has failed is no matter any more: [`Hand::rest`] tells of it.
     pub fn release(mut self) -> Result<Stopped, HandError> {
         let _ = self.rest();
@@ -220,8 +247,7 @@ impl Hand {
         let nothing = || HandError::Own("tell of calls that nobody has asked for", Errno::EINVAL);
         let table = self.posted.take().ok_or_else(nothing)?;
         let stopped = ptrace::wait_for(self.tid).map_err(own("wait for it"))?;
-        let why = stopped.why();
-        self.stopped = Some(stopped);
+        let why = self.arrive(stopped)?;
         self.follow(&table, why)
     }
 
@@ -268,9 +294,7 @@ impl Hand {
     pub fn go_on(&mut self) -> Result<Stop, HandError> {
         let stopped = self.stopped.take().ok_or(HandError::Killed)?;
         let stopped = stopped.run().map_err(own("let it go on"))?;
-        let why = stopped.why();
-        self.stopped = Some(stopped);
-        Ok(why)
+        self.arrive(stopped)
     }
 
     /// Lets the thread run until it sleeps in a call and so long after that; there it is stopped, unless it
@@ -297,9 +321,7 @@ impl Hand {
             running.interrupt().map_err(own("stop it"))?;
         }
         let stopped = ptrace::wait_for(self.tid).map_err(own("wait for it"))?;
-        let why = stopped.why();
-        self.stopped = Some(stopped);
-        Ok(why)
+        self.arrive(stopped)
     }
 
     /// What has become of the table's calls.

@@ -6,7 +6,7 @@
  *
  * HOW: handled; ignored; waits (blocked, with one for the process and one for each thread);
  * ignored-waits (the same, ignored and blocked, for the process and its first thread); always (made and sent again
- * and again).
+ * and again); timed (sent by a timer that never stops).
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -147,6 +147,22 @@ static int traps_all_the_time(void)
 	return failed;
 }
 
+/* A timer sends it to the process all the time. */
+static int timers_send_it(void)
+{
+	struct sigevent event = { .sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGTRAP };
+	struct itimerspec often = { { 0, 100000 }, { 0, 100000 } };
+	timer_t timer;
+	sigaction(SIGTRAP, &(struct sigaction){ .sa_sigaction = hear, .sa_flags = SA_SIGINFO | SA_RESTART }, NULL);
+	CHECK(!timer_create(CLOCK_MONOTONIC, &event, &timer) && !timer_settime(timer, 0, &often, NULL));
+	close(open(ready, O_CREAT | O_WRONLY, 0600));
+	wait_for_go();
+	for (int before = heard; heard < before + 10;)
+		usleep(1000);
+	puts(failed ? "not so" : "all so");
+	return failed;
+}
+
 /* An instruction that traps kills a program that ignores that. */
 static void is_killed_by_a_trap(void)
 {
@@ -167,6 +183,8 @@ int main(int argc, char **argv)
 	ready = argv[1], go = argv[2];
 	if (!strcmp(argv[3], "always"))
 		return traps_all_the_time();
+	if (!strcmp(argv[3], "timed"))
+		return timers_send_it();
 	int ignored = !strncmp(argv[3], "ignored", 7), waits = strstr(argv[3], "waits") != NULL;
 	action.sa_sigaction = hear;
 	if (ignored)

@@ -78,7 +78,7 @@ fn each_fault_comes_once_after_restores_in_its_midst() {
 }
 
 /// What a program does of SIGTRAP, and what of that waits.
-const TRAPS: [&str; 5] = ["handled", "ignored", "waits", "ignored-waits", "always"];
+const TRAPS: [&str; 6] = ["handled", "ignored", "waits", "ignored-waits", "always", "timed"];
 
 #[test]
 fn traps_come_natively() {

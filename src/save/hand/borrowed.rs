@@ -125,7 +125,8 @@ impl Borrowed {
     }
 
     /// Gives the thread back as it was, but for the action of SIGTRAP. The agent stays for other threads.
-    pub fn leave(self) -> Result<Stopped, HandError> {
+    pub fn leave(mut self) -> Result<Stopped, HandError> {
+        self.traps.add(self.hand.strays());
         let room = self.hand.table().address();
         let stopped = self.hand.release()?;
         let stopped = self.traps.put_back(stopped, self.instruction, room)?;
@@ -134,7 +135,8 @@ impl Borrowed {
 
     /// Gives the thread back as it was, and takes the agent out of its process. The last of its process: no other
     /// hand is in it any more.
-    pub fn end(self) -> Result<Stopped, HandError> {
+    pub fn end(mut self) -> Result<Stopped, HandError> {
+        self.traps.add(self.hand.strays());
         let (area, room) = (self.hand.area(), self.hand.table().address());
         let mut stopped = self.hand.release()?;
         // (A breakpoint has left SIGTRAP not blocked.)

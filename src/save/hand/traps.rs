@@ -85,6 +85,15 @@ impl Traps {
         Ok(stopped)
     }
 
+    /// Takes what was sent while hands worked as well.
+    pub fn add(&mut self, strays: Vec<libc::siginfo_t>) {
+        // Which queue it was in nothing tells; tgkill(2) is for a thread.
+        let (of_thread, of_process): (Vec<_>, Vec<_>) =
+            strays.into_iter().partition(|it| it.si_code == libc::SI_TKILL);
+        self.of_thread.extend(of_thread);
+        self.of_process.extend(of_process);
+    }
+
     /// Whether there is nothing to put back.
     pub fn is_empty(&self) -> bool {
         self.action.is_none() && self.of_process.is_empty() && self.of_thread.is_empty()

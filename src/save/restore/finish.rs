@@ -92,15 +92,18 @@ fn set(plant: Plant<'_>) -> Result<Vec<Stopped>, RestoreError> {
     hands.extend(others);
     let mut waits = Vec::with_capacity(hands.len());
     for (hand, thread) in hands.iter_mut().zip(&process.threads) {
+        // (A breakpoint has left SIGTRAP not blocked, and a timer may send it all the time.)
+        threads::block(hand, &who)?;
         waits.push(waits::begin(hand, thread).map_err(RestoreError::of(&who))?);
     }
     let mut all = Vec::with_capacity(hands.len());
     // Its action of SIGTRAP comes first, by the leader.
     let mut leading = Some(process);
     for (mut hand, thread) in hands.into_iter().zip(&process.threads) {
-        // (A breakpoint has left SIGTRAP not blocked, and what waits for the process is anybody's.)
+        // (Its wait may have ended in one more, and what waits for the process is anybody's.)
         threads::block(&mut hand, &who)?;
-        let traps = threads::traps(leading.take(), thread);
+        let mut traps = threads::traps(leading.take(), thread);
+        traps.add(hand.strays());
         let give = |stopped| traps.put_back(stopped, instruction, room);
         all.push(hand.release().and_then(give).map_err(RestoreError::of(&who))?);
     }
