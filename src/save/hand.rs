@@ -2,7 +2,8 @@
 //!
 //! Owns the way of a table of calls ([`crate::sys::agent`]) into a guest and back, for a thread of a
 //! running guest, which must not notice ([`Borrowed`]), and for a process that is being put together
-//! ([`Hand`] alone). What is called is the caller's business. Everything here belongs to the thread that
+//! ([`Hand`] alone). The trap at the end of a table costs a process its action of SIGTRAP, and would be taken
+//! for such a signal that waits: both are put back last ([`Traps`]). What is called is the caller's business. Everything here belongs to the thread that
 //! traces (see [`crate::sys::ptrace`]).
 
 use std::fs::{File, OpenOptions};
@@ -17,6 +18,14 @@ use crate::sys::agent::{self, Data, Done, Failed, Table};
 use crate::sys::errno_of;
 use crate::sys::process;
 use crate::sys::ptrace::{self, Stop, Stopped};
+
+mod borrowed;
+mod remote;
+mod traps;
+
+pub use borrowed::{Area, Borrowed, Refusal};
+pub use remote::{find_instruction, remote_call, to_a_signal};
+pub use traps::{Traps, calls_for};
 
 /// Bytes of the agent's code: a page.
 pub const CODE: usize = 4096;
@@ -103,14 +112,17 @@ pub struct Hand {
     room: usize,
     /// Calls that are under way ([`Hand::post`]).
     posted: Option<Table>,
+    /// SIGTRAP that was sent meanwhile: taken for no breakpoint, and to be put back ([`Traps`]).
+    strays: Vec<libc::siginfo_t>,
 }
 
 impl Hand {
     /// `stopped` has the agent's code at `area` and room for a table behind it.
     pub fn new(stopped: Stopped, area: u64) -> Hand {
         let filters = Vec::new();
-        let (table, room, posted) = (0, TABLE, None);
-        Hand { tid: stopped.tid(), stopped: Some(stopped), area, filters, table, room, posted }
+        let (table, room, posted, strays) = (0, TABLE, None, Vec::new());
+        let tid = stopped.tid();
+        Hand { tid, stopped: Some(stopped), area, filters, table, room, posted, strays }
     }
 
     /// The guest has these seccomp filters of its own: what they deny is not called.
@@ -175,6 +187,30 @@ impl Hand {
         self.stopped.as_mut().ok_or(HandError::Killed)
     }
 
+    /// SIGTRAP that was sent to it while it made calls.
+    pub fn strays(&mut self) -> Vec<libc::siginfo_t> {
+        let _ = self.rest();
+        std::mem::take(&mut self.strays)
+    }
+
+    /// Why a thread has stopped that has gone on; what was sent is no breakpoint.
+    fn arrive(&mut self, stopped: Stopped) -> Result<Stop, HandError> {
+        let mut why = stopped.why();
+        if why == Stop::Signal(libc::SIGTRAP) {
+            let information = stopped.signal_information().map_err(own("read its signal"))?;
+            if information.si_code <= libc::SI_USER {
+                self.strays.push(information);
+                // Where it comes with a breakpoint, there is only one signal (legacy_queue in kernel/signal.c).
+                let at = stopped.registers().map_err(own("read its registers"))?.rip;
+                if at != self.area + agent::behind_breakpoint() {
+                    why = Stop::Other(0);
+                }
+            }
+        }
+        self.stopped = Some(stopped);
+        Ok(why)
+    }
+
     /// Gives the thread back. What was posted and has failed is no matter any more: [`Hand::rest`] tells of it.
     pub fn release(mut self) -> Result<Stopped, HandError> {
         let _ = self.rest();
@@ -211,8 +247,7 @@ impl Hand {
         let nothing = || HandError::Own("tell of calls that nobody has asked for", Errno::EINVAL);
         let table = self.posted.take().ok_or_else(nothing)?;
         let stopped = ptrace::wait_for(self.tid).map_err(own("wait for it"))?;
-        let why = stopped.why();
-        self.stopped = Some(stopped);
+        let why = self.arrive(stopped)?;
         self.follow(&table, why)
     }
 
@@ -225,7 +260,7 @@ impl Hand {
                 Stop::Made(_) | Stop::Executed { .. } | Stop::Asked | Stop::Group(_) => {}
                 Stop::Signal(signal) if is_fault(signal) => return Err(HandError::Astray(signal)),
                 // All others are blocked, but for SIGSTOP: it has no hold on a thread that goes on.
-                Stop::Signal(_) | Stop::Other(_) => {}
+                Stop::Signal(_) | Stop::Call | Stop::Other(_) => {}
             }
             why = self.go_on()?;
         }
@@ -259,9 +294,7 @@ impl Hand {
     pub fn go_on(&mut self) -> Result<Stop, HandError> {
         let stopped = self.stopped.take().ok_or(HandError::Killed)?;
         let stopped = stopped.run().map_err(own("let it go on"))?;
-        let why = stopped.why();
-        self.stopped = Some(stopped);
-        Ok(why)
+        self.arrive(stopped)
     }
 
     /// Lets the thread run until it sleeps in a call and so long after that; there it is stopped, unless it
@@ -288,9 +321,7 @@ impl Hand {
             running.interrupt().map_err(own("stop it"))?;
         }
         let stopped = ptrace::wait_for(self.tid).map_err(own("wait for it"))?;
-        let why = stopped.why();
-        self.stopped = Some(stopped);
-        Ok(why)
+        self.arrive(stopped)
     }
 
     /// What has become of the table's calls.
@@ -382,227 +413,6 @@ pub fn force(tid: i32, address: u64, bytes: &[u8]) -> Result<(), Errno> {
 pub fn memory(tid: i32, write: bool) -> Result<File, Errno> {
     let open = OpenOptions::new().read(true).write(write).open(format!("/proc/{tid}/mem"));
     open.map_err(|error| errno_of(&error))
-}
-
-/// A thread that could not be borrowed: why, and the thread itself unless it was killed.
-pub type Refusal = (HandError, Option<Stopped>);
-
-fn lost(error: HandError) -> Refusal {
-    (error, None)
-}
-
-/// Where the agent lies in a guest that goes on afterwards.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Area {
-    /// The area itself.
-    address: u64,
-    /// A `syscall` instruction of the guest's own.
-    instruction: u64,
-}
-
-/// What a thread is given back when its hand is.
-#[derive(Debug)]
-struct Before {
-    registers: libc::user_regs_struct,
-    mask: u64,
-    why: Stop,
-    information: Option<libc::siginfo_t>,
-}
-
-/// The hand of a thread that is given back as it was.
-#[derive(Debug)]
-pub struct Borrowed {
-    /// Calls are made through it.
-    pub hand: Hand,
-    before: Before,
-    instruction: u64,
-}
-
-impl Borrowed {
-    /// Puts the agent into the thread's memory. `instruction`: where a `syscall` instruction of the
-    /// guest is ([`find_instruction`]).
-    ///
-    /// # Errors
-    /// The thread comes back as it was, unless it was killed.
-    pub fn begin(stopped: Stopped, instruction: u64) -> Result<(Borrowed, Area), Refusal> {
-        let (stopped, before) = prepare(stopped).map_err(lost)?;
-        let map = |stopped, address: u64, length: u64, protection: libc::c_int, flags| {
-            let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | flags) as u64;
-            let arguments = [address, length, protection as u64, flags, u64::MAX, 0];
-            remote_call(stopped, instruction, libc::SYS_mmap, arguments).map_err(lost)
-        };
-        let (stopped, mapped) = map(stopped, 0, AREA, libc::PROT_READ | libc::PROT_WRITE, 0)?;
-        let refuse = |stopped, errno| match give_back(stopped, &before) {
-            Ok(stopped) => (own("map memory in it")(errno), Some(stopped)),
-            Err(error) => lost(error),
-        };
-        let address = match mapped {
-            Ok(address) => address,
-            Err(errno) => return Err(refuse(stopped, errno)),
-        };
-        // Under PR_SET_MDWE what was writable never becomes executable: mapped anew, not protected.
-        let executable = libc::PROT_READ | libc::PROT_EXEC;
-        let (stopped, mapped) = map(stopped, address, CODE as u64, executable, libc::MAP_FIXED)?;
-        let written = mapped.and_then(|_| force(stopped.tid(), address, agent::code()));
-        if let Err(errno) = written {
-            let unmap = [address, AREA, 0, 0, 0, 0];
-            let (stopped, _) =
-                remote_call(stopped, instruction, libc::SYS_munmap, unmap).map_err(lost)?;
-            return Err(refuse(stopped, errno));
-        }
-        let hand = Hand::new(stopped, address);
-        Ok((Borrowed { hand, before, instruction }, Area { address, instruction }))
-    }
-
-    /// The hand of another thread of the same process, which has the agent already.
-    pub fn join(stopped: Stopped, area: Area) -> Result<Borrowed, Refusal> {
-        let (stopped, before) = prepare(stopped).map_err(lost)?;
-        let hand = Hand::new(stopped, area.address);
-        Ok(Borrowed { hand, before, instruction: area.instruction })
-    }
-
-    /// The registers that the thread had.
-    pub fn registers(&self) -> libc::user_regs_struct {
-        self.before.registers
-    }
-
-    /// The signals that it blocked.
-    pub fn mask(&self) -> u64 {
-        self.before.mask
-    }
-
-    /// The signal that it was about to get when it was stopped.
-    pub fn signal(&self) -> Option<libc::siginfo_t> {
-        self.before.information
-    }
-
-    /// Why it had stopped.
-    pub fn why(&self) -> Stop {
-        self.before.why
-    }
-
-    /// Gives the thread back as it was. The agent stays for other threads.
-    pub fn leave(self) -> Result<Stopped, HandError> {
-        give_back(self.hand.release()?, &self.before)
-    }
-
-    /// Gives the thread back as it was, and takes the agent out of its process.
-    pub fn end(self) -> Result<Stopped, HandError> {
-        let area = self.hand.area();
-        let stopped = self.hand.release()?;
-        let (stopped, result) =
-            remote_call(stopped, self.instruction, libc::SYS_munmap, [area, AREA, 0, 0, 0, 0])?;
-        result.map_err(own("unmap memory in it"))?;
-        give_back(stopped, &self.before)
-    }
-}
-
-fn prepare(stopped: Stopped) -> Result<(Stopped, Before), HandError> {
-    let mut stopped = to_its_fault(stopped)?;
-    let registers = stopped.registers().map_err(own("read its registers"))?;
-    let mask = stopped.signal_mask().map_err(own("read its signal mask"))?;
-    let why = stopped.why();
-    let information = match why {
-        Stop::Signal(_) => Some(stopped.signal_information().map_err(own("read its signal"))?),
-        _ => None,
-    };
-    stopped.set_signal_mask(u64::MAX).map_err(own("block its signals"))?;
-    Ok((stopped, Before { registers, mask, why, information }))
-}
-
-/// Where a fault waits for the thread (it was asked to stop as that came up) it goes on to its stop for that, without
-/// another instruction: a fault comes first, and would come before the trap at the end of a hand's calls
-/// (dequeue_synchronous_signal in kernel/signal.c).
-fn to_its_fault(mut stopped: Stopped) -> Result<Stopped, HandError> {
-    // (It may have been asked to stop more than once.)
-    const ATTEMPTS: usize = 16;
-    for _ in 0..ATTEMPTS {
-        if stopped.why() != Stop::Asked || !has_fault(&stopped)? {
-            break;
-        }
-        stopped = stopped.run().map_err(own("let it go on"))?;
-    }
-    Ok(stopped)
-}
-
-/// Whether a fault waits for it.
-fn has_fault(stopped: &Stopped) -> Result<bool, HandError> {
-    let waiting = stopped.pending_signals(false).map_err(own("read its signals"))?;
-    let blocked = stopped.signal_mask().map_err(own("read its signal mask"))?;
-    Ok(waiting.iter().any(|signal| {
-        let (number, code) = (signal.si_signo, signal.si_code);
-        let is_one = is_fault(number) || number == libc::SIGTRAP;
-        is_one && code > libc::SI_USER && blocked & 1 << (number - 1) == 0
-    }))
-}
-
-fn give_back(mut stopped: Stopped, before: &Before) -> Result<Stopped, HandError> {
-    // Had something else come first, the hand's own trap would still wait, and end the program.
-    const ATTEMPTS: usize = 16;
-    for _ in 0..ATTEMPTS {
-        if !has_fault(&stopped)? {
-            break;
-        }
-        stopped = stopped.run().map_err(own("let it go on"))?;
-    }
-    stopped.set_registers(&before.registers).map_err(own("put its registers back"))?;
-    stopped.set_signal_mask(before.mask).map_err(own("put its signal mask back"))?;
-    if let Some(information) = &before.information {
-        stopped.set_signal_information(information).map_err(own("put its signal back"))?;
-    }
-    Ok(stopped.because(before.why))
-}
-
-/// What a call of another process gave.
-type Called = (Stopped, Result<u64, Errno>);
-
-/// One call by the guest's own `syscall` instruction at `instruction`.
-pub fn remote_call(
-    mut stopped: Stopped,
-    instruction: u64,
-    number: libc::c_long,
-    arguments: [u64; 6],
-) -> Result<Called, HandError> {
-    let mut registers = stopped.registers().map_err(own("read its registers"))?;
-    registers.rip = instruction;
-    registers.rax = number as u64;
-    registers.orig_rax = u64::MAX;
-    [registers.rdi, registers.rsi, registers.rdx, registers.r10, registers.r8, registers.r9] =
-        arguments;
-    stopped.set_registers(&registers).map_err(own("change its registers"))?;
-    let mut stopped = stopped.step().map_err(own("let it go on"))?;
-    loop {
-        match stopped.why() {
-            Stop::Signal(libc::SIGTRAP) => break,
-            Stop::Signal(signal) if is_fault(signal) => return Err(HandError::Astray(signal)),
-            _ => stopped = stopped.step().map_err(own("let it go on"))?,
-        }
-    }
-    let result = stopped.registers().map_err(own("read its registers"))?.rax;
-    let result = match result as i64 {
-        error @ -4095..=-1 => Err(Errno::from_raw(-error as i32)),
-        _ => Ok(result),
-    };
-    Ok((stopped, result))
-}
-
-/// Where a `syscall` instruction is in the guest's memory: its vDSO has some, for what it cannot answer
-/// itself; else in what is executable of it.
-pub fn find_instruction(tid: i32, executable: &[(u64, u64, bool)]) -> Option<u64> {
-    const SYSCALL: [u8; 2] = [0x0f, 0x05];
-    const MOST: u64 = 4 << 20;
-    let mut ranges: Vec<_> = executable.to_vec();
-    // The vDSO first.
-    ranges.sort_by_key(|(_, _, is_vdso)| !is_vdso);
-    for (start, end, _) in ranges {
-        let mut bytes = vec![0; (end - start).min(MOST) as usize];
-        let readable = read(tid, start, &mut bytes).is_ok()
-            || memory(tid, false).is_ok_and(|it| it.read_exact_at(&mut bytes, start).is_ok());
-        if readable && let Some(at) = bytes.windows(2).position(|pair| pair == SYSCALL) {
-            return Some(start + at as u64);
-        }
-    }
-    None
 }
 
 /// Waits for a new tracee's first stop.

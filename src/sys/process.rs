@@ -36,6 +36,12 @@ pub fn pidfd_open(pid: pid_t, thread: bool) -> Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as c_int) })
 }
 
+/// Sends a signal to one thread (tkill(2)), whose number must be its own still: that of a stopped tracee of the caller's.
+pub fn signal_thread(tid: pid_t, signal: c_int) -> Result<(), Errno> {
+    // SAFETY: plain numbers.
+    Errno::result(unsafe { libc::syscall(libc::SYS_tkill, tid, signal) }).map(drop)
+}
+
 /// Sends a signal to the process behind a pidfd (pidfd_send_signal(2)).
 pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: c_int) -> Result<(), Errno> {
     // SAFETY: a null siginfo asks the kernel to make one, as kill(2) does.

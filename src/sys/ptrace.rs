@@ -14,11 +14,12 @@ use libc::{c_int, c_long, c_uint, c_void, pid_t};
 use nix::errno::Errno;
 
 /// What the tracer is told of beside stops and ends: new threads and processes, which are traced from
-/// their first instruction on, and execs.
+/// their first instruction on, and execs. Stops at calls are told from those for SIGTRAP.
 const OPTIONS: c_int = libc::PTRACE_O_TRACECLONE
     | libc::PTRACE_O_TRACEFORK
     | libc::PTRACE_O_TRACEVFORK
-    | libc::PTRACE_O_TRACEEXEC;
+    | libc::PTRACE_O_TRACEEXEC
+    | libc::PTRACE_O_TRACESYSGOOD;
 
 /// include/uapi/linux/elf.h
 const NT_X86_XSTATE: usize = 0x202;
@@ -60,6 +61,8 @@ pub enum Stop {
         /// The number.
         former: pid_t,
     },
+    /// It is at the entry or the exit of a call ([`Stopped::run_to_call`]).
+    Call,
     /// Something else.
     Other(c_int),
 }
@@ -184,6 +187,7 @@ impl Stop {
     fn of(tid: pid_t, status: c_int) -> Stop {
         let signal = libc::WSTOPSIG(status);
         match status >> 16 {
+            0 if signal == libc::SIGTRAP | 0x80 => Stop::Call,
             0 => Stop::Signal(signal),
             libc::PTRACE_EVENT_STOP if signal == libc::SIGTRAP => Stop::Asked,
             libc::PTRACE_EVENT_STOP => Stop::Group(signal),
@@ -365,9 +369,10 @@ impl Stopped {
         self
     }
 
-    /// It executes one instruction and stops again; see [`Stopped::run`].
-    pub fn step(self) -> Result<Stopped, Errno> {
-        self.go_and_wait(libc::PTRACE_SINGLESTEP, 0)
+    /// It goes on to the entry of its next call, or from there to its exit, unless it stops for something else
+    /// before; see [`Stopped::run`]. No signal is forced on it for that (ptrace_report_syscall in include/linux/ptrace.h).
+    pub fn run_to_call(self) -> Result<Stopped, Errno> {
+        self.go_and_wait(libc::PTRACE_SYSCALL, 0)
     }
 
     /// It goes on without the signal that it was about to get, and is waited for until it stops again.
@@ -457,6 +462,7 @@ mod tests {
     fn stops_are_told_apart() {
         let of = |event, signal| Stop::of(0, status(event, signal));
         assert_eq!(of(0, libc::SIGTRAP), Stop::Signal(libc::SIGTRAP));
+        assert_eq!(of(0, libc::SIGTRAP | 0x80), Stop::Call);
         assert_eq!(of(libc::PTRACE_EVENT_STOP, libc::SIGTRAP), Stop::Asked);
         assert_eq!(of(libc::PTRACE_EVENT_STOP, libc::SIGTSTP), Stop::Group(libc::SIGTSTP));
         assert_eq!(of(libc::PTRACE_EVENT_VFORK, libc::SIGTRAP), Stop::Made(0));

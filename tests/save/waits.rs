@@ -77,6 +77,46 @@ fn each_fault_comes_once_after_restores_in_its_midst() {
     faults("faults-restored", &[Way::TenTimes]);
 }
 
+/// What a program does of SIGTRAP, and what of that waits.
+const TRAPS: [&str; 6] = ["handled", "ignored", "waits", "ignored-waits", "always", "timed"];
+
+#[test]
+fn traps_come_natively() {
+    let desk = Desk::new("traps-native");
+    desk.touch("go");
+    for how in TRAPS {
+        let mut command = desk.workspace.command(guest("save_traps"));
+        command.args(["up", "go", how]);
+        run(command, b"", LIMIT).success().expect_out("all so\n");
+    }
+}
+
+#[track_caller]
+fn traps(test: &str, ways: &[Way]) {
+    for how in TRAPS {
+        let desk = Desk::new(&format!("{test}-{how}"));
+        desk.begin("save_traps", &format!("up go {how}"));
+        ways.iter().for_each(|way| desk.save(*way));
+        desk.touch("go");
+        desk.ends_well("all so\n");
+    }
+}
+
+#[test]
+fn a_program_keeps_its_traps_after_saves() {
+    traps("traps-left", &[Way::LeftRunning; 4]);
+}
+
+#[test]
+fn a_program_keeps_its_traps_after_a_restore() {
+    traps("traps-restored", &[Way::Restored]);
+}
+
+#[test]
+fn a_program_keeps_its_traps_after_many_restores() {
+    traps("traps-ten", &[Way::TenTimes]);
+}
+
 #[test]
 fn timers_count_natively() {
     let desk = Desk::new("overruns-native");

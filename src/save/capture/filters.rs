@@ -3,7 +3,7 @@
 use crate::notify::Gate;
 use crate::save::bpf;
 use crate::save::error::SaveError;
-use crate::save::hand::{AREA, CODE};
+use crate::save::hand::{AREA, CODE, calls_for};
 use crate::save::state::Process;
 use crate::sentry::{FilterLog, filter_count};
 
@@ -42,7 +42,7 @@ pub fn capture(
         .into_iter()
         .map(|filter| (filter.flags, serde_bytes::ByteBuf::from(filter.program)))
         .collect();
-    may_begin(&programs(process), who)
+    may_begin(&programs(process), tids, who)
 }
 
 /// The programs of a process's filters.
@@ -51,7 +51,10 @@ pub fn programs(process: &Process) -> Vec<Vec<u8>> {
 }
 
 /// Whether the filters let a hand in and out again ([`crate::save::hand::Borrowed::begin`]).
-fn may_begin(programs: &[Vec<u8>], who: &str) -> Result<(), SaveError> {
+fn may_begin(programs: &[Vec<u8>], tids: &[i32], who: &str) -> Result<(), SaveError> {
+    if programs.is_empty() {
+        return Ok(());
+    }
     let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
     let fixed = flags | libc::MAP_FIXED as u64;
     let (writable, executable) =
@@ -61,7 +64,7 @@ fn may_begin(programs: &[Vec<u8>], who: &str) -> Result<(), SaveError> {
         ("mmap", libc::SYS_mmap, [AREA, CODE as u64, executable as u64, fixed, u64::MAX, 0]),
         ("munmap", libc::SYS_munmap, [AREA, AREA, 0, 0, 0, 0]),
     ];
-    for (name, number, arguments) in calls {
+    for (name, number, arguments) in calls.into_iter().chain(calls_for(tids, AREA)) {
         let call = bpf::Call { number: number as u32, instruction_pointer: AREA, arguments };
         if !programs.iter().all(|program| bpf::allows(program, &call)) {
             return Err(SaveError::refused(format!(

@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 
 use nix::errno::Errno;
 use nix::time::{ClockId, clock_gettime};
+use serde_bytes::ByteBuf;
 
 use crate::notify::Gate;
 use crate::save::error::SaveError;
@@ -18,7 +19,7 @@ use crate::sentry::{Carried, ProcessInfo, Tracees, Used};
 use crate::sys::agent::Data;
 use crate::sys::errno_of;
 use crate::sys::generated;
-use crate::sys::ptrace::Stop;
+use crate::sys::ptrace::{Stop, signal_bytes};
 
 pub mod adjustments;
 pub mod collector;
@@ -378,8 +379,8 @@ impl Whose<'_> {
         (process, collector): About<'_>,
     ) -> Result<(Thread, Stop), SaveError> {
         let mut thread = threads::hear(self.who, borrowed, asked)?;
-        // (What it was about to get is no signal that waits.)
-        let taken = usize::from(borrowed.signal().is_some());
+        // (What it was about to get is no signal that waits, nor is what the hand has taken away.)
+        let taken = usize::from(borrowed.signal().is_some()) + borrowed.traps().of_thread.len();
         let told = overruns::Told { leader, taken, goes_on: self.goes_on };
         overruns::capture(&mut borrowed.hand, &told, process, &mut thread, collector)
             .map_err(SaveError::of(self.who))?;
@@ -425,6 +426,7 @@ fn leader(
     found: &mut Found,
 ) -> Result<(), SaveError> {
     let Before { gate, guest, guests, streams, live } = *before;
+    let (action, waited) = (borrowed.traps().action, signals(&borrowed.traps().of_process));
     let mut subject = Subject::new(guest.pid, guest.guest_pid, &mut borrowed.hand);
     if found.clocks == Clocks::default() {
         found.clocks = clocks(&mut subject)?;
@@ -432,6 +434,11 @@ fn leader(
         found.collector.moment = now.map(|now| now.tv_sec() * 1_000_000_000 + now.tv_nsec());
     }
     process::capture(&mut subject, process)?;
+    // The hand has taken these away.
+    process.pending.extend(waited);
+    if let Some(action) = action {
+        process.actions[libc::SIGTRAP as usize - 1] = action;
+    }
     timers::set_back(process, &found.collector);
     let children = guests.iter().filter(|it| it.guest_parent == guest.guest_pid);
     let children: Vec<i32> = children.map(|it| it.guest_pid).collect();
@@ -485,6 +492,11 @@ fn add_before(used: &mut [u64], before: &[Used]) {
     for (used, before) in used.iter_mut().zip(before) {
         *used = used.saturating_add(before);
     }
+}
+
+/// Signals as an image knows them.
+fn signals(all: &[libc::siginfo_t]) -> Vec<ByteBuf> {
+    all.iter().map(|it| ByteBuf::from(signal_bytes(it))).collect()
 }
 
 /// Mostly this is a thread that is just ending: the next attempt does not meet it any more.

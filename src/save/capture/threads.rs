@@ -57,12 +57,12 @@ pub fn ask(who: &str, borrowed: &mut Borrowed) -> Result<Asked, SaveError> {
     };
     let registers = words(&borrowed.registers());
     let mask = borrowed.mask();
-    let first = borrowed.signal();
+    let (first, taken) = (borrowed.signal(), super::signals(&borrowed.traps().of_thread));
     let stopped = borrowed.hand.stopped().map_err(SaveError::of(who))?;
     let extended = stopped.extended_state().map_err(failed("the vector registers"))?;
-    let mut pending = Vec::new();
-    // It was about to get this one.
-    pending.extend(first.iter().map(signal_bytes));
+    // It was about to get the first; others the hand has taken away.
+    let mut pending = super::signals(first.as_slice());
+    pending.extend(taken);
     pending.extend(pending_of(stopped, false).map_err(failed("the pending signals"))?);
     let rseq = match stopped.restartable_sequence() {
         Ok((0, ..)) | Err(_) => None,
@@ -148,11 +148,7 @@ pub fn used(done: &Done, usage: Data) -> [u64; 2] {
 
 /// Signals that wait for the thread, or with `shared` for its process.
 pub fn pending_of(stopped: &Stopped, shared: bool) -> Result<Vec<ByteBuf>, Errno> {
-    Ok(stopped.pending_signals(shared)?.iter().map(signal_bytes).collect())
-}
-
-fn signal_bytes(information: &libc::siginfo_t) -> ByteBuf {
-    ByteBuf::from(crate::sys::ptrace::signal_bytes(information))
+    Ok(super::signals(&stopped.pending_signals(shared)?))
 }
 
 /// The registers, in the order of struct user_regs_struct.

@@ -6,9 +6,9 @@ use super::{
     space_of, stops, threads, timers, waits,
 };
 use crate::save::error::RestoreError;
-use crate::save::hand::{AREA, Hand, SLOTS, find_instruction, remote_call};
+use crate::save::hand::{AREA, CODE, Hand, SLOTS, find_instruction, remote_call, to_a_signal};
 use crate::save::state::{Sandbox, Thread};
-use crate::sys::ptrace::Stopped;
+use crate::sys::ptrace::{Stop, Stopped};
 
 /// All are set to go on where they were. Children first: a parent is told of what becomes of them, and that
 /// is not to be seen.
@@ -87,27 +87,51 @@ fn set(plant: Plant<'_>) -> Result<Vec<Stopped>, RestoreError> {
     let instruction = find_instruction(hand.tid(), &executable).ok_or_else(|| {
         RestoreError::refused(format!("{who} has no code that could make a system call"))
     })?;
-    let area = hand.area();
+    let (area, room) = (hand.area(), hand.area() + CODE as u64);
     let mut hands = vec![hand];
     hands.extend(others);
     let mut waits = Vec::with_capacity(hands.len());
     for (hand, thread) in hands.iter_mut().zip(&process.threads) {
+        // (A breakpoint has left SIGTRAP not blocked, and a timer may send it all the time.)
+        threads::block(hand, &who)?;
         waits.push(waits::begin(hand, thread).map_err(RestoreError::of(&who))?);
     }
-    let mut others = hands.into_iter();
-    let hand = others.next().ok_or_else(|| RestoreError::refused("a process has no thread"))?;
-    let stopped = hand.release().map_err(RestoreError::of(&who))?;
-    let arguments = [area, AREA, 0, 0, 0, 0];
-    let (stopped, done) = remote_call(stopped, instruction, libc::SYS_munmap, arguments)
-        .map_err(RestoreError::of(&who))?;
-    done.map_err(|errno| RestoreError::failed(format!("{who}: its memory"), errno.desc()))?;
-    let mut all = vec![stopped];
-    for other in others {
-        all.push(other.release().map_err(RestoreError::of(&who))?);
+    let mut all = Vec::with_capacity(hands.len());
+    // Its action of SIGTRAP comes first, by the leader.
+    let mut leading = Some(process);
+    for (mut hand, thread) in hands.into_iter().zip(&process.threads) {
+        // (Its wait may have ended in one more, and what waits for the process is anybody's.)
+        threads::block(&mut hand, &who)?;
+        let mut traps = threads::traps(leading.take(), thread);
+        traps.add(hand.strays());
+        let give = |stopped| traps.put_back(stopped, instruction, room);
+        all.push(hand.release().and_then(give).map_err(RestoreError::of(&who))?);
     }
+    remove(&mut all, instruction, area, &who)?;
     if process.stopped.is_some() {
         all = stops::stop(all, &who)?;
     }
     let all = all.into_iter().zip(&process.threads).zip(waits);
     all.map(|((stopped, thread), wait)| threads::set(stopped, thread, wait, &who)).collect()
+}
+
+/// Takes the agent out, by the first of the threads of a process. All of them can be set then.
+fn remove(
+    all: &mut Vec<Stopped>,
+    instruction: u64,
+    area: u64,
+    who: &str,
+) -> Result<(), RestoreError> {
+    let mut threads = std::mem::take(all).into_iter();
+    let leader = threads.next().ok_or_else(|| RestoreError::refused("a process has no thread"))?;
+    let arguments = [area, AREA, 0, 0, 0, 0];
+    let (leader, done) = remote_call(leader, instruction, libc::SYS_munmap, arguments)
+        .map_err(RestoreError::of(who))?;
+    done.map_err(|errno| RestoreError::failed(format!("{who}: its memory"), errno.desc()))?;
+    for thread in std::iter::once(leader).chain(threads) {
+        let is_at_call = thread.why() == Stop::Call;
+        let thread = if is_at_call { to_a_signal(thread) } else { Ok(thread) };
+        all.push(thread.map_err(RestoreError::of(who))?);
+    }
+    Ok(())
 }

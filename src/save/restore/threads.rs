@@ -5,8 +5,8 @@ use serde_bytes::ByteBuf;
 
 use super::waits::Begun;
 use crate::save::error::RestoreError;
-use crate::save::hand::{Hand, HandError, first_stop};
-use crate::save::state::Thread;
+use crate::save::hand::{Hand, HandError, Traps, first_stop};
+use crate::save::state::{Process, Thread};
 use crate::sys::agent::Table;
 use crate::sys::ptrace::{REGISTERS, Stop, Stopped, place, registers_of, signal_of};
 
@@ -176,7 +176,7 @@ fn schedule(table: &mut Table, thread: &Thread) {
 
 /// Puts signals in the queue of the thread, or with `process` of its process. From the thread itself:
 /// only then may they say of themselves what they like (do_rt_tgsigqueueinfo in kernel/signal.c). Faults of a
-/// thread are left out ([`set`]).
+/// thread are left out ([`set`]), and SIGTRAP, which would be taken for a hand's ([`traps`]).
 pub fn queue(
     hand: &mut Hand,
     (pid, tid): (i32, i32),
@@ -184,7 +184,8 @@ pub fn queue(
     process: bool,
     who: &str,
 ) -> Result<(), RestoreError> {
-    let signals: Vec<&ByteBuf> = signals.iter().filter(|it| process || !is_fault(it)).collect();
+    let is_queued = |it: &&ByteBuf| number_of(it) != libc::SIGTRAP && (process || !is_fault(it));
+    let signals: Vec<&ByteBuf> = signals.iter().filter(is_queued).collect();
     for some in signals.chunks(64) {
         let mut table = hand.table();
         for signal in some {
@@ -201,6 +202,21 @@ pub fn queue(
         hand.run(&table).map_err(RestoreError::of(format!("{who}: its pending signals")))?;
     }
     Ok(())
+}
+
+/// What a thread, and with `process` its process, gets once no hand traps any more.
+pub fn traps(process: Option<&Process>, thread: &Thread) -> Traps {
+    let waits = |signals: &[ByteBuf], faults: bool| {
+        let all = signals.iter().filter(|it| number_of(it) == libc::SIGTRAP);
+        let all = all.filter(|it| faults || !is_fault(it));
+        all.filter_map(|it| it.first_chunk().map(signal_of)).collect()
+    };
+    let action = process.and_then(|it| it.actions.get(libc::SIGTRAP as usize - 1)).copied();
+    Traps {
+        action: action.filter(|it| it[0] != libc::SIG_DFL as u64),
+        of_process: process.map_or_else(Vec::new, |it| waits(&it.pending, true)),
+        of_thread: waits(&thread.pending, false),
+    }
 }
 
 /// Whether it is a signal that the thread's own instruction has led to. Blocked or not, such a one in its queue

@@ -1,0 +1,212 @@
+//! The hand of a thread of a running guest, which must not notice.
+//!
+//! Owns what such a thread has to get back: its registers, its mask, the signal that it was about to get, and SIGTRAP
+//! ([`Traps`]).
+
+use super::{AREA, CODE, Hand, HandError, Traps, force, is_fault, own, remote_call, to_a_signal};
+use crate::sys::agent;
+use crate::sys::ptrace::{Stop, Stopped};
+
+/// A thread that could not be borrowed: why, and the thread itself unless it was killed.
+pub type Refusal = (HandError, Option<Stopped>);
+
+fn lost(error: HandError) -> Refusal {
+    (error, None)
+}
+
+/// Where the agent lies in a guest that goes on afterwards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Area {
+    /// The area itself.
+    address: u64,
+    /// A `syscall` instruction of the guest's own.
+    instruction: u64,
+}
+
+/// What a thread is given back when its hand is.
+#[derive(Debug)]
+struct Before {
+    registers: libc::user_regs_struct,
+    mask: u64,
+    why: Stop,
+    information: Option<libc::siginfo_t>,
+}
+
+/// The hand of a thread that is given back as it was.
+#[derive(Debug)]
+pub struct Borrowed {
+    /// Calls are made through it.
+    pub hand: Hand,
+    before: Before,
+    instruction: u64,
+    traps: Traps,
+}
+
+impl Borrowed {
+    /// Puts the agent into the thread's memory. `instruction`: where a `syscall` instruction of the
+    /// guest is ([`find_instruction`](super::find_instruction)).
+    ///
+    /// # Errors
+    /// The thread comes back as it was, unless it was killed.
+    pub fn begin(stopped: Stopped, instruction: u64) -> Result<(Borrowed, Area), Refusal> {
+        let (stopped, before) = prepare(stopped).map_err(lost)?;
+        let map = |stopped, address: u64, length: u64, protection: libc::c_int, flags| {
+            let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | flags) as u64;
+            let arguments = [address, length, protection as u64, flags, u64::MAX, 0];
+            remote_call(stopped, instruction, libc::SYS_mmap, arguments).map_err(lost)
+        };
+        let (stopped, mapped) = map(stopped, 0, AREA, libc::PROT_READ | libc::PROT_WRITE, 0)?;
+        let refuse = |stopped, what, errno| match give_back(stopped, &before) {
+            Ok(stopped) => (own(what)(errno), Some(stopped)),
+            Err(error) => lost(error),
+        };
+        let address = match mapped {
+            Ok(address) => address,
+            Err(errno) => return Err(refuse(stopped, MAP, errno)),
+        };
+        // Under PR_SET_MDWE what was writable never becomes executable: mapped anew, not protected.
+        let executable = libc::PROT_READ | libc::PROT_EXEC;
+        let (stopped, mapped) = map(stopped, address, CODE as u64, executable, libc::MAP_FIXED)?;
+        let written = mapped.and_then(|_| force(stopped.tid(), address, agent::code()));
+        let (stopped, taken) = match written {
+            Ok(()) => {
+                // (Nothing has been forced on it so far.)
+                let (stopped, taken) =
+                    Traps::take(stopped, instruction, address + CODE as u64).map_err(lost)?;
+                (stopped, taken.map_err(|errno| (ASK, errno)))
+            }
+            Err(errno) => (stopped, Err((MAP, errno))),
+        };
+        match taken {
+            Ok(traps) => {
+                let hand = Hand::new(stopped, address);
+                Ok((Borrowed { hand, before, instruction, traps }, Area { address, instruction }))
+            }
+            Err((what, errno)) => {
+                let unmap = [address, AREA, 0, 0, 0, 0];
+                let (stopped, _) =
+                    remote_call(stopped, instruction, libc::SYS_munmap, unmap).map_err(lost)?;
+                Err(refuse(stopped, what, errno))
+            }
+        }
+    }
+
+    /// The hand of another thread of the same process, which has the agent already.
+    pub fn join(stopped: Stopped, area: Area) -> Result<Borrowed, Refusal> {
+        let (stopped, before) = prepare(stopped).map_err(lost)?;
+        let (stopped, traps) = Traps::take_of_thread(stopped).map_err(lost)?;
+        let hand = Hand::new(stopped, area.address);
+        Ok(Borrowed { hand, before, instruction: area.instruction, traps })
+    }
+
+    /// SIGTRAP, as the thread gets it back.
+    pub fn traps(&self) -> &Traps {
+        &self.traps
+    }
+
+    /// The registers that the thread had.
+    pub fn registers(&self) -> libc::user_regs_struct {
+        self.before.registers
+    }
+
+    /// The signals that it blocked.
+    pub fn mask(&self) -> u64 {
+        self.before.mask
+    }
+
+    /// The signal that it was about to get when it was stopped.
+    pub fn signal(&self) -> Option<libc::siginfo_t> {
+        self.before.information
+    }
+
+    /// Why it had stopped.
+    pub fn why(&self) -> Stop {
+        self.before.why
+    }
+
+    /// Gives the thread back as it was, but for the action of SIGTRAP. The agent stays for other threads.
+    pub fn leave(mut self) -> Result<Stopped, HandError> {
+        self.traps.add(self.hand.strays());
+        let room = self.hand.table().address();
+        let stopped = self.hand.release()?;
+        let stopped = self.traps.put_back(stopped, self.instruction, room)?;
+        give_back(stopped, &self.before)
+    }
+
+    /// Gives the thread back as it was, and takes the agent out of its process. The last of its process: no other
+    /// hand is in it any more.
+    pub fn end(mut self) -> Result<Stopped, HandError> {
+        self.traps.add(self.hand.strays());
+        let (area, room) = (self.hand.area(), self.hand.table().address());
+        let mut stopped = self.hand.release()?;
+        // (A breakpoint has left SIGTRAP not blocked.)
+        stopped.set_signal_mask(u64::MAX).map_err(own("block its signals"))?;
+        let stopped = self.traps.put_back(stopped, self.instruction, room)?;
+        let (stopped, result) =
+            remote_call(stopped, self.instruction, libc::SYS_munmap, [area, AREA, 0, 0, 0, 0])?;
+        result.map_err(own("unmap memory in it"))?;
+        give_back(stopped, &self.before)
+    }
+}
+
+const MAP: &str = "map memory in it";
+const ASK: &str = "ask it for its action of SIGTRAP";
+
+fn prepare(stopped: Stopped) -> Result<(Stopped, Before), HandError> {
+    let mut stopped = to_its_fault(stopped)?;
+    let registers = stopped.registers().map_err(own("read its registers"))?;
+    let mask = stopped.signal_mask().map_err(own("read its signal mask"))?;
+    let why = stopped.why();
+    let information = match why {
+        Stop::Signal(_) => Some(stopped.signal_information().map_err(own("read its signal"))?),
+        _ => None,
+    };
+    stopped.set_signal_mask(u64::MAX).map_err(own("block its signals"))?;
+    Ok((stopped, Before { registers, mask, why, information }))
+}
+
+/// Where a fault waits for the thread (it was asked to stop as that came up) it goes on to its stop for that, without
+/// another instruction: a fault comes first, and would come before the trap at the end of a hand's calls
+/// (dequeue_synchronous_signal in kernel/signal.c).
+fn to_its_fault(mut stopped: Stopped) -> Result<Stopped, HandError> {
+    // (It may have been asked to stop more than once.)
+    const ATTEMPTS: usize = 16;
+    for _ in 0..ATTEMPTS {
+        if stopped.why() != Stop::Asked || !has_fault(&stopped)? {
+            break;
+        }
+        stopped = stopped.run().map_err(own("let it go on"))?;
+    }
+    Ok(stopped)
+}
+
+/// Whether a fault waits for it.
+fn has_fault(stopped: &Stopped) -> Result<bool, HandError> {
+    let waiting = stopped.pending_signals(false).map_err(own("read its signals"))?;
+    let blocked = stopped.signal_mask().map_err(own("read its signal mask"))?;
+    Ok(waiting.iter().any(|signal| {
+        let (number, code) = (signal.si_signo, signal.si_code);
+        let is_one = is_fault(number) || number == libc::SIGTRAP;
+        is_one && code > libc::SI_USER && blocked & 1 << (number - 1) == 0
+    }))
+}
+
+fn give_back(mut stopped: Stopped, before: &Before) -> Result<Stopped, HandError> {
+    if stopped.why() == Stop::Call {
+        stopped = to_a_signal(stopped)?;
+    }
+    // Had something else come first, the hand's own trap would still wait, and end the program.
+    const ATTEMPTS: usize = 16;
+    for _ in 0..ATTEMPTS {
+        if !has_fault(&stopped)? {
+            break;
+        }
+        stopped = stopped.run().map_err(own("let it go on"))?;
+    }
+    stopped.set_registers(&before.registers).map_err(own("put its registers back"))?;
+    stopped.set_signal_mask(before.mask).map_err(own("put its signal mask back"))?;
+    if let Some(information) = &before.information {
+        stopped.set_signal_information(information).map_err(own("put its signal back"))?;
+    }
+    Ok(stopped.because(before.why))
+}
