@@ -41,6 +41,10 @@ const OVERHEAD: usize = 8;
 /// No file system takes less (s_maxbytes of fs/super.c is MAX_NON_LFS where nobody sets it).
 const LAST_POSITION: usize = i32::MAX as usize;
 
+/// So far apart begin the positions of snapshots: a position tells how many names came before it, also when its
+/// snapshot is forgotten. More than [`MOST_NAMES`].
+const STRIDE: usize = 1 << 21;
+
 /// The layout of what a guest is given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Form {
@@ -171,7 +175,7 @@ impl Listings {
         entries.sort_unstable_by(|a, b| (rank(a), &a.name).cmp(&(rank(b), &b.name)));
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let snapshot = inner.add(key, entries);
-        let index = position.min(snapshot.entries.len());
+        let index = (position % STRIDE).min(snapshot.entries.len());
         Ok((snapshot, index))
     }
 }
@@ -194,7 +198,7 @@ impl Inner {
         if let Some(same) = directory.back().filter(|last| *last.entries == entries) {
             return same.clone();
         }
-        let mut base = directory.back().map_or(0, Snapshot::end);
+        let mut base = directory.back().map_or(0, |last| last.base + STRIDE);
         let held: usize = directory.iter().map(weight).sum();
         let mut lost = 0;
         if base + entries.len() > LAST_POSITION || held > MOST_KEPT {
@@ -351,6 +355,12 @@ mod tests {
         assert_eq!(names(&fresh, &file, 3 * 24), [".", "..", "0"]);
         assert_eq!(names(&Listings::default(), &file, 4096), ["c", "d"]);
         assert_eq!(names(&Listings::default(), &file, 4096), [] as [&str; 0]);
+        // The same with one that was not the first.
+        let (second, one, two) = (Listings::default(), place.open(), place.open());
+        assert_eq!(names(&second, &one, 24), ["."]);
+        place.make("z");
+        assert_eq!(names(&second, &two, 3 * 24), [".", "..", "0"]);
+        assert_eq!(names(&Listings::default(), &two, 4096), ["c", "d", "z"]);
     }
 
     #[test]
