@@ -163,7 +163,7 @@ fn image(path: &Path) -> Result<ImageReport, String> {
     let (file, _) = image_file(path)?;
     let failed = |error: RestoreError| format!("cannot inspect {}: {error}", named(path));
     let from = std::io::BufReader::with_capacity(1 << 20, file);
-    let Image { features, compressed, state_bytes, sandbox, reader } =
+    let Image { features, compressed, state_bytes, sandbox, reader, .. } =
         opened::look(from).map_err(failed)?;
     let saved = spec::read(&sandbox.run.spec).map_err(failed)?;
     let (stored, summary) = content(reader).map_err(failed)?;

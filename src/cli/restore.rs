@@ -267,7 +267,7 @@ fn attempt(
         )));
     }
     let Opened { image, bar, .. } = opened;
-    let Image { mut sandbox, mut reader, .. } = image;
+    let Image { mut sandbox, mark, mut reader, .. } = image;
     let mut host = Host::current();
     host.private.push(control.base().to_owned());
     // It may write wherever its run could.
@@ -289,7 +289,7 @@ fn attempt(
         clocks.boottime = clocks.boottime.saturating_add(passed);
     }
     let content = (plain.as_ref(), &mut reader);
-    let mut overlays = Overlays::make((&sandbox, &spec), store, control.id(), content)
+    let mut overlays = Overlays::make((&sandbox, &mark, &spec), store, control.id(), content)
         .map_err(|error| own(refused(command, error)))?;
     let streams = Streams::redirect(command).map_err(own)?;
     let options = restore::Options {

@@ -94,15 +94,17 @@ fn judge(
 
 /// From when on a change of the host's was not seen by the runs that changed an entry of a layer.
 ///
-/// What a run has copied up is what the host had then, and it was not covered before. So the start of that
-/// run counts. Anything else that was made in a later run (a new file, a removal) may have taken the place of
-/// what an earlier run had put over the host's: then nobody saw what the host did in between, and the start
-/// of the first run counts.
+/// What a run has copied up, and the kernel has marked so, is what the host had then, and it was not covered
+/// before. So the start of that run counts. Anything else that was made in a later run (a new file, a removal) may
+/// have taken the place of what an earlier run had put over the host's: then nobody saw what the host did in
+/// between, and the start of the first run counts. So it does for copies without a mark: of a file that had
+/// several names, and from an image.
 fn since(kept: &Kept, directory: BorrowedFd<'_>, name: &OsStr) -> Stamp {
     let starts = &kept.description.starts;
     let born = || {
         let place = File::from(entry::open_path(directory, name).ok()?);
-        // overlayfs marks what it copies up, even where it cannot tell from what (ovl_set_origin_fh()).
+        // overlayfs marks directories and files with one name that it copies up (ovl_do_copy_up()), even where it
+        // cannot tell from what (ovl_set_origin_fh()).
         entry::own_attribute(place.as_fd(), c"user.overlay.origin")?;
         // statx(2), stx_btime; not every file system has it.
         let born = place.metadata().ok()?.created().ok()?.duration_since(UNIX_EPOCH).ok()?;

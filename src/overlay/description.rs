@@ -41,7 +41,7 @@ pub(super) struct Description {
     pub(super) starts: Vec<Stamp>,
     /// The layers; the one at place N is in the directory `layers/N`.
     pub(super) layers: Vec<Note>,
-    /// The number of the image that holds all that is in it, if no run has used it since ([`super::saving`]).
+    /// The mark of the image that holds all that is in it, if no run has used it since ([`super::saving`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) saved: Option<ByteBuf>,
 }

@@ -7,24 +7,25 @@
 //!
 //! What the image says is hostile. Who fills the layers has the descriptor of an empty directory and no name.
 
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag, RenameFlags, openat, renameat2};
-use nix::sys::stat::{FchmodatFlags, Mode, fchmodat, mkdirat};
+use nix::sys::stat::{FchmodatFlags, Mode, fchmodat, fstat, mkdirat};
 use nix::unistd::syncfs;
 
 use super::changes::Changes;
 use super::description::{Description, Note, Stamp, bytes};
 use super::entry;
 use super::error::{OverlayError, refuse};
-use super::layers::{Held, Layer, Maker, check_distance, check_kernel, check_place, is_new};
+use super::layers::{Held, Layer, Maker, check_distance, check_kernel, check_place, is_new, now};
 use super::remove::remove_tree;
 use super::store::{self, Kept, Lock, Store, make_directory};
 use crate::config::{MountKind, RunSpec, quoted};
@@ -39,8 +40,8 @@ pub struct Wanted {
     pub directories: Vec<PathBuf>,
     /// When its runs began: seconds and nanoseconds.
     pub starts: Vec<(i64, i64)>,
-    /// The number of the image.
-    pub number: Vec<u8>,
+    /// What a save of the image that ended its run has left in the overlay ([`super::saving`]).
+    pub mark: Vec<u8>,
     /// Its layers.
     pub layers: Vec<WantedLayer>,
 }
@@ -56,6 +57,8 @@ pub struct WantedLayer {
     pub scaffold: Vec<PathBuf>,
     /// There is something in it.
     pub filled: bool,
+    /// What is in it, if it was a skeleton.
+    pub names: BTreeSet<PathBuf>,
 }
 
 /// Where an overlay is that is to get its name.
@@ -68,6 +71,10 @@ pub struct Place {
     /// Another one has the name, and goes.
     replaces: bool,
     taken: AtomicBool,
+    /// Guests have been let go in it: it stays, whatever happens.
+    running: AtomicBool,
+    /// What lay under `name` was removed; locked while that is done. Nothing else is locked meanwhile.
+    gone: Mutex<bool>,
 }
 
 /// An overlay that is being made again. Dropped, it leaves the store as it was.
@@ -75,29 +82,27 @@ pub struct Place {
 pub struct Restoring {
     store: Store,
     directory: OwnedFd,
-    lock: Lock,
     description: Description,
     layers: Vec<Layer>,
-    // The last to be dropped: whoever it locks out waits until all is as it was.
+    // Whoever these lock out waits until all is as it was.
     guard: Guard,
+    lock: Lock,
 }
 
 /// Cleans up behind a restore, however it ended.
 #[derive(Debug)]
 struct Guard {
     place: Arc<Place>,
-    /// The overlay stays.
-    stays: bool,
     _before: Option<Lock>,
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        if !self.stays && !self.place.give_back() {
-            return;
+        if self.place.is_running() {
+            self.place.settle();
+        } else if self.place.give_back() {
+            self.place.remove();
         }
-        // The new one, or the one that it has replaced.
-        let _ = remove_tree(self.place.store.as_fd(), &self.place.name);
     }
 }
 
@@ -118,16 +123,35 @@ impl Place {
         Ok(())
     }
 
+    /// Guests have been let go in it: from here on nothing gives it back.
+    pub fn begin(&self) {
+        self.running.store(true, Ordering::SeqCst);
+    }
+
     /// Guests run in it: what had the name before goes, once the new one is on the disk. (What cannot be removed now
-    /// goes with a later run.)
+    /// goes with a later run.) Returns when that is done, whoever does it.
     pub fn settle(&self) {
-        if self.is_taken() && self.replaces && syncfs(&self.store).is_ok() {
-            let _ = remove_tree(self.store.as_fd(), &self.name);
+        if self.is_running() && self.replaces {
+            let mut gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
+            *gone = *gone || syncfs(&self.store).is_ok() && self.remove_tree();
         }
     }
 
-    /// It has failed after all: the name is as it was. Gives whether it is.
+    /// Removes what has no other name.
+    fn remove(&self) {
+        let mut gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
+        *gone = *gone || self.remove_tree();
+    }
+
+    fn remove_tree(&self) -> bool {
+        remove_tree(self.store.as_fd(), &self.name).is_ok()
+    }
+
+    /// It has failed after all: the name is as it was. Gives whether it is; not where guests have it already.
     pub fn give_back(&self) -> bool {
+        if self.is_running() {
+            return false;
+        }
         if self.taken.load(Ordering::SeqCst) {
             let how = match self.replaces {
                 true => RenameFlags::RENAME_EXCHANGE,
@@ -137,12 +161,12 @@ impl Place {
             let back = self.rename(OsStr::new(&self.id), &self.name, how).is_ok();
             self.taken.store(!back, Ordering::SeqCst);
         }
-        !self.is_taken()
+        !self.taken.load(Ordering::SeqCst)
     }
 
-    /// Whether it has its name: guests may have changed what is in it.
-    pub fn is_taken(&self) -> bool {
-        self.taken.load(Ordering::SeqCst)
+    /// Whether it is that of a run: guests may have changed what is in it.
+    fn is_running(&self) -> bool {
+        self.running.load(Ordering::SeqCst)
     }
 
     fn rename(&self, from: &OsStr, to: &OsStr, how: RenameFlags) -> Result<(), Errno> {
@@ -167,7 +191,7 @@ impl Restoring {
         check_distance(&store, &wanted.directories)?;
         let name = OsString::from(format!(".{id}{SUFFIX}"));
         sweep(store.directory.as_fd(), &name);
-        let before = before(&store, id, &wanted.number)?;
+        let before = before(&store, id, &wanted.mark)?;
         let fail = |errno: Errno| {
             refuse!(
                 "cannot make an overlay in {}: {}; name another directory with --overlay-dir",
@@ -175,33 +199,35 @@ impl Restoring {
                 errno.desc()
             )
         };
-        match mkdirat(&store.directory, name.as_os_str(), Mode::S_IRWXU) {
-            // Whatever the umask is.
-            Ok(()) => fchmodat(
-                &store.directory,
-                name.as_os_str(),
-                Mode::S_IRWXU,
-                FchmodatFlags::FollowSymlink,
-            )
-            .map_err(fail)?,
-            Err(Errno::EEXIST) => {
-                return Err(refuse!(
-                    "cannot restore the overlay {id}: another restore of it is at work"
-                ));
+        let own = store
+            .directory
+            .try_clone()
+            .map_err(|error| refuse!("cannot hold {}: {error}", quoted(&store.path)))?;
+        let occupied = occupy(store.directory.as_fd(), &name).or_else(|errno| match errno {
+            // Somebody who sweeps has met it before it was locked, or not yet done with the one before.
+            Errno::EWOULDBLOCK | Errno::EEXIST | Errno::ENOENT => {
+                sweep(store.directory.as_fd(), &name);
+                occupy(store.directory.as_fd(), &name)
             }
-            Err(errno) => return Err(fail(errno)),
-        }
-        let own = store.directory.try_clone().map_err(|error| {
-            let _ = remove_tree(store.directory.as_fd(), &name);
-            refuse!("cannot hold {}: {error}", quoted(&store.path))
+            errno => Err(errno),
+        });
+        let (directory, lock) = occupied.map_err(|errno| match errno {
+            Errno::EEXIST | Errno::EWOULDBLOCK => refuse!(
+                "cannot restore the overlay {id}: another restore of it is at work; wait for it, or restore \
+                 it with --id under another name"
+            ),
+            errno => fail(errno),
         })?;
-        let replaces = before.is_some();
-        let (id, taken) = (id.to_owned(), AtomicBool::new(false));
-        let place = Place { store: own, name, id, replaces, taken };
-        let guard = Guard { place: Arc::new(place), stays: false, _before: before };
-        let directory = entry::open_directory(store.directory.as_fd(), &guard.place.name);
-        let directory = directory.map_err(fail)?;
-        let lock = store::lock(directory.as_fd(), &guard.place.id)?;
+        let place = Place {
+            store: own,
+            name,
+            id: id.to_owned(),
+            replaces: before.is_some(),
+            taken: AtomicBool::new(false),
+            running: AtomicBool::new(false),
+            gone: Mutex::new(false),
+        };
+        let guard = Guard { place: Arc::new(place), _before: before };
         let layers = make_directory(directory.as_fd(), "layers").map_err(fail)?;
         check_place(&store, layers.as_fd())?;
         for number in 0..wanted.layers.len() {
@@ -209,7 +235,7 @@ impl Restoring {
             make_directory(layer.as_fd(), "upper").map_err(fail)?;
         }
         let description = description(&wanted);
-        Ok(Restoring { store, directory, lock, description, layers: Vec::new(), guard })
+        Ok(Restoring { store, directory, description, layers: Vec::new(), guard, lock })
     }
 
     /// The directories of the layers that take what has changed, in order.
@@ -251,11 +277,10 @@ impl Restoring {
     }
 
     /// The run has begun: the overlay is one as any run has. None: it has not, and the store is as it was.
-    pub fn settle(mut self) -> Option<Held> {
-        if !self.guard.place.is_taken() {
+    pub fn settle(self) -> Option<Held> {
+        if !self.guard.place.is_running() {
             return None;
         }
-        self.guard.stays = true;
         let id = self.id().to_owned();
         let Restoring { store, directory, lock, layers, guard, .. } = self;
         drop(guard);
@@ -302,14 +327,56 @@ fn check_layers(wanted: &Wanted, spec: &RunSpec) -> Result<(), OverlayError> {
             quoted(&layer.path)
         ));
     }
+    // What the host has gained since would be mounted on top of it.
+    let used =
+        |path: &Path| wanted.layers.iter().any(|it| it.skeleton.is_some() && it.path == path);
+    let new = spec.mounts.iter().filter_map(|mount| match &mount.kind {
+        MountKind::Overlay { source, .. } if !used(source) => Some(source),
+        _ => None,
+    });
+    for path in new {
+        let covers = |layer: &WantedLayer| {
+            path.strip_prefix(&layer.path).is_ok_and(|below| layer.names.contains(below))
+        };
+        if wanted.layers.iter().any(covers) {
+            return Err(refuse!(
+                "the sandbox has changed or made {0}, and this host has a directory {0} of its own, which \
+                 would cover that; move the host's away",
+                quoted(path)
+            ));
+        }
+    }
     Ok(())
+}
+
+/// Makes the directory of an overlay that has not got its name yet, and locks it. EEXIST, EWOULDBLOCK, ENOENT:
+/// somebody else is at work there, or has taken it for left behind.
+fn occupy(store: BorrowedFd<'_>, name: &OsStr) -> Result<(OwnedFd, Lock), Errno> {
+    mkdirat(store, name, Mode::S_IRWXU)?;
+    let locked = || {
+        // Whatever the umask is.
+        fchmodat(store, name, Mode::S_IRWXU, FchmodatFlags::FollowSymlink)?;
+        let directory = entry::open_directory(store, name)?;
+        let lock = store::try_lock(directory.as_fd())?;
+        match is_there(store, name, lock.file())? {
+            true => Ok((directory, lock)),
+            false => Err(Errno::ENOENT),
+        }
+    };
+    locked().inspect_err(|errno| {
+        // (Else it has gone already.)
+        if *errno != Errno::ENOENT {
+            let _ = remove_tree(store, name);
+        }
+    })
 }
 
 /// What is written down about it.
 fn description(wanted: &Wanted) -> Description {
-    let stamp = |(seconds, nanoseconds): &(i64, i64)| Stamp {
-        seconds: *seconds,
-        nanoseconds: *nanoseconds,
+    // One that is to come would have what the host changes until then count as seen.
+    let now = now();
+    let stamp = |(seconds, nanoseconds): &(i64, i64)| {
+        now.min(Stamp { seconds: *seconds, nanoseconds: *nanoseconds })
     };
     let note = |layer: &WantedLayer| Note {
         path: bytes(&layer.path),
@@ -355,7 +422,7 @@ fn check(wanted: &Wanted) -> Result<(), OverlayError> {
 }
 
 /// The overlay that has the name, if there is one, locked; refused if something of it would be lost.
-fn before(store: &Store, id: &str, number: &[u8]) -> Result<Option<Lock>, OverlayError> {
+fn before(store: &Store, id: &str, mark: &[u8]) -> Result<Option<Lock>, OverlayError> {
     let Some(directory) = store.entry(id)? else { return Ok(None) };
     let path = store.path.join(id);
     if !store::is_overlay(directory.as_fd()).unwrap_or(false) {
@@ -382,7 +449,7 @@ fn before(store: &Store, id: &str, number: &[u8]) -> Result<Option<Lock>, Overla
              {word} finishes that, or restore it with --id under another name"
         ));
     }
-    if description.saved.as_ref().is_some_and(|saved| **saved == *number) {
+    if description.saved.as_ref().is_some_and(|saved| **saved == *mark) {
         return Ok(Some(lock));
     }
     let own = |error| refuse!("cannot hold the overlay {id}: {error}");
@@ -402,7 +469,9 @@ fn before(store: &Store, id: &str, number: &[u8]) -> Result<Option<Lock>, Overla
 /// Removes what restores that were killed have left. `own`: the name that nobody else may use now.
 pub(super) fn sweep(store: BorrowedFd<'_>, own: &OsStr) {
     for name in entry::names(store).unwrap_or_default() {
-        if is_restoring(&name) && is_nobodys(store, &name, own) {
+        if is_restoring(&name)
+            && let Some(_lock) = nobodys(store, &name, own)
+        {
             let _ = remove_tree(store, &name);
         }
     }
@@ -413,16 +482,28 @@ pub(super) fn is_restoring(name: &OsStr) -> bool {
     name.as_bytes().starts_with(b".") && name.as_bytes().ends_with(SUFFIX.as_bytes())
 }
 
-/// Whether nobody is at work there.
-fn is_nobodys(store: BorrowedFd<'_>, name: &OsStr, own: &OsStr) -> bool {
-    let Ok(directory) = entry::open_directory(store, name) else { return false };
+/// If nobody is at work there: what keeps others away while it is removed, if there is a lock.
+fn nobodys(store: BorrowedFd<'_>, name: &OsStr, own: &OsStr) -> Option<Option<Flock<File>>> {
+    let directory = entry::open_directory(store, name).ok()?;
     let flags = OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     match openat(&directory, "lock", flags, Mode::empty()) {
-        Ok(file) => Flock::lock(File::from(file), FlockArg::LockExclusiveNonblock).is_ok(),
+        Ok(file) => {
+            let lock = Flock::lock(File::from(file), FlockArg::LockExclusiveNonblock).ok()?;
+            // Somebody else may have removed that one since, and a restore have begun in its place.
+            is_there(store, name, &lock).ok()?.then_some(Some(lock))
+        }
         // It was killed at its very beginning; or, where the name is another's, is there.
-        Err(Errno::ENOENT) => name == own,
-        Err(_) => false,
+        Err(Errno::ENOENT) => (name == own).then_some(None),
+        Err(_) => None,
     }
+}
+
+/// Whether the lock of what has this name is that one.
+fn is_there(store: BorrowedFd<'_>, name: &OsStr, lock: &File) -> Result<bool, Errno> {
+    let own = fstat(lock)?;
+    let directory = entry::open_directory(store, name)?;
+    let found = entry::look(directory.as_fd(), "lock".as_ref())?;
+    Ok(found.is_some_and(|it| (it.st_dev, it.st_ino) == (own.st_dev, own.st_ino)))
 }
 
 #[cfg(test)]

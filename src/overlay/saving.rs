@@ -1,8 +1,9 @@
 //! What a save needs of an overlay while its run uses it.
 //!
 //! Owns nothing of an image: it opens the layers, and a place for copies of what is in them. A save that ends its
-//! run leaves the number of the image here: until another run uses the overlay, that image has all that is in
-//! it, and whoever restores it may put it in the overlay's place.
+//! run leaves a mark of the image here: until another run uses the overlay, that image has all that is in
+//! it, and whoever restores it may put it in the overlay's place. The mark is bound to what the image says is in
+//! the layers, so that no other image can pass for it.
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -135,18 +136,18 @@ impl Saver {
         Ok(Spool { file: Arc::new(made), end: 0 })
     }
 
-    /// All that is in the overlay is in the image of this number, which its run ends with; none: it goes on after
+    /// All that is in the overlay is in the image of this mark, which its run ends with; none: it goes on after
     /// all.
     ///
     /// # Errors
     /// That cannot be written down.
-    pub fn mark(&self, number: Option<&[u8]>) -> Result<(), OverlayError> {
+    pub fn mark(&self, mark: Option<&[u8]>) -> Result<(), OverlayError> {
         let failed = |cause: &dyn std::fmt::Display| {
             refuse!("cannot write down that the overlay {} was saved: {cause}", self.id)
         };
         let mut description =
             Description::read(self.directory.as_fd()).map_err(|cause| failed(&cause))?;
-        description.saved = number.map(ByteBuf::from);
+        description.saved = mark.map(ByteBuf::from);
         description.write(self.directory.as_fd()).map_err(|error| failed(&error))
     }
 }

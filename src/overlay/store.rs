@@ -30,7 +30,7 @@ use super::entry::{look, names, open_path};
 use super::error::{OverlayError, refuse};
 use super::places::{default_place, remember, stores};
 use super::remove::{is_heap, remove_tree, sweep};
-use super::restoring::is_restoring;
+use super::restoring::{self, is_restoring};
 use crate::config::quoted;
 
 pub(super) const DIRECTORY: OFlag =
@@ -60,7 +60,14 @@ pub struct Kept {
 
 /// Nobody else uses an overlay while this lives.
 #[derive(Debug)]
-pub(super) struct Lock(#[expect(dead_code, reason = "held")] Flock<File>);
+pub(super) struct Lock(Flock<File>);
+
+impl Lock {
+    /// The file that is locked.
+    pub(super) fn file(&self) -> &File {
+        &self.0
+    }
+}
 
 /// Where overlays are kept unless somebody names another place, if they can be kept there.
 ///
@@ -263,6 +270,7 @@ impl Kept {
         };
         let store = Store::open(place, false)?.ok_or_else(missing)?;
         sweep(store.directory.as_fd());
+        restoring::sweep(store.directory.as_fd(), OsStr::new(""));
         let directory = store.entry(word)?.ok_or_else(missing)?;
         let path = store.path.join(word);
         let description = Description::read(directory.as_fd()).map_err(|cause| {
@@ -407,18 +415,20 @@ pub(super) fn word(store: &Store, id: &str) -> String {
 
 /// The lock of the overlay in `directory`.
 pub(super) fn lock(directory: BorrowedFd<'_>, id: &str) -> Result<Lock, OverlayError> {
+    try_lock(directory).map_err(|errno| match errno {
+        Errno::EWOULDBLOCK => refuse!(
+            "the overlay {id} is in use by a running sandbox, or by another commit or discard; \
+             wait for its end (sandbox wait {id}), or end it (sandbox kill {id})"
+        ),
+        errno => refuse!("cannot lock the overlay {id}: {}", errno.desc()),
+    })
+}
+
+/// Likewise; EWOULDBLOCK: somebody else has it.
+pub(super) fn try_lock(directory: BorrowedFd<'_>) -> Result<Lock, Errno> {
     let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let file = openat(directory, "lock", flags, Mode::S_IRUSR | Mode::S_IWUSR);
-    let locked = file
-        .and_then(|file| {
-            Flock::lock(File::from(file), FlockArg::LockExclusiveNonblock).map_err(|(_, e)| e)
-        })
-        .map_err(|errno| match errno {
-            Errno::EWOULDBLOCK => refuse!(
-                "the overlay {id} is in use by a running sandbox, or by another commit or discard; \
-                 wait for its end (sandbox wait {id}), or end it (sandbox kill {id})"
-            ),
-            errno => refuse!("cannot lock the overlay {id}: {}", errno.desc()),
-        })?;
-    Ok(Lock(locked))
+    let file = openat(directory, "lock", flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    Flock::lock(File::from(file), FlockArg::LockExclusiveNonblock)
+        .map(Lock)
+        .map_err(|(_, errno)| errno)
 }

@@ -22,6 +22,8 @@ pub struct Image<R> {
     pub state_bytes: u64,
     /// What it says.
     pub sandbox: Sandbox,
+    /// What an overlay that is kept has of it, if it has overlays.
+    pub mark: Vec<u8>,
     /// Its content comes next.
     pub reader: Reader<R>,
 }
@@ -50,7 +52,9 @@ fn open<R: Read>(from: R, here: Option<&Features>) -> Result<Image<R>, RestoreEr
     let (features, compressed) = (opened.features().clone(), opened.is_compressed());
     let (state, reader) = opened.state()?;
     let state_bytes = state.len() as u64;
-    Ok(Image { features, compressed, state_bytes, sandbox: decode(&state)?, reader })
+    let sandbox = decode(&state)?;
+    let mark = sandbox.overlay.as_ref().map_or_else(Vec::new, |overlay| overlay.mark(&state));
+    Ok(Image { features, compressed, state_bytes, sandbox, mark, reader })
 }
 
 fn decode(mut bytes: &[u8]) -> Result<Sandbox, RestoreError> {

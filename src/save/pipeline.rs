@@ -23,7 +23,7 @@ use crate::save::error::SaveError;
 use crate::save::image::{Features, ImageError, Writer};
 use crate::save::patience::patiently;
 use crate::save::ptys::OwnTerminal;
-use crate::save::state::{Overlay, Run, Sandbox};
+use crate::save::state::{Run, Sandbox};
 use crate::sentry::{self, Kernel, KernelError, Level, Unsettled, filter_count};
 
 /// How to save.
@@ -168,10 +168,10 @@ pub fn save(
     if options.leave_running {
         let (sandbox, mut found, pause) =
             patiently(|| captured_live(kernel, facts, options), rest)?;
-        let saved = write(&sandbox, &found, &features, out, options, progress);
+        let written = write(&sandbox, &found, &features, out, options, progress);
         snapshot::end(kernel, &mut found);
         // The copies end with the rest of it: whatever could not be read then, that is why.
-        let saved = saved.map_err(|error| match has_ended(kernel) {
+        let (saved, _) = written.map_err(|error| match has_ended(kernel) {
             true => SaveError::refused("its program has ended while it was saved"),
             false => error,
         })?;
@@ -181,10 +181,10 @@ pub fn save(
     }
     let (sandbox, found, begun) = patiently(|| captured_standing(kernel, facts, options), rest)?;
     let saved = (|| {
-        let mut saved = write(&sandbox, &found, &features, out, options, progress)?;
+        let (mut saved, mark) = write(&sandbox, &found, &features, out, options, progress)?;
         saved.pause = begun.elapsed();
         commit(&saved)?;
-        note_overlay(kernel, facts, sandbox.overlay.as_ref());
+        note_overlay(kernel, facts, mark.as_deref());
         Ok(saved)
     })();
     match saved {
@@ -195,9 +195,9 @@ pub fn save(
 }
 
 /// The image is safe, and what the run's overlay holds is in it from here on; none: no longer.
-fn note_overlay(kernel: &Kernel, facts: &Facts, overlay: Option<&Overlay>) {
+fn note_overlay(kernel: &Kernel, facts: &Facts, mark: Option<&[u8]>) {
     let Some(saver) = &facts.overlay else { return };
-    if let Err(error) = saver.mark(overlay.map(|overlay| &overlay.number[..])) {
+    if let Err(error) = saver.mark(mark) {
         // Whoever restores it is told that there is another one.
         kernel.log().write(Level::Warning, &error.to_string());
     }
@@ -393,6 +393,7 @@ fn own_terminal(facts: &Facts, groups: &[(i32, i32)]) -> Result<Option<OwnTermin
     capture::ptys::capture_own(master.as_fd(), *streams, foreground).map(Some)
 }
 
+/// Writes the image. Gives what it is known by to an overlay that it has all of, too.
 fn write(
     sandbox: &Sandbox,
     found: &Found,
@@ -400,7 +401,7 @@ fn write(
     out: File,
     options: Options,
     progress: &Tell,
-) -> Result<Saved, SaveError> {
+) -> Result<(Saved, Option<Vec<u8>>), SaveError> {
     let mut state = Vec::new();
     ciborium::into_writer(sandbox, &mut state)
         .map_err(|error| SaveError::failed("the state cannot be written", error))?;
@@ -422,5 +423,6 @@ fn write(
     }
     let threads = sandbox.processes.iter().map(|process| process.threads.len() as u64).sum();
     let processes = sandbox.processes.len() as u64;
-    Ok(Saved { bytes: summary.bytes, processes, threads, pause: Duration::ZERO })
+    let mark = sandbox.overlay.as_ref().map(|overlay| overlay.mark(&state));
+    Ok((Saved { bytes: summary.bytes, processes, threads, pause: Duration::ZERO }, mark))
 }

@@ -7,6 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
+use sha2::{Digest, Sha256};
 
 use crate::save::timers::Timer;
 
@@ -477,8 +478,8 @@ pub struct Pipe {
 /// Overlays of a run: what it has changed of the host's directories.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Overlay {
-    /// The number of the image: 16 random bytes. An overlay that is kept on the host has it as well, if the save
-    /// has ended its run and no other has used it since.
+    /// The number of the image: 16 random bytes. An overlay that is kept on the host has it as well ([`Overlay::mark`]),
+    /// if the save has ended its run and no other has used it since.
     pub number: ByteBuf,
     /// The directories of `--overlay`.
     pub directories: Vec<ByteBuf>,
@@ -486,6 +487,14 @@ pub struct Overlay {
     pub starts: Vec<(i64, i64)>,
     /// Its layers.
     pub layers: Vec<Layer>,
+}
+
+impl Overlay {
+    /// What an overlay that is kept has of the image whose state is written like this: its number, and the SHA-256
+    /// of that. So what is in the layers cannot be taken out of the image and the number left in.
+    pub fn mark(&self, state: &[u8]) -> Vec<u8> {
+        [&self.number[..], &Sha256::digest(state)].concat()
+    }
 }
 
 /// A layer of an overlay.

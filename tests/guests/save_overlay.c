@@ -81,6 +81,11 @@ int main(int argc, char **argv) {
     char *cut_off = mmap(NULL, 4096, PROT_READ | PROT_EXEC, MAP_PRIVATE, open("src/deep/er/g1", O_RDONLY), 0);
     CHECK(seen != MAP_FAILED && cut_off != MAP_FAILED && seen[0] == '1' && seen[4096] && cut_off[0] == 'd');
     put("src/deep/er/g1", "shorter");
+    int of_two = open("two/a", O_RDONLY);
+    char *two = mmap(NULL, 4096, PROT_READ, MAP_PRIVATE, of_two, 0);
+    CHECK(two != MAP_FAILED && two[0] == 't' && close(of_two) == 0);
+    put("two/a", "one name is left");
+    CHECK(unlink("two/b") == 0);
     CHECK(write(appended, "more\n", 5) == 5 && pwrite(written, "CHANGED", 7, 4000) == 7);
     CHECK(lseek(written, 4003, SEEK_SET) == 4003 && truncate("src/f2", 3) == 0);
     CHECK(chmod("src/f4", 0600) == 0 && rename("src/f3", "moved") == 0);
@@ -153,7 +158,7 @@ int main(int argc, char **argv) {
     date("../fifo", 1000000006);
     CHECK(chmod("../../closed", 0) == 0);
     memcpy(then, seen, sizeof then);
-    char first = cut_off[0], last = cut_off[9];
+    char first = cut_off[0], last = cut_off[9], of_both = two[0];
     printf("up\n");
     while (faccessat(go, "go", F_OK, 0) != 0) nanosleep(&(struct timespec){0, 20000000}, NULL);
 
@@ -162,6 +167,7 @@ int main(int argc, char **argv) {
     CHECK(dated("../link", 1000000005) && dated("../fifo", 1000000006));
     /* Natively a mapping shows what has been written, in an overlay what was there before. */
     CHECK(!memcmp(then, seen, sizeof then) && cut_off[0] == first && cut_off[9] == last);
+    CHECK(two[0] == of_both && is("../../two/a", "one name is left") && access("../../two/b", F_OK) != 0);
     char cwd[4096];
     CHECK(getcwd(cwd, sizeof cwd) && strstr(cwd, "/new/dir"));
     CHECK(write(appended, "and more\n", 9) == 9 && is("../../src/f1", "file 1\nmore\nand more\n"));

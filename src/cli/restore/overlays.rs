@@ -36,9 +36,10 @@ pub(super) struct Overlays {
 }
 
 impl Overlays {
-    /// Makes those of the image, under this id. `plain`: the image, if it is a plain file.
+    /// Makes those of the image, under this id. `mark`: what one that is kept has of it; `plain`: the image, if it is a
+    /// plain file.
     pub(super) fn make<R: Read>(
-        (sandbox, spec): (&Sandbox, &RunSpec),
+        (sandbox, mark, spec): (&Sandbox, &[u8], &RunSpec),
         store: Option<Store>,
         id: &str,
         (plain, reader): (Option<&File>, &mut Reader<R>),
@@ -54,7 +55,7 @@ impl Overlays {
         };
         let store =
             store.ok_or_else(|| RestoreError::refused("there is no place for its overlays"))?;
-        let mut restoring = Restoring::begin(store, id, wanted(overlay), spec)?;
+        let mut restoring = Restoring::begin(store, id, wanted(overlay, mark), spec)?;
         let mut filling = Filling::begin(overlay, restoring.uppers()?, &spec.identity)?;
         match plain {
             Some(file) => filling.take_from_index(file, &Index::open(file)?)?,

@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 
 use super::*;
+use crate::config::testing::{TestHost, options};
 
 struct Bench {
     base: PathBuf,
@@ -40,11 +41,12 @@ impl Bench {
             skeleton: Some(false),
             scaffold: Vec::new(),
             filled: true,
+            names: BTreeSet::new(),
         };
         Wanted {
             directories: vec![self.host.clone()],
             starts: vec![(7, 8)],
-            number: b"number".to_vec(),
+            mark: b"mark".to_vec(),
             layers: vec![layer],
         }
     }
@@ -62,7 +64,7 @@ impl Bench {
     }
 
     fn before(&self, id: &str) -> Result<bool, String> {
-        before(&self.store(), id, b"number").map(|it| it.is_some()).map_err(|it| it.to_string())
+        before(&self.store(), id, b"mark").map(|it| it.is_some()).map_err(|it| it.to_string())
     }
 }
 
@@ -76,15 +78,17 @@ impl Drop for Bench {
 fn only_what_the_image_has_or_nobody_would_miss_is_replaced() {
     let bench = Bench::new("before");
     assert_eq!(bench.before("it"), Ok(false));
-    bench.keep("same", Some(b"number"));
+    bench.keep("same", Some(b"mark"));
     assert_eq!(bench.before("same"), Ok(true));
     bench.keep("later", None);
     bench.keep("other", Some(b"another"));
-    for id in ["later", "other"] {
+    // As earlier versions left it: a part of it alone.
+    bench.keep("part", Some(b"mar"));
+    for id in ["later", "other", "part"] {
         let error = bench.before(id).unwrap_err();
         assert!(error.contains("does not know of") && error.contains("--id"), "{error}");
     }
-    // Whatever the number says, files may be the host's and the overlay's.
+    // Whatever the mark says, files may be the host's and the overlay's.
     fs::write(bench.base.join("store/same/journal"), "").unwrap();
     let error = bench.before("same").unwrap_err();
     assert!(error.contains("was interrupted"), "{error}");
@@ -106,9 +110,10 @@ fn place(bench: &Bench, replaces: bool) -> Guard {
     let name = OsString::from(format!(".it{SUFFIX}"));
     fs::create_dir(bench.base.join("store").join(&name)).unwrap();
     fs::write(bench.base.join("store").join(&name).join("image"), "x").unwrap();
-    let place =
-        Place { store: own, name, id: "it".to_owned(), replaces, taken: AtomicBool::new(false) };
-    Guard { place: Arc::new(place), stays: false, _before: None }
+    let (taken, running) = (AtomicBool::new(false), AtomicBool::new(false));
+    let (id, gone) = ("it".to_owned(), Mutex::new(false));
+    let place = Place { store: own, name, id, replaces, taken, running, gone };
+    Guard { place: Arc::new(place), _before: None }
 }
 
 #[test]
@@ -132,13 +137,40 @@ fn the_store_is_as_it_was_or_has_the_new_one() {
     drop(guard);
     assert_eq!(bench.names(), ["it"]);
     assert!(has("description") && !has("image"));
-    let mut guard = place(&bench, true);
+    let guard = place(&bench, true);
     guard.place.take().unwrap();
     guard.place.settle();
-    guard.stays = true;
+    assert_eq!(bench.names().len(), 2, "no guest runs yet");
+    guard.place.begin();
+    assert!(!guard.place.give_back());
+    // Whoever comes last waits for the other, and finds nothing left to do.
+    let other = Arc::clone(&guard.place);
+    let other = std::thread::spawn(move || other.settle());
     drop(guard);
     assert_eq!(bench.names(), ["it"]);
     assert!(has("image") && !has("description"));
+    other.join().unwrap();
+    assert!(has("image"));
+    // Once it is gone, the name may be another's.
+    let guard = place(&bench, true);
+    guard.place.take().unwrap();
+    guard.place.begin();
+    guard.place.settle();
+    fs::create_dir(bench.base.join("store").join(&guard.place.name)).unwrap();
+    drop(guard);
+    assert_eq!(bench.names().len(), 2);
+    fs::remove_dir(bench.base.join("store").join(format!(".it{SUFFIX}"))).unwrap();
+    // The supervisor fails while guests run.
+    let guard = place(&bench, true);
+    guard.place.take().unwrap();
+    guard.place.begin();
+    let failed = std::thread::spawn(move || {
+        let _guard = guard;
+        std::panic::resume_unwind(Box::new(()));
+    });
+    assert!(failed.join().is_err());
+    assert_eq!(bench.names(), ["it"]);
+    assert!(has("image"));
     // It has come into being meanwhile.
     let guard = place(&bench, false);
     let error = guard.place.take().unwrap_err().to_string();
@@ -163,6 +195,65 @@ fn what_a_killed_restore_leaves_goes_and_what_is_at_work_stays() {
     drop(held);
     sweep(store.directory.as_fd(), ".own.sandbox-restoring".as_ref());
     assert_eq!(bench.names(), [""; 0]);
+}
+
+#[test]
+fn who_sweeps_and_who_begins_do_not_take_each_others() {
+    let bench = Bench::new("occupy");
+    let store = bench.store();
+    let (all, name) = (store.directory.as_fd(), OsStr::new(".it.sandbox-restoring"));
+    let (directory, lock) = occupy(all, name).unwrap();
+    assert_eq!(occupy(all, name).unwrap_err(), Errno::EEXIST);
+    sweep(all, name);
+    assert_eq!(bench.names(), [name]);
+    // A lock that belongs to what had the name before is nobody's reason to remove what has it now.
+    remove_tree(all, name).unwrap();
+    let (_now, held) = occupy(all, name).unwrap();
+    assert!(
+        !is_there(all, name, lock.file()).unwrap() && is_there(all, name, held.file()).unwrap()
+    );
+    drop((directory, lock));
+    sweep(all, name);
+    assert_eq!(bench.names(), [name]);
+    drop(held);
+    // Who sweeps keeps everybody away meanwhile.
+    let swept = nobodys(all, name, OsStr::new("")).unwrap();
+    assert!(swept.is_some() && nobodys(all, name, OsStr::new("")).is_none());
+    drop(swept);
+    sweep(all, OsStr::new(""));
+    assert_eq!(bench.names(), [""; 0]);
+}
+
+#[test]
+fn no_run_begins_later_than_now() {
+    let bench = Bench::new("starts");
+    let wanted = Wanted { starts: vec![(7, 8), (i64::MAX, 9)], ..bench.wanted() };
+    let found = description(&wanted).starts;
+    assert_eq!(found[0], Stamp { seconds: 7, nanoseconds: 8 });
+    assert!(found[1] <= now() && found[1].seconds > 7);
+}
+
+#[test]
+fn a_directory_that_the_host_has_gained_covers_nothing() {
+    let mut host = TestHost::ordinary();
+    host.host.mounts.push(("/data/in".into(), "xfs".into()));
+    let spec = host.resolve(&options(&["--overlay /"])).unwrap();
+    let layer = |path: &str, skeleton, names: &[&str]| WantedLayer {
+        path: path.into(),
+        skeleton: Some(skeleton),
+        scaffold: Vec::new(),
+        filled: true,
+        names: names.iter().map(PathBuf::from).collect(),
+    };
+    let check = |layers: Vec<WantedLayer>| {
+        let directories = vec![PathBuf::from("/")];
+        let wanted = Wanted { directories, starts: vec![(7, 8)], mark: Vec::new(), layers };
+        check_layers(&wanted, &spec).map_err(|error| error.to_string())
+    };
+    let root = |names: &[&str]| layer("/", true, names);
+    assert_eq!(check(vec![root(&["", "made", "usr"]), layer("/usr", false, &[])]), Ok(()));
+    let error = check(vec![root(&["", "made", "usr"])]).unwrap_err();
+    assert!(error.contains("has a directory /usr of its own"), "{error}");
 }
 
 #[test]

@@ -31,8 +31,11 @@ pub struct Known {
     pub(super) epolls: Vec<Waiting<super::fdinfo::Watched>>,
     /// What mapped files are like, by path.
     pub(super) identities: HashMap<Vec<u8>, Identity>,
-    /// Files in overlays that were copied up from the host, by path: what was mapped before is the host's.
-    pub(super) copied_up: HashSet<Vec<u8>>,
+    /// Files in layers of overlays, by path: what was mapped of one before it was copied up is the host's. (The kernel
+    /// does not mark all copies.)
+    pub(super) in_layers: HashSet<Vec<u8>>,
+    /// Bytes of content of layers that lie beside their entries.
+    pub(in crate::save) inline: u64,
     /// Memory that has an inode.
     shared: HashMap<Inode, u32>,
     /// Inotify descriptions, whose paths are.

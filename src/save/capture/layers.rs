@@ -8,7 +8,6 @@
 //! shows inside), and attributes of security modules.
 
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -20,7 +19,7 @@ use crate::save::capture::collector::{Collector, Content};
 use crate::save::capture::trees::{Ids, Of, walk};
 use crate::save::error::SaveError;
 use crate::save::state::{Layer, Overlay};
-use crate::sys::{beneath, files, random};
+use crate::sys::random;
 
 /// Rights that a file gives to whoever executes it (capabilities(7)).
 const CAPABILITY: &[u8] = b"security.capability";
@@ -45,12 +44,6 @@ pub fn is_carried(name: &[u8]) -> bool {
     let known = MARKS.contains(&name) || name.starts_with(ESCAPED);
     let of_users = name.starts_with(b"user.") && (!own || known);
     of_users || name.starts_with(b"system.posix_acl_") || name == CAPABILITY
-}
-
-/// Whether the kernel has copied it from the host (ovl_set_origin_fh in fs/overlayfs/copy_up.c).
-pub(super) fn is_copied_up(file: &OwnedFd) -> bool {
-    let path = files::descriptor_path(file.as_fd());
-    beneath::attribute(&path, c"user.overlay.origin").is_ok()
 }
 
 /// Captures all layers of a run whose guests, `pid` among them, stand still. Its content comes first in the

@@ -31,7 +31,7 @@ pub(super) fn look(
     else {
         return None;
     };
-    if !known.copied_up.contains(&path[..]) {
+    if !known.in_layers.contains(&path[..]) {
         return None;
     }
     let root = format!("/proc/{pid}/root");
@@ -39,30 +39,35 @@ pub(super) fn look(
     let place = Path::new(&root).join(std::ffi::OsStr::from_bytes(relative));
     // Whatever is there by now: nothing is waited for.
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC;
-    let file = File::options().read(true).custom_flags(flags).open(place).ok()?;
+    // What cannot be looked at may be another one.
+    let file = File::options().read(true).custom_flags(flags).open(place).ok();
     let memory = hand::memory(pid, false);
     let shows = |at: u64, to: &mut [u8]| match &memory {
         Ok(memory) => memory.read_exact_at(to, at).is_ok(),
         Err(_) => hand::read(pid, at, to).is_ok(),
     };
-    let own = pagemap::own_pages(pages, line.start, line.end).ok()?;
+    // (Where that cannot be told, what a process has written differs, and is carried with the rest.)
+    let own = pagemap::own_pages(pages, line.start, line.end).unwrap_or_default();
     let is_own = |at: u64| {
         let first = own.partition_point(|range| range.1 <= at);
         own.get(first).is_some_and(|range| range.0 <= at)
     };
     let (mut shown, mut named) = ([0; PAGE as usize], [0; PAGE as usize]);
     let mut end = line.start;
-    let mut differs = false;
+    let mut differs = file.is_none();
     // Behind the end of its file there is nothing to be read.
     while end < line.end && shows(end, &mut shown) {
-        if !differs && !is_own(end) {
+        if !differs
+            && !is_own(end)
+            && let Some(file) = &file
+        {
             named.fill(0);
-            read(&file, *offset + (end - line.start), &mut named);
+            read(file, *offset + (end - line.start), &mut named);
             differs = shown != named;
         }
         end += PAGE;
     }
-    if !differs {
+    if !differs || end == line.start {
         return None;
     }
     if offset.saturating_add(end - line.start) > identity.size.next_multiple_of(PAGE) {

@@ -34,6 +34,8 @@ use crate::sys::errno_of;
 
 /// Content up to this size lies beside its entry: an object begins on a page of its own.
 const SMALL: u64 = 16 << 10;
+/// So much of it in all, of layers: the state takes 1 GiB, and a run can change more files than that.
+const INLINE: u64 = 64 << 20;
 /// Longest path in an entry: PATH_MAX with what leads to the tree.
 const LONGEST: usize = 4095;
 
@@ -152,11 +154,13 @@ pub(in crate::save) fn walk(
     };
     let done = walk.run();
     // The last first: above it others may still be open.
+    let mut put_back = Ok(());
     while let Some((directory, mode)) = walk.opened_up.pop() {
-        change_mode(&directory, mode)
-            .map_err(|errno| walk.failed("put back the mode of a directory in", b"", errno))?;
+        let changed = change_mode(&directory, mode)
+            .map_err(|errno| walk.failed("put back the mode of a directory in", b"", errno));
+        put_back = put_back.and(changed);
     }
-    done?;
+    done.and(put_back)?;
     let target = ByteBuf::from(target.as_os_str().as_bytes());
     Ok(Tree { target, entries: walk.entries })
 }
@@ -259,9 +263,9 @@ impl Walk<'_> {
         // (Overlayfs makes one whiteout, and links to it.)
         let several = status.st_nlink > 1 && !matches!(format, libc::S_IFDIR | libc::S_IFCHR);
         let identity = (status.st_dev, status.st_ino);
-        if format == libc::S_IFREG && self.of == Of::Layer && layers::is_copied_up(file) {
+        if format == libc::S_IFREG && self.of == Of::Layer {
             let place = self.place(&path).into_os_string().into_vec();
-            self.collector.known.copied_up.insert(place);
+            self.collector.known.in_layers.insert(place);
         }
         if let Some(first) = self.names.get(&identity).filter(|_| several) {
             let kind = TreeKind::Link(self.entries[*first].path.clone());
@@ -306,7 +310,8 @@ impl Walk<'_> {
             TreeKind::Symlink(_) => Vec::new(),
             _ => self.attributes(file).map_err(|it| self.failed("look at", &path, it))?,
         };
-        let time = |seconds: i64, rest: i64| seconds.saturating_mul(1_000_000_000) + rest;
+        let time =
+            |seconds: i64, rest: i64| seconds.saturating_mul(1_000_000_000).saturating_add(rest);
         Ok(TreeEntry {
             path: ByteBuf::from(path),
             mode: status.st_mode,
@@ -342,7 +347,8 @@ impl Walk<'_> {
             errno => Err(errno),
         });
         let mut opened: File = opened.map_err(|errno| self.failed("open", path, errno))?;
-        if size <= SMALL {
+        // (What is opened already would take a descriptor until it is written.)
+        if size <= SMALL && (secret || opened_up || self.has_room(size)) {
             let mut content = Vec::with_capacity(size as usize);
             opened.by_ref().take(size).read_to_end(&mut content).map_err(|error| {
                 let errno = errno_of(&error);
@@ -358,6 +364,16 @@ impl Walk<'_> {
             Content::Below { object, directory, path: name, size }
         });
         Ok(TreeKind::File { object, size })
+    }
+
+    /// Takes room for small content, if there is any left.
+    fn has_room(&mut self, size: u64) -> bool {
+        let taken = &mut self.collector.known.inline;
+        let has = self.of == Of::Memory || *taken + size <= INLINE;
+        if has && self.of == Of::Layer {
+            *taken += size;
+        }
+        has
     }
 
     /// Opens a file that its owner may not read.

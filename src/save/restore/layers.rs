@@ -5,7 +5,7 @@
 //! paths, sizes and attributes is trusted: a path names its entry's place among entries that were made before it,
 //! is opened over no symbolic link, and ends in a name ([`make`]).
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
@@ -37,18 +37,23 @@ fn path(bytes: &[u8]) -> PathBuf {
     PathBuf::from(OsStr::from_bytes(bytes))
 }
 
-/// What is wanted of the store.
-pub fn wanted(overlay: &Overlay) -> Wanted {
+/// What is wanted of the store. `mark`: see [`Overlay::mark`].
+pub fn wanted(overlay: &Overlay, mark: &[u8]) -> Wanted {
+    let entries = |layer: &Layer| match layer.skeleton {
+        Some(true) => layer.tree.entries.iter().map(|entry| path(&entry.path)).collect(),
+        _ => BTreeSet::new(),
+    };
     let layer = |layer: &Layer| WantedLayer {
         path: path(&layer.tree.target),
         skeleton: layer.skeleton,
         scaffold: layer.scaffold.iter().map(|it| path(it)).collect(),
         filled: layer.tree.entries.len() > 1,
+        names: entries(layer),
     };
     Wanted {
         directories: overlay.directories.iter().map(|it| path(it)).collect(),
         starts: overlay.starts.clone(),
-        number: overlay.number.to_vec(),
+        mark: mark.to_vec(),
         layers: overlay.layers.iter().map(layer).collect(),
     }
 }
@@ -192,6 +197,7 @@ impl Layers {
     /// They run: what had the name before goes, which may take its time.
     pub(super) fn settle(&self) {
         let place = Arc::clone(&self.place);
+        place.begin();
         // Where no thread can be had it goes at the end of the run.
         let _ = std::thread::Builder::new().name("sweep".to_owned()).spawn(move || place.settle());
     }

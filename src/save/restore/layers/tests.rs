@@ -187,11 +187,27 @@ fn image(contents: &[Content]) -> Vec<u8> {
 
 #[test]
 fn a_layer_is_made_again_as_it_was() {
-    let base = Directory::new("round");
+    again("round", 0);
+}
+
+#[test]
+fn what_has_no_room_in_the_state_is_content_like_any_other() {
+    again("no-room", 64 << 20);
+}
+
+/// `inline`: how much content of other layers lies in the state.
+fn again(name: &str, inline: u64) {
+    let base = Directory::new(name);
     let (from, to, piped) = (base.below("from"), base.below("to"), base.below("piped"));
     fill(&from);
     let mut collector = Collector::default();
+    collector.known.inline = inline;
     let overlay = captured(&from, &mut collector);
+    let is_small = |entry: &TreeEntry| {
+        *entry.path == b"merged/opaque/deep/small"[..]
+            && matches!(&entry.kind, TreeKind::Small { content, .. } if **content == b"few"[..])
+    };
+    assert_eq!(overlay.layers[0].tree.entries.iter().any(is_small), inline == 0);
     let image = image(&collector.contents);
     let roots = |path: &Path| vec![opened(path)];
     let mut filling = Filling::begin(&overlay, roots(&piped), &own_identity()).unwrap();
@@ -253,6 +269,14 @@ fn made(overlay: &Overlay, root: &Path, image: &[u8]) -> Result<(), RestoreError
     let (_, mut reader) = Opened::open(image)?.state()?;
     filling.take_from_stream(&mut reader)?;
     filling.dress()
+}
+
+#[test]
+fn the_mark_of_an_image_is_bound_to_what_it_says() {
+    let overlay = of_entries(vec![entry("file", small())]);
+    let (mark, other) = (overlay.mark(b"state"), overlay.mark(b"statf"));
+    assert_eq!(mark.len(), 16 + 32);
+    assert!(mark != other && mark[..16] == other[..16] && mark == overlay.mark(b"state"));
 }
 
 #[test]
