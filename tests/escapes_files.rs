@@ -305,6 +305,19 @@ fn by_moving_what_lies_above_a_protected_place() {
     assert_eq!(workspace.read("a/b/newer"), "new\n");
 }
 
+/// So it is with the way to what a rule lets be written there: it stays at the path that the user names.
+#[test]
+fn by_moving_what_lies_above_a_writable_place() {
+    let workspace = Workspace::new("above-writable");
+    workspace.write("a/b/own/file", "text\n");
+    let script = "mv a away; mv a/b a/away; mv a/b/own a/b/away; rm -rf a/b/none; \
+                  echo new > a/b/own/file && ls a a/b";
+    let mut command = workspace.sandbox();
+    command.args(["--rw", "a/b/own", "--", "sh", "-c", script]);
+    run(command, b"", LIMIT).success().expect_out("a:\nb\n\na/b:\nown\n");
+    assert_eq!(workspace.read("a/b/own/file"), "new\n");
+}
+
 /// A guest of another run with the same working directory exchanges a directory there for a link to the victim
 /// while runs start that make mounts of the way to a hidden file in it: what is mounted, to be written to, must
 /// be what was looked at.

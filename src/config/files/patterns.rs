@@ -313,13 +313,13 @@ impl Plan<'_> {
         };
         if is_there && self.host.access(&found.host, needed).is_ok() {
             let source = found.host.clone();
-            let given = like(self.unhidden_above(&found.guest), found.host, directory);
-            let kind = match kind {
-                RuleKind::Allow => given,
+            let base = self.unhidden_above(&found.guest);
+            let kind = match (kind, base.map(|mount| &mount.kind)) {
+                (RuleKind::Allow, _) => like(base, found.host, directory),
                 // It is so already.
-                RuleKind::ReadOnly if matches!(given, MountKind::ReadOnly { .. }) => return,
-                RuleKind::Writable if matches!(given, MountKind::Writable { .. }) => return,
-                RuleKind::ReadOnly => MountKind::ReadOnly { source },
+                (RuleKind::ReadOnly, None | Some(MountKind::ReadOnly { .. }))
+                | (RuleKind::Writable, Some(MountKind::Writable { .. })) => return,
+                (RuleKind::ReadOnly, _) => MountKind::ReadOnly { source },
                 _ => MountKind::Writable { source },
             };
             self.view.insert(Mount { target: found.guest, kind, why });

@@ -211,6 +211,31 @@ fn odd_names_stay_what_they_are() {
 }
 
 #[test]
+fn what_a_pattern_keeps_read_only_is_told() {
+    let mut host = host();
+    host.file("/home/me/project/key.pem");
+    let request = Request::default();
+    let mut gathered = gather(request.clone(), &mut host.host, || None).unwrap();
+    let key = Key::named("ro").unwrap();
+    let setting = Setting::flag(key, Value::Word("./*.pem".into()));
+    gathered.settings.push(setting);
+    gathered.options = Options::of(&gathered.settings).unwrap();
+    let argv = [OsString::from("true")];
+    let file = Path::new("/home/me/.config/sandbox/true.toml");
+    let learning = prepare(&request, &gathered, &argv, &host.host, file, None).unwrap();
+    let options = Options { argv: argv.to_vec(), ..learning.options.clone() };
+    let spec = host.resolve(&options).unwrap();
+    let report = Report { files: vec![written("/home/me/project/key.pem")], ..Report::default() };
+    let measured = Measured { memory: 1 << 20, tasks: 3, ..Measured::default() };
+    let seen = Seen { spec: &spec, report: &report, measured: &measured, status: 0 };
+    host.look_anew();
+    let lesson = learning.conclude(&seen, &host.host, file).unwrap();
+    let kept = lesson.needs.kept.get(Path::new("/home/me/project/key.pem"));
+    assert_eq!(kept.map(String::as_str), Some("--ro './*.pem'"));
+    assert!(rules(&lesson).is_empty());
+}
+
+#[test]
 fn what_is_carried_is_about_the_same_in_the_profile() {
     let mut host = host();
     let cwd = "/home/me/pro[j]";
