@@ -4,11 +4,14 @@
 mod common;
 
 use std::fs::{self, OpenOptions};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::process::{Command, Stdio};
 
 use common::attack::{Attack, must_be_refused, raw};
-use common::{LIMIT, Workspace, guest, is_root, run, sandbox_program, skip, wait_for};
+use common::{
+    LIMIT, Workspace, command_line, finish, guest, is_root, run, sandbox_program, skip, start,
+    wait_for,
+};
 use libc::{O_CREAT, O_RDONLY, O_TRUNC, O_WRONLY};
 
 #[test]
@@ -300,4 +303,49 @@ fn by_moving_what_lies_above_a_protected_place() {
     assert_eq!(workspace.read("a/b/hooks/hook"), "untouched\n");
     assert_eq!(workspace.read("a/c/secret"), "text\n");
     assert_eq!(workspace.read("a/b/newer"), "new\n");
+}
+
+/// So it is with the way to what a rule lets be written there: it stays at the path that the user names.
+#[test]
+fn by_moving_what_lies_above_a_writable_place() {
+    let workspace = Workspace::new("above-writable");
+    workspace.write("a/b/own/file", "text\n");
+    let script = "mv a away; mv a/b a/away; mv a/b/own a/b/away; rm -rf a/b/none; \
+                  echo new > a/b/own/file && ls a a/b";
+    let mut command = workspace.sandbox();
+    command.args(["--rw", "a/b/own", "--", "sh", "-c", script]);
+    run(command, b"", LIMIT).success().expect_out("a:\nb\n\na/b:\nown\n");
+    assert_eq!(workspace.read("a/b/own/file"), "new\n");
+}
+
+/// A guest of another run with the same working directory exchanges a directory there for a link to the victim
+/// while runs start that make mounts of the way to a hidden file in it: what is mounted, to be written to, must
+/// be what was looked at.
+#[test]
+fn by_a_link_that_comes_while_the_view_is_built() {
+    const ROUNDS: usize = 60;
+    let attack = Attack::new("exchanged");
+    attack.workspace.write("app/in/secret", "text\n");
+    attack.victim.write("in/secret", "text\n");
+    symlink(attack.victim.path(), attack.workspace.path().join("link")).unwrap();
+    let mut other = attack.workspace.sandbox();
+    other.arg("--").arg(guest("exchange")).args(["app", "link", "stop"]);
+    let words = command_line(&other);
+    let other = start(other);
+    wait_for("the other run to exchange them", || attack.workspace.has("begun"));
+    for _ in 0..ROUNDS {
+        let mut command = attack.workspace.sandbox();
+        command.args(["--hide", "app/in/secret", "--", "sh", "-c"]);
+        command
+            .arg("for d in $V app link; do echo damage > $d/victim; echo damage > $d/in/new; done");
+        command.env("V", attack.victim.path());
+        let outcome = run(command, b"", LIMIT);
+        let kept = attack.victim.read("victim") == "untouched\n" && !attack.victim.has("in/new");
+        if !kept {
+            attack.workspace.write("stop", "");
+        }
+        assert!(kept, "the victim was changed\n{}", outcome.report());
+    }
+    attack.workspace.write("stop", "");
+    finish(other, words, b"", LIMIT).success();
 }

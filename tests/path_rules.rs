@@ -1,5 +1,5 @@
 //! `--hide`, `--deny`, `--allow`, and patterns in them: what a program sees. How they hold is in
-//! escapes_secrets.rs.
+//! escapes_secrets.rs. The patterns begin at `./`: any other would look into the real homes, too.
 
 mod common;
 
@@ -82,10 +82,11 @@ fn exceptions_have_the_access_that_they_would_have_had() {
 fn patterns_cover_what_they_match_at_any_depth() {
     let workspace = project("patterns");
     let script = "cat .env app/.env .env.example app/tls/key.pem app/tls/key.pub";
-    let outcome = inside(&workspace, "--hide **/.env --deny *.pem", script);
+    let outcome = inside(&workspace, "--hide ./**/.env --deny ./**/*.pem", script);
     outcome.expect_out("text of .env.example\ntext of app/tls/key.pub\n");
     outcome.err_has(".env: No such").err_has("app/.env: No such").err_has("key.pem: Permission");
-    let outcome = inside(&workspace, "--hide .env* --allow *.example --hide app/t*", script);
+    let outcome =
+        inside(&workspace, "--hide ./**/.env* --allow ./**/*.example --hide ./app/t*", script);
     outcome.expect_out("text of .env.example\n").err_has("key.pub: No such");
     // By what a link leads to, and whoever leads there.
     let other = Workspace::new("patterns-other");
@@ -93,36 +94,36 @@ fn patterns_cover_what_they_match_at_any_depth() {
     symlink(other.path().join("data"), workspace.path().join("linked.pem")).unwrap();
     symlink(".env", workspace.path().join("innocent")).unwrap();
     let script = format!("cat innocent linked.pem {}/data", other.path().display());
-    let outcome = inside(&workspace, "--hide *.pem --hide .env*", &script);
+    let outcome = inside(&workspace, "--hide ./**/*.pem --hide ./.env*", &script);
     outcome.failure().expect_out("").err_has("innocent: No such").err_has("data: No such");
 }
 
 #[test]
 fn a_pattern_is_told_of() {
     let workspace = project("told");
-    let outcome = inside(&workspace, "-v --hide *.none --deny **/.env", "true");
-    outcome.success().err_has("--hide '*.none' matches nothing").err_has("--deny '**/.env'");
+    let outcome = inside(&workspace, "-v --hide ./**/*.none --deny ./**/.env", "true");
+    outcome.success().err_has("--hide './**/*.none' matches nothing").err_has("--deny './**/.env'");
     let why = |options: &[&str], path: &str| {
         let mut command = workspace.sandbox();
         command.arg("why").args(options).arg(path);
         common::run(command, b"", common::LIMIT)
     };
-    let outcome = why(&["--deny", "**/.env"], "app/.env");
-    outcome.expect_status(1).out_has("app/.env: denied").out_has("--deny '**/.env'");
+    let outcome = why(&["--deny", "./**/.env"], "app/.env");
+    outcome.expect_status(1).out_has("app/.env: denied").out_has("--deny './**/.env'");
     outcome.out_has("--allow ");
-    let both = ["--deny", "**/.env", "--hide", ".e*v"];
+    let both = ["--deny", "./**/.env", "--hide", "./**/.e*v"];
     why(&both, "app/.env").expect_status(1).out_has("denied");
-    let both = ["--deny", "*.pem", "--hide", "*.pem"];
-    why(&both, "x").one_line_error(125, &["--deny '*.pem'", "--hide '*.pem'", "key.pem"]);
+    let both = ["--deny", "./**/*.pem", "--hide", "./**/*.pem"];
+    why(&both, "x").one_line_error(125, &["--deny './**/*.pem'", "--hide './**/*.pem'", "key.pem"]);
 }
 
 #[test]
 fn what_comes_to_be_later_is_not_covered() {
     let workspace = project("later");
-    let outcome = inside(&workspace, "--hide *.pem", "echo mine > new.pem && cat new.pem");
+    let outcome = inside(&workspace, "--hide ./**/*.pem", "echo mine > new.pem && cat new.pem");
     outcome.success().expect_out("mine\n");
     // The next run looks again.
-    inside(&workspace, "--hide *.pem", "cat new.pem").failure().err_has("new.pem: No such");
+    inside(&workspace, "--hide ./**/*.pem", "cat new.pem").failure().err_has("new.pem: No such");
 }
 
 #[test]
@@ -145,9 +146,9 @@ fn many_matches_are_covered_one_by_one() {
     }
     let script =
         "find . -name '*.key' | wc -l; find . -name '*.key' -exec cat {} + 2>/dev/null; echo end";
-    let outcome = inside(&workspace, "--deny *.key", script);
+    let outcome = inside(&workspace, "--deny ./**/*.key", script);
     outcome.expect_out("400\nend\n");
-    let outcome = inside(&workspace, "--hide d*", "find . -type f; echo end");
+    let outcome = inside(&workspace, "--hide ./**/d*", "find . -type f; echo end");
     outcome.expect_out("end\n");
 }
 
@@ -187,7 +188,7 @@ fn patterns_make_places_read_only_and_writable() {
         "echo x >> app/tls/key.pem; echo x >> main.c; mv app/tls/key.pem app/x; rm -f app/tls/key.pem; \
          echo x > {there}/out/log; echo x > {there}/in/log"
     );
-    let outcome = inside(&workspace, &format!("--ro *.pem --rw {there}/o*"), &script);
+    let outcome = inside(&workspace, &format!("--ro ./**/*.pem --rw {there}/o*"), &script);
     outcome.failure().err_has("key.pem: Read-only").err_has("in/log: Read-only");
     assert_eq!(workspace.read("app/tls/key.pem"), "text of app/tls/key.pem\n");
     assert_eq!(

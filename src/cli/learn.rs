@@ -90,7 +90,7 @@ fn begin(command: Command) -> Result<i32, String> {
     if let Some(sentence) = profile::left_out(&gathered).filter(|_| voice != Voice::Quiet) {
         let _ = writeln!(std::io::stderr(), "sandbox: {sentence}");
     }
-    let learning = prepare(&request, &gathered, &argv, &host, merged);
+    let learning = prepare(&request, &gathered, &argv, &host, &target.path, merged);
     let learning = learning.map_err(|error| error.to_string())?;
     let destination = Destination::find("-o", target.path.clone())?;
     let options = learning.options.clone();

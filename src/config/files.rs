@@ -12,7 +12,7 @@ mod patterns;
 mod sources;
 mod walk;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 
@@ -21,8 +21,9 @@ use nix::unistd::AccessFlags;
 use super::error::refuse;
 use super::paths::{Found, Kind, Place, check, parse_pair, quoted};
 use super::view::translate;
-use super::{ConfigError, Host, Mount, MountKind, Rule, RuleKind, Shown, View, Why, secrets};
+use super::{ConfigError, Host, Mount, MountKind, Rule, RuleKind, Shown, View, Why};
 use exceptions::Exception;
+use objects::{Object, Objects};
 use patterns::Pattern;
 
 pub(super) use again::{Again, arrange_again};
@@ -41,6 +42,12 @@ const DEFAULTS: &[(&str, MountKind, &str)] = &[
     ("/tmp", MountKind::Tmpfs { mode: 0o1777 }, "a private /tmp"),
     ("/var/tmp", MountKind::Tmpfs { mode: 0o1777 }, "a private /var/tmp"),
 ];
+
+/// Whether every run has a directory of its own at `place`.
+pub(super) fn is_default(host: &Host, place: &Path) -> bool {
+    let mut all = DEFAULTS.iter().map(|(path, ..)| Path::new(path));
+    all.any(|path| path == place || host.walk(path).is_ok_and(|found| found.path == place))
+}
 
 /// The files of a run.
 pub(crate) struct Arranged {
@@ -104,17 +111,6 @@ fn no_cwd(cause: &str) -> ConfigError {
     )
 }
 
-/// Something of the host that must not show, wherever a mount would bring it.
-struct Object {
-    directory: bool,
-    /// To open it is refused, instead of there being nothing.
-    denied: bool,
-    why: Why,
-}
-
-/// Objects by their place on the host.
-type Objects = BTreeMap<PathBuf, Object>;
-
 struct Plan<'h> {
     host: &'h Host,
     /// Symlinks resolved.
@@ -127,6 +123,10 @@ struct Plan<'h> {
     /// Places of `--allow`.
     exceptions: BTreeMap<PathBuf, Exception>,
     patterns: Vec<Pattern>,
+    /// Places of rules of a project's file that is not trusted.
+    judged: HashSet<PathBuf>,
+    /// Places to be hidden or denied, if there is something.
+    perhaps: HashSet<PathBuf>,
     /// Rules that say nothing here, as sentences.
     idle: Vec<String>,
 }
@@ -161,7 +161,14 @@ impl Plan<'_> {
             }
             RuleKind::Tmpfs | RuleKind::Hide | RuleKind::Deny | RuleKind::Allow => {
                 check(rule.kind.flag(), &path)?;
-                let place = self.find(&flag, &path)?;
+                let place = match self.find(&flag, &path) {
+                    Ok(place) => place,
+                    // What leads nowhere (over a file, in a circle) is not there.
+                    Err(_) if rule.may_be_in_vain() && rule.kind != RuleKind::Tmpfs => {
+                        return Ok(());
+                    }
+                    Err(error) => return Err(error),
+                };
                 let kind = match rule.kind {
                     RuleKind::Tmpfs => MountKind::Tmpfs { mode: 0o755 },
                     kind => {
@@ -177,10 +184,16 @@ impl Plan<'_> {
                 "cannot use {flag}: it has come to lead elsewhere just now; see who changes the project"
             ));
         }
-        match self.is_decided(&mount.target, rule.rank) {
-            true => Ok(()),
-            false => self.insert_rule(flag, mount),
+        if self.is_decided(&mount.target, rule.rank) {
+            return Ok(());
         }
+        if rule.judged.is_some() {
+            self.judged.insert(mount.target.clone());
+        }
+        if rule.may_be_in_vain() && mount.kind.hides() {
+            self.perhaps.insert(mount.target.clone());
+        }
+        self.insert_rule(flag, mount)
     }
 
     /// Puts a rule's mount in the view, unless it may not be there or another rule contradicts it.
@@ -379,7 +392,11 @@ impl Plan<'_> {
             let default = matches!(mount.why, Why::Default(_));
             let under = match self.view.shown_under(&mount.target) {
                 // The kernel makes files of its own there.
-                Shown::Private(under) if hides && under.kind.is_made_up() => continue,
+                Shown::Private(under)
+                    if hides && under.kind.is_made_up() && !self.is_perhaps_none(&mount.target) =>
+                {
+                    continue;
+                }
                 Shown::Private(_) | Shown::Hidden(_) if hides => {
                     // Not there to begin with.
                     self.view.remove(&mount.target);
@@ -398,7 +415,9 @@ impl Plan<'_> {
                 Found::Directory | Found::File if hides => {
                     MountKind::hiding(found == Found::Directory, mount.kind.denies())
                 }
-                Found::Missing | Found::Link(_) if default => {
+                Found::Missing | Found::Link(_)
+                    if default || hides && self.perhaps.contains(&mount.target) =>
+                {
                     self.view.remove(&mount.target);
                     continue;
                 }
@@ -411,6 +430,11 @@ impl Plan<'_> {
             self.view.insert(Mount { kind, ..mount });
         }
         Ok(())
+    }
+
+    /// What is to be hidden if it is there, and the host has nothing of that name.
+    fn is_perhaps_none(&self, target: &Path) -> bool {
+        self.perhaps.contains(target) && self.host.look(target) == Ok(Found::Missing)
     }
 
     /// mount(2) puts directories on directories and files on files.
@@ -432,26 +456,6 @@ impl Plan<'_> {
             quoted(&mount.target),
             name(!brings_directory)
         ))
-    }
-
-    /// The secrets that exist on this host.
-    fn secret_objects(&self) -> Objects {
-        let mut objects = Objects::new();
-        for secret in secrets::places(self.host, &self.homes) {
-            let Ok(place) = self.host.walk(&secret.path) else { continue };
-            if place.kind == Kind::Missing {
-                continue;
-            }
-            // A link or a variable that leads to the home itself (or above it) names no secret.
-            let wide = self.homes.iter().any(|home| home.starts_with(&place.path));
-            if !wide && place.path != Path::new("/") {
-                let directory = place.kind == Kind::Directory;
-                objects
-                    .entry(place.path)
-                    .or_insert(Object::hidden(directory, Why::Default(secret.what)));
-            }
-        }
-        objects
     }
 
     /// Hides every object at every place at which a mount would show it, unless a rule names that
@@ -549,19 +553,6 @@ impl Plan<'_> {
                 Err(trouble) => Err(refuse!("cannot start in {words}: {}", trouble.words())),
             },
         }
-    }
-}
-
-impl Object {
-    /// One that is not to be there.
-    fn hidden(directory: bool, why: Why) -> Object {
-        Object { directory, denied: false, why }
-    }
-
-    /// The mount that hides it at `target`.
-    fn at(&self, target: PathBuf) -> Mount {
-        let kind = MountKind::hiding(self.directory, self.denied);
-        Mount { target, kind, why: self.why.clone() }
     }
 }
 

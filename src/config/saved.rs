@@ -284,7 +284,7 @@ impl SavedSpec {
         let mut targets = HashSet::new();
         let mut needed = Vec::new();
         for mount in &self.mounts {
-            let target = path("a mount", &mount.target)?;
+            let target = place(&mount.target)?;
             if !targets.insert(target.clone()) {
                 return Err(wrong(&target, "is mounted twice"));
             }
@@ -302,6 +302,13 @@ impl SavedSpec {
                 }
                 (SavedRule::Default, kind) if kind.hides() => {
                     again.hidden.push((target, kind.denies()));
+                }
+                // A hidden directory in which something shows; perhaps none that is hidden here by default.
+                (SavedRule::Default, kind @ MountKind::Tmpfs { mode: 0o755 })
+                    if !files::is_default(host, &target) =>
+                {
+                    again.hidden.push((target.clone(), false));
+                    needed.push((target, kind));
                 }
                 (SavedRule::Default, kind) if kind.source().is_some() => {
                     return Err(wrong(&target, "is mounted in a way that no run has"));
@@ -461,13 +468,23 @@ fn text(bytes: &ByteBuf) -> OsString {
 
 /// An absolute path without `.`, `..` and double slashes.
 fn path(what: &str, bytes: &ByteBuf) -> Result<PathBuf, ConfigError> {
-    let path = PathBuf::from(text(bytes));
+    let path = plain_path(what, bytes)?;
     check(what, &path)?;
+    Ok(path)
+}
+
+/// One of a mount, which a pattern may have found: whatever is in its names.
+fn place(bytes: &ByteBuf) -> Result<PathBuf, ConfigError> {
+    plain_path("a mount", bytes)
+}
+
+fn plain_path(what: &str, bytes: &ByteBuf) -> Result<PathBuf, ConfigError> {
+    let path = PathBuf::from(text(bytes));
     let normal: PathBuf = path.components().collect();
     let plain = path.is_absolute()
         && normal.as_os_str() == path.as_os_str()
         && !path.components().any(|part| part == std::path::Component::ParentDir);
-    if !plain || bytes.len() > PATH_MAX {
+    if !plain || bytes.len() > PATH_MAX || bytes.contains(&0) {
         return Err(refuse!("cannot restore {what} {}: it is no such path", quoted(&path)));
     }
     Ok(path)
@@ -549,8 +566,8 @@ impl SavedMount {
 impl SavedKind {
     fn restore(&self) -> Result<MountKind, ConfigError> {
         Ok(match self {
-            SavedKind::ReadOnly(source) => MountKind::ReadOnly { source: path("a mount", source)? },
-            SavedKind::Writable(source) => MountKind::Writable { source: path("a mount", source)? },
+            SavedKind::ReadOnly(source) => MountKind::ReadOnly { source: place(source)? },
+            SavedKind::Writable(source) => MountKind::Writable { source: place(source)? },
             SavedKind::Tmpfs(mode) => MountKind::Tmpfs { mode: *mode },
             SavedKind::HiddenDirectory => MountKind::HiddenDirectory,
             SavedKind::HiddenFile => MountKind::HiddenFile,
@@ -560,7 +577,7 @@ impl SavedKind {
             SavedKind::Sys => MountKind::Sys,
             SavedKind::Dev => MountKind::Dev,
             SavedKind::Overlay(source) => {
-                MountKind::Overlay { source: path("a mount", source)?, skeleton: false }
+                MountKind::Overlay { source: place(source)?, skeleton: false }
             }
         })
     }

@@ -77,6 +77,8 @@ pub enum LaunchError {
     Overlay(String, Errno),
     /// In an overlay there is something else than what is to be mounted on.
     Replaced(String, Errno),
+    /// A link is on the way to something that had been resolved.
+    Moved(String),
     /// The host has no seccomp user notification.
     Seccomp(Errno),
     /// The program cannot be described.
@@ -110,6 +112,13 @@ impl std::fmt::Display for LaunchError {
                     "cannot {what}: {}: an earlier run has put something else there in the overlay, or \
                      on the way there; name another --id, or drop it with sandbox discard",
                     errno.desc()
+                )
+            }
+            LaunchError::Moved(what) => {
+                write!(
+                    f,
+                    "cannot {what}: a symbolic link has come to lie on the way there just now; see who \
+                     changes the files there, and try again"
                 )
             }
             LaunchError::Seccomp(errno) => {
@@ -466,9 +475,13 @@ fn fault(plan: &Plan, stage: Stage, index: u32, errno: Errno) -> LaunchError {
         stage => generic(stage).into(),
     };
     let guard = plan.steps.iter().position(|step| matches!(step, Step::Guard));
+    let layered = plan.steps.iter().any(|step| matches!(step, Step::Overlay { .. }));
     let guarded = stage == Stage::Files && guard.is_some_and(|guard| index as usize > guard);
-    if guarded && matches!(errno, Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) {
+    if guarded && layered && matches!(errno, Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) {
         return LaunchError::Replaced(what, errno);
+    }
+    if stage == Stage::Files && errno == Errno::ELOOP {
+        return LaunchError::Moved(what);
     }
     LaunchError::Stage { stage, what, errno }
 }

@@ -20,7 +20,7 @@ use super::plant;
 use super::program::Lists;
 use super::protocol::{Event, Order, Stage};
 use super::view::{Need, OverlayStep, Step};
-use crate::sys::{files, landlock, mount, pty, seccomp, spawn, terminal};
+use crate::sys::{beneath, files, landlock, mount, pty, seccomp, spawn, terminal};
 
 /// What the child is given besides the plan.
 pub(super) struct Start<'p> {
@@ -146,7 +146,7 @@ impl Need {
 enum Way {
     /// By what the host has.
     Plain,
-    /// Perhaps by what a guest has left: over no link ([`Landing`]).
+    /// Perhaps by what a guest has left, or does just now: over no link ([`Landing`]).
     Guarded,
 }
 
@@ -166,31 +166,30 @@ impl Way {
             Way::Guarded => act(Landing::new_at(path)?.path()?),
         }
     }
+}
 
-    fn attach(self, tree: BorrowedFd<'_>, target: &CStr) -> Result<(), Errno> {
-        match self {
-            Way::Plain => mount::attach_tree(tree, target),
-            Way::Guarded => {
-                let place = Landing::at(target)?;
-                // Only mount(2) says it so; here it would be EINVAL (do_move_mount in fs/namespace.c).
-                if files::is_directory(tree)? != files::is_directory(place.as_fd())? {
-                    return Err(Errno::ENOTDIR);
-                }
-                mount::attach_tree_to(tree, place.as_fd())
-            }
-        }
+/// Whatever leads to `target`: over no link.
+fn attach(tree: BorrowedFd<'_>, target: &CStr) -> Result<(), Errno> {
+    let place = beneath::place(target)?;
+    // Only mount(2) says it so; here it would be EINVAL (do_move_mount in fs/namespace.c).
+    if files::is_directory(tree)? != files::is_directory(place.as_fd())? {
+        return Err(Errno::ENOTDIR);
     }
+    mount::attach_tree_to(tree, place.as_fd())
 }
 
 fn build(plan: &Plan, step: &Step, way: Way) -> Result<(), Errno> {
     match step {
         Step::Private => mount::make_all_private(),
-        Step::Clone { tree, source, recursive, attributes } => way.at(source, |source| {
-            let fd = mount::clone_tree(source, *recursive)?;
+        Step::Clone { tree, source, recursive, attributes } => {
+            // A guest of another run may write to a directory on the way: no link that has come there since
+            // `config` looked is followed.
+            let place = beneath::mounted(source)?;
+            let fd = mount::clone_tree(place.as_fd(), *recursive)?;
             mount::set_tree_attributes(fd.as_fd(), *attributes)?;
             plan.trees[*tree].set(Some(fd));
             Ok(())
-        }),
+        }
         Step::Overlay { tree, layer } => overlay(plan, *tree, layer),
         Step::Guard => files::change_directory(c"/proc"),
         Step::Enter { tree, old } => match plan.trees[*tree].take() {
@@ -205,7 +204,7 @@ fn build(plan: &Plan, step: &Step, way: Way) -> Result<(), Errno> {
             None => Err(Errno::EBADF),
         },
         Step::Attach { tree, target, need } => match plan.trees[*tree].take() {
-            Some(fd) => need.of(way.attach(fd.as_fd(), target)),
+            Some(fd) => need.of(attach(fd.as_fd(), target)),
             None => Err(Errno::EBADF),
         },
         Step::Bind { source, target, need } => {
@@ -215,7 +214,7 @@ fn build(plan: &Plan, step: &Step, way: Way) -> Result<(), Errno> {
             let link = mount::clone_link(source)?;
             let attributes = mount::ATTR_RDONLY | mount::ATTR_NOSUID | mount::ATTR_NODEV;
             mount::set_tree_attributes(link.as_fd(), attributes)?;
-            way.attach(link.as_fd(), target)
+            attach(link.as_fd(), target)
         })),
         Step::Attributes { target, recursive, attributes } => {
             way.at(target, |target| mount::set_attributes(target, *recursive, *attributes))

@@ -40,7 +40,8 @@ pub(super) enum Step {
     Clone { tree: usize, source: CString, recursive: bool, attributes: u64 },
     /// Makes a detached overlay, as tree `tree`.
     Overlay { tree: usize, layer: Box<OverlayStep> },
-    /// From here on, places are found over no link: there are layers in the view, which guests have filled.
+    /// From here on, places are found over no link: there are layers in the view, which guests have filled, or
+    /// something is mounted in a directory that other runs may write to, too.
     Guard,
     /// Makes tree `tree` the root of everything that is mounted from here on; the old root is tree `old`.
     Enter { tree: usize, old: usize },
@@ -109,6 +110,8 @@ pub(super) struct View {
     nowhere: Option<PathBuf>,
     /// A rule puts something where `unopenable` would be.
     null_is_ruled: bool,
+    /// Something is mounted in what can be written to.
+    nested: bool,
     pub(super) steps: Vec<Step>,
     /// Directories in memory mounted so far: what lies below them has to be made.
     fresh: HashSet<PathBuf>,
@@ -185,7 +188,7 @@ impl View {
             recursive: true,
             attributes: all,
         });
-        if !self.layers.is_empty() {
+        if !self.layers.is_empty() || self.nested {
             self.steps.push(Step::Guard);
         }
         let root = self.root.map(|tree| (tree, self.new_tree()));
@@ -202,9 +205,7 @@ impl View {
             MountKind::Writable { source } => Some(source.clone()),
             _ => None,
         };
-        if writable.is_none() {
-            self.pin(target)?;
-        }
+        self.pin(target)?;
         self.placed.insert(target.to_owned(), writable);
         match &mount.kind {
             MountKind::ReadOnly { source } => self.bind(source, target, ATTR_RDONLY),
@@ -308,6 +309,7 @@ impl View {
     fn pin(&mut self, target: &Path) -> Result<(), PlanError> {
         let nearest = target.ancestors().find_map(|above| Some((above, self.placed.get(above)?)));
         let Some((root, Some(source))) = nearest else { return Ok(()) };
+        self.nested = true;
         let between = target.parent().and_then(|parent| parent.strip_prefix(root).ok());
         let (mut place, mut path) = (root.to_owned(), source.clone());
         for component in between.into_iter().flatten() {
@@ -359,7 +361,10 @@ impl View {
     fn cover(&mut self, files: &[(&str, String)]) -> Result<(), PlanError> {
         let store = Path::new("/dev/shm");
         self.tmpfs(store, libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC, "mode=755")?;
-        for (number, (target, content)) in files.iter().enumerate() {
+        // (What a rule is about is what that says.)
+        let unruled = files.iter().filter(|it| !self.placed.contains_key(Path::new(it.0)));
+        let unruled: Vec<_> = unruled.collect();
+        for (number, (target, content)) in unruled.into_iter().enumerate() {
             let (path, tree) = (c_path(&store.join(number.to_string()))?, self.new_tree());
             self.mounts
                 .push(Step::Content { path: path.clone(), content: content.as_bytes().to_vec() });
@@ -416,8 +421,8 @@ impl View {
         let plain = libc::MS_NOSUID | libc::MS_NOEXEC;
         self.tmpfs(target, plain, "mode=755")?;
         for name in DEVICES {
-            let source = Path::new("/dev").join(name);
-            if source.exists() {
+            // It may be a link, for all that is known of a host.
+            if let Ok(source) = Path::new("/dev").join(name).canonicalize() {
                 let path = target.join(name);
                 self.mounts.push(Step::File { path: c_path(&path)? });
                 if name == "null" && !self.null_is_ruled {

@@ -22,6 +22,15 @@ pub fn place(path: &CStr) -> Result<OwnedFd, Errno> {
     openat2(libc::AT_FDCWD, path, libc::O_PATH, NO_LINKS)
 }
 
+/// What is at `path`, as [`place`] finds it, with what is to be mounted there by the looking (autofs does that
+/// for directories alone: LOOKUP_DIRECTORY in follow_automount, fs/namei.c). Child side.
+pub fn mounted(path: &CStr) -> Result<OwnedFd, Errno> {
+    match openat2(libc::AT_FDCWD, path, libc::O_PATH | libc::O_DIRECTORY, NO_LINKS) {
+        Err(Errno::ENOTDIR) => place(path),
+        done => done,
+    }
+}
+
 /// A directory, to be listed. ELOOP: there is a symbolic link at its end, or on the way (where openat2(2) is
 /// not to be had, as under some containers' filters, at its end).
 pub fn directory(path: &CStr) -> Result<OwnedFd, Errno> {

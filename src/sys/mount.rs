@@ -59,24 +59,26 @@ pub fn detach(target: &CStr) -> Result<(), Errno> {
     Errno::result(unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) }).map(drop)
 }
 
-/// A detached copy of the mount tree at `path` (open_tree(2) with OPEN_TREE_CLONE, Linux 5.2).
-pub fn clone_tree(path: &CStr, recursive: bool) -> Result<OwnedFd, Errno> {
-    open_tree(path, if recursive { libc::AT_RECURSIVE as c_uint } else { 0 })
+/// A detached copy of the mount tree at what `place` stands for (open_tree(2) with OPEN_TREE_CLONE, Linux
+/// 5.2).
+pub fn clone_tree(place: BorrowedFd<'_>, recursive: bool) -> Result<OwnedFd, Errno> {
+    let recursive = if recursive { libc::AT_RECURSIVE } else { 0 };
+    open_tree(place.as_raw_fd(), c"", (libc::AT_EMPTY_PATH | recursive) as c_uint)
 }
 
 /// A detached copy of the symbolic link at `path` itself: where it is attached, paths lead on from it.
 pub fn clone_link(path: &CStr) -> Result<OwnedFd, Errno> {
-    open_tree(path, libc::AT_SYMLINK_NOFOLLOW as c_uint)
+    open_tree(libc::AT_FDCWD, path, libc::AT_SYMLINK_NOFOLLOW as c_uint)
 }
 
-fn open_tree(path: &CStr, flags: c_uint) -> Result<OwnedFd, Errno> {
+fn open_tree(dir: c_int, path: &CStr, flags: c_uint) -> Result<OwnedFd, Errno> {
     const OPEN_TREE_CLONE: c_uint = 1;
     const OPEN_TREE_CLOEXEC: c_uint = libc::O_CLOEXEC as c_uint;
     // SAFETY: `path` is NUL-terminated and outlives the call.
     let fd = unsafe {
         libc::syscall(
             libc::SYS_open_tree,
-            libc::AT_FDCWD,
+            dir,
             path.as_ptr(),
             OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | flags,
         )
@@ -87,7 +89,7 @@ fn open_tree(path: &CStr, flags: c_uint) -> Result<OwnedFd, Errno> {
 }
 
 /// Attaches a detached tree at `target` (move_mount(2), Linux 5.2).
-pub fn attach_tree(tree: BorrowedFd<'_>, target: &CStr) -> Result<(), Errno> {
+fn attach_tree(tree: BorrowedFd<'_>, target: &CStr) -> Result<(), Errno> {
     move_mount(tree, libc::AT_FDCWD, target, 0)
 }
 

@@ -224,15 +224,25 @@ fn rules_with_patterns_hold_in_an_overlay() {
     {
         fs::write(desk.host.join(name), text).unwrap();
     }
-    let words =
-        ["run", "--id", "o", "--overlay", ".", "--hide", "**/.env", "--deny", "app/t*", "--allow"];
+    let words = [
+        "run",
+        "--id",
+        "o",
+        "--overlay",
+        ".",
+        "--hide",
+        "./**/.env",
+        "--deny",
+        "./app/t*",
+        "--allow",
+    ];
     let script = "cat app/.env; cat app/tls/k.pem; cat app/tls/k.pub; mv app/.env x; mv app/tls x; \
                   rm -rf app; ln app/.env x; echo new > app/new; ls -A app";
     let run = |allow: &str| {
         let words = [&words[..], &[allow, "--", "sh", "-c", script]].concat();
         desk.words(&words)
     };
-    let outcome = run("*.pub");
+    let outcome = run("./**/*.pub");
     outcome.expect_out("public\n.env\nnew\ntls\n");
     outcome.err_has("app/.env: No such").err_has("k.pem: Permission");
     assert_eq!(fs::read_to_string(desk.host.join("app/.env")).unwrap(), "secret\n");
@@ -240,5 +250,5 @@ fn rules_with_patterns_hold_in_an_overlay() {
     assert_eq!(kept, "key\n");
     // What could not be removed is not said to be, and the run can be gone on with by other rules.
     assert_eq!(desk.diff("o"), [('A', "app/new".into())]);
-    run("none*").expect_out(".env\nnew\ntls\n");
+    run("./**/none*").expect_out(".env\nnew\ntls\n");
 }

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use super::super::error::refuse;
 use super::super::paths::{Kind, quoted};
 use super::super::{ConfigError, Host, Mount, MountKind, Shown, View, Why};
-use super::{Object, Objects, Plan, flag_of};
+use super::objects::{Object, Objects};
+use super::{Plan, flag_of};
 
 /// What a saved run's view is arranged of.
 pub(in crate::config) struct Again<'a> {
@@ -93,7 +94,8 @@ impl Plan<'_> {
             }
             let directory = found.kind == Kind::Directory;
             let why = Why::Default("hidden when it was saved");
-            objects.entry(found.path).or_insert(Object { directory, denied: *denied, why });
+            let object = Object { denied: *denied, ..Object::hidden(directory, why) };
+            objects.entry(found.path).or_insert(object);
         }
     }
 }

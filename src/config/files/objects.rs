@@ -1,19 +1,68 @@
-//! What must not show besides secrets, wherever a mount would bring it.
+//! What must not show, wherever a mount would bring it: secrets, and what is hidden besides.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use super::super::paths::{Found, Kind};
-use super::super::{MountKind, Shown, Why};
-use super::{DEFAULTS, Object, Objects, Plan};
+use super::super::{Mount, MountKind, Shown, Why, secrets};
+use super::{DEFAULTS, Plan};
+
+/// Something of the host that must not show, wherever a mount would bring it.
+pub(super) struct Object {
+    pub(super) directory: bool,
+    /// To open it is refused, instead of there being nothing.
+    pub(super) denied: bool,
+    /// It is hidden whatever the rules are: no pattern makes an exception of it.
+    pub(super) by_default: bool,
+    /// Which rule counts, perhaps one besides.
+    pub(super) why: Why,
+}
+
+/// Objects by their place on the host.
+pub(super) type Objects = BTreeMap<PathBuf, Object>;
+
+impl Object {
+    /// One that is not to be there.
+    pub(super) fn hidden(directory: bool, why: Why) -> Object {
+        let by_default = matches!(why, Why::Default(_));
+        Object { directory, denied: false, by_default, why }
+    }
+
+    /// The mount that hides it at `target`.
+    pub(super) fn at(&self, target: PathBuf) -> Mount {
+        let kind = MountKind::hiding(self.directory, self.denied);
+        Mount { target, kind, why: self.why.clone() }
+    }
+}
 
 impl Plan<'_> {
+    /// The secrets that exist on this host.
+    pub(super) fn secret_objects(&self) -> Objects {
+        let mut objects = Objects::new();
+        for secret in secrets::places(self.host, &self.homes) {
+            let Ok(place) = self.host.walk(&secret.path) else { continue };
+            if place.kind == Kind::Missing {
+                continue;
+            }
+            // A link or a variable that leads to the home itself (or above it) names no secret.
+            let wide = self.homes.iter().any(|home| home.starts_with(&place.path));
+            if !wide && place.path != Path::new("/") {
+                let directory = place.kind == Kind::Directory;
+                objects
+                    .entry(place.path)
+                    .or_insert(Object::hidden(directory, Why::Default(secret.what)));
+            }
+        }
+        objects
+    }
+
     /// What must not show besides secrets.
     pub(super) fn add_objects(&self, objects: &mut Objects) {
-        self.add_hidden_by_rules(objects);
         self.add_hidden_by_defaults(objects);
         self.add_process_views(objects);
         self.add_private(objects);
         self.add_sockets(objects);
+        self.add_hidden_by_rules(objects);
     }
 
     /// What `--hide` names must not show under another name either.
@@ -26,7 +75,9 @@ impl Plan<'_> {
                 let directories = [MountKind::HiddenDirectory, MountKind::DeniedDirectory];
                 let directory = directories.contains(&mount.kind);
                 let (denied, why) = (mount.kind.denies(), mount.why.clone());
-                objects.insert(path, Object { directory, denied, why });
+                // A secret that the user names besides is one still.
+                let by_default = objects.get(&path).is_some_and(|object| object.by_default);
+                objects.insert(path, Object { directory, denied, by_default, why });
             }
         }
     }

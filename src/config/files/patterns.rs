@@ -16,15 +16,13 @@ use super::super::glob::{fits, is_pattern, plain, unescaped};
 use super::super::paths::{Found, Kind, check, parse_pair, quoted};
 use super::super::{ConfigError, Mount, MountKind, Rule, RuleKind, Why, absolute};
 use super::exceptions::like;
-use super::walk::{Match, Search, Thing};
+use super::walk::{Match, Roots, Search, Thing};
 use super::{Object, Objects, Plan};
 
 /// Patterns of one run at most: each name is held against each of them.
 const PATTERNS_MAX: usize = 1000;
 /// Parts of a pattern at most: one bit each.
 const PARTS_MAX: usize = 62;
-/// What patterns may match: each takes a mount or more.
-const MATCHES_MAX: usize = 20_000;
 
 /// A rule about a pattern.
 #[derive(Debug)]
@@ -245,15 +243,6 @@ impl Plan<'_> {
         let search = Search::new(self.host, &self.view, &self.patterns, &roots, objects);
         let found = search.run()?;
         let unused: Vec<String> = search.unused().map(|pattern| pattern.flag.clone()).collect();
-        let closes = |found: &&Match| self.patterns[found.pattern].kind != RuleKind::Allow;
-        if found.iter().filter(closes).count() > MATCHES_MAX {
-            let first = found.iter().find(closes).map_or(0, |found| found.pattern);
-            return Err(refuse!(
-                "cannot use {}: more than {MATCHES_MAX} files match patterns, and each takes a mount; \
-                 name the directories that they are in",
-                self.patterns[first].flag
-            ));
-        }
         self.idle.extend(unused.into_iter().map(|flag| format!("{flag} matches nothing")));
         for found in found {
             let Pattern { kind, flag, .. } = &self.patterns[found.pattern];
@@ -269,7 +258,7 @@ impl Plan<'_> {
     }
 
     /// Where patterns that begin nowhere begin.
-    fn roots(&self, workdir: &Path) -> Vec<PathBuf> {
+    fn roots(&self, workdir: &Path) -> Roots {
         let flagged = self
             .view
             .mounts()
@@ -277,7 +266,12 @@ impl Plan<'_> {
         let flagged = flagged.map(|mount| mount.target.clone());
         let all = flagged.chain(self.homes.iter().cloned()).chain([workdir.to_owned()]);
         let all: HashSet<PathBuf> = all.filter(|path| path != Path::new("/")).collect();
-        all.into_iter().collect()
+        let is_others = |path: &PathBuf| {
+            let own = self.homes.contains(path) || path == workdir;
+            self.judged.contains(path) && !own
+        };
+        let (others, own) = all.into_iter().partition(is_others);
+        Roots { own, others }
     }
 
     fn hide_match(
@@ -304,7 +298,7 @@ impl Plan<'_> {
                 (place.path, place.kind == Kind::Directory)
             }
         };
-        objects.entry(path).or_insert(Object { directory, denied, why });
+        objects.entry(path).or_insert(Object { directory, denied, by_default: false, why });
     }
 
     /// Shows what is matched: with the access that a rule gives, or what lies in something hidden with the one
@@ -319,12 +313,13 @@ impl Plan<'_> {
         };
         if is_there && self.host.access(&found.host, needed).is_ok() {
             let source = found.host.clone();
-            let given = like(self.unhidden_above(&found.guest), found.host, directory);
-            let kind = match kind {
-                RuleKind::Allow => given,
+            let base = self.unhidden_above(&found.guest);
+            let kind = match (kind, base.map(|mount| &mount.kind)) {
+                (RuleKind::Allow, _) => like(base, found.host, directory),
                 // It is so already.
-                RuleKind::ReadOnly if matches!(given, MountKind::ReadOnly { .. }) => return,
-                RuleKind::ReadOnly => MountKind::ReadOnly { source },
+                (RuleKind::ReadOnly, None | Some(MountKind::ReadOnly { .. }))
+                | (RuleKind::Writable, Some(MountKind::Writable { .. })) => return,
+                (RuleKind::ReadOnly, _) => MountKind::ReadOnly { source },
                 _ => MountKind::Writable { source },
             };
             self.view.insert(Mount { target: found.guest, kind, why });

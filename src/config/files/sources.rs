@@ -1,10 +1,10 @@
 //! Rules that come from several sources: which of them say something here, and which of two counts.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use super::super::paths::{Kind, Place};
-use super::super::{Host, Rule, View, absolute};
+use super::super::{Host, Rule, RuleKind, View, absolute};
 use super::Plan;
 
 /// The rules, those of the strongest source first.
@@ -47,12 +47,18 @@ impl<'h> Plan<'h> {
             ranks: HashMap::new(),
             exceptions: BTreeMap::new(),
             patterns: Vec::new(),
+            judged: HashSet::new(),
+            perhaps: HashSet::new(),
             idle: Vec::new(),
         }
     }
 
-    /// Whether the rule, which is about `path`, is about nothing on this host, and may be.
+    /// Whether the rule, which is about `path`, is about nothing on this host, and may be. (What is to be hidden
+    /// or denied can be where the host has nothing and the view has: that is seen when all of it is known.)
     pub(super) fn is_in_vain(&self, rule: &Rule, path: &Path) -> bool {
+        if matches!(rule.kind, RuleKind::Hide | RuleKind::Deny) {
+            return false;
+        }
         // (One that is to be made has been, before a program runs.)
         if !rule.may_be_in_vain() && rule.place_to_make().is_none() {
             return false;

@@ -17,7 +17,7 @@ use nix::errno::Errno;
 use super::super::error::refuse;
 use super::super::paths::{Found, quoted};
 use super::super::view::translate;
-use super::super::{ConfigError, Host, Mount, RuleKind, Shown, View, Why};
+use super::super::{ConfigError, Host, Mount, RuleKind, Shown, View};
 use super::Objects;
 use super::overlays::MADE_UP;
 use super::patterns::{Pattern, contradiction};
@@ -26,6 +26,27 @@ use super::patterns::{Pattern, contradiction};
 const NAMES_MAX: usize = 5_000_000;
 /// More threads are not faster: they wait for the same directories.
 const THREADS_MAX: usize = 8;
+
+/// What patterns may match: each takes a mount or more.
+const MATCHES_MAX: usize = 20_000;
+/// A path is shorter (PATH_MAX, limits.h): no call takes another one, that of mounting neither.
+const PATH_MAX: usize = 4096;
+
+/// Below these, patterns that begin nowhere begin.
+pub(super) struct Roots {
+    pub(super) own: Vec<PathBuf>,
+    /// Places that a project's file names which is not trusted: it must not widen what the user shows or opens.
+    pub(super) others: Vec<PathBuf>,
+}
+
+impl Roots {
+    /// Whether a rule of `kind` about a pattern that begins nowhere is about what is in `path`.
+    fn hold(&self, path: &Path, kind: RuleKind) -> bool {
+        let closes = matches!(kind, RuleKind::Hide | RuleKind::Deny);
+        let others = self.others.iter().filter(|_| closes);
+        self.own.iter().chain(others).any(|root| path.starts_with(root))
+    }
+}
 
 /// What a pattern matches.
 #[derive(Debug)]
@@ -92,14 +113,22 @@ pub(super) struct Search<'a> {
     host: &'a Path,
     view: &'a View,
     patterns: &'a [Pattern],
-    /// Below these, patterns that begin nowhere begin.
-    roots: &'a [PathBuf],
+    roots: &'a Roots,
     objects: &'a Objects,
     /// Mount points of file systems that the kernel makes up.
     made_up: HashSet<PathBuf>,
     seeds: HashSet<PathBuf>,
     used: Vec<AtomicBool>,
     names: AtomicUsize,
+}
+
+/// Which of the patterns that match a path counts.
+#[derive(Default)]
+struct Best {
+    /// The first of the greatest weight.
+    number: Option<usize>,
+    /// One of the same weight that says something else.
+    rival: Option<usize>,
 }
 
 /// What the threads share.
@@ -117,7 +146,7 @@ impl<'a> Search<'a> {
         host: &'a Host,
         view: &'a View,
         patterns: &'a [Pattern],
-        roots: &'a [PathBuf],
+        roots: &'a Roots,
         objects: &'a Objects,
     ) -> Search<'a> {
         let starts = patterns.iter().filter_map(|pattern| pattern.start.clone());
@@ -134,7 +163,10 @@ impl<'a> Search<'a> {
             roots,
             objects,
             made_up: made_up.map(|(place, _)| place.clone()).collect(),
-            seeds: starts.chain(mounts).chain(roots.iter().cloned()).collect(),
+            seeds: starts
+                .chain(mounts)
+                .chain(roots.own.iter().chain(&roots.others).cloned())
+                .collect(),
             used: patterns.iter().map(|_| AtomicBool::new(false)).collect(),
             names: AtomicUsize::new(0),
         }
@@ -179,16 +211,10 @@ impl<'a> Search<'a> {
     /// The state in which a walk from `/` would come to `path`; none if there is nothing to look for. With
     /// `path` itself, where a pattern that begins there stands for it, too (`/data/**`).
     fn seed(&self, path: &Path) -> Result<(Option<Item>, Option<Match>), ConfigError> {
-        let host = match self.view.shown(path) {
-            Shown::Host { path, .. } => path,
-            Shown::Hidden(mount) => match self.view.shown_under(&mount.target) {
-                Shown::Host { path: under, .. } => translate(path, &mount.target, &under),
-                _ => return Ok((None, None)),
-            },
-            Shown::Private(_) => return Ok((None, None)),
+        let Some(host) = self.host_of(path) else { return Ok((None, None)) };
+        let within = |path: &Path, pattern: &Pattern| {
+            pattern.start.is_some() || self.roots.hold(path, pattern.kind)
         };
-        let within = |path: &Path| self.roots.iter().any(|root| path.starts_with(root));
-        let below = |path: &Path| path.parent().is_some_and(within);
         let mut active: Vec<(usize, u64)> =
             self.patterns.iter().map(Pattern::before).enumerate().collect();
         let (mut state, mut secret) = (State::Plain, false);
@@ -196,22 +222,22 @@ impl<'a> Search<'a> {
         let mut at = PathBuf::from("/");
         for name in path.iter().skip(1) {
             at.push(name);
-            let mut best = None;
+            let mut best = Best::default();
             for (number, places) in &mut active {
                 let pattern = &self.patterns[*number];
                 *places = pattern.after(*places, name.as_bytes());
-                let counts = pattern.start.is_some() || below(&at);
+                let counts = at.parent().is_some_and(|above| within(above, pattern));
                 if *places & pattern.whole() != 0 && counts {
-                    best = Some(self.better(best, *number, || at.clone())?);
+                    self.weigh(&mut best, *number);
                 }
             }
+            let best = self.decided(&best, || at.clone())?;
             if let Some(mount) = self.view.at(&at) {
-                (state, secret) = (State::of(mount), false);
+                state = State::of(mount);
+                secret = mount.kind.hides() && (secret || self.is_secret_at(&at));
                 continue;
             }
-            if let Shown::Host { path, .. } = self.view.shown(&at) {
-                secret |= self.is_secret(&path);
-            }
+            secret |= self.is_secret_at(&at);
             if let Some(number) = best {
                 let own = self.patterns[number].start.as_deref() == Some(path) && at == path;
                 let (next, counts) = state.then(self.patterns[number].kind);
@@ -222,7 +248,7 @@ impl<'a> Search<'a> {
         active.retain_mut(|(number, places)| {
             let pattern = &self.patterns[*number];
             *places &= !pattern.whole();
-            *places != 0 && (pattern.start.is_some() || within(path))
+            *places != 0 && within(path, pattern)
         });
         if secret {
             return Ok((None, None));
@@ -243,27 +269,65 @@ impl<'a> Search<'a> {
 
     /// Hidden by default.
     fn is_secret(&self, host: &Path) -> bool {
-        self.objects.get(host).is_some_and(|object| matches!(object.why, Why::Default(_)))
+        self.objects.get(host).is_some_and(|object| object.by_default)
             || self.made_up.contains(host)
     }
 
-    /// Which of two patterns that match a path counts.
-    fn better(
-        &self,
-        best: Option<usize>,
-        other: usize,
-        path: impl Fn() -> PathBuf,
-    ) -> Result<usize, ConfigError> {
-        self.used[other].store(true, Ordering::Relaxed);
-        let Some(best) = best else { return Ok(other) };
-        let (one, two) = (&self.patterns[best], &self.patterns[other]);
-        match one.weight.cmp(&two.weight) {
-            std::cmp::Ordering::Less => Ok(other),
-            std::cmp::Ordering::Equal if one.kind != two.kind => {
-                Err(contradiction(one, two, &path()))
-            }
-            _ => Ok(best),
+    /// The same of what is at a path of the guest's, whether or not a rule hides it.
+    fn is_secret_at(&self, guest: &Path) -> bool {
+        self.host_of(guest).is_some_and(|host| self.is_secret(&host))
+    }
+
+    /// What is at a path of the guest's, whether or not a rule hides it.
+    fn host_of(&self, path: &Path) -> Option<PathBuf> {
+        match self.view.shown(path) {
+            Shown::Host { path, .. } => Some(path),
+            Shown::Hidden(mount) => match self.view.shown_under(&mount.target) {
+                Shown::Host { path: under, .. } => Some(translate(path, &mount.target, &under)),
+                _ => None,
+            },
+            Shown::Private(_) => None,
         }
+    }
+
+    /// Another pattern matches a path.
+    fn weigh(&self, best: &mut Best, other: usize) {
+        self.used[other].store(true, Ordering::Relaxed);
+        let Some(first) = best.number else {
+            best.number = Some(other);
+            return;
+        };
+        let (one, two) = (&self.patterns[first], &self.patterns[other]);
+        match one.weight.cmp(&two.weight) {
+            std::cmp::Ordering::Less => *best = Best { number: Some(other), rival: None },
+            std::cmp::Ordering::Equal if one.kind != two.kind => {
+                best.rival.get_or_insert(other);
+            }
+            _ => {}
+        }
+    }
+
+    /// The pattern that counts among those that match a path.
+    fn decided(
+        &self,
+        best: &Best,
+        path: impl Fn() -> PathBuf,
+    ) -> Result<Option<usize>, ConfigError> {
+        match (best.number, best.rival) {
+            (Some(one), Some(two)) => {
+                Err(contradiction(&self.patterns[one], &self.patterns[two], &path()))
+            }
+            (number, _) => Ok(number),
+        }
+    }
+
+    /// More is matched than there can be mounts for.
+    fn too_many(&self, found: &[Match]) -> ConfigError {
+        refuse!(
+            "cannot use {}: more than {MATCHES_MAX} files match patterns, and each takes a mount; name the \
+             directories that they are in",
+            self.patterns[found.first().map_or(0, |found| found.pattern)]
+        )
     }
 
     fn work(&self, work: &Mutex<Work>, changed: &Condvar) {
@@ -284,6 +348,10 @@ impl<'a> Search<'a> {
             shared.busy -= 1;
             shared.found.append(&mut found);
             shared.items.append(&mut items);
+            let done = match shared.found.len() > MATCHES_MAX {
+                true => done.and(Err(self.too_many(&shared.found))),
+                false => done,
+            };
             if let Err(error) = done {
                 shared.failed.get_or_insert(error);
             }
@@ -311,6 +379,8 @@ impl<'a> Search<'a> {
             Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::EACCES) => return Ok(()),
             // A file system whose server is away.
             Err(Errno::ENOTCONN | Errno::ESTALE) => return Ok(()),
+            // So deep that nothing in it can be mounted on.
+            Err(Errno::ENAMETOOLONG) => return Ok(()),
             Err(errno) => return Err(fail(errno)),
         };
         let mut active = Vec::with_capacity(item.active.len());
@@ -342,6 +412,9 @@ impl<'a> Search<'a> {
                 let it = Match { guest, host, thing, pattern: best.unwrap_or(usize::MAX) };
                 self.take(item, it, &active, found, items);
             }
+            if found.len() > MATCHES_MAX {
+                return Err(self.too_many(found));
+            }
         }
         if self.names.fetch_add(count, Ordering::Relaxed) + count > NAMES_MAX {
             return Err(refuse!(
@@ -362,20 +435,19 @@ impl<'a> Search<'a> {
         active: &mut Vec<(usize, u64)>,
     ) -> Result<Option<usize>, ConfigError> {
         active.clear();
-        let mut best = None;
+        let mut best = Best::default();
         for (number, places) in &item.active {
             let pattern = &self.patterns[*number];
             let places = pattern.after(*places, name);
             if places & pattern.whole() != 0 {
-                let path = || item.guest.join(OsStr::from_bytes(name));
-                best = Some(self.better(best, *number, path)?);
+                self.weigh(&mut best, *number);
             }
             let places = places & !pattern.whole();
             if places != 0 {
                 active.push((*number, places));
             }
         }
-        Ok(best)
+        self.decided(&best, || item.guest.join(OsStr::from_bytes(name)))
     }
 
     /// Draws the consequences of one name.
@@ -387,6 +459,9 @@ impl<'a> Search<'a> {
         found: &mut Vec<Match>,
         items: &mut Vec<Item>,
     ) {
+        if it.guest.as_os_str().len().max(it.host.as_os_str().len()) >= PATH_MAX {
+            return;
+        }
         let ruled = self.view.at(&it.guest);
         if ruled.is_some_and(|mount| !mount.kind.hides()) || self.is_secret(&it.host) {
             return;

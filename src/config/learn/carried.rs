@@ -8,9 +8,11 @@ use std::path::{Path, PathBuf};
 
 use super::super::environment::{Wish, because, parse_wish};
 use super::super::error::refuse;
-use super::super::glob::escaped;
+use super::super::glob::{escaped, is_pattern};
 use super::super::paths::parse_pair;
-use super::super::profile::{Form, Gathered, Group, Origin, Place, Request, Setting, Value};
+use super::super::profile::{
+    Form, Gathered, Group, Origin, Place, Request, Setting, Value, own_directory,
+};
 use super::super::{ConfigError, Host, absolute, quoted};
 use super::text::{one, path_text};
 
@@ -27,13 +29,17 @@ pub(super) struct Carried {
 const OF_THIS_RUN: [&str; 3] = ["overlay-dir", "record-files", "fake-fsync"];
 
 impl Carried {
-    /// That of a run.
+    /// That of a run, for a profile that is written to `file`.
     pub(super) fn of(
         request: &Request,
         gathered: &Gathered,
         host: &Host,
+        file: &Path,
         merged: Option<&Path>,
     ) -> Result<Carried, ConfigError> {
+        let own = own_directory(host).and_then(|own| host.walk(&own).ok());
+        let is_toml = file.extension() == Some(OsStr::new("toml"));
+        let is_own = is_toml && own.is_some_and(|own| file.parent() == Some(&*own.path));
         let mut carried = Carried::default();
         for word in &request.profiles {
             let is_file = word.to_str().is_none_or(|it| it.contains('/') || it.ends_with(".toml"));
@@ -56,7 +62,7 @@ impl Carried {
         let flags = gathered.settings.iter().filter(|it| it.origin == Origin::CommandLine);
         let flags = flags.filter(|it| it.key.group != Group::Command && !it.key.hidden);
         for setting in flags.filter(|it| !OF_THIS_RUN.contains(&it.key.name)) {
-            let text = value(setting, host)?;
+            let text = value(setting, host, is_own)?;
             carried.said.push((setting.key.name, setting.key.is_list(), text));
         }
         Ok(carried)
@@ -64,30 +70,60 @@ impl Carried {
 }
 
 /// The value of a setting in TOML.
-fn value(setting: &Setting, host: &Host) -> Result<String, ConfigError> {
+fn value(setting: &Setting, host: &Host, is_own: bool) -> Result<String, ConfigError> {
     let word = match &setting.value {
         Value::Switch(on) => return Ok(on.to_string()),
         Value::Word(word) => word,
     };
+    let flag = format!("--{}", setting.key.name);
     Ok(match setting.key.form {
-        Form::Path | Form::Paths => {
-            text(&absolute(host, Path::new(word))?, &format!("--{}", setting.key.name))?
-        }
+        Form::Path | Form::Paths => text(&absolute(host, Path::new(word))?, &flag)?,
+        Form::Patterns => text(Path::new(&pattern(word, host, is_own)?), &flag)?,
         Form::Pairs => {
             let (source, target) = parse_pair(setting.key.name, word)?;
-            let source = absolute(host, &source)?;
-            // (It may be a pattern.)
-            let mut both = half(source.as_os_str());
+            let mut both = half(&pattern(source.as_os_str(), host, is_own)?);
             if let Some(target) = target {
                 both.push(":");
                 both.push(half(target.as_os_str()));
             }
-            text(Path::new(&both), &format!("--{}", setting.key.name))?
+            text(Path::new(&both), &flag)?
         }
         Form::Numbers => setting.text()?.to_owned(),
         _ if setting.key.name == "env" => one(&variable(word, setting)?),
         _ => one(setting.text()?),
     })
+}
+
+/// A path or a pattern that is about the same in the profile, wherever that is used. A pattern that begins nowhere
+/// stays so in one of the user's own (`is_own`), where it is about all that it is about here; in another
+/// file it would be about what is below that alone (`profile::expand`).
+fn pattern(word: &OsStr, host: &Host, is_own: bool) -> Result<OsString, ConfigError> {
+    let mut rest = word.as_bytes();
+    if rest.is_empty() || rest.starts_with(b"/") {
+        return Ok(word.to_owned());
+    }
+    let is_near = [&b"./"[..], b"../"].iter().any(|start| rest.starts_with(start));
+    let floats = is_pattern(word) && !is_near;
+    if floats && is_own {
+        // A tilde at its beginning would be the home.
+        let before = if rest.starts_with(b"~") { "**/" } else { "" };
+        return Ok([OsStr::new(before), word].join(OsStr::new("")));
+    }
+    while let Some(after) = rest.strip_prefix(b"./") {
+        rest = after;
+    }
+    let base: PathBuf = absolute(host, Path::new("."))?.components().collect();
+    let mut whole = escaped(&base).into_vec();
+    if !whole.ends_with(b"/") {
+        whole.push(b'/');
+    }
+    if floats {
+        whole.extend(b"**/");
+    }
+    if rest != b"." {
+        whole.extend(rest);
+    }
+    Ok(OsString::from_vec(whole))
 }
 
 /// A file that is inherited: nothing in its path stands for anything else.

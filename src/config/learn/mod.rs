@@ -82,8 +82,8 @@ pub struct Lesson {
     home: Option<PathBuf>,
 }
 
-/// Plans the run in which is learned. `merged` is the profile to which is to be added, where there is one: it was
-/// gathered with the others.
+/// Plans the run in which is learned. `file` is where the profile will be written to; `merged` is the profile to
+/// which is to be added, where there is one: it was gathered with the others.
 ///
 /// # Errors
 /// What cannot be learned from, or is no run to begin with.
@@ -92,6 +92,7 @@ pub fn prepare(
     gathered: &Gathered,
     argv: &[OsString],
     host: &Host,
+    file: &Path,
     merged: Option<&Path>,
 ) -> Result<Learning, ConfigError> {
     let is_own = |setting: &Setting| match &setting.origin {
@@ -127,7 +128,7 @@ pub fn prepare(
     options.learn = true;
     options.rules = learning_rules(&base, host)?;
     let too_wide = close_workdir(&mut base, host)?;
-    let carried = Carried::of(request, gathered, host, merged)?;
+    let carried = Carried::of(request, gathered, host, file, merged)?;
     Ok(Learning { options, base, carried, was_read_only, too_wide })
 }
 

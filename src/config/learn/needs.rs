@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use nix::unistd::AccessFlags;
 
 use super::super::paths::Found;
-use super::super::{Host, Identity, Mount, MountKind, Shown, View, Why, homes};
+use super::super::{Host, Identity, Mount, MountKind, RuleKind, Shown, View, Why, homes};
 use super::Seen;
 use crate::sentry::file_log::{Kind, Touch, Touched};
 
@@ -127,7 +127,14 @@ impl Needs {
         if !touched.touch.may_change() {
             return;
         }
-        if let Some(Mount { kind: MountKind::ReadOnly { .. }, why: Why::Flag(flag), .. }) = by {
+        if let Some(Mount {
+            kind: MountKind::ReadOnly { .. },
+            // (What a pattern has found. A file that is an exception is so in an overlay alone.)
+            why: Why::Flag(flag) | Why::Derived(flag),
+            ..
+        }) = by
+            && !flag.starts_with(RuleKind::Allow.flag())
+        {
             self.kept.insert(path.to_owned(), flag.clone());
             return;
         }

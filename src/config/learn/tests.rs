@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 
-use super::super::profile::{check, gather};
+use super::super::profile::{Key, Value, check, gather};
 use super::super::testing::TestHost;
 use super::*;
 use crate::sentry::file_log::{Content, Kind, Touch, Touched};
@@ -36,7 +36,8 @@ fn written(path: &str) -> Touched {
 fn learned(host: &mut TestHost, files: Vec<Touched>, missing: &[&str]) -> Lesson {
     let argv = [OsString::from("true")];
     let gathered = gather(Request::default(), &mut host.host, || None).unwrap();
-    let learning = prepare(&Request::default(), &gathered, &argv, &host.host, None).unwrap();
+    let file = Path::new("/home/me/.config/sandbox/true.toml");
+    let learning = prepare(&Request::default(), &gathered, &argv, &host.host, file, None).unwrap();
     let options = Options { argv: argv.to_vec(), ..learning.options.clone() };
     let spec = host.resolve(&options).unwrap();
     let missing = missing.iter().map(|path| path.as_bytes().to_vec()).collect();
@@ -44,7 +45,6 @@ fn learned(host: &mut TestHost, files: Vec<Touched>, missing: &[&str]) -> Lesson
     let measured = Measured { memory: 1 << 20, tasks: 3, ..Measured::default() };
     let seen = Seen { spec: &spec, report: &report, measured: &measured, status: 0 };
     host.look_anew();
-    let file = Path::new("/home/me/.config/sandbox/true.toml");
     let lesson = learning.conclude(&seen, &host.host, file).unwrap();
     let text = lesson.text();
     check(&text, file, &host.host).unwrap_or_else(|error| panic!("{error}\n{text}"));
@@ -208,6 +208,65 @@ fn odd_names_stay_what_they_are() {
     assert_eq!(lesson.impossible.len(), 2);
     assert!(text.contains("$'/data/in/\\xff'"), "{text}");
     assert!(!is_open("/data/in/new\nline") && !is_open("/data/in/other1"), "{text}");
+}
+
+#[test]
+fn what_a_pattern_keeps_read_only_is_told() {
+    let mut host = host();
+    host.file("/home/me/project/key.pem");
+    let request = Request::default();
+    let mut gathered = gather(request.clone(), &mut host.host, || None).unwrap();
+    let key = Key::named("ro").unwrap();
+    let setting = Setting::flag(key, Value::Word("./*.pem".into()));
+    gathered.settings.push(setting);
+    gathered.options = Options::of(&gathered.settings).unwrap();
+    let argv = [OsString::from("true")];
+    let file = Path::new("/home/me/.config/sandbox/true.toml");
+    let learning = prepare(&request, &gathered, &argv, &host.host, file, None).unwrap();
+    let options = Options { argv: argv.to_vec(), ..learning.options.clone() };
+    let spec = host.resolve(&options).unwrap();
+    let report = Report { files: vec![written("/home/me/project/key.pem")], ..Report::default() };
+    let measured = Measured { memory: 1 << 20, tasks: 3, ..Measured::default() };
+    let seen = Seen { spec: &spec, report: &report, measured: &measured, status: 0 };
+    host.look_anew();
+    let lesson = learning.conclude(&seen, &host.host, file).unwrap();
+    let kept = lesson.needs.kept.get(Path::new("/home/me/project/key.pem"));
+    assert_eq!(kept.map(String::as_str), Some("--ro './*.pem'"));
+    assert!(rules(&lesson).is_empty());
+}
+
+#[test]
+fn what_is_carried_is_about_the_same_in_the_profile() {
+    let mut host = host();
+    let cwd = "/home/me/pro[j]";
+    host.directory(cwd);
+    host.directory("/home/me/.config/sandbox");
+    host.file("/home/me/pro[j]/a$b/in");
+    host.host.cwd = Ok(cwd.into());
+    let carried = |host: &mut TestHost, key: &str, word: &str, file: &str| {
+        let key = Key::named(key).unwrap();
+        let flag = Setting::flag(key, Value::Word(word.into()));
+        let request = Request { flags: vec![flag], ..Request::default() };
+        let gathered = gather(request.clone(), &mut host.host, || None).unwrap();
+        let carried = Carried::of(&request, &gathered, &host.host, Path::new(file), None).unwrap();
+        carried.said[0].2.trim_matches('"').replace(r"\\", r"\")
+    };
+    let (own, other) = ("/home/me/.config/sandbox/x.toml", "/data/x.toml");
+    let base = r"/home/me/pro\[j\]";
+    for (word, in_own, in_other) in [
+        ("/x/*.c", "/x/*.c".to_owned(), "/x/*.c".to_owned()),
+        ("a$b", format!("{base}/a$$b"), format!("{base}/a$$b")),
+        (r"\[x]", format!(r"{base}/\[x]"), format!(r"{base}/\[x]")),
+        ("./**/*.c", format!("{base}/**/*.c"), format!("{base}/**/*.c")),
+        ("*.c", "*.c".to_owned(), format!("{base}/**/*.c")),
+        ("~*", "**/~*".to_owned(), format!("{base}/**/~*")),
+        ("a$b/*", "a$$b/*".to_owned(), format!("{base}/**/a$$b/*")),
+    ] {
+        for key in ["hide", "ro"] {
+            assert_eq!(carried(&mut host, key, word, own), in_own, "{key} {word}");
+            assert_eq!(carried(&mut host, key, word, other), in_other, "{key} {word}");
+        }
+    }
 }
 
 #[test]

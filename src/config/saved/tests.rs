@@ -178,6 +178,37 @@ fn what_is_denied_matched_or_excepted_comes_back() {
 }
 
 #[test]
+fn names_of_several_lines_that_were_found_come_back() {
+    let host = TestHost::ordinary();
+    for file in ["/home/me/project/x\n.pem", "/data/a\nb", "/data/in/x", "/srv/work/c\nd.pub"] {
+        host.file(file);
+    }
+    let rules = ["--hide ./**/*.pem", "--deny /data", "--allow /data/in", "--hide /srv/work"];
+    let spec = host.resolve(&options(&[&rules[..], &["--allow /srv/**/*.pub"]].concat())).unwrap();
+    let at = |path: &str| spec.mounts.iter().any(|mount| mount.target == Path::new(path));
+    assert!(at("/home/me/project/x\n.pem") && at("/data/a\nb") && at("/srv/work/c\nd.pub"));
+    let saved = SavedSpec::of(&spec);
+    assert_eq!(again(&host, &saved), Ok(saved));
+}
+
+#[test]
+fn a_hidden_directory_in_which_something_shows_is_one_where_it_is_no_secret() {
+    let with_keys = || {
+        let host = TestHost::ordinary();
+        host.file("/data/keys/public");
+        host.file("/data/keys/private");
+        host
+    };
+    let mut host = with_keys();
+    host.set("GNUPGHOME", "/data/keys");
+    let image = saved(&host, &options(&["--ro /data/keys/public"]));
+    let back = restored(&with_keys(), &image).unwrap();
+    let view = View::of(&back.mounts);
+    assert!(matches!(view.shown(Path::new("/data/keys/private")), Shown::Private(_)));
+    assert!(matches!(view.shown(Path::new("/data/keys/public")), Shown::Host { .. }));
+}
+
+#[test]
 fn ids_are_those_of_whoever_restores() {
     let host = TestHost::ordinary();
     let mut image = saved(&host, &Options { user: Some("0:0".into()), ..options(&[]) });
@@ -263,7 +294,10 @@ fn what_no_run_has_is_refused() {
         (mount("/proc", bind("/etc"), SavedRule::Flag), "always the sandbox's own"),
         (mount("/etc", bind("/usr/../etc"), SavedRule::Flag), "no such path"),
         (mount("etc", bind("/etc"), SavedRule::Flag), "no such path"),
-        (mount("/etc/\n", bind("/etc"), SavedRule::Flag), "newline"),
+        (mount("/etc/\n", bind("/etc"), SavedRule::Flag), "there is no $'/etc/\\n'"),
+        (mount("/etc/\0", bind("/etc"), SavedRule::Flag), "no such path"),
+        (mount("", bind("/etc"), SavedRule::Flag), "no such path"),
+        (mount("/etc", bind("/e\0c"), SavedRule::Flag), "no such path"),
         (mount("/etc", SavedKind::Writable(bytes("/etc")), SavedRule::Default), "no run has"),
         (
             mount("/etc", SavedKind::Writable(bytes("/etc")), SavedRule::WorkingDirectory),

@@ -67,7 +67,9 @@ impl View {
     pub(super) fn attach_unopenable(&mut self, target: &Path, need: Need) -> Result<(), PlanError> {
         let attributes = ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV;
         let step = |tree, source| Step::Clone { tree, source, recursive: false, attributes };
-        self.clone_and_attach(step, Path::new("/dev/null"), target, need)
+        let null = Path::new("/dev/null");
+        let source = null.canonicalize().unwrap_or_else(|_| null.to_owned());
+        self.clone_and_attach(step, &source, target, need)
     }
 
     /// Makes what hidden files are shown as, in the /dev at `directory`, for as long as that is built.

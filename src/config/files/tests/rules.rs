@@ -1,5 +1,7 @@
 //! `--deny`, `--allow`, and patterns.
 
+use std::os::fd::AsRawFd;
+
 use super::*;
 
 const HIDDEN: [Option<MountKind>; 2] =
@@ -273,6 +275,113 @@ fn patterns_that_match_nothing_are_told_of() {
     assert_eq!(spec.idle, ["--hide '*.none' matches nothing"]);
     let spec = host.resolve(&options(&["--allow a/.env"])).unwrap();
     assert_eq!(spec.idle, ["--allow a/.env is no exception of anything"]);
+}
+
+#[test]
+fn a_secret_that_a_rule_names_stays_one() {
+    let host = TestHost::ordinary();
+    host.file("/home/me/.ssh/id.pub");
+    let key = "/home/me/.ssh/id.pub";
+    for rule in ["--hide /home/me/.ssh", "--deny /home/me/.ssh", "--ro /data"] {
+        for allow in ["--allow *.pub", "--allow /home/me/.ssh/*.pub", "--allow /home/**/id*"] {
+            assert_eq!(kind_at(&host, &[rule, allow], key), None, "{rule} {allow}");
+        }
+        assert_eq!(kind_at(&host, &[rule, "--allow /home/me/.ssh/id.pub"], key), readonly(key));
+    }
+    let mut host = host;
+    host.host.cwd = Ok("/srv/work".into());
+    for allow in ["--allow /home/**/*.pub", "--allow /home/me/.ssh/*.pub"] {
+        assert_eq!(kind_at(&host, &["--hide /home/me", allow], key), None, "{allow}");
+    }
+}
+
+/// A rule as of a project's file that was looked at.
+fn judged(words: &str, place: &str) -> Rule {
+    let rule = options(&[words]).rules.remove(0);
+    Rule { judged: Some(place.into()), rank: 1, ..rule }
+}
+
+#[test]
+fn what_a_project_names_is_no_place_for_what_opens() {
+    let host = project();
+    let other = "/data/in/deep/other.pem";
+    let view = |words: &[&str]| {
+        let mut options = options(words);
+        options.rules.push(judged("--ro /data", "/data"));
+        View::of(&host.resolve(&options).unwrap().mounts)
+    };
+    let writes = |words: &[&str]| {
+        let view = view(words);
+        matches!(view.at(Path::new(other)).map(|it| &it.kind), Some(MountKind::Writable { .. }))
+    };
+    assert!(!writes(&["--rw *.pem"]));
+    assert!(writes(&["--rw *.pem", "--ro /data/in"]));
+    let hides = view(&["--hide *.pem"]);
+    assert!(hides.at(Path::new(other)).is_some_and(|mount| mount.kind.hides()));
+}
+
+#[test]
+fn a_profile_hides_what_only_the_view_has() {
+    let host = TestHost::ordinary();
+    host.directory("/mnt");
+    host.file("/data/private/x");
+    host.file("/etc/file");
+    host.link("/etc/circle", "circle");
+    let hides = |path: &str, rules: &[&str]| {
+        let mut options = options(rules);
+        let rule = Rule::new(RuleKind::Hide, path);
+        options.rules.push(Rule { origin: crate::config::profile::Origin::BuiltIn("x"), ..rule });
+        let view = View::of(&host.resolve(&options).unwrap().mounts);
+        view.at(Path::new(path)).map(|mount| mount.kind.clone())
+    };
+    assert_eq!(hides("/mnt/private", &["--ro /data:/mnt"]), HIDDEN[0]);
+    assert_eq!(hides("/mnt/private/x", &["--rw /data:/mnt"]), HIDDEN[1]);
+    for path in ["/mnt/private", "/none/x", "/etc/file/x", "/etc/circle", "/tmp/x"] {
+        assert_eq!(hides(path, &[]), None, "{path}");
+    }
+}
+
+#[test]
+fn a_contradiction_is_one_in_any_order() {
+    let host = project();
+    let at = "/home/me/project/a/b/key.pem";
+    let mut rules = ["--hide *.pem", "--deny *.pem", "--deny key.pem*"];
+    for _ in 0..rules.len() {
+        rules.rotate_left(1);
+        assert!(denied(&host, &rules, at), "{rules:?}");
+    }
+    let mut rules = ["--hide *.pem", "--deny *.pem", "--hide ke*"];
+    for _ in 0..rules.len() {
+        rules.rotate_left(1);
+        refused(&host, &rules, &["--hide '*.pem'", "--deny '*.pem'"]);
+    }
+}
+
+#[test]
+fn what_lies_too_deep_is_left_out() {
+    let host = project();
+    let name = "n".repeat(250);
+    let mut path = host.host.root.join("data/in");
+    let start = path.as_os_str().len();
+    while path.as_os_str().len() + name.len() < 4000 {
+        path.push(&name);
+        std::fs::create_dir(&path).unwrap();
+    }
+    std::fs::write(path.join("k.pem"), "").unwrap();
+    // A few steps further no call takes the whole path.
+    let mut directory = std::fs::File::open(&path).unwrap();
+    for _ in 0..3 {
+        nix::sys::stat::mkdirat(&directory, name.as_str(), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let step = std::path::PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
+        directory = std::fs::File::open(step.join(&name)).unwrap();
+        let step = std::path::PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
+        std::fs::write(step.join("k.pem"), "").unwrap();
+    }
+    let guest = format!("/data/in{}/k.pem", path.to_str().unwrap().split_at(start).1);
+    let shapes = shapes(&host, &["--hide /data/**/*.pem"]).unwrap();
+    let found: Vec<&str> =
+        shapes.iter().map(|it| it.0.as_str()).filter(|it| it.starts_with("/data")).collect();
+    assert!(found.contains(&guest.as_str()) && found.iter().all(|it| it.len() < 4096), "{found:?}");
 }
 
 /// What the definition says, of every path of a small tree.
