@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use super::kernel::{Kernel, KernelError};
 use super::kin::Family;
 use super::stat::{Stat, ticks};
-use crate::sys::generated;
+use crate::sys::id_map::IdMap;
 use crate::sys::process;
 
 /// A guest process.
@@ -206,7 +206,7 @@ impl Kernel {
 
     fn describe(&self, reading: &Reading) -> Result<Vec<ProcessInfo>, KernelError> {
         let depth = own_depth().map_err(KernelError::Census)?;
-        let ids = IdMap::of_users(self.init_pid());
+        let ids = IdMap::of_users(self.init_pid()).unwrap_or_default();
         let mut all: Vec<ProcessInfo> = reading
             .members
             .iter()
@@ -303,7 +303,7 @@ fn describe(member: &Member, depth: usize, ids: &IdMap, init: i32) -> Option<(i3
         guest_parent,
         guest_group: status.group,
         guest_session: status.session,
-        uid: ids.inside(status.uid),
+        uid: ids.inside(status.uid).unwrap_or(OVERFLOW),
         state: stat.state,
         threads: status.threads,
         comm: stat.comm,
@@ -394,54 +394,8 @@ fn field<'t>(text: &'t str, name: &str) -> Option<&'t str> {
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
 }
 
-/// The users or groups of a user namespace (user_namespaces(7), uid_map): (inside, outside, count).
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct IdMap(Vec<(u32, u32, u32)>);
-
 /// What the kernel shows for a user without a number (/proc/sys/kernel/overflowuid).
 const OVERFLOW: u32 = 65534;
-
-impl IdMap {
-    /// The users of the one that `pid` is in; everybody may read that.
-    pub(super) fn of_users(pid: i32) -> IdMap {
-        IdMap::read(&format!("/proc/{pid}/uid_map"))
-    }
-
-    /// Likewise the groups.
-    pub(super) fn of_groups(pid: i32) -> IdMap {
-        IdMap::read(&format!("/proc/{pid}/gid_map"))
-    }
-
-    fn read(path: &str) -> IdMap {
-        IdMap::parse(&generated::text(path).unwrap_or_default())
-    }
-
-    /// Whether there is one of this number inside.
-    pub(super) fn has(&self, id: u32) -> bool {
-        let is_in = |(inside, _, count): &(u32, u32, u32)| {
-            id.checked_sub(*inside).is_some_and(|offset| offset < *count)
-        };
-        self.0.iter().any(is_in)
-    }
-
-    fn parse(text: &str) -> IdMap {
-        let range = |line: &str| {
-            let mut words = line.split_whitespace().map(|word| word.parse().ok());
-            Some((words.next()??, words.next()??, words.next()??))
-        };
-        IdMap(text.lines().filter_map(range).collect())
-    }
-
-    fn inside(&self, uid: u32) -> u32 {
-        self.0
-            .iter()
-            .find_map(|(inside, outside, count)| {
-                let offset = uid.checked_sub(*outside).filter(|offset| offset < count)?;
-                inside.checked_add(offset)
-            })
-            .unwrap_or(OVERFLOW)
-    }
-}
 
 #[cfg(test)]
 mod tests {
@@ -457,14 +411,6 @@ mod tests {
         assert_eq!(GuestStatus::parse(text, 1).unwrap().pid, 40);
         // A process that is not as deep is no guest.
         assert_eq!(GuestStatus::parse(text, 3), None);
-    }
-
-    #[test]
-    fn users_are_numbered_as_inside() {
-        let map = IdMap::parse("         0       1000          1\n 10 5000 20\nnonsense\n");
-        assert_eq!([map.inside(1000), map.inside(5019)], [0, 29]);
-        assert_eq!([map.inside(999), map.inside(5020), map.inside(0)], [OVERFLOW; 3]);
-        assert_eq!(IdMap::parse("0 0 4294967295").inside(4_294_967_294), 4_294_967_294);
     }
 
     #[test]
@@ -533,6 +479,6 @@ mod tests {
         drop(child.stdin.take());
         child.wait().unwrap();
         assert_eq!(find(pid), None);
-        assert_eq!(describe(&member, depth, &IdMap(Vec::new()), own), None);
+        assert_eq!(describe(&member, depth, &IdMap::NONE, own), None);
     }
 }

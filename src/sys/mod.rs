@@ -14,6 +14,7 @@ pub mod cpu_clock;
 pub mod descriptors;
 pub mod files;
 pub mod generated;
+pub mod id_map;
 pub mod inherited;
 pub mod landlock;
 pub mod lease;

@@ -31,6 +31,7 @@ use crate::save::error::SaveError;
 use crate::save::state::{Tree, TreeEntry, TreeKind};
 use crate::sys::beneath;
 use crate::sys::errno_of;
+use crate::sys::id_map::{IdMap, Whose, translate_list};
 
 /// Content up to this size lies beside its entry: an object begins on a page of its own.
 const SMALL: u64 = 16 << 10;
@@ -38,30 +39,6 @@ const SMALL: u64 = 16 << 10;
 const INLINE: u64 = 64 << 20;
 /// Longest path in an entry: PATH_MAX with what leads to the tree.
 const LONGEST: usize = 4095;
-
-/// What one id map of a user namespace says (user_namespaces(7)): (inside, outside, count).
-#[derive(Debug)]
-struct IdMap(Vec<(u32, u32, u32)>);
-
-impl IdMap {
-    fn read(path: &str) -> Result<IdMap, SaveError> {
-        let text = std::fs::read_to_string(path).map_err(|error| SaveError::failed(path, error))?;
-        let line = |line: &str| {
-            let mut words = line.split_ascii_whitespace().map(|word| word.parse().ok());
-            Some((words.next()??, words.next()??, words.next()??))
-        };
-        Ok(IdMap(text.lines().filter_map(line).collect()))
-    }
-
-    /// What the guest calls `outside`; all ones: it has no word for it.
-    fn inside(&self, outside: u32) -> u32 {
-        let within = |(inside, first, count): &(u32, u32, u32)| {
-            let distance = outside.checked_sub(*first).filter(|distance| distance < count)?;
-            inside.checked_add(distance)
-        };
-        self.0.iter().find_map(within).unwrap_or(u32::MAX)
-    }
-}
 
 /// Captures what is below each of `targets`, mounts of file systems in memory in the view of the stopped
 /// guest `pid` (as the host numbers it).
@@ -101,19 +78,20 @@ pub(in crate::save) struct Ids {
 impl Ids {
     /// Those of a process's user namespace.
     pub(in crate::save) fn of(pid: i32) -> Result<Ids, SaveError> {
-        let users = IdMap::read(&format!("/proc/{pid}/uid_map"))?;
-        let groups = IdMap::read(&format!("/proc/{pid}/gid_map"))?;
+        let failed = |map| move |error| SaveError::failed(format!("/proc/{pid}/{map}"), error);
+        let users = IdMap::of_users(pid).map_err(failed("uid_map"))?;
+        let groups = IdMap::of_groups(pid).map_err(failed("gid_map"))?;
         Ok(Ids { users, groups })
     }
 
-    /// A user by the supervisor's number.
+    /// A user by the supervisor's number; all ones: the guest has no word for it.
     pub(super) fn user(&self, outside: u32) -> u32 {
-        self.users.inside(outside)
+        self.users.inside(outside).unwrap_or(u32::MAX)
     }
 
     /// A group, likewise.
     pub(super) fn group(&self, outside: u32) -> u32 {
-        self.groups.inside(outside)
+        self.groups.inside(outside).unwrap_or(u32::MAX)
     }
 }
 
@@ -423,21 +401,12 @@ impl Walk<'_> {
         Ok(found)
     }
 
-    /// Gives an access control list the guest's ids (include/uapi/linux/posix_acl_xattr.h: a version,
-    /// then tag, permissions and id of each entry).
+    /// Gives an access control list the guest's ids.
     fn translate(&self, list: &mut [u8]) {
-        const USER: u16 = 2;
-        const GROUP: u16 = 8;
-        for entry in list.get_mut(4..).unwrap_or_default().chunks_exact_mut(8) {
-            let (head, id) = entry.split_at_mut(4);
-            let Ok(number) = (&*id).try_into().map(u32::from_le_bytes) else { continue };
-            let inside = match u16::from_le_bytes([head[0], head[1]]) {
-                USER => self.ids.user(number),
-                GROUP => self.ids.group(number),
-                _ => continue,
-            };
-            id.copy_from_slice(&inside.to_le_bytes());
-        }
+        translate_list(list, |whose, id| match whose {
+            Whose::User => self.ids.user(id),
+            Whose::Group => self.ids.group(id),
+        });
     }
 }
 

@@ -13,9 +13,9 @@ use super::args::{AtFlags, DirFd, Fd, Gid, Path, Uid};
 use super::watch;
 use crate::notify::{Answer, hand_over};
 use crate::sentry::call::Call;
-use crate::sentry::census::IdMap;
 use crate::sentry::file_log::{Start, View};
 use crate::sys::generated;
+use crate::sys::id_map::IdMap;
 
 /// Serves chown(2).
 pub fn chown(call: &Call<'_>, path: Path, owner: Uid, group: Gid) -> Answer {
@@ -58,7 +58,8 @@ fn answer(
     why: impl FnOnce(i32) -> Option<Errno>,
 ) -> Answer {
     let tid = call.received().tid;
-    let is_there = |map: IdMap, id: u32| id == u32::MAX || map.has(id);
+    let is_there =
+        |map: std::io::Result<IdMap>, id: u32| id == u32::MAX || map.is_ok_and(|map| map.has(id));
     if is_there(IdMap::of_users(tid), owner.0) && is_there(IdMap::of_groups(tid), group.0) {
         return Answer::Continue;
     }

@@ -5,12 +5,12 @@
 
 use std::time::Duration;
 
-use super::Bench;
 use super::contender::{Contender, Contenders};
 use super::process::Failure;
 use super::row::{Row, Target, Unit};
 use super::running::{Guest, Listed, verb};
 use super::workload::{Effort, Plan, Reading, Workload};
+use super::{Bench, or_note};
 
 /// The name that `--only` knows.
 pub(super) const NAME: &str = "exec/into a running sandbox";
@@ -22,21 +22,14 @@ const ID: &str = "bench-exec";
 /// # Errors
 /// Only where the user interrupts.
 pub(super) fn measure(bench: &Bench) -> Result<Vec<Row>, String> {
-    let mut notes = Vec::new();
-    match rows(bench) {
-        Ok(rows) => Ok(rows),
-        Err(failure) => {
-            failure.note("ours", NAME, &mut notes)?;
-            Ok(vec![Row {
-                name: "exec/true, to its end".to_owned(),
-                unit: Unit::Nanoseconds,
-                reference: "nsenter",
-                target: Target::None,
-                columns: Vec::new(),
-                notes,
-            }])
-        }
-    }
+    or_note(rows(bench), NAME, |notes| Row {
+        name: "exec/true, to its end".to_owned(),
+        unit: Unit::Nanoseconds,
+        reference: "nsenter",
+        target: Target::None,
+        columns: Vec::new(),
+        notes,
+    })
 }
 
 fn rows(bench: &Bench) -> Result<Vec<Row>, Failure> {

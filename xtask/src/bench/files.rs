@@ -9,12 +9,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::Bench;
 use super::contender::{Contender, Contenders};
 use super::process::{Failure, Output};
 use super::project;
 use super::row::{Column, Row, Target, Unit};
 use super::workload::{Effort, Plan, Reading, Workload};
+use super::{Bench, or_note};
 
 /// The name that `--only` knows.
 pub(super) const NAME: &str = "files/overlays and lists";
@@ -44,14 +44,7 @@ struct Places {
 /// # Errors
 /// Only where the user interrupts.
 pub(super) fn measure(bench: &Bench) -> Result<Vec<Row>, String> {
-    let mut notes = Vec::new();
-    match rows(bench) {
-        Ok(rows) => Ok(rows),
-        Err(failure) => {
-            failure.note("ours", NAME, &mut notes)?;
-            Ok(vec![row("untar", "native", Vec::new(), notes)])
-        }
-    }
+    or_note(rows(bench), NAME, |notes| row("untar", "native", Vec::new(), notes))
 }
 
 fn rows(bench: &Bench) -> Result<Vec<Row>, Failure> {

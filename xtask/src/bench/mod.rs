@@ -37,7 +37,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use contender::Contenders;
-use process::Runner;
+use process::{Failure, Runner};
 use row::Row;
 use workload::Workload;
 use workshop::Workshop;
@@ -172,6 +172,25 @@ fn measure(bench: &Bench) -> Result<Vec<Row>, Box<dyn Error>> {
         eprintln!("bench: {} took {:.0?}", group.name, begin.elapsed());
     }
     Ok(rows)
+}
+
+/// What was measured, or a row that only says why nothing was.
+///
+/// # Errors
+/// Only where the user interrupts.
+fn or_note(
+    measured: Result<Vec<Row>, Failure>,
+    name: &str,
+    empty: impl FnOnce(Vec<String>) -> Row,
+) -> Result<Vec<Row>, String> {
+    let mut notes = Vec::new();
+    match measured {
+        Ok(rows) => Ok(rows),
+        Err(failure) => {
+            failure.note("ours", name, &mut notes)?;
+            Ok(vec![empty(notes)])
+        }
+    }
 }
 
 /// A mistyped name must not look like a measurement of nothing.

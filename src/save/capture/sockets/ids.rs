@@ -1,12 +1,13 @@
 //! Numbers of users, groups and processes, from the host's to the guest's.
 
 use crate::sys::generated;
+use crate::sys::id_map::IdMap;
 
 /// Of one user namespace.
 #[derive(Debug, Default)]
 pub(super) struct Ids {
-    users: Vec<[u32; 3]>,
-    groups: Vec<[u32; 3]>,
+    users: IdMap,
+    groups: IdMap,
 }
 
 /// Who has no number inside (overflowuid in proc_sys_kernel(5)).
@@ -14,21 +15,22 @@ const NOBODY: u32 = 65534;
 
 impl Ids {
     /// No number has one inside.
-    pub(super) const NONE: Ids = Ids { users: Vec::new(), groups: Vec::new() };
+    pub(super) const NONE: Ids = Ids { users: IdMap::NONE, groups: IdMap::NONE };
 
     /// Those of a process, by the host's number.
     pub(super) fn of(pid: i32) -> Ids {
-        Ids { users: map(pid, "uid_map"), groups: map(pid, "gid_map") }
+        let (users, groups) = (IdMap::of_users(pid), IdMap::of_groups(pid));
+        Ids { users: users.unwrap_or_default(), groups: groups.unwrap_or_default() }
     }
 
     /// A user.
     pub(super) fn user(&self, outside: u32) -> u32 {
-        inside(&self.users, outside)
+        self.users.inside(outside).unwrap_or(NOBODY)
     }
 
     /// A group.
     pub(super) fn group(&self, outside: u32) -> u32 {
-        inside(&self.groups, outside)
+        self.groups.inside(outside).unwrap_or(NOBODY)
     }
 
     /// A process; 0: it has no number inside, or is gone.
@@ -37,35 +39,5 @@ impl Ids {
         let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
         let last = line.and_then(|line| line.split_whitespace().last());
         last.and_then(|pid| pid.parse().ok()).unwrap_or(0)
-    }
-}
-
-/// user_namespaces(7): inside, outside, how many. As the reader's own namespace numbers "outside".
-fn map(pid: i32, file: &str) -> Vec<[u32; 3]> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
-    let line = |line: &str| {
-        let mut numbers = line.split_whitespace().map(|it| it.parse().ok());
-        Some([numbers.next()??, numbers.next()??, numbers.next()??])
-    };
-    text.lines().filter_map(line).collect()
-}
-
-fn inside(map: &[[u32; 3]], outside: u32) -> u32 {
-    let range = map.iter().find(|[_, first, count]| {
-        outside.checked_sub(*first).is_some_and(|distance| distance < *count)
-    });
-    range.map_or(NOBODY, |[inside, first, _]| inside + (outside - first))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_number_is_translated_by_the_range_that_it_is_in() {
-        let map = [[0, 1000, 1], [1, 100_000, 65536]];
-        assert_eq!(inside(&map, 1000), 0);
-        assert_eq!(inside(&map, 100_009), 10);
-        assert_eq!(inside(&map, 999), NOBODY);
     }
 }

@@ -21,6 +21,7 @@ use crate::config::{IdRange, Identity};
 use crate::save::capture::layers::{MARKS, is_carried};
 use crate::save::error::RestoreError;
 use crate::save::state::{Tree, TreeEntry, TreeKind};
+use crate::sys::id_map::{Whose, translate_list};
 use crate::sys::{beneath, errno_of, files};
 
 /// Bytes of a mark of overlayfs's at most: each is a letter or two.
@@ -247,22 +248,15 @@ impl<'t> Maker<'t> {
         fchownat(place, c"", user, group, AtFlags::AT_EMPTY_PATH)
     }
 
-    /// Gives an access control list ids of the outside (include/uapi/linux/posix_acl_xattr.h: a version, then
-    /// tag, permissions and id of each entry).
+    /// Gives an access control list ids of the outside; all ones, which the kernel refuses, where there is none.
     fn translate(&self, list: &mut [u8]) {
-        const USER: u16 = 2;
-        const GROUP: u16 = 8;
-        for entry in list.get_mut(4..).unwrap_or_default().chunks_exact_mut(8) {
-            let (head, id) = entry.split_at_mut(4);
-            let Ok(number) = (&*id).try_into().map(u32::from_le_bytes) else { continue };
-            let map = match u16::from_le_bytes([head[0], head[1]]) {
-                USER => &self.ids.users,
-                GROUP => &self.ids.groups,
-                _ => continue,
+        translate_list(list, |whose, id| {
+            let map = match whose {
+                Whose::User => &self.ids.users,
+                Whose::Group => &self.ids.groups,
             };
-            // All ones: the kernel refuses it.
-            id.copy_from_slice(&outside(map, number).unwrap_or(u32::MAX).to_le_bytes());
-        }
+            outside(map, id).unwrap_or(u32::MAX)
+        });
     }
 }
 
