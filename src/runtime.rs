@@ -9,9 +9,9 @@ use nix::sys::signalfd::siginfo;
 use nix::unistd::Pid;
 use tokio::sync::mpsc;
 
-use crate::config::{Network, RunSpec, Voice, Without};
+use crate::config::{Network, RunSpec, Voice, Walls, Without};
 use crate::control::{Control, ExecCall, Server};
-use crate::launch::{Behind, End, Event, Launch, LaunchError, Order, Plan};
+use crate::launch::{Apart, Behind, End, Event, Launch, LaunchError, Order, Plan};
 use crate::notify::filter;
 use crate::notify::{Engine, Listener, Options};
 use crate::overlay::{Layer, Saver};
@@ -102,6 +102,9 @@ fn begin(
     mut control: Option<&mut Control>,
 ) -> Result<Finished, Error> {
     let signals = Signals::take()?;
+    let apart = (spec.walls == Walls::Landlock).then(|| Apart::new(spec)).transpose()?;
+    let completed = apart.as_ref().map(|apart| apart.complete(spec));
+    let spec = completed.as_ref().unwrap_or(spec);
     let terminal = Terminal::of_standard_streams();
     let settings = terminal.as_ref().map(|terminal| (terminal.settings(), terminal.streams()));
     let namespace = match (spec.without.contains(Without::TIME_NAMESPACES), &image) {
@@ -111,7 +114,7 @@ fn begin(
     };
     let time = Time::new(spec.time, namespace, spec.identity.uid == 0);
     let time = if spec.deterministic.is_some() { time.repeating() } else { time };
-    let mut plan = Plan::new(spec, beside.layers, settings, signals.before, &time)?;
+    let mut plan = Plan::new(spec, beside.layers, settings, signals.before, &time, apart.as_ref())?;
     let mut image = image;
     if let Some(image) = &mut image {
         image.options.terminal = terminal.as_ref().map(Terminal::streams);
@@ -127,6 +130,9 @@ fn begin(
         .map_err(|error| Error::Own("start the runtime", error))?;
     let finished = runtime.block_on(async {
         let kernel = make_kernel(spec, launch.behind(), time)?;
+        if let Some(apart) = &apart {
+            kernel.confine(apart.grounds());
+        }
         let job = Job::new(terminal.as_ref());
         let starting = kernel.begin_start().await?;
         // Init need not wait for the supervisor once more: what a guest asks before somebody receives
@@ -134,7 +140,7 @@ fn begin(
         if image.is_none() {
             launch.behind().start(terminal.is_some() && job.foreground())?;
         }
-        let packets = (spec.network == Network::None)
+        let packets = (spec.network == Network::None && apart.is_none())
             .then(|| RefusedPackets::watch(launch.behind().init_pid()))
             .flatten();
         let behind = launch.finish()?;
@@ -411,7 +417,13 @@ impl<'r> Supervisor<'r> {
     /// Has another program started; whoever asked hears of it in a task of its own.
     fn start_later(&self, call: ExecCall) {
         let ExecCall { exec, streams, starting, answer } = call;
-        let wish = Wish::new(exec, streams, &self.spec.environment);
+        let mut wish = Wish::new(exec, streams, &self.spec.environment);
+        if self.spec.walls == Walls::Landlock && wish.as_ref().is_ok_and(|it| it.terminal.is_some())
+        {
+            wish = Err("without namespaces (--walls landlock) a later program has no terminal of its own; \
+                        redirect its streams (| cat)"
+                .to_owned());
+        }
         let ready = wish.map(|wish| self.later.start(&self.behind, self.spec, wish, starting));
         tokio::spawn(async move {
             let started = match ready {

@@ -5,8 +5,8 @@
 use std::fmt::Write;
 
 use crate::config::{
-    Bytes, IdRange, Identity, Limits, Means, Mount, MountKind, Network, RunSpec, Span, View, Why,
-    Without, quoted,
+    Bytes, IdRange, Identity, Limits, Means, Mount, MountKind, Network, RunSpec, Span, View, Walls,
+    Why, Without, quoted,
 };
 
 /// Columns of the headings at the left.
@@ -23,8 +23,9 @@ pub(super) fn decisions(spec: &RunSpec) -> String {
     if let Some(chosen) = &spec.deterministic {
         text.group("repeatable", chosen.decisions.iter().cloned());
     }
-    text.group("network", [network(spec.network)]);
-    text.group("files", files(&spec.mounts));
+    let apart = spec.walls == Walls::Landlock;
+    text.group("network", [network(spec.network, apart)]);
+    text.group("files", files(&spec.mounts, apart));
     text.group("idle rules", spec.idle.iter().cloned());
     text.group("environment", environment(spec));
     text.group("descriptors", [descriptors(spec)]);
@@ -91,17 +92,30 @@ fn identity(identity: &Identity) -> Vec<String> {
     ]
 }
 
-fn network(network: Network) -> String {
+fn network(network: Network, apart: bool) -> String {
     match network {
+        Network::None if apart => {
+            "none, not even a loopback (--net host for the host's)".to_owned()
+        }
         Network::None => "none but a loopback of its own (--net host for the host's)".to_owned(),
         Network::Host => "the host's (--net host)".to_owned(),
     }
 }
 
-fn files(mounts: &[Mount]) -> Vec<String> {
+fn files(mounts: &[Mount], apart: bool) -> Vec<String> {
+    let words = |mount: &Mount| match mount.kind {
+        _ if !apart => what(mount),
+        MountKind::Tmpfs { .. } => "not to be opened; TMPDIR is a directory of its own".to_owned(),
+        MountKind::HiddenDirectory | MountKind::HiddenFile => {
+            "not to be opened, nor what comes to be beside it".to_owned()
+        }
+        MountKind::Proc => "the host's, read-only, with all processes".to_owned(),
+        MountKind::Dev => "null zero full random urandom tty ptmx".to_owned(),
+        _ => what(mount),
+    };
     let rows = View::of(mounts)
         .mounts()
-        .map(|mount| [quoted(&mount.target), what(mount), format!("{}", Reason(&mount.why))])
+        .map(|mount| [quoted(&mount.target), words(mount), format!("{}", Reason(&mount.why))])
         .collect();
     let first = "the host's, read-only, and on top of them:".to_owned();
     std::iter::once(first).chain(aligned(rows)).collect()
@@ -207,6 +221,9 @@ fn limits(limits: &Limits) -> Vec<String> {
 }
 
 fn walls(spec: &RunSpec) -> Vec<String> {
+    if spec.walls == Walls::Landlock {
+        return weak_walls(spec);
+    }
     let lacks = |facility| spec.without.contains(facility);
     let mut namespaces = vec!["user", "pid", "mount", "ipc", "uts", "cgroup"];
     if spec.network == Network::None {
@@ -222,15 +239,33 @@ fn walls(spec: &RunSpec) -> Vec<String> {
     if lacks(Without::TIME_NAMESPACES) {
         lines.push("no time namespace: the monotonic clock is the host's".to_owned());
     }
-    let features: Vec<String> =
-        spec.features.iter_names().map(|(name, _)| name.to_lowercase()).collect();
-    lines.push(format!("traps for: {}", features.join(" ").replace('_', "-")));
+    lines.push(traps(spec));
     if !spec.without.is_empty() {
         let names: Vec<String> =
             spec.without.iter_names().map(|(name, _)| name.to_lowercase()).collect();
         lines.push(format!("without: {}", names.join(" ").replace('_', "-")));
     }
     lines
+}
+
+fn traps(spec: &RunSpec) -> String {
+    let features: Vec<String> =
+        spec.features.iter_names().map(|(name, _)| name.to_lowercase()).collect();
+    format!("traps for: {}", features.join(" ").replace('_', "-"))
+}
+
+/// What is weaker than the default.
+fn weak_walls(spec: &RunSpec) -> Vec<String> {
+    [
+        "Landlock, a seccomp filter, the sentry; no namespaces (docs/landlock.md)",
+        "no new privileges",
+        "weaker: the host's processes, names of all files and their attributes can be seen",
+        "weaker: what else the kernel keeps in namespaces is refused (System V IPC, loopback) or the host's",
+    ]
+    .map(str::to_owned)
+    .into_iter()
+    .chain([traps(spec)])
+    .collect()
 }
 
 #[cfg(test)]

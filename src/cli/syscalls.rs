@@ -235,9 +235,12 @@ impl Words {
         match *class {
             Class::Native => words("native"),
             Class::Handled { when, .. } => Words { when: features(when), ..words("handled") },
-            Class::Denied { errno, reason } => {
-                Words { errno: Some(format!("{errno:?}")), reason: Some(reason), ..words("denied") }
-            }
+            Class::Denied { errno, reason, when } => Words {
+                errno: Some(format!("{errno:?}")),
+                reason: Some(reason),
+                when: if when == Features::ALWAYS { Vec::new() } else { features(when) },
+                ..words("denied")
+            },
             Class::Refused { errno, reason, remedy, .. } => Words {
                 errno: Some(format!("{errno:?}")),
                 reason: Some(reason),
@@ -255,7 +258,10 @@ impl Words {
     /// The class and how it is answered: `denied, EPERM`.
     fn class(&self) -> String {
         match (&self.errno, self.when.is_empty()) {
-            (Some(errno), _) => format!("{}, {errno}", self.class),
+            (Some(errno), true) => format!("{}, {errno}", self.class),
+            (Some(errno), false) => {
+                format!("{}, {errno}, {}", self.class, self.when.join(" or "))
+            }
             (None, false) => format!("{}, {}", self.class, self.when.join(" or ")),
             (None, true) => self.class.to_owned(),
         }
@@ -291,6 +297,8 @@ fn condition(row: &Row, exception: &Exception) -> String {
             Test::In(values) => ranges(values),
             Test::IsNot(Own::User) => return format!("{name} is not the caller's uid"),
             Test::IsNot(Own::Group) => return format!("{name} is not the caller's gid"),
+            Test::IsNot(Own::Itself) => return format!("{name} is not 0, the caller itself"),
+            Test::Type(byte) => return format!("{name} is of the type {byte:#x}"),
         };
         format!("{name} {text} ({value})")
     });

@@ -28,6 +28,7 @@ use patterns::Pattern;
 
 pub(super) use again::{Again, arrange_again};
 pub(super) use exceptions::DENIED_BUT;
+pub(crate) use objects::HOST_SOCKET;
 
 /// Mounts in one mount namespace at most, by default (fs.mount-max, proc_sys_fs(5)).
 const MOUNTS_MAX: usize = 100_000;

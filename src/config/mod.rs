@@ -24,6 +24,7 @@ mod spec;
 #[cfg(test)]
 pub(crate) mod testing;
 mod view;
+mod walls;
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -33,7 +34,7 @@ use std::path::{Path, PathBuf};
 
 pub use deterministic::Deterministic;
 pub use error::ConfigError;
-pub(crate) use files::absolute;
+pub(crate) use files::{HOST_SOCKET, absolute};
 pub use glob::Glob;
 pub use host::{Account, Accounts, Host};
 pub use limits::{Bound, Bytes, CgroupPlan, CpuBudget, CpuFile, LimitWishes, Limits, Means, Span};
@@ -41,7 +42,7 @@ pub use options::{Options, Rule, RuleKind};
 pub(crate) use paths::{Found, Kind, quoted, walk};
 pub use saved::{SavedKind, SavedSpec, grants};
 pub use spec::{
-    IdRange, Identity, Mount, MountKind, Network, RunSpec, Voice, Why, Withheld, Without,
+    IdRange, Identity, Mount, MountKind, Network, RunSpec, Voice, Walls, Why, Withheld, Without,
 };
 pub use view::{Shown, View};
 
@@ -87,6 +88,7 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
         hostname: options.hostname.as_deref().map(check_hostname).transpose()?,
         identity,
         network: options.network,
+        walls: options.walls,
         features: features(options, &limits, time.as_ref(), host) | syncs(options, &view)?,
         mounts: view.into_mounts(),
         idle,
@@ -97,7 +99,9 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
         without: without(options, host),
         voice: options.voice,
     };
-    Ok(spec.with_deterministic(chosen))
+    let spec = spec.with_deterministic(chosen);
+    walls::check(&spec, options, host)?;
+    Ok(spec)
 }
 
 /// The file view of the run that `options` describe: enough to tell what it may touch, where no
@@ -136,7 +140,11 @@ fn features(options: &Options, limits: &Limits, time: Option<&TimeSpec>, host: &
     let mut features = derived_features(limits, time);
     features.set(Features::EXEC_EVENTS, options.observed || options.voice == Voice::Verbose);
     features.set(Features::KMSG, options.kmsg);
-    features.set(Features::FOREIGN_IDS, host.uid != 0);
+    let apart = options.walls == Walls::Namespaces;
+    features.set(Features::NO_NAMESPACES, !apart);
+    features.set(Features::NO_LOOPBACK, !apart && options.network == Network::None);
+    // (Without a user namespace all ids are there.)
+    features.set(Features::FOREIGN_IDS, host.uid != 0 && apart);
     features.set(Features::FILE_LOG, options.record_files.is_some() || options.learn);
     if options.learn {
         features |= Features::LEARN | Features::CPU_CLOCK;
@@ -172,7 +180,7 @@ fn derived_features(limits: &Limits, time: Option<&TimeSpec>) -> Features {
 
 /// What the user wants to do without, and what this host lacks that is no wall.
 fn without(options: &Options, host: &Host) -> Without {
-    match host.time_namespaces {
+    match host.time_namespaces && options.walls == Walls::Namespaces {
         true => options.without,
         false => options.without | Without::TIME_NAMESPACES,
     }

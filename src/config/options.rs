@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use super::limits::LimitWishes;
 use super::paths::{parse_pair, quoted};
 use super::profile::{Origin, Setting};
-use super::{Network, Voice, Without};
+use super::{Network, Voice, Walls, Without};
 
 /// The wishes of one run.
 #[derive(Debug, Clone)]
@@ -48,6 +48,8 @@ pub struct Options {
     pub learn: bool,
     /// Which network.
     pub network: Network,
+    /// What keeps the guest in.
+    pub walls: Walls,
     /// Descriptors to inherit.
     pub descriptors: Vec<RawFd>,
     /// What the run may use.
@@ -85,6 +87,7 @@ impl Default for Options {
             record_files: None,
             learn: false,
             network: Network::None,
+            walls: Walls::Namespaces,
             descriptors: Vec::new(),
             limits: LimitWishes::default(),
             without: Without::empty(),

@@ -214,6 +214,7 @@ impl SavedSpec {
             time,
             deterministic: None,
             network: if self.host_network { Network::Host } else { Network::None },
+            walls: super::Walls::Namespaces,
             descriptors: Vec::new(),
             limits,
             features,

@@ -36,6 +36,8 @@ pub struct RunSpec {
     pub deterministic: Option<Deterministic>,
     /// Which network it lives in.
     pub network: Network,
+    /// What keeps it in.
+    pub walls: Walls,
     /// The file view, in the order in which it is mounted (later entries lie over earlier ones).
     pub mounts: Vec<Mount>,
     /// Rules about files that say nothing here, as sentences.
@@ -129,6 +131,16 @@ pub enum Network {
     None,
     /// The host's.
     Host,
+}
+
+/// What keeps the guest in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Walls {
+    /// Namespaces of its own.
+    #[default]
+    Namespaces,
+    /// Landlock, the filter and the sentry, in the host's namespaces.
+    Landlock,
 }
 
 /// One piece of the file view.

@@ -9,6 +9,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
+use super::apart::Others;
 use super::cgroup::{CgroupError, Cgroups};
 use super::init;
 use super::plan::{Plan, PlanError};
@@ -43,6 +44,8 @@ struct Init {
 #[derive(Debug)]
 pub struct Behind {
     init: Init,
+    /// Behind `init`: ends what that leaves behind, where no pid namespace does.
+    others: Option<Others>,
     /// The listener of the filter that every guest runs under.
     listener: Option<OwnedFd>,
     /// The supervisor's side of the guest's terminal, if it has one.
@@ -95,7 +98,8 @@ impl std::fmt::Display for LaunchError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             LaunchError::Namespaces(errno) => {
-                f.write_str(&super::host::explain_userns_refusal(*errno))
+                f.write_str(&super::host::explain_userns_refusal(*errno))?;
+                f.write_str("; or take the weaker wall that needs none: --walls landlock")
             }
             LaunchError::Map(file, errno) => {
                 write!(f, "cannot write {file} of the new user namespace: {}", why(*errno))
@@ -170,12 +174,16 @@ impl<'p> Launch<'p> {
     /// Makes the namespaces and sets init to work. The caller must have no other thread yet: the
     /// child's kill-when-the-parent-dies is tied to the calling thread, which has to stay.
     pub fn begin(spec: &RunSpec, plan: &'p Plan) -> Result<Launch<'p>, LaunchError> {
-        if spec.without.contains(Without::USER_NAMESPACES) {
+        if spec.without.contains(Without::USER_NAMESPACES) && !plan.apart {
             return Err(LaunchError::Namespaces(Errno::EPERM));
         }
         if spec.without.contains(Without::SECCOMP_NOTIFY) {
             return Err(LaunchError::Seccomp(Errno::ENOSYS));
         }
+        let others = match plan.apart {
+            true => Some(Others::begin().map_err(|e| LaunchError::Own("adopt orphans", e))?),
+            false => None,
+        };
         let (socket, theirs) = message::pair().map_err(|e| LaunchError::Own("make a socket", e))?;
         let start = init::Start { plan, socket: theirs.as_raw_fd(), other_end: socket.as_raw_fd() };
         let (pid, pidfd) =
@@ -183,9 +191,12 @@ impl<'p> Launch<'p> {
         drop(theirs);
         let init = Init { pid: Pid::from_raw(pid), pidfd: Some(pidfd), socket, reaped: false };
         let cgroups = Cgroups::make(&spec.limits.cgroups, pid).map_err(LaunchError::Cgroup)?;
-        init.map_ids(spec)?;
+        if !plan.apart {
+            init.map_ids(spec)?;
+        }
         init.order(Order::Go)?;
-        Ok(Launch { plan, behind: Behind { init, listener: None, master: None, cgroups } })
+        let behind = Behind { init, others, listener: None, master: None, cgroups };
+        Ok(Launch { plan, behind })
     }
 
     /// Passes the filter on, which init loads when the walls stand.
@@ -369,6 +380,9 @@ impl Behind {
             }
         }
         self.init.reaped = true;
+        if let Some(others) = &self.others {
+            others.end();
+        }
     }
 }
 

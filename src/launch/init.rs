@@ -13,6 +13,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 
+use super::apart;
 use super::keep::Keeping;
 use super::landing::Landing;
 use super::plan::{Plan, Reopen};
@@ -20,7 +21,7 @@ use super::plant;
 use super::program::Lists;
 use super::protocol::{Event, Order, Stage};
 use super::view::{Need, OverlayStep, Step};
-use crate::sys::{beneath, files, landlock, mount, pty, seccomp, spawn, terminal};
+use crate::sys::{beneath, files, mount, pty, seccomp, spawn, terminal};
 
 /// What the child is given besides the plan.
 pub(super) struct Start<'p> {
@@ -66,6 +67,9 @@ pub(super) fn main(start: &Start<'_>) -> ! {
             1
         }
     };
+    if start.plan.confined.get() {
+        apart::end_all();
+    }
     spawn::exit_now(status)
 }
 
@@ -104,7 +108,8 @@ fn live(plan: &Plan, socket: BorrowedFd<'_>) -> Result<(), Fault> {
         // Inherited by all programs.
         spawn::keep_addresses().at(Stage::Addresses)?;
     }
-    give_up_privileges(plan).at(Stage::Identity)?;
+    let slave = terminal.as_ref().map(|(_, slave)| slave.as_fd());
+    give_up_privileges(plan, slave).at(Stage::Identity)?;
     files::change_directory(&plan.workdir).at(Stage::Workdir)?;
 
     if !load_filter(plan, socket, terminal.as_ref().map(|(master, _)| master.as_fd()))? {
@@ -289,7 +294,7 @@ fn reopen_read_only(plan: &Plan, reopen: &Reopen) -> Result<(), Errno> {
     files::place(file.as_raw_fd(), reopen.fd)
 }
 
-fn give_up_privileges(plan: &Plan) -> Result<(), Errno> {
+fn give_up_privileges(plan: &Plan, terminal: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
     match spawn::new_session_keyring() {
         // No keyrings in this kernel, or none allowed here: then there is nothing to leave behind.
         Ok(()) | Err(Errno::ENOSYS | Errno::EPERM | Errno::EDQUOT) => {}
@@ -304,23 +309,35 @@ fn give_up_privileges(plan: &Plan) -> Result<(), Errno> {
     if plants {
         spawn::hold_capabilities()?;
     }
-    spawn::drop_bounding_set()?;
-    spawn::become_user(plan.uid, plan.gid, plan.groups.as_deref())?;
+    match spawn::drop_bounding_set() {
+        // In a user namespace of its own init has the right to. An ordinary user outside needs it not: no_new_privs
+        // keeps what the set allows from being gained (cap_bprm_creds_from_file in security/commoncap.c).
+        Err(Errno::EPERM) if plan.apart => {}
+        done => done?,
+    }
+    if !plan.apart {
+        spawn::become_user(plan.uid, plan.gid, plan.groups.as_deref())?;
+    }
     if plants {
         // They are given up when everything is planted.
         spawn::hold_capabilities()?;
     } else {
         spawn::drop_capabilities()?;
     }
-    if plan.landlock_scopes {
-        landlock::scope_signals_and_abstract_sockets()?;
-    }
+    plan.confinement.enforce(terminal, plants)?;
     files::close_on_exec_from(3)?;
     for fd in &plan.descriptors {
         files::set_close_on_exec(*fd, false)?;
     }
     // After the last change of ids, which would undo both.
     spawn::forbid_tracing()?;
+    if plan.apart {
+        // The guests would outlive it: it has to end them first, when its socket tells that nobody is there.
+        spawn::become_subreaper()?;
+        apart::check_scope()?;
+        plan.confined.set(true);
+        return Ok(());
+    }
     spawn::die_with_parent(libc::SIGKILL)
 }
 

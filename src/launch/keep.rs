@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal};
 
+use super::apart;
 use super::init::{At, Fault};
 use super::plan::Plan;
 use super::program::Lists;
@@ -414,6 +415,7 @@ fn become_program(starting: &Starting<'_>) -> ! {
         let _ = files::close_now(fd as i32);
     }
     let (errno, candidate) = limit(keeping.plan)
+        .and_then(|()| if keeping.plan.apart { apart::below_keeper() } else { Ok(()) })
         .and_then(|()| execute(keeping.program))
         .unwrap_or_else(|errno| (errno, 0));
     let mut report = [0; 8];

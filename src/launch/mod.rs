@@ -3,7 +3,9 @@
 //! Owns the plan (what the child will do, allocated beforehand), the child side (`init`) and the
 //! handshake between the two. It does not know what a trapped syscall means and reads no flags.
 
+mod apart;
 mod cgroup;
+mod confine;
 mod handshake;
 pub mod host;
 mod init;
@@ -16,6 +18,7 @@ mod program;
 mod protocol;
 mod view;
 
+pub use apart::Apart;
 pub use cgroup::CgroupError;
 pub use handshake::{Behind, Keeper, Launch, LaunchError, Planter};
 pub use plan::{Plan, PlanError};

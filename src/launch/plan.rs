@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 
 use libc::c_int;
 
+use super::apart::Apart;
+use super::confine::{self, Confinement};
 use super::program::Program;
 use super::view::{Step, View};
 use crate::config::{Limits, Means, Network, RunSpec, Without};
@@ -27,6 +29,14 @@ use crate::timekeeping::{NoVdso, Patch};
 
 /// The most instructions that the kernel takes (BPF_MAXINSNS).
 const PROGRAM_LIMIT: usize = 4096;
+
+/// The namespaces of every run that has some.
+const ALWAYS_OWN: c_int = libc::CLONE_NEWUSER
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWNS
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWCGROUP;
 
 /// The child's life, prepared.
 pub struct Plan {
@@ -52,7 +62,11 @@ pub struct Plan {
     pub(super) cpus: Option<CpuMask>,
     /// Resource limits, soft and hard alike, that the program starts with.
     pub(super) rlimits: Vec<(u32, u64)>,
-    pub(super) landlock_scopes: bool,
+    pub(super) confinement: Confinement,
+    /// It lives in the host's namespaces.
+    pub(super) apart: bool,
+    /// The confinement is in force for init, and keeps its signals from the supervisor.
+    pub(super) confined: Cell<bool>,
     pub(super) wait_killable: bool,
     /// The guest's terminal, and which of the standard streams it replaces.
     pub(super) terminal: Option<(Settings, [bool; 3])>,
@@ -108,22 +122,29 @@ impl Plan {
         terminal: Option<(Settings, [bool; 3])>,
         signal_mask: nix::sys::signal::SigSet,
         time: &Time,
+        apart: Option<&Apart>,
     ) -> Result<Plan, PlanError> {
         let mut view = View::default();
         let terminals = terminal.as_ref().map(|(_, streams)| streams);
-        let reopened = inherited_descriptors(&mut view, spec, terminals)?;
-        view.build(spec, layers)?;
-        let own_network = spec.network == Network::None;
+        let mut reopened = inherited_descriptors(&mut view, spec, terminals)?;
+        let is_apart = apart.is_some();
+        match is_apart {
+            // (Landlock keeps a file that is open for reading from being opened for writing.)
+            true => {
+                reopened.clear();
+                view = View::default();
+            }
+            false => view.build(spec, layers)?,
+        }
+        let own_network = spec.network == Network::None && !is_apart;
+        let inherited = confine::inherited(spec, terminals);
         let program =
             Program { argv: &spec.argv, environment: &spec.environment, workdir: &spec.workdir };
         Ok(Plan {
-            namespaces: libc::CLONE_NEWUSER
-                | libc::CLONE_NEWPID
-                | libc::CLONE_NEWNS
-                | libc::CLONE_NEWIPC
-                | libc::CLONE_NEWUTS
-                | libc::CLONE_NEWCGROUP
-                | if own_network { libc::CLONE_NEWNET } else { 0 },
+            namespaces: match is_apart {
+                true => 0,
+                false => ALWAYS_OWN | if own_network { libc::CLONE_NEWNET } else { 0 },
+            },
             time_namespace: (!spec.without.contains(Without::TIME_NAMESPACES))
                 .then(|| time.keeper().namespace().offsets().into_bytes()),
             vdso: vdso(spec, time)?,
@@ -137,8 +158,9 @@ impl Plan {
             keep_addresses: spec.deterministic.is_some(),
             cpus: spec.limits.cpus.as_deref().map(CpuMask::new),
             rlimits: resource_limits(&spec.limits),
-            landlock_scopes: !spec.without.contains(Without::LANDLOCK)
-                && crate::sys::landlock::abi() >= 6,
+            confinement: Confinement::of(spec, apart, &inherited)?,
+            apart: is_apart,
+            confined: Cell::new(false),
             wait_killable: !spec.without.contains(Without::WAIT_KILLABLE)
                 && seccomp::knows_filter_flags(
                     seccomp::FILTER_FLAG_NEW_LISTENER | seccomp::FILTER_FLAG_WAIT_KILLABLE_RECV,
@@ -277,7 +299,7 @@ fn inherited_descriptors(
     Ok(reopened)
 }
 
-fn descriptor_flags(fd: RawFd) -> c_int {
+pub(super) fn descriptor_flags(fd: RawFd) -> c_int {
     generated::text(format!("/proc/self/fdinfo/{fd}"))
         .ok()
         .and_then(|info| {

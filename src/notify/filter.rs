@@ -36,6 +36,8 @@ pub enum Test {
     /// The argument is not this id of the caller's. (With something in the upper half of the register the filter
     /// takes it for another one.)
     IsNot(Own),
+    /// The argument is an ioctl request of this type (_IOC_TYPE).
+    Type(u8),
 }
 
 /// An id of whoever makes the filter.
@@ -45,6 +47,8 @@ pub enum Own {
     User,
     /// getgid(2).
     Group,
+    /// 0, by which calls about a process or thread mean the caller.
+    Itself,
 }
 
 impl Own {
@@ -53,6 +57,7 @@ impl Own {
         match self {
             Own::User => getuid().as_raw().into(),
             Own::Group => getgid().as_raw().into(),
+            Own::Itself => 0,
         }
     }
 }
@@ -65,6 +70,7 @@ impl Test {
             Test::In(expected) => expected.contains(&value),
             Test::Has(mask) => value & mask != 0,
             Test::IsNot(own) => value != own.id(),
+            Test::Type(byte) => (value >> 8) as u8 == byte,
         }
     }
 }
@@ -189,6 +195,7 @@ fn comparisons(test: Test, bits: u8) -> Vec<(ScmpCompareOp, u64)> {
             .map(|bit| is(bit, bit))
             .collect(),
         Test::IsNot(own) => vec![(ScmpCompareOp::NotEqual, own.id())],
+        Test::Type(byte) => vec![is(0xff00, u64::from(byte) << 8)],
     }
 }
 

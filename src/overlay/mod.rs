@@ -34,6 +34,7 @@ pub use entry::Type;
 pub use error::OverlayError;
 pub use layers::{Held, Layer, prepare};
 pub use places::{hidden_places, is_above_places};
+pub(crate) use remove::remove_directory;
 pub use restoring::{Place, Restoring, Wanted, WantedLayer};
 pub use saving::{Part, Saver, Spool, Whole};
 pub use store::{Kept, Store, usual_place};

@@ -17,6 +17,15 @@ use super::store::DIRECTORY;
 /// The end of the name of a heap.
 const SUFFIX: &str = ".sandbox-removed";
 
+/// Removes the directory at `path` with all that is in it; that it is not there is no error.
+pub(crate) fn remove_directory(path: &Path) -> Result<(), Errno> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(Errno::EINVAL);
+    };
+    let parent = nix::fcntl::open(parent, DIRECTORY, Mode::empty())?;
+    remove_tree(parent.as_fd(), name)
+}
+
 /// Removes `name` in `parent` with all that is in it; that it is not there is no error.
 ///
 /// Nothing is followed. A directory that is not empty has its directories moved up one by one, so that a

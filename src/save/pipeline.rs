@@ -237,6 +237,12 @@ fn refuse_early(kernel: &Kernel, facts: &Facts) -> Result<(), SaveError> {
             "it has exceptions (--allow) in an overlay, which an image does not carry yet; run it without",
         ));
     }
+    if kernel.features().contains(sentry::Features::NO_NAMESPACES) {
+        return Err(SaveError::refused(
+            "it runs with --walls landlock in the host's namespaces, where its process numbers may be taken when it \
+             is restored; run it without",
+        ));
+    }
     let is_set = kernel.time().keeper().generation() > 0;
     if is_set || kernel.features().intersects(sentry::Features::VIRTUAL_TIME) {
         return Err(SaveError::refused(

@@ -21,6 +21,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
+use super::features::Features;
 use super::kernel::{Kernel, KernelError};
 use super::kin::Family;
 use super::stat::{Stat, ticks};
@@ -205,7 +206,11 @@ impl Kernel {
     }
 
     fn describe(&self, reading: &Reading) -> Result<Vec<ProcessInfo>, KernelError> {
-        let depth = own_depth().map_err(KernelError::Census)?;
+        let mut depth = own_depth().map_err(KernelError::Census)?;
+        if self.features().contains(Features::NO_NAMESPACES) {
+            // The host's numbers are the guests'.
+            depth -= 1;
+        }
         let ids = IdMap::of_users(self.init_pid()).unwrap_or_default();
         let mut all: Vec<ProcessInfo> = reading
             .members

@@ -51,13 +51,16 @@ impl Kernel {
                 Outcome::Later(serve(call.to_owned(), ArgReader::new(received.args)))
             }
         };
-        match row.class_of(&received.args) {
+        match row.class_of(&received.args, self.features()) {
             Class::Native => Outcome::Now(Answer::Continue),
             Class::Handled { handler, .. } => by(handler),
             Class::Refused { unless: Some((handler, when)), .. }
                 if self.features().intersects(*when) =>
             {
                 by(handler)
+            }
+            Class::Denied { when, .. } if !self.features().intersects(*when) => {
+                Outcome::Now(Answer::Continue)
             }
             Class::Denied { errno, .. } => Outcome::Now(Answer::Fail(*errno)),
             Class::Refused { errno, reason, remedy, .. } => {

@@ -36,6 +36,10 @@ bitflags::bitflags! {
         const LEARN = 1 << 20;
         /// The run is to do the same whenever it is done: `--deterministic`. Never without VIRTUAL_TIME.
         const DETERMINISTIC = 1 << 21;
+        /// The guests have no network, and no network namespace for it: `--walls landlock`. Never without NO_NAMESPACES.
+        const NO_LOOPBACK = 1 << 29;
+        /// The guests live in the host's namespaces: `--walls landlock`.
+        const NO_NAMESPACES = 1 << 30;
     }
 }
 

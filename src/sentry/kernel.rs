@@ -202,6 +202,8 @@ pub struct Kernel {
     overlays: super::overlays::Overlays,
     pub(super) repeatable: Repeatable,
     pub(super) keepers: Keepers,
+    /// Where files may be changed, in a run without a file view. Set once, before anything runs.
+    grounds: OnceLock<super::grounds::Grounds>,
     pub(super) accounting: Accounting,
     pub(super) pausing: Pause,
     pub(super) starts: Starts,
@@ -253,6 +255,7 @@ impl Kernel {
             overlays: super::overlays::Overlays::default(),
             repeatable: Repeatable::default(),
             keepers,
+            grounds: OnceLock::new(),
             accounting: Accounting::new(args.init_pid),
             pausing: Pause::default(),
             starts: Starts::default(),
@@ -308,6 +311,16 @@ impl Kernel {
             }
             Lifecycle::Created => None,
         }
+    }
+
+    /// Where guests may change files, from now on, where no mounts decide it.
+    pub fn confine(&self, grounds: super::grounds::Grounds) {
+        let _ = self.grounds.set(grounds);
+    }
+
+    /// See [`Kernel::confine`].
+    pub(super) fn grounds(&self) -> Option<&super::grounds::Grounds> {
+        self.grounds.get()
     }
 
     /// Which files lie in overlays of the run.

@@ -6,8 +6,9 @@
 #![allow(unsafe_code)]
 
 pub mod agent;
-pub mod clmul;
+pub mod attributes;
 pub mod beneath;
+pub mod clmul;
 pub mod clock;
 pub mod cpu;
 pub mod cpu_clock;

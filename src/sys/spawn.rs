@@ -194,6 +194,28 @@ pub fn drop_capabilities() -> Result<(), Errno> {
     set_capabilities(&[CapabilityData::default(); 2])
 }
 
+/// Does something with the rights that the calling thread has without capabilities: those stay permitted, and are
+/// effective again afterwards. Where they cannot be put away, nothing is done.
+pub fn without_capabilities<T>(act: impl FnOnce() -> T) -> Result<T, Errno> {
+    struct Again([CapabilityData; 2]);
+    impl Drop for Again {
+        fn drop(&mut self) {
+            let _ = set_capabilities(&self.0);
+        }
+    }
+    let header = capability_header();
+    let mut data = [CapabilityData::default(); 2];
+    // SAFETY: version 3 takes a header and two data elements.
+    let done = unsafe { libc::syscall(libc::SYS_capget, &raw const header, data.as_mut_ptr()) };
+    Errno::result(done)?;
+    if data.iter().all(|half| half.effective == 0) {
+        return Ok(act());
+    }
+    set_capabilities(&data.map(|half| CapabilityData { effective: 0, ..half }))?;
+    let _again = Again(data);
+    Ok(act())
+}
+
 /// All capabilities that the caller is permitted become effective and inheritable, and it keeps them
 /// when it changes its user (PR_SET_KEEPCAPS). Before the bounding set is dropped: nothing is made
 /// inheritable that is not in it (cap_capset in security/commoncap.c). Child side.

@@ -35,7 +35,7 @@ pub(crate) fn main() -> ! {
     }
     let spec = config::resolve(&options, &Host::current()).unwrap_or_else(|it| panic!("{it}"));
     let time = Time::new(spec.time, Namespace::starting_now(), false);
-    let plan = Plan::new(&spec, &[], None, before, &time).unwrap_or_else(|it| panic!("{it}"));
+    let plan = Plan::new(&spec, &[], None, before, &time, None).unwrap_or_else(|it| panic!("{it}"));
     let launch = Launch::begin(&spec, &plan).unwrap_or_else(|it| panic!("{it}"));
     let filter = notify::filter::generate(&Kernel::rules(spec.features)).expect("a filter");
     launch.pass_filter(&filter).unwrap_or_else(|it| panic!("{it}"));

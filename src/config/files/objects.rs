@@ -18,6 +18,9 @@ pub(super) struct Object {
     pub(super) why: Why,
 }
 
+/// Why a socket is hidden.
+pub(crate) const HOST_SOCKET: &str = "a socket of the host";
+
 /// Objects by their place on the host.
 pub(super) type Objects = BTreeMap<PathBuf, Object>;
 
@@ -127,7 +130,7 @@ impl Plan<'_> {
             if let Ok(place) = self.host.walk(path)
                 && place.kind == Kind::File
             {
-                let object = Object::hidden(false, Why::Default("a socket of the host"));
+                let object = Object::hidden(false, Why::Default(HOST_SOCKET));
                 objects.entry(place.path).or_insert(object);
             }
         }

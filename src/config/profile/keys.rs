@@ -11,8 +11,8 @@ use super::super::error::refuse;
 use super::super::limits;
 use super::super::paths::{check, parse_pair};
 use super::super::{
-    ConfigError, Network, Options, Rule, RuleKind, Voice, Without, check_container, check_hostname,
-    quoted,
+    ConfigError, Network, Options, Rule, RuleKind, Voice, Walls, Without, check_container,
+    check_hostname, quoted,
 };
 use super::setting::Setting;
 use crate::timekeeping::TimeSpec;
@@ -308,6 +308,15 @@ pub static KEYS: &[Key] = &[
     })
     .one_of(&["none", "host"])
     .help("none|host", "Which network the program is in"),
+    Key::new("walls", Form::Word, Project::LeftOut, Group::Network, "namespaces", |o, s| {
+        o.walls = if s.word() == "landlock" { Walls::Landlock } else { Walls::Namespaces };
+        Ok(())
+    })
+    .one_of(&["namespaces", "landlock"])
+    .help(
+        "namespaces|landlock",
+        "What keeps the program in: landlock is the weaker wall, for hosts that refuse user namespaces",
+    ),
     Key::new("fd", Form::Numbers, Project::LeftOut, Group::Network, "0 1 2", |o, s| {
         let number = s.text()?.parse().ok().filter(|fd| *fd >= 0);
         o.descriptors.push(number.ok_or_else(|| {

@@ -3,7 +3,9 @@
 //! One row per syscall decides everything: what the filter does, who serves it, what the
 //! documentation says. Handlers live in one file per man-page topic.
 
+pub mod apart;
 pub mod args;
+pub mod attributes;
 pub mod clocks;
 pub mod directories;
 pub mod exec;

@@ -10,16 +10,20 @@ use nix::errno::Errno;
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 
 use super::args::{AtFlags, DirFd, Fd, Gid, Path, Uid};
+use super::attributes::{self, flags_of};
 use super::watch;
 use crate::notify::{Answer, hand_over};
 use crate::sentry::call::Call;
 use crate::sentry::file_log::{Start, View};
-use crate::sys::generated;
 use crate::sys::id_map::IdMap;
 
 /// Serves chown(2).
 pub fn chown(call: &Call<'_>, path: Path, owner: Uid, group: Gid) -> Answer {
     watch::chown(call, path, owner, group);
+    if attributes::are_ours(call) {
+        let place = (DirFd(libc::AT_FDCWD), path, AtFlags(0));
+        return attributes::change_owner(call, place, (owner, group));
+    }
     answer(call, (owner, group), |tid| of_path(call, tid, Start::Directory, path, AtFlags(0)))
 }
 
@@ -27,6 +31,10 @@ pub fn chown(call: &Call<'_>, path: Path, owner: Uid, group: Gid) -> Answer {
 pub fn lchown(call: &Call<'_>, path: Path, owner: Uid, group: Gid) -> Answer {
     watch::lchown(call, path, owner, group);
     let flags = AtFlags(libc::AT_SYMLINK_NOFOLLOW as u32);
+    if attributes::are_ours(call) {
+        let place = (DirFd(libc::AT_FDCWD), path, flags);
+        return attributes::change_owner(call, place, (owner, group));
+    }
     answer(call, (owner, group), |tid| of_path(call, tid, Start::Directory, path, flags))
 }
 
@@ -40,6 +48,9 @@ pub fn fchownat(
     flags: AtFlags,
 ) -> Answer {
     watch::fchownat(call, dirfd, path, owner, group, flags);
+    if attributes::are_ours(call) {
+        return attributes::change_owner(call, (dirfd, path, flags), (owner, group));
+    }
     answer(call, (owner, group), |tid| match dirfd.0 {
         libc::AT_FDCWD => of_path(call, tid, Start::Directory, path, flags),
         fd => of_path(call, tid, Start::Descriptor(fd), path, flags),
@@ -48,6 +59,9 @@ pub fn fchownat(
 
 /// Serves fchown(2).
 pub fn fchown(call: &Call<'_>, fd: Fd, owner: Uid, group: Gid) -> Answer {
+    if attributes::are_ours(call) {
+        return attributes::change_owner_of(call, fd, owner, group);
+    }
     answer(call, (owner, group), |tid| of_descriptor(tid, fd.0))
 }
 
@@ -103,13 +117,6 @@ fn of_path(call: &Call<'_>, tid: i32, start: Start, path: Path, flags: AtFlags) 
 fn of_descriptor(tid: i32, fd: i32) -> Option<Errno> {
     let is_open = flags_of(tid, fd).is_some_and(|flags| flags & libc::O_PATH == 0);
     (!is_open).then_some(Errno::EBADF)
-}
-
-/// With what flags a descriptor is open, if it is (proc_pid_fdinfo(5)).
-fn flags_of(tid: i32, fd: i32) -> Option<i32> {
-    let text = generated::text(format!("/proc/{tid}/fdinfo/{fd}")).ok()?;
-    let octal = text.lines().find_map(|line| line.strip_prefix("flags:"))?;
-    i32::from_str_radix(octal.trim(), 8).ok()
 }
 
 fn is_read_only(file: &impl AsFd) -> bool {

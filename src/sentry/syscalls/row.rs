@@ -67,12 +67,15 @@ pub enum Class {
         /// The features that make it trap.
         when: Features,
     },
-    /// The filter itself answers with an error: programs try it in passing and go on without.
+    /// The filter itself answers with an error, while a feature of `when` is on: programs try it in passing and go
+    /// on without. Native otherwise.
     Denied {
         /// The error.
         errno: Errno,
         /// Why.
         reason: &'static str,
+        /// The features that make it so.
+        when: Features,
     },
     /// The sentry answers with an error, and the user is told at the end.
     Refused {
@@ -111,11 +114,11 @@ impl std::fmt::Debug for Handler {
 }
 
 impl Row {
-    /// What happens to a call with these arguments.
-    pub fn class_of(&self, args: &[u64; 6]) -> &Class {
+    /// What happens to a call with these arguments while `features` are on.
+    pub fn class_of(&self, args: &[u64; 6], features: Features) -> &Class {
         self.except
             .iter()
-            .find(|exception| exception.holds(self, args))
+            .find(|exception| exception.class.counts(features) && exception.holds(self, args))
             .map_or(&self.class, |exception| &exception.class)
     }
 
@@ -160,11 +163,23 @@ impl Exception {
 }
 
 impl Class {
+    /// Whether an exception of this class is one while `features` are on.
+    fn counts(&self, features: Features) -> bool {
+        match self {
+            Class::Handled { when, .. } | Class::Denied { when, .. } => features.intersects(*when),
+            _ => true,
+        }
+    }
+
     /// What the filter does with a call of this class when `features` are on.
     pub fn action(&self, features: Features) -> Action {
         match self {
             Class::Native => Action::Allow,
-            Class::Handled { when, .. } if !features.intersects(*when) => Action::Allow,
+            Class::Handled { when, .. } | Class::Denied { when, .. }
+                if !features.intersects(*when) =>
+            {
+                Action::Allow
+            }
             Class::Handled { .. } | Class::Refused { .. } | Class::Unimplemented { .. } => {
                 Action::Notify
             }
@@ -217,6 +232,7 @@ pub const fn bits_of<T: Arg>() -> u8 {
 /// SYS_syslog(type_: Operation, bufp: OutBuf, len: Int) => handled(sync klog::syslog, ALWAYS);
 /// SYS_bpf(cmd: Operation, attr: In<BpfAttr>, size: UInt) => denied(EPERM, "loads code into the host kernel");
 /// SYS_settimeofday(...) => refused(EPERM, "sets the clock", "--time +0s", unless sync clocks::set, VIRTUAL_TIME);
+/// SYS_mq_unlink(name: Str) => denied(ENOSYS, "the host's own queues", when NO_NAMESPACES);
 /// SYS_mount(...) => refused(EPERM, "the file view is fixed", "--rw, --ro or --tmpfs add to it");
 /// SYS_io_uring_setup(entries: UInt, params: InOut<Struct>) => unimplemented("submission queues bypass seccomp");
 /// SYS_ioctl(fd: Fd, request: IoctlRequest, arg: Addr) => native, except {
@@ -231,7 +247,8 @@ pub const fn bits_of<T: Arg>() -> u8 {
 /// ```
 ///
 /// `is` compares the whole argument, `in` compares it with each element of an array, `has` is true
-/// when any bit of the mask is set, `differs` compares it with an id of the caller's own; tests of several arguments, separated by commas, must all hold.
+/// when any bit of the mask is set, `of` looks at the type of an ioctl request, `differs` compares it with an id of the
+/// caller's own; tests of several arguments, separated by commas, must all hold.
 /// A row whose types disagree with its handler's parameters does not compile.
 macro_rules! syscalls {
     ($(
@@ -268,6 +285,15 @@ macro_rules! class {
         $crate::sentry::syscalls::row::Class::Denied {
             errno: nix::errno::Errno::$errno,
             reason: $reason,
+            when: $crate::sentry::Features::ALWAYS,
+        }
+    };
+    ([$($ty:ty),*] denied($errno:ident, $reason:expr, when $($when:ident)|+)) => {
+        $crate::sentry::syscalls::row::Class::Denied {
+            errno: nix::errno::Errno::$errno,
+            reason: $reason,
+            when: $crate::sentry::Features::empty()
+                $(.union($crate::sentry::Features::$when))+,
         }
     };
     ([$($ty:ty),*] refused($errno:ident, $reason:expr, $remedy:expr $(,)?)) => {
@@ -361,6 +387,9 @@ macro_rules! test {
     };
     (has $mask:expr) => {
         $crate::notify::filter::Test::Has($mask as u64)
+    };
+    (of $type:expr) => {
+        $crate::notify::filter::Test::Type($type)
     };
     (differs $own:expr) => {
         $crate::notify::filter::Test::IsNot($own)

@@ -94,6 +94,7 @@ fn line() -> impl Strategy<Value = (String, String)> {
             ("fd", "7"),
             ("hostname", "'box'"),
             ("time", "'frozen'"),
+            ("walls", "'landlock'"),
             ("without", "'landlock'"),
             ("id", "'x'"),
             ("detach", "true"),

@@ -193,7 +193,11 @@ fn landlock(host: &Host) -> Finding {
         "the mounts alone decide, as they do anyway",
     );
     match host.landlock {
-        Ok(abi) => subject.ok(format!("ABI {abi}")),
+        Ok(abi @ ..6) => subject
+            .ok(format!("ABI {abi}; --walls landlock, for runs without namespaces, takes ABI 6")),
+        Ok(abi) => subject.ok(format!(
+            "ABI {abi}; --walls landlock runs without namespaces, behind weaker walls"
+        )),
         Err(Errno::EOPNOTSUPP) => subject.missing(
             "built in, but switched off at boot",
             "add landlock to the list `lsm=` on the kernel's command line",

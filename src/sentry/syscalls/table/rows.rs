@@ -11,8 +11,8 @@ use libc::*;
 use super::super::args::*;
 use super::super::row::syscalls;
 use super::super::{
-    clocks, directories, exec, filters, klog, lazy, machine, owners, processes, random, reach,
-    sleeps, stamps, sync, timeouts, usage, watch,
+    apart, attributes, clocks, directories, exec, filters, klog, lazy, machine, owners, processes,
+    random, reach, sleeps, stamps, sync, timeouts, usage, watch,
 };
 use crate::notify::filter::Own;
 // By name, so that a later libc crate that knows them too makes no difference.
@@ -66,6 +66,16 @@ const QUOTAS: &str = "reads and sets the host's disk quotas";
 const KEYRINGS: &str = "reaches keys of the host's session";
 const RINGS: &str = "its submission queues bypass the filter";
 const NEVER: &str = "a reserved number that Linux has never used";
+
+// What namespaces keep where there are some.
+const HOSTS_IPC: &str = "the objects that it names would be the host's, without an ipc namespace";
+const NO_NETWORK: &str = "there is no network without a network namespace, not even a loopback";
+const NO_DATAGRAMS: &str = "a message names its receiver in memory, where no filter sees it, and nothing else keeps it inside";
+const HIDDEN_FLAGS: &str =
+    "its flags, which could ask for namespaces, lie behind a pointer; clone takes its place";
+const ALL_OF_USER: &str = "is about all processes of the user, the host's among them";
+const NEW_ATTRIBUTES: &str =
+    "changes attributes of files past Landlock; older calls take its place";
 
 const OUTSIDE: &str = "run it outside the sandbox";
 const VIEW_FLAGS: &str = "--ro, --rw, --hide and --tmpfs shape the file view";
@@ -129,6 +139,16 @@ syscalls! {
         request is TIOCSTI => denied(EPERM, "types into the terminal as if the user had done it"),
         request is TIOCLINUX => denied(EPERM, "pastes the console's selection into its input"),
         request is TIOCSETD => denied(EPERM, "loads line disciplines into the host kernel"),
+        request is TIOCGPTPEER => handled(sync apart::open_peer, NO_NAMESPACES),
+        request of 0x94 => handled(sync apart::ioctl, NO_NAMESPACES),
+        request of b'f' => handled(sync apart::ioctl, NO_NAMESPACES),
+        request of b'v' => handled(sync apart::ioctl, NO_NAMESPACES),
+        request of b'X' => handled(sync apart::ioctl, NO_NAMESPACES),
+        request of b'o' => handled(sync apart::ioctl, NO_NAMESPACES),
+        request of b'n' => handled(sync apart::ioctl, NO_NAMESPACES),
+        request of 0x97 => handled(sync apart::ioctl, NO_NAMESPACES),
+        request of 0xbc => handled(sync apart::ioctl, NO_NAMESPACES),
+        request of 0xf5 => handled(sync apart::ioctl, NO_NAMESPACES),
     };
     SYS_pread64(fd: Fd, buf: OutBuf, count: Len, offset: Offset) => native;
     SYS_pwrite64(fd: Fd, buf: InBuf, count: Len, offset: Offset) => native;
@@ -148,9 +168,12 @@ syscalls! {
     SYS_madvise(addr: Addr, length: Len, advice: Advice) => native, except {
         advice in lazy::ADVICE => handled(async lazy::madvise, LAZY),
     };
-    SYS_shmget(key: Key, size: Len, shmflg: Flags) => native;
-    SYS_shmat(shmid: IpcId, shmaddr: Addr, shmflg: Flags) => native;
-    SYS_shmctl(shmid: IpcId, cmd: Operation, buf: InOut<ShmidDs>) => native;
+    SYS_shmget(key: Key, size: Len, shmflg: Flags)
+        => denied(ENOSYS, HOSTS_IPC, when NO_NAMESPACES);
+    SYS_shmat(shmid: IpcId, shmaddr: Addr, shmflg: Flags)
+        => denied(ENOSYS, HOSTS_IPC, when NO_NAMESPACES);
+    SYS_shmctl(shmid: IpcId, cmd: Operation, buf: InOut<ShmidDs>)
+        => denied(ENOSYS, HOSTS_IPC, when NO_NAMESPACES);
     SYS_dup(oldfd: Fd) => native;
     SYS_dup2(oldfd: Fd, newfd: Fd) => native;
     SYS_pause() => native;
@@ -167,8 +190,15 @@ syscalls! {
         domain is AF_BLUETOOTH => denied(EAFNOSUPPORT, "reaches radios past the network walls"),
         domain is AF_KEY => denied(EAFNOSUPPORT, "manages the host's IPsec keys"),
         domain in RARE_FAMILIES => denied(EAFNOSUPPORT, RARE_FAMILY),
+        domain is AF_INET => denied(EAFNOSUPPORT, NO_NETWORK, when NO_LOOPBACK),
+        domain is AF_INET6 => denied(EAFNOSUPPORT, NO_NETWORK, when NO_LOOPBACK),
+        domain is AF_NETLINK => denied(EAFNOSUPPORT, NO_NETWORK, when NO_LOOPBACK),
+        // SOCK_DGRAM and SOCK_RAW, which is the same to these sockets (unix_create in net/unix/af_unix.c).
+        domain is AF_UNIX, type_ has SOCK_DGRAM
+            => denied(ESOCKTNOSUPPORT, NO_DATAGRAMS, when NO_NAMESPACES),
     };
-    SYS_connect(sockfd: Fd, addr: In<SockAddr>, addrlen: Int) => handled(sync reach::connect, LEARN);
+    SYS_connect(sockfd: Fd, addr: In<SockAddr>, addrlen: Int)
+        => handled(async apart::connect, LEARN | NO_NAMESPACES);
     SYS_accept(sockfd: Fd, addr: Out<SockAddr>, addrlen: InOut<SockLen>) => native;
     SYS_sendto(
         sockfd: Fd, buf: InBuf, len: Len, flags: MsgFlags, dest_addr: In<SockAddr>, addrlen: Int
@@ -189,6 +219,8 @@ syscalls! {
     SYS_socketpair(domain: Family, type_: SockType, protocol: Int, sv: Out<FdPair>)
         => native, except {
         domain in REFUSED_FAMILIES => denied(EAFNOSUPPORT, RARE_FAMILY),
+        domain is AF_UNIX, type_ has SOCK_DGRAM
+            => denied(ESOCKTNOSUPPORT, NO_DATAGRAMS, when NO_NAMESPACES),
     };
     SYS_setsockopt(sockfd: Fd, level: Int, optname: Int, optval: InBuf, optlen: Int) => native;
     SYS_getsockopt(sockfd: Fd, level: Int, optname: Int, optval: OutBuf, optlen: InOut<SockLen>)
@@ -209,14 +241,21 @@ syscalls! {
     SYS_wait4(pid: Pid, wstatus: Out<IntCell>, options: WaitOptions, rusage: Out<Rusage>) => native;
     SYS_kill(pid: Pid, sig: Signal) => native;
     SYS_uname(buf: Out<UtsName>) => native;
-    SYS_semget(key: Key, nsems: Int, semflg: Flags) => native;
-    SYS_semop(semid: IpcId, sops: In<SemBuf>, nsops: UInt) => native;
-    SYS_semctl(semid: IpcId, semnum: Int, cmd: Operation, arg: Addr) => native;
+    SYS_semget(key: Key, nsems: Int, semflg: Flags)
+        => denied(ENOSYS, HOSTS_IPC, when NO_NAMESPACES);
+    SYS_semop(semid: IpcId, sops: In<SemBuf>, nsops: UInt)
+        => denied(ENOSYS, HOSTS_IPC, when NO_NAMESPACES);
+    SYS_semctl(semid: IpcId, semnum: Int, cmd: Operation, arg: Addr)
+        => denied(ENOSYS, HOSTS_IPC, when NO_NAMESPACES);
     SYS_shmdt(shmaddr: Addr) => native;
-    SYS_msgget(key: Key, msgflg: Flags) => native;
-    SYS_msgsnd(msqid: IpcId, msgp: In<MsgBuf>, msgsz: Len, msgflg: Flags) => native;
-    SYS_msgrcv(msqid: IpcId, msgp: Out<MsgBuf>, msgsz: Len, msgtyp: Long, msgflg: Flags) => native;
-    SYS_msgctl(msqid: IpcId, cmd: Operation, buf: InOut<MsqidDs>) => native;
+    SYS_msgget(key: Key, msgflg: Flags)
+        => denied(ENOSYS, HOSTS_IPC, when NO_NAMESPACES);
+    SYS_msgsnd(msqid: IpcId, msgp: In<MsgBuf>, msgsz: Len, msgflg: Flags)
+        => denied(ENOSYS, HOSTS_IPC, when NO_NAMESPACES);
+    SYS_msgrcv(msqid: IpcId, msgp: Out<MsgBuf>, msgsz: Len, msgtyp: Long, msgflg: Flags)
+        => denied(ENOSYS, HOSTS_IPC, when NO_NAMESPACES);
+    SYS_msgctl(msqid: IpcId, cmd: Operation, buf: InOut<MsqidDs>)
+        => denied(ENOSYS, HOSTS_IPC, when NO_NAMESPACES);
     SYS_fcntl(fd: Fd, cmd: FcntlCommand, arg: ULong) => native;
     SYS_flock(fd: Fd, operation: Operation) => native;
     SYS_fsync(fd: Fd) => handled(sync sync::fsync, FAKE_SYNC);
@@ -238,21 +277,21 @@ syscalls! {
     SYS_unlink(pathname: Path) => handled(sync watch::unlink, FILE_LOG);
     SYS_symlink(target: Path, linkpath: Path) => handled(sync watch::symlink, FILE_LOG);
     SYS_readlink(pathname: Path, buf: OutBuf, bufsiz: Int) => handled(sync watch::readlink, FILE_LOG);
-    SYS_chmod(pathname: Path, mode: Mode) => handled(sync watch::chmod, FILE_LOG), except {
+    SYS_chmod(pathname: Path, mode: Mode) => handled(sync attributes::chmod, FILE_LOG | NO_NAMESPACES), except {
         mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
     };
-    SYS_fchmod(fd: Fd, mode: Mode) => native, except {
+    SYS_fchmod(fd: Fd, mode: Mode) => handled(sync attributes::fchmod, NO_NAMESPACES), except {
         mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
     };
-    SYS_chown(pathname: Path, owner: Uid, group: Gid) => handled(sync watch::chown, FILE_LOG), except {
+    SYS_chown(pathname: Path, owner: Uid, group: Gid) => handled(sync owners::chown, FILE_LOG | NO_NAMESPACES), except {
         owner differs Own::User => handled(sync owners::chown, FOREIGN_IDS),
         group differs Own::Group => handled(sync owners::chown, FOREIGN_IDS),
     };
-    SYS_fchown(fd: Fd, owner: Uid, group: Gid) => native, except {
+    SYS_fchown(fd: Fd, owner: Uid, group: Gid) => handled(sync owners::fchown, NO_NAMESPACES), except {
         owner differs Own::User => handled(sync owners::fchown, FOREIGN_IDS),
         group differs Own::Group => handled(sync owners::fchown, FOREIGN_IDS),
     };
-    SYS_lchown(pathname: Path, owner: Uid, group: Gid) => handled(sync watch::lchown, FILE_LOG), except {
+    SYS_lchown(pathname: Path, owner: Uid, group: Gid) => handled(sync owners::lchown, FILE_LOG | NO_NAMESPACES), except {
         owner differs Own::User => handled(sync owners::lchown, FOREIGN_IDS),
         group differs Own::Group => handled(sync owners::lchown, FOREIGN_IDS),
     };
@@ -298,7 +337,7 @@ syscalls! {
     SYS_rt_sigqueueinfo(tgid: Pid, sig: Signal, info: In<SigInfo>) => native;
     SYS_rt_sigsuspend(mask: In<SigSet>, sigsetsize: Len) => native;
     SYS_sigaltstack(ss: In<SigStack>, old_ss: Out<SigStack>) => native;
-    SYS_utime(filename: Path, times: In<Utimbuf>) => handled(sync watch::utime, FILE_LOG);
+    SYS_utime(filename: Path, times: In<Utimbuf>) => handled(sync attributes::utime, FILE_LOG | NO_NAMESPACES);
     SYS_mknod(pathname: Path, mode: Mode, dev: Dev) => handled(sync watch::mknod, FILE_LOG), except {
         mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
     };
@@ -311,10 +350,17 @@ syscalls! {
     SYS_fstatfs(fd: Fd, buf: Out<Statfs>) => native;
     SYS_sysfs(option: Int, arg1: ULong, arg2: ULong) => native;
     SYS_getpriority(which: Operation, who: Int) => native;
-    SYS_setpriority(which: Operation, who: Int, prio: Int) => native;
-    SYS_sched_setparam(pid: Pid, param: In<SchedParam>) => native;
+    SYS_setpriority(which: Operation, who: Int, prio: Int) => native, except {
+        which is PRIO_USER => denied(EPERM, ALL_OF_USER, when NO_NAMESPACES),
+        who differs Own::Itself => handled(sync apart::set_priority, NO_NAMESPACES),
+    };
+    SYS_sched_setparam(pid: Pid, param: In<SchedParam>) => native, except {
+        pid differs Own::Itself => handled(sync apart::sched_setparam, NO_NAMESPACES),
+    };
     SYS_sched_getparam(pid: Pid, param: Out<SchedParam>) => native;
-    SYS_sched_setscheduler(pid: Pid, policy: SchedPolicy, param: In<SchedParam>) => native;
+    SYS_sched_setscheduler(pid: Pid, policy: SchedPolicy, param: In<SchedParam>) => native, except {
+        pid differs Own::Itself => handled(sync apart::sched_setscheduler, NO_NAMESPACES),
+    };
     SYS_sched_getscheduler(pid: Pid) => native;
     SYS_sched_get_priority_max(policy: SchedPolicy) => native;
     SYS_sched_get_priority_min(policy: SchedPolicy) => native;
@@ -376,18 +422,24 @@ syscalls! {
     SYS_security() => unimplemented(NEVER);
     SYS_gettid() => native;
     SYS_readahead(fd: Fd, offset: Offset, count: Len) => native;
-    SYS_setxattr(path: Path, name: Str, value: InBuf, size: Len, flags: Flags) => native;
-    SYS_lsetxattr(path: Path, name: Str, value: InBuf, size: Len, flags: Flags) => native;
-    SYS_fsetxattr(fd: Fd, name: Str, value: InBuf, size: Len, flags: Flags) => native;
+    SYS_setxattr(path: Path, name: Str, value: InBuf, size: Len, flags: Flags)
+        => handled(sync attributes::setxattr, NO_NAMESPACES);
+    SYS_lsetxattr(path: Path, name: Str, value: InBuf, size: Len, flags: Flags)
+        => handled(sync attributes::lsetxattr, NO_NAMESPACES);
+    SYS_fsetxattr(fd: Fd, name: Str, value: InBuf, size: Len, flags: Flags)
+        => handled(sync attributes::fsetxattr, NO_NAMESPACES);
     SYS_getxattr(path: Path, name: Str, value: OutBuf, size: Len) => native;
     SYS_lgetxattr(path: Path, name: Str, value: OutBuf, size: Len) => native;
     SYS_fgetxattr(fd: Fd, name: Str, value: OutBuf, size: Len) => native;
     SYS_listxattr(path: Path, list: OutBuf, size: Len) => native;
     SYS_llistxattr(path: Path, list: OutBuf, size: Len) => native;
     SYS_flistxattr(fd: Fd, list: OutBuf, size: Len) => native;
-    SYS_removexattr(path: Path, name: Str) => native;
-    SYS_lremovexattr(path: Path, name: Str) => native;
-    SYS_fremovexattr(fd: Fd, name: Str) => native;
+    SYS_removexattr(path: Path, name: Str)
+        => handled(sync attributes::removexattr, NO_NAMESPACES);
+    SYS_lremovexattr(path: Path, name: Str)
+        => handled(sync attributes::lremovexattr, NO_NAMESPACES);
+    SYS_fremovexattr(fd: Fd, name: Str)
+        => handled(sync attributes::fremovexattr, NO_NAMESPACES);
     SYS_tkill(tid: Pid, sig: Signal) => native;
     SYS_time(tloc: Out<Time>) => handled(sync clocks::time, VIRTUAL_TIME);
     SYS_futex(
@@ -398,7 +450,9 @@ syscalls! {
         futex_op in timeouts::STEADY_FUTEXES => handled(sync timeouts::futex, VIRTUAL_RATE),
     };
     SYS_sched_setaffinity(pid: Pid, cpusetsize: UInt, mask: In<CpuMask>)
-        => handled(sync processes::sched_setaffinity, CPU_SET);
+        => handled(sync processes::sched_setaffinity, CPU_SET), except {
+        pid differs Own::Itself => handled(sync apart::sched_setaffinity, NO_NAMESPACES),
+    };
     SYS_sched_getaffinity(pid: Pid, cpusetsize: UInt, mask: Out<CpuMask>) => native;
     SYS_set_thread_area(u_info: InOut<UserDesc>)
         => unimplemented("exists for 32-bit programs only");
@@ -423,7 +477,7 @@ syscalls! {
         => handled(sync directories::getdents64, DETERMINISTIC);
     SYS_set_tid_address(tidptr: Out<PidCell>) => native;
     SYS_restart_syscall() => native;
-    SYS_semtimedop(semid: IpcId, sops: In<SemBuf>, nsops: UInt, timeout: In<Timespec>) => handled(sync timeouts::semtimedop, VIRTUAL_RATE);
+    SYS_semtimedop(semid: IpcId, sops: In<SemBuf>, nsops: UInt, timeout: In<Timespec>) => handled(sync apart::semtimedop, VIRTUAL_RATE | NO_NAMESPACES);
     SYS_fadvise64(fd: Fd, offset: Offset, len: Len, advice: FileAdvice) => native;
     SYS_timer_create(clockid: ClockId, sevp: In<SigEvent>, timerid: Out<TimerIdCell>) => native;
     SYS_timer_settime(
@@ -454,7 +508,7 @@ syscalls! {
     SYS_epoll_wait(epfd: Fd, events: Out<EpollEvent>, maxevents: Int, timeout: Int) => handled(sync timeouts::epoll_wait, VIRTUAL_RATE);
     SYS_epoll_ctl(epfd: Fd, op: Operation, fd: Fd, event: In<EpollEvent>) => native;
     SYS_tgkill(tgid: Pid, tid: Pid, sig: Signal) => native;
-    SYS_utimes(filename: Path, times: In<TimevalPair>) => handled(sync watch::utimes, FILE_LOG);
+    SYS_utimes(filename: Path, times: In<TimevalPair>) => handled(sync attributes::utimes, FILE_LOG | NO_NAMESPACES);
     SYS_vserver() => unimplemented(NEVER);
     SYS_mbind(
         addr: Addr, len: Len, mode: ULong, nodemask: In<NodeMask>, maxnode: ULong, flags: Flags
@@ -463,8 +517,10 @@ syscalls! {
     SYS_get_mempolicy(
         mode: Out<IntCell>, nodemask: Out<NodeMask>, maxnode: ULong, addr: Addr, flags: WideFlags
     ) => native;
-    SYS_mq_open(name: Str, oflag: OpenFlags, mode: Mode, attr: In<MqAttr>) => native;
-    SYS_mq_unlink(name: Str) => native;
+    SYS_mq_open(name: Str, oflag: OpenFlags, mode: Mode, attr: In<MqAttr>)
+        => denied(ENOSYS, HOSTS_IPC, when NO_NAMESPACES);
+    SYS_mq_unlink(name: Str)
+        => denied(ENOSYS, HOSTS_IPC, when NO_NAMESPACES);
     SYS_mq_timedsend(
         mqdes: Fd, msg_ptr: InBuf, msg_len: Len, msg_prio: UInt, abs_timeout: In<Timespec>
     ) => handled(sync timeouts::mq_timedsend, VIRTUAL_TIME);
@@ -485,10 +541,14 @@ syscalls! {
         => denied(EPERM, KEYRINGS);
     SYS_keyctl(operation: Operation, arg2: ULong, arg3: ULong, arg4: ULong, arg5: ULong)
         => denied(EPERM, KEYRINGS);
-    SYS_ioprio_set(which: Operation, who: Int, ioprio: Int) => native;
+    SYS_ioprio_set(which: Operation, who: Int, ioprio: Int) => native, except {
+        which is apart::IOPRIO_WHO_USER => denied(EPERM, ALL_OF_USER, when NO_NAMESPACES),
+        who differs Own::Itself => handled(sync apart::set_io_priority, NO_NAMESPACES),
+    };
     SYS_ioprio_get(which: Operation, who: Int) => native;
     SYS_inotify_init() => native;
-    SYS_inotify_add_watch(fd: Fd, pathname: Path, mask: Flags) => native;
+    SYS_inotify_add_watch(fd: Fd, pathname: Path, mask: Flags)
+        => handled(sync apart::inotify_add_watch, NO_NAMESPACES);
     SYS_inotify_rm_watch(fd: Fd, wd: Int) => native;
     SYS_migrate_pages(pid: Pid, maxnode: ULong, old_nodes: In<NodeMask>, new_nodes: In<NodeMask>)
         => native;
@@ -501,11 +561,11 @@ syscalls! {
         mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
     };
     SYS_fchownat(dirfd: DirFd, pathname: Path, owner: Uid, group: Gid, flags: AtFlags)
-        => handled(sync watch::fchownat, FILE_LOG), except {
+        => handled(sync owners::fchownat, FILE_LOG | NO_NAMESPACES), except {
             owner differs Own::User => handled(sync owners::fchownat, FOREIGN_IDS),
             group differs Own::Group => handled(sync owners::fchownat, FOREIGN_IDS),
         };
-    SYS_futimesat(dirfd: DirFd, pathname: Path, times: In<TimevalPair>) => handled(sync watch::futimesat, FILE_LOG);
+    SYS_futimesat(dirfd: DirFd, pathname: Path, times: In<TimevalPair>) => handled(sync attributes::futimesat, FILE_LOG | NO_NAMESPACES);
     SYS_newfstatat(dirfd: DirFd, pathname: Path, statbuf: Out<Stat>, flags: AtFlags) => handled(sync stamps::newfstatat, VIRTUAL_TIME | FILE_LOG);
     SYS_unlinkat(dirfd: DirFd, pathname: Path, flags: AtFlags) => handled(sync watch::unlinkat, FILE_LOG);
     SYS_renameat(olddirfd: DirFd, oldpath: Path, newdirfd: DirFd, newpath: Path) => handled(sync watch::renameat, FILE_LOG);
@@ -513,7 +573,7 @@ syscalls! {
         => handled(sync watch::linkat, FILE_LOG);
     SYS_symlinkat(target: Path, newdirfd: DirFd, linkpath: Path) => handled(sync watch::symlinkat, FILE_LOG);
     SYS_readlinkat(dirfd: DirFd, pathname: Path, buf: OutBuf, bufsiz: Int) => handled(sync watch::readlinkat, FILE_LOG);
-    SYS_fchmodat(dirfd: DirFd, pathname: Path, mode: Mode) => handled(sync watch::fchmodat, FILE_LOG), except {
+    SYS_fchmodat(dirfd: DirFd, pathname: Path, mode: Mode) => handled(sync attributes::fchmodat, FILE_LOG | NO_NAMESPACES), except {
         mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
     };
     SYS_faccessat(dirfd: DirFd, pathname: Path, mode: AccessMode) => handled(sync watch::faccessat, FILE_LOG);
@@ -542,7 +602,7 @@ syscalls! {
         pid: Pid, count: ULong, pages: In<AddrCell>, nodes: In<IntCell>, status: Out<IntCell>,
         flags: Flags
     ) => native;
-    SYS_utimensat(dirfd: DirFd, pathname: Path, times: In<TimespecPair>, flags: AtFlags) => handled(sync watch::utimensat, FILE_LOG);
+    SYS_utimensat(dirfd: DirFd, pathname: Path, times: In<TimespecPair>, flags: AtFlags) => handled(sync attributes::utimensat, FILE_LOG | NO_NAMESPACES);
     SYS_epoll_pwait(
         epfd: Fd, events: Out<EpollEvent>, maxevents: Int, timeout: Int, sigmask: In<SigSet>,
         sigsetsize: Len
@@ -578,7 +638,9 @@ syscalls! {
     SYS_fanotify_mark(fanotify_fd: Fd, flags: Flags, mask: ULong, dirfd: DirFd, pathname: Path)
         => native;
     SYS_prlimit64(pid: Pid, resource: Resource, new_limit: In<Rlimit>, old_limit: Out<Rlimit>)
-        => native;
+        => native, except {
+        pid differs Own::Itself => handled(sync apart::prlimit64, NO_NAMESPACES),
+    };
     SYS_name_to_handle_at(
         dirfd: DirFd, pathname: Path, handle: InOut<FileHandle>, mount_id: Out<IntCell>,
         flags: AtFlags
@@ -603,7 +665,9 @@ syscalls! {
     SYS_kcmp(pid1: Pid, pid2: Pid, type_: Operation, idx1: ULong, idx2: ULong) => native;
     SYS_finit_module(fd: Fd, param_values: Str, flags: Flags)
         => refused(EPERM, LOADS_MODULES, OUTSIDE);
-    SYS_sched_setattr(pid: Pid, attr: InOut<SchedAttr>, flags: Flags) => native;
+    SYS_sched_setattr(pid: Pid, attr: InOut<SchedAttr>, flags: Flags) => native, except {
+        pid differs Own::Itself => handled(sync apart::sched_setattr, NO_NAMESPACES),
+    };
     SYS_sched_getattr(pid: Pid, attr: Out<SchedAttr>, size: UInt, flags: Flags) => native;
     SYS_renameat2(olddirfd: DirFd, oldpath: Path, newdirfd: DirFd, newpath: Path, flags: Flags)
         => handled(sync watch::renameat2, FILE_LOG);
@@ -665,7 +729,8 @@ syscalls! {
     SYS_pidfd_open(pid: Pid, flags: Flags) => native;
     // Its flags lie behind a pointer. New user namespaces are ruled out by the sandbox's own
     // (max_user_namespaces is 0 in it), and without one the other kinds need a capability.
-    SYS_clone3(cl_args: InOut<CloneArgs>, size: Len) => native;
+    SYS_clone3(cl_args: InOut<CloneArgs>, size: Len)
+        => denied(ENOSYS, HIDDEN_FLAGS, when NO_NAMESPACES);
     SYS_close_range(first: UInt, last: UInt, flags: Flags) => native;
     SYS_openat2(dirfd: DirFd, pathname: Path, how: In<OpenHow>, size: Len)
         => denied(ENOSYS, BEHIND_POINTER);
@@ -698,7 +763,7 @@ syscalls! {
         => native;
     SYS_cachestat(fd: Fd, cstat_range: In<CachestatRange>, cstat: Out<Cachestat>, flags: Flags)
         => native;
-    SYS_fchmodat2(dirfd: DirFd, pathname: Path, mode: Mode, flags: AtFlags) => handled(sync watch::fchmodat2, FILE_LOG), except {
+    SYS_fchmodat2(dirfd: DirFd, pathname: Path, mode: Mode, flags: AtFlags) => handled(sync attributes::fchmodat2, FILE_LOG | NO_NAMESPACES), except {
         mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
     };
     SYS_map_shadow_stack(addr: Addr, size: Len, flags: Flags) => native;
@@ -721,18 +786,19 @@ syscalls! {
     SYS_mseal(addr: Addr, size: Len, flags: WideFlags) => handled(async lazy::mseal, LAZY);
     SYS_setxattrat(
         dirfd: DirFd, pathname: Path, at_flags: AtFlags, name: Str, args: In<XattrArgs>, size: Len
-    ) => native;
+    ) => denied(ENOSYS, NEW_ATTRIBUTES, when NO_NAMESPACES);
     SYS_getxattrat(
         dirfd: DirFd, pathname: Path, at_flags: AtFlags, name: Str, args: In<XattrArgs>, size: Len
     ) => native;
     SYS_listxattrat(dirfd: DirFd, pathname: Path, at_flags: AtFlags, list: OutBuf, size: Len)
         => native;
-    SYS_removexattrat(dirfd: DirFd, pathname: Path, at_flags: AtFlags, name: Str) => native;
+    SYS_removexattrat(dirfd: DirFd, pathname: Path, at_flags: AtFlags, name: Str)
+        => denied(ENOSYS, NEW_ATTRIBUTES, when NO_NAMESPACES);
     SYS_open_tree_attr(dirfd: DirFd, path: Path, flags: Flags, attr: In<MountAttr>, size: Len)
         => refused(EPERM, FIXED_VIEW, VIEW_FLAGS);
     SYS_file_getattr(
         dirfd: DirFd, pathname: Path, attr: Out<FileAttr>, size: Len, at_flags: AtFlags
     ) => native;
     SYS_file_setattr(dirfd: DirFd, pathname: Path, attr: In<FileAttr>, size: Len, at_flags: AtFlags)
-        => native;
+        => denied(ENOSYS, NEW_ATTRIBUTES, when NO_NAMESPACES);
 }

@@ -113,7 +113,7 @@ fn filter_does_what_the_rows_say() {
         let program = filter(features);
         for row in ROWS {
             for args in samples(row) {
-                let expected = match row.class_of(&args).action(features) {
+                let expected = match row.class_of(&args, features).action(features) {
                     Action::Allow => ALLOW,
                     Action::Errno(errno) => ERRNO | errno as u32,
                     Action::Notify => RET_USER_NOTIF,
@@ -157,6 +157,7 @@ fn passing(exception: &Exception) -> impl Iterator<Item = [u64; 6]> {
                 bits.chain([mask, mask | 0o777]).collect()
             }
             Test::IsNot(own) => vec![own.id() + 1, u64::from(u32::MAX)],
+            Test::Type(byte) => vec![u64::from(byte) << 8, u64::from(byte) << 8 | 0xc010_0003],
         }
     };
     let all: Vec<(usize, Vec<u64>)> =
@@ -177,13 +178,14 @@ fn failing(test: Test) -> u64 {
         Test::In(values) => values.iter().max().map_or(0, |most| most + 1),
         Test::Has(mask) => !mask & 0xffff_ffff,
         Test::IsNot(own) => own.id(),
+        Test::Type(byte) => u64::from(byte ^ 0x80) << 8 | 1,
     }
 }
 
 /// What the default filter does with one call.
 fn decided(name: &str, args: [u64; 6]) -> Action {
     let row = by_name(name).unwrap();
-    row.class_of(&args).action(Features::default())
+    row.class_of(&args, Features::default()).action(Features::default())
 }
 
 #[test]
@@ -280,7 +282,7 @@ fn setuid_files_cannot_be_made() {
         ("mknodat", [0, 0, 0o104755, 0, 0, 0]),
     ] {
         assert_eq!(decided(name, args), Action::Notify, "{name} {args:x?}");
-        let class = by_name(name).unwrap().class_of(&args);
+        let class = by_name(name).unwrap().class_of(&args, Features::default());
         let refused = matches!(class, Class::Refused { errno: Errno::EPERM, .. });
         assert!(refused, "{name} {args:x?} {class:?}");
     }
