@@ -1,4 +1,4 @@
-//! Landlock: as the second wall of every run, which changes nothing that programs see, and as the wall of a run
+//! Landlock: as a second wall behind the mounts (`--landlock`), which changes nothing that programs see, and as the wall of a run
 //! without namespaces (`--walls landlock`).
 
 mod common;
@@ -78,7 +78,7 @@ fn the_second_wall_changes_nothing_that_programs_see() {
     };
     let without = tour(&["--without", "landlock"]);
     without.success().out_has("Read-only file system");
-    tour(&[]).same_as(&without);
+    tour(&["--landlock"]).same_as(&without);
 }
 
 #[test]

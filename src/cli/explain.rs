@@ -236,6 +236,9 @@ fn walls(spec: &RunSpec) -> Vec<String> {
         format!("namespaces: {}", namespaces.join(" ")),
         "no capabilities, no new privileges, a seccomp filter".to_owned(),
     ];
+    if spec.landlock && !lacks(Without::LANDLOCK) {
+        lines.push("Landlock behind the mounts, where the host has it".to_owned());
+    }
     if lacks(Without::TIME_NAMESPACES) {
         lines.push("no time namespace: the monotonic clock is the host's".to_owned());
     }

@@ -89,6 +89,7 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
         identity,
         network: options.network,
         walls: options.walls,
+        landlock: options.landlock,
         features: features(options, &limits, time.as_ref(), host) | syncs(options, &view)?,
         mounts: view.into_mounts(),
         idle,

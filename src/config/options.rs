@@ -50,6 +50,8 @@ pub struct Options {
     pub network: Network,
     /// What keeps the guest in.
     pub walls: Walls,
+    /// Landlock behind the mounts.
+    pub landlock: bool,
     /// Descriptors to inherit.
     pub descriptors: Vec<RawFd>,
     /// What the run may use.
@@ -88,6 +90,7 @@ impl Default for Options {
             learn: false,
             network: Network::None,
             walls: Walls::Namespaces,
+            landlock: false,
             descriptors: Vec::new(),
             limits: LimitWishes::default(),
             without: Without::empty(),

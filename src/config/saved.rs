@@ -215,6 +215,7 @@ impl SavedSpec {
             deterministic: None,
             network: if self.host_network { Network::Host } else { Network::None },
             walls: super::Walls::Namespaces,
+            landlock: false,
             descriptors: Vec::new(),
             limits,
             features,

@@ -38,6 +38,8 @@ pub struct RunSpec {
     pub network: Network,
     /// What keeps it in.
     pub walls: Walls,
+    /// Landlock keeps files behind the mounts as well.
+    pub landlock: bool,
     /// The file view, in the order in which it is mounted (later entries lie over earlier ones).
     pub mounts: Vec<Mount>,
     /// Rules about files that say nothing here, as sentences.

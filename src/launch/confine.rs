@@ -1,7 +1,7 @@
 //! Landlock for a run: which rules, and putting them in force.
 //!
-//! Behind mounts it is a second wall, made of the same file view: written is where a mount lets write. What a mount
-//! shows can be read, so rights to read are not asked for: then to open a file for reading costs nothing (where no right
+//! Behind mounts it is a second wall where that is asked for (`--landlock`), made of the same file view: written is where a mount lets write. What a mount
+//! shows can be read, so rights to read are not asked for: then to open a file for reading costs little (where no right
 //! is looked at, is_access_to_paths_allowed in security/landlock/fs.c returns at once). The right to truncate would cost
 //! as much as that to read, since every open asks for it beforehand (get_required_file_open_access and hook_file_open
 //! there), and is left to the mounts. All that it refuses the mounts refuse before it, with their errors (mnt_want_write comes before the
@@ -58,8 +58,8 @@ impl Confinement {
             });
         }
         let (mut files, mut rules) = (Access::known(abi) & SECOND_WALL, second_wall(spec)?);
-        if !files.contains(Access::REFER) {
-            // Then nothing could be moved from one directory to another.
+        // (Without REFER nothing could be moved from one directory to another.)
+        if !spec.landlock || !files.contains(Access::REFER) {
             files = Access::empty();
             rules.clear();
         }
