@@ -333,7 +333,7 @@ fn what_no_run_has_is_refused() {
             change(|it| it.environment.push((bytes("A"), ByteBuf::from(vec![b'x'; 17 << 20])))),
             "bytes",
         ),
-        (change(|it| it.features = 1 << 30), "features"),
+        (change(|it| it.features = 1 << 31), "features"),
         (change(|it| it.without = 1 << 30), "facilities"),
         (change(|it| it.voice = 9), "voice"),
         (change(|it| it.container = "../x".into()), "--container"),

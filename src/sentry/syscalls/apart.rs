@@ -27,8 +27,9 @@ use crate::sys::seccomp::Place;
 use crate::sys::{descriptors, process, ready, socket, terminal};
 
 /// include/uapi/linux/ioprio.h
-pub(super) const IOPRIO_WHO_USER: c_int = 3;
 const IOPRIO_WHO_PROCESS: c_int = 1;
+const IOPRIO_WHO_PGRP: c_int = 2;
+const IOPRIO_WHO_USER: c_int = 3;
 
 /// Serves semtimedop(2).
 pub fn semtimedop(
@@ -91,20 +92,23 @@ pub fn prlimit64(
     own(call, pid.0)
 }
 
-/// Serves setpriority(2) for somebody who is named.
+/// Serves setpriority(2). All processes of the user are the host's too.
 pub fn set_priority(call: &Call<'_>, which: Operation, who: Int, _priority: Int) -> Answer {
     match which.0 as u32 {
         libc::PRIO_PROCESS => own(call, who.0),
-        libc::PRIO_PGRP => Answer::Fail(Errno::EPERM),
+        // The caller's own group lies in a session of the sandbox's.
+        libc::PRIO_PGRP if who.0 == 0 => Answer::Continue,
+        libc::PRIO_PGRP | libc::PRIO_USER => Answer::Fail(Errno::EPERM),
         _ => Answer::Fail(Errno::EINVAL),
     }
 }
 
-/// Serves ioprio_set(2) for somebody who is named.
+/// Serves ioprio_set(2).
 pub fn set_io_priority(call: &Call<'_>, which: Operation, who: Int, _priority: Int) -> Answer {
     match which.0 {
         IOPRIO_WHO_PROCESS => own(call, who.0),
-        2 => Answer::Fail(Errno::EPERM),
+        IOPRIO_WHO_PGRP if who.0 == 0 => Answer::Continue,
+        IOPRIO_WHO_PGRP | IOPRIO_WHO_USER => Answer::Fail(Errno::EPERM),
         _ => Answer::Fail(Errno::EINVAL),
     }
 }

@@ -73,7 +73,6 @@ const NO_NETWORK: &str = "there is no network without a network namespace, not e
 const NO_DATAGRAMS: &str = "a message names its receiver in memory, where no filter sees it, and nothing else keeps it inside";
 const HIDDEN_FLAGS: &str =
     "its flags, which could ask for namespaces, lie behind a pointer; clone takes its place";
-const ALL_OF_USER: &str = "is about all processes of the user, the host's among them";
 const NEW_ATTRIBUTES: &str =
     "changes attributes of files past Landlock; older calls take its place";
 
@@ -350,10 +349,8 @@ syscalls! {
     SYS_fstatfs(fd: Fd, buf: Out<Statfs>) => native;
     SYS_sysfs(option: Int, arg1: ULong, arg2: ULong) => native;
     SYS_getpriority(which: Operation, who: Int) => native;
-    SYS_setpriority(which: Operation, who: Int, prio: Int) => native, except {
-        which is PRIO_USER => denied(EPERM, ALL_OF_USER, when NO_NAMESPACES),
-        who differs Own::Itself => handled(sync apart::set_priority, NO_NAMESPACES),
-    };
+    SYS_setpriority(which: Operation, who: Int, prio: Int)
+        => handled(sync apart::set_priority, NO_NAMESPACES);
     SYS_sched_setparam(pid: Pid, param: In<SchedParam>) => native, except {
         pid differs Own::Itself => handled(sync apart::sched_setparam, NO_NAMESPACES),
     };
@@ -541,10 +538,8 @@ syscalls! {
         => denied(EPERM, KEYRINGS);
     SYS_keyctl(operation: Operation, arg2: ULong, arg3: ULong, arg4: ULong, arg5: ULong)
         => denied(EPERM, KEYRINGS);
-    SYS_ioprio_set(which: Operation, who: Int, ioprio: Int) => native, except {
-        which is apart::IOPRIO_WHO_USER => denied(EPERM, ALL_OF_USER, when NO_NAMESPACES),
-        who differs Own::Itself => handled(sync apart::set_io_priority, NO_NAMESPACES),
-    };
+    SYS_ioprio_set(which: Operation, who: Int, ioprio: Int)
+        => handled(sync apart::set_io_priority, NO_NAMESPACES);
     SYS_ioprio_get(which: Operation, who: Int) => native;
     SYS_inotify_init() => native;
     SYS_inotify_add_watch(fd: Fd, pathname: Path, mask: Flags)
