@@ -7,11 +7,13 @@
 pub mod bpf;
 pub mod capture;
 pub mod content;
+pub mod content_sum;
 pub mod error;
 pub mod hand;
 pub mod image;
 pub mod ipc;
 pub mod opened;
+pub mod out;
 pub mod patience;
 pub mod pipeline;
 pub mod ptys;

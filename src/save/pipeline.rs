@@ -5,7 +5,7 @@
 //! goes wrong before that lets them go on.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::Write as _;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,9 +21,10 @@ use crate::save::capture::{self, Earlier, Found, Streams};
 use crate::save::content;
 use crate::save::error::SaveError;
 use crate::save::image::{Features, ImageError, Writer};
+use crate::save::out::Out;
 use crate::save::patience::patiently;
 use crate::save::ptys::OwnTerminal;
-use crate::save::state::{Run, Sandbox};
+use crate::save::state::{Overlay, Run, Sandbox};
 use crate::sentry::{self, Kernel, KernelError, Level, Unsettled, filter_count};
 
 /// How to save.
@@ -48,39 +49,6 @@ pub struct Progress {
 
 /// Tells how far it is; gives whether anybody still wants the image.
 pub type Tell = Arc<dyn Fn(Progress) -> bool + Send + Sync>;
-
-/// Where an image is written to, bytes counted.
-struct Counted {
-    out: File,
-    so_far: Progress,
-    tell: Tell,
-}
-
-impl Write for Counted {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        let count = self.out.write(bytes)?;
-        self.count(count)
-    }
-
-    fn write_vectored(&mut self, pieces: &[std::io::IoSlice<'_>]) -> std::io::Result<usize> {
-        let count = self.out.write_vectored(pieces)?;
-        self.count(count)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        self.out.flush()
-    }
-}
-
-impl Counted {
-    fn count(&mut self, count: usize) -> std::io::Result<usize> {
-        self.so_far.done += count as u64;
-        match (self.tell)(self.so_far) {
-            true => Ok(count),
-            false => Err(std::io::Error::other("nobody wants it any more")),
-        }
-    }
-}
 
 /// What was saved.
 #[derive(Debug, Clone, Default)]
@@ -169,15 +137,16 @@ pub fn save(
         let (sandbox, mut found, pause) =
             patiently(|| captured_live(kernel, facts, options), rest)?;
         let written = write(&sandbox, &found, &features, out, options, progress);
-        snapshot::end(kernel, &mut found);
+        let ending = snapshot::begin_to_end(&mut found);
         // The copies end with the rest of it: whatever could not be read then, that is why.
-        let (saved, _) = written.map_err(|error| match has_ended(kernel) {
+        let written = written.map_err(|error| match has_ended(kernel) {
             true => SaveError::refused("its program has ended while it was saved"),
             false => error,
-        })?;
-        let saved = Saved { pause, ..saved };
-        commit(&saved)?;
-        return Ok(saved);
+        });
+        let saved = written.map(|(saved, _)| Saved { pause, ..saved });
+        let saved = saved.and_then(|saved| commit(&saved).map(|()| saved));
+        ending.wait(kernel);
+        return saved;
     }
     let (sandbox, found, begun) = patiently(|| captured_standing(kernel, facts, options), rest)?;
     let saved = (|| {
@@ -405,15 +374,18 @@ fn write(
     let mut state = Vec::new();
     ciborium::into_writer(sandbox, &mut state)
         .map_err(|error| SaveError::failed("the state cannot be written", error))?;
-    let disk = out.try_clone().map_err(|error| SaveError::failed("the image", error))?;
     let contents = &found.collector.contents;
     let total = contents.iter().map(Content::bytes).sum::<u64>() + state.len() as u64;
-    let out = Counted { out, so_far: Progress { done: 0, total }, tell: Arc::clone(progress) };
-    let mut writer = Writer::begin_in_background(out, features, &state, options.compression)?;
-    contents.iter().try_for_each(|content| content.write(&mut writer))?;
+    let out = Out::new(out, total, Arc::clone(progress));
+    let place = out.place();
+    let mut writer = Writer::begin_in(out, place, features, &state, options.compression)?;
+    // An overlay is to know what it was saved with, if it stays behind.
+    let layers = sandbox.overlay.as_ref().filter(|_| !options.leave_running);
+    let sum =
+        content::write(contents, &layers.map(Overlay::objects).unwrap_or_default(), &mut writer)?;
     let (mut out, summary) = writer.finish()?;
     out.flush().map_err(|error| SaveError::failed("the image cannot be written", error))?;
-    match disk.sync_all() {
+    match out.file().sync_all() {
         Ok(()) => {}
         // A pipe has no disk.
         Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EROFS)) => {}
@@ -423,6 +395,6 @@ fn write(
     }
     let threads = sandbox.processes.iter().map(|process| process.threads.len() as u64).sum();
     let processes = sandbox.processes.len() as u64;
-    let mark = sandbox.overlay.as_ref().map(|overlay| overlay.mark(&state));
+    let mark = layers.map(|overlay| [&overlay.mark(&state)[..], &sum].concat());
     Ok((Saved { bytes: summary.bytes, processes, threads, pause: Duration::ZERO }, mark))
 }

@@ -5,6 +5,8 @@
 //! and threads are those that the guest sees. Content of memory and of files is not here but in the
 //! memory section, by the number of an [`Object`].
 
+use std::collections::HashSet;
+
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 use sha2::{Digest, Sha256};
@@ -491,9 +493,21 @@ pub struct Overlay {
 
 impl Overlay {
     /// What an overlay that is kept has of the image whose state is written like this: its number, and the SHA-256
-    /// of that. So what is in the layers cannot be taken out of the image and the number left in.
+    /// of that. So what is in the layers cannot be taken out of the image and the number left in. There, the sum of
+    /// the content of files follows it ([`crate::save::content_sum`]).
     pub fn mark(&self, state: &[u8]) -> Vec<u8> {
         [&self.number[..], &Sha256::digest(state)].concat()
+    }
+
+    /// The objects whose content is that of files in the layers.
+    pub fn objects(&self) -> HashSet<Object> {
+        let entries = self.layers.iter().flat_map(|layer| &layer.tree.entries);
+        entries
+            .filter_map(|entry| match entry.kind {
+                TreeKind::File { object, .. } => Some(object),
+                _ => None,
+            })
+            .collect()
     }
 }
 
