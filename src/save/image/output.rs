@@ -49,7 +49,7 @@ impl Piece {
 /// What is written at once.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
-    /// Always of [`BATCH`] bytes, but for a moment while the writer looks into it.
+    /// At most [`BATCH`] bytes, as many as were ever in use: what is not does not become memory.
     pub(super) buffer: Vec<u8>,
     /// Of those so many are in use.
     pub(super) used: usize,
@@ -59,12 +59,18 @@ pub(super) struct Batch {
 
 impl Batch {
     pub(super) fn new() -> Batch {
-        Batch { buffer: vec![0; BATCH], used: 0, pieces: Vec::new() }
+        Batch { buffer: Vec::with_capacity(BATCH), used: 0, pieces: Vec::new() }
     }
 
     /// Bytes of the buffer that are free.
     pub(super) fn room(&self) -> usize {
-        self.buffer.len() - self.used
+        BATCH - self.used
+    }
+
+    /// So many bytes behind those in use are to be there.
+    pub(super) fn prepare(&mut self, size: usize) {
+        let length = self.buffer.len().max(self.used + size);
+        self.buffer.resize(length, 0);
     }
 }
 

@@ -186,6 +186,7 @@ impl<W: Write> Writer<W> {
             self.scratch = scratch;
             return self.or_stop(fetched);
         }
+        self.batch.prepare(size);
         let mut buffer = mem::take(&mut self.batch.buffer);
         let start = self.batch.used;
         let place = &mut buffer[start..start + size];
@@ -355,6 +356,7 @@ fn store(
     record: Record,
     content: &[u8],
 ) {
+    batch.prepare(content.len());
     let place = &mut batch.buffer[batch.used..];
     // Not worth unpacking for less than a sixteenth.
     let most = content.len() - content.len() / 16 - 1;
