@@ -233,7 +233,8 @@ fn refuse_early(kernel: &Kernel, facts: &Facts) -> Result<(), SaveError> {
 fn stop(kernel: &Kernel) -> Result<(Earlier, Instant), KernelError> {
     let cpu_us = kernel.cpu_time().as_micros() as u64;
     let (mut asleep, begun) = kernel.pause_outside_vfork(|| {
-        let asleep = Asleep::look(kernel.census()?.iter().map(|guest| guest.pid));
+        // (Who has just come has not slept long.)
+        let asleep = Asleep::look(kernel.guests_there()?.into_iter());
         Ok((asleep, Instant::now()))
     })?;
     asleep.confirm();

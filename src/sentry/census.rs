@@ -178,6 +178,12 @@ impl Kernel {
             .or_else(|_| self.describe(&before))
     }
 
+    /// The numbers of the guest processes by one reading of /proc, as the host numbers them: all that are there
+    /// from its begin to its end; of those that come or go meanwhile any.
+    pub fn guests_there(&self) -> Result<Vec<i32>, KernelError> {
+        Ok(self.members()?.into_iter().map(|member| member.pid).collect())
+    }
+
     /// The guest processes of one reading of /proc.
     pub(super) fn members(&self) -> Result<Vec<Member>, KernelError> {
         self.reading().map(|reading| reading.members)

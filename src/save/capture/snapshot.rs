@@ -73,9 +73,8 @@ impl Live {
     pub fn new(kernel: &Arc<Kernel>, prepared: bool) -> Result<Live, SaveError> {
         let mut before = None;
         if prepared {
-            let guests = kernel.census()?;
             let read = |pid| Some((pid, maps::read(pid).ok()?));
-            before = Some(guests.iter().filter_map(|guest| read(guest.pid)).collect());
+            before = Some(kernel.guests_there()?.into_iter().filter_map(read).collect());
         }
         Ok(Live { kernel: Arc::clone(kernel), before })
     }
