@@ -94,3 +94,50 @@ impl Counted {
         Err(io::Error::other("nobody wants it any more"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+    use crate::sys::memfd::anonymous_file;
+
+    fn out(file: &File) -> Out {
+        Out::new(file.try_clone().unwrap(), 0, Arc::new(|_| true))
+    }
+
+    #[test]
+    fn only_an_empty_file_of_its_own_is_written_at_places() {
+        let mut file = anonymous_file(c"out").unwrap();
+        let mut it = out(&file);
+        it.write_all(b"head").unwrap();
+        let place = it.place().unwrap();
+        assert_eq!(place.write_at(&[IoSlice::new(b"tail")], 6).unwrap(), 4);
+        assert_eq!(place.write_at(&[IoSlice::new(b", ")], 4).unwrap(), 2);
+        it.flush().unwrap();
+        // Whoever has the same offset goes on behind it.
+        file.write_all(b"; more").unwrap();
+        let mut all = String::new();
+        file.seek(SeekFrom::Start(0)).unwrap();
+        file.read_to_string(&mut all).unwrap();
+        assert_eq!(all, "head, tail; more");
+        // Something is in it; it begins elsewhere; it appends; it has no places.
+        assert!(out(&file).place().is_none());
+        file.set_len(0).unwrap();
+        assert!(out(&file).place().is_none());
+        file.seek(SeekFrom::Start(0)).unwrap();
+        assert!(out(&file).place().is_some());
+        fcntl(&file, FcntlArg::F_SETFL(OFlag::O_APPEND)).unwrap();
+        assert!(out(&file).place().is_none());
+        let (_from, to) = io::pipe().unwrap();
+        assert!(out(&File::from(std::os::fd::OwnedFd::from(to))).place().is_none());
+    }
+
+    #[test]
+    fn nobody_who_wants_it_any_more_is_an_error_soon() {
+        let file = anonymous_file(c"out").unwrap();
+        let mut out = Out::new(file, 0, Arc::new(|_| false));
+        let error = out.write_all(&vec![0; 2 * STEP as usize]).unwrap_err();
+        assert!(error.to_string().contains("nobody wants it"));
+    }
+}
