@@ -135,6 +135,8 @@ pub enum SavedRule {
     WorkingDirectory,
     /// A flag.
     Flag,
+    /// A flag that excepts it from what is hidden or denied of an overlay.
+    Exception,
 }
 
 impl SavedSpec {
@@ -225,7 +227,7 @@ impl SavedSpec {
     /// The directories whose changes were the sandbox's own. Unchecked.
     pub fn overlays(&self) -> impl Iterator<Item = &[u8]> {
         self.mounts.iter().filter_map(|mount| match &mount.kind {
-            SavedKind::Overlay(source) => Some(&source[..]),
+            SavedKind::Overlay(source) if mount.by != SavedRule::Exception => Some(&source[..]),
             _ => None,
         })
     }
@@ -235,6 +237,9 @@ impl SavedSpec {
     pub fn shown(&self) -> impl Iterator<Item = (&[u8], &[u8], bool)> {
         self.mounts.iter().filter_map(|mount| match &mount.kind {
             SavedKind::ReadOnly(source) => Some((&source[..], &mount.target[..], false)),
+            SavedKind::Overlay(source) if mount.by == SavedRule::Exception => {
+                Some((&source[..], &mount.target[..], false))
+            }
             SavedKind::Writable(source) => Some((&source[..], &mount.target[..], true)),
             _ => None,
         })
@@ -279,8 +284,13 @@ impl SavedSpec {
         }
         let account = host.accounts.by_uid(uid).ok().flatten();
         let homes = homes(host, account.as_ref());
-        let mut again =
-            files::Again { workdir, opened: None, rules: Vec::new(), hidden: Vec::new() };
+        let mut again = files::Again {
+            workdir,
+            opened: None,
+            rules: vec![],
+            exceptions: vec![],
+            hidden: vec![],
+        };
         let mut targets = HashSet::new();
         let mut needed = Vec::new();
         for mount in &self.mounts {
@@ -300,6 +310,13 @@ impl SavedSpec {
                     }
                     again.opened = Some(kind);
                 }
+                (SavedRule::Exception, MountKind::Overlay { source, .. }) if source == target => {
+                    let place = find(host, &target)?;
+                    if place != (target.clone(), Kind::Directory) {
+                        return Err(moved(&target, &place.0));
+                    }
+                    again.exceptions.push(target);
+                }
                 (SavedRule::Default, kind) if kind.hides() => {
                     again.hidden.push((target, kind.denies()));
                 }
@@ -313,7 +330,7 @@ impl SavedSpec {
                 (SavedRule::Default, kind) if kind.source().is_some() => {
                     return Err(wrong(&target, "is mounted in a way that no run has"));
                 }
-                (SavedRule::WorkingDirectory, _) => {
+                (SavedRule::WorkingDirectory | SavedRule::Exception, _) => {
                     return Err(wrong(&target, "is mounted in a way that no run has"));
                 }
                 (SavedRule::Default, kind) => needed.push((target, kind)),
@@ -360,6 +377,8 @@ pub fn grants(spec: &RunSpec, cwd: Option<&Path>) -> Vec<String> {
             ) => {
                 grants.push(flag.clone());
             }
+            // What a run hides shows.
+            (Why::Derived(flag), MountKind::Overlay { .. }) => grants.push(flag.clone()),
             (Why::WorkingDirectory, _) if cwd != Some(&*mount.target) => {
                 grants.push(format!("--workdir {}", quoted(&mount.target)));
             }
@@ -557,6 +576,10 @@ impl SavedMount {
                 Why::WorkingDirectory => SavedRule::WorkingDirectory,
                 // What a pattern hides may have gone when it is restored.
                 Why::Derived(_) if mount.kind.hides() => SavedRule::Default,
+                // A layer of its own, which is a part of the one around it.
+                Why::Derived(_) if matches!(mount.kind, MountKind::Overlay { .. }) => {
+                    SavedRule::Exception
+                }
                 Why::Derived(_) | Why::Flag(_) => SavedRule::Flag,
             },
         })
