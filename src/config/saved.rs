@@ -7,6 +7,7 @@
 //! descriptors (they are the guests' by then), which variables were withheld, and the wish to do without
 //! Landlock, since that is a wall.
 
+mod grants;
 mod wishes;
 
 use std::collections::HashSet;
@@ -26,6 +27,7 @@ use super::{
 };
 use super::{check_container, check_hostname, check_program, files, homes, identity};
 use crate::sentry::Features;
+pub use grants::grants;
 use wishes::{SavedLimits, SavedTime};
 
 /// Mounts in a saved run at most: as many as one mount namespace takes (fs.mount-max, proc_sys_fs(5)).
@@ -363,32 +365,6 @@ fn syncs(saved: Features, mounts: &[Mount]) -> Features {
         kept.remove(Features::FAKE_SYNC_ALL);
     }
     if kept.contains(Features::FAKE_SYNC) { kept } else { Features::empty() }
-}
-
-/// What a run may do beyond the run of a program in `cwd` without any flag, as flags: for people, who
-/// decide by it whether they trust an image.
-pub fn grants(spec: &RunSpec, cwd: Option<&Path>) -> Vec<String> {
-    let mut grants = Vec::new();
-    for mount in &spec.mounts {
-        match (&mount.why, &mount.kind) {
-            (
-                Why::Flag(flag) | Why::Derived(flag),
-                MountKind::ReadOnly { .. } | MountKind::Writable { .. },
-            ) => {
-                grants.push(flag.clone());
-            }
-            // What a run hides shows.
-            (Why::Derived(flag), MountKind::Overlay { .. }) => grants.push(flag.clone()),
-            (Why::WorkingDirectory, _) if cwd != Some(&*mount.target) => {
-                grants.push(format!("--workdir {}", quoted(&mount.target)));
-            }
-            _ => {}
-        }
-    }
-    if spec.network == Network::Host {
-        grants.push("--net host".to_owned());
-    }
-    grants
 }
 
 /// One of the user's rules again. Its words are made of what it does, so that they cannot lie.
