@@ -271,7 +271,6 @@ impl<'r> Supervisor<'r> {
                 id,
                 trees: self.spec.own_trees(),
                 overlay,
-                excepts_in_overlay: self.spec.excepts_in_overlay(),
                 terminal: self.own_terminal(terminal)?,
             };
             let kernel = Arc::clone(&self.kernel);

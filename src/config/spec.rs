@@ -66,13 +66,6 @@ impl RunSpec {
         all
     }
 
-    /// Whether something in an overlay is an exception of what is hidden or denied there.
-    pub fn excepts_in_overlay(&self) -> bool {
-        self.mounts.iter().any(|mount| {
-            matches!((&mount.kind, &mount.why), (MountKind::Overlay { .. }, Why::Derived(_)))
-        })
-    }
-
     /// Where file systems in memory are that the sandbox has for itself.
     pub fn own_trees(&self) -> Vec<PathBuf> {
         // In one that nobody can write to there is nothing of a guest's.

@@ -20,6 +20,7 @@ pub mod ptys;
 pub mod queues;
 pub mod restore;
 pub mod settle;
+pub mod sharing;
 pub mod sockets;
 pub mod spec;
 pub mod state;

@@ -77,8 +77,6 @@ pub struct Facts {
     pub trees: Vec<std::path::PathBuf>,
     /// Its overlay, if it has one.
     pub overlay: Option<Arc<Saver>>,
-    /// It has exceptions in what is hidden or denied there.
-    pub excepts_in_overlay: bool,
     /// The terminal of the run's program, the first of the sandbox's, if it has one: the master, and
     /// which of the standard streams it took the place of.
     pub terminal: Option<ItsTerminal>,
@@ -128,7 +126,7 @@ pub fn save(
     commit: &mut dyn FnMut(&Saved) -> Result<(), SaveError>,
 ) -> Result<Saved, SaveError> {
     let features = Features::of_this_machine()?;
-    refuse_early(kernel, facts)?;
+    refuse_early(kernel)?;
     if let Some(lazy) = kernel.lazy() {
         lazy.settle(kernel, &Unsettled::Everything).map_err(SaveError::refused)?;
     }
@@ -200,12 +198,7 @@ fn has_ended(kernel: &Kernel) -> bool {
 }
 
 /// Refuses what can be told before anything is stopped.
-fn refuse_early(kernel: &Kernel, facts: &Facts) -> Result<(), SaveError> {
-    if facts.excepts_in_overlay {
-        return Err(SaveError::refused(
-            "it has exceptions (--allow) in an overlay, which an image does not carry yet; run it without",
-        ));
-    }
+fn refuse_early(kernel: &Kernel) -> Result<(), SaveError> {
     let is_set = kernel.time().keeper().generation() > 0;
     if is_set || kernel.features().intersects(sentry::Features::VIRTUAL_TIME) {
         return Err(SaveError::refused(
@@ -302,7 +295,7 @@ fn captured(
     live: Option<Live>,
 ) -> Result<(Sandbox, Found), SaveError> {
     // (A program may have been started, or a clock been set, while they went on in between.)
-    refuse_early(kernel, facts)?;
+    refuse_early(kernel)?;
     let guests = kernel.census_of_stopped()?;
     let program = kernel.program().ok_or(SaveError::refused("its program has ended"))?;
     let program = guests
@@ -342,6 +335,7 @@ fn captured(
         clocks: found.clocks,
         spaces: std::mem::take(&mut found.spaces),
         processes: std::mem::take(&mut found.processes),
+        sharing: std::mem::take(&mut found.sharing),
         files: std::mem::take(&mut collector.files),
         tables: std::mem::take(&mut found.tables),
         shared: std::mem::take(&mut collector.shared),

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 use sha2::{Digest, Sha256};
 
+use crate::save::sharing::{Apart, Sharing};
 use crate::save::timers::Timer;
 
 /// Where content lies in the memory section. Numbers are given once for a whole image.
@@ -27,6 +28,9 @@ pub struct Sandbox {
     pub spaces: Vec<Space>,
     /// The processes; a parent comes before its children.
     pub processes: Vec<Process>,
+    /// What tasks share that others do not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sharing: Vec<Sharing>,
     /// Open file descriptions, by number. Each is restored once, whoever shares it.
     pub files: Vec<OpenFile>,
     /// Descriptor tables.
@@ -337,6 +341,9 @@ pub struct Thread {
     /// CPU time so far, microseconds: user and system.
     #[serde(default)]
     pub cpu_us: [u64; 2],
+    /// It does not share with the first thread of its process what threads usually do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub apart: Option<Apart>,
 }
 
 /// A descriptor table.
@@ -375,7 +382,7 @@ pub struct OpenFile {
 /// A lock on a file (proc_locks(5)).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lock {
-    /// POSIX: the process that holds it; 0: the description does (OFD, flock).
+    /// POSIX: the task whose table holds it; 0: the description does (OFD, flock).
     pub pid: i32,
     /// flock(2), not fcntl(2).
     pub whole: bool,

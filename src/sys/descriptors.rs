@@ -40,7 +40,7 @@ pub fn compare(a: Place, b: Place) -> Result<Ordering, Errno> {
     kcmp(a.0, b.0, KCMP_FILE, a.1 as c_ulong, b.1 as c_ulong)
 }
 
-/// What whole processes may have in common.
+/// What processes and threads may have in common.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Common {
     /// The address space.
@@ -51,9 +51,11 @@ pub enum Common {
     Directory = 3,
     /// What signals do.
     Handlers = 4,
+    /// The list of System V semaphore adjustments; those without any have the same.
+    Adjustments = 6,
 }
 
-/// Whether two processes have something in common, and else an order, as [`compare`] does.
+/// Whether two of them have something in common, and else an order, as [`compare`] does.
 pub fn compare_common(a: pid_t, b: pid_t, what: Common) -> Result<Ordering, Errno> {
     kcmp(a, b, what as c_int, 0, 0)
 }

@@ -9,6 +9,7 @@ mod ipc;
 mod lazy;
 mod passing;
 mod programs;
+mod sharing;
 mod waits;
 
 #[path = "../common/mod.rs"]

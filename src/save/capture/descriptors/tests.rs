@@ -140,6 +140,7 @@ fn sandbox(table: &Table, collector: &Collector) -> Sandbox {
         clocks: clocks(),
         spaces: Vec::new(),
         processes: Vec::new(),
+        sharing: Vec::new(),
         files: collector.files.clone(),
         tables: vec![table.clone()],
         shared: collector.shared.clone(),
@@ -194,6 +195,7 @@ fn restore(
     let streams = Streams::new(&[(0, input.as_fd()), (1, output.as_fd())]).unwrap();
     let own = [input.into(), output.into(), std::fs::File::open("/dev/null").unwrap().into()];
     let restore_streams = RestoreStreams { own, terminal: None };
+    let gate = crate::notify::Gate::default();
     let mut maker = Maker {
         hand: &mut maker_hand,
         courier: &maker_courier,
@@ -202,6 +204,8 @@ fn restore(
         shared: Vec::new(),
         sinks: Default::default(),
         finishes: Vec::new(),
+        hands: Default::default(),
+        gate: &gate,
     };
     let _ended = Ended(maker_child);
     make_files(&mut maker, &restore_streams, FilesPolicy::Strict)?;
