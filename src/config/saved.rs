@@ -26,6 +26,7 @@ use super::{
 };
 use super::{check_container, check_hostname, check_program, files, homes, identity};
 use crate::sentry::Features;
+use crate::sentry::net::Policy;
 use wishes::{SavedLimits, SavedTime};
 
 /// Mounts in a saved run at most: as many as one mount namespace takes (fs.mount-max, proc_sys_fs(5)).
@@ -214,6 +215,7 @@ impl SavedSpec {
             time,
             deterministic: None,
             network: if self.host_network { Network::Host } else { Network::None },
+            reach: Policy::default(),
             descriptors: Vec::new(),
             limits,
             features,
