@@ -18,6 +18,7 @@ use crate::overlay::{Layer, Saver};
 use crate::save::pipeline::{Facts, ItsTerminal};
 use crate::save::spec;
 use crate::sentry::file_log::Report;
+use crate::sentry::net;
 use crate::sentry::{self, Kernel, KernelArgs, KernelError, Measured, Randomness, Starting, Time};
 use crate::sys::message::Descriptors;
 use crate::sys::process::{self, exit_status};
@@ -134,6 +135,9 @@ fn begin(
         if image.is_none() {
             launch.behind().start(terminal.is_some() && job.foreground())?;
         }
+        if let Some(outpost) = launch.behind().take_outpost() {
+            join_network(spec, &kernel, outpost)?;
+        }
         let packets = (spec.network == Network::None)
             .then(|| RefusedPackets::watch(launch.behind().init_pid()))
             .flatten();
@@ -209,6 +213,18 @@ fn make_kernel(spec: &RunSpec, behind: &mut Behind, time: Time) -> Result<Arc<Ke
         .limit(limits::of(spec, behind))
         .map_err(|error| Error::Own("put the limits in force", error))?;
     Ok(kernel)
+}
+
+/// Lets the guests reach what they may.
+fn join_network(spec: &RunSpec, kernel: &Arc<Kernel>, outpost: OwnedFd) -> Result<(), Error> {
+    let inside = net::Inside::new(outpost);
+    let network = net::Network::new(spec.reach.clone(), inside).map(Arc::new);
+    let joined = network.and_then(|network| {
+        net::Resolver::start(kernel, &network)?;
+        kernel.connect(network);
+        Ok(())
+    });
+    joined.map_err(|errno| Error::Own("join the sandbox's network", errno.into()))
 }
 
 impl<'r> Supervisor<'r> {

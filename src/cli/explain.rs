@@ -8,6 +8,7 @@ use crate::config::{
     Bytes, IdRange, Identity, Limits, Means, Mount, MountKind, Network, RunSpec, Span, View, Why,
     Without, quoted,
 };
+use crate::sentry::net;
 
 /// Columns of the headings at the left.
 const HEADING: usize = 13;
@@ -23,7 +24,7 @@ pub(super) fn decisions(spec: &RunSpec) -> String {
     if let Some(chosen) = &spec.deterministic {
         text.group("repeatable", chosen.decisions.iter().cloned());
     }
-    text.group("network", [network(spec.network)]);
+    text.group("network", network(spec));
     text.group("files", files(&spec.mounts));
     text.group("idle rules", spec.idle.iter().cloned());
     text.group("environment", environment(spec));
@@ -91,10 +92,20 @@ fn identity(identity: &Identity) -> Vec<String> {
     ]
 }
 
-fn network(network: Network) -> String {
-    match network {
-        Network::None => "none but a loopback of its own (--net host for the host's)".to_owned(),
-        Network::Host => "the host's (--net host)".to_owned(),
+fn network(spec: &RunSpec) -> Vec<String> {
+    let rules = |word: &str, rules: &[net::Rule]| {
+        let rules: Vec<String> = rules.iter().map(ToString::to_string).collect();
+        (!rules.is_empty()).then(|| format!("{word} {}", rules.join(", ")))
+    };
+    match spec.network {
+        Network::None => {
+            vec!["none but a loopback of its own (--net host for the host's)".to_owned()]
+        }
+        Network::Host => vec!["the host's (--net host)".to_owned()],
+        Network::Allow => std::iter::once("a loopback of its own, and some hosts".to_owned())
+            .chain(rules("reaches", &spec.reach.allow))
+            .chain(rules("never", &spec.reach.deny))
+            .collect(),
     }
 }
 
@@ -209,7 +220,7 @@ fn limits(limits: &Limits) -> Vec<String> {
 fn walls(spec: &RunSpec) -> Vec<String> {
     let lacks = |facility| spec.without.contains(facility);
     let mut namespaces = vec!["user", "pid", "mount", "ipc", "uts", "cgroup"];
-    if spec.network == Network::None {
+    if spec.network != Network::Host {
         namespaces.push("net");
     }
     if !lacks(Without::TIME_NAMESPACES) {

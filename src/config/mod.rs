@@ -45,6 +45,7 @@ pub use spec::{
 };
 pub use view::{Shown, View};
 
+use crate::sentry::net::Policy;
 use crate::sentry::{FIRST_CONTAINER, Features};
 use crate::timekeeping::TimeSpec;
 use error::refuse;
@@ -75,6 +76,7 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
     let options = completed.as_ref().unwrap_or(options);
     let time = TimeSpec::parse(&options.time).map_err(|error| refuse!("{error}"))?;
     let limits = limits::choose(&options.limits, host, &identity)?;
+    let network = network(options)?;
     let spec = RunSpec {
         argv: options.argv.clone(),
         environment,
@@ -86,8 +88,9 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
         },
         hostname: options.hostname.as_deref().map(check_hostname).transpose()?,
         identity,
-        network: options.network,
-        features: features(options, &limits, time.as_ref(), host) | syncs(options, &view)?,
+        network,
+        reach: options.reach.clone(),
+        features: features(options, network, &limits, time.as_ref(), host) | syncs(options, &view)?,
         mounts: view.into_mounts(),
         idle,
         descriptors: check_descriptors(&options.descriptors, host)?,
@@ -132,16 +135,39 @@ pub fn variables(
 }
 
 /// Which rows trap. The only place that decides it.
-fn features(options: &Options, limits: &Limits, time: Option<&TimeSpec>, host: &Host) -> Features {
+fn features(
+    options: &Options,
+    network: Network,
+    limits: &Limits,
+    time: Option<&TimeSpec>,
+    host: &Host,
+) -> Features {
     let mut features = derived_features(limits, time);
     features.set(Features::EXEC_EVENTS, options.observed || options.voice == Voice::Verbose);
     features.set(Features::KMSG, options.kmsg);
+    features.set(Features::NETWORK, network == Network::Allow);
     features.set(Features::FOREIGN_IDS, host.uid != 0);
     features.set(Features::FILE_LOG, options.record_files.is_some() || options.learn);
     if options.learn {
         features |= Features::LEARN | Features::CPU_CLOCK;
     }
     features
+}
+
+/// Which network the run lives in: to name hosts is to ask for one from which they can be reached.
+pub(crate) fn network(options: &Options) -> Result<Network, ConfigError> {
+    let Policy { allow, deny } = &options.reach;
+    match (options.network, allow.first(), deny.first()) {
+        (Network::Host, Some(rule), _) => Err(refuse!(
+            "cannot use --allow-net {rule} with --net host, which reaches everything; leave one of them out"
+        )),
+        (Network::Host, None, Some(rule)) => Err(refuse!(
+            "cannot use --deny-net {rule} with --net host, where nothing is looked at; use --allow-net '*' in \
+             place of it"
+        )),
+        (Network::None, Some(_), _) => Ok(Network::Allow),
+        (network, ..) => Ok(network),
+    }
 }
 
 /// Which calls that wait for the disk trap (`--fake-fsync`).

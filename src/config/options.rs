@@ -12,6 +12,7 @@ use super::limits::LimitWishes;
 use super::paths::{parse_pair, quoted};
 use super::profile::{Origin, Setting};
 use super::{Network, Voice, Without};
+use crate::sentry::net::Policy;
 
 /// The wishes of one run.
 #[derive(Debug, Clone)]
@@ -48,6 +49,8 @@ pub struct Options {
     pub learn: bool,
     /// Which network.
     pub network: Network,
+    /// What may be reached, and what not whatever else says so.
+    pub reach: Policy,
     /// Descriptors to inherit.
     pub descriptors: Vec<RawFd>,
     /// What the run may use.
@@ -85,6 +88,7 @@ impl Default for Options {
             record_files: None,
             learn: false,
             network: Network::None,
+            reach: Policy::default(),
             descriptors: Vec::new(),
             limits: LimitWishes::default(),
             without: Without::empty(),

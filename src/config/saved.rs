@@ -27,6 +27,7 @@ use super::{
 };
 use super::{check_container, check_hostname, check_program, files, homes, identity};
 use crate::sentry::Features;
+use crate::sentry::net::Policy;
 pub use grants::grants;
 use wishes::{SavedLimits, SavedTime};
 
@@ -218,6 +219,7 @@ impl SavedSpec {
             time,
             deterministic: None,
             network: if self.host_network { Network::Host } else { Network::None },
+            reach: Policy::default(),
             descriptors: Vec::new(),
             limits,
             features,

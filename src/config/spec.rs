@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use super::deterministic::Deterministic;
 use super::limits::Limits;
 use crate::sentry::Features;
+use crate::sentry::net::Policy;
 use crate::timekeeping::TimeSpec;
 
 /// One run, complete. Immutable once [`crate::config::resolve`] has returned it.
@@ -36,6 +37,8 @@ pub struct RunSpec {
     pub deterministic: Option<Deterministic>,
     /// Which network it lives in.
     pub network: Network,
+    /// What may be reached from it, with [`Network::Allow`].
+    pub reach: Policy,
     /// The file view, in the order in which it is mounted (later entries lie over earlier ones).
     pub mounts: Vec<Mount>,
     /// Rules about files that say nothing here, as sentences.
@@ -120,6 +123,8 @@ pub struct IdRange {
 pub enum Network {
     /// Its own, empty but for a working loopback.
     None,
+    /// Its own, from which some hosts can be reached.
+    Allow,
     /// The host's.
     Host,
 }

@@ -315,6 +315,9 @@ fn give_up_privileges(plan: &Plan) -> Result<(), Errno> {
     if plan.landlock_scopes {
         landlock::scope_signals_and_abstract_sockets()?;
     }
+    if plan.no_tcp_connect {
+        landlock::forbid_tcp_connect()?;
+    }
     files::close_on_exec_from(3)?;
     for fd in &plan.descriptors {
         files::set_close_on_exec(*fd, false)?;

@@ -53,6 +53,8 @@ pub struct Plan {
     /// Resource limits, soft and hard alike, that the program starts with.
     pub(super) rlimits: Vec<(u32, u64)>,
     pub(super) landlock_scopes: bool,
+    /// No guest connects a socket of TCP itself.
+    pub(super) no_tcp_connect: bool,
     pub(super) wait_killable: bool,
     /// The guest's terminal, and which of the standard streams it replaces.
     pub(super) terminal: Option<(Settings, [bool; 3])>,
@@ -109,11 +111,20 @@ impl Plan {
         signal_mask: nix::sys::signal::SigSet,
         time: &Time,
     ) -> Result<Plan, PlanError> {
+        if spec.network == Network::Allow
+            && (spec.without.contains(Without::LANDLOCK) || crate::sys::landlock::abi() < 4)
+        {
+            return Err(PlanError::new(
+                "cannot use --allow-net: it needs Landlock of ABI 4 (Linux 6.7, with landlock among the kernel's lsm=), \
+                 so that no program connects past it; use --net host, or --net none"
+                    .to_owned(),
+            ));
+        }
         let mut view = View::default();
         let terminals = terminal.as_ref().map(|(_, streams)| streams);
         let reopened = inherited_descriptors(&mut view, spec, terminals)?;
         view.build(spec, layers)?;
-        let own_network = spec.network == Network::None;
+        let own_network = spec.network != Network::Host;
         let program =
             Program { argv: &spec.argv, environment: &spec.environment, workdir: &spec.workdir };
         Ok(Plan {
@@ -139,6 +150,7 @@ impl Plan {
             rlimits: resource_limits(&spec.limits),
             landlock_scopes: !spec.without.contains(Without::LANDLOCK)
                 && crate::sys::landlock::abi() >= 6,
+            no_tcp_connect: spec.network == Network::Allow,
             wait_killable: !spec.without.contains(Without::WAIT_KILLABLE)
                 && seccomp::knows_filter_flags(
                     seccomp::FILTER_FLAG_NEW_LISTENER | seccomp::FILTER_FLAG_WAIT_KILLABLE_RECV,

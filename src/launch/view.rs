@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use libc::c_ulong;
 
 use super::plan::{PlanError, c_path, c_string};
-use crate::config::{Mount, MountKind, RunSpec, Why};
+use crate::config::{Mount, MountKind, Network, RunSpec, Why};
 use crate::overlay::Layer;
 use crate::sys::mount::{ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY};
 
@@ -170,9 +170,15 @@ impl View {
         for mount in &spec.mounts {
             self.add(mount)?;
         }
+        let mut files: Vec<(PathBuf, String)> = Vec::new();
         if let Some(cpus) = &spec.limits.cpus {
             let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-            self.cover(&super::machine::files(cpus, &cpuinfo))?;
+            let own = super::machine::files(cpus, &cpuinfo);
+            files.extend(own.into_iter().map(|(path, content)| (path.into(), content)));
+        }
+        files.extend(self.resolver(spec.network)?);
+        if !files.is_empty() {
+            self.cover(&files)?;
         }
         let all = ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV;
         self.steps.push(Step::Private);
@@ -358,11 +364,11 @@ impl View {
 
     /// Mounts generated files over those of procfs and sysfs. They come from a file system in memory
     /// that is not seen any more when all are in place.
-    fn cover(&mut self, files: &[(&str, String)]) -> Result<(), PlanError> {
+    fn cover(&mut self, files: &[(PathBuf, String)]) -> Result<(), PlanError> {
         let store = Path::new("/dev/shm");
         self.tmpfs(store, libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC, "mode=755")?;
         // (What a rule is about is what that says.)
-        let unruled = files.iter().filter(|it| !self.placed.contains_key(Path::new(it.0)));
+        let unruled = files.iter().filter(|it| !self.placed.contains_key(&it.0));
         let unruled: Vec<_> = unruled.collect();
         for (number, (target, content)) in unruled.into_iter().enumerate() {
             let (path, tree) = (c_path(&store.join(number.to_string()))?, self.new_tree());
@@ -371,11 +377,31 @@ impl View {
             let attributes = ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV;
             self.mounts.push(Step::Clone { tree, source: path, recursive: false, attributes });
             // A kernel may lack one of them: then there is nothing to cover.
-            let (target, need) = (c_path(Path::new(target))?, Need::UnlessGone);
+            let (target, need) = (c_path(target)?, self.unless_gone(target));
             self.mounts.push(Step::Attach { tree, target, need });
         }
         self.mounts.push(Step::Unmount { target: c_path(store)? });
         Ok(())
+    }
+
+    /// Where names are looked up: by the sentry, where it lets some through, else as on the host. Where the host keeps
+    /// that in a place that is empty inside (/run, with systemd-resolved), it is made there; else it has to be
+    /// covered.
+    fn resolver(&mut self, network: Network) -> Result<Option<(PathBuf, String)>, PlanError> {
+        let place = std::fs::canonicalize("/etc/resolv.conf");
+        let (Ok(place), true) = (place, network != Network::None) else { return Ok(None) };
+        let text = std::fs::read_to_string(&place).unwrap_or_default();
+        let text = if network == Network::Allow { super::resolver::text(&text) } else { text };
+        match self.ground(&place) {
+            Ground::Memory(_) if self.placed.contains_key(&place) => Ok(None),
+            Ground::Memory(root) => {
+                self.make_ancestors(&root, place.parent())?;
+                let path = c_path(&place)?;
+                self.mounts.push(Step::Content { path, content: text.into_bytes() });
+                Ok(None)
+            }
+            Ground::Host(_) => Ok((network == Network::Allow).then_some((place, text))),
+        }
     }
 
     fn proc(&mut self, target: &Path) -> Result<(), PlanError> {

@@ -206,6 +206,11 @@ fn refuse_early(kernel: &Kernel) -> Result<(), SaveError> {
              carry; run it without",
         ));
     }
+    if kernel.features().contains(sentry::Features::NETWORK) {
+        return Err(SaveError::refused(
+            "it reaches hosts outside (--net allow), whose connections an image does not carry; run it without",
+        ));
+    }
     if kernel.features().contains(sentry::Features::FILE_LOG) {
         return Err(SaveError::refused(
             "it is run with --record-files, or by sandbox learn, whose list of files an image does not carry; \

@@ -31,6 +31,7 @@ use super::events::{Event, Events};
 use super::features::Features;
 use super::file_log::FileLog;
 use super::log::{KernelLog, Level};
+use super::net::Network;
 use super::pause::Pause;
 use super::refusals::Refusals;
 use super::repeatable::Repeatable;
@@ -201,6 +202,8 @@ pub struct Kernel {
     file_log: Option<FileLog>,
     overlays: super::overlays::Overlays,
     pub(super) repeatable: Repeatable,
+    /// With [`Features::NETWORK`]; set before the first guest is served.
+    network: OnceLock<Arc<Network>>,
     pub(super) keepers: Keepers,
     pub(super) accounting: Accounting,
     pub(super) pausing: Pause,
@@ -252,6 +255,7 @@ impl Kernel {
                 .then(|| FileLog::new(!args.features.contains(Features::LEARN))),
             overlays: super::overlays::Overlays::default(),
             repeatable: Repeatable::default(),
+            network: OnceLock::new(),
             keepers,
             accounting: Accounting::new(args.init_pid),
             pausing: Pause::default(),
@@ -313,6 +317,16 @@ impl Kernel {
     /// Which files lie in overlays of the run.
     pub(super) fn overlays(&self) -> &super::overlays::Overlays {
         &self.overlays
+    }
+
+    /// Guests reach what this lets them. Once, before there are any.
+    pub fn connect(&self, network: Arc<Network>) {
+        let _ = self.network.set(network);
+    }
+
+    /// What some hosts can be reached by, if that is so.
+    pub fn network(&self) -> Option<&Arc<Network>> {
+        self.network.get()
     }
 
     /// What files the guests touch, if that is recorded.

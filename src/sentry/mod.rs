@@ -25,6 +25,7 @@ mod log;
 mod machine;
 mod measure;
 mod memory;
+pub mod net;
 mod overlays;
 mod pause;
 mod pids;

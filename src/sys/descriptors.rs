@@ -70,9 +70,23 @@ pub fn compare_epoll(a: Place, epoll: Place, target: u32, which: u32) -> Result<
 
 /// A copy of another process's descriptor, close-on-exec (pidfd_getfd(2)).
 pub fn copy(pidfd: BorrowedFd<'_>, fd: RawFd) -> Result<OwnedFd, Errno> {
+    copy_by_number(pidfd.as_raw_fd(), fd)
+}
+
+/// As [`copy`], where the process is known by the number of a descriptor.
+pub fn copy_by_number(pidfd: RawFd, fd: RawFd) -> Result<OwnedFd, Errno> {
     // SAFETY: plain numbers.
-    let done = unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) };
+    let done = unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd, fd, 0) };
     Errno::result(done).map(|fd| adopt(fd as RawFd))
+}
+
+/// Has an epoll instance watch descriptor `fd` of the calling thread (epoll_ctl(2), EPOLL_CTL_ADD).
+pub fn watch(epoll: BorrowedFd<'_>, fd: RawFd, events: u32, data: u64) -> Result<(), Errno> {
+    let mut event = libc::epoll_event { events, u64: data };
+    // SAFETY: the kernel reads one epoll_event.
+    let done =
+        unsafe { libc::epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, fd, &raw mut event) };
+    Errno::result(done).map(drop)
 }
 
 /// How many bytes can be read at once (FIONREAD).

@@ -11,6 +11,7 @@ pub mod filters;
 pub mod klog;
 pub mod lazy;
 pub mod machine;
+pub mod network;
 pub mod owners;
 pub mod processes;
 pub mod random;

@@ -11,10 +11,11 @@ use libc::*;
 use super::super::args::*;
 use super::super::row::syscalls;
 use super::super::{
-    clocks, directories, exec, filters, klog, lazy, machine, owners, processes, random, reach,
+    clocks, directories, exec, filters, klog, lazy, machine, network, owners, processes, random,
     sleeps, stamps, sync, timeouts, usage, watch,
 };
 use crate::notify::filter::Own;
+use crate::sys::message;
 // By name, so that a later libc crate that knows them too makes no difference.
 use crate::sys::numbers::{
     SYS_cachestat, SYS_create_module, SYS_file_getattr, SYS_file_setattr, SYS_futex_requeue,
@@ -48,6 +49,9 @@ const RARE_FAMILIES: &[u64] = &families_without::<36>(&[
     USUAL_FAMILIES,
     &[AF_PACKET, AF_VSOCK, AF_ALG, AF_BLUETOOTH, AF_KEY],
 ]);
+
+/// What the sandbox's own messages are told by.
+const OWN_MESSAGE: u64 = message::FLAGS as u64;
 
 const SETUID: &str = "a setuid file would outlive the sandbox";
 const SET_OUTSIDE: &str = "give it the setuid bit outside the sandbox";
@@ -168,20 +172,27 @@ syscalls! {
         domain is AF_KEY => denied(EAFNOSUPPORT, "manages the host's IPsec keys"),
         domain in RARE_FAMILIES => denied(EAFNOSUPPORT, RARE_FAMILY),
     };
-    SYS_connect(sockfd: Fd, addr: In<SockAddr>, addrlen: Int) => handled(sync reach::connect, LEARN);
+    SYS_connect(sockfd: Fd, addr: In<SockAddr>, addrlen: Int)
+        => handled(async network::connect, LEARN | NETWORK);
     SYS_accept(sockfd: Fd, addr: Out<SockAddr>, addrlen: InOut<SockLen>) => native;
     SYS_sendto(
         sockfd: Fd, buf: InBuf, len: Len, flags: MsgFlags, dest_addr: In<SockAddr>, addrlen: Int
-    ) => handled(sync reach::sendto, LEARN);
+    ) => native, except {
+        addrlen has u32::MAX => handled(async network::sendto, LEARN | NETWORK),
+        flags has libc::MSG_FASTOPEN => handled(async network::sendto, NETWORK),
+    };
     SYS_recvfrom(
         sockfd: Fd, buf: OutBuf, len: Len, flags: MsgFlags, src_addr: Out<SockAddr>,
         addrlen: InOut<SockLen>
     ) => native;
-    SYS_sendmsg(sockfd: Fd, msg: In<MsgHdr>, flags: MsgFlags) => native;
+    // (Init hands the listener over by one with those flags, which say nothing to its kind of socket.)
+    SYS_sendmsg(sockfd: Fd, msg: In<MsgHdr>, flags: MsgFlags) => native, except {
+        flags differs Own::Number(OWN_MESSAGE) => handled(async network::sendmsg, NETWORK),
+    };
     SYS_recvmsg(sockfd: Fd, msg: InOut<MsgHdr>, flags: MsgFlags) => native;
     SYS_shutdown(sockfd: Fd, how: Operation) => native;
     SYS_bind(sockfd: Fd, addr: In<SockAddr>, addrlen: Int) => native;
-    SYS_listen(sockfd: Fd, backlog: Int) => native;
+    SYS_listen(sockfd: Fd, backlog: Int) => handled(sync network::listen, NETWORK);
     SYS_getsockname(sockfd: Fd, addr: Out<SockAddr>, addrlen: InOut<SockLen>) => native;
     SYS_getpeername(sockfd: Fd, addr: Out<SockAddr>, addrlen: InOut<SockLen>) => native;
     // The kernel makes two sockets of the family, and loads its module, before it finds that the
@@ -190,7 +201,11 @@ syscalls! {
         => native, except {
         domain in REFUSED_FAMILIES => denied(EAFNOSUPPORT, RARE_FAMILY),
     };
-    SYS_setsockopt(sockfd: Fd, level: Int, optname: Int, optval: InBuf, optlen: Int) => native;
+    SYS_setsockopt(sockfd: Fd, level: Int, optname: Int, optval: InBuf, optlen: Int)
+        => native, except {
+        level is libc::IPPROTO_IP, optname is libc::IP_OPTIONS
+            => denied(EPERM, "sends packets by a way of their own through networks"),
+    };
     SYS_getsockopt(sockfd: Fd, level: Int, optname: Int, optval: OutBuf, optlen: InOut<SockLen>)
         => native;
     // The low byte of the flags is the signal that the child sends at its end, so this call cannot
@@ -589,7 +604,7 @@ syscalls! {
         => handled(sync clocks::clock_adjtime, VIRTUAL_TIME);
     SYS_syncfs(fd: Fd) => handled(sync sync::syncfs, FAKE_SYNC);
     SYS_sendmmsg(sockfd: Fd, msgvec: InOut<MMsgHdr>, vlen: UInt, flags: MsgFlags)
-        => handled(sync reach::sendmmsg, LEARN);
+        => handled(async network::sendmmsg, LEARN | NETWORK);
     SYS_setns(fd: Fd, nstype: CloneFlags) => refused(EPERM, "enters other namespaces", OUTSIDE);
     SYS_getcpu(cpu: Out<UIntCell>, node: Out<UIntCell>, tcache: Addr) => native;
     SYS_process_vm_readv(
