@@ -240,7 +240,11 @@ fn numbers_are_used_again_when_there_are_too_many() {
     let mut child = waiting();
     let pid = child.id() as i32;
     for id in 0..MOST as u32 + 10 {
-        beliefs.change(pid, |it| Ok(it.gid = Ids::all(id + 1))).unwrap();
+        let change = |it: &mut Credentials| {
+            it.gid = Ids::all(id + 1);
+            Ok(())
+        };
+        beliefs.change(pid, change).unwrap();
     }
     assert_eq!(beliefs.of(pid).gid.real, MOST as u32 + 10);
     assert!(beliefs.lock().known.len() <= MOST);
