@@ -18,6 +18,7 @@ mod listing;
 mod options;
 mod paths;
 pub mod profile;
+mod root;
 mod saved;
 mod secrets;
 mod spec;
@@ -39,6 +40,7 @@ pub use host::{Account, Accounts, Host};
 pub use limits::{Bound, Bytes, CgroupPlan, CpuBudget, CpuFile, LimitWishes, Limits, Means, Span};
 pub use options::{Options, Rule, RuleKind};
 pub(crate) use paths::{Found, Kind, quoted, walk};
+pub use root::{ROOT_CAPABILITIES, root_capabilities};
 pub use saved::{SavedKind, SavedSpec, grants};
 pub use spec::{
     IdRange, Identity, Mount, MountKind, Network, RunSpec, Voice, Why, Withheld, Without,
@@ -59,7 +61,7 @@ const HOSTNAME_MAX: usize = 64;
 /// The first wish that cannot be granted, with what to write instead.
 pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
     check_program(&options.argv)?;
-    let (identity, account) = identity::choose(host, options.user.as_deref())?;
+    let (identity, account) = who(options, host)?;
     let homes = homes(host, account.as_ref());
     let files::Arranged { view, workdir, idle } =
         files::arrange(host, &options.rules, options.workdir.as_deref(), &homes)?;
@@ -71,12 +73,17 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
     if let Some(account) = account.filter(|_| changes_user) {
         follow_account(&mut environment, &account, &options.env);
     }
+    if options.root {
+        root::follow(&mut environment, &options.env);
+    }
     follow_workdir(&mut environment, &workdir, host, &options.env);
     let (completed, chosen) = deterministic::complete(options, &environment)?.unzip();
     let options = completed.as_ref().unwrap_or(options);
     let time = TimeSpec::parse(&options.time).map_err(|error| refuse!("{error}"))?;
     let limits = limits::choose(&options.limits, host, &identity)?;
     let network = network(options)?;
+    let features =
+        features(options, network, &limits, time.as_ref(), host) | syncs(options, &view)?;
     let spec = RunSpec {
         argv: options.argv.clone(),
         environment,
@@ -88,9 +95,10 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
         },
         hostname: options.hostname.as_deref().map(check_hostname).transpose()?,
         identity,
+        root: options.root,
         network,
         reach: options.reach.clone(),
-        features: features(options, network, &limits, time.as_ref(), host) | syncs(options, &view)?,
+        features,
         mounts: view.into_mounts(),
         idle,
         descriptors: check_descriptors(&options.descriptors, host)?,
@@ -109,10 +117,18 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
 /// # Errors
 /// The first wish about users or files that cannot be granted.
 pub fn file_view(options: &Options, host: &Host) -> Result<View, ConfigError> {
-    let (_, account) = identity::choose(host, options.user.as_deref())?;
+    let (_, account) = who(options, host)?;
     let homes = homes(host, account.as_ref());
     let arranged = files::arrange(host, &options.rules, options.workdir.as_deref(), &homes)?;
     Ok(arranged.view)
+}
+
+/// Who the guest is, and the account that was chosen for it.
+fn who(options: &Options, host: &Host) -> Result<(Identity, Option<Account>), ConfigError> {
+    match options.root {
+        true => Ok((root::choose(options, host)?, None)),
+        false => identity::choose(host, options.user.as_deref()),
+    }
 }
 
 /// Directories that have to be made before the run can start: those that a rule opens and names with a slash at the
@@ -147,6 +163,7 @@ fn features(
     features.set(Features::KMSG, options.kmsg);
     features.set(Features::NETWORK, network == Network::Allow);
     features.set(Features::FOREIGN_IDS, host.uid != 0);
+    features.set(Features::ROOT, options.root);
     features.set(Features::FILE_LOG, options.record_files.is_some() || options.learn);
     if options.learn {
         features |= Features::LEARN | Features::CPU_CLOCK;

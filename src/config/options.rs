@@ -35,6 +35,8 @@ pub struct Options {
     pub hostname: Option<OsString>,
     /// `UID[:GID]` or the name of a user.
     pub user: Option<OsString>,
+    /// Be root inside.
+    pub root: bool,
     /// What the sandbox's clock shows (`--time`), word by word.
     pub time: Vec<String>,
     /// Do the same whenever it is done; the seed of random bytes.
@@ -81,6 +83,7 @@ impl Default for Options {
             container: None,
             hostname: None,
             user: None,
+            root: false,
             time: Vec::new(),
             deterministic: None,
             kmsg: false,

@@ -216,6 +216,7 @@ impl SavedSpec {
                 None => None,
             },
             identity,
+            root: false,
             time,
             deterministic: None,
             network: if self.host_network { Network::Host } else { Network::None },

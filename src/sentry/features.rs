@@ -38,6 +38,8 @@ bitflags::bitflags! {
         const DETERMINISTIC = 1 << 21;
         /// Some hosts may be reached: `--net allow`.
         const NETWORK = 1 << 26;
+        /// The guests are root and believe in ids and owners that the kernel does not have: `--root`.
+        const ROOT = 1 << 22;
     }
 }
 

@@ -13,7 +13,8 @@
 //!         Undelivered::results, Refusals::kinds, Keepers::all, Accounting::notes, Group::found,
 //!         RunTime, Load::inner, Tracer::thread, Progress::running, Gate::inner, Events::limit, Events::recent,
 //!         KernelLog::ring, Timekeeper::realtime, Remade::calls, Lazy::failed,
-//!         Sessions::inner, Starts::inner, Listings::inner, Randomness::inner   (leaves)
+//!         Sessions::inner, Starts::inner, Listings::inner, Randomness::inner,
+//!         Beliefs::inner   (leaves)
 //! ```
 
 use std::collections::HashMap;
@@ -27,6 +28,7 @@ use tokio::sync::watch;
 use super::accounting::Accounting;
 use super::carried::Carried;
 use super::census::Keepers;
+use super::credentials::Beliefs;
 use super::events::{Event, Events};
 use super::features::Features;
 use super::file_log::FileLog;
@@ -197,6 +199,7 @@ pub struct Kernel {
     /// The filters that guests have loaded. Protected by itself, a leaf of the lock order.
     filters: super::filter_log::FilterLog,
     carried: Arc<Carried>,
+    credentials: Beliefs,
     pub(super) lazy: OnceLock<Arc<super::lazy::Lazy>>,
     /// With [`Features::FILE_LOG`].
     file_log: Option<FileLog>,
@@ -248,6 +251,7 @@ impl Kernel {
             tasks: TaskSet::default(),
             filters: super::filter_log::FilterLog::default(),
             carried: Arc::default(),
+            credentials: Beliefs::default(),
             lazy: OnceLock::new(),
             file_log: args
                 .features
@@ -394,6 +398,11 @@ impl Kernel {
     /// The CPU time that guests have brought along from an image.
     pub fn carried(&self) -> &Arc<Carried> {
         &self.carried
+    }
+
+    /// Who the guests of a run with [`Features::ROOT`] believe to be.
+    pub fn credentials(&self) -> &Beliefs {
+        &self.credentials
     }
 
     /// The guest's kernel log.

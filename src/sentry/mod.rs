@@ -10,6 +10,7 @@ mod budget;
 pub mod call;
 mod carried;
 mod census;
+pub mod credentials;
 mod dispatch;
 mod events;
 mod features;

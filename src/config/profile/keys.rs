@@ -275,6 +275,11 @@ pub static KEYS: &[Key] = &[
         Ok(())
     })
     .help("UID[:GID]|NAME", "Be this user inside"),
+    Key::new("root", Form::Switch, Project::LeftOut, Group::Who, "false", |o, s| {
+        o.root = s.is_on();
+        Ok(())
+    })
+    .help("", "Be root inside, who may own files as anybody and become any user"),
     Key::new("time", Form::Words, Project::Taken, Group::Who, "the host's", |o, s| {
         let word = s.text()?;
         TimeSpec::parse(&[word]).map_err(|error| refuse!("{error}"))?;
