@@ -13,7 +13,7 @@
 //!         Undelivered::results, Refusals::kinds, Keepers::all, Accounting::notes, Group::found,
 //!         RunTime, Load::inner, Tracer::thread, Progress::running, Gate::inner, Events::limit, Events::recent,
 //!         KernelLog::ring, Timekeeper::realtime, Remade::calls, Lazy::failed,
-//!         Sessions::inner, Starts::inner, Listings::inner, Randomness::inner   (leaves)
+//!         Sessions::inner, Starts::inner, Listings::inner, Randomness::inner, Beliefs::table, Beliefs::copying   (leaves)
 //! ```
 
 use std::collections::HashMap;
@@ -200,6 +200,8 @@ pub struct Kernel {
     /// With [`Features::FILE_LOG`].
     file_log: Option<FileLog>,
     overlays: super::overlays::Overlays,
+    /// With [`Features::ROOT`].
+    beliefs: Option<super::beliefs::Beliefs>,
     pub(super) repeatable: Repeatable,
     pub(super) keepers: Keepers,
     pub(super) accounting: Accounting,
@@ -251,6 +253,7 @@ impl Kernel {
                 .contains(Features::FILE_LOG)
                 .then(|| FileLog::new(!args.features.contains(Features::LEARN))),
             overlays: super::overlays::Overlays::default(),
+            beliefs: args.features.contains(Features::ROOT).then(Default::default),
             repeatable: Repeatable::default(),
             keepers,
             accounting: Accounting::new(args.init_pid),
@@ -313,6 +316,11 @@ impl Kernel {
     /// Which files lie in overlays of the run.
     pub(super) fn overlays(&self) -> &super::overlays::Overlays {
         &self.overlays
+    }
+
+    /// What guests believe of files, if they take themselves for root.
+    pub(super) fn beliefs(&self) -> Option<&super::beliefs::Beliefs> {
+        self.beliefs.as_ref()
     }
 
     /// What files the guests touch, if that is recorded.

@@ -12,7 +12,7 @@ use std::os::fd::AsFd;
 use nix::errno::Errno;
 
 use super::args::{DirFd, Mode, OpenFlags, Out, Path, SysInfo};
-use super::{klog, random, watch};
+use super::{klog, own_copies, random, watch};
 use crate::notify::{Answer, Descriptor, hand_over};
 use crate::sentry::Features;
 use crate::sentry::call::Call;
@@ -53,6 +53,9 @@ const NAME: &CStr = c"machine";
 
 fn show(call: &Call<'_>, dirfd: DirFd, pathname: Path, flags: OpenFlags) -> Answer {
     watch::note_open(call, dirfd, pathname, flags);
+    if let Some(answer) = own_copies::before_open(call, dirfd, pathname, flags) {
+        return answer;
+    }
     const SERVED: Features =
         Features::MACHINE_VIEW.union(Features::KMSG).union(Features::DETERMINISTIC);
     if !call.kernel.features().intersects(SERVED) {

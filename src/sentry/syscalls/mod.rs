@@ -4,6 +4,8 @@
 //! documentation says. Handlers live in one file per man-page topic.
 
 pub mod args;
+pub mod attributes;
+pub mod believed;
 pub mod clocks;
 pub mod directories;
 pub mod exec;
@@ -11,7 +13,9 @@ pub mod filters;
 pub mod klog;
 pub mod lazy;
 pub mod machine;
+pub mod modes;
 pub mod owners;
+pub mod own_copies;
 pub mod processes;
 pub mod random;
 pub mod reach;

@@ -1,0 +1,241 @@
+//! What a guest that takes itself for root is shown of files: stat(2) and its kin, and access(2).
+//!
+//! The sentry looks at the file in the guest's place, by a descriptor, and writes what it has found with what is
+//! believed of it (`sentry::beliefs`). Where it cannot find what the guest means, the kernel answers, and shows the owner that
+//! it knows.
+
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::stat::{FileStat, stat};
+
+use super::args::{AccessMode, AtFlags, DirFd, Path};
+use super::watch;
+use crate::notify::{Answer, hand_over};
+use crate::sentry::Features;
+use crate::sentry::beliefs::{Beliefs, Real, Shown, find, find_open};
+use crate::sentry::call::Call;
+use crate::sys::{files, look};
+use crate::timekeeping::SECOND;
+
+/// What a call writes, and where.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Form {
+    /// A `struct stat`.
+    Stat(u64),
+    /// A `struct statx` with these fields.
+    Statx(u64, u32),
+}
+
+/// What a call is about.
+pub(super) enum Subject {
+    /// What a descriptor of the guest stands for, by its place in procfs.
+    Open(CString),
+    /// What a path leads to.
+    At(OwnedFd),
+}
+
+impl Subject {
+    pub(super) fn with_path<T>(&self, what: impl FnOnce(&CStr) -> T) -> T {
+        match self {
+            Subject::Open(path) => what(path),
+            Subject::At(file) => what(&files::descriptor_path(file.as_fd())),
+        }
+    }
+}
+
+/// Finds what stat(2) and its kin are about. `None`: the kernel has to say.
+fn subject(call: &Call<'_>, dirfd: i32, path: Option<Path>, flags: i32) -> Option<Subject> {
+    let tid = call.received().tid;
+    let text = match path {
+        None => Vec::new(),
+        // A null path is taken for an empty one (Linux 6.11).
+        Some(Path(0)) => return None,
+        Some(path) => call.memory().read_string(path.0).ok()?,
+    };
+    if text.is_empty() {
+        if path.is_some() && flags & libc::AT_EMPTY_PATH == 0 {
+            return None;
+        }
+        let place = match dirfd {
+            libc::AT_FDCWD => format!("/proc/{tid}/cwd"),
+            fd => format!("/proc/{tid}/fd/{fd}"),
+        };
+        return CString::new(place).ok().map(Subject::Open);
+    }
+    find(tid, dirfd, &text, flags & libc::AT_SYMLINK_NOFOLLOW == 0).map(Subject::At)
+}
+
+/// Shows a file as it is believed to be. `None`: the kernel has to say.
+pub(super) fn show(
+    call: &Call<'_>,
+    dirfd: i32,
+    path: Option<Path>,
+    flags: i32,
+    form: Form,
+) -> Option<Answer> {
+    const SYNC: i32 = libc::AT_STATX_SYNC_TYPE;
+    const KNOWN: i32 = libc::AT_SYMLINK_NOFOLLOW | libc::AT_EMPTY_PATH | libc::AT_NO_AUTOMOUNT;
+    let known = if matches!(form, Form::Statx(..)) { KNOWN | SYNC } else { KNOWN };
+    let beliefs = call.kernel.beliefs().filter(|_| flags & !known == 0)?;
+    beliefs.note_view(call.received().tid);
+    let subject = subject(call, dirfd, path, flags)?;
+    let written = subject.with_path(|path| match form {
+        Form::Stat(address) => {
+            let mut found = stat(path).ok()?;
+            let shown = beliefs.shown(path, &Real::of(&found));
+            believe(call, &mut found, &shown);
+            Some(call.memory().write(address, look::bytes_of_stat(&found)))
+        }
+        Form::Statx(address, mask) => {
+            let mut found = look::statx(path, flags & SYNC, mask | WHOLE).ok()?;
+            let mode = u32::from(found.stx_mode);
+            let real = Real { uid: found.stx_uid, gid: found.stx_gid, mode };
+            let shown = beliefs.shown(path, &real);
+            believe_x(call, &mut found, &shown);
+            Some(call.memory().write(address, look::bytes_of_statx(&found)))
+        }
+    })?;
+    Some(written.map(|()| 0).into())
+}
+
+/// Without these nothing can be said of a belief.
+const WHOLE: u32 = libc::STATX_TYPE | libc::STATX_MODE | libc::STATX_UID | libc::STATX_GID;
+
+fn believe(call: &Call<'_>, found: &mut FileStat, shown: &Shown) {
+    (found.st_uid, found.st_gid, found.st_mode) = (shown.uid, shown.gid, shown.mode);
+    if let Some(device) = shown.device {
+        (found.st_rdev, found.st_size, found.st_blocks) = (device, 0, 0);
+    }
+    let changed = (found.st_mtime, found.st_mtime_nsec);
+    for (seconds, rest, is_access) in [
+        (&mut found.st_atime, &mut found.st_atime_nsec, true),
+        (&mut found.st_mtime, &mut found.st_mtime_nsec, false),
+        (&mut found.st_ctime, &mut found.st_ctime_nsec, false),
+    ] {
+        if let Some(time) = guests_time(call, (*seconds, *rest), changed, is_access) {
+            (*seconds, *rest) = time;
+        }
+    }
+}
+
+fn believe_x(call: &Call<'_>, found: &mut libc::statx, shown: &Shown) {
+    (found.stx_uid, found.stx_gid, found.stx_mode) = (shown.uid, shown.gid, shown.mode as u16);
+    if let Some(device) = shown.device {
+        (found.stx_rdev_major, found.stx_rdev_minor) = (libc::major(device), libc::minor(device));
+        (found.stx_size, found.stx_blocks) = (0, 0);
+    }
+    let changed = (found.stx_mtime.tv_sec, i64::from(found.stx_mtime.tv_nsec));
+    for (stamp, is_access) in [
+        (&mut found.stx_atime, true),
+        (&mut found.stx_btime, false),
+        (&mut found.stx_ctime, false),
+        (&mut found.stx_mtime, false),
+    ] {
+        let host = (stamp.tv_sec, i64::from(stamp.tv_nsec));
+        if let Some((seconds, rest)) = guests_time(call, host, changed, is_access) {
+            (stamp.tv_sec, stamp.tv_nsec) = (seconds, rest as u32);
+        }
+    }
+}
+
+/// A stamp of the host's in the guest's time, where it has another (as `syscalls::stamps` shows it).
+fn guests_time(
+    call: &Call<'_>,
+    host: (i64, i64),
+    changed: (i64, i64),
+    is_access: bool,
+) -> Option<(i64, i64)> {
+    if !call.kernel.features().contains(Features::VIRTUAL_TIME) {
+        return None;
+    }
+    let keeper = call.kernel.time().keeper();
+    let whole = |(seconds, rest): (i64, i64)| seconds.checked_mul(SECOND)?.checked_add(rest);
+    let shown = match (is_access, whole(changed)) {
+        (true, Some(changed)) => keeper.access_time(whole(host)?, changed),
+        _ => keeper.file_time(whole(host)?),
+    }?;
+    Some((shown.div_euclid(SECOND), shown.rem_euclid(SECOND)))
+}
+
+/// Serves access(2), where it asks for writing.
+pub fn access(call: &Call<'_>, path: Path, mode: AccessMode) -> Answer {
+    watch::access(call, path, mode);
+    ask(call, DirFd(libc::AT_FDCWD), path, mode, AtFlags(0))
+}
+
+/// Serves faccessat(2).
+pub fn faccessat(call: &Call<'_>, dirfd: DirFd, path: Path, mode: AccessMode) -> Answer {
+    watch::faccessat(call, dirfd, path, mode);
+    ask(call, dirfd, path, mode, AtFlags(0))
+}
+
+/// Serves faccessat2(2).
+pub fn faccessat2(
+    call: &Call<'_>,
+    dirfd: DirFd,
+    path: Path,
+    mode: AccessMode,
+    flags: AtFlags,
+) -> Answer {
+    watch::faccessat2(call, dirfd, path, mode, flags);
+    ask(call, dirfd, path, mode, flags)
+}
+
+/// Root may write to any file; to one of somebody else's in an overlay it can, since it is copied first.
+fn ask(call: &Call<'_>, dirfd: DirFd, path: Path, mode: AccessMode, flags: AtFlags) -> Answer {
+    let writes = mode.0 & libc::W_OK != 0 && mode.0 & !(libc::R_OK | libc::W_OK | libc::X_OK) == 0;
+    let known = flags.0 as i32 & !(libc::AT_SYMLINK_NOFOLLOW | libc::AT_EACCESS) == 0;
+    let Some(beliefs) = call.kernel.beliefs().filter(|_| writes && known) else {
+        return Answer::Continue;
+    };
+    let tid = call.received().tid;
+    let Ok(text) = call.memory().read_string(path.0) else { return Answer::Continue };
+    let follow = flags.0 as i32 & libc::AT_SYMLINK_NOFOLLOW == 0;
+    let may = find(tid, dirfd.0, &text, follow)
+        .is_some_and(|file| may_write(call, beliefs, &file, mode.0));
+    if may { Answer::Return(0) } else { Answer::Continue }
+}
+
+fn may_write(call: &Call<'_>, beliefs: &Beliefs, file: &OwnedFd, mode: i32) -> bool {
+    const ANY_X: u32 = libc::S_IXUSR | libc::S_IXGRP | libc::S_IXOTH;
+    let Ok(stat) = nix::sys::stat::fstat(file) else { return false };
+    stat.st_mode & libc::S_IFMT == libc::S_IFREG
+        && !beliefs.is_own(&Real::of(&stat))
+        && (mode & libc::X_OK == 0 || stat.st_mode & ANY_X != 0)
+        && call.kernel.overlays().holds(call.received().tid, file.as_fd())
+}
+
+/// The file that a call is to change, which is the user's own then: one of somebody else's in an overlay is copied.
+/// `None`: the kernel has to say.
+pub(super) fn own(
+    call: &Call<'_>,
+    beliefs: &Beliefs,
+    file: OwnedFd,
+) -> Option<Result<OwnedFd, Errno>> {
+    let stat = nix::sys::stat::fstat(&file).ok()?;
+    let real = Real::of(&stat);
+    if beliefs.is_own(&real) {
+        return Some(Ok(file));
+    }
+    let tid = call.received().tid;
+    if !call.kernel.overlays().holds(tid, file.as_fd()) {
+        return None;
+    }
+    let spot = beliefs.spot_of(tid, file.as_fd())?;
+    // It takes as long as the file is large.
+    hand_over();
+    Some(beliefs.make_own(&spot))
+}
+
+/// What a path leads to, or with an empty one what a descriptor stands for, where the call allows that.
+pub(super) fn target(call: &Call<'_>, dirfd: DirFd, path: Path, flags: i32) -> Option<OwnedFd> {
+    let tid = call.received().tid;
+    let text = call.memory().read_string(path.0).ok()?;
+    match text.is_empty() {
+        true if flags & libc::AT_EMPTY_PATH != 0 => find_open(tid, dirfd.0),
+        true => None,
+        false => find(tid, dirfd.0, &text, flags & libc::AT_SYMLINK_NOFOLLOW == 0),
+    }
+}

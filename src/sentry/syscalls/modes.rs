@@ -1,0 +1,136 @@
+//! Permissions and device nodes, where the guest takes itself for root: chmod(2), mknod(2) and their kin.
+//!
+//! The sentry makes the change in the guest's place. What would give rights to whoever executes a file, and
+//! devices, are there in belief alone.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::{self as nix_stat, fstat};
+
+use super::args::{AtFlags, Dev, DirFd, Fd, Mode, Path};
+use super::{believed, watch};
+use crate::notify::Answer;
+use crate::sentry::beliefs::{Belief, Beliefs, Device, MODE, find_open, find_spot, flags_of};
+use crate::sentry::call::Call;
+use crate::sys::generated;
+
+const CURRENT: DirFd = DirFd(libc::AT_FDCWD);
+
+/// Serves chmod(2).
+pub fn chmod(call: &Call<'_>, path: Path, mode: Mode) -> Answer {
+    watch::chmod(call, path, mode);
+    set(call, mode, || believed::target(call, CURRENT, path, 0))
+}
+
+/// Serves fchmodat(2).
+pub fn fchmodat(call: &Call<'_>, dirfd: DirFd, path: Path, mode: Mode) -> Answer {
+    watch::fchmodat(call, dirfd, path, mode);
+    set(call, mode, || believed::target(call, dirfd, path, 0))
+}
+
+/// Serves fchmodat2(2).
+pub fn fchmodat2(call: &Call<'_>, dirfd: DirFd, path: Path, mode: Mode, flags: AtFlags) -> Answer {
+    watch::fchmodat2(call, dirfd, path, mode, flags);
+    set(call, mode, || believed::target(call, dirfd, path, flags.0 as i32))
+}
+
+/// Serves fchmod(2).
+pub fn fchmod(call: &Call<'_>, fd: Fd, mode: Mode) -> Answer {
+    set(call, mode, || open_file(call, fd))
+}
+
+/// What an open descriptor stands for, if it is one that stands for more than a path.
+pub(super) fn open_file(call: &Call<'_>, fd: Fd) -> Option<OwnedFd> {
+    let tid = call.received().tid;
+    flags_of(tid, fd.0).filter(|flags| flags & libc::O_PATH == 0)?;
+    find_open(tid, fd.0)
+}
+
+/// A set-id bit is refused where it cannot be believed.
+fn kernels(mode: Mode) -> Answer {
+    if mode.0 & libc::S_ISUID != 0 { Answer::Fail(Errno::EPERM) } else { Answer::Continue }
+}
+
+fn set(call: &Call<'_>, mode: Mode, file: impl FnOnce() -> Option<OwnedFd>) -> Answer {
+    let Some(beliefs) = call.kernel.beliefs() else { return kernels(mode) };
+    let Some(file) = file() else { return kernels(mode) };
+    let is_link =
+        |file: &OwnedFd| fstat(file).is_ok_and(|it| it.st_mode & libc::S_IFMT == libc::S_IFLNK);
+    if is_link(&file) {
+        return kernels(mode);
+    }
+    match believed::own(call, beliefs, file) {
+        None => kernels(mode),
+        Some(Err(errno)) => Answer::Fail(errno),
+        Some(Ok(file)) => beliefs.set_permissions(file.as_fd(), mode.0).map(|()| 0).into(),
+    }
+}
+
+/// Serves mknod(2).
+pub fn mknod(call: &Call<'_>, path: Path, mode: Mode, dev: Dev) -> Answer {
+    watch::mknod(call, path, mode, dev);
+    make(call, CURRENT, path, mode, dev)
+}
+
+/// Serves mknodat(2).
+pub fn mknodat(call: &Call<'_>, dirfd: DirFd, path: Path, mode: Mode, dev: Dev) -> Answer {
+    watch::mknodat(call, dirfd, path, mode, dev);
+    make(call, dirfd, path, mode, dev)
+}
+
+fn make(call: &Call<'_>, dirfd: DirFd, path: Path, mode: Mode, dev: Dev) -> Answer {
+    let is_block = match mode.0 & libc::S_IFMT {
+        libc::S_IFCHR => false,
+        libc::S_IFBLK => true,
+        _ => return kernels(mode),
+    };
+    let Some(beliefs) = call.kernel.beliefs() else { return kernels(mode) };
+    let tid = call.received().tid;
+    let Ok(text) = call.memory().read_string(path.0) else { return Answer::Continue };
+    // (Without a place the kernel says why; a device it makes none.)
+    let Some(spot) = find_spot(tid, dirfd.0, &text) else { return kernels(mode) };
+    let made = (|| {
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+        let own = nix_stat::Mode::S_IRUSR | nix_stat::Mode::S_IWUSR;
+        let file = openat(&spot.parent, spot.name.as_os_str(), flags, own)?;
+        let mode = mode.0 & MODE & !umask_of(tid);
+        become_device(beliefs, &file, mode, Device { is_block, number: number(dev) })
+    })();
+    made.map(|()| 0).into()
+}
+
+fn become_device(
+    beliefs: &Beliefs,
+    file: &OwnedFd,
+    mode: u32,
+    device: Device,
+) -> Result<(), Errno> {
+    beliefs.set_permissions(file.as_fd(), mode & !libc::S_ISUID)?;
+    let belief = Belief { mode: Some(mode), device: Some(device), ..Belief::default() };
+    beliefs.set(file.as_fd(), &belief)
+}
+
+/// The file mode creation mask of a process (proc_pid_status(5)).
+fn umask_of(tid: i32) -> u32 {
+    let text = generated::text(format!("/proc/{tid}/status")).unwrap_or_default();
+    let mask = text.lines().find_map(|line| line.strip_prefix("Umask:"));
+    mask.and_then(|mask| u32::from_str_radix(mask.trim(), 8).ok()).unwrap_or(0o022)
+}
+
+/// A number as the C library has it of one as the kernel takes it (new_decode_dev in include/linux/kdev_t.h).
+fn number(dev: Dev) -> u64 {
+    libc::makedev((dev.0 & 0xf_ff00) >> 8, dev.0 & 0xff | dev.0 >> 12 & 0xf_ff00)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_devices_are_read_as_the_kernel_does() {
+        assert_eq!(number(Dev(0x103)), libc::makedev(1, 3));
+        assert_eq!(number(Dev(0x1203_4567 & 0xfff0_0000 | 0x4567)), libc::makedev(0x45, 0x12067));
+    }
+}
