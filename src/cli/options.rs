@@ -104,12 +104,16 @@ fn argument(key: &'static Key) -> Arg {
             .value_parser(value_parser!(bool));
     }
     if key.form == Form::Choice {
-        return argument
+        let argument = argument
             .num_args(0..=1)
             .require_equals(true)
             .default_missing_value("true")
             .value_name(key.value)
-            .value_parser(OsStringValueParser::new());
+            .hide_possible_values(true);
+        return match key.choices.is_empty() {
+            true => argument.value_parser(OsStringValueParser::new()),
+            false => argument.value_parser(PossibleValuesParser::new(key.choices.iter().copied())),
+        };
     }
     let argument = argument
         .value_name(key.value)

@@ -18,6 +18,7 @@ mod listing;
 mod options;
 mod paths;
 pub mod profile;
+mod root;
 mod saved;
 mod secrets;
 mod spec;
@@ -39,6 +40,7 @@ pub use host::{Account, Accounts, Host};
 pub use limits::{Bound, Bytes, CgroupPlan, CpuBudget, CpuFile, LimitWishes, Limits, Means, Span};
 pub use options::{Options, Rule, RuleKind};
 pub(crate) use paths::{Found, Kind, quoted, walk};
+pub use root::{Root, RootIds, RootWish};
 pub use saved::{SavedKind, SavedSpec, grants};
 pub use spec::{
     IdRange, Identity, Mount, MountKind, Network, RunSpec, Voice, Why, Withheld, Without,
@@ -58,7 +60,7 @@ const HOSTNAME_MAX: usize = 64;
 /// The first wish that cannot be granted, with what to write instead.
 pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
     check_program(&options.argv)?;
-    let (identity, account) = identity::choose(host, options.user.as_deref())?;
+    let (root, identity, account) = who(options, host)?;
     let homes = homes(host, account.as_ref());
     let files::Arranged { view, workdir, idle } =
         files::arrange(host, &options.rules, options.workdir.as_deref(), &homes)?;
@@ -75,6 +77,8 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
     let options = completed.as_ref().unwrap_or(options);
     let time = TimeSpec::parse(&options.time).map_err(|error| refuse!("{error}"))?;
     let limits = limits::choose(&options.limits, host, &identity)?;
+    let mut features = features(options, &limits, time.as_ref(), host) | syncs(options, &view)?;
+    features |= root.as_ref().map_or(Features::empty(), Root::features);
     let spec = RunSpec {
         argv: options.argv.clone(),
         environment,
@@ -86,8 +90,9 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
         },
         hostname: options.hostname.as_deref().map(check_hostname).transpose()?,
         identity,
+        root,
         network: options.network,
-        features: features(options, &limits, time.as_ref(), host) | syncs(options, &view)?,
+        features,
         mounts: view.into_mounts(),
         idle,
         descriptors: check_descriptors(&options.descriptors, host)?,
@@ -106,10 +111,22 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
 /// # Errors
 /// The first wish about users or files that cannot be granted.
 pub fn file_view(options: &Options, host: &Host) -> Result<View, ConfigError> {
-    let (_, account) = identity::choose(host, options.user.as_deref())?;
+    let (.., account) = who(options, host)?;
     let homes = homes(host, account.as_ref());
     let arranged = files::arrange(host, &options.rules, options.workdir.as_deref(), &homes)?;
     Ok(arranged.view)
+}
+
+/// Who the guest is, whether it is root, and the account that was chosen for it.
+fn who(
+    options: &Options,
+    host: &Host,
+) -> Result<(Option<Root>, Identity, Option<Account>), ConfigError> {
+    if let Some((root, identity)) = root::choose(options, host)? {
+        return Ok((Some(root), identity, None));
+    }
+    let (identity, account) = identity::choose(host, options.user.as_deref())?;
+    Ok((None, identity, account))
 }
 
 /// Directories that have to be made before the run can start: those that a rule opens and names with a slash at the

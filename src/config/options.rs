@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use super::limits::LimitWishes;
 use super::paths::{parse_pair, quoted};
 use super::profile::{Origin, Setting};
+use super::root::RootWish;
 use super::{Network, Voice, Without};
 
 /// The wishes of one run.
@@ -34,6 +35,8 @@ pub struct Options {
     pub hostname: Option<OsString>,
     /// `UID[:GID]` or the name of a user.
     pub user: Option<OsString>,
+    /// Be root inside, and how.
+    pub root: Option<RootWish>,
     /// What the sandbox's clock shows (`--time`), word by word.
     pub time: Vec<String>,
     /// Do the same whenever it is done; the seed of random bytes.
@@ -78,6 +81,7 @@ impl Default for Options {
             container: None,
             hostname: None,
             user: None,
+            root: None,
             time: Vec::new(),
             deterministic: None,
             kmsg: false,

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use super::deterministic::Deterministic;
 use super::limits::Limits;
+use super::root::Root;
 use crate::sentry::Features;
 use crate::timekeeping::TimeSpec;
 
@@ -30,6 +31,8 @@ pub struct RunSpec {
     pub hostname: Option<OsString>,
     /// Who the guest is.
     pub identity: Identity,
+    /// It is root inside (`--root`).
+    pub root: Option<Root>,
     /// The sandbox's own clock; `None` is the host's.
     pub time: Option<TimeSpec>,
     /// It does the same whenever it is done (`--deterministic`).

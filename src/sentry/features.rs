@@ -36,6 +36,8 @@ bitflags::bitflags! {
         const LEARN = 1 << 20;
         /// The run is to do the same whenever it is done: `--deterministic`. Never without VIRTUAL_TIME.
         const DETERMINISTIC = 1 << 21;
+        /// The guests are root and believe in ids and owners that the kernel does not have: `--root`.
+        const ROOT = 1 << 22;
     }
 }
 
