@@ -15,7 +15,8 @@ use super::plan::{Plan, PlanError};
 use super::program::Program;
 use super::protocol::{Event, Later, Order, Stage};
 use super::view::Step;
-use crate::config::{IdRange, RunSpec, Without};
+use crate::config::{IdRange, RunSpec, View, Without};
+use crate::overlay::fill_fronts;
 use crate::sys::errno_of;
 use crate::sys::memfd::anonymous_file;
 use crate::sys::message::{self, Descriptors};
@@ -185,6 +186,13 @@ impl<'p> Launch<'p> {
         let cgroups = Cgroups::make(&spec.limits.cgroups, pid).map_err(LaunchError::Cgroup)?;
         init.map_ids(spec)?;
         init.order(Order::Go)?;
+        if !plan.fronts.is_empty() {
+            let [memory, ..] = init.expect(plan, Event::Front, "while it built the walls")?;
+            let memory = memory.ok_or(LaunchError::Vanished("without memory"))?;
+            fill_fronts(memory.as_fd(), &plan.fronts, &View::of(&spec.mounts))
+                .map_err(|errno| LaunchError::Own("make the directories of the overlay", errno))?;
+            init.order(Order::Go)?;
+        }
         Ok(Launch { plan, behind: Behind { init, listener: None, master: None, cgroups } })
     }
 
