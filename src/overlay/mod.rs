@@ -8,6 +8,7 @@
 //! is followed, and every path of the host is reached from a descriptor of the overlaid directory.
 
 mod apply;
+mod believed;
 mod changes;
 mod commit;
 mod compare;

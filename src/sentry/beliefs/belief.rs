@@ -35,8 +35,6 @@ pub struct Belief {
     pub mode: Option<u32>,
     /// What it stands for.
     pub device: Option<Device>,
-    /// A directory that was made in a layer for one of the host's, and is none of the run's doing.
-    pub scaffold: bool,
     /// It stands for something of the host's that the user may not read: nothing of that is in it.
     pub hollow: bool,
 }
@@ -67,9 +65,6 @@ impl Belief {
         if let Some(Device { is_block, number }) = self.device {
             word(format_args!("{}{number}", if is_block { 'b' } else { 'c' }));
         }
-        if self.scaffold {
-            word(format_args!("s"));
-        }
         if self.hollow {
             word(format_args!("h"));
         }
@@ -95,7 +90,6 @@ impl Belief {
                     let (is_block, number) = (kind == "b", rest.parse().ok()?);
                     found.device = Some(Device { is_block, number });
                 }
-                "s" => found.scaffold = true,
                 "h" => found.hollow = true,
                 _ => return None,
             }
@@ -135,17 +129,8 @@ mod tests {
         let id = || prop::option::of(0..u32::MAX);
         let device = (any::<bool>(), any::<u64>())
             .prop_map(|(is_block, number)| Device { is_block, number });
-        let flags = (any::<bool>(), any::<bool>());
-        (id(), id(), prop::option::of(0..=MODE), prop::option::of(device), flags).prop_map(
-            |(uid, gid, mode, device, (scaffold, hollow))| Belief {
-                uid,
-                gid,
-                mode,
-                device,
-                scaffold,
-                hollow,
-            },
-        )
+        (id(), id(), prop::option::of(0..=MODE), prop::option::of(device), any::<bool>())
+            .prop_map(|(uid, gid, mode, device, hollow)| Belief { uid, gid, mode, device, hollow })
     }
 
     proptest! {
@@ -163,7 +148,7 @@ mod tests {
         }
 
         #[test]
-        fn words_in_any_order_are_read_in_one_way(text in "[ugmcbsh0-9 +-]{0,24}") {
+        fn words_in_any_order_are_read_in_one_way(text in "[ugmcbh0-9 +-]{0,24}") {
             if let Some(belief) = Belief::parse(text.as_bytes()) {
                 prop_assert_eq!(belief.text(), text.into_bytes());
                 prop_assert!(belief.mode.is_none_or(|mode| mode & !MODE == 0));
