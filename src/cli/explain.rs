@@ -5,8 +5,8 @@
 use std::fmt::Write;
 
 use crate::config::{
-    Bytes, IdRange, Identity, Limits, Means, Mount, MountKind, Network, RunSpec, Span, View, Why,
-    Without, quoted,
+    Bytes, IdRange, Identity, Limits, Means, Mount, MountKind, Network, ROOT_CAPABILITIES, RunSpec,
+    Span, View, Why, Without, quoted,
 };
 
 /// Columns of the headings at the left.
@@ -17,7 +17,7 @@ pub(super) fn decisions(spec: &RunSpec) -> String {
     let mut text = Text(String::new());
     let argv: Vec<String> = spec.argv.iter().map(quoted).collect();
     text.group("program", [argv.join(" "), format!("in {}", quoted(&spec.workdir))]);
-    text.group("identity", identity(&spec.identity));
+    text.group("identity", identity(spec));
     text.group("host name", [spec.hostname.as_ref().map_or("the host's".to_owned(), quoted)]);
     text.group("clock", [spec.time.map_or("the host's".to_owned(), |time| time.to_string())]);
     if let Some(chosen) = &spec.deterministic {
@@ -68,8 +68,8 @@ fn aligned<const N: usize>(rows: Vec<[String; N]>) -> impl Iterator<Item = Strin
     })
 }
 
-fn identity(identity: &Identity) -> Vec<String> {
-    let Identity { uid, gid, groups, uid_map, gid_map } = identity;
+fn identity(spec: &RunSpec) -> Vec<String> {
+    let Identity { uid, gid, groups, uid_map, gid_map } = &spec.identity;
     let groups = match groups {
         None => "your supplementary groups".to_owned(),
         Some(groups) if groups.is_empty() => "no supplementary groups".to_owned(),
@@ -85,10 +85,12 @@ fn identity(identity: &Identity) -> Vec<String> {
         });
         number.map_or("nobody".to_owned(), |number| number.to_string())
     };
-    vec![
-        format!("uid {uid}, gid {gid}, {groups}"),
-        format!("on the host: uid {}, gid {}", outside(*uid, uid_map), outside(*gid, gid_map)),
-    ]
+    let host =
+        format!("on the host: uid {}, gid {}", outside(*uid, uid_map), outside(*gid, gid_map));
+    match spec.root {
+        Some(_) => vec!["root, and anybody that it becomes (--root)".to_owned(), host],
+        None => vec![format!("uid {uid}, gid {gid}, {groups}"), host],
+    }
 }
 
 fn network(network: Network) -> String {
@@ -217,7 +219,13 @@ fn walls(spec: &RunSpec) -> Vec<String> {
     }
     let mut lines = vec![
         format!("namespaces: {}", namespaces.join(" ")),
-        "no capabilities, no new privileges, a seccomp filter".to_owned(),
+        match spec.root {
+            Some(_) => {
+                let names = ROOT_CAPABILITIES.map(|(_, name)| name).join(" ");
+                format!("capabilities inside: {names}")
+            }
+            None => "no capabilities".to_owned(),
+        } + ", no new privileges, a seccomp filter",
     ];
     if lacks(Without::TIME_NAMESPACES) {
         lines.push("no time namespace: the monotonic clock is the host's".to_owned());

@@ -40,7 +40,7 @@ pub use host::{Account, Accounts, Host};
 pub use limits::{Bound, Bytes, CgroupPlan, CpuBudget, CpuFile, LimitWishes, Limits, Means, Span};
 pub use options::{Options, Rule, RuleKind};
 pub(crate) use paths::{Found, Kind, quoted, walk};
-pub use root::{Root, RootIds, RootWish};
+pub use root::{ROOT_CAPABILITIES, Root, RootIds, RootWish};
 pub use saved::{SavedKind, SavedSpec, grants};
 pub use spec::{
     IdRange, Identity, Mount, MountKind, Network, RunSpec, Voice, Why, Withheld, Without,
@@ -71,6 +71,9 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
     let changes_user = host.uid == 0 && identity.uid != host.uid;
     if let Some(account) = account.filter(|_| changes_user) {
         follow_account(&mut environment, &account, &options.env);
+    }
+    if root.is_some() {
+        root::follow(&mut environment, &options.env);
     }
     follow_workdir(&mut environment, &workdir, host, &options.env);
     let (completed, chosen) = deterministic::complete(options, &environment)?.unzip();

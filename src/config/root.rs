@@ -2,13 +2,16 @@
 //!
 //! Decides how other ids than the caller's come about, and the id maps of such a run.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
+use super::environment::Variables;
 use super::error::refuse;
 use super::paths::quoted;
-use super::{ConfigError, Host, IdRange, Identity, Options};
+use super::{ConfigError, Host, IdRange, Identity, Options, replace};
 use crate::sentry::Features;
+use crate::sentry::credentials::Capability;
 
 /// `--root`, read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,7 +29,20 @@ pub struct Root {
     pub how: RootIds,
 }
 
+/// What root inside is allowed by the kernel, in the sandbox's user namespace. docs/root.md says why these, and
+/// why no others.
+pub const ROOT_CAPABILITIES: [(Capability, &str); 3] = [
+    (Capability::DacOverride, "DAC_OVERRIDE"),
+    (Capability::NetBindService, "NET_BIND_SERVICE"),
+    (Capability::SysChroot, "SYS_CHROOT"),
+];
+
 impl Root {
+    /// [`ROOT_CAPABILITIES`] as a set of bits.
+    pub fn capabilities(&self) -> u64 {
+        ROOT_CAPABILITIES.iter().fold(0, |set, (capability, _)| set | capability.bit())
+    }
+
     /// What traps for it.
     pub(super) fn features(&self) -> Features {
         match self.how {
@@ -96,6 +112,28 @@ pub(super) fn believed(host: &Host) -> Identity {
     }
 }
 
+/// Where programs are that only root needs. dpkg(1) does without none of these.
+const OF_ROOT: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
+
+/// Variables follow the user, and PATH leads to root's programs, unless a flag set them. HOME stays: it is
+/// root's own directory inside, and the one that the user database names may not be entered.
+pub(super) fn follow(environment: &mut Variables, flags: &[OsString]) {
+    for name in ["USER", "LOGNAME"] {
+        replace(environment, name, "root".into(), flags);
+    }
+    let path = environment.iter().find(|(name, _)| name == "PATH").map(|(_, value)| value.clone());
+    if let Some(mut path) = path.filter(|path| !path.is_empty()) {
+        let known: Vec<PathBuf> = std::env::split_paths(&path).collect();
+        for directory in
+            OF_ROOT.iter().filter(|it| !known.iter().any(|known| known == Path::new(it)))
+        {
+            path.push(":");
+            path.push(directory);
+        }
+        replace(environment, "PATH", path, flags);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::testing::{TestHost, options};
@@ -117,6 +155,24 @@ mod tests {
             let plain = host.resolve(&options(&[])).unwrap();
             assert!(plain.root.is_none() && !plain.features.contains(Features::ROOT));
         }
+    }
+
+    #[test]
+    fn variables_follow_and_a_flag_is_stronger() {
+        let mut host = TestHost::ordinary();
+        host.set("USER", "me");
+        let mut wishes = Options { root: Some(RootWish::Any), ..options(&[]) };
+        let value = |wishes: &Options, name: &str| {
+            let environment = host.resolve(wishes).unwrap().environment;
+            environment.into_iter().find(|(it, _)| it == name).map(|(_, value)| value)
+        };
+        assert_eq!(value(&wishes, "USER"), Some("root".into()));
+        assert_eq!(value(&wishes, "HOME"), Some("/home/me".into()));
+        let path = "/usr/bin:/usr/local/sbin:/usr/sbin:/sbin";
+        assert_eq!(value(&wishes, "PATH"), Some(path.into()));
+        wishes.env = vec!["PATH=/sbin:/bin".into(), "USER".into()];
+        assert_eq!(value(&wishes, "PATH"), Some("/sbin:/bin".into()));
+        assert_eq!(value(&wishes, "USER"), Some("me".into()));
     }
 
     #[test]

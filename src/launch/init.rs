@@ -328,13 +328,13 @@ fn give_up_privileges(plan: &Plan) -> Result<(), Errno> {
     if plants {
         spawn::hold_capabilities()?;
     }
-    spawn::drop_bounding_set()?;
+    spawn::limit_bounding_set(plan.capabilities)?;
     spawn::become_user(plan.uid, plan.gid, plan.groups.as_deref())?;
     if plants {
         // They are given up when everything is planted.
         spawn::hold_capabilities()?;
     } else {
-        spawn::drop_capabilities()?;
+        spawn::limit_capabilities(plan.capabilities)?;
     }
     if plan.landlock_scopes {
         landlock::scope_signals_and_abstract_sockets()?;

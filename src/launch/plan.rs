@@ -14,7 +14,7 @@ use libc::c_int;
 
 use super::program::Program;
 use super::view::{Step, View};
-use crate::config::{Limits, Means, Network, RunSpec, Without};
+use crate::config::{Limits, Means, Network, Root, RunSpec, Without};
 use crate::overlay::Layer;
 use crate::sentry::{Randomness, Time};
 use crate::sys::memfd::SharedMemory;
@@ -46,6 +46,8 @@ pub struct Plan {
     pub(super) uid: u32,
     pub(super) gid: u32,
     pub(super) groups: Option<Vec<u32>>,
+    /// Capabilities of its own user namespace that the program has, as a set of bits.
+    pub(super) capabilities: u64,
     /// Programs lie at addresses that are always the same.
     pub(super) keep_addresses: bool,
     /// The processors that every guest may use; `None` leaves them as they are.
@@ -138,6 +140,7 @@ impl Plan {
             uid: spec.identity.uid,
             gid: spec.identity.gid,
             groups: spec.identity.groups.clone(),
+            capabilities: spec.root.as_ref().map_or(0, Root::capabilities),
             keep_addresses: spec.deterministic.is_some(),
             cpus: spec.limits.cpus.as_deref().map(CpuMask::new),
             rlimits: resource_limits(&spec.limits),

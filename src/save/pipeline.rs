@@ -244,6 +244,11 @@ fn refuse_early(kernel: &Kernel, facts: &Facts) -> Result<(), SaveError> {
              carry; run it without",
         ));
     }
+    if kernel.features().contains(sentry::Features::ROOT) {
+        return Err(SaveError::refused(
+            "its programs are root inside (--root), and whom they have become is not in an image; run it without",
+        ));
+    }
     if kernel.features().contains(sentry::Features::FILE_LOG) {
         return Err(SaveError::refused(
             "it is run with --record-files, or by sandbox learn, whose list of files an image does not carry; \

@@ -13,7 +13,8 @@
 //!         Undelivered::results, Refusals::kinds, Keepers::all, Accounting::notes, Group::found,
 //!         RunTime, Load::inner, Tracer::thread, Progress::running, Gate::inner, Events::limit, Events::recent,
 //!         KernelLog::ring, Timekeeper::realtime, Remade::calls, Lazy::failed,
-//!         Sessions::inner, Starts::inner, Listings::inner, Randomness::inner, Beliefs::table, Beliefs::copying   (leaves)
+//!         Sessions::inner, Starts::inner, Listings::inner, Randomness::inner, Beliefs::inner,
+//!         FileBeliefs::table, FileBeliefs::copying   (leaves)
 //! ```
 
 use std::collections::HashMap;
@@ -27,6 +28,7 @@ use tokio::sync::watch;
 use super::accounting::Accounting;
 use super::carried::Carried;
 use super::census::Keepers;
+use super::credentials::Beliefs;
 use super::events::{Event, Events};
 use super::features::Features;
 use super::file_log::FileLog;
@@ -196,12 +198,13 @@ pub struct Kernel {
     /// The filters that guests have loaded. Protected by itself, a leaf of the lock order.
     filters: super::filter_log::FilterLog,
     carried: Arc<Carried>,
+    credentials: Beliefs,
     pub(super) lazy: OnceLock<Arc<super::lazy::Lazy>>,
     /// With [`Features::FILE_LOG`].
     file_log: Option<FileLog>,
     overlays: super::overlays::Overlays,
     /// With [`Features::ROOT`].
-    beliefs: Option<super::beliefs::Beliefs>,
+    beliefs: Option<super::beliefs::FileBeliefs>,
     pub(super) repeatable: Repeatable,
     pub(super) keepers: Keepers,
     pub(super) accounting: Accounting,
@@ -247,6 +250,7 @@ impl Kernel {
             tasks: TaskSet::default(),
             filters: super::filter_log::FilterLog::default(),
             carried: Arc::default(),
+            credentials: Beliefs::default(),
             lazy: OnceLock::new(),
             file_log: args
                 .features
@@ -319,7 +323,7 @@ impl Kernel {
     }
 
     /// What guests believe of files, if they take themselves for root.
-    pub(super) fn beliefs(&self) -> Option<&super::beliefs::Beliefs> {
+    pub(super) fn beliefs(&self) -> Option<&super::beliefs::FileBeliefs> {
         self.beliefs.as_ref()
     }
 
@@ -388,6 +392,11 @@ impl Kernel {
     /// The CPU time that guests have brought along from an image.
     pub fn carried(&self) -> &Arc<Carried> {
         &self.carried
+    }
+
+    /// Who the guests of a run with [`Features::ROOT`] believe to be.
+    pub fn credentials(&self) -> &Beliefs {
+        &self.credentials
     }
 
     /// The guest's kernel log.

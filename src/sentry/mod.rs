@@ -11,6 +11,7 @@ pub mod call;
 pub mod beliefs;
 mod carried;
 mod census;
+pub mod credentials;
 mod dispatch;
 mod events;
 mod features;

@@ -15,12 +15,12 @@ use nix::sys::stat::{FileStat, Mode, UtimensatFlags, fstat, utimensat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{UnlinkatFlags, read, symlinkat, unlinkat};
 
-use super::{Belief, Beliefs, NAME, Real, Spot};
+use super::{Belief, FileBeliefs, NAME, Real, Spot};
 use crate::sys::{beneath, files, random};
 
 /// One that is being copied. Ends when this value does.
 struct Turn<'b> {
-    beliefs: &'b Beliefs,
+    beliefs: &'b FileBeliefs,
     identity: (u64, u64),
 }
 
@@ -32,7 +32,7 @@ impl Drop for Turn<'_> {
     }
 }
 
-impl Beliefs {
+impl FileBeliefs {
     /// Puts a copy of the user's own in the place of the file of somebody else at `spot`, which lies in an overlay. Gives
     /// what stands for what is there then. Takes as long as the file is large.
     pub(in crate::sentry) fn make_own(&self, spot: &Spot) -> Result<OwnedFd, Errno> {

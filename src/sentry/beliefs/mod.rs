@@ -70,11 +70,11 @@ const MOST: usize = 1 << 18;
 
 /// What is believed, and of what.
 #[derive(Debug)]
-pub(super) struct Beliefs {
+pub(super) struct FileBeliefs {
     /// Who the guests are to the kernel. Immutable.
     user: u32,
     group: u32,
-    /// Beliefs of what takes no attribute: links, pipes, sockets, and all that is on file systems without any. They end
+    /// FileBeliefs of what takes no attribute: links, pipes, sockets, and all that is on file systems without any. They end
     /// with the run. A leaf of the lock order.
     table: Mutex<HashMap<Key, Belief>>,
     /// There is something in the table.
@@ -87,9 +87,9 @@ pub(super) struct Beliefs {
     view: OnceLock<OwnedFd>,
 }
 
-impl Default for Beliefs {
+impl Default for FileBeliefs {
     fn default() -> Self {
-        Beliefs {
+        FileBeliefs {
             user: geteuid().as_raw(),
             group: getegid().as_raw(),
             table: Mutex::default(),
@@ -101,7 +101,7 @@ impl Default for Beliefs {
     }
 }
 
-impl Beliefs {
+impl FileBeliefs {
     /// Whether the kernel lets the guests change a file's attributes, and copies it up: its ids are there inside.
     pub(super) fn is_own(&self, real: &Real) -> bool {
         real.uid == self.user && real.gid == self.group

@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open, openat, openat2, readlink};
 use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
 
-use super::Beliefs;
+use super::FileBeliefs;
 use crate::sys::{files, generated};
 
 const HANDLE: OFlag = OFlag::O_PATH.union(OFlag::O_CLOEXEC);
@@ -180,7 +180,7 @@ pub(in crate::sentry) fn flags_of(tid: i32, fd: i32) -> Option<i32> {
     i32::from_str_radix(octal.trim(), 8).ok()
 }
 
-impl Beliefs {
+impl FileBeliefs {
     /// Where a file is that has been found: its directory and its name there. `None`: it has none, or is out of sight.
     pub(in crate::sentry) fn spot_of(&self, tid: i32, file: BorrowedFd<'_>) -> Option<Spot> {
         let path = readlink(&*files::descriptor_path(file)).ok()?;

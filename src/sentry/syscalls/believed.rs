@@ -14,7 +14,7 @@ use super::args::{AccessMode, AtFlags, DirFd, Path};
 use super::watch;
 use crate::notify::{Answer, hand_over};
 use crate::sentry::Features;
-use crate::sentry::beliefs::{Beliefs, Real, Shown, find, find_open};
+use crate::sentry::beliefs::{FileBeliefs, Real, Shown, find, find_open};
 use crate::sentry::call::Call;
 use crate::sys::{files, look};
 use crate::timekeeping::SECOND;
@@ -198,7 +198,7 @@ fn ask(call: &Call<'_>, dirfd: DirFd, path: Path, mode: AccessMode, flags: AtFla
     if may { Answer::Return(0) } else { Answer::Continue }
 }
 
-fn may_write(call: &Call<'_>, beliefs: &Beliefs, file: &OwnedFd, mode: i32) -> bool {
+fn may_write(call: &Call<'_>, beliefs: &FileBeliefs, file: &OwnedFd, mode: i32) -> bool {
     const ANY_X: u32 = libc::S_IXUSR | libc::S_IXGRP | libc::S_IXOTH;
     let Ok(stat) = nix::sys::stat::fstat(file) else { return false };
     stat.st_mode & libc::S_IFMT == libc::S_IFREG
@@ -211,7 +211,7 @@ fn may_write(call: &Call<'_>, beliefs: &Beliefs, file: &OwnedFd, mode: i32) -> b
 /// `None`: the kernel has to say.
 pub(super) fn own(
     call: &Call<'_>,
-    beliefs: &Beliefs,
+    beliefs: &FileBeliefs,
     file: OwnedFd,
 ) -> Option<Result<OwnedFd, Errno>> {
     let stat = nix::sys::stat::fstat(&file).ok()?;

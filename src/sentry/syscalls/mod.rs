@@ -10,6 +10,7 @@ pub mod clocks;
 pub mod directories;
 pub mod exec;
 pub mod filters;
+pub mod identity;
 pub mod klog;
 pub mod lazy;
 pub mod machine;

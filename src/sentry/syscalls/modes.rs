@@ -12,7 +12,7 @@ use nix::sys::stat::{self as nix_stat, fstat};
 use super::args::{AtFlags, Dev, DirFd, Fd, Mode, Path};
 use super::{believed, watch};
 use crate::notify::Answer;
-use crate::sentry::beliefs::{Belief, Beliefs, Device, MODE, find_open, find_spot, flags_of};
+use crate::sentry::beliefs::{Belief, Device, FileBeliefs, MODE, find_open, find_spot, flags_of};
 use crate::sentry::call::Call;
 use crate::sys::generated;
 
@@ -102,7 +102,7 @@ fn make(call: &Call<'_>, dirfd: DirFd, path: Path, mode: Mode, dev: Dev) -> Answ
 }
 
 fn become_device(
-    beliefs: &Beliefs,
+    beliefs: &FileBeliefs,
     file: &OwnedFd,
     mode: u32,
     device: Device,

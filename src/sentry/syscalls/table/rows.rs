@@ -11,7 +11,7 @@ use libc::*;
 use super::super::args::*;
 use super::super::row::syscalls;
 use super::super::{
-    attributes, believed, clocks, directories, exec, filters, klog, lazy, machine, modes,
+    attributes, believed, clocks, directories, exec, filters, identity, klog, lazy, machine, modes,
     own_copies, owners, processes, random, reach, sleeps, stamps, sync, timeouts, usage, watch,
 };
 use crate::notify::filter::Own;
@@ -72,6 +72,7 @@ const NEVER: &str = "a reserved number that Linux has never used";
 
 const OUTSIDE: &str = "run it outside the sandbox";
 const VIEW_FLAGS: &str = "--ro, --rw, --hide and --tmpfs shape the file view";
+const CHROOT_FLAG: &str = "--root lets it";
 const HOSTNAME_FLAG: &str = "--hostname sets it";
 
 /// The address families of Linux 6.18 (include/linux/socket.h: AF_MAX is 46) without some.
@@ -270,34 +271,34 @@ syscalls! {
     SYS_sysinfo(info: Out<SysInfo>) => handled(sync machine::sysinfo, MACHINE_VIEW);
     SYS_times(buf: Out<Tms>) => handled(sync usage::times, RESTORED);
     SYS_ptrace(request: PtraceRequest, pid: Pid, addr: Addr, data: Addr) => native;
-    SYS_getuid() => native;
+    SYS_getuid() => handled(sync identity::getuid, ROOT);
     SYS_syslog(type_: Operation, bufp: OutBuf, len: Int)
         => handled(sync klog::syslog, ALWAYS), except {
             type_ is klog::READ => handled(async klog::read, ALWAYS),
         };
-    SYS_getgid() => native;
-    SYS_setuid(uid: Uid) => native;
-    SYS_setgid(gid: Gid) => native;
-    SYS_geteuid() => native;
-    SYS_getegid() => native;
+    SYS_getgid() => handled(sync identity::getgid, ROOT);
+    SYS_setuid(uid: Uid) => handled(sync identity::setuid, ROOT);
+    SYS_setgid(gid: Gid) => handled(sync identity::setgid, ROOT);
+    SYS_geteuid() => handled(sync identity::geteuid, ROOT);
+    SYS_getegid() => handled(sync identity::getegid, ROOT);
     SYS_setpgid(pid: Pid, pgid: Pid) => native;
     SYS_getppid() => native;
     SYS_getpgrp() => native;
     SYS_setsid() => native;
-    SYS_setreuid(ruid: Uid, euid: Uid) => native;
-    SYS_setregid(rgid: Gid, egid: Gid) => native;
-    SYS_getgroups(size: Int, list: Out<GidCell>) => native;
-    SYS_setgroups(size: Int, list: In<GidCell>) => native;
-    SYS_setresuid(ruid: Uid, euid: Uid, suid: Uid) => native;
-    SYS_getresuid(ruid: Out<UidCell>, euid: Out<UidCell>, suid: Out<UidCell>) => native;
-    SYS_setresgid(rgid: Gid, egid: Gid, sgid: Gid) => native;
-    SYS_getresgid(rgid: Out<GidCell>, egid: Out<GidCell>, sgid: Out<GidCell>) => native;
+    SYS_setreuid(ruid: Uid, euid: Uid) => handled(sync identity::setreuid, ROOT);
+    SYS_setregid(rgid: Gid, egid: Gid) => handled(sync identity::setregid, ROOT);
+    SYS_getgroups(size: Int, list: Out<GidCell>) => handled(sync identity::getgroups, ROOT);
+    SYS_setgroups(size: Int, list: In<GidCell>) => handled(sync identity::setgroups, ROOT);
+    SYS_setresuid(ruid: Uid, euid: Uid, suid: Uid) => handled(sync identity::setresuid, ROOT);
+    SYS_getresuid(ruid: Out<UidCell>, euid: Out<UidCell>, suid: Out<UidCell>) => handled(sync identity::getresuid, ROOT);
+    SYS_setresgid(rgid: Gid, egid: Gid, sgid: Gid) => handled(sync identity::setresgid, ROOT);
+    SYS_getresgid(rgid: Out<GidCell>, egid: Out<GidCell>, sgid: Out<GidCell>) => handled(sync identity::getresgid, ROOT);
     SYS_getpgid(pid: Pid) => native;
-    SYS_setfsuid(fsuid: Uid) => native;
-    SYS_setfsgid(fsgid: Gid) => native;
+    SYS_setfsuid(fsuid: Uid) => handled(sync identity::setfsuid, ROOT);
+    SYS_setfsgid(fsgid: Gid) => handled(sync identity::setfsgid, ROOT);
     SYS_getsid(pid: Pid) => native;
-    SYS_capget(hdrp: InOut<CapHeader>, datap: Out<CapData>) => native;
-    SYS_capset(hdrp: InOut<CapHeader>, datap: In<CapData>) => native;
+    SYS_capget(hdrp: InOut<CapHeader>, datap: Out<CapData>) => handled(sync identity::capget, ROOT);
+    SYS_capset(hdrp: InOut<CapHeader>, datap: In<CapData>) => handled(sync identity::capset, ROOT);
     SYS_rt_sigpending(set: Out<SigSet>, sigsetsize: Len) => native;
     SYS_rt_sigtimedwait(set: In<SigSet>, info: Out<SigInfo>, timeout: In<Timespec>, sigsetsize: Len)
         => handled(sync timeouts::rt_sigtimedwait, VIRTUAL_RATE);
@@ -339,12 +340,14 @@ syscalls! {
         => native, except {
         option is PR_SET_SECCOMP => handled(sync filters::prctl, ALWAYS),
         option is lazy::PR_SET_VMA => handled(async lazy::prctl, LAZY),
+        option in identity::PRCTL => handled(sync identity::prctl, ROOT),
     };
     SYS_arch_prctl(code: Operation, addr: Addr) => native;
     // Reading the clock's state is common; setting it needs a capability.
     SYS_adjtimex(buf: InOut<Timex>) => handled(sync clocks::adjtimex, VIRTUAL_TIME);
     SYS_setrlimit(resource: Resource, rlim: In<Rlimit>) => native;
-    SYS_chroot(path: Path) => refused(EPERM, FIXED_VIEW, VIEW_FLAGS);
+    SYS_chroot(path: Path)
+        => refused(EPERM, FIXED_VIEW, CHROOT_FLAG, unless sync identity::chroot, ROOT);
     SYS_sync() => handled(sync sync::sync, FAKE_SYNC_ALL);
     SYS_acct(filename: Path) => refused(EPERM, "switches the host's process accounting", OUTSIDE);
     SYS_settimeofday(tv: In<Timeval>, tz: In<Timezone>)
