@@ -210,6 +210,13 @@ impl FileBeliefs {
         self.set(file, &wanted)
     }
 
+    /// The same for what an access control list tells of: set-id bits and the sticky bit stay.
+    pub(super) fn set_access(&self, file: BorrowedFd<'_>, mode: u32) -> Result<(), Errno> {
+        let real = Real::of(&fstat(file)?);
+        let before = self.of(&files::descriptor_path(file), &real).mode_of(real.mode);
+        self.set_permissions(file, before & MODE & !0o777 | mode)
+    }
+
     /// Has a file of the user's own belong to somebody else; all ones leave an id as it is.
     pub(super) fn give(&self, file: BorrowedFd<'_>, uid: u32, gid: u32) -> Result<(), Errno> {
         let path = files::descriptor_path(file);

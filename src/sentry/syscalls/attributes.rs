@@ -13,6 +13,7 @@ use super::{believed, modes};
 use crate::notify::Answer;
 use crate::sentry::beliefs::{INSTEAD, NAME};
 use crate::sentry::call::Call;
+use crate::sentry::credentials::Capability;
 use crate::sys::{beneath, files};
 
 const CURRENT: DirFd = DirFd(libc::AT_FDCWD);
@@ -27,6 +28,8 @@ enum Kind {
     Instead(CString),
     /// It is a belief: no guest sees it.
     Hidden,
+    /// An access control list, by which permissions are set as well (acl(5)).
+    List,
     /// The kernel keeps it.
     Kernels,
 }
@@ -42,6 +45,7 @@ fn kind(call: &Call<'_>, name: Str) -> Option<Kind> {
         name if name.starts_with(b"security.") || name.starts_with(b"trusted.") => {
             Kind::Instead(CString::new([INSTEAD, name].concat()).ok()?)
         }
+        b"system.posix_acl_access" => Kind::List,
         _ => Kind::Kernels,
     })
 }
@@ -69,10 +73,14 @@ fn set(call: &Call<'_>, file: File<'_>, name: Str, value: (InBuf, Len), flags: F
             let _ = own(call, file);
             return Answer::Continue;
         }
+        Some(Kind::List) => return set_list(call, file, value),
         None => return Answer::Continue,
     };
     if value.1.0 > LONGEST_VALUE {
         return Answer::Fail(Errno::E2BIG);
+    }
+    if !believed::has(call, Capability::SetFCap) {
+        return Answer::Fail(Errno::EPERM);
     }
     let file = match own(call, file) {
         None => return Answer::Continue,
@@ -95,6 +103,47 @@ fn set(call: &Call<'_>, file: File<'_>, name: Str, value: (InBuf, Len), flags: F
     set().map(|()| 0).into()
 }
 
+/// One that says no more than permissions do becomes permissions. Any other is the kernel's.
+fn set_list(call: &Call<'_>, file: File<'_>, (value, size): (InBuf, Len)) -> Answer {
+    let Some(Ok(file)) = own(call, file) else { return Answer::Continue };
+    let mut bytes = vec![0; size.0.min(LONGEST_VALUE) as usize];
+    let read = call.memory().read(value.0, &mut bytes);
+    let (Ok(()), Some(beliefs), Some((mode, is_all))) =
+        (read, call.kernel.beliefs(), permissions(&bytes))
+    else {
+        return Answer::Continue;
+    };
+    match beliefs.set_access(file.as_fd(), mode) {
+        Err(errno) => Answer::Fail(errno),
+        Ok(()) if is_all => {
+            let path = files::descriptor_path(file.as_fd());
+            // (There may have been a longer one.)
+            let _ = beneath::remove_attribute(&path, c"system.posix_acl_access");
+            Answer::Return(0)
+        }
+        Ok(()) => Answer::Continue,
+    }
+}
+
+/// The permissions in an access control list as setxattr(2) takes it (include/uapi/linux/posix_acl_xattr.h), and whether
+/// there is nothing else in it.
+fn permissions(list: &[u8]) -> Option<(u32, bool)> {
+    const VERSION: [u8; 4] = 2u32.to_le_bytes();
+    let (owner, group, mask, others) = (0x01, 0x04, 0x10, 0x20);
+    let entries = list.strip_prefix(&VERSION)?;
+    let (mut found, mut is_all) = ([None; 4], true);
+    for entry in entries.chunks(8) {
+        let &[tag, 0, bits, 0, ..] = entry else { return None };
+        let place = [owner, group, mask, others].iter().position(|it| *it == tag);
+        is_all &= place.is_some() && tag != mask;
+        if let Some(place) = place {
+            found[place] = Some(u32::from(bits & 7));
+        }
+    }
+    let [owner, group, mask, others] = found;
+    Some((owner? << 6 | mask.or(group)? << 3 | others?, is_all))
+}
+
 fn get(call: &Call<'_>, file: File<'_>, name: Str, value: OutBuf, size: Len) -> Answer {
     let name = match kind(call, name) {
         Some(Kind::Instead(name)) => name,
@@ -113,12 +162,15 @@ fn remove(call: &Call<'_>, file: File<'_>, name: Str) -> Answer {
     let name = match kind(call, name) {
         Some(Kind::Instead(name)) => name,
         Some(Kind::Hidden) => return Answer::Fail(Errno::ENODATA),
-        Some(Kind::Kernels) => {
+        Some(Kind::Kernels | Kind::List) => {
             let _ = own(call, file);
             return Answer::Continue;
         }
         None => return Answer::Continue,
     };
+    if !believed::has(call, Capability::SetFCap) {
+        return Answer::Fail(Errno::EPERM);
+    }
     match own(call, file) {
         None => Answer::Continue,
         Some(Err(errno)) => Answer::Fail(errno),
@@ -291,6 +343,23 @@ pub fn remove_at(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_list_of_the_three_classes_is_permissions() {
+        let list = |entries: &[(u8, u8)]| {
+            let mut all = 2u32.to_le_bytes().to_vec();
+            for (tag, bits) in entries {
+                all.extend([*tag, 0, *bits, 0, 255, 255, 255, 255]);
+            }
+            all
+        };
+        assert_eq!(permissions(&list(&[(1, 6), (4, 4), (32, 0)])), Some((0o640, true)));
+        let long = list(&[(1, 7), (2, 7), (4, 4), (16, 5), (32, 1)]);
+        assert_eq!(permissions(&long), Some((0o751, false)));
+        assert_eq!(permissions(&list(&[(1, 6)])), None);
+        assert_eq!(permissions(b"\x02\0\0\0\x01\0"), None);
+        assert_eq!(permissions(b""), None);
+    }
 
     #[test]
     fn a_guest_sees_its_own_names_and_no_beliefs() {

@@ -16,6 +16,7 @@ use crate::notify::{Answer, hand_over};
 use crate::sentry::Features;
 use crate::sentry::beliefs::{FileBeliefs, Real, Shown, find, find_open};
 use crate::sentry::call::Call;
+use crate::sentry::credentials::Capability;
 use crate::sys::{files, look};
 use crate::timekeeping::SECOND;
 
@@ -227,6 +228,27 @@ pub(super) fn own(
     // It takes as long as the file is large.
     hand_over();
     Some(beliefs.make_own(&spot))
+}
+
+/// Whether the caller believes to have a capability.
+pub(super) fn has(call: &Call<'_>, capability: Capability) -> bool {
+    call.kernel.credentials().of(call.received().tid).has(capability)
+}
+
+/// Whether it believes to own a file, or to have the capability that stands for that.
+pub(super) fn is_owner_or(
+    call: &Call<'_>,
+    beliefs: &FileBeliefs,
+    file: &OwnedFd,
+    capability: Capability,
+) -> bool {
+    let credentials = call.kernel.credentials().of(call.received().tid);
+    let is_owner = || {
+        let path = files::descriptor_path(file.as_fd());
+        let real = nix::sys::stat::fstat(file).map(|stat| Real::of(&stat));
+        real.is_ok_and(|real| beliefs.shown(&path, &real).uid == credentials.uid.fs)
+    };
+    credentials.has(capability) || is_owner()
 }
 
 /// What a path leads to, or with an empty one what a descriptor stands for, where the call allows that.

@@ -7,6 +7,7 @@ pub mod args;
 pub mod attributes;
 pub mod believed;
 pub mod clocks;
+pub mod creations;
 pub mod directories;
 pub mod exec;
 pub mod filters;

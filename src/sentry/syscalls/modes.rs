@@ -10,11 +10,12 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{self as nix_stat, fstat};
 
 use super::args::{AtFlags, Dev, DirFd, Fd, Mode, Path};
+use super::creations::{make_node, umask_of};
 use super::{believed, watch};
 use crate::notify::Answer;
 use crate::sentry::beliefs::{Belief, Device, FileBeliefs, MODE, find_open, find_spot, flags_of};
 use crate::sentry::call::Call;
-use crate::sys::generated;
+use crate::sentry::credentials::Capability;
 
 const CURRENT: DirFd = DirFd(libc::AT_FDCWD);
 
@@ -64,7 +65,10 @@ fn set(call: &Call<'_>, mode: Mode, file: impl FnOnce() -> Option<OwnedFd>) -> A
     match believed::own(call, beliefs, file) {
         None => kernels(mode),
         Some(Err(errno)) => Answer::Fail(errno),
-        Some(Ok(file)) => beliefs.set_permissions(file.as_fd(), mode.0).map(|()| 0).into(),
+        Some(Ok(file)) => match believed::is_owner_or(call, beliefs, &file, Capability::FOwner) {
+            true => beliefs.set_permissions(file.as_fd(), mode.0).map(|()| 0).into(),
+            false => Answer::Fail(Errno::EPERM),
+        },
     }
 }
 
@@ -84,9 +88,15 @@ fn make(call: &Call<'_>, dirfd: DirFd, path: Path, mode: Mode, dev: Dev) -> Answ
     let is_block = match mode.0 & libc::S_IFMT {
         libc::S_IFCHR => false,
         libc::S_IFBLK => true,
+        _ if mode.0 & libc::S_ISUID == 0 => {
+            return make_node(call, dirfd, path, mode).unwrap_or(Answer::Continue);
+        }
         _ => return kernels(mode),
     };
     let Some(beliefs) = call.kernel.beliefs() else { return kernels(mode) };
+    if !believed::has(call, Capability::MkNod) {
+        return Answer::Fail(Errno::EPERM);
+    }
     let tid = call.received().tid;
     let Ok(text) = call.memory().read_string(path.0) else { return Answer::Continue };
     // (Without a place the kernel says why; a device it makes none.)
@@ -110,13 +120,6 @@ fn become_device(
     beliefs.set_permissions(file.as_fd(), mode & !libc::S_ISUID)?;
     let belief = Belief { mode: Some(mode), device: Some(device), ..Belief::default() };
     beliefs.set(file.as_fd(), &belief)
-}
-
-/// The file mode creation mask of a process (proc_pid_status(5)).
-fn umask_of(tid: i32) -> u32 {
-    let text = generated::text(format!("/proc/{tid}/status")).unwrap_or_default();
-    let mask = text.lines().find_map(|line| line.strip_prefix("Umask:"));
-    mask.and_then(|mask| u32::from_str_radix(mask.trim(), 8).ok()).unwrap_or(0o022)
 }
 
 /// A number as the C library has it of one as the kernel takes it (new_decode_dev in include/linux/kdev_t.h).

@@ -10,6 +10,7 @@ use nix::sys::stat::fstat;
 use super::args::{
     AtFlags, DirFd, Flags, In, Mode, Offset, OpenFlags, Path, TimespecPair, TimevalPair, Utimbuf,
 };
+use super::creations::create;
 use super::{believed, watch};
 use crate::notify::{Answer, Descriptor};
 use crate::sentry::beliefs::{Real, find};
@@ -34,14 +35,21 @@ pub(super) fn before_open(
     dirfd: DirFd,
     path: Path,
     flags: OpenFlags,
+    mode: Mode,
 ) -> Option<Answer> {
     const NEW: i32 = libc::O_CREAT | libc::O_EXCL;
     let flags = flags.0 as i32;
     let changes = flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0;
-    let opens_none = flags & libc::O_PATH != 0
-        || flags & libc::O_TMPFILE == libc::O_TMPFILE
-        || flags & NEW == NEW;
+    let opens_none = flags & libc::O_PATH != 0 || flags & libc::O_TMPFILE == libc::O_TMPFILE;
     let beliefs = call.kernel.beliefs().filter(|_| changes && !opens_none)?;
+    if flags & libc::O_CREAT != 0
+        && let Some(answer) = create(call, beliefs, dirfd, path, flags, mode.0)
+    {
+        return Some(answer);
+    }
+    if flags & NEW == NEW {
+        return None;
+    }
     let follow = if flags & libc::O_NOFOLLOW != 0 { libc::AT_SYMLINK_NOFOLLOW } else { 0 };
     let file = prepare(call, dirfd, path, follow)?;
     let real = Real::of(&fstat(&file).ok()?);
@@ -70,7 +78,7 @@ pub(super) fn before_open(
 pub fn creat(call: &Call<'_>, path: Path, mode: Mode) -> Answer {
     watch::creat(call, path, mode);
     let flags = OpenFlags((libc::O_CREAT | libc::O_WRONLY | libc::O_TRUNC) as u32);
-    before_open(call, CURRENT, path, flags).unwrap_or(Answer::Continue)
+    before_open(call, CURRENT, path, flags, mode).unwrap_or(Answer::Continue)
 }
 
 /// Handlers that make what one path leads to the user's own.

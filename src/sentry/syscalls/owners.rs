@@ -13,8 +13,9 @@ use nix::sys::statvfs::{FsFlags, fstatvfs};
 use super::args::{AtFlags, DirFd, Fd, Gid, Path, Uid};
 use super::{believed, modes, watch};
 use crate::notify::{Answer, hand_over};
-use crate::sentry::beliefs::{Real, flags_of};
+use crate::sentry::beliefs::{FileBeliefs, Real, flags_of};
 use crate::sentry::call::Call;
+use crate::sentry::credentials::Capability;
 use crate::sentry::file_log::{Start, View};
 use crate::sys::files::descriptor_path;
 use crate::sys::id_map::IdMap;
@@ -93,8 +94,30 @@ fn give(
         None if is_foreign => Answer::Fail(Errno::EPERM),
         None => return None,
         Some(Err(errno)) => Answer::Fail(errno),
-        Some(Ok(file)) => beliefs.give(file.as_fd(), owner.0, group.0).map(|()| 0).into(),
+        Some(Ok(file)) => match may_give(call, beliefs, &file, (owner.0, group.0)) {
+            true => beliefs.give(file.as_fd(), owner.0, group.0).map(|()| 0).into(),
+            false => Answer::Fail(Errno::EPERM),
+        },
     })
+}
+
+/// Whoever is not root may give their files to groups that they are in (chown_ok and chgrp_ok in fs/attr.c).
+fn may_give(
+    call: &Call<'_>,
+    beliefs: &FileBeliefs,
+    file: &OwnedFd,
+    (owner, group): (u32, u32),
+) -> bool {
+    let credentials = call.kernel.credentials().of(call.received().tid);
+    if credentials.has(Capability::Chown) {
+        return true;
+    }
+    let Ok(stat) = fstat(file) else { return false };
+    let shown = beliefs.shown(&descriptor_path(file.as_fd()), &Real::of(&stat));
+    let in_group = group == credentials.gid.fs || credentials.groups.contains(&group);
+    shown.uid == credentials.uid.fs
+        && (owner == u32::MAX || owner == shown.uid)
+        && (group == u32::MAX || group == shown.gid || in_group)
 }
 
 /// Ids that are there inside are the kernel's; so is every other wrong argument. `why`: what is wrong with the file.

@@ -11,8 +11,9 @@ use libc::*;
 use super::super::args::*;
 use super::super::row::syscalls;
 use super::super::{
-    attributes, believed, clocks, directories, exec, filters, identity, klog, lazy, machine, modes,
-    own_copies, owners, processes, random, reach, sleeps, stamps, sync, timeouts, usage, watch,
+    attributes, believed, clocks, creations, directories, exec, filters, identity, klog, lazy,
+    machine, modes, own_copies, owners, processes, random, reach, sleeps, stamps, sync, timeouts,
+    usage, watch,
 };
 use crate::notify::filter::Own;
 // By name, so that a later libc crate that knows them too makes no difference.
@@ -236,14 +237,14 @@ syscalls! {
     SYS_chdir(path: Path) => handled(sync watch::chdir, FILE_LOG);
     SYS_fchdir(fd: Fd) => native;
     SYS_rename(oldpath: Path, newpath: Path) => handled(sync own_copies::rename, FILE_LOG | ROOT);
-    SYS_mkdir(pathname: Path, mode: Mode) => handled(sync watch::mkdir, FILE_LOG);
+    SYS_mkdir(pathname: Path, mode: Mode) => handled(sync creations::mkdir, FILE_LOG | ROOT);
     SYS_rmdir(pathname: Path) => handled(sync watch::rmdir, FILE_LOG);
     SYS_creat(pathname: Path, mode: Mode) => handled(sync own_copies::creat, FILE_LOG | ROOT), except {
         mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
     };
     SYS_link(oldpath: Path, newpath: Path) => handled(sync own_copies::link, FILE_LOG | ROOT);
     SYS_unlink(pathname: Path) => handled(sync watch::unlink, FILE_LOG);
-    SYS_symlink(target: Path, linkpath: Path) => handled(sync watch::symlink, FILE_LOG);
+    SYS_symlink(target: Path, linkpath: Path) => handled(sync creations::symlink, FILE_LOG | ROOT);
     SYS_readlink(pathname: Path, buf: OutBuf, bufsiz: Int) => handled(sync watch::readlink, FILE_LOG);
     SYS_chmod(pathname: Path, mode: Mode) => handled(sync modes::chmod, FILE_LOG | ROOT), except {
         mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE, unless sync modes::chmod, ROOT),
@@ -506,7 +507,7 @@ syscalls! {
         flags has CREATES, mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
         flags has WRITES => handled(sync machine::openat, ROOT),
     };
-    SYS_mkdirat(dirfd: DirFd, pathname: Path, mode: Mode) => handled(sync watch::mkdirat, FILE_LOG);
+    SYS_mkdirat(dirfd: DirFd, pathname: Path, mode: Mode) => handled(sync creations::mkdirat, FILE_LOG | ROOT);
     SYS_mknodat(dirfd: DirFd, pathname: Path, mode: Mode, dev: Dev) => handled(sync modes::mknodat, FILE_LOG | ROOT), except {
         mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE, unless sync modes::mknodat, ROOT),
     };
@@ -521,7 +522,7 @@ syscalls! {
     SYS_renameat(olddirfd: DirFd, oldpath: Path, newdirfd: DirFd, newpath: Path) => handled(sync own_copies::renameat, FILE_LOG | ROOT);
     SYS_linkat(olddirfd: DirFd, oldpath: Path, newdirfd: DirFd, newpath: Path, flags: AtFlags)
         => handled(sync own_copies::linkat, FILE_LOG | ROOT);
-    SYS_symlinkat(target: Path, newdirfd: DirFd, linkpath: Path) => handled(sync watch::symlinkat, FILE_LOG);
+    SYS_symlinkat(target: Path, newdirfd: DirFd, linkpath: Path) => handled(sync creations::symlinkat, FILE_LOG | ROOT);
     SYS_readlinkat(dirfd: DirFd, pathname: Path, buf: OutBuf, bufsiz: Int) => handled(sync watch::readlinkat, FILE_LOG);
     SYS_fchmodat(dirfd: DirFd, pathname: Path, mode: Mode) => handled(sync modes::fchmodat, FILE_LOG | ROOT), except {
         mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE, unless sync modes::fchmodat, ROOT),
