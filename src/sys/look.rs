@@ -6,7 +6,7 @@ use std::mem::MaybeUninit;
 use libc::{c_int, c_uint};
 use nix::errno::Errno;
 
-/// What statx(2) says of the file at `path`, which is followed. `flags`: AT_STATX_*.
+/// What statx(2) says of the file at `path`. `flags`: AT_STATX_*, and AT_SYMLINK_NOFOLLOW.
 pub fn statx(path: &CStr, flags: c_int, mask: c_uint) -> Result<libc::statx, Errno> {
     let mut found = MaybeUninit::<libc::statx>::zeroed();
     // SAFETY: `path` is NUL-terminated; the kernel writes one statx to room for one.

@@ -85,6 +85,8 @@ pub(super) struct FileBeliefs {
     copied: Condvar,
     /// The root of the guests' file view, which none of them can leave.
     view: OnceLock<OwnedFd>,
+    /// To look at a file in that view takes no other machine, and no program.
+    fast: OnceLock<bool>,
 }
 
 impl Default for FileBeliefs {
@@ -97,6 +99,7 @@ impl Default for FileBeliefs {
             copying: Mutex::default(),
             copied: Condvar::new(),
             view: OnceLock::new(),
+            fast: OnceLock::new(),
         }
     }
 }
@@ -114,13 +117,18 @@ impl FileBeliefs {
         (uid, gid)
     }
 
-    /// What is believed of the file at `path`, which is followed.
+    /// What is believed of the file at `path`: where that is a place in procfs, of what it stands for, else of what has
+    /// that name itself.
     pub(super) fn of(&self, path: &CStr, real: &Real) -> Belief {
         if real.uid != self.user {
             return Belief::default();
         }
         if real.takes_attributes()
-            && let Ok(value) = beneath::attribute(path, NAME)
+            && let Ok(value) = if is_descriptor(path) {
+                beneath::attribute(path, NAME)
+            } else {
+                beneath::own_attribute(path, NAME)
+            }
         {
             return Belief::parse(&value).unwrap_or_default();
         }
@@ -271,8 +279,19 @@ fn set_mode(file: BorrowedFd<'_>, mode: u32) -> Result<(), Errno> {
     fchmodat(AT_FDCWD, &*files::descriptor_path(file), mode, FchmodatFlags::FollowSymlink)
 }
 
+/// Whether a path is one by which procfs knows a descriptor, or a working directory; else a name follows.
+fn is_descriptor(path: &CStr) -> bool {
+    let mut parts = path.to_bytes().split(|byte| *byte == b'/').skip(3);
+    match (parts.next(), parts.next(), parts.next()) {
+        (Some(b"cwd"), None, _) => true,
+        (Some(b"fd"), Some(_), None) => true,
+        _ => false,
+    }
+}
+
 fn key(path: &CStr) -> Result<Key, Errno> {
-    let found = look::statx(path, 0, libc::STATX_INO | libc::STATX_BTIME)?;
+    let flags = if is_descriptor(path) { 0 } else { libc::AT_SYMLINK_NOFOLLOW };
+    let found = look::statx(path, flags, libc::STATX_INO | libc::STATX_BTIME)?;
     let device = libc::makedev(found.stx_dev_major, found.stx_dev_minor);
     Ok((device, found.stx_ino, (found.stx_btime.tv_sec, found.stx_btime.tv_nsec)))
 }

@@ -8,7 +8,7 @@ use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::sys::stat::{FileStat, stat};
+use nix::sys::stat::{FileStat, lstat, stat};
 
 use super::args::{AccessMode, AtFlags, DirFd, Path};
 use super::watch;
@@ -29,21 +29,14 @@ pub(super) enum Form {
     Statx(u64, u32),
 }
 
-/// What a call is about.
-pub(super) enum Subject {
-    /// What a descriptor of the guest stands for, by its place in procfs.
-    Open(CString),
+/// What a call is about, by a path of the sentry's own.
+enum Subject {
+    /// What this leads to.
+    Place(CString),
+    /// What has this name, which leads over no link but at its end; and the name alone.
+    Name(CString, Vec<u8>),
     /// What a path leads to.
     At(OwnedFd),
-}
-
-impl Subject {
-    pub(super) fn with_path<T>(&self, what: impl FnOnce(&CStr) -> T) -> T {
-        match self {
-            Subject::Open(path) => what(path),
-            Subject::At(file) => what(&files::descriptor_path(file.as_fd())),
-        }
-    }
 }
 
 /// Finds what stat(2) and its kin are about. `None`: the kernel has to say.
@@ -55,15 +48,21 @@ fn subject(call: &Call<'_>, dirfd: i32, path: Option<Path>, flags: i32) -> Optio
         Some(Path(0)) => return None,
         Some(path) => call.memory().read_string(path.0).ok()?,
     };
+    let place = || match dirfd {
+        libc::AT_FDCWD => format!("/proc/{tid}/cwd"),
+        fd => format!("/proc/{tid}/fd/{fd}"),
+    };
     if text.is_empty() {
         if path.is_some() && flags & libc::AT_EMPTY_PATH == 0 {
             return None;
         }
-        let place = match dirfd {
-            libc::AT_FDCWD => format!("/proc/{tid}/cwd"),
-            fd => format!("/proc/{tid}/fd/{fd}"),
-        };
-        return CString::new(place).ok().map(Subject::Open);
+        return CString::new(place()).ok().map(Subject::Place);
+    }
+    if !text.contains(&b'/') && text != b".." {
+        let mut name = place().into_bytes();
+        name.push(b'/');
+        name.extend_from_slice(&text);
+        return CString::new(name).ok().map(|name| Subject::Name(name, text));
     }
     find(tid, dirfd, &text, flags & libc::AT_SYMLINK_NOFOLLOW == 0).map(Subject::At)
 }
@@ -81,24 +80,55 @@ pub(super) fn show(
     let known = if matches!(form, Form::Statx(..)) { KNOWN | SYNC } else { KNOWN };
     let beliefs = call.kernel.beliefs().filter(|_| flags & !known == 0)?;
     beliefs.note_view(call.received().tid);
-    let subject = subject(call, dirfd, path, flags)?;
-    let written = subject.with_path(|path| match form {
+    if !beliefs.is_fast(call.received().tid) {
+        hand_over();
+    }
+    let written = match subject(call, dirfd, path, flags)? {
+        Subject::Place(path) => look_at(call, beliefs, &path, flags & SYNC, form)?,
+        Subject::At(file) => {
+            let path = files::descriptor_path(file.as_fd());
+            look_at(call, beliefs, &path, flags & SYNC, form)?
+        }
+        Subject::Name(path, text) => {
+            let itself = flags & SYNC | libc::AT_SYMLINK_NOFOLLOW;
+            let follows = flags & libc::AT_SYMLINK_NOFOLLOW == 0;
+            if follows && lstat(&*path).ok()?.st_mode & libc::S_IFMT == libc::S_IFLNK {
+                let file = find(call.received().tid, dirfd, &text, true)?;
+                let path = files::descriptor_path(file.as_fd());
+                look_at(call, beliefs, &path, flags & SYNC, form)?
+            } else {
+                look_at(call, beliefs, &path, itself, form)?
+            }
+        }
+    };
+    Some(written.map(|()| 0).into())
+}
+
+/// Looks at the file at `path` and writes what is believed of it. `None`: it cannot be looked at.
+fn look_at(
+    call: &Call<'_>,
+    beliefs: &FileBeliefs,
+    path: &CStr,
+    flags: i32,
+    form: Form,
+) -> Option<Result<(), Errno>> {
+    let itself = flags & libc::AT_SYMLINK_NOFOLLOW != 0;
+    Some(match form {
         Form::Stat(address) => {
-            let mut found = stat(path).ok()?;
+            let mut found = if itself { lstat(path) } else { stat(path) }.ok()?;
             let shown = beliefs.shown(path, &Real::of(&found));
             believe(call, &mut found, &shown);
-            Some(call.memory().write(address, look::bytes_of_stat(&found)))
+            call.memory().write(address, look::bytes_of_stat(&found))
         }
         Form::Statx(address, mask) => {
-            let mut found = look::statx(path, flags & SYNC, mask | WHOLE).ok()?;
+            let mut found = look::statx(path, flags, mask | WHOLE).ok()?;
             let mode = u32::from(found.stx_mode);
             let real = Real { uid: found.stx_uid, gid: found.stx_gid, mode };
             let shown = beliefs.shown(path, &real);
             believe_x(call, &mut found, &shown);
-            Some(call.memory().write(address, look::bytes_of_statx(&found)))
+            call.memory().write(address, look::bytes_of_statx(&found))
         }
-    })?;
-    Some(written.map(|()| 0).into())
+    })
 }
 
 /// Without these nothing can be said of a belief.
