@@ -88,8 +88,8 @@ fn identity(spec: &RunSpec) -> Vec<String> {
     let host =
         format!("on the host: uid {}, gid {}", outside(*uid, uid_map), outside(*gid, gid_map));
     match spec.root {
-        Some(_) => vec!["root, and anybody that it becomes (--root)".to_owned(), host],
-        None => vec![format!("uid {uid}, gid {gid}, {groups}"), host],
+        true => vec!["root, and anybody that it becomes (--root)".to_owned(), host],
+        false => vec![format!("uid {uid}, gid {gid}, {groups}"), host],
     }
 }
 
@@ -220,11 +220,11 @@ fn walls(spec: &RunSpec) -> Vec<String> {
     let mut lines = vec![
         format!("namespaces: {}", namespaces.join(" ")),
         match spec.root {
-            Some(_) => {
+            true => {
                 let names = ROOT_CAPABILITIES.map(|(_, name)| name).join(" ");
                 format!("capabilities inside: {names}")
             }
-            None => "no capabilities".to_owned(),
+            false => "no capabilities".to_owned(),
         } + ", no new privileges, a seccomp filter",
     ];
     if lacks(Without::TIME_NAMESPACES) {

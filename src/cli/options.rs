@@ -104,16 +104,12 @@ fn argument(key: &'static Key) -> Arg {
             .value_parser(value_parser!(bool));
     }
     if key.form == Form::Choice {
-        let argument = argument
+        return argument
             .num_args(0..=1)
             .require_equals(true)
             .default_missing_value("true")
             .value_name(key.value)
-            .hide_possible_values(true);
-        return match key.choices.is_empty() {
-            true => argument.value_parser(OsStringValueParser::new()),
-            false => argument.value_parser(PossibleValuesParser::new(key.choices.iter().copied())),
-        };
+            .value_parser(OsStringValueParser::new());
     }
     let argument = argument
         .value_name(key.value)

@@ -40,7 +40,7 @@ pub use host::{Account, Accounts, Host};
 pub use limits::{Bound, Bytes, CgroupPlan, CpuBudget, CpuFile, LimitWishes, Limits, Means, Span};
 pub use options::{Options, Rule, RuleKind};
 pub(crate) use paths::{Found, Kind, quoted, walk};
-pub use root::{ROOT_CAPABILITIES, Root, RootIds, RootWish};
+pub use root::{ROOT_CAPABILITIES, root_capabilities};
 pub use saved::{SavedKind, SavedSpec, grants};
 pub use spec::{
     IdRange, Identity, Mount, MountKind, Network, RunSpec, Voice, Why, Withheld, Without,
@@ -60,7 +60,7 @@ const HOSTNAME_MAX: usize = 64;
 /// The first wish that cannot be granted, with what to write instead.
 pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
     check_program(&options.argv)?;
-    let (root, identity, account) = who(options, host)?;
+    let (identity, account) = who(options, host)?;
     let homes = homes(host, account.as_ref());
     let files::Arranged { view, workdir, idle } =
         files::arrange(host, &options.rules, options.workdir.as_deref(), &homes)?;
@@ -72,7 +72,7 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
     if let Some(account) = account.filter(|_| changes_user) {
         follow_account(&mut environment, &account, &options.env);
     }
-    if root.is_some() {
+    if options.root {
         root::follow(&mut environment, &options.env);
     }
     follow_workdir(&mut environment, &workdir, host, &options.env);
@@ -80,8 +80,7 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
     let options = completed.as_ref().unwrap_or(options);
     let time = TimeSpec::parse(&options.time).map_err(|error| refuse!("{error}"))?;
     let limits = limits::choose(&options.limits, host, &identity)?;
-    let mut features = features(options, &limits, time.as_ref(), host) | syncs(options, &view)?;
-    features |= root.as_ref().map_or(Features::empty(), Root::features);
+    let features = features(options, &limits, time.as_ref(), host) | syncs(options, &view)?;
     let spec = RunSpec {
         argv: options.argv.clone(),
         environment,
@@ -93,7 +92,7 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
         },
         hostname: options.hostname.as_deref().map(check_hostname).transpose()?,
         identity,
-        root,
+        root: options.root,
         network: options.network,
         features,
         mounts: view.into_mounts(),
@@ -114,22 +113,18 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
 /// # Errors
 /// The first wish about users or files that cannot be granted.
 pub fn file_view(options: &Options, host: &Host) -> Result<View, ConfigError> {
-    let (.., account) = who(options, host)?;
+    let (_, account) = who(options, host)?;
     let homes = homes(host, account.as_ref());
     let arranged = files::arrange(host, &options.rules, options.workdir.as_deref(), &homes)?;
     Ok(arranged.view)
 }
 
-/// Who the guest is, whether it is root, and the account that was chosen for it.
-fn who(
-    options: &Options,
-    host: &Host,
-) -> Result<(Option<Root>, Identity, Option<Account>), ConfigError> {
-    if let Some((root, identity)) = root::choose(options, host)? {
-        return Ok((Some(root), identity, None));
+/// Who the guest is, and the account that was chosen for it.
+fn who(options: &Options, host: &Host) -> Result<(Identity, Option<Account>), ConfigError> {
+    match options.root {
+        true => Ok((root::choose(options, host)?, None)),
+        false => identity::choose(host, options.user.as_deref()),
     }
-    let (identity, account) = identity::choose(host, options.user.as_deref())?;
-    Ok((None, identity, account))
 }
 
 /// Directories that have to be made before the run can start: those that a rule opens and names with a slash at the
@@ -157,6 +152,7 @@ fn features(options: &Options, limits: &Limits, time: Option<&TimeSpec>, host: &
     features.set(Features::EXEC_EVENTS, options.observed || options.voice == Voice::Verbose);
     features.set(Features::KMSG, options.kmsg);
     features.set(Features::FOREIGN_IDS, host.uid != 0);
+    features.set(Features::ROOT, options.root);
     features.set(Features::FILE_LOG, options.record_files.is_some() || options.learn);
     if options.learn {
         features |= Features::LEARN | Features::CPU_CLOCK;

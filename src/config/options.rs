@@ -11,7 +11,6 @@ use std::path::PathBuf;
 use super::limits::LimitWishes;
 use super::paths::{parse_pair, quoted};
 use super::profile::{Origin, Setting};
-use super::root::RootWish;
 use super::{Network, Voice, Without};
 
 /// The wishes of one run.
@@ -35,8 +34,8 @@ pub struct Options {
     pub hostname: Option<OsString>,
     /// `UID[:GID]` or the name of a user.
     pub user: Option<OsString>,
-    /// Be root inside, and how.
-    pub root: Option<RootWish>,
+    /// Be root inside.
+    pub root: bool,
     /// What the sandbox's clock shows (`--time`), word by word.
     pub time: Vec<String>,
     /// Do the same whenever it is done; the seed of random bytes.
@@ -81,7 +80,7 @@ impl Default for Options {
             container: None,
             hostname: None,
             user: None,
-            root: None,
+            root: false,
             time: Vec::new(),
             deterministic: None,
             kmsg: false,

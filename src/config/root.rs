@@ -1,33 +1,16 @@
 //! `--root`: the guest is root inside, whoever the caller is.
 //!
-//! Decides how other ids than the caller's come about, and the id maps of such a run.
+//! Decides its ids, its variables and what the kernel allows it. That it can become anybody else is the sentry's
+//! work (`sentry::credentials`).
 
-use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::OsStrExt;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use super::environment::Variables;
 use super::error::refuse;
 use super::paths::quoted;
 use super::{ConfigError, Host, IdRange, Identity, Options, replace};
-use crate::sentry::Features;
 use crate::sentry::credentials::Capability;
-
-/// `--root`, read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RootWish {
-    /// However it can be had.
-    Any,
-    /// By what the sentry tells the guests.
-    Believed,
-}
-
-/// A run whose guests are root inside.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Root {
-    /// Where other ids than root's come from.
-    pub how: RootIds,
-}
 
 /// What root inside is allowed by the kernel, in the sandbox's user namespace. docs/root.md says why these, and
 /// why no others.
@@ -37,70 +20,26 @@ pub const ROOT_CAPABILITIES: [(Capability, &str); 3] = [
     (Capability::SysChroot, "SYS_CHROOT"),
 ];
 
-impl Root {
-    /// [`ROOT_CAPABILITIES`] as a set of bits.
-    pub fn capabilities(&self) -> u64 {
-        ROOT_CAPABILITIES.iter().fold(0, |set, (capability, _)| set | capability.bit())
-    }
-
-    /// What traps for it.
-    pub(super) fn features(&self) -> Features {
-        match self.how {
-            RootIds::Believed => Features::ROOT,
-            RootIds::SubIds { .. } => Features::empty(),
-        }
-    }
+/// [`ROOT_CAPABILITIES`] as a set of bits.
+pub fn root_capabilities() -> u64 {
+    ROOT_CAPABILITIES.iter().fold(0, |set, (capability, _)| set | capability.bit())
 }
 
-/// Where ids other than root's come from in a run with `--root`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum RootIds {
-    /// The sentry tells guests of them; the kernel knows root alone, and that is the caller.
-    Believed,
-    /// The kernel has them: the caller's subordinate ids (subuid(5)).
-    SubIds {
-        /// Lines of uid_map.
-        uids: Vec<IdRange>,
-        /// Lines of gid_map.
-        gids: Vec<IdRange>,
-    },
-}
-
-/// The words that `--root` takes.
-pub(super) const WORDS: &[&str] = &["true", "false", "believed"];
-
-impl RootWish {
-    /// One of [`WORDS`].
-    pub(super) fn of(word: &OsStr) -> Option<RootWish> {
-        match word.as_bytes() {
-            b"true" => Some(RootWish::Any),
-            b"believed" => Some(RootWish::Believed),
-            _ => None,
-        }
-    }
-}
-
-/// How the guest comes to be root, and its ids. `None`: it does not.
-pub(super) fn choose(
-    options: &Options,
-    host: &Host,
-) -> Result<Option<(Root, Identity)>, ConfigError> {
-    if options.root.is_none() {
-        return Ok(None);
-    }
-    if let Some(user) = &options.user {
-        return Err(refuse!(
+/// The ids of a run with `--root`.
+pub(super) fn choose(options: &Options, host: &Host) -> Result<Identity, ConfigError> {
+    match &options.user {
+        None => Ok(identity(host)),
+        Some(user) => Err(refuse!(
             "cannot use --root with --user {}: the program is one user, and --root makes it root; leave \
              one of them out",
             quoted(user)
-        ));
+        )),
     }
-    Ok(Some((Root { how: RootIds::Believed }, believed(host))))
 }
 
 /// Root alone exists inside, and is the caller. For the host's root, too: so that what a guest believes
 /// is the same whoever runs it, and no file of the host gets another owner.
-pub(super) fn believed(host: &Host) -> Identity {
+fn identity(host: &Host) -> Identity {
     let own = |outside| vec![IdRange { inside: 0, outside, count: 1 }];
     Identity {
         uid: 0,
@@ -138,11 +77,12 @@ pub(super) fn follow(environment: &mut Variables, flags: &[OsString]) {
 mod tests {
     use super::super::testing::{TestHost, options};
     use super::*;
+    use crate::sentry::Features;
 
     #[test]
     fn root_is_the_caller_and_nobody_else_is_there() {
         for (host, id) in [(TestHost::ordinary(), 1000), (TestHost::root(), 0)] {
-            let wishes = Options { root: Some(RootWish::Any), ..options(&[]) };
+            let wishes = Options { root: true, ..options(&[]) };
             let spec = host.resolve(&wishes).unwrap();
             assert_eq!((spec.identity.uid, spec.identity.gid), (0, 0));
             let map = [IdRange { inside: 0, outside: id, count: 1 }];
@@ -150,10 +90,9 @@ mod tests {
                 (&spec.identity.uid_map[..], &spec.identity.gid_map[..]),
                 (&map[..], &map[..])
             );
-            assert_eq!(spec.root, Some(Root { how: RootIds::Believed }));
-            assert!(spec.features.contains(Features::ROOT));
+            assert!(spec.root && spec.features.contains(Features::ROOT));
             let plain = host.resolve(&options(&[])).unwrap();
-            assert!(plain.root.is_none() && !plain.features.contains(Features::ROOT));
+            assert!(!plain.root && !plain.features.contains(Features::ROOT));
         }
     }
 
@@ -161,7 +100,7 @@ mod tests {
     fn variables_follow_and_a_flag_is_stronger() {
         let mut host = TestHost::ordinary();
         host.set("USER", "me");
-        let mut wishes = Options { root: Some(RootWish::Any), ..options(&[]) };
+        let mut wishes = Options { root: true, ..options(&[]) };
         let value = |wishes: &Options, name: &str| {
             let environment = host.resolve(wishes).unwrap().environment;
             environment.into_iter().find(|(it, _)| it == name).map(|(_, value)| value)
@@ -178,7 +117,7 @@ mod tests {
     #[test]
     fn another_user_is_a_contradiction() {
         let user = Some("5:5".into());
-        let wishes = Options { root: Some(RootWish::Any), user, ..options(&[]) };
+        let wishes = Options { root: true, user, ..options(&[]) };
         let error = TestHost::ordinary().resolve(&wishes).unwrap_err();
         assert!(error.contains("--root") && error.contains("--user 5:5"), "{error}");
     }

@@ -211,7 +211,7 @@ impl SavedSpec {
                 None => None,
             },
             identity,
-            root: None,
+            root: false,
             time,
             deterministic: None,
             network: if self.host_network { Network::Host } else { Network::None },

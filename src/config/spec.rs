@@ -9,7 +9,6 @@ use std::path::PathBuf;
 
 use super::deterministic::Deterministic;
 use super::limits::Limits;
-use super::root::Root;
 use crate::sentry::Features;
 use crate::timekeeping::TimeSpec;
 
@@ -32,7 +31,7 @@ pub struct RunSpec {
     /// Who the guest is.
     pub identity: Identity,
     /// It is root inside (`--root`).
-    pub root: Option<Root>,
+    pub root: bool,
     /// The sandbox's own clock; `None` is the host's.
     pub time: Option<TimeSpec>,
     /// It does the same whenever it is done (`--deterministic`).

@@ -14,7 +14,7 @@ use libc::c_int;
 
 use super::program::Program;
 use super::view::{Step, View};
-use crate::config::{Limits, Means, Network, Root, RunSpec, Without};
+use crate::config::{Limits, Means, Network, RunSpec, Without, root_capabilities};
 use crate::overlay::Layer;
 use crate::sentry::{Randomness, Time};
 use crate::sys::memfd::SharedMemory;
@@ -140,7 +140,7 @@ impl Plan {
             uid: spec.identity.uid,
             gid: spec.identity.gid,
             groups: spec.identity.groups.clone(),
-            capabilities: spec.root.as_ref().map_or(0, Root::capabilities),
+            capabilities: if spec.root { root_capabilities() } else { 0 },
             keep_addresses: spec.deterministic.is_some(),
             cpus: spec.limits.cpus.as_deref().map(CpuMask::new),
             rlimits: resource_limits(&spec.limits),

@@ -73,7 +73,7 @@ static void show(const char *what) {
     do {                                                                                                              \
         errno = 0;                                                                                                    \
         long result = (call);                                                                                         \
-        printf("  %s = %ld %s\n", #call, result, result < 0 ? strerrorname_np(errno) : "");                           \
+        printf("  %s = %ld%s%s\n", #call, result, result < 0 ? " " : "", result < 0 ? strerrorname_np(errno) : "");                           \
         fflush(stdout);                                                                                               \
     } while (0)
 

@@ -10,7 +10,6 @@ use super::super::environment;
 use super::super::error::refuse;
 use super::super::limits;
 use super::super::paths::{check, parse_pair};
-use super::super::root::{self, RootWish};
 use super::super::{
     ConfigError, Network, Options, Rule, RuleKind, Voice, Without, check_container, check_hostname,
     quoted,
@@ -275,12 +274,11 @@ pub static KEYS: &[Key] = &[
         Ok(())
     })
     .help("UID[:GID]|NAME", "Be this user inside"),
-    Key::new("root", Form::Choice, Project::LeftOut, Group::Who, "false", |o, s| {
-        o.root = RootWish::of(s.word());
+    Key::new("root", Form::Switch, Project::LeftOut, Group::Who, "false", |o, s| {
+        o.root = s.is_on();
         Ok(())
     })
-    .one_of(root::WORDS)
-    .help("believed", "Be root inside, who may own files as anybody and become any user"),
+    .help("", "Be root inside, who may own files as anybody and become any user"),
     Key::new("time", Form::Words, Project::Taken, Group::Who, "the host's", |o, s| {
         let word = s.text()?;
         TimeSpec::parse(&[word]).map_err(|error| refuse!("{error}"))?;

@@ -33,7 +33,8 @@ use crate::sys::{generated, process};
 const MOST: usize = 1 << 14;
 const MOST_GROUPS: usize = 1 << 20;
 
-/// Threads that differ from their processes, as many as are remembered before those that are gone are forgotten.
+/// Of threads that differ from their processes so many at least are remembered before those that are gone are
+/// forgotten.
 const MANY_THREADS: usize = 256;
 
 /// What all guests believe.
@@ -56,6 +57,8 @@ struct Inner {
     numbers: HashMap<Believed, u64>,
     groups: usize,
     threads: HashMap<i32, Thread>,
+    /// So many are there when those that are gone are forgotten.
+    many: usize,
 }
 
 /// Credentials, and the image that they were taken in, where an exec would change them.
@@ -256,8 +259,9 @@ impl Inner {
     }
 
     fn forget_gone(&mut self) {
-        if self.threads.len() >= MANY_THREADS {
+        if self.threads.len() >= self.many.max(MANY_THREADS) {
             self.threads.retain(|tid, thread| is_there(*tid, thread.start));
+            self.many = 2 * self.threads.len();
         }
     }
 }

@@ -147,8 +147,14 @@ fn apply(it: &mut Credentials, step: Step) -> Result<(), Errno> {
     match step {
         Step::Users(change) => it.set_users(change),
         Step::Groups(change) => it.set_gids(change),
-        Step::FsUser(id) => Ok(drop(it.set_fs_user(id))),
-        Step::FsGroup(id) => Ok(drop(it.set_fs_group(id))),
+        Step::FsUser(id) => {
+            it.set_fs_user(id);
+            Ok(())
+        }
+        Step::FsGroup(id) => {
+            it.set_fs_group(id);
+            Ok(())
+        }
         Step::Supplementary(groups) => it.set_supplementary(groups),
         Step::Capabilities(a, b, c) => it.set_capabilities(a & ALL, b & ALL, c & ALL),
         Step::Control(option, args) => it.control(option, args).map(drop),
@@ -223,8 +229,9 @@ fn the_kernel_carries_what_a_process_is() {
         child.kill().unwrap();
         child.wait().unwrap();
     }
-    beliefs.lock().free_unused();
-    assert_eq!((beliefs.lock().free.clone(), beliefs.lock().numbers.len()), (vec![1], 0));
+    let mut inner = beliefs.lock();
+    inner.free_unused();
+    assert_eq!((&inner.free[..], inner.numbers.len()), (&[1][..], 0));
 }
 
 #[test]

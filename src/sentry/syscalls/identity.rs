@@ -8,6 +8,7 @@ use super::args::{
     CapData, CapHeader, Gid, GidCell, In, InOut, Int, Out, Path, PrctlOption, ULong, Uid, UidCell,
 };
 use crate::notify::{Answer, hand_over};
+use crate::sentry::Features;
 use crate::sentry::call::Call;
 use crate::sentry::credentials::{ALL, Capability, CapabilitySets, Change, Credentials, Ids};
 
@@ -165,6 +166,15 @@ pub fn setgroups(call: &Call<'_>, size: Int, list: In<GidCell>) -> Answer {
 
 /// Serves chroot(2): who may is decided here, all else by the kernel, to which every guest of such a run may.
 pub fn chroot(call: &Call<'_>, _path: Path) -> Answer {
+    if call.kernel.features().contains(Features::FILE_LOG) {
+        call.kernel.refuse(
+            call.received().tid,
+            "a root directory of a guest's own",
+            "files are recorded by the paths of one root directory",
+            "run it without --record-files",
+        );
+        return Answer::Fail(Errno::EPERM);
+    }
     match call.kernel.credentials().of(call.received().tid).has(Capability::SysChroot) {
         true => Answer::Continue,
         false => Answer::Fail(Errno::EPERM),
