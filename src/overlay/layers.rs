@@ -30,7 +30,7 @@ use super::front;
 use super::remove::remove_tree;
 use super::restoring;
 use super::store::{self, Kept, Lock, OVERLAYFS_SUPER_MAGIC, Store, make_directory, open_closed};
-use crate::config::{IdRange, Identity, Mount, MountKind, RootIds, RunSpec, View, quoted};
+use crate::config::{IdRange, Identity, Mount, MountKind, RunSpec, View, quoted};
 use crate::sys::errno_of;
 use crate::sys::{beneath, files};
 
@@ -264,7 +264,7 @@ impl Maker<'_> {
 
     /// Guests take themselves for root, and have no ids but their own.
     fn is_believed(&self) -> bool {
-        self.spec.root.as_ref().is_some_and(|root| matches!(root.how, RootIds::Believed))
+        self.spec.root
     }
 
     fn failed(&self, errno: Errno) -> OverlayError {

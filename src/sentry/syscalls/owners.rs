@@ -86,7 +86,12 @@ fn give(
         let (path, real) = (descriptor_path(file.as_fd()), Real::of(&fstat(&file).ok()?));
         let shown = beliefs.shown(&path, &real);
         let keeps = |wanted: u32, is: u32| wanted == u32::MAX || wanted == is;
-        if keeps(owner.0, shown.uid) && keeps(group.0, shown.gid) && !is_read_only(&file) {
+        let is_plain = shown.mode & (libc::S_ISUID | libc::S_ISGID) == 0;
+        if keeps(owner.0, shown.uid)
+            && keeps(group.0, shown.gid)
+            && is_plain
+            && !is_read_only(&file)
+        {
             return Some(Answer::Return(0));
         }
     }
