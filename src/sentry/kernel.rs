@@ -13,8 +13,7 @@
 //!         Undelivered::results, Refusals::kinds, Keepers::all, Accounting::notes, Group::found,
 //!         RunTime, Load::inner, Tracer::thread, Progress::running, Gate::inner, Events::limit, Events::recent,
 //!         KernelLog::ring, Timekeeper::realtime, Remade::calls, Lazy::failed,
-//!         Sessions::inner, Starts::inner, Listings::inner, Randomness::inner, Beliefs::inner,
-//!         FileBeliefs::table, FileBeliefs::copying   (leaves)
+//!         Sessions::inner, Starts::inner, Listings::inner, Randomness::inner, Beliefs::inner, FileBeliefs::*  (leaves)
 //! ```
 
 use std::collections::HashMap;

@@ -124,11 +124,11 @@ fn a_package_is_built_and_installed() {
     workspace.write("p/var/lib/likeness/data", "x\n");
     let script = format!(
         "umask 022; chmod -R go+rX-w p; chmod 4755 p/usr/bin/tool; chown -R 33:34 p/var/lib/likeness
-         chmod 2750 p/var/lib/likeness; dpkg-deb -b p a.deb >/dev/null; dpkg-deb -c a.deb | grep -c ' [0-9a-z-]*/'
+         chmod 2750 p/var/lib/likeness; dpkg-deb -b p a.deb >/dev/null
          mkdir -p r/var/lib/dpkg/info r/var/lib/dpkg/updates; touch r/var/lib/dpkg/status
          dpkg --root=$PWD/r -i a.deb >/dev/null; cd r; {LIST} | grep -v dpkg"
     );
-    let expected = "7\n d 0 0 755 \nusr d 0 0 755 \nusr/bin d 0 0 755 \nusr/bin/tool f 0 0 4755 \nvar d 0 0 755 \n\
+    let expected = " d 0 0 755 \nusr d 0 0 755 \nusr/bin d 0 0 755 \nusr/bin/tool f 0 0 4755 \nvar d 0 0 755 \n\
                     var/lib d 0 0 755 \nvar/lib/likeness d 33 34 2750 \nvar/lib/likeness/data f 33 34 644 \n";
     as_root(&workspace, &["sh", "-ec", &script]).success().expect_out(expected);
 }

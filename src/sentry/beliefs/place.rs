@@ -182,18 +182,12 @@ pub(in crate::sentry) fn flags_of(tid: i32, fd: i32) -> Option<i32> {
 
 impl FileBeliefs {
     /// Where a file is that has been found: its directory and its name there. `None`: it has none, or is out of sight.
-    pub(in crate::sentry) fn spot_of(&self, tid: i32, file: BorrowedFd<'_>) -> Option<Spot> {
+    pub(in crate::sentry) fn spot_of(&self, file: BorrowedFd<'_>) -> Option<Spot> {
         let path = readlink(&*files::descriptor_path(file)).ok()?;
         let path = Path::new(&path);
         let (parent, name) = (path.parent()?, path.file_name()?);
         // A path of the whole view, whatever root this guest has chosen for itself.
-        let view = match self.view.get() {
-            Some(view) => view,
-            None => {
-                let root = root(tid)?;
-                self.view.get_or_init(|| root)
-            }
-        };
+        let view = self.view.get()?;
         let resolve = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_SYMLINKS;
         let parent = resolved(view.as_fd(), parent.as_os_str().as_bytes(), true, resolve).ok()?;
         let spot = Spot { parent, name: name.to_owned() };
@@ -215,10 +209,10 @@ impl FileBeliefs {
         })
     }
 
-    /// Notes the root of the file view, while no guest has another one.
-    pub(in crate::sentry) fn note_view(&self, tid: i32) {
+    /// Notes the root of the file view, while no guest has another one. `is_valid`: the thread is a guest still.
+    pub(in crate::sentry) fn note_view(&self, tid: i32, is_valid: impl FnOnce() -> bool) {
         if self.view.get().is_none()
-            && let Some(root) = root(tid)
+            && let Some(root) = root(tid).filter(|_| is_valid())
         {
             let _ = self.view.set(root);
         }

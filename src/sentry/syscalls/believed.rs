@@ -79,7 +79,7 @@ pub(super) fn show(
     const KNOWN: i32 = libc::AT_SYMLINK_NOFOLLOW | libc::AT_EMPTY_PATH | libc::AT_NO_AUTOMOUNT;
     let known = if matches!(form, Form::Statx(..)) { KNOWN | SYNC } else { KNOWN };
     let beliefs = call.kernel.beliefs().filter(|_| flags & !known == 0)?;
-    beliefs.note_view(call.received().tid);
+    beliefs.note_view(call.received().tid, || call.trapped().is_valid());
     if !beliefs.is_fast(call.received().tid) {
         hand_over();
     }
@@ -254,7 +254,8 @@ pub(super) fn own(
     if !call.kernel.overlays().holds(tid, file.as_fd()) {
         return None;
     }
-    let spot = beliefs.spot_of(tid, file.as_fd())?;
+    beliefs.note_view(tid, || call.trapped().is_valid());
+    let spot = beliefs.spot_of(file.as_fd())?;
     // It takes as long as the file is large.
     hand_over();
     Some(beliefs.make_own(&spot))
@@ -285,9 +286,15 @@ pub(super) fn is_owner_or(
 pub(super) fn target(call: &Call<'_>, dirfd: DirFd, path: Path, flags: i32) -> Option<OwnedFd> {
     let tid = call.received().tid;
     let text = call.memory().read_string(path.0).ok()?;
-    match text.is_empty() {
+    let found = match text.is_empty() {
         true if flags & libc::AT_EMPTY_PATH != 0 => find_open(tid, dirfd.0),
         true => None,
         false => find(tid, dirfd.0, &text, flags & libc::AT_SYMLINK_NOFOLLOW == 0),
-    }
+    };
+    valid(call, found)
+}
+
+/// What was found by a thread's number, if that was the caller's all the time.
+pub(super) fn valid<T>(call: &Call<'_>, found: Option<T>) -> Option<T> {
+    found.filter(|_| call.trapped().is_valid())
 }

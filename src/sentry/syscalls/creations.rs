@@ -13,6 +13,7 @@ use nix::sys::stat::{self, Mode as Bits};
 use nix::unistd;
 
 use super::args::{DirFd, Mode, Path};
+use super::believed::valid;
 use super::watch;
 use crate::notify::{Answer, Descriptor};
 use crate::sentry::beliefs::{FileBeliefs, MODE, Spot, find, find_spot};
@@ -52,8 +53,8 @@ fn made(
     let (uid, gid) = maker(call)?;
     let tid = call.received().tid;
     let text = call.memory().read_string(path.0).ok()?;
-    let spot = find_spot(tid, dirfd.0, &text)?;
     let bits = Bits::from_bits_truncate(mode & 0o1777 & !umask_of(tid));
+    let spot = valid(call, find_spot(tid, dirfd.0, &text))?;
     let done = make(spot.parent.as_fd(), &spot.name, bits)
         .and_then(|()| beliefs.give(spot.handle()?.as_fd(), uid, gid));
     Some(done.map(|()| 0).into())
@@ -128,8 +129,9 @@ pub(super) fn create(
     if !is_exclusive && find(tid, dirfd.0, &text, false).is_some() {
         return None;
     }
-    let spot = find_spot(tid, dirfd.0, &text)?;
-    let opened = open_new(&spot, flags, mode & 0o1777 & !umask_of(tid)).and_then(|file| {
+    let mode = mode & 0o1777 & !umask_of(tid);
+    let spot = valid(call, find_spot(tid, dirfd.0, &text))?;
+    let opened = open_new(&spot, flags, mode).and_then(|file| {
         beliefs.give(file.as_fd(), uid, gid)?;
         Ok(file)
     });

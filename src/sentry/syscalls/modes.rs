@@ -11,7 +11,7 @@ use nix::sys::stat::{self as nix_stat, fstat};
 
 use super::args::{AtFlags, Dev, DirFd, Fd, Mode, Path};
 use super::creations::{make_node, umask_of};
-use super::{believed, watch};
+use super::{believed, owners, watch};
 use crate::notify::Answer;
 use crate::sentry::beliefs::{Belief, Device, FileBeliefs, MODE, find_open, find_spot, flags_of};
 use crate::sentry::call::Call;
@@ -22,48 +22,62 @@ const CURRENT: DirFd = DirFd(libc::AT_FDCWD);
 /// Serves chmod(2).
 pub fn chmod(call: &Call<'_>, path: Path, mode: Mode) -> Answer {
     watch::chmod(call, path, mode);
-    set(call, mode, || believed::target(call, CURRENT, path, 0))
+    set_at(call, CURRENT, path, mode, AtFlags(0))
 }
 
 /// Serves fchmodat(2).
 pub fn fchmodat(call: &Call<'_>, dirfd: DirFd, path: Path, mode: Mode) -> Answer {
     watch::fchmodat(call, dirfd, path, mode);
-    set(call, mode, || believed::target(call, dirfd, path, 0))
+    set_at(call, dirfd, path, mode, AtFlags(0))
 }
 
 /// Serves fchmodat2(2).
 pub fn fchmodat2(call: &Call<'_>, dirfd: DirFd, path: Path, mode: Mode, flags: AtFlags) -> Answer {
     watch::fchmodat2(call, dirfd, path, mode, flags);
-    set(call, mode, || believed::target(call, dirfd, path, flags.0 as i32))
+    set_at(call, dirfd, path, mode, flags)
 }
 
 /// Serves fchmod(2).
 pub fn fchmod(call: &Call<'_>, fd: Fd, mode: Mode) -> Answer {
-    set(call, mode, || open_file(call, fd))
+    let why = || owners::of_descriptor(call.received().tid, fd.0);
+    set(call, mode, open_file(call, fd), why)
+}
+
+fn set_at(call: &Call<'_>, dirfd: DirFd, path: Path, mode: Mode, flags: AtFlags) -> Answer {
+    let file = believed::target(call, dirfd, path, flags.0 as i32);
+    set(call, mode, file, || owners::of_path(call, dirfd, path, flags))
 }
 
 /// What an open descriptor stands for, if it is one that stands for more than a path.
 pub(super) fn open_file(call: &Call<'_>, fd: Fd) -> Option<OwnedFd> {
     let tid = call.received().tid;
     flags_of(tid, fd.0).filter(|flags| flags & libc::O_PATH == 0)?;
-    find_open(tid, fd.0)
+    believed::valid(call, find_open(tid, fd.0))
 }
 
-/// A set-id bit is refused where it cannot be believed.
-fn kernels(mode: Mode) -> Answer {
-    if mode.0 & libc::S_ISUID != 0 { Answer::Fail(Errno::EPERM) } else { Answer::Continue }
+/// The kernel makes the call, or says why it cannot be made; but never with a set-id bit.
+fn kernels(mode: Mode, why: impl FnOnce() -> Option<Errno>) -> Answer {
+    match mode.0 & libc::S_ISUID != 0 {
+        true => Answer::Fail(why().unwrap_or(Errno::EPERM)),
+        false => Answer::Continue,
+    }
 }
 
-fn set(call: &Call<'_>, mode: Mode, file: impl FnOnce() -> Option<OwnedFd>) -> Answer {
-    let Some(beliefs) = call.kernel.beliefs() else { return kernels(mode) };
-    let Some(file) = file() else { return kernels(mode) };
-    let is_link =
-        |file: &OwnedFd| fstat(file).is_ok_and(|it| it.st_mode & libc::S_IFMT == libc::S_IFLNK);
-    if is_link(&file) {
-        return kernels(mode);
+/// `why`: what is wrong with the file, if anything.
+fn set(
+    call: &Call<'_>,
+    mode: Mode,
+    file: Option<OwnedFd>,
+    why: impl FnOnce() -> Option<Errno>,
+) -> Answer {
+    let (Some(beliefs), Some(file)) = (call.kernel.beliefs(), file) else {
+        return kernels(mode, why);
+    };
+    if fstat(&file).is_ok_and(|it| it.st_mode & libc::S_IFMT == libc::S_IFLNK) {
+        return kernels(mode, || Some(Errno::EOPNOTSUPP));
     }
     match believed::own(call, beliefs, file) {
-        None => kernels(mode),
+        None => kernels(mode, why),
         Some(Err(errno)) => Answer::Fail(errno),
         Some(Ok(file)) => match believed::is_owner_or(call, beliefs, &file, Capability::FOwner) {
             true => beliefs.set_permissions(file.as_fd(), mode.0).map(|()| 0).into(),
@@ -91,21 +105,24 @@ fn make(call: &Call<'_>, dirfd: DirFd, path: Path, mode: Mode, dev: Dev) -> Answ
         _ if mode.0 & libc::S_ISUID == 0 => {
             return make_node(call, dirfd, path, mode).unwrap_or(Answer::Continue);
         }
-        _ => return kernels(mode),
+        _ => return Answer::Fail(Errno::EPERM),
     };
-    let Some(beliefs) = call.kernel.beliefs() else { return kernels(mode) };
+    let Some(beliefs) = call.kernel.beliefs() else { return kernels(mode, || None) };
     if !believed::has(call, Capability::MkNod) {
         return Answer::Fail(Errno::EPERM);
     }
     let tid = call.received().tid;
     let Ok(text) = call.memory().read_string(path.0) else { return Answer::Continue };
     // (Without a place the kernel says why; a device it makes none.)
-    let Some(spot) = find_spot(tid, dirfd.0, &text) else { return kernels(mode) };
+    let umask = umask_of(tid);
+    let Some(spot) = believed::valid(call, find_spot(tid, dirfd.0, &text)) else {
+        return kernels(mode, || None);
+    };
     let made = (|| {
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
         let own = nix_stat::Mode::S_IRUSR | nix_stat::Mode::S_IWUSR;
         let file = openat(&spot.parent, spot.name.as_os_str(), flags, own)?;
-        let mode = mode.0 & MODE & !umask_of(tid);
+        let mode = mode.0 & MODE & !umask;
         become_device(beliefs, &file, mode, Device { is_block, number: number(dev) })
     })();
     made.map(|()| 0).into()

@@ -24,7 +24,8 @@ const CURRENT: DirFd = DirFd(libc::AT_FDCWD);
 fn prepare(call: &Call<'_>, dirfd: DirFd, path: Path, flags: i32) -> Option<OwnedFd> {
     let beliefs = call.kernel.beliefs()?;
     let text = call.memory().read_string(path.0).ok()?;
-    let file = find(call.received().tid, dirfd.0, &text, flags & libc::AT_SYMLINK_NOFOLLOW == 0)?;
+    let found = find(call.received().tid, dirfd.0, &text, flags & libc::AT_SYMLINK_NOFOLLOW == 0);
+    let file = believed::valid(call, found)?;
     believed::own(call, beliefs, file)?.ok()
 }
 

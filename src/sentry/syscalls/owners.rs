@@ -27,7 +27,7 @@ pub fn chown(call: &Call<'_>, path: Path, owner: Uid, group: Gid) -> Answer {
     if let Some(done) = give(call, ids, || believed::target(call, CURRENT, path, 0)) {
         return done;
     }
-    answer(call, ids, |tid| of_path(call, tid, Start::Directory, path, AtFlags(0)))
+    answer(call, ids, |_| of_path(call, CURRENT, path, AtFlags(0)))
 }
 
 /// Serves lchown(2).
@@ -38,7 +38,7 @@ pub fn lchown(call: &Call<'_>, path: Path, owner: Uid, group: Gid) -> Answer {
     if let Some(done) = give(call, (owner, group), file) {
         return done;
     }
-    answer(call, (owner, group), |tid| of_path(call, tid, Start::Directory, path, flags))
+    answer(call, (owner, group), |_| of_path(call, CURRENT, path, flags))
 }
 
 /// Serves fchownat(2).
@@ -55,10 +55,7 @@ pub fn fchownat(
     if let Some(done) = give(call, (owner, group), file) {
         return done;
     }
-    answer(call, (owner, group), |tid| match dirfd.0 {
-        libc::AT_FDCWD => of_path(call, tid, Start::Directory, path, flags),
-        fd => of_path(call, tid, Start::Descriptor(fd), path, flags),
-    })
+    answer(call, (owner, group), |_| of_path(call, dirfd, path, flags))
 }
 
 /// Serves fchown(2).
@@ -146,7 +143,13 @@ fn answer(
     }
 }
 
-fn of_path(call: &Call<'_>, tid: i32, start: Start, path: Path, flags: AtFlags) -> Option<Errno> {
+/// What is wrong with the file that a path leads to.
+pub(super) fn of_path(call: &Call<'_>, dirfd: DirFd, path: Path, flags: AtFlags) -> Option<Errno> {
+    let tid = call.received().tid;
+    let start = match dirfd.0 {
+        libc::AT_FDCWD => Start::Directory,
+        fd => Start::Descriptor(fd),
+    };
     let flags = flags.0 as i32;
     if flags & !(libc::AT_SYMLINK_NOFOLLOW | libc::AT_EMPTY_PATH) != 0 {
         return Some(Errno::EINVAL);
@@ -174,7 +177,7 @@ fn of_path(call: &Call<'_>, tid: i32, start: Start, path: Path, flags: AtFlags) 
 }
 
 /// One that only stands for a path is none to fchown(2).
-fn of_descriptor(tid: i32, fd: i32) -> Option<Errno> {
+pub(super) fn of_descriptor(tid: i32, fd: i32) -> Option<Errno> {
     let is_open = flags_of(tid, fd).is_some_and(|flags| flags & libc::O_PATH == 0);
     (!is_open).then_some(Errno::EBADF)
 }
