@@ -16,7 +16,8 @@ use super::plan::{Plan, PlanError};
 use super::program::Program;
 use super::protocol::{Event, Later, Order, Stage};
 use super::view::Step;
-use crate::config::{IdRange, Network, RunSpec, Without};
+use crate::config::{IdRange, Network, RunSpec, View, Without};
+use crate::overlay::fill_fronts;
 use crate::sys::errno_of;
 use crate::sys::memfd::anonymous_file;
 use crate::sys::message::{self, Descriptors};
@@ -190,6 +191,13 @@ impl<'p> Launch<'p> {
         let outpost = (spec.network == Network::Allow).then(|| Outpost::send(init.pid)).transpose();
         let outpost = outpost.map_err(|e| LaunchError::Own("reach the sandbox's network", e))?;
         init.order(Order::Go)?;
+        if !plan.fronts.is_empty() {
+            let [memory, ..] = init.expect(plan, Event::Front, "while it built the walls")?;
+            let memory = memory.ok_or(LaunchError::Vanished("without memory"))?;
+            fill_fronts(memory.as_fd(), &plan.fronts, &View::of(&spec.mounts))
+                .map_err(|errno| LaunchError::Own("make the directories of the overlay", errno))?;
+            init.order(Order::Go)?;
+        }
         Ok(Launch { plan, behind: Behind { init, listener: None, master: None, outpost, cgroups } })
     }
 

@@ -62,6 +62,8 @@ pub struct Plan {
     pub(super) terminal: Option<(Settings, [bool; 3])>,
     /// Descriptors to open again read-only.
     pub(super) reopened: Vec<Reopen>,
+    /// Layers that something lies in front of, which the supervisor makes.
+    pub(super) fronts: Vec<Layer>,
     /// Descriptors from 3 on that the program keeps.
     pub(super) descriptors: Vec<RawFd>,
     pub(super) workdir: CString,
@@ -126,6 +128,7 @@ impl Plan {
         let terminals = terminal.as_ref().map(|(_, streams)| streams);
         let reopened = inherited_descriptors(&mut view, spec, terminals)?;
         view.build(spec, layers)?;
+        let fronts = layers.iter().filter(|layer| layer.front.is_some()).cloned().collect();
         let own_network = spec.network != Network::Host;
         let program =
             Program { argv: &spec.argv, environment: &spec.environment, workdir: &spec.workdir };
@@ -141,6 +144,7 @@ impl Plan {
                 .then(|| time.keeper().namespace().offsets().into_bytes()),
             vdso: vdso(spec, time)?,
             steps: view.steps,
+            fronts,
             trees: (0..view.trees).map(|_| Cell::new(None)).collect(),
             hostname: spec.hostname.as_ref().map(|name| name.as_bytes().to_vec()),
             loopback: own_network,

@@ -40,6 +40,8 @@ pub(super) enum Step {
     Clone { tree: usize, source: CString, recursive: bool, attributes: u64 },
     /// Makes a detached overlay, as tree `tree`.
     Overlay { tree: usize, layer: Box<OverlayStep> },
+    /// Mounts memory at `place`, for the supervisor to fill: directories that lie in front of layers.
+    Front { place: CString },
     /// From here on, places are found over no link: there are layers in the view, which guests have filled, or
     /// something is mounted in a directory that other runs may write to, too.
     Guard,
@@ -82,6 +84,8 @@ pub(super) struct OverlayStep {
     /// Where it is seen.
     pub(super) target: CString,
     pub(super) lower: CString,
+    /// What lies in front of that.
+    pub(super) front: Option<CString>,
     /// Device and inode that `lower` must have.
     pub(super) identity: (u64, u64),
     pub(super) upper: CString,
@@ -102,6 +106,8 @@ pub(super) struct View {
     last: Vec<Step>,
     /// The layers of the overlays.
     layers: Vec<Layer>,
+    /// Where what lies in front of them is mounted for a moment.
+    front: Option<CString>,
     /// The root is an overlay: this tree.
     root: Option<usize>,
     /// Where an unopenable file can be bound from, until `last` covers it.
@@ -189,6 +195,8 @@ impl View {
             value: b"0",
         });
         self.steps.append(&mut self.clones);
+        // The overlays keep what they need of it.
+        self.steps.extend(self.front.take().map(|target| Step::Unmount { target }));
         self.steps.push(Step::Attributes {
             target: c"/".to_owned(),
             recursive: true,
@@ -271,9 +279,16 @@ impl View {
             return Err(PlanError::new(format!("there is no layer for {}", target.display())));
         };
         let no_exec = if layer.no_exec { ATTR_NOEXEC } else { 0 };
+        if let Some(place) = layer.front.as_deref().and_then(Path::parent)
+            && self.front.is_none()
+        {
+            self.front = Some(c_path(place)?);
+            self.clones.push(Step::Front { place: c_path(place)? });
+        }
         let step = OverlayStep {
             target: c_path(target)?,
             lower: c_path(&layer.lower)?,
+            front: layer.front.as_deref().map(c_path).transpose()?,
             identity: layer.identity,
             upper: c_path(&layer.upper)?,
             work: c_path(&layer.work)?,
@@ -574,6 +589,7 @@ impl std::fmt::Display for Step {
             Step::Private => write!(f, "make the mounts private"),
             Step::Clone { source, .. } => write!(f, "copy the mount at {}", show(source)),
             Step::Overlay { layer, .. } => layer.fmt(f),
+            Step::Front { place } => write!(f, "mount memory at {}", show(place)),
             Step::Enter { .. } => write!(f, "make the overlay of / the root"),
             Step::Guard => write!(f, "enter /proc"),
             Step::Leave { .. } => write!(f, "take the host's root away"),

@@ -13,8 +13,7 @@
 //!         Undelivered::results, Refusals::kinds, Keepers::all, Accounting::notes, Group::found,
 //!         RunTime, Load::inner, Tracer::thread, Progress::running, Gate::inner, Events::limit, Events::recent,
 //!         KernelLog::ring, Timekeeper::realtime, Remade::calls, Lazy::failed,
-//!         Sessions::inner, Starts::inner, Listings::inner, Randomness::inner,
-//!         Beliefs::inner   (leaves)
+//!         Sessions::inner, Starts::inner, Listings::inner, Randomness::inner, Beliefs::inner, FileBeliefs::*  (leaves)
 //! ```
 
 use std::collections::HashMap;
@@ -204,6 +203,8 @@ pub struct Kernel {
     /// With [`Features::FILE_LOG`].
     file_log: Option<FileLog>,
     overlays: super::overlays::Overlays,
+    /// With [`Features::ROOT`].
+    beliefs: Option<super::beliefs::FileBeliefs>,
     pub(super) repeatable: Repeatable,
     /// With [`Features::NETWORK`]; set before the first guest is served.
     network: OnceLock<Arc<Network>>,
@@ -258,6 +259,7 @@ impl Kernel {
                 .contains(Features::FILE_LOG)
                 .then(|| FileLog::new(!args.features.contains(Features::LEARN))),
             overlays: super::overlays::Overlays::default(),
+            beliefs: args.features.contains(Features::ROOT).then(Default::default),
             repeatable: Repeatable::default(),
             network: OnceLock::new(),
             keepers,
@@ -331,6 +333,11 @@ impl Kernel {
     /// What some hosts can be reached by, if that is so.
     pub fn network(&self) -> Option<&Arc<Network>> {
         self.network.get()
+    }
+
+    /// What guests believe of files, if they take themselves for root.
+    pub(super) fn beliefs(&self) -> Option<&super::beliefs::FileBeliefs> {
+        self.beliefs.as_ref()
     }
 
     /// What files the guests touch, if that is recorded.

@@ -8,6 +8,7 @@ mod accounting;
 mod block;
 mod budget;
 pub mod call;
+pub mod beliefs;
 mod carried;
 mod census;
 pub mod credentials;

@@ -19,6 +19,7 @@ pub mod inherited;
 pub mod landlock;
 pub mod lease;
 pub mod listing;
+pub mod look;
 pub mod mapped;
 pub mod mapping;
 pub mod memfd;

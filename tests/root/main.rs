@@ -1,6 +1,7 @@
 //! `--root`: who the guests believe to be, what programs make of it, and that nothing outside does.
 
 mod escapes;
+mod files;
 mod identity;
 mod programs;
 

@@ -4,7 +4,10 @@
 //! documentation says. Handlers live in one file per man-page topic.
 
 pub mod args;
+pub mod attributes;
+pub mod believed;
 pub mod clocks;
+pub mod creations;
 pub mod directories;
 pub mod exec;
 pub mod filters;
@@ -12,8 +15,10 @@ pub mod identity;
 pub mod klog;
 pub mod lazy;
 pub mod machine;
+pub mod modes;
 pub mod network;
 pub mod owners;
+pub mod own_copies;
 pub mod processes;
 pub mod random;
 pub mod reach;

@@ -11,8 +11,9 @@ use libc::*;
 use super::super::args::*;
 use super::super::row::syscalls;
 use super::super::{
-    clocks, directories, exec, filters, identity, klog, lazy, machine, network, owners, processes, random,
-    sleeps, stamps, sync, timeouts, usage, watch,
+    attributes, believed, clocks, creations, directories, exec, filters, identity, klog, lazy,
+    machine, modes, network, own_copies, owners, processes, random, sleeps, stamps, sync, timeouts,
+    usage, watch,
 };
 use crate::notify::filter::Own;
 use crate::sys::message;
@@ -28,6 +29,9 @@ use crate::sys::numbers::{
 /// The flags of open(2) that make it look at its mode (fs/open.c, WILL_CREATE). Without them the
 /// mode is whatever the register holds.
 const CREATES: c_int = O_CREAT | (O_TMPFILE & !O_DIRECTORY);
+
+/// The flags of open(2) with which a file is changed.
+const WRITES: c_int = O_WRONLY | O_RDWR | O_TRUNC;
 
 /// The namespaces that clone(2) can make.
 const NAMESPACES: c_int = CLONE_NEWNS
@@ -113,11 +117,12 @@ syscalls! {
     SYS_open(pathname: Path, flags: OpenFlags, mode: Mode)
         => handled(sync machine::open, MACHINE_VIEW | KMSG | FILE_LOG | DETERMINISTIC), except {
         flags has CREATES, mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
+        flags has WRITES => handled(sync machine::open, ROOT),
     };
     SYS_close(fd: Fd) => native;
-    SYS_stat(pathname: Path, statbuf: Out<Stat>) => handled(sync stamps::stat, VIRTUAL_TIME | FILE_LOG);
-    SYS_fstat(fd: Fd, statbuf: Out<Stat>) => handled(sync stamps::fstat, VIRTUAL_TIME);
-    SYS_lstat(pathname: Path, statbuf: Out<Stat>) => handled(sync stamps::lstat, VIRTUAL_TIME | FILE_LOG);
+    SYS_stat(pathname: Path, statbuf: Out<Stat>) => handled(sync stamps::stat, VIRTUAL_TIME | ROOT | FILE_LOG);
+    SYS_fstat(fd: Fd, statbuf: Out<Stat>) => handled(sync stamps::fstat, VIRTUAL_TIME | ROOT);
+    SYS_lstat(pathname: Path, statbuf: Out<Stat>) => handled(sync stamps::lstat, VIRTUAL_TIME | ROOT | FILE_LOG);
     SYS_poll(fds: InOut<PollFd>, nfds: UInt, timeout: Int) => handled(sync timeouts::poll, VIRTUAL_RATE);
     SYS_lseek(fd: Fd, offset: Offset, whence: Whence) => native;
     SYS_mmap(addr: Addr, length: Len, prot: Prot, flags: MapFlags, fd: Fd, offset: Offset)
@@ -139,7 +144,9 @@ syscalls! {
     SYS_pwrite64(fd: Fd, buf: InBuf, count: Len, offset: Offset) => native;
     SYS_readv(fd: Fd, iov: In<Iovec>, iovcnt: ULong) => native;
     SYS_writev(fd: Fd, iov: In<Iovec>, iovcnt: ULong) => native;
-    SYS_access(pathname: Path, mode: AccessMode) => handled(sync watch::access, FILE_LOG);
+    SYS_access(pathname: Path, mode: AccessMode) => handled(sync watch::access, FILE_LOG), except {
+        mode has W_OK => handled(sync believed::access, ROOT),
+    };
     SYS_pipe(pipefd: Out<FdPair>) => native;
     SYS_select(
         nfds: Int, readfds: InOut<FdSet>, writefds: InOut<FdSet>, exceptfds: InOut<FdSet>,
@@ -237,38 +244,38 @@ syscalls! {
     SYS_flock(fd: Fd, operation: Operation) => native;
     SYS_fsync(fd: Fd) => handled(sync sync::fsync, FAKE_SYNC);
     SYS_fdatasync(fd: Fd) => handled(sync sync::fdatasync, FAKE_SYNC);
-    SYS_truncate(path: Path, length: Offset) => handled(sync watch::truncate, FILE_LOG);
+    SYS_truncate(path: Path, length: Offset) => handled(sync own_copies::truncate, FILE_LOG | ROOT);
     SYS_ftruncate(fd: Fd, length: Offset) => native;
     SYS_getdents(fd: Fd, dirp: Out<Dirent>, count: UInt)
         => handled(sync directories::getdents, DETERMINISTIC);
     SYS_getcwd(buf: OutBuf, size: Len) => native;
     SYS_chdir(path: Path) => handled(sync watch::chdir, FILE_LOG);
     SYS_fchdir(fd: Fd) => native;
-    SYS_rename(oldpath: Path, newpath: Path) => handled(sync watch::rename, FILE_LOG);
-    SYS_mkdir(pathname: Path, mode: Mode) => handled(sync watch::mkdir, FILE_LOG);
+    SYS_rename(oldpath: Path, newpath: Path) => handled(sync own_copies::rename, FILE_LOG | ROOT);
+    SYS_mkdir(pathname: Path, mode: Mode) => handled(sync creations::mkdir, FILE_LOG | ROOT);
     SYS_rmdir(pathname: Path) => handled(sync watch::rmdir, FILE_LOG);
-    SYS_creat(pathname: Path, mode: Mode) => handled(sync watch::creat, FILE_LOG), except {
+    SYS_creat(pathname: Path, mode: Mode) => handled(sync own_copies::creat, FILE_LOG | ROOT), except {
         mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
     };
-    SYS_link(oldpath: Path, newpath: Path) => handled(sync watch::link, FILE_LOG);
+    SYS_link(oldpath: Path, newpath: Path) => handled(sync own_copies::link, FILE_LOG | ROOT);
     SYS_unlink(pathname: Path) => handled(sync watch::unlink, FILE_LOG);
-    SYS_symlink(target: Path, linkpath: Path) => handled(sync watch::symlink, FILE_LOG);
+    SYS_symlink(target: Path, linkpath: Path) => handled(sync creations::symlink, FILE_LOG | ROOT);
     SYS_readlink(pathname: Path, buf: OutBuf, bufsiz: Int) => handled(sync watch::readlink, FILE_LOG);
-    SYS_chmod(pathname: Path, mode: Mode) => handled(sync watch::chmod, FILE_LOG), except {
-        mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
+    SYS_chmod(pathname: Path, mode: Mode) => handled(sync modes::chmod, FILE_LOG | ROOT), except {
+        mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE, unless sync modes::chmod, ROOT),
     };
-    SYS_fchmod(fd: Fd, mode: Mode) => native, except {
-        mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
+    SYS_fchmod(fd: Fd, mode: Mode) => handled(sync modes::fchmod, ROOT), except {
+        mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE, unless sync modes::fchmod, ROOT),
     };
-    SYS_chown(pathname: Path, owner: Uid, group: Gid) => handled(sync watch::chown, FILE_LOG), except {
+    SYS_chown(pathname: Path, owner: Uid, group: Gid) => handled(sync owners::chown, FILE_LOG | ROOT), except {
         owner differs Own::User => handled(sync owners::chown, FOREIGN_IDS),
         group differs Own::Group => handled(sync owners::chown, FOREIGN_IDS),
     };
-    SYS_fchown(fd: Fd, owner: Uid, group: Gid) => native, except {
+    SYS_fchown(fd: Fd, owner: Uid, group: Gid) => handled(sync owners::fchown, ROOT), except {
         owner differs Own::User => handled(sync owners::fchown, FOREIGN_IDS),
         group differs Own::Group => handled(sync owners::fchown, FOREIGN_IDS),
     };
-    SYS_lchown(pathname: Path, owner: Uid, group: Gid) => handled(sync watch::lchown, FILE_LOG), except {
+    SYS_lchown(pathname: Path, owner: Uid, group: Gid) => handled(sync owners::lchown, FILE_LOG | ROOT), except {
         owner differs Own::User => handled(sync owners::lchown, FOREIGN_IDS),
         group differs Own::Group => handled(sync owners::lchown, FOREIGN_IDS),
     };
@@ -314,9 +321,9 @@ syscalls! {
     SYS_rt_sigqueueinfo(tgid: Pid, sig: Signal, info: In<SigInfo>) => native;
     SYS_rt_sigsuspend(mask: In<SigSet>, sigsetsize: Len) => native;
     SYS_sigaltstack(ss: In<SigStack>, old_ss: Out<SigStack>) => native;
-    SYS_utime(filename: Path, times: In<Utimbuf>) => handled(sync watch::utime, FILE_LOG);
-    SYS_mknod(pathname: Path, mode: Mode, dev: Dev) => handled(sync watch::mknod, FILE_LOG), except {
-        mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
+    SYS_utime(filename: Path, times: In<Utimbuf>) => handled(sync own_copies::utime, FILE_LOG | ROOT);
+    SYS_mknod(pathname: Path, mode: Mode, dev: Dev) => handled(sync modes::mknod, FILE_LOG | ROOT), except {
+        mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE, unless sync modes::mknod, ROOT),
     };
     SYS_uselib(library: Path)
         => unimplemented("loaded shared libraries in the a.out format; Linux dropped it");
@@ -394,18 +401,18 @@ syscalls! {
     SYS_security() => unimplemented(NEVER);
     SYS_gettid() => native;
     SYS_readahead(fd: Fd, offset: Offset, count: Len) => native;
-    SYS_setxattr(path: Path, name: Str, value: InBuf, size: Len, flags: Flags) => native;
-    SYS_lsetxattr(path: Path, name: Str, value: InBuf, size: Len, flags: Flags) => native;
-    SYS_fsetxattr(fd: Fd, name: Str, value: InBuf, size: Len, flags: Flags) => native;
-    SYS_getxattr(path: Path, name: Str, value: OutBuf, size: Len) => native;
-    SYS_lgetxattr(path: Path, name: Str, value: OutBuf, size: Len) => native;
-    SYS_fgetxattr(fd: Fd, name: Str, value: OutBuf, size: Len) => native;
-    SYS_listxattr(path: Path, list: OutBuf, size: Len) => native;
-    SYS_llistxattr(path: Path, list: OutBuf, size: Len) => native;
-    SYS_flistxattr(fd: Fd, list: OutBuf, size: Len) => native;
-    SYS_removexattr(path: Path, name: Str) => native;
-    SYS_lremovexattr(path: Path, name: Str) => native;
-    SYS_fremovexattr(fd: Fd, name: Str) => native;
+    SYS_setxattr(path: Path, name: Str, value: InBuf, size: Len, flags: Flags) => handled(sync attributes::setxattr, ROOT);
+    SYS_lsetxattr(path: Path, name: Str, value: InBuf, size: Len, flags: Flags) => handled(sync attributes::lsetxattr, ROOT);
+    SYS_fsetxattr(fd: Fd, name: Str, value: InBuf, size: Len, flags: Flags) => handled(sync attributes::fsetxattr, ROOT);
+    SYS_getxattr(path: Path, name: Str, value: OutBuf, size: Len) => handled(sync attributes::getxattr, ROOT);
+    SYS_lgetxattr(path: Path, name: Str, value: OutBuf, size: Len) => handled(sync attributes::lgetxattr, ROOT);
+    SYS_fgetxattr(fd: Fd, name: Str, value: OutBuf, size: Len) => handled(sync attributes::fgetxattr, ROOT);
+    SYS_listxattr(path: Path, list: OutBuf, size: Len) => handled(sync attributes::listxattr, ROOT);
+    SYS_llistxattr(path: Path, list: OutBuf, size: Len) => handled(sync attributes::llistxattr, ROOT);
+    SYS_flistxattr(fd: Fd, list: OutBuf, size: Len) => handled(sync attributes::flistxattr, ROOT);
+    SYS_removexattr(path: Path, name: Str) => handled(sync attributes::removexattr, ROOT);
+    SYS_lremovexattr(path: Path, name: Str) => handled(sync attributes::lremovexattr, ROOT);
+    SYS_fremovexattr(fd: Fd, name: Str) => handled(sync attributes::fremovexattr, ROOT);
     SYS_tkill(tid: Pid, sig: Signal) => native;
     SYS_time(tloc: Out<Time>) => handled(sync clocks::time, VIRTUAL_TIME);
     SYS_futex(
@@ -472,7 +479,7 @@ syscalls! {
     SYS_epoll_wait(epfd: Fd, events: Out<EpollEvent>, maxevents: Int, timeout: Int) => handled(sync timeouts::epoll_wait, VIRTUAL_RATE);
     SYS_epoll_ctl(epfd: Fd, op: Operation, fd: Fd, event: In<EpollEvent>) => native;
     SYS_tgkill(tgid: Pid, tid: Pid, sig: Signal) => native;
-    SYS_utimes(filename: Path, times: In<TimevalPair>) => handled(sync watch::utimes, FILE_LOG);
+    SYS_utimes(filename: Path, times: In<TimevalPair>) => handled(sync own_copies::utimes, FILE_LOG | ROOT);
     SYS_vserver() => unimplemented(NEVER);
     SYS_mbind(
         addr: Addr, len: Len, mode: ULong, nodemask: In<NodeMask>, maxnode: ULong, flags: Flags
@@ -513,28 +520,31 @@ syscalls! {
     SYS_openat(dirfd: DirFd, pathname: Path, flags: OpenFlags, mode: Mode)
         => handled(sync machine::openat, MACHINE_VIEW | KMSG | FILE_LOG | DETERMINISTIC), except {
         flags has CREATES, mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
+        flags has WRITES => handled(sync machine::openat, ROOT),
     };
-    SYS_mkdirat(dirfd: DirFd, pathname: Path, mode: Mode) => handled(sync watch::mkdirat, FILE_LOG);
-    SYS_mknodat(dirfd: DirFd, pathname: Path, mode: Mode, dev: Dev) => handled(sync watch::mknodat, FILE_LOG), except {
-        mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
+    SYS_mkdirat(dirfd: DirFd, pathname: Path, mode: Mode) => handled(sync creations::mkdirat, FILE_LOG | ROOT);
+    SYS_mknodat(dirfd: DirFd, pathname: Path, mode: Mode, dev: Dev) => handled(sync modes::mknodat, FILE_LOG | ROOT), except {
+        mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE, unless sync modes::mknodat, ROOT),
     };
     SYS_fchownat(dirfd: DirFd, pathname: Path, owner: Uid, group: Gid, flags: AtFlags)
-        => handled(sync watch::fchownat, FILE_LOG), except {
+        => handled(sync owners::fchownat, FILE_LOG | ROOT), except {
             owner differs Own::User => handled(sync owners::fchownat, FOREIGN_IDS),
             group differs Own::Group => handled(sync owners::fchownat, FOREIGN_IDS),
         };
-    SYS_futimesat(dirfd: DirFd, pathname: Path, times: In<TimevalPair>) => handled(sync watch::futimesat, FILE_LOG);
-    SYS_newfstatat(dirfd: DirFd, pathname: Path, statbuf: Out<Stat>, flags: AtFlags) => handled(sync stamps::newfstatat, VIRTUAL_TIME | FILE_LOG);
+    SYS_futimesat(dirfd: DirFd, pathname: Path, times: In<TimevalPair>) => handled(sync own_copies::futimesat, FILE_LOG | ROOT);
+    SYS_newfstatat(dirfd: DirFd, pathname: Path, statbuf: Out<Stat>, flags: AtFlags) => handled(sync stamps::newfstatat, VIRTUAL_TIME | ROOT | FILE_LOG);
     SYS_unlinkat(dirfd: DirFd, pathname: Path, flags: AtFlags) => handled(sync watch::unlinkat, FILE_LOG);
-    SYS_renameat(olddirfd: DirFd, oldpath: Path, newdirfd: DirFd, newpath: Path) => handled(sync watch::renameat, FILE_LOG);
+    SYS_renameat(olddirfd: DirFd, oldpath: Path, newdirfd: DirFd, newpath: Path) => handled(sync own_copies::renameat, FILE_LOG | ROOT);
     SYS_linkat(olddirfd: DirFd, oldpath: Path, newdirfd: DirFd, newpath: Path, flags: AtFlags)
-        => handled(sync watch::linkat, FILE_LOG);
-    SYS_symlinkat(target: Path, newdirfd: DirFd, linkpath: Path) => handled(sync watch::symlinkat, FILE_LOG);
+        => handled(sync own_copies::linkat, FILE_LOG | ROOT);
+    SYS_symlinkat(target: Path, newdirfd: DirFd, linkpath: Path) => handled(sync creations::symlinkat, FILE_LOG | ROOT);
     SYS_readlinkat(dirfd: DirFd, pathname: Path, buf: OutBuf, bufsiz: Int) => handled(sync watch::readlinkat, FILE_LOG);
-    SYS_fchmodat(dirfd: DirFd, pathname: Path, mode: Mode) => handled(sync watch::fchmodat, FILE_LOG), except {
-        mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
+    SYS_fchmodat(dirfd: DirFd, pathname: Path, mode: Mode) => handled(sync modes::fchmodat, FILE_LOG | ROOT), except {
+        mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE, unless sync modes::fchmodat, ROOT),
     };
-    SYS_faccessat(dirfd: DirFd, pathname: Path, mode: AccessMode) => handled(sync watch::faccessat, FILE_LOG);
+    SYS_faccessat(dirfd: DirFd, pathname: Path, mode: AccessMode) => handled(sync watch::faccessat, FILE_LOG), except {
+        mode has W_OK => handled(sync believed::faccessat, ROOT),
+    };
     SYS_pselect6(
         nfds: Int, readfds: InOut<FdSet>, writefds: InOut<FdSet>, exceptfds: InOut<FdSet>,
         timeout: InOut<Timespec>, sigmask: In<SigMaskArg>
@@ -560,7 +570,7 @@ syscalls! {
         pid: Pid, count: ULong, pages: In<AddrCell>, nodes: In<IntCell>, status: Out<IntCell>,
         flags: Flags
     ) => native;
-    SYS_utimensat(dirfd: DirFd, pathname: Path, times: In<TimespecPair>, flags: AtFlags) => handled(sync watch::utimensat, FILE_LOG);
+    SYS_utimensat(dirfd: DirFd, pathname: Path, times: In<TimespecPair>, flags: AtFlags) => handled(sync own_copies::utimensat, FILE_LOG | ROOT);
     SYS_epoll_pwait(
         epfd: Fd, events: Out<EpollEvent>, maxevents: Int, timeout: Int, sigmask: In<SigSet>,
         sigsetsize: Len
@@ -624,7 +634,7 @@ syscalls! {
     SYS_sched_setattr(pid: Pid, attr: InOut<SchedAttr>, flags: Flags) => native;
     SYS_sched_getattr(pid: Pid, attr: Out<SchedAttr>, size: UInt, flags: Flags) => native;
     SYS_renameat2(olddirfd: DirFd, oldpath: Path, newdirfd: DirFd, newpath: Path, flags: Flags)
-        => handled(sync watch::renameat2, FILE_LOG);
+        => handled(sync own_copies::renameat2, FILE_LOG | ROOT);
     SYS_seccomp(operation: Operation, flags: Flags, args: Addr)
         => handled(sync filters::seccomp, ALWAYS);
     SYS_getrandom(buf: OutBuf, buflen: Len, flags: Flags)
@@ -652,7 +662,7 @@ syscalls! {
     SYS_pkey_alloc(flags: WideFlags, access_rights: ULong) => native;
     SYS_pkey_free(pkey: Int) => native;
     SYS_statx(dirfd: DirFd, pathname: Path, flags: AtFlags, mask: Flags, statxbuf: Out<Statx>)
-        => handled(sync stamps::statx, VIRTUAL_TIME | FILE_LOG);
+        => handled(sync stamps::statx, VIRTUAL_TIME | ROOT | FILE_LOG);
     SYS_io_pgetevents(
         ctx_id: IoContext, min_nr: Long, nr: Long, events: Out<IoEvent>, timeout: In<Timespec>,
         usig: In<AioSigSet>
@@ -688,7 +698,9 @@ syscalls! {
     SYS_openat2(dirfd: DirFd, pathname: Path, how: In<OpenHow>, size: Len)
         => denied(ENOSYS, BEHIND_POINTER);
     SYS_pidfd_getfd(pidfd: PidFd, targetfd: Fd, flags: Flags) => native;
-    SYS_faccessat2(dirfd: DirFd, pathname: Path, mode: AccessMode, flags: AtFlags) => handled(sync watch::faccessat2, FILE_LOG);
+    SYS_faccessat2(dirfd: DirFd, pathname: Path, mode: AccessMode, flags: AtFlags) => handled(sync watch::faccessat2, FILE_LOG), except {
+        mode has W_OK => handled(sync believed::faccessat2, ROOT),
+    };
     SYS_process_madvise(pidfd: PidFd, iovec: In<Iovec>, vlen: Len, advice: Advice, flags: Flags)
         => native, except {
         advice in lazy::ADVICE => handled(async lazy::process_madvise, LAZY),
@@ -716,8 +728,8 @@ syscalls! {
         => native;
     SYS_cachestat(fd: Fd, cstat_range: In<CachestatRange>, cstat: Out<Cachestat>, flags: Flags)
         => native;
-    SYS_fchmodat2(dirfd: DirFd, pathname: Path, mode: Mode, flags: AtFlags) => handled(sync watch::fchmodat2, FILE_LOG), except {
-        mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
+    SYS_fchmodat2(dirfd: DirFd, pathname: Path, mode: Mode, flags: AtFlags) => handled(sync modes::fchmodat2, FILE_LOG | ROOT), except {
+        mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE, unless sync modes::fchmodat2, ROOT),
     };
     SYS_map_shadow_stack(addr: Addr, size: Len, flags: Flags) => native;
     SYS_futex_wake(uaddr: In<FutexWord>, mask: ULong, nr: Int, flags: Flags) => native;
@@ -739,13 +751,13 @@ syscalls! {
     SYS_mseal(addr: Addr, size: Len, flags: WideFlags) => handled(async lazy::mseal, LAZY);
     SYS_setxattrat(
         dirfd: DirFd, pathname: Path, at_flags: AtFlags, name: Str, args: In<XattrArgs>, size: Len
-    ) => native;
+    ) => handled(sync attributes::at, ROOT);
     SYS_getxattrat(
         dirfd: DirFd, pathname: Path, at_flags: AtFlags, name: Str, args: In<XattrArgs>, size: Len
-    ) => native;
+    ) => handled(sync attributes::at, ROOT);
     SYS_listxattrat(dirfd: DirFd, pathname: Path, at_flags: AtFlags, list: OutBuf, size: Len)
-        => native;
-    SYS_removexattrat(dirfd: DirFd, pathname: Path, at_flags: AtFlags, name: Str) => native;
+        => handled(sync attributes::list_at, ROOT);
+    SYS_removexattrat(dirfd: DirFd, pathname: Path, at_flags: AtFlags, name: Str) => handled(sync attributes::remove_at, ROOT);
     SYS_open_tree_attr(dirfd: DirFd, path: Path, flags: Flags, attr: In<MountAttr>, size: Len)
         => refused(EPERM, FIXED_VIEW, VIEW_FLAGS);
     SYS_file_getattr(
