@@ -60,7 +60,7 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
     check_program(&options.argv)?;
     let (identity, account) = identity::choose(host, options.user.as_deref())?;
     let homes = homes(host, account.as_ref());
-    let files::Arranged { view, workdir, idle } =
+    let files::Arranged { view, workdir, idle, coming } =
         files::arrange(host, &options.rules, options.workdir.as_deref(), &homes)?;
     let (mut environment, withheld) =
         environment::choose(&host.environment, options.clear_env, &options.env, |name, value| {
@@ -75,6 +75,8 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
     let options = completed.as_ref().unwrap_or(options);
     let time = TimeSpec::parse(&options.time).map_err(|error| refuse!("{error}"))?;
     let limits = limits::choose(&options.limits, host, &identity)?;
+    let mut features = features(options, &limits, time.as_ref(), host) | syncs(options, &view)?;
+    features.set(Features::PATTERNS, coming.is_some());
     let spec = RunSpec {
         argv: options.argv.clone(),
         environment,
@@ -87,9 +89,10 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
         hostname: options.hostname.as_deref().map(check_hostname).transpose()?,
         identity,
         network: options.network,
-        features: features(options, &limits, time.as_ref(), host) | syncs(options, &view)?,
+        features,
         mounts: view.into_mounts(),
         idle,
+        coming,
         descriptors: check_descriptors(&options.descriptors, host)?,
         limits,
         time,

@@ -36,6 +36,8 @@ bitflags::bitflags! {
         const LEARN = 1 << 20;
         /// The run is to do the same whenever it is done: `--deterministic`. Never without VIRTUAL_TIME.
         const DETERMINISTIC = 1 << 21;
+        /// Rules are about names that may come to be: a pattern of `--hide`, `--deny`, `--ro`.
+        const PATTERNS = 1 << 24;
     }
 }
 

@@ -12,7 +12,7 @@
 //!       Task::filters
 //!         Undelivered::results, Refusals::kinds, Keepers::all, Accounting::notes, Group::found,
 //!         RunTime, Load::inner, Tracer::thread, Progress::running, Gate::inner, Events::limit, Events::recent,
-//!         KernelLog::ring, Timekeeper::realtime, Remade::calls, Lazy::failed,
+//!         KernelLog::ring, Timekeeper::realtime, Remade::calls, Lazy::failed, Paths::renames,
 //!         Sessions::inner, Starts::inner, Listings::inner, Randomness::inner   (leaves)
 //! ```
 
@@ -31,6 +31,7 @@ use super::events::{Event, Events};
 use super::features::Features;
 use super::file_log::FileLog;
 use super::log::{KernelLog, Level};
+use super::paths::{Paths, Rules};
 use super::pause::Pause;
 use super::refusals::Refusals;
 use super::repeatable::Repeatable;
@@ -200,6 +201,8 @@ pub struct Kernel {
     /// With [`Features::FILE_LOG`].
     file_log: Option<FileLog>,
     overlays: super::overlays::Overlays,
+    /// With [`Features::PATTERNS`].
+    paths: OnceLock<Paths>,
     pub(super) repeatable: Repeatable,
     pub(super) keepers: Keepers,
     pub(super) accounting: Accounting,
@@ -251,6 +254,7 @@ impl Kernel {
                 .contains(Features::FILE_LOG)
                 .then(|| FileLog::new(!args.features.contains(Features::LEARN))),
             overlays: super::overlays::Overlays::default(),
+            paths: OnceLock::new(),
             repeatable: Repeatable::default(),
             keepers,
             accounting: Accounting::new(args.init_pid),
@@ -308,6 +312,16 @@ impl Kernel {
             }
             Lifecycle::Created => None,
         }
+    }
+
+    /// Rules are about names that may come to be. Once, before there are guests.
+    pub fn judge_names(&self, rules: Arc<dyn Rules>) {
+        let _ = self.paths.set(Paths::new(rules));
+    }
+
+    /// What performs calls on paths, if that is the sentry.
+    pub(super) fn paths(&self) -> Option<&Paths> {
+        self.paths.get()
     }
 
     /// Which files lie in overlays of the run.

@@ -26,6 +26,7 @@ mod machine;
 mod measure;
 mod memory;
 mod overlays;
+pub mod paths;
 mod pause;
 mod pids;
 mod random_device;

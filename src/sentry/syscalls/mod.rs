@@ -12,6 +12,7 @@ pub mod klog;
 pub mod lazy;
 pub mod machine;
 pub mod owners;
+pub mod paths;
 pub mod processes;
 pub mod random;
 pub mod reach;

@@ -11,8 +11,8 @@ use libc::*;
 use super::super::args::*;
 use super::super::row::syscalls;
 use super::super::{
-    clocks, directories, exec, filters, klog, lazy, machine, owners, processes, random, reach,
-    sleeps, stamps, sync, timeouts, usage, watch,
+    clocks, directories, exec, filters, klog, lazy, machine, owners, paths, processes, random,
+    reach, sleeps, stamps, sync, timeouts, usage, watch,
 };
 use crate::notify::filter::Own;
 // By name, so that a later libc crate that knows them too makes no difference.
@@ -106,7 +106,7 @@ syscalls! {
     SYS_read(fd: Fd, buf: OutBuf, count: Len) => native;
     SYS_write(fd: Fd, buf: InBuf, count: Len) => native;
     SYS_open(pathname: Path, flags: OpenFlags, mode: Mode)
-        => handled(sync machine::open, MACHINE_VIEW | KMSG | FILE_LOG | DETERMINISTIC), except {
+        => handled(async paths::open, MACHINE_VIEW | KMSG | FILE_LOG | DETERMINISTIC | PATTERNS), except {
         flags has CREATES, mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
     };
     SYS_close(fd: Fd) => native;
@@ -204,7 +204,7 @@ syscalls! {
     SYS_fork() => native;
     SYS_vfork() => native;
     SYS_execve(pathname: Path, argv: StrArray, envp: StrArray)
-        => handled(sync exec::execve, EXEC_EVENTS | CPU_CLOCK | VIRTUAL_TIME | FILE_LOG);
+        => handled(sync exec::execve, EXEC_EVENTS | CPU_CLOCK | VIRTUAL_TIME | FILE_LOG | PATTERNS);
     SYS_exit(status: Int) => native;
     SYS_wait4(pid: Pid, wstatus: Out<IntCell>, options: WaitOptions, rusage: Out<Rusage>) => native;
     SYS_kill(pid: Pid, sig: Signal) => native;
@@ -221,22 +221,22 @@ syscalls! {
     SYS_flock(fd: Fd, operation: Operation) => native;
     SYS_fsync(fd: Fd) => handled(sync sync::fsync, FAKE_SYNC);
     SYS_fdatasync(fd: Fd) => handled(sync sync::fdatasync, FAKE_SYNC);
-    SYS_truncate(path: Path, length: Offset) => handled(sync watch::truncate, FILE_LOG);
+    SYS_truncate(path: Path, length: Offset) => handled(sync paths::truncate, FILE_LOG | PATTERNS);
     SYS_ftruncate(fd: Fd, length: Offset) => native;
     SYS_getdents(fd: Fd, dirp: Out<Dirent>, count: UInt)
         => handled(sync directories::getdents, DETERMINISTIC);
     SYS_getcwd(buf: OutBuf, size: Len) => native;
     SYS_chdir(path: Path) => handled(sync watch::chdir, FILE_LOG);
     SYS_fchdir(fd: Fd) => native;
-    SYS_rename(oldpath: Path, newpath: Path) => handled(sync watch::rename, FILE_LOG);
-    SYS_mkdir(pathname: Path, mode: Mode) => handled(sync watch::mkdir, FILE_LOG);
-    SYS_rmdir(pathname: Path) => handled(sync watch::rmdir, FILE_LOG);
-    SYS_creat(pathname: Path, mode: Mode) => handled(sync watch::creat, FILE_LOG), except {
+    SYS_rename(oldpath: Path, newpath: Path) => handled(sync paths::rename, FILE_LOG | PATTERNS);
+    SYS_mkdir(pathname: Path, mode: Mode) => handled(sync paths::mkdir, FILE_LOG | PATTERNS);
+    SYS_rmdir(pathname: Path) => handled(sync paths::rmdir, FILE_LOG | PATTERNS);
+    SYS_creat(pathname: Path, mode: Mode) => handled(async paths::creat, FILE_LOG | PATTERNS), except {
         mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
     };
-    SYS_link(oldpath: Path, newpath: Path) => handled(sync watch::link, FILE_LOG);
-    SYS_unlink(pathname: Path) => handled(sync watch::unlink, FILE_LOG);
-    SYS_symlink(target: Path, linkpath: Path) => handled(sync watch::symlink, FILE_LOG);
+    SYS_link(oldpath: Path, newpath: Path) => handled(sync paths::link, FILE_LOG | PATTERNS);
+    SYS_unlink(pathname: Path) => handled(sync paths::unlink, FILE_LOG | PATTERNS);
+    SYS_symlink(target: Path, linkpath: Path) => handled(sync paths::symlink, FILE_LOG | PATTERNS);
     SYS_readlink(pathname: Path, buf: OutBuf, bufsiz: Int) => handled(sync watch::readlink, FILE_LOG);
     SYS_chmod(pathname: Path, mode: Mode) => handled(sync watch::chmod, FILE_LOG), except {
         mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
@@ -299,7 +299,7 @@ syscalls! {
     SYS_rt_sigsuspend(mask: In<SigSet>, sigsetsize: Len) => native;
     SYS_sigaltstack(ss: In<SigStack>, old_ss: Out<SigStack>) => native;
     SYS_utime(filename: Path, times: In<Utimbuf>) => handled(sync watch::utime, FILE_LOG);
-    SYS_mknod(pathname: Path, mode: Mode, dev: Dev) => handled(sync watch::mknod, FILE_LOG), except {
+    SYS_mknod(pathname: Path, mode: Mode, dev: Dev) => handled(sync paths::mknod, FILE_LOG | PATTERNS), except {
         mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
     };
     SYS_uselib(library: Path)
@@ -493,11 +493,11 @@ syscalls! {
     SYS_migrate_pages(pid: Pid, maxnode: ULong, old_nodes: In<NodeMask>, new_nodes: In<NodeMask>)
         => native;
     SYS_openat(dirfd: DirFd, pathname: Path, flags: OpenFlags, mode: Mode)
-        => handled(sync machine::openat, MACHINE_VIEW | KMSG | FILE_LOG | DETERMINISTIC), except {
+        => handled(async paths::openat, MACHINE_VIEW | KMSG | FILE_LOG | DETERMINISTIC | PATTERNS), except {
         flags has CREATES, mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
     };
-    SYS_mkdirat(dirfd: DirFd, pathname: Path, mode: Mode) => handled(sync watch::mkdirat, FILE_LOG);
-    SYS_mknodat(dirfd: DirFd, pathname: Path, mode: Mode, dev: Dev) => handled(sync watch::mknodat, FILE_LOG), except {
+    SYS_mkdirat(dirfd: DirFd, pathname: Path, mode: Mode) => handled(sync paths::mkdirat, FILE_LOG | PATTERNS);
+    SYS_mknodat(dirfd: DirFd, pathname: Path, mode: Mode, dev: Dev) => handled(sync paths::mknodat, FILE_LOG | PATTERNS), except {
         mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
     };
     SYS_fchownat(dirfd: DirFd, pathname: Path, owner: Uid, group: Gid, flags: AtFlags)
@@ -507,11 +507,11 @@ syscalls! {
         };
     SYS_futimesat(dirfd: DirFd, pathname: Path, times: In<TimevalPair>) => handled(sync watch::futimesat, FILE_LOG);
     SYS_newfstatat(dirfd: DirFd, pathname: Path, statbuf: Out<Stat>, flags: AtFlags) => handled(sync stamps::newfstatat, VIRTUAL_TIME | FILE_LOG);
-    SYS_unlinkat(dirfd: DirFd, pathname: Path, flags: AtFlags) => handled(sync watch::unlinkat, FILE_LOG);
-    SYS_renameat(olddirfd: DirFd, oldpath: Path, newdirfd: DirFd, newpath: Path) => handled(sync watch::renameat, FILE_LOG);
+    SYS_unlinkat(dirfd: DirFd, pathname: Path, flags: AtFlags) => handled(sync paths::unlinkat, FILE_LOG | PATTERNS);
+    SYS_renameat(olddirfd: DirFd, oldpath: Path, newdirfd: DirFd, newpath: Path) => handled(sync paths::renameat, FILE_LOG | PATTERNS);
     SYS_linkat(olddirfd: DirFd, oldpath: Path, newdirfd: DirFd, newpath: Path, flags: AtFlags)
-        => handled(sync watch::linkat, FILE_LOG);
-    SYS_symlinkat(target: Path, newdirfd: DirFd, linkpath: Path) => handled(sync watch::symlinkat, FILE_LOG);
+        => handled(sync paths::linkat, FILE_LOG | PATTERNS);
+    SYS_symlinkat(target: Path, newdirfd: DirFd, linkpath: Path) => handled(sync paths::symlinkat, FILE_LOG | PATTERNS);
     SYS_readlinkat(dirfd: DirFd, pathname: Path, buf: OutBuf, bufsiz: Int) => handled(sync watch::readlinkat, FILE_LOG);
     SYS_fchmodat(dirfd: DirFd, pathname: Path, mode: Mode) => handled(sync watch::fchmodat, FILE_LOG), except {
         mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
@@ -606,7 +606,7 @@ syscalls! {
     SYS_sched_setattr(pid: Pid, attr: InOut<SchedAttr>, flags: Flags) => native;
     SYS_sched_getattr(pid: Pid, attr: Out<SchedAttr>, size: UInt, flags: Flags) => native;
     SYS_renameat2(olddirfd: DirFd, oldpath: Path, newdirfd: DirFd, newpath: Path, flags: Flags)
-        => handled(sync watch::renameat2, FILE_LOG);
+        => handled(sync paths::renameat2, FILE_LOG | PATTERNS);
     SYS_seccomp(operation: Operation, flags: Flags, args: Addr)
         => handled(sync filters::seccomp, ALWAYS);
     SYS_getrandom(buf: OutBuf, buflen: Len, flags: Flags)
@@ -617,7 +617,7 @@ syscalls! {
     ) => denied(EPERM, REPLACES_KERNEL);
     SYS_bpf(cmd: Operation, attr: InOut<BpfAttr>, size: UInt) => denied(EPERM, LOADS_MODULES);
     SYS_execveat(dirfd: DirFd, pathname: Path, argv: StrArray, envp: StrArray, flags: AtFlags)
-        => handled(sync exec::execveat, EXEC_EVENTS | CPU_CLOCK | VIRTUAL_TIME | FILE_LOG);
+        => handled(sync exec::execveat, EXEC_EVENTS | CPU_CLOCK | VIRTUAL_TIME | FILE_LOG | PATTERNS);
     SYS_userfaultfd(flags: Flags)
         => denied(EPERM, "stops the host kernel in the middle of its work, which exploits rely on");
     SYS_membarrier(cmd: Operation, flags: Flags, cpu_id: Int) => native;
@@ -682,7 +682,8 @@ syscalls! {
     SYS_mount_setattr(dirfd: DirFd, pathname: Path, flags: AtFlags, attr: In<MountAttr>, size: Len)
         => refused(EPERM, FIXED_VIEW, VIEW_FLAGS);
     SYS_quotactl_fd(fd: Fd, cmd: UInt, id: UInt, addr: Addr) => denied(EPERM, QUOTAS);
-    SYS_landlock_create_ruleset(attr: In<LandlockRulesetAttr>, size: Len, flags: Flags) => native;
+    SYS_landlock_create_ruleset(attr: In<LandlockRulesetAttr>, size: Len, flags: Flags)
+        => handled(sync paths::landlock_create_ruleset, PATTERNS);
     SYS_landlock_add_rule(ruleset_fd: Fd, rule_type: Operation, rule_attr: In<Struct>, flags: Flags)
         => native;
     SYS_landlock_restrict_self(ruleset_fd: Fd, flags: Flags) => native;
