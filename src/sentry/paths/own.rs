@@ -138,7 +138,7 @@ pub(super) fn may_look(resolver: &Resolver<'_>, path: &[u8]) -> Result<(), Errno
     let is_at = |place: &&[u8]| {
         path.strip_prefix(*place).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
     };
-    if OF_NAMESPACES.iter().any(|place| is_at(&place)) {
+    if OF_NAMESPACES.iter().any(is_at) {
         return Err(Errno::ENOENT);
     }
     let Some((number, parts)) = process_of(path) else { return Ok(()) };

@@ -87,7 +87,7 @@ fn build(tree: &Path, pieces: &[(String, u8, String)]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
 
     #[test]
     fn paths_lead_where_the_kernel_says(

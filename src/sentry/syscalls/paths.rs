@@ -98,15 +98,18 @@ fn begin<'c>(call: &Call<'c>, path: Path) -> Result<(&'c Paths, Vec<u8>), Answer
 
 /// A string of the guest's.
 fn text(call: &Call<'_>, path: Path) -> Result<Vec<u8>, Answer> {
-    let tid = call.received().tid;
     call.memory().read_string(path.0).map_err(|errno| match errno {
-        // A copy of init that is about to execute a program: its memory is the supervisor's, which no guest has a
-        // say in, and closed to an ordinary user.
-        Errno::EPERM | Errno::EACCES if Stat::read(tid).is_some_and(|stat| stat.is_copy) => {
-            Answer::Continue
-        }
+        Errno::EPERM | Errno::EACCES if is_init(call) => Answer::Continue,
         errno => Answer::Fail(errno),
     })
+}
+
+/// Whether it is a copy of init, or of a keeper, that is about to execute a program: its memory is the supervisor's, in
+/// which no guest has a say, and which is closed to an ordinary user.
+fn is_init(call: &Call<'_>) -> bool {
+    let (tid, keepers) = (call.received().tid, &call.kernel.keepers);
+    let stat = Stat::read(tid);
+    keepers.has(tid) || stat.is_some_and(|stat| stat.is_copy && keepers.has(stat.parent))
 }
 
 /// Has something done for the thread that has made the call.
