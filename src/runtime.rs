@@ -206,6 +206,9 @@ fn make_kernel(spec: &RunSpec, behind: &mut Behind, time: Time) -> Result<Arc<Ke
         announce: spec.voice == Voice::Verbose,
         time,
     })?;
+    if let Some(rules) = &spec.coming {
+        kernel.judge_names(Arc::clone(rules));
+    }
     if let Some(chosen) = &spec.deterministic {
         kernel.draw_from(Randomness::new(&chosen.seed, spec.workdir.clone()));
     }

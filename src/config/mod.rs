@@ -63,7 +63,7 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
     check_program(&options.argv)?;
     let (identity, account) = who(options, host)?;
     let homes = homes(host, account.as_ref());
-    let files::Arranged { view, workdir, idle } =
+    let files::Arranged { view, workdir, idle, coming } =
         files::arrange(host, &options.rules, options.workdir.as_deref(), &homes)?;
     let (mut environment, withheld) =
         environment::choose(&host.environment, options.clear_env, &options.env, |name, value| {
@@ -82,8 +82,9 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
     let time = TimeSpec::parse(&options.time).map_err(|error| refuse!("{error}"))?;
     let limits = limits::choose(&options.limits, host, &identity)?;
     let network = network(options)?;
-    let features =
+    let mut features =
         features(options, network, &limits, time.as_ref(), host) | syncs(options, &view)?;
+    features.set(Features::PATTERNS, coming.is_some());
     let spec = RunSpec {
         argv: options.argv.clone(),
         environment,
@@ -101,6 +102,7 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
         features,
         mounts: view.into_mounts(),
         idle,
+        coming,
         descriptors: check_descriptors(&options.descriptors, host)?,
         limits,
         time,

@@ -209,6 +209,7 @@ impl SavedSpec {
             withheld: Vec::new(),
             mounts,
             idle: Vec::new(),
+            coming: None,
             workdir,
             container: check_container(&self.container)?,
             hostname: match &self.hostname {

@@ -6,11 +6,13 @@
 use std::ffi::OsString;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::deterministic::Deterministic;
 use super::limits::Limits;
 use crate::sentry::Features;
 use crate::sentry::net::Policy;
+use crate::sentry::paths::Rules;
 use crate::timekeeping::TimeSpec;
 
 /// One run, complete. Immutable once [`crate::config::resolve`] has returned it.
@@ -45,6 +47,8 @@ pub struct RunSpec {
     pub mounts: Vec<Mount>,
     /// Rules about files that say nothing here, as sentences.
     pub idle: Vec<String>,
+    /// What patterns say of names that come to be while it lasts.
+    pub coming: Option<Arc<dyn Rules>>,
     /// Descriptors besides the three standard ones that the guest inherits (`--fd`).
     pub descriptors: Vec<RawFd>,
     /// What it may use.

@@ -40,6 +40,8 @@ bitflags::bitflags! {
         const NETWORK = 1 << 26;
         /// The guests are root and believe in ids and owners that the kernel does not have: `--root`.
         const ROOT = 1 << 22;
+        /// Rules are about names that may come to be: a pattern of `--hide`, `--deny`, `--ro`.
+        const PATTERNS = 1 << 24;
     }
 }
 

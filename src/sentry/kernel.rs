@@ -12,7 +12,7 @@
 //!       Task::filters
 //!         Undelivered::results, Refusals::kinds, Keepers::all, Accounting::notes, Group::found,
 //!         RunTime, Load::inner, Tracer::thread, Progress::running, Gate::inner, Events::limit, Events::recent,
-//!         KernelLog::ring, Timekeeper::realtime, Remade::calls, Lazy::failed,
+//!         KernelLog::ring, Timekeeper::realtime, Remade::calls, Lazy::failed, Paths::renames,
 //!         Sessions::inner, Starts::inner, Listings::inner, Randomness::inner, Beliefs::inner, FileBeliefs::*  (leaves)
 //! ```
 
@@ -33,6 +33,7 @@ use super::features::Features;
 use super::file_log::FileLog;
 use super::log::{KernelLog, Level};
 use super::net::Network;
+use super::paths::{Paths, Rules};
 use super::pause::Pause;
 use super::refusals::Refusals;
 use super::repeatable::Repeatable;
@@ -205,6 +206,8 @@ pub struct Kernel {
     overlays: super::overlays::Overlays,
     /// With [`Features::ROOT`].
     beliefs: Option<super::beliefs::FileBeliefs>,
+    /// With [`Features::PATTERNS`].
+    paths: OnceLock<Paths>,
     pub(super) repeatable: Repeatable,
     /// With [`Features::NETWORK`]; set before the first guest is served.
     network: OnceLock<Arc<Network>>,
@@ -260,6 +263,7 @@ impl Kernel {
                 .then(|| FileLog::new(!args.features.contains(Features::LEARN))),
             overlays: super::overlays::Overlays::default(),
             beliefs: args.features.contains(Features::ROOT).then(Default::default),
+            paths: OnceLock::new(),
             repeatable: Repeatable::default(),
             network: OnceLock::new(),
             keepers,
@@ -318,6 +322,16 @@ impl Kernel {
             }
             Lifecycle::Created => None,
         }
+    }
+
+    /// Rules are about names that may come to be. Once, before there are guests.
+    pub fn judge_names(&self, rules: Arc<dyn Rules>) {
+        let _ = self.paths.set(Paths::new(rules));
+    }
+
+    /// What performs calls on paths, if that is the sentry.
+    pub(super) fn paths(&self) -> Option<&Paths> {
+        self.paths.get()
     }
 
     /// Which files lie in overlays of the run.

@@ -29,6 +29,7 @@ mod measure;
 mod memory;
 pub mod net;
 mod overlays;
+pub mod paths;
 mod pause;
 mod pids;
 mod random_device;

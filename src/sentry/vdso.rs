@@ -1,4 +1,4 @@
-//! Gives programs that are executed inside the sandbox's clock.
+//! Gives programs that are executed inside the sandbox's clock, and ends those that rules are against.
 //!
 //! Owns the ptrace(2) session that lasts from an exec's trap to its end, and telling running
 //! programs that the clock was set. What is written into them is `timekeeping`'s affair.
@@ -10,9 +10,11 @@ use std::sync::Arc;
 use nix::errno::Errno;
 
 use super::call::Call;
+use super::features::Features;
 use super::kernel::Kernel;
 use super::sessions::Unseized;
 use crate::notify::{Answer, hand_over};
+use crate::sys::process;
 use crate::sys::tracing::{self, Stop};
 
 const WHAT: &str = "the sandbox's clock";
@@ -27,9 +29,10 @@ pub(super) fn follow_exec(call: &Call<'_>) -> Answer {
         Ok(()) => return Answer::Continue.then(move || attend(&kernel, tid)),
         // What attends to an exec that has failed sees the end of this one.
         Err(Unseized::Ended | Unseized::Sentry | Unseized::Init) => {}
-        Err(Unseized::Guest) => {
+        Err(Unseized::Guest) if kernel.features().contains(Features::VIRTUAL_TIME) => {
             kernel.refuse(tid, WHAT, "another program of the sandbox traces it", REMEDY);
         }
+        Err(Unseized::Guest) => {}
     }
     Answer::Continue
 }
@@ -44,6 +47,14 @@ fn attend(kernel: &Kernel, tid: i32) {
         Ok((now, Stop::Exec)) => {
             let (former, tid) = (tid, now);
             sessions.renamed(former, Some(tid));
+            if kernel.paths().is_some_and(|paths| paths.forbids_running(tid)) {
+                // It has not run an instruction, and will not: it can be let go after that.
+                let _ = process::signal_thread(tid, libc::SIGKILL);
+                return sessions.let_go(tid, 0);
+            }
+            if !kernel.features().contains(Features::VIRTUAL_TIME) {
+                return sessions.let_go(tid, 0);
+            }
             let begin = kernel.randomness().map(|it| it.executed(kernel, tid)).transpose();
             let done = begin.and_then(|begin| {
                 let patch = kernel.time().patch(begin).map_err(|_| Errno::ENOSYS)?;

@@ -164,6 +164,18 @@ pub fn is_directory(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
     status(fd).map(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFDIR)
 }
 
+/// The number of the mount that a descriptor (O_PATH too) is on (statx(2), STATX_MNT_ID, Linux 5.8). ENOSYS: the
+/// kernel does not tell.
+pub fn mount_number(fd: BorrowedFd<'_>) -> Result<u64, Errno> {
+    // SAFETY: an all-zero statx is valid.
+    let mut found: libc::statx = unsafe { std::mem::zeroed() };
+    let flags = libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW;
+    let (raw, path, mask) = (fd.as_raw_fd(), c"".as_ptr(), libc::STATX_MNT_ID);
+    // SAFETY: an empty string and one statx for the kernel to write.
+    Errno::result(unsafe { libc::statx(raw, path, flags, mask, &mut found) })?;
+    if found.stx_mask & libc::STATX_MNT_ID == 0 { Err(Errno::ENOSYS) } else { Ok(found.stx_mnt_id) }
+}
+
 fn status(fd: BorrowedFd<'_>) -> Result<libc::stat, Errno> {
     // SAFETY: an all-zero stat is valid.
     let mut stat: libc::stat = unsafe { std::mem::zeroed() };

@@ -19,6 +19,7 @@ pub mod modes;
 pub mod network;
 pub mod owners;
 pub mod own_copies;
+pub mod paths;
 pub mod processes;
 pub mod random;
 pub mod reach;

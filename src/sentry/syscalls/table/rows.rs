@@ -12,8 +12,8 @@ use super::super::args::*;
 use super::super::row::syscalls;
 use super::super::{
     attributes, believed, clocks, creations, directories, exec, filters, identity, klog, lazy,
-    machine, modes, network, own_copies, owners, processes, random, sleeps, stamps, sync, timeouts,
-    usage, watch,
+    machine, modes, network, own_copies, owners, paths, processes, random, sleeps, stamps, sync,
+    timeouts, usage, watch,
 };
 use crate::notify::filter::Own;
 use crate::sys::message;
@@ -115,9 +115,9 @@ syscalls! {
     SYS_read(fd: Fd, buf: OutBuf, count: Len) => native;
     SYS_write(fd: Fd, buf: InBuf, count: Len) => native;
     SYS_open(pathname: Path, flags: OpenFlags, mode: Mode)
-        => handled(sync machine::open, MACHINE_VIEW | KMSG | FILE_LOG | DETERMINISTIC), except {
+        => handled(async paths::open, MACHINE_VIEW | KMSG | FILE_LOG | DETERMINISTIC | PATTERNS), except {
         flags has CREATES, mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
-        flags has WRITES => handled(sync machine::open, ROOT),
+        flags has WRITES => handled(async paths::open, ROOT),
     };
     SYS_close(fd: Fd) => native;
     SYS_stat(pathname: Path, statbuf: Out<Stat>) => handled(sync stamps::stat, VIRTUAL_TIME | ROOT | FILE_LOG);
@@ -227,7 +227,7 @@ syscalls! {
     SYS_fork() => native;
     SYS_vfork() => native;
     SYS_execve(pathname: Path, argv: StrArray, envp: StrArray)
-        => handled(sync exec::execve, EXEC_EVENTS | CPU_CLOCK | VIRTUAL_TIME | FILE_LOG);
+        => handled(sync exec::execve, EXEC_EVENTS | CPU_CLOCK | VIRTUAL_TIME | FILE_LOG | PATTERNS);
     SYS_exit(status: Int) => native;
     SYS_wait4(pid: Pid, wstatus: Out<IntCell>, options: WaitOptions, rusage: Out<Rusage>) => native;
     SYS_kill(pid: Pid, sig: Signal) => native;
@@ -244,22 +244,22 @@ syscalls! {
     SYS_flock(fd: Fd, operation: Operation) => native;
     SYS_fsync(fd: Fd) => handled(sync sync::fsync, FAKE_SYNC);
     SYS_fdatasync(fd: Fd) => handled(sync sync::fdatasync, FAKE_SYNC);
-    SYS_truncate(path: Path, length: Offset) => handled(sync own_copies::truncate, FILE_LOG | ROOT);
+    SYS_truncate(path: Path, length: Offset) => handled(sync paths::truncate, FILE_LOG | ROOT | PATTERNS);
     SYS_ftruncate(fd: Fd, length: Offset) => native;
     SYS_getdents(fd: Fd, dirp: Out<Dirent>, count: UInt)
         => handled(sync directories::getdents, DETERMINISTIC);
     SYS_getcwd(buf: OutBuf, size: Len) => native;
     SYS_chdir(path: Path) => handled(sync watch::chdir, FILE_LOG);
     SYS_fchdir(fd: Fd) => native;
-    SYS_rename(oldpath: Path, newpath: Path) => handled(sync own_copies::rename, FILE_LOG | ROOT);
-    SYS_mkdir(pathname: Path, mode: Mode) => handled(sync creations::mkdir, FILE_LOG | ROOT);
-    SYS_rmdir(pathname: Path) => handled(sync watch::rmdir, FILE_LOG);
-    SYS_creat(pathname: Path, mode: Mode) => handled(sync own_copies::creat, FILE_LOG | ROOT), except {
+    SYS_rename(oldpath: Path, newpath: Path) => handled(sync paths::rename, FILE_LOG | ROOT | PATTERNS);
+    SYS_mkdir(pathname: Path, mode: Mode) => handled(sync paths::mkdir, FILE_LOG | ROOT | PATTERNS);
+    SYS_rmdir(pathname: Path) => handled(sync paths::rmdir, FILE_LOG | PATTERNS);
+    SYS_creat(pathname: Path, mode: Mode) => handled(async paths::creat, FILE_LOG | ROOT | PATTERNS), except {
         mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
     };
-    SYS_link(oldpath: Path, newpath: Path) => handled(sync own_copies::link, FILE_LOG | ROOT);
-    SYS_unlink(pathname: Path) => handled(sync watch::unlink, FILE_LOG);
-    SYS_symlink(target: Path, linkpath: Path) => handled(sync creations::symlink, FILE_LOG | ROOT);
+    SYS_link(oldpath: Path, newpath: Path) => handled(sync paths::link, FILE_LOG | ROOT | PATTERNS);
+    SYS_unlink(pathname: Path) => handled(sync paths::unlink, FILE_LOG | PATTERNS);
+    SYS_symlink(target: Path, linkpath: Path) => handled(sync paths::symlink, FILE_LOG | ROOT | PATTERNS);
     SYS_readlink(pathname: Path, buf: OutBuf, bufsiz: Int) => handled(sync watch::readlink, FILE_LOG);
     SYS_chmod(pathname: Path, mode: Mode) => handled(sync modes::chmod, FILE_LOG | ROOT), except {
         mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE, unless sync modes::chmod, ROOT),
@@ -322,7 +322,7 @@ syscalls! {
     SYS_rt_sigsuspend(mask: In<SigSet>, sigsetsize: Len) => native;
     SYS_sigaltstack(ss: In<SigStack>, old_ss: Out<SigStack>) => native;
     SYS_utime(filename: Path, times: In<Utimbuf>) => handled(sync own_copies::utime, FILE_LOG | ROOT);
-    SYS_mknod(pathname: Path, mode: Mode, dev: Dev) => handled(sync modes::mknod, FILE_LOG | ROOT), except {
+    SYS_mknod(pathname: Path, mode: Mode, dev: Dev) => handled(sync paths::mknod, FILE_LOG | ROOT | PATTERNS), except {
         mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE, unless sync modes::mknod, ROOT),
     };
     SYS_uselib(library: Path)
@@ -518,12 +518,12 @@ syscalls! {
     SYS_migrate_pages(pid: Pid, maxnode: ULong, old_nodes: In<NodeMask>, new_nodes: In<NodeMask>)
         => native;
     SYS_openat(dirfd: DirFd, pathname: Path, flags: OpenFlags, mode: Mode)
-        => handled(sync machine::openat, MACHINE_VIEW | KMSG | FILE_LOG | DETERMINISTIC), except {
+        => handled(async paths::openat, MACHINE_VIEW | KMSG | FILE_LOG | DETERMINISTIC | PATTERNS), except {
         flags has CREATES, mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
-        flags has WRITES => handled(sync machine::openat, ROOT),
+        flags has WRITES => handled(async paths::openat, ROOT),
     };
-    SYS_mkdirat(dirfd: DirFd, pathname: Path, mode: Mode) => handled(sync creations::mkdirat, FILE_LOG | ROOT);
-    SYS_mknodat(dirfd: DirFd, pathname: Path, mode: Mode, dev: Dev) => handled(sync modes::mknodat, FILE_LOG | ROOT), except {
+    SYS_mkdirat(dirfd: DirFd, pathname: Path, mode: Mode) => handled(sync paths::mkdirat, FILE_LOG | ROOT | PATTERNS);
+    SYS_mknodat(dirfd: DirFd, pathname: Path, mode: Mode, dev: Dev) => handled(sync paths::mknodat, FILE_LOG | ROOT | PATTERNS), except {
         mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE, unless sync modes::mknodat, ROOT),
     };
     SYS_fchownat(dirfd: DirFd, pathname: Path, owner: Uid, group: Gid, flags: AtFlags)
@@ -533,11 +533,11 @@ syscalls! {
         };
     SYS_futimesat(dirfd: DirFd, pathname: Path, times: In<TimevalPair>) => handled(sync own_copies::futimesat, FILE_LOG | ROOT);
     SYS_newfstatat(dirfd: DirFd, pathname: Path, statbuf: Out<Stat>, flags: AtFlags) => handled(sync stamps::newfstatat, VIRTUAL_TIME | ROOT | FILE_LOG);
-    SYS_unlinkat(dirfd: DirFd, pathname: Path, flags: AtFlags) => handled(sync watch::unlinkat, FILE_LOG);
-    SYS_renameat(olddirfd: DirFd, oldpath: Path, newdirfd: DirFd, newpath: Path) => handled(sync own_copies::renameat, FILE_LOG | ROOT);
+    SYS_unlinkat(dirfd: DirFd, pathname: Path, flags: AtFlags) => handled(sync paths::unlinkat, FILE_LOG | PATTERNS);
+    SYS_renameat(olddirfd: DirFd, oldpath: Path, newdirfd: DirFd, newpath: Path) => handled(sync paths::renameat, FILE_LOG | ROOT | PATTERNS);
     SYS_linkat(olddirfd: DirFd, oldpath: Path, newdirfd: DirFd, newpath: Path, flags: AtFlags)
-        => handled(sync own_copies::linkat, FILE_LOG | ROOT);
-    SYS_symlinkat(target: Path, newdirfd: DirFd, linkpath: Path) => handled(sync creations::symlinkat, FILE_LOG | ROOT);
+        => handled(sync paths::linkat, FILE_LOG | ROOT | PATTERNS);
+    SYS_symlinkat(target: Path, newdirfd: DirFd, linkpath: Path) => handled(sync paths::symlinkat, FILE_LOG | ROOT | PATTERNS);
     SYS_readlinkat(dirfd: DirFd, pathname: Path, buf: OutBuf, bufsiz: Int) => handled(sync watch::readlinkat, FILE_LOG);
     SYS_fchmodat(dirfd: DirFd, pathname: Path, mode: Mode) => handled(sync modes::fchmodat, FILE_LOG | ROOT), except {
         mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE, unless sync modes::fchmodat, ROOT),
@@ -634,7 +634,7 @@ syscalls! {
     SYS_sched_setattr(pid: Pid, attr: InOut<SchedAttr>, flags: Flags) => native;
     SYS_sched_getattr(pid: Pid, attr: Out<SchedAttr>, size: UInt, flags: Flags) => native;
     SYS_renameat2(olddirfd: DirFd, oldpath: Path, newdirfd: DirFd, newpath: Path, flags: Flags)
-        => handled(sync own_copies::renameat2, FILE_LOG | ROOT);
+        => handled(sync paths::renameat2, FILE_LOG | ROOT | PATTERNS);
     SYS_seccomp(operation: Operation, flags: Flags, args: Addr)
         => handled(sync filters::seccomp, ALWAYS);
     SYS_getrandom(buf: OutBuf, buflen: Len, flags: Flags)
@@ -645,7 +645,7 @@ syscalls! {
     ) => denied(EPERM, REPLACES_KERNEL);
     SYS_bpf(cmd: Operation, attr: InOut<BpfAttr>, size: UInt) => denied(EPERM, LOADS_MODULES);
     SYS_execveat(dirfd: DirFd, pathname: Path, argv: StrArray, envp: StrArray, flags: AtFlags)
-        => handled(sync exec::execveat, EXEC_EVENTS | CPU_CLOCK | VIRTUAL_TIME | FILE_LOG);
+        => handled(sync exec::execveat, EXEC_EVENTS | CPU_CLOCK | VIRTUAL_TIME | FILE_LOG | PATTERNS);
     SYS_userfaultfd(flags: Flags)
         => denied(EPERM, "stops the host kernel in the middle of its work, which exploits rely on");
     SYS_membarrier(cmd: Operation, flags: Flags, cpu_id: Int) => native;
@@ -712,7 +712,8 @@ syscalls! {
     SYS_mount_setattr(dirfd: DirFd, pathname: Path, flags: AtFlags, attr: In<MountAttr>, size: Len)
         => refused(EPERM, FIXED_VIEW, VIEW_FLAGS);
     SYS_quotactl_fd(fd: Fd, cmd: UInt, id: UInt, addr: Addr) => denied(EPERM, QUOTAS);
-    SYS_landlock_create_ruleset(attr: In<LandlockRulesetAttr>, size: Len, flags: Flags) => native;
+    SYS_landlock_create_ruleset(attr: In<LandlockRulesetAttr>, size: Len, flags: Flags)
+        => handled(sync paths::landlock_create_ruleset, PATTERNS);
     SYS_landlock_add_rule(ruleset_fd: Fd, rule_type: Operation, rule_attr: In<Struct>, flags: Flags)
         => native;
     SYS_landlock_restrict_self(ruleset_fd: Fd, flags: Flags) => native;
