@@ -109,8 +109,13 @@ fn begin(
         (false, None) => Namespace::starting_now(),
         (false, Some(image)) => image.clocks(),
     };
-    let time = Time::new(spec.time, namespace, spec.identity.uid == 0);
-    let time = if spec.deterministic.is_some() { time.repeating() } else { time };
+    let time = match &image {
+        Some(image) => image.time(spec, namespace)?,
+        None => {
+            let time = Time::new(spec.time, namespace, spec.identity.uid == 0);
+            if spec.deterministic.is_some() { time.repeating() } else { time }
+        }
+    };
     let mut plan = Plan::new(spec, beside.layers, settings, signals.before, &time)?;
     let mut image = image;
     if let Some(image) = &mut image {

@@ -237,11 +237,9 @@ fn refuse_early(kernel: &Kernel, facts: &Facts) -> Result<(), SaveError> {
             "it has exceptions (--allow) in an overlay, which an image does not carry yet; run it without",
         ));
     }
-    let is_set = kernel.time().keeper().generation() > 0;
-    if is_set || kernel.features().intersects(sentry::Features::VIRTUAL_TIME) {
+    if kernel.features().contains(sentry::Features::DETERMINISTIC) {
         return Err(SaveError::refused(
-            "it has a clock of its own (--time, --deterministic, or set inside), which an image does not \
-             carry; run it without",
+            "it is run with --deterministic, which an image does not carry; run it without",
         ));
     }
     if kernel.features().contains(sentry::Features::FILE_LOG) {
@@ -268,6 +266,7 @@ fn stop(kernel: &Kernel) -> Result<(Earlier, Instant), KernelError> {
         Ok((asleep, Instant::now()))
     })?;
     asleep.confirm();
+    asleep.know(kernel.interrupted_waits(), kernel.time().keeper().rate());
     // Before that, others than guests were looked at.
     let begun = kernel.stopped_since().map_or(begun, |since| since.max(begun));
     Ok((Earlier { asleep, carried: Arc::clone(kernel.carried()), cpu_us }, begun))
@@ -358,6 +357,10 @@ fn captured(
     };
     let mut found = kernel.tracer().run(work).map_err(KernelError::Tracer)??;
     let collector = &mut found.collector;
+    let own_clocks = kernel.time().saved(found.clocks.realtime);
+    let own_clocks = own_clocks.map_err(|_| {
+        SaveError::refused("the host's vDSO, through which programs read clocks, is not known")
+    })?;
     let sandbox = Sandbox {
         run: Run {
             spec: facts.spec.clone(),
@@ -370,6 +373,7 @@ fn captured(
             cpu_us,
         },
         clocks: found.clocks,
+        own_clocks,
         spaces: std::mem::take(&mut found.spaces),
         processes: std::mem::take(&mut found.processes),
         files: std::mem::take(&mut collector.files),

@@ -10,6 +10,7 @@ use serde_bytes::ByteBuf;
 use sha2::{Digest, Sha256};
 
 use crate::save::timers::Timer;
+use crate::timekeeping::SavedClocks;
 
 /// Where content lies in the memory section. Numbers are given once for a whole image.
 pub type Object = u32;
@@ -21,6 +22,9 @@ pub struct Sandbox {
     pub run: Run,
     /// The guest's clocks at the moment of the save.
     pub clocks: Clocks,
+    /// The clocks of the run's own, if it has any; the others are those of its kernel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own_clocks: Option<SavedClocks>,
     /// The address spaces.
     pub spaces: Vec<Space>,
     /// The processes; a parent comes before its children.

@@ -23,6 +23,7 @@ pub(crate) fn empty() -> Sandbox {
     Sandbox {
         run,
         clocks: Clocks::default(),
+        own_clocks: None,
         spaces: Vec::new(),
         processes: Vec::new(),
         files: Vec::new(),

@@ -25,6 +25,7 @@ pub mod memfd;
 pub mod message;
 pub mod message_queue;
 pub mod mount;
+pub mod nudge;
 pub mod numbers;
 pub mod pagemap;
 pub mod probe;

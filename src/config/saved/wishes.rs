@@ -42,6 +42,9 @@ pub struct SavedTime {
     pub at: Option<i64>,
     /// Seconds of the guest, of the host; none: frozen.
     pub rate: Option<(u32, u32)>,
+    /// The image says what the clocks have come to. (Who does not know this word may not start them anew.)
+    #[serde(default)]
+    pub goes_on: bool,
 }
 
 impl SavedLimits {
@@ -94,7 +97,7 @@ impl SavedTime {
             Pace::Runs(rate) => Some(rate.terms()),
             Pace::Frozen => None,
         };
-        SavedTime { offset, at, rate }
+        SavedTime { offset, at, rate, goes_on: true }
     }
 
     pub(super) fn restore(self) -> Result<TimeSpec, ConfigError> {

@@ -19,11 +19,13 @@ use crate::notify::Gate;
 use crate::save::error::RestoreError;
 use crate::save::hand::{Hand, HandError, SLOTS};
 use crate::save::state::{Process, Sandbox, Space, Table as DescriptorTable, Thread, TreeKind};
-use crate::sentry::{Brought, Carried, Used};
+use crate::sentry::{Brought, Kernel, Used};
 use crate::sys::ptrace::{self, Stopped};
+use crate::timekeeping::Patch;
 
 pub mod adjustments;
 mod batch;
+mod clock;
 pub mod courier;
 pub mod descriptors;
 pub mod direct;
@@ -70,6 +72,8 @@ pub struct Options {
     pub layers: Option<Arc<Layers>>,
     /// Which of the standard streams are the run's own terminal, if it has one.
     pub terminal: Option<[bool; 3]>,
+    /// How programs read clocks of the run's own, if it has any.
+    pub clock: Option<Patch>,
 }
 
 /// Brings content of the memory section into its places. Called once, when all of them are there.
@@ -105,7 +109,7 @@ pub fn grow(
     sandbox: &Sandbox,
     options: &Options,
     (fill, lazy): (&mut Fill<'_>, Option<&Lazy>),
-    carried: &Carried,
+    kernel: &Kernel,
 ) -> Result<OwnedFd, RestoreError> {
     let (courier, theirs) = courier::pair(FIRST)
         .map_err(|errno| RestoreError::failed("a socket to the new processes", errno.desc()))?;
@@ -152,6 +156,9 @@ pub fn grow(
     own_foreground(sandbox, &mut plants)?;
     rest(&mut plants)?;
     fill(&maker.sinks)?;
+    for plant in &plants {
+        clock::renew(plant.hand.tid(), space_of(sandbox, plant)?, options, &plant.who)?;
+    }
     furnish_all(sandbox, &mut plants, gate, &courier, lazy)?;
     descriptors::make_late_files(&mut maker, options.files)?;
     for finish in std::mem::take(&mut maker.finishes) {
@@ -166,8 +173,8 @@ pub fn grow(
     drop(maker);
     end(maker_hand)?;
     zombies.into_iter().try_for_each(die)?;
-    carried.bring(brought(sandbox, &hosts, &plants));
-    let ready = finish::complete_all(sandbox, plants)?;
+    kernel.carried().bring(brought(sandbox, &hosts, &plants));
+    let ready = finish::complete_all(sandbox, plants, kernel)?;
     gate.pass_no_more();
     planter
         .adopt(sandbox.run.program)

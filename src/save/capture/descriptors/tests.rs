@@ -138,6 +138,7 @@ fn sandbox(table: &Table, collector: &Collector) -> Sandbox {
             cpu_us: 0,
         },
         clocks: clocks(),
+        own_clocks: None,
         spaces: Vec::new(),
         processes: Vec::new(),
         files: collector.files.clone(),
