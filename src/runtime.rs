@@ -497,6 +497,7 @@ impl<'r> Supervisor<'r> {
         let refusals = self.kernel.refusals().all();
         let refusals = refusals.iter().map(ToString::to_string);
         let notes = farewell.into_iter().chain(self.kernel.limit_notes()).chain(refusals);
+        let notes = notes.chain(self.kernel.repeat_note());
         let notes = notes.chain(kept).collect();
         Finished { status: exit_status(status), notes, interrupted, undone, measured }
     }

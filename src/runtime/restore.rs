@@ -14,7 +14,7 @@ use crate::save::restore::lazy::Lazy;
 use crate::save::restore::maker::Sink;
 use crate::save::restore::{self, Options, ptys, seed};
 use crate::save::state::Sandbox;
-use crate::sentry::{Kernel, KernelError, Level, RecordedFilter, Time};
+use crate::sentry::{Features, Kernel, KernelError, Level, RecordedFilter, Time};
 use crate::sys::memfd::anonymous_file;
 use crate::timekeeping::{Namespace, Passed};
 
@@ -87,6 +87,9 @@ impl Restored {
                 kernel.filters().record(depth, filter);
             }
         }
+        if sandbox.repeat.is_some() != kernel.features().contains(Features::DETERMINISTIC) {
+            return Err(RestoreError::refused("the image is damaged: what it repeats").into());
+        }
         kernel.begin_cpu_time_at(Duration::from_micros(sandbox.run.cpu_us));
         let mut mapped = None;
         let lazy = lazy.filter(|lazy| match lazy::keep(kernel, lazy) {
@@ -108,9 +111,11 @@ impl Restored {
         })?;
         kernel.time().grow(true);
         let whole = Arc::clone(kernel);
+        let context = tokio::runtime::Handle::current();
         let (of_image, own) = (lazy.clone(), Arc::clone(kernel));
         let grown = tokio::task::spawn_blocking(move || {
             let grow = move |_: &mut _| {
+                let _context = context.enter();
                 let lazy = of_image.as_deref();
                 let mut fill = |sinks: &HashMap<u32, Sink>| fill(sinks, lazy.is_none());
                 let content = (&mut fill as &mut restore::Fill<'_>, lazy);

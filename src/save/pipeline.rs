@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use serde_bytes::ByteBuf;
 
 use crate::overlay::Saver;
-use crate::save::capture::collector::Content;
+use crate::save::capture::collector::{Collector, Content};
 use crate::save::capture::filters::Filters;
 use crate::save::capture::snapshot::{self, Live};
 use crate::save::capture::waits::Asleep;
@@ -23,8 +23,10 @@ use crate::save::error::SaveError;
 use crate::save::image::{Features, ImageError, Writer};
 use crate::save::patience::patiently;
 use crate::save::ptys::OwnTerminal;
-use crate::save::state::{Run, Sandbox};
-use crate::sentry::{self, Kernel, KernelError, Level, Unsettled, filter_count};
+use crate::save::state::{FileKind, OpenFile, Run, Sandbox};
+use crate::sentry::{
+    self, Kernel, KernelError, Level, SavedListing, SavedRepeat, Unsettled, filter_count,
+};
 
 /// How to save.
 #[derive(Debug, Clone, Copy, Default)]
@@ -237,11 +239,6 @@ fn refuse_early(kernel: &Kernel, facts: &Facts) -> Result<(), SaveError> {
             "it has exceptions (--allow) in an overlay, which an image does not carry yet; run it without",
         ));
     }
-    if kernel.features().contains(sentry::Features::DETERMINISTIC) {
-        return Err(SaveError::refused(
-            "it is run with --deterministic, which an image does not carry; run it without",
-        ));
-    }
     if kernel.features().contains(sentry::Features::FILE_LOG) {
         return Err(SaveError::refused(
             "it is run with --record-files, or by sandbox learn, whose list of files an image does not carry; \
@@ -341,6 +338,8 @@ fn captured(
         .ok_or(SaveError::refused("its program has ended"))?;
     let cpu_us = earlier.cpu_us;
     let gate = Arc::clone(kernel.gate().ok_or(SaveError::refused("nothing runs in it"))?);
+    let still = kernel.still_devices();
+    let devices = kernel.saved_devices(&still);
     let groups: Vec<(i32, i32)> = guests.iter().map(|it| (it.pid, it.guest_pid)).collect();
     let own = facts.clone();
     let log = Arc::clone(kernel);
@@ -348,6 +347,7 @@ fn captured(
         let before = filter_count(log.init_pid()).unwrap_or(0);
         let filters = Filters { log: log.filters(), before, gate: &gate };
         let mut found = Found::new(earlier, options.strict);
+        found.collector.known.devices = devices;
         let done = capture::sandbox(tracees, filters, &guests, &own, live.as_ref(), &mut found);
         if done.is_err() {
             // Another attempt is not to meet them.
@@ -355,7 +355,10 @@ fn captured(
         }
         done.map(|()| found)
     };
-    let mut found = kernel.tracer().run(work).map_err(KernelError::Tracer)??;
+    let found = kernel.tracer().run(work).map_err(KernelError::Tracer)?;
+    drop(still);
+    let mut found = found?;
+    let repeat = repeat(kernel, &groups, &found.collector);
     let collector = &mut found.collector;
     let own_clocks = kernel.time().saved(found.clocks.realtime);
     let own_clocks = own_clocks.map_err(|_| {
@@ -374,6 +377,7 @@ fn captured(
         },
         clocks: found.clocks,
         own_clocks,
+        repeat,
         spaces: std::mem::take(&mut found.spaces),
         processes: std::mem::take(&mut found.processes),
         files: std::mem::take(&mut collector.files),
@@ -387,6 +391,21 @@ fn captured(
         terminal: own_terminal(facts, &groups)?,
     };
     Ok((sandbox, found))
+}
+
+/// What a run with `--deterministic` goes on with. `groups`: as below.
+fn repeat(kernel: &Kernel, groups: &[(i32, i32)], collector: &Collector) -> Option<SavedRepeat> {
+    let randomness = kernel.saved_randomness(&groups.iter().copied().collect())?;
+    let listing = |(index, file): (usize, &OpenFile)| {
+        let (FileKind::Path { identity, .. } | FileKind::Deleted { identity, .. }) = &file.kind
+        else {
+            return None;
+        };
+        let found = kernel.saved_listing(identity.inode, file.position)?;
+        Some(SavedListing { file: index as u32, ..found })
+    };
+    let listings = collector.files.iter().enumerate().filter_map(listing).collect();
+    Some(SavedRepeat { randomness, devices: collector.known.open_devices(), listings })
 }
 
 /// The terminal of the run's program. `groups`: numbers of processes on the host and for the guest.

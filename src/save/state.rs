@@ -10,6 +10,7 @@ use serde_bytes::ByteBuf;
 use sha2::{Digest, Sha256};
 
 use crate::save::timers::Timer;
+use crate::sentry::SavedRepeat;
 use crate::timekeeping::SavedClocks;
 
 /// Where content lies in the memory section. Numbers are given once for a whole image.
@@ -25,6 +26,9 @@ pub struct Sandbox {
     /// The clocks of the run's own, if it has any; the others are those of its kernel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub own_clocks: Option<SavedClocks>,
+    /// What a run with `--deterministic` goes on with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repeat: Option<SavedRepeat>,
     /// The address spaces.
     pub spaces: Vec<Space>,
     /// The processes; a parent comes before its children.

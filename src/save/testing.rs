@@ -24,6 +24,7 @@ pub(crate) fn empty() -> Sandbox {
         run,
         clocks: Clocks::default(),
         own_clocks: None,
+        repeat: None,
         spaces: Vec::new(),
         processes: Vec::new(),
         files: Vec::new(),
@@ -49,6 +50,7 @@ pub(crate) fn with_maker<T>(sandbox: &Sandbox, work: impl FnOnce(&mut Maker<'_>)
         shared: Vec::new(),
         sinks: HashMap::new(),
         finishes: Vec::new(),
+        devices: Vec::new(),
     };
     let result = work(&mut maker);
     child.kill().unwrap();

@@ -23,6 +23,8 @@ struct Inner {
     /// Number and arguments, as they were changed.
     calls: HashMap<i32, (u32, [u64; 6])>,
     interrupted: HashMap<i32, InterruptedWait>,
+    /// Calls that could not be changed: each is made once as it is.
+    passed: HashMap<i32, (u32, [u64; 6])>,
 }
 
 /// A call that waits, was changed, and goes on by restart_syscall(2) if nothing has come of it since.
@@ -42,9 +44,17 @@ pub struct InterruptedWait {
 const MOST: usize = 1 << 16;
 
 impl Remade {
-    /// Whether this is a call that has been changed already.
+    /// Whether this is a call that has been changed already, or that cannot be.
     pub(super) fn has(&self, received: &Received) -> bool {
-        self.lock().calls.get(&received.tid) == Some(&(received.number, received.args))
+        let call = (received.number, received.args);
+        let mut inner = self.lock();
+        inner.passed.remove(&received.tid) == Some(call)
+            || inner.calls.get(&received.tid) == Some(&call)
+    }
+
+    /// The next call of a thread, if it is this one, is made as it is.
+    pub(super) fn let_pass(&self, tid: i32, call: (u32, [u64; 6])) {
+        self.lock().passed.insert(tid, call);
     }
 
     /// The call that is made again by a thread; `None`: none any more.

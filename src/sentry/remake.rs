@@ -198,7 +198,7 @@ pub(super) fn remake(call: &Call<'_>, change: Change) -> Answer {
         Some(_) => ("the CPU time from before the restore", "what it used since is told alone"),
     };
     let refuse = |why| {
-        kernel.refuse(received.tid, what, why, remedy);
+        kernel.let_through(received.tid, what, why, remedy);
         Answer::Continue
     };
     if !hand_over() {
@@ -213,13 +213,16 @@ pub(super) fn remake(call: &Call<'_>, change: Change) -> Answer {
             return if stops { Answer::Restart(RESTART) } else { Answer::Continue };
         }
         Err(Unseized::Guest) => return refuse("another program of the sandbox traces it"),
+        Err(Unseized::Host) => return refuse("the host does not let it be traced"),
     }
     // The stop is asked for first: with nothing pending the code would reach the guest.
     kernel.time().sessions().interrupt(received.tid);
     Answer::Restart(RESTART).then(move || {
         let time = kernel.time();
         let session = Session { received, change: &change, time };
-        session.run(time.remade());
+        if !session.run(time.remade()) {
+            kernel.let_through(received.tid, what, "its memory cannot be changed", remedy);
+        }
     })
 }
 
@@ -237,30 +240,45 @@ const ROOM: usize = 8;
 const RED_ZONE: u64 = 128;
 
 impl Session<'_> {
-    fn run(&self, remade: &Remade) {
+    /// Gives whether the call could be changed; if not, it is made as it is.
+    fn run(&self, remade: &Remade) -> bool {
         let tid = self.received.tid;
         let stopped = tracing::wait_any();
         let signal = match stopped {
             Ok((_, Stop::Event)) => return self.change_call(remade),
             Ok((_, Stop::Signal(signal))) => signal,
-            Ok((_, Stop::Gone)) | Err(_) => return self.time.sessions().renamed(tid, None),
+            Ok((_, Stop::Gone)) | Err(_) => {
+                self.time.sessions().renamed(tid, None);
+                return true;
+            }
             Ok(_) => 0,
         };
         self.time.sessions().let_go(tid, signal);
+        true
     }
 
     /// The thread is stopped on its way out of the call that was backed out.
-    fn change_call(&self, remade: &Remade) {
+    fn change_call(&self, remade: &Remade) -> bool {
         let tid = self.received.tid;
-        let prepared = self.prepare();
-        let Ok(Some((before, room))) = prepared else {
-            self.time.sessions().let_go(tid, 0);
-            return;
+        let (before, room) = match self.prepare() {
+            Ok(Some(prepared)) => prepared,
+            // It is another call, or the thread has been killed.
+            Ok(None) | Err(Errno::ESRCH) => {
+                self.time.sessions().let_go(tid, 0);
+                return true;
+            }
+            Err(_) => {
+                // Or it would be tried without end.
+                remade.let_pass(tid, (self.received.number, self.received.args));
+                self.time.sessions().let_go(tid, 0);
+                return false;
+            }
         };
+        // (An error: it has been killed.)
         if self.enter(&before, room.at, remade).is_err() {
             remade.set(tid, None);
             self.time.sessions().let_go(tid, 0);
-            return;
+            return true;
         }
         // In: the entry of the call. Out: its return. A signal before it: the call is made as it
         // was when the handler has run.
@@ -287,7 +305,8 @@ impl Session<'_> {
                 }
                 Ok(Some((_, Stop::Gone))) | Err(_) => {
                     remade.set(tid, None);
-                    return self.time.sessions().renamed(tid, None);
+                    self.time.sessions().renamed(tid, None);
+                    return true;
                 }
                 Ok(Some((_, stop))) => {
                     room.restore(tid);
@@ -299,6 +318,7 @@ impl Session<'_> {
         // Before the thread runs on: its next call may be changed by another session.
         remade.set(tid, None);
         self.time.sessions().let_go(tid, signal);
+        true
     }
 
     /// Checks that this is the call, and lays the timeout below the stack. `None`: it is another.

@@ -48,6 +48,8 @@ pub(super) enum Unseized {
     Init,
     /// A debugger inside traces it, or it may not be traced.
     Guest,
+    /// The host cannot do it now, for lack of memory, say.
+    Host,
 }
 
 /// How often is looked whether a thread that is held in a pause was killed. No descriptor tells that of
@@ -80,9 +82,11 @@ impl Sessions {
                     self.lock().threads.insert(tid, false);
                     return Ok(());
                 }
+                Err(Errno::ESRCH) => return Err(Unseized::Ended),
                 // EPERM is said of one that is about to end, too (ptrace_attach in kernel/ptrace.c).
-                Err(Errno::EPERM) if call.trapped().is_valid() => {}
-                Err(_) => return Err(Unseized::Ended),
+                Err(_) if !call.trapped().is_valid() => return Err(Unseized::Ended),
+                Err(Errno::EPERM) => {}
+                Err(_) => return Err(Unseized::Host),
             }
             if let Some(tracer) = tracer_of(tid, call.kernel.init_pid()) {
                 return Err(tracer);

@@ -4,6 +4,7 @@
 //! again with another timeout. What a clock shows is the timekeeper's affair.
 
 use std::collections::HashMap;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::kernel::Kernel;
@@ -18,6 +19,8 @@ pub struct Time {
     keeper: Timekeeper,
     remade: Remade,
     sessions: Sessions,
+    /// All programs that ran when the clock was first set have been told.
+    pub(super) told: OnceLock<()>,
     /// Guests are put together from an image: what is executed is none of their programs.
     grows: AtomicBool,
     /// `--time` was given. Immutable.
@@ -61,6 +64,7 @@ impl Time {
             keeper,
             remade: Remade::default(),
             sessions: Sessions::default(),
+            told: OnceLock::new(),
             grows: AtomicBool::new(false),
             own,
             root,

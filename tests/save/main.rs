@@ -10,6 +10,7 @@ mod ipc;
 mod lazy;
 mod passing;
 mod programs;
+mod repeats;
 mod waits;
 
 #[path = "../common/mod.rs"]

@@ -12,6 +12,7 @@ use crate::save::error::RestoreError;
 use crate::save::hand::{Hand, HandError};
 use crate::save::restore::courier::Courier;
 use crate::save::state::{Object, Sandbox};
+use crate::sentry::SavedDevice;
 use crate::sys::beneath;
 
 /// Where content of the memory section goes.
@@ -74,6 +75,8 @@ pub struct Maker<'m> {
     pub sinks: HashMap<Object, Sink>,
     /// What is left to do then, in order.
     pub finishes: Vec<Finish>,
+    /// Random devices that go on, each with its writing end, which nobody else has.
+    pub devices: Vec<(SavedDevice, OwnedFd)>,
 }
 
 impl Maker<'_> {

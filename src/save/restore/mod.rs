@@ -39,6 +39,7 @@ pub mod notices;
 pub mod overruns;
 pub mod process;
 pub mod ptys;
+mod repeat;
 pub mod seed;
 pub mod shared;
 pub mod sockets;
@@ -123,6 +124,7 @@ pub fn grow(
         shared: Vec::new(),
         sinks: done(sandbox),
         finishes: Vec::new(),
+        devices: Vec::new(),
     };
     trees::restore(&mut maker, &options.trees)?;
     ipc::restore(&mut maker)?;
@@ -169,6 +171,7 @@ pub fn grow(
         let space = space_of(sandbox, plant)?;
         space::seal(&mut plant.hand, space, (&courier, &shared), &plant.who)?;
     }
+    repeat::resume(&mut maker, &hosts, kernel)?;
     give_tables(sandbox, &mut plants, &courier, &maker.files)?;
     drop(maker);
     end(maker_hand)?;

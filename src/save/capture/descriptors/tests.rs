@@ -139,6 +139,7 @@ fn sandbox(table: &Table, collector: &Collector) -> Sandbox {
         },
         clocks: clocks(),
         own_clocks: None,
+        repeat: None,
         spaces: Vec::new(),
         processes: Vec::new(),
         files: collector.files.clone(),
@@ -203,6 +204,7 @@ fn restore(
         shared: Vec::new(),
         sinks: Default::default(),
         finishes: Vec::new(),
+        devices: Vec::new(),
     };
     let _ended = Ended(maker_child);
     make_files(&mut maker, &restore_streams, FilesPolicy::Strict)?;

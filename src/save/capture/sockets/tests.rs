@@ -210,6 +210,7 @@ fn restored(files: Vec<OpenFile>, check: impl FnOnce(Vec<OwnedFd>)) {
         shared: Vec::new(),
         sinks: std::collections::HashMap::new(),
         finishes: Vec::new(),
+        devices: Vec::new(),
     };
     for (index, file) in sandbox.files.iter().enumerate() {
         if matches!(file.kind, FileKind::Event(..)) {
