@@ -93,22 +93,17 @@ pub(super) fn tell_of_setting(kernel: &Kernel, caller: i32) {
 
 fn tell_all(kernel: &Kernel, caller: i32) {
     const MOST_LOOKS: usize = 100;
-    // (Else it has been killed, and with it its setting; whoever it has forked is told by the next.)
-    let Ok(namespace) = std::fs::read_link(format!("/proc/{caller}/ns/pid")) else { return };
     let mut told = HashSet::new();
     for _ in 0..MOST_LOOKS {
-        let mut new = false;
-        for pid in processes() {
-            let inside = || std::fs::read_link(format!("/proc/{pid}/ns/pid"));
-            if !told.contains(&pid) && inside().is_ok_and(|found| found == namespace) {
-                told.insert(pid);
-                new = true;
-                kernel.tell_of_clock(pid);
-            }
-        }
-        if !new {
+        let Ok(members) = kernel.members() else {
+            return kernel.let_through(caller, WHAT, "the programs cannot be listed", REMEDY);
+        };
+        let new: Vec<i32> =
+            members.iter().map(|it| it.pid).filter(|pid| told.insert(*pid)).collect();
+        if new.is_empty() {
             return;
         }
+        new.into_iter().for_each(|pid| kernel.tell_of_clock(pid));
     }
     kernel.let_through(caller, WHAT, "more programs are made than can be told", REMEDY);
 }
@@ -132,11 +127,6 @@ impl Kernel {
             self.let_through(pid, WHAT, "its memory cannot be changed", REMEDY);
         }
     }
-}
-
-fn processes() -> impl Iterator<Item = i32> {
-    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
 fn tell(pid: i32, offset: u64, trapped: u32) -> Result<(), Errno> {
