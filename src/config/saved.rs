@@ -22,8 +22,7 @@ use super::error::refuse;
 use super::files::DENIED_BUT;
 use super::paths::{Kind, check, quoted};
 use super::{
-    ConfigError, Deterministic, Host, IdRange, Mount, MountKind, Network, RuleKind, RunSpec, Voice,
-    Why, Without,
+    ConfigError, Host, IdRange, Mount, MountKind, Network, RuleKind, RunSpec, Voice, Why, Without,
 };
 use super::{check_container, check_hostname, check_program, files, homes, identity};
 use crate::sentry::Features;
@@ -33,8 +32,6 @@ use wishes::{SavedLimits, SavedTime};
 const MOUNTS_MAX: usize = 100_000;
 /// Bytes of all arguments and variables together at most: more than execve(2) takes on any host.
 const WORDS_MAX: usize = 16 << 20;
-/// Bytes of a seed at most: an argument has no more (MAX_ARG_STRLEN, execve(2)).
-const SEED_MAX: usize = 128 << 10;
 /// The name of a path at most (PATH_MAX, limits.h).
 const PATH_MAX: usize = 4096;
 /// Groups of a process at most (NGROUPS_MAX, limits.h).
@@ -228,14 +225,6 @@ impl SavedSpec {
             voice,
         };
         Ok(spec.with_deterministic(self.repeats()?))
-    }
-
-    fn repeats(&self) -> Result<Option<Deterministic>, ConfigError> {
-        let Some(seed) = &self.deterministic else { return Ok(None) };
-        if self.time.is_none() || seed.len() > SEED_MAX {
-            return Err(refuse!("cannot restore what it repeats: it has no clock, or no seed"));
-        }
-        Ok(Some(Deterministic::resumed(seed.to_vec())))
     }
 
     /// The directories whose changes were the sandbox's own. Unchecked.
