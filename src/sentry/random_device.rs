@@ -36,12 +36,15 @@ const WORDS: u128 = PIECE as u128 / 4;
 /// As many pieces as a pipe has room for, and one to see that it is full.
 const AT_ONCE: usize = 17;
 
+/// By device and inode of the pipe.
+type Feeders = HashMap<(u64, u64), Weak<Mutex<Feeder>>>;
+
 /// Who reads.
 #[derive(Debug)]
 pub(super) struct Readers {
     permits: Arc<Semaphore>,
     /// The feeders, by the pipe: device and inode. A leaf of the lock order.
-    feeders: Mutex<HashMap<(u64, u64), Weak<Mutex<Feeder>>>>,
+    feeders: Mutex<Feeders>,
     /// Held while a pipe is filled, and by who looks into all of them. Nothing else is held when it is waited for.
     still: Arc<Turn<()>>,
 }
@@ -133,7 +136,7 @@ impl Kernel {
 }
 
 impl Readers {
-    fn feeders(&self) -> MutexGuard<'_, HashMap<(u64, u64), Weak<Mutex<Feeder>>>> {
+    fn feeders(&self) -> MutexGuard<'_, Feeders> {
         self.feeders.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
