@@ -110,8 +110,13 @@ fn begin(
         (false, None) => Namespace::starting_now(),
         (false, Some(image)) => image.clocks(),
     };
-    let time = Time::new(spec.time, namespace, spec.identity.uid == 0);
-    let time = if spec.deterministic.is_some() { time.repeating() } else { time };
+    let time = match &image {
+        Some(image) => image.time(spec, namespace)?,
+        None => {
+            let time = Time::new(spec.time, namespace, spec.identity.uid == 0);
+            if spec.deterministic.is_some() { time.repeating() } else { time }
+        }
+    };
     let mut plan = Plan::new(spec, beside.layers, settings, signals.before, &time)?;
     let mut image = image;
     if let Some(image) = &mut image {
@@ -510,6 +515,7 @@ impl<'r> Supervisor<'r> {
         let refusals = self.kernel.refusals().all();
         let refusals = refusals.iter().map(ToString::to_string);
         let notes = farewell.into_iter().chain(self.kernel.limit_notes()).chain(refusals);
+        let notes = notes.chain(self.kernel.repeat_note());
         let notes = notes.chain(kept).collect();
         Finished { status: exit_status(status), notes, interrupted, undone, measured }
     }

@@ -70,6 +70,9 @@ pub struct SavedSpec {
     pub voice: u8,
     /// The sandbox's own clock.
     pub time: Option<SavedTime>,
+    /// What random bytes are made of, in a run that repeats (`--deterministic`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deterministic: Option<ByteBuf>,
 }
 
 /// [`super::Identity`].
@@ -169,6 +172,7 @@ impl SavedSpec {
                 Voice::Verbose => 2,
             },
             time: spec.time.map(SavedTime::of),
+            deterministic: spec.deterministic.as_ref().map(|it| ByteBuf::from(it.seed.clone())),
         }
     }
 
@@ -203,7 +207,7 @@ impl SavedSpec {
             true => own,
             false => own | Without::TIME_NAMESPACES,
         };
-        Ok(RunSpec {
+        let spec = RunSpec {
             argv,
             environment,
             withheld: Vec::new(),
@@ -227,7 +231,8 @@ impl SavedSpec {
             features,
             without,
             voice,
-        })
+        };
+        Ok(spec.with_deterministic(self.repeats()?))
     }
 
     /// The directories whose changes were the sandbox's own. Unchecked.

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use serde_bytes::ByteBuf;
 
 use crate::overlay::Saver;
-use crate::save::capture::collector::Content;
+use crate::save::capture::collector::{Collector, Content};
 use crate::save::capture::filters::Filters;
 use crate::save::capture::snapshot::{self, Live};
 use crate::save::capture::waits::Asleep;
@@ -24,8 +24,10 @@ use crate::save::image::{Features, ImageError, Writer};
 use crate::save::out::Out;
 use crate::save::patience::patiently;
 use crate::save::ptys::OwnTerminal;
-use crate::save::state::{Overlay, Run, Sandbox};
-use crate::sentry::{self, Kernel, KernelError, Level, Unsettled, filter_count};
+use crate::save::state::{FileKind, OpenFile, Overlay, Run, Sandbox};
+use crate::sentry::{
+    self, Kernel, KernelError, Level, SavedListing, SavedRepeat, Unsettled, filter_count,
+};
 
 /// How to save.
 #[derive(Debug, Clone, Copy, Default)]
@@ -199,13 +201,6 @@ fn has_ended(kernel: &Kernel) -> bool {
 
 /// Refuses what can be told before anything is stopped.
 fn refuse_early(kernel: &Kernel) -> Result<(), SaveError> {
-    let is_set = kernel.time().keeper().generation() > 0;
-    if is_set || kernel.features().intersects(sentry::Features::VIRTUAL_TIME) {
-        return Err(SaveError::refused(
-            "it has a clock of its own (--time, --deterministic, or set inside), which an image does not \
-             carry; run it without",
-        ));
-    }
     if kernel.features().contains(sentry::Features::NETWORK) {
         return Err(SaveError::refused(
             "it reaches hosts outside (--net allow), whose connections an image does not carry; run it without",
@@ -241,6 +236,7 @@ fn stop(kernel: &Kernel) -> Result<(Earlier, Instant), KernelError> {
         Ok((asleep, Instant::now()))
     })?;
     asleep.confirm();
+    asleep.know(kernel.interrupted_waits(), kernel.time().keeper().rate());
     // Before that, others than guests were looked at.
     let begun = kernel.stopped_since().map_or(begun, |since| since.max(begun));
     Ok((Earlier { asleep, carried: Arc::clone(kernel.carried()), cpu_us }, begun))
@@ -315,6 +311,8 @@ fn captured(
         .ok_or(SaveError::refused("its program has ended"))?;
     let cpu_us = earlier.cpu_us;
     let gate = Arc::clone(kernel.gate().ok_or(SaveError::refused("nothing runs in it"))?);
+    let still = kernel.still_devices();
+    let devices = kernel.saved_devices(&still);
     let groups: Vec<(i32, i32)> = guests.iter().map(|it| (it.pid, it.guest_pid)).collect();
     let own = facts.clone();
     let log = Arc::clone(kernel);
@@ -322,6 +320,7 @@ fn captured(
         let before = filter_count(log.init_pid()).unwrap_or(0);
         let filters = Filters { log: log.filters(), before, gate: &gate };
         let mut found = Found::new(earlier, options.strict);
+        found.collector.known.devices = devices;
         let done = capture::sandbox(tracees, filters, &guests, &own, live.as_ref(), &mut found);
         if done.is_err() {
             // Another attempt is not to meet them.
@@ -329,8 +328,15 @@ fn captured(
         }
         done.map(|()| found)
     };
-    let mut found = kernel.tracer().run(work).map_err(KernelError::Tracer)??;
+    let found = kernel.tracer().run(work).map_err(KernelError::Tracer)?;
+    drop(still);
+    let mut found = found?;
+    let repeat = repeat(kernel, &groups, &found.collector);
     let collector = &mut found.collector;
+    let own_clocks = kernel.time().saved(found.clocks.realtime);
+    let own_clocks = own_clocks.map_err(|_| {
+        SaveError::refused("the host's vDSO, through which programs read clocks, is not known")
+    })?;
     let sandbox = Sandbox {
         run: Run {
             spec: facts.spec.clone(),
@@ -343,6 +349,8 @@ fn captured(
             cpu_us,
         },
         clocks: found.clocks,
+        own_clocks,
+        repeat,
         spaces: std::mem::take(&mut found.spaces),
         processes: std::mem::take(&mut found.processes),
         sharing: std::mem::take(&mut found.sharing),
@@ -357,6 +365,21 @@ fn captured(
         terminal: own_terminal(facts, &groups)?,
     };
     Ok((sandbox, found))
+}
+
+/// What a run with `--deterministic` goes on with. `groups`: as below.
+fn repeat(kernel: &Kernel, groups: &[(i32, i32)], collector: &Collector) -> Option<SavedRepeat> {
+    let randomness = kernel.saved_randomness(&groups.iter().copied().collect())?;
+    let listing = |(index, file): (usize, &OpenFile)| {
+        let (FileKind::Path { identity, .. } | FileKind::Deleted { identity, .. }) = &file.kind
+        else {
+            return None;
+        };
+        let found = kernel.saved_listing(identity.inode, file.position)?;
+        Some(SavedListing { file: index as u32, ..found })
+    };
+    let listings = collector.files.iter().enumerate().filter_map(listing).collect();
+    Some(SavedRepeat { randomness, devices: collector.known.open_devices(), listings })
 }
 
 /// The terminal of the run's program. `groups`: numbers of processes on the host and for the guest.

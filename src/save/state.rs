@@ -13,6 +13,8 @@ use sha2::{Digest, Sha256};
 
 use crate::save::sharing::{Apart, Sharing};
 use crate::save::timers::Timer;
+use crate::sentry::SavedRepeat;
+use crate::timekeeping::SavedClocks;
 
 /// Where content lies in the memory section. Numbers are given once for a whole image.
 pub type Object = u32;
@@ -24,6 +26,12 @@ pub struct Sandbox {
     pub run: Run,
     /// The guest's clocks at the moment of the save.
     pub clocks: Clocks,
+    /// The clocks of the run's own, if it has any; the others are those of its kernel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own_clocks: Option<SavedClocks>,
+    /// What a run with `--deterministic` goes on with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repeat: Option<SavedRepeat>,
     /// The address spaces.
     pub spaces: Vec<Space>,
     /// The processes; a parent comes before its children.

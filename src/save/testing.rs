@@ -23,6 +23,8 @@ pub(crate) fn empty() -> Sandbox {
     Sandbox {
         run,
         clocks: Clocks::default(),
+        own_clocks: None,
+        repeat: None,
         spaces: Vec::new(),
         processes: Vec::new(),
         sharing: Vec::new(),
@@ -52,6 +54,7 @@ pub(crate) fn with_maker<T>(sandbox: &Sandbox, work: impl FnOnce(&mut Maker<'_>)
         finishes: Vec::new(),
         hands: Default::default(),
         gate: &gate,
+        devices: Vec::new(),
     };
     let result = work(&mut maker);
     child.kill().unwrap();

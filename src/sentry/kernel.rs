@@ -12,7 +12,7 @@
 //!       Task::filters
 //!         Undelivered::results, Refusals::kinds, Keepers::all, Accounting::notes, Group::found,
 //!         RunTime, Load::inner, Tracer::thread, Progress::running, Gate::inner, Events::limit, Events::recent,
-//!         KernelLog::ring, Timekeeper::realtime, Remade::calls, Lazy::failed, Paths::renames,
+//!         KernelLog::ring, Timekeeper::realtime, Remade::inner, Lazy::failed, Paths::renames,
 //!         Sessions::inner, Starts::inner, Listings::inner, Randomness::inner, Beliefs::inner, FileBeliefs::*  (leaves)
 //! ```
 

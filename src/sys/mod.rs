@@ -27,6 +27,7 @@ pub mod memfd;
 pub mod message;
 pub mod message_queue;
 pub mod mount;
+pub mod nudge;
 pub mod numbers;
 pub mod opening;
 pub mod pagemap;

@@ -8,6 +8,7 @@ use super::{
 use crate::save::error::RestoreError;
 use crate::save::hand::{AREA, CODE, Hand, SLOTS, find_instruction, remote_call, to_a_signal};
 use crate::save::state::{Sandbox, Thread};
+use crate::sentry::Kernel;
 use crate::sys::ptrace::{Stop, Stopped};
 
 /// All are set to go on where they were. Children first: a parent is told of what becomes of them, and that
@@ -15,6 +16,7 @@ use crate::sys::ptrace::{Stop, Stopped};
 pub(super) fn complete_all(
     sandbox: &Sandbox,
     plants: Vec<Plant<'_>>,
+    kernel: &Kernel,
 ) -> Result<Vec<Vec<Stopped>>, RestoreError> {
     let mut ready = Vec::with_capacity(plants.len());
     let mut before = None;
@@ -22,14 +24,14 @@ pub(super) fn complete_all(
         complete(sandbox, &mut plant)?;
         plant.take_turns()?;
         // (This one makes its last calls while the one before is set.)
-        ready.extend(before.take().map(set).transpose()?);
+        ready.extend(before.take().map(|plant| set(plant, kernel)).transpose()?);
         match plant.process.stopped {
             // Its parent is told of that when it stops.
-            Some(_) => ready.push(set(plant)?),
+            Some(_) => ready.push(set(plant, kernel)?),
             None => before = Some(plant),
         }
     }
-    ready.extend(before.map(set).transpose()?);
+    ready.extend(before.map(|plant| set(plant, kernel)).transpose()?);
     Ok(ready)
 }
 
@@ -79,7 +81,7 @@ fn complete(sandbox: &Sandbox, plant: &mut Plant<'_>) -> Result<(), RestoreError
 }
 
 /// Takes the agent out of the process and sets its threads to go on where they were.
-fn set(plant: Plant<'_>) -> Result<Vec<Stopped>, RestoreError> {
+fn set(plant: Plant<'_>, kernel: &Kernel) -> Result<Vec<Stopped>, RestoreError> {
     let Plant { process, who, mut hand, others, own, .. } = plant;
     hand.rest().map_err(RestoreError::of(&who))?;
     let executable: Vec<(u64, u64, bool)> = crate::save::capture::maps::list(hand.tid())
@@ -99,7 +101,9 @@ fn set(plant: Plant<'_>) -> Result<Vec<Stopped>, RestoreError> {
     for (hand, thread) in hands.iter_mut().zip(&process.threads) {
         // (A breakpoint has left SIGTRAP not blocked, and a timer may send it all the time.)
         threads::block(hand, &who)?;
-        waits.push(waits::begin(hand, thread).map_err(RestoreError::of(&who))?);
+        let wait = waits::begin(hand, thread).map_err(RestoreError::of(&who))?;
+        waits::note(kernel, hand.tid(), thread, wait);
+        waits.push(wait);
     }
     let mut all = Vec::with_capacity(hands.len());
     // Its action of SIGTRAP comes first, by the leader.

@@ -14,6 +14,7 @@ use crate::save::error::RestoreError;
 use crate::save::hand::{Hand, HandError};
 use crate::save::restore::courier::Courier;
 use crate::save::state::{Object, Sandbox};
+use crate::sentry::SavedDevice;
 use crate::sys::beneath;
 
 /// Where content of the memory section goes.
@@ -80,6 +81,8 @@ pub struct Maker<'m> {
     pub hands: HashMap<i32, Hand>,
     /// Lets their calls pass.
     pub gate: &'m Gate,
+    /// Random devices that go on, each with its writing end, which nobody else has.
+    pub devices: Vec<(SavedDevice, OwnedFd)>,
 }
 
 impl Maker<'_> {

@@ -20,12 +20,14 @@ use crate::save::error::RestoreError;
 use crate::save::hand::{Hand, HandError, SLOTS};
 use crate::save::sharing::Classes;
 use crate::save::state::{Process, Sandbox, Space, Table as DescriptorTable, Thread, TreeKind};
-use crate::sentry::{Brought, Carried, Used};
+use crate::sentry::{Brought, Kernel, Used};
 use crate::sys::ptrace::{self, Stopped};
+use crate::timekeeping::Patch;
 
 pub mod adjustments;
 mod apart;
 mod batch;
+mod clock;
 pub mod commons;
 pub mod courier;
 pub mod descriptors;
@@ -41,6 +43,7 @@ pub mod overruns;
 mod own;
 pub mod process;
 pub mod ptys;
+mod repeat;
 pub mod seed;
 pub mod shared;
 pub mod sockets;
@@ -75,6 +78,8 @@ pub struct Options {
     pub layers: Option<Arc<Layers>>,
     /// Which of the standard streams are the run's own terminal, if it has one.
     pub terminal: Option<[bool; 3]>,
+    /// How programs read clocks of the run's own, if it has any.
+    pub clock: Option<Patch>,
 }
 
 /// Brings content of the memory section into its places. Called once, when all of them are there.
@@ -116,7 +121,7 @@ pub fn grow(
     sandbox: &Sandbox,
     options: &Options,
     (fill, lazy): (&mut Fill<'_>, Option<&Lazy>),
-    carried: &Carried,
+    kernel: &Kernel,
 ) -> Result<OwnedFd, RestoreError> {
     let (courier, theirs) = courier::pair(FIRST)
         .map_err(|errno| RestoreError::failed("a socket to the new processes", errno.desc()))?;
@@ -132,6 +137,7 @@ pub fn grow(
         finishes: Vec::new(),
         hands: HashMap::new(),
         gate,
+        devices: Vec::new(),
     };
     trees::restore(&mut maker, &options.trees)?;
     ipc::restore(&mut maker)?;
@@ -172,6 +178,9 @@ pub fn grow(
     own_foreground(sandbox, &mut plants)?;
     rest(&mut plants)?;
     fill(&maker.sinks)?;
+    for plant in &plants {
+        clock::renew(plant.hand.tid(), space_of(sandbox, plant)?, options, &plant.who)?;
+    }
     furnish_all(sandbox, &mut plants, gate, &courier, lazy)?;
     descriptors::make_late_files(&mut maker, options.files)?;
     for finish in std::mem::take(&mut maker.finishes) {
@@ -183,12 +192,13 @@ pub fn grow(
         space::seal(&mut plant.hand, space, (&courier, &shared), &plant.who)?;
         plant.take_turns()?;
     }
+    repeat::resume(&mut maker, &hosts, kernel)?;
     give_tables(sandbox, &mut plants, &courier, &maker.files)?;
     drop(maker);
     end(maker_hand)?;
     zombies.into_iter().try_for_each(die)?;
-    carried.bring(brought(sandbox, &hosts, &plants));
-    let ready = finish::complete_all(sandbox, plants)?;
+    kernel.carried().bring(brought(sandbox, &hosts, &plants));
+    let ready = finish::complete_all(sandbox, plants, kernel)?;
     gate.pass_no_more();
     planter
         .adopt(sandbox.run.program)

@@ -138,6 +138,8 @@ fn sandbox(table: &Table, collector: &Collector) -> Sandbox {
             cpu_us: 0,
         },
         clocks: clocks(),
+        own_clocks: None,
+        repeat: None,
         spaces: Vec::new(),
         processes: Vec::new(),
         sharing: Vec::new(),
@@ -206,6 +208,7 @@ fn restore(
         finishes: Vec::new(),
         hands: Default::default(),
         gate: &gate,
+        devices: Vec::new(),
     };
     let _ended = Ended(maker_child);
     make_files(&mut maker, &restore_streams, FilesPolicy::Strict)?;

@@ -213,6 +213,7 @@ fn restored(files: Vec<OpenFile>, check: impl FnOnce(Vec<OwnedFd>)) {
         finishes: Vec::new(),
         hands: Default::default(),
         gate: &gate,
+        devices: Vec::new(),
     };
     for (index, file) in sandbox.files.iter().enumerate() {
         if matches!(file.kind, FileKind::Event(..)) {
