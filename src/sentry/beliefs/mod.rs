@@ -282,11 +282,8 @@ fn set_mode(file: BorrowedFd<'_>, mode: u32) -> Result<(), Errno> {
 /// Whether a path is one by which procfs knows a descriptor, or a working directory; else a name follows.
 fn is_descriptor(path: &CStr) -> bool {
     let mut parts = path.to_bytes().split(|byte| *byte == b'/').skip(3);
-    match (parts.next(), parts.next(), parts.next()) {
-        (Some(b"cwd"), None, _) => true,
-        (Some(b"fd"), Some(_), None) => true,
-        _ => false,
-    }
+    let parts = (parts.next(), parts.next(), parts.next());
+    matches!(parts, (Some(b"cwd"), None, _) | (Some(b"fd"), Some(_), None))
 }
 
 fn key(path: &CStr) -> Result<Key, Errno> {
