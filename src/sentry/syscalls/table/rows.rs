@@ -11,9 +11,9 @@ use libc::*;
 use super::super::args::*;
 use super::super::row::syscalls;
 use super::super::{
-    attributes, believed, clocks, creations, directories, exec, filters, identity, klog, lazy,
-    machine, modes, network, own_copies, owners, paths, processes, random, sleeps, stamps, sync,
-    timeouts, usage, watch,
+    attributes, believed, clocks, directories, exec, filters, identity, klog, lazy, machine, modes,
+    network, own_copies, owners, paths, processes, random, sleeps, stamps, sync, timeouts, usage,
+    watch,
 };
 use crate::notify::filter::Own;
 use crate::sys::message;
