@@ -21,7 +21,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::kernel::{Kernel, KernelError};
+use super::kernel::Kernel;
+use super::kernel_error::KernelError;
 use super::kin::Family;
 use super::stat::{Stat, ticks};
 use crate::sys::id_map::IdMap;

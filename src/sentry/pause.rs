@@ -27,7 +27,8 @@ use nix::errno::Errno;
 use tokio::sync::watch;
 
 use super::events::Event;
-use super::kernel::{Kernel, KernelError};
+use super::kernel::Kernel;
+use super::kernel_error::KernelError;
 use super::stat::Stat;
 use super::task::Status;
 use super::tracer::{Tracees, Tracer};
