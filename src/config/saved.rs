@@ -164,7 +164,10 @@ impl SavedSpec {
             host_network: spec.network == Network::Host,
             mounts: spec.mounts.iter().filter_map(SavedMount::of).collect(),
             limits: SavedLimits::of(&spec.limits),
-            features: spec.features.difference(Features::RESTORED | Features::LAZY).bits(),
+            features: spec
+                .features
+                .difference(Features::RESTORED | Features::LAZY | Features::PATTERNS)
+                .bits(),
             without: spec.without.bits(),
             voice: match spec.voice {
                 Voice::Quiet => 0,

@@ -76,6 +76,9 @@ impl Net {
 impl Rule {
     /// Reads one. The error is the end of a sentence that begins with the rule.
     pub fn parse(text: &str) -> Result<Rule, String> {
+        if text.contains("://") {
+            return Err("is the address of a page; write its host, and :PORT".to_owned());
+        }
         let (rest, transport) = match text.rsplit_once('/') {
             Some((rest, "tcp")) => (rest, Some(Transport::Tcp)),
             Some((rest, "udp")) => (rest, Some(Transport::Udp)),
@@ -292,7 +295,7 @@ mod tests {
             ("2130706433", "in full"),
             ("a b", "no name"),
             ("a..b", "no name"),
-            ("http://host", "has a /"),
+            ("http://host", "write its host"),
             ("b\u{fc}cher.example", "xn--"),
         ] {
             let error = Rule::parse(text).expect_err(text);
