@@ -5,9 +5,10 @@
 use std::fmt::Write;
 
 use crate::config::{
-    Bytes, IdRange, Identity, Limits, Means, Mount, MountKind, Network, RunSpec, Span, View, Walls,
-    Why, Without, quoted,
+    Bytes, IdRange, Identity, Limits, Means, Mount, MountKind, Network, ROOT_CAPABILITIES, RunSpec,
+    Span, View, Walls, Why, Without, quoted,
 };
+use crate::sentry::net;
 
 /// Columns of the headings at the left.
 const HEADING: usize = 13;
@@ -17,14 +18,14 @@ pub(super) fn decisions(spec: &RunSpec) -> String {
     let mut text = Text(String::new());
     let argv: Vec<String> = spec.argv.iter().map(quoted).collect();
     text.group("program", [argv.join(" "), format!("in {}", quoted(&spec.workdir))]);
-    text.group("identity", identity(&spec.identity));
+    text.group("identity", identity(spec));
     text.group("host name", [spec.hostname.as_ref().map_or("the host's".to_owned(), quoted)]);
     text.group("clock", [spec.time.map_or("the host's".to_owned(), |time| time.to_string())]);
     if let Some(chosen) = &spec.deterministic {
         text.group("repeatable", chosen.decisions.iter().cloned());
     }
     let apart = spec.walls == Walls::Landlock;
-    text.group("network", [network(spec.network, apart)]);
+    text.group("network", network(spec));
     text.group("files", files(&spec.mounts, apart));
     text.group("idle rules", spec.idle.iter().cloned());
     text.group("environment", environment(spec));
@@ -69,8 +70,8 @@ fn aligned<const N: usize>(rows: Vec<[String; N]>) -> impl Iterator<Item = Strin
     })
 }
 
-fn identity(identity: &Identity) -> Vec<String> {
-    let Identity { uid, gid, groups, uid_map, gid_map } = identity;
+fn identity(spec: &RunSpec) -> Vec<String> {
+    let Identity { uid, gid, groups, uid_map, gid_map } = &spec.identity;
     let groups = match groups {
         None => "your supplementary groups".to_owned(),
         Some(groups) if groups.is_empty() => "no supplementary groups".to_owned(),
@@ -86,19 +87,31 @@ fn identity(identity: &Identity) -> Vec<String> {
         });
         number.map_or("nobody".to_owned(), |number| number.to_string())
     };
-    vec![
-        format!("uid {uid}, gid {gid}, {groups}"),
-        format!("on the host: uid {}, gid {}", outside(*uid, uid_map), outside(*gid, gid_map)),
-    ]
+    let host =
+        format!("on the host: uid {}, gid {}", outside(*uid, uid_map), outside(*gid, gid_map));
+    match spec.root {
+        true => vec!["root, and anybody that it becomes (--root)".to_owned(), host],
+        false => vec![format!("uid {uid}, gid {gid}, {groups}"), host],
+    }
 }
 
-fn network(network: Network, apart: bool) -> String {
-    match network {
-        Network::None if apart => {
-            "none, not even a loopback (--net host for the host's)".to_owned()
+fn network(spec: &RunSpec) -> Vec<String> {
+    let rules = |word: &str, rules: &[net::Rule]| {
+        let rules: Vec<String> = rules.iter().map(ToString::to_string).collect();
+        (!rules.is_empty()).then(|| format!("{word} {}", rules.join(", ")))
+    };
+    match spec.network {
+        Network::None if spec.walls == Walls::Landlock => {
+            vec!["none, not even a loopback (--net host for the host's)".to_owned()]
         }
-        Network::None => "none but a loopback of its own (--net host for the host's)".to_owned(),
-        Network::Host => "the host's (--net host)".to_owned(),
+        Network::None => {
+            vec!["none but a loopback of its own (--net host for the host's)".to_owned()]
+        }
+        Network::Host => vec!["the host's (--net host)".to_owned()],
+        Network::Allow => std::iter::once("a loopback of its own, and some hosts".to_owned())
+            .chain(rules("reaches", &spec.reach.allow))
+            .chain(rules("never", &spec.reach.deny))
+            .collect(),
     }
 }
 
@@ -226,7 +239,7 @@ fn walls(spec: &RunSpec) -> Vec<String> {
     }
     let lacks = |facility| spec.without.contains(facility);
     let mut namespaces = vec!["user", "pid", "mount", "ipc", "uts", "cgroup"];
-    if spec.network == Network::None {
+    if spec.network != Network::Host {
         namespaces.push("net");
     }
     if !lacks(Without::TIME_NAMESPACES) {
@@ -234,7 +247,13 @@ fn walls(spec: &RunSpec) -> Vec<String> {
     }
     let mut lines = vec![
         format!("namespaces: {}", namespaces.join(" ")),
-        "no capabilities, no new privileges, a seccomp filter".to_owned(),
+        match spec.root {
+            true => {
+                let names = ROOT_CAPABILITIES.map(|(_, name)| name).join(" ");
+                format!("capabilities inside: {names}")
+            }
+            false => "no capabilities".to_owned(),
+        } + ", no new privileges, a seccomp filter",
     ];
     if spec.landlock && !lacks(Without::LANDLOCK) {
         lines.push("Landlock behind the mounts, where the host has it".to_owned());

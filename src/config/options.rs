@@ -12,6 +12,7 @@ use super::limits::LimitWishes;
 use super::paths::{parse_pair, quoted};
 use super::profile::{Origin, Setting};
 use super::{Network, Voice, Walls, Without};
+use crate::sentry::net::Policy;
 
 /// The wishes of one run.
 #[derive(Debug, Clone)]
@@ -34,6 +35,8 @@ pub struct Options {
     pub hostname: Option<OsString>,
     /// `UID[:GID]` or the name of a user.
     pub user: Option<OsString>,
+    /// Be root inside.
+    pub root: bool,
     /// What the sandbox's clock shows (`--time`), word by word.
     pub time: Vec<String>,
     /// Do the same whenever it is done; the seed of random bytes.
@@ -52,6 +55,8 @@ pub struct Options {
     pub walls: Walls,
     /// Landlock behind the mounts.
     pub landlock: bool,
+    /// What may be reached, and what not whatever else says so.
+    pub reach: Policy,
     /// Descriptors to inherit.
     pub descriptors: Vec<RawFd>,
     /// What the run may use.
@@ -82,6 +87,7 @@ impl Default for Options {
             container: None,
             hostname: None,
             user: None,
+            root: false,
             time: Vec::new(),
             deterministic: None,
             kmsg: false,
@@ -91,6 +97,7 @@ impl Default for Options {
             network: Network::None,
             walls: Walls::Namespaces,
             landlock: false,
+            reach: Policy::default(),
             descriptors: Vec::new(),
             limits: LimitWishes::default(),
             without: Without::empty(),

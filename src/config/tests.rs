@@ -115,3 +115,15 @@ fn another_user_finds_its_home_and_hides_its_secrets() {
     }));
     assert_eq!(variable(&spec.unwrap(), "HOME").as_deref(), Some("/x"));
 }
+
+#[test]
+fn without_namespaces_names_that_come_later_are_left_alone() {
+    let host = TestHost::ordinary();
+    let mut wishes = options(&["--hide **/*.later"]);
+    let features = |wishes: &Options| host.resolve(wishes).map(|spec| spec.features);
+    assert!(features(&wishes).unwrap().contains(Features::PATTERNS));
+    wishes.walls = Walls::Landlock;
+    let without = features(&wishes).unwrap();
+    assert!(!without.contains(Features::PATTERNS), "{without:?}");
+    assert!(without.contains(Features::NO_NAMESPACES | Features::NO_LOOPBACK), "{without:?}");
+}

@@ -2,8 +2,8 @@
 
 use super::error::refuse;
 use super::{
-    ConfigError, HOST_SOCKET, Host, Means, Mount, MountKind, Options, RunSpec, View, Walls, Why,
-    quoted,
+    ConfigError, HOST_SOCKET, Host, Means, Mount, MountKind, Network, Options, RunSpec, View,
+    Walls, Why, quoted,
 };
 
 /// Refuses what needs namespaces where there are to be none.
@@ -31,7 +31,13 @@ fn first_wish(
 ) -> Option<(&'static str, &'static str)> {
     let is_own = spec.identity.uid == host.uid && spec.identity.gid == host.gid;
     let counts_all = spec.limits.pids.is_some_and(|bound| bound.by == Means::Rlimit);
+    let reaches = spec.network == Network::Allow;
+    let by_name = reaches && !options.reach.allow.is_empty();
+    let hosts = "a network with some hosts takes a network namespace";
     let wishes = [
+        (options.root, "--root", "to be root inside takes a user namespace"),
+        (by_name, "--allow-net", hosts),
+        (reaches, "--net allow", hosts),
         (!is_own || options.user.is_some(), "--user", "another user takes a user namespace"),
         (
             options.deterministic.is_some(),

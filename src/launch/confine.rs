@@ -28,7 +28,8 @@ const SECOND_WALL: Access = Access::all().difference(Access::READ).difference(Ac
 pub(super) struct Confinement {
     /// Rights that need a rule; none: no files are looked at.
     files: Access,
-    tcp: bool,
+    /// What of TCP is refused.
+    network: u64,
     scopes: bool,
     /// What is allowed, and where.
     rules: Vec<(CString, Access)>,
@@ -51,7 +52,7 @@ impl Confinement {
         if let Some(apart) = apart {
             return Ok(Confinement {
                 files: Access::all(),
-                tcp: spec.network == Network::None,
+                network: if spec.network == Network::None { landlock::TCP } else { 0 },
                 scopes: true,
                 rules: apart.rules()?,
                 inherited,
@@ -63,7 +64,9 @@ impl Confinement {
             files = Access::empty();
             rules.clear();
         }
-        Ok(Confinement { files, tcp: false, scopes: abi >= 6, rules, inherited })
+        // (`Plan::new` has looked whether the host has it.)
+        let network = if spec.network == Network::Allow { landlock::CONNECT_TCP } else { 0 };
+        Ok(Confinement { files, network, scopes: abi >= 6, rules, inherited })
     }
 
     /// Puts it in force for the caller and all that it makes. `terminal`: that of the program. With `grows` files are
@@ -74,12 +77,11 @@ impl Confinement {
         grows: bool,
     ) -> Result<(), Errno> {
         let files = if grows { Access::empty() } else { self.files };
-        if files.is_empty() && !self.scopes {
+        if files.is_empty() && self.network == 0 && !self.scopes {
             return Ok(());
         }
-        let tcp = if self.tcp { landlock::TCP } else { 0 };
         let scopes = if self.scopes { landlock::SCOPES } else { 0 };
-        let ruleset = Ruleset::new(files, tcp, scopes)?;
+        let ruleset = Ruleset::new(files, self.network, scopes)?;
         if !files.is_empty() {
             for (path, access) in &self.rules {
                 // If it has gone, or become a link, it is not allowed.

@@ -49,6 +49,8 @@ pub enum Own {
     Group,
     /// 0, by which calls about a process or thread mean the caller.
     Itself,
+    /// A number that the caller uses where nobody else does.
+    Number(u64),
 }
 
 impl Own {
@@ -58,6 +60,7 @@ impl Own {
             Own::User => getuid().as_raw().into(),
             Own::Group => getgid().as_raw().into(),
             Own::Itself => 0,
+            Own::Number(number) => number,
         }
     }
 }
@@ -392,6 +395,42 @@ pub(crate) mod tests {
         assert_eq!(run(&program, 2, native_arch(), args), ERRNO | Errno::EPERM as u32);
     }
 
+    /// Exceptions of one rule on different arguments share instructions, and must not share answers.
+    #[test]
+    fn upper_halves_do_not_hide_what_another_argument_says() {
+        let is_not = |arg, id| when(arg, Test::IsNot(Own::Number(id)));
+        let shapes = [
+            [is_not(1, 7), is_not(2, 5)],
+            [is_not(1, 7), is_not(2, 7)],
+            [is_not(3, 0), is_not(4, 0)],
+            [is_not(4, 8), is_not(3, 0)],
+            [is_not(1, 7), when(2, Test::Is(5))],
+            [when(1, Test::Has(8)), is_not(2, 7)],
+            [when(5, Test::Has(u32::MAX.into())), when(3, Test::Has(0x2000_0000))],
+        ];
+        const UPPER: u64 = 0xdead_beef_0000_0000;
+        for shape in shapes {
+            let exceptions = shape.iter().map(|one| (vec![*one], Action::Notify)).collect();
+            let rule = Rule { number: 2, action: Action::Allow, exceptions };
+            let program = generate(std::slice::from_ref(&rule)).unwrap();
+            let values = [0, 5, 7, 8, 0x2000_0000].map(|low| [low, low | UPPER, low | 1 << 32]);
+            let values = values.concat();
+            for (one, two) in
+                values.iter().flat_map(|one| values.iter().map(move |two| (*one, *two)))
+            {
+                let mut args = [0; 6];
+                args[usize::from(shape[0].arg)] = one;
+                args[usize::from(shape[1].arg)] = two;
+                let wanted = match expected(std::slice::from_ref(&rule), 2, args) {
+                    Action::Allow => ALLOW,
+                    _ => RET_USER_NOTIF,
+                };
+                let got = run(&program, 2, native_arch(), args);
+                assert_eq!(got, wanted, "{shape:?} {args:x?}");
+            }
+        }
+    }
+
     #[test]
     fn numbers_without_a_rule_and_foreign_entry_points_notify() {
         let program = sample();
@@ -420,8 +459,8 @@ pub(crate) mod tests {
         };
         let holds = |condition: &Condition| {
             let value = args[usize::from(condition.arg)];
-            let mask = if condition.bits == 32 { u64::from(u32::MAX) } else { u64::MAX };
-            condition.test.holds(value & mask)
+            let is_part = condition.bits == 32 && !matches!(condition.test, Test::IsNot(_));
+            condition.test.holds(if is_part { value & u64::from(u32::MAX) } else { value })
         };
         let exception = rule.exceptions.iter().find(|(conditions, _)| conditions.iter().all(holds));
         exception.map_or(rule.action, |(_, action)| *action)

@@ -38,11 +38,14 @@ pub(super) fn remove_tree(parent: BorrowedFd<'_>, name: &OsStr) -> Result<(), Er
     if gone(unlinkat(parent, name, UnlinkatFlags::RemoveDir)).is_ok() {
         return Ok(());
     }
-    let heap = heap(name);
+    // What is a heap already needs no other: that one would be nobody's if this removal is killed, too.
+    let is_own = is_heap(name);
+    let heap = if is_own { name.to_owned() } else { heap(name) };
     match mkdirat(parent, heap.as_os_str(), Mode::S_IRWXU) {
         Ok(()) | Err(Errno::EEXIST) => {}
         Err(errno) => return Err(errno),
     }
+    gone(open_up(parent, &heap))?;
     let directory = openat(parent, heap.as_os_str(), DIRECTORY, Mode::empty())?;
     let mut count = 0;
     let mut heap_up = |from: BorrowedFd<'_>, name: &OsStr| {
@@ -57,13 +60,19 @@ pub(super) fn remove_tree(parent: BorrowedFd<'_>, name: &OsStr) -> Result<(), Er
             }
         }
     };
-    gone(heap_up(parent, name))?;
+    if !is_own {
+        gone(heap_up(parent, name))?;
+    }
     loop {
         let heaped = names(directory.as_fd())?;
         if heaped.is_empty() {
             break;
         }
         for one in heaped {
+            if !is_directory(directory.as_fd(), &one)? {
+                gone(unlinkat(&directory, one.as_os_str(), UnlinkatFlags::NoRemoveDir))?;
+                continue;
+            }
             gone(open_up(directory.as_fd(), &one))?;
             let inside = match openat(&directory, one.as_os_str(), DIRECTORY, Mode::empty()) {
                 Ok(inside) => inside,
@@ -165,6 +174,12 @@ mod tests {
         assert_eq!(names(root.as_fd()).unwrap(), ["kept"]);
         assert!(base.join("kept/file").exists());
         remove_tree(root.as_fd(), "kept".as_ref()).unwrap();
+        // What a removal that was killed has left; whoever is killed while removing that leaves it, and nothing else.
+        let heap = base.join(heap("tree".as_ref()));
+        std::fs::create_dir_all(heap.join("2/s/t")).unwrap();
+        std::fs::write(heap.join("file"), "x").unwrap();
+        sweep(root.as_fd());
+        assert!(names(root.as_fd()).unwrap().is_empty());
         std::fs::remove_dir(base).unwrap();
     }
 }

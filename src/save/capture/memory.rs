@@ -46,20 +46,36 @@ pub fn capture(
     let object = collector.object();
     let mut lock_new = 0;
     let all_guards = match (lines.first(), lines.iter().rfind(|line| line.name != VSYSCALL)) {
-        (Some(first), Some(last)) => pagemap::guards(&pagemap, first.start, last.end),
-        _ => Ok(Vec::new()),
+        (Some(first), Some(last)) if live.is_none() => {
+            let guards = pagemap::guards(&pagemap, first.start, last.end);
+            Some(guards.map_err(failed("its pages cannot be found"))?)
+        }
+        _ => None,
     };
-    let all_guards = all_guards.map_err(failed("its pages cannot be found"))?;
     for line in lines.iter().filter(|line| line.name != VSYSCALL) {
         // The hand's own place. The kernel may have joined it to a mapping beside it.
         for piece in without(line, area, area + AREA) {
             let mut kind = kind(subject, &piece, collector)?;
-            let stale = stale::look(pid, &piece, &pagemap, &mut kind, &collector.known);
+            let copy = live.filter(|_| !snapshot::is_lost(&piece.flags)).map(|(_, copy)| copy);
+            // A copy has all guards of what is private (copy_pte_marker in mm/memory.c): they are found there, when
+            // the process goes on.
+            let is_left = copy.is_some()
+                && has_own_pages(&kind)
+                && !matches!(kind, MappingKind::Shared { .. })
+                && !stale::may_be(&kind, &collector.known);
+            let guards = match (&kind, &all_guards) {
+                (MappingKind::Vvar(_) | MappingKind::Vdso, _) => Vec::new(),
+                (_, Some(all)) => cut(all, piece.start, piece.end),
+                _ if is_left => Vec::new(),
+                _ => pagemap::guards(&pagemap, piece.start, piece.end)
+                    .map_err(failed("its pages cannot be found"))?,
+            };
+            let pages = (&pagemap, &guards[..]);
+            let stale = stale::look(pid, &piece, pages, &mut kind, &collector.known);
             // What is mapped privately of shared memory hides it where it has been changed.
             let mut own = Vec::new();
-            let copy = live.filter(|_| !snapshot::is_lost(&piece.flags)).map(|(_, copy)| copy);
-            if let Some(range) = stale {
-                add_pages(collector, object, pid, &[range]);
+            if !stale.is_empty() {
+                add_pages(collector, object, pid, &stale);
             } else if has_own_pages(&kind) {
                 if copy.is_none() || matches!(kind, MappingKind::Shared { .. }) {
                     own = pagemap::own_pages(&pagemap, piece.start, piece.end)
@@ -70,10 +86,6 @@ pub fn capture(
                     None => add_pages(collector, object, pid, &own),
                 }
             }
-            let guards = match kind {
-                MappingKind::Vvar(_) | MappingKind::Vdso => Vec::new(),
-                _ => cut(&all_guards, piece.start, piece.end),
-            };
             if let MappingKind::Shared { index, .. } = kind {
                 collector.mapped.see(index, pid, &piece, (&own, &guards));
             }

@@ -14,6 +14,7 @@ use crate::notify::Gate;
 use crate::save::error::SaveError;
 use crate::save::hand::{Area, Borrowed, SLOTS, find_instruction};
 use crate::save::pipeline::Facts;
+use crate::save::sharing::{Resource, Sharing};
 use crate::save::state::{Clocks, Process, Table, Thread};
 use crate::sentry::{Carried, ProcessInfo, Tracees, Used};
 use crate::sys::agent::Data;
@@ -22,6 +23,7 @@ use crate::sys::generated;
 use crate::sys::ptrace::{Stop, signal_bytes};
 
 pub mod adjustments;
+mod apart;
 pub mod collector;
 pub mod descriptors;
 pub mod fdinfo;
@@ -71,6 +73,10 @@ pub struct Found {
     pub ipc: crate::save::ipc::Ipc,
     /// Everything shared, and where content is.
     pub collector: Collector,
+    /// What processes and threads share.
+    pub kin: kin::Kin,
+    /// The same, as an image knows it.
+    pub sharing: Vec<Sharing>,
     /// What was known before they were stopped.
     earlier: Earlier,
     /// Processes that have stopped without their parent having been told.
@@ -125,7 +131,7 @@ fn all_of(
     let Some(any) = guests.iter().find(|guest| guest.state != 'Z') else {
         return Err(SaveError::refused("nothing runs in it any more"));
     };
-    kin::refuse(guests)?;
+    found.kin = kin::Kin::find(guests)?;
     let streams = facts.streams(any.pid)?;
     if let Some(saver) = &facts.overlay {
         // The first, so that whoever restores has it before anything else is made.
@@ -137,6 +143,8 @@ fn all_of(
         process.stop_unheard = found.unheard.contains(&process.pid);
         found.processes.push(process);
     }
+    found.sharing = found.kin.sharing()?;
+    apart::can_share_again(found)?;
     shared::finish(&mut found.collector, &mut found.spaces);
     found.trees = trees::capture(any.pid, &facts.trees, &mut found.collector)?;
     // Rather by one who may call what it likes.
@@ -274,6 +282,11 @@ fn process_of(
         let mut threads = vec![whose.hear(&mut borrowed, asked, true, told)?];
         let told = (&mut process, &found.collector);
         threads.extend(whose.threads(tracees, others, area, told)?);
+        for tid in found.kin.apart_of(&tids) {
+            let apart = whose.apart(tracees, (tid, guest.pid), area, streams, found)?;
+            let its_own = tids.iter().position(|it| *it == tid).and_then(|at| threads.get_mut(at));
+            its_own.into_iter().for_each(|(thread, _)| thread.apart = Some(apart.clone()));
+        }
         Ok(threads)
     });
     // The first one takes the agent out again, whatever came of it.
@@ -443,15 +456,20 @@ fn leader(
     let children = guests.iter().filter(|it| it.guest_parent == guest.guest_pid);
     let children: Vec<i32> = children.map(|it| it.guest_pid).collect();
     found.unheard.extend(process::unheard_stops(&mut subject, &children)?);
-    let table = descriptors::capture_table(&mut subject, streams, &mut found.collector)?;
-    process.table = Some(found.tables.len() as u32);
-    found.tables.push(table);
+    process.table = Some(apart::table_of(&mut subject, streams, found)?);
+    let tid = subject.hand.tid();
+    if let Some(space) = found.kin.captured(Resource::Memory, tid) {
+        process.space = Some(space);
+        return Ok(());
+    }
     let copied = match live {
         Some(live) => live.copy(&mut subject, gate, process, found)?,
         None => None,
     };
     let space = memory::capture(&mut subject, live.zip(copied), &mut found.collector)?;
-    process.space = Some(found.spaces.len() as u32);
+    let index = found.spaces.len() as u32;
+    process.space = Some(index);
+    found.kin.captured_as(Resource::Memory, tid, index);
     found.spaces.push(space);
     Ok(())
 }

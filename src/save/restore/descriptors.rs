@@ -79,8 +79,8 @@ pub fn make_files(
         maker.files[index] = Some(made);
     }
     unnamed.finish(maker)?;
-    // Ends that no guest holds: the others see them closed.
-    drop(pipes);
+    // (Other ends that no guest holds are closed: the others see that.)
+    maker.devices = pipes.devices(sandbox)?;
     maker.take_capabilities_back(privileges)
 }
 

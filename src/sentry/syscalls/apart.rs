@@ -17,7 +17,7 @@ use super::args::{
     AtFlags, CpuMask, DirFd, Fd, Flags, In, Int, IoctlRequest, IpcId, Operation, Path, Pid,
     Resource, Rlimit, SchedAttr, SchedParam, SchedPolicy, SemBuf, SockAddr, Timespec, UInt,
 };
-use super::{attributes, reach, timeouts};
+use super::{kept, network, timeouts};
 use crate::notify::{Answer, Descriptor, hand_over};
 use crate::sentry::Features;
 use crate::sentry::call::{Call, TaskCall};
@@ -39,7 +39,7 @@ pub fn semtimedop(
     nsops: UInt,
     timeout: In<Timespec>,
 ) -> Answer {
-    match attributes::are_ours(call) {
+    match kept::are_ours(call) {
         // As semop(2), by its row.
         true => Answer::Fail(Errno::ENOSYS),
         false => timeouts::semtimedop(call, semid, sops, nsops, timeout),
@@ -159,8 +159,8 @@ pub fn inotify_add_watch(call: &Call<'_>, fd: Fd, path: Path, mask: Flags) -> An
     hand_over();
     let follows = mask.0 & libc::IN_DONT_FOLLOW == 0;
     let flags = if follows { 0 } else { libc::AT_SYMLINK_NOFOLLOW as u32 };
-    let done = attributes::as_guest(|| {
-        let file = attributes::find(call, DirFd(libc::AT_FDCWD), path, AtFlags(flags))?;
+    let done = kept::as_guest(|| {
+        let file = kept::find(call, DirFd(libc::AT_FDCWD), path, AtFlags(flags))?;
         let inotify = copy(call.received().tid, fd.0)?;
         if !call.trapped().is_valid() {
             return Err(Errno::ESRCH);
@@ -177,12 +177,11 @@ pub fn inotify_add_watch(call: &Call<'_>, fd: Fd, path: Path, mask: Flags) -> An
 /// Serves connect(2).
 pub async fn connect(call: TaskCall, sockfd: Fd, addr: In<SockAddr>, addrlen: Int) -> Answer {
     if !call.kernel.features().contains(Features::NO_NAMESPACES) {
-        let call = Call::new(&call.kernel, call.row, call.trapped());
-        return reach::connect(&call, sockfd, addr, addrlen);
+        return network::connect(call, sockfd, addr, addrlen).await;
     }
     let prepared = {
         let call = Call::new(&call.kernel, call.row, call.trapped());
-        attributes::as_guest(|| prepare(&call, sockfd, addr, addrlen))
+        kept::as_guest(|| prepare(&call, sockfd, addr, addrlen))
     };
     match prepared {
         Ok(Prepared { socket, address, _file }) => connect_to(&call, socket, &address).await,
@@ -223,7 +222,7 @@ fn prepare(
     };
     if let Some(file) = &file {
         address.truncate(2);
-        address.extend_from_slice(attributes::name_of(file).as_bytes());
+        address.extend_from_slice(kept::name_of(file).as_bytes());
         address.push(0);
     }
     match call.trapped().is_valid() {
@@ -240,7 +239,7 @@ fn socket_file(call: &Call<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
         [0, ..] => return Err(Errno::ECONNREFUSED),
         name => name.split(|byte| *byte == 0).next().unwrap_or_default(),
     };
-    let file = attributes::found(call, Start::Directory, path, true)?;
+    let file = kept::found(call, Start::Directory, path, true)?;
     let format = SFlag::from_bits_truncate(fstat(file.as_fd())?.st_mode) & SFlag::S_IFMT;
     if format != SFlag::S_IFSOCK {
         return Err(Errno::ECONNREFUSED);
@@ -293,7 +292,7 @@ async fn connect_to(call: &TaskCall, socket: OwnedFd, address: &[u8]) -> Answer 
 }
 
 fn connect_now(socket: &OwnedFd, address: &[u8]) -> Result<(), Errno> {
-    attributes::as_guest(|| socket::connect(socket.as_fd(), address))
+    kept::as_guest(|| socket::connect(socket.as_fd(), address))
 }
 
 /// Waits until a connection in progress is made or has failed (connect(2), EINPROGRESS).

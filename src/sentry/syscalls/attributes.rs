@@ -1,181 +1,226 @@
-//! Modes, times and extended attributes of files, where no mount keeps them: chmod(2), utimensat(2), setxattr(2) and
-//! their kin.
+//! Extended attributes, where the guest takes itself for root: setxattr(2) and its kin.
 //!
-//! Landlock does not look at these calls. So in a run that lives in the host's namespaces the sentry finds the file,
-//! asks whether guests may change it (`sentry::grounds`), and makes the change itself, with the rights of the guests'
-//! user and by a descriptor: memory is read once, and what was looked at is what is changed.
+//! What root alone may set (capabilities of files, attributes of security modules, trusted ones) is kept in an
+//! attribute of users with a longer name (`beliefs::INSTEAD`). The kernel never looks at those; beliefs themselves are hidden.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
-use libc::timespec;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
-use nix::sys::stat::{Mode as Bits, SFlag, fstat};
 
-use super::args::{
-    AtFlags, DirFd, Fd, Flags, Gid, In, InBuf, Len, Mode, Path, Str, TimespecPair, TimevalPair,
-    Uid, Utimbuf,
-};
-use super::watch;
-use crate::notify::{Answer, hand_over};
-use crate::sentry::Features;
+use super::args::{AtFlags, DirFd, Fd, Flags, In, InBuf, Len, OutBuf, Path, Str, XattrArgs};
+use super::{believed, modes};
+use crate::notify::Answer;
+use crate::sentry::beliefs::{INSTEAD, NAME};
 use crate::sentry::call::Call;
-use crate::sentry::file_log::{Start, View};
-use crate::sys::{attributes, generated, spawn};
+use crate::sentry::credentials::Capability;
+use crate::sys::{beneath, files};
 
 const CURRENT: DirFd = DirFd(libc::AT_FDCWD);
-const NO_FOLLOW: AtFlags = AtFlags(libc::AT_SYMLINK_NOFOLLOW as u32);
-/// XATTR_SIZE_MAX of include/uapi/linux/limits.h.
-const LARGEST_ATTRIBUTE: u64 = 64 << 10;
+const NO_FOLLOW: i32 = libc::AT_SYMLINK_NOFOLLOW;
+/// XATTR_SIZE_MAX and XATTR_NAME_MAX of include/uapi/linux/limits.h.
+const LONGEST_VALUE: u64 = 65536;
+const LONGEST_NAME: usize = 255;
 
-/// Whether the sentry has to do these things.
-pub(super) fn are_ours(call: &Call<'_>) -> bool {
-    call.kernel.features().contains(Features::NO_NAMESPACES)
+/// What becomes of an attribute.
+enum Kind {
+    /// It is kept under this name.
+    Instead(CString),
+    /// It is a belief: no guest sees it.
+    Hidden,
+    /// An access control list, by which permissions are set as well (acl(5)).
+    List,
+    /// The kernel keeps it.
+    Kernels,
 }
 
-/// Serves chmod(2).
-pub fn chmod(call: &Call<'_>, path: Path, mode: Mode) -> Answer {
-    watch::chmod(call, path, mode);
-    change_mode(call, CURRENT, path, mode, AtFlags(0))
-}
-
-/// Serves fchmodat(2), of which the kernel takes three arguments.
-pub fn fchmodat(call: &Call<'_>, dirfd: DirFd, path: Path, mode: Mode) -> Answer {
-    watch::fchmodat(call, dirfd, path, mode);
-    change_mode(call, dirfd, path, mode, AtFlags(0))
-}
-
-/// Serves fchmodat2(2).
-pub fn fchmodat2(call: &Call<'_>, dirfd: DirFd, path: Path, mode: Mode, flags: AtFlags) -> Answer {
-    watch::fchmodat2(call, dirfd, path, mode, flags);
-    change_mode(call, dirfd, path, mode, flags)
-}
-
-/// Serves fchmod(2).
-pub fn fchmod(call: &Call<'_>, fd: Fd, mode: Mode) -> Answer {
-    change(call, || opened(call, fd), |file| set_mode(file, mode))
-}
-
-fn change_mode(call: &Call<'_>, dirfd: DirFd, path: Path, mode: Mode, flags: AtFlags) -> Answer {
-    change(call, || find(call, dirfd, path, flags), |file| set_mode(file, mode))
-}
-
-fn set_mode(file: &OwnedFd, mode: Mode) -> Result<(), Errno> {
-    // The setuid bit has been refused before (the table does); a symbolic link has no mode (chmod_common in
-    // fs/open.c).
-    match is_link(file)? {
-        true => Err(Errno::EOPNOTSUPP),
-        false => attributes::set_mode(file.as_fd(), mode.0 & 0o3777),
+/// `None`: no name.
+fn kind(call: &Call<'_>, name: Str) -> Option<Kind> {
+    let name = call.memory().read_string(name.0).ok()?;
+    if name.is_empty() || name.len() > LONGEST_NAME - INSTEAD.len() {
+        return Some(Kind::Kernels);
     }
-}
-
-/// Changes the owner of what a path leads to ([`super::owners`]).
-pub(super) fn change_owner(
-    call: &Call<'_>,
-    (dirfd, path, flags): (DirFd, Path, AtFlags),
-    (owner, group): (Uid, Gid),
-) -> Answer {
-    let find = || find(call, dirfd, path, flags);
-    change(call, find, |file| attributes::set_owner(file.as_fd(), owner.0, group.0))
-}
-
-/// The same of a descriptor.
-pub(super) fn change_owner_of(call: &Call<'_>, fd: Fd, owner: Uid, group: Gid) -> Answer {
-    let set = |file: &OwnedFd| attributes::set_owner(file.as_fd(), owner.0, group.0);
-    change(call, || opened(call, fd), set)
-}
-
-/// Serves utime(2).
-pub fn utime(call: &Call<'_>, path: Path, times: In<Utimbuf>) -> Answer {
-    watch::utime(call, path, times);
-    let read = || two(call, times.address, 8, |words| time(words[0], 0));
-    change_times(call, (CURRENT, path, AtFlags(0)), read)
-}
-
-/// Serves utimes(2).
-pub fn utimes(call: &Call<'_>, path: Path, times: In<TimevalPair>) -> Answer {
-    watch::utimes(call, path, times);
-    change_times(call, (CURRENT, path, AtFlags(0)), || microseconds(call, times.address))
-}
-
-/// Serves futimesat(2).
-pub fn futimesat(call: &Call<'_>, dirfd: DirFd, path: Path, times: In<TimevalPair>) -> Answer {
-    watch::futimesat(call, dirfd, path, times);
-    if path.0 == 0 && dirfd.0 != libc::AT_FDCWD {
-        let read = || microseconds(call, times.address);
-        return change_times_of(call, Fd(dirfd.0), read);
-    }
-    change_times(call, (dirfd, path, AtFlags(0)), || microseconds(call, times.address))
-}
-
-/// Serves utimensat(2).
-pub fn utimensat(
-    call: &Call<'_>,
-    dirfd: DirFd,
-    path: Path,
-    times: In<TimespecPair>,
-    flags: AtFlags,
-) -> Answer {
-    watch::utimensat(call, dirfd, path, times, flags);
-    let read = || two(call, times.address, 16, |words| time(words[0], words[1]));
-    // Without a path it is futimens(3) (do_utimes in fs/utimes.c).
-    if path.0 == 0 && dirfd.0 != libc::AT_FDCWD {
-        return match flags.0 {
-            0 => change_times_of(call, Fd(dirfd.0), read),
-            _ if !are_ours(call) => Answer::Continue,
-            _ => Answer::Fail(Errno::EINVAL),
-        };
-    }
-    change_times(call, (dirfd, path, flags), read)
-}
-
-type Times = Option<[timespec; 2]>;
-
-fn change_times(
-    call: &Call<'_>,
-    (dirfd, path, flags): (DirFd, Path, AtFlags),
-    read: impl FnOnce() -> Result<Times, Errno>,
-) -> Answer {
-    let set = |file: &OwnedFd| attributes::set_times(file.as_fd(), read()?.as_ref());
-    change(call, || find(call, dirfd, path, flags), set)
-}
-
-fn change_times_of(call: &Call<'_>, fd: Fd, read: impl FnOnce() -> Result<Times, Errno>) -> Answer {
-    let set = |file: &OwnedFd| attributes::set_times(file.as_fd(), read()?.as_ref());
-    change(call, || opened(call, fd), set)
-}
-
-fn time(seconds: i64, nanoseconds: i64) -> Option<timespec> {
-    Some(timespec { tv_sec: seconds, tv_nsec: nanoseconds })
-}
-
-fn microseconds(call: &Call<'_>, address: u64) -> Result<Times, Errno> {
-    two(call, address, 16, |words| {
-        let micros = Some(words[1]).filter(|it| (0..1_000_000).contains(it))?;
-        time(words[0], micros * 1000)
+    Some(match name.as_slice() {
+        name if name.starts_with(NAME.to_bytes()) => Kind::Hidden,
+        name if name.starts_with(b"security.") || name.starts_with(b"trusted.") => {
+            Kind::Instead(CString::new([INSTEAD, name].concat()).ok()?)
+        }
+        b"system.posix_acl_access" => Kind::List,
+        _ => Kind::Kernels,
     })
 }
 
-/// Two times of `size` bytes each, if there are some; `None` of `make`: they are impossible.
-fn two(
-    call: &Call<'_>,
-    address: u64,
-    size: usize,
-    make: impl Fn([i64; 2]) -> Option<timespec>,
-) -> Result<Times, Errno> {
-    if address == 0 {
-        return Ok(None);
-    }
-    let mut bytes = [0; 32];
-    let bytes = &mut bytes[..2 * size];
-    call.memory().read(address, bytes)?;
-    let word = |at: usize| {
-        let eight = bytes.get(at..at + 8).and_then(|it| it.try_into().ok());
-        eight.map_or(0, i64::from_ne_bytes)
+type File<'f> = &'f dyn Fn() -> Option<OwnedFd>;
+
+fn of_path<'f>(call: &'f Call<'_>, path: Path, flags: i32) -> impl Fn() -> Option<OwnedFd> + 'f {
+    move || believed::target(call, CURRENT, path, flags)
+}
+
+fn of_open<'f>(call: &'f Call<'_>, fd: Fd) -> impl Fn() -> Option<OwnedFd> + 'f {
+    move || modes::open_file(call, fd)
+}
+
+/// The file as the user's own, to be changed.
+fn own(call: &Call<'_>, file: File<'_>) -> Option<Result<OwnedFd, Errno>> {
+    believed::own(call, call.kernel.beliefs()?, file()?)
+}
+
+fn set(call: &Call<'_>, file: File<'_>, name: Str, value: (InBuf, Len), flags: Flags) -> Answer {
+    let name = match kind(call, name) {
+        Some(Kind::Instead(name)) => name,
+        Some(Kind::Hidden) => return Answer::Fail(Errno::EPERM),
+        Some(Kind::Kernels) => {
+            let _ = own(call, file);
+            return Answer::Continue;
+        }
+        Some(Kind::List) => return set_list(call, file, value),
+        None => return Answer::Continue,
     };
-    let one = |at: usize| make([word(at), if size > 8 { word(at + 8) } else { 0 }]);
-    Ok(Some([one(0).ok_or(Errno::EINVAL)?, one(size).ok_or(Errno::EINVAL)?]))
+    if value.1.0 > LONGEST_VALUE {
+        return Answer::Fail(Errno::E2BIG);
+    }
+    if !believed::has(call, Capability::SetFCap) {
+        return Answer::Fail(Errno::EPERM);
+    }
+    let file = match own(call, file) {
+        None => return Answer::Continue,
+        Some(Err(errno)) => return Answer::Fail(errno),
+        Some(Ok(file)) => file,
+    };
+    let set = || {
+        let mut bytes = vec![0; value.1.0 as usize];
+        call.memory().read(value.0.0, &mut bytes)?;
+        let path = files::descriptor_path(file.as_fd());
+        let is_there = beneath::attribute(&path, &name).is_ok();
+        match flags.0 as i32 {
+            libc::XATTR_CREATE if is_there => return Err(Errno::EEXIST),
+            libc::XATTR_REPLACE if !is_there => return Err(Errno::ENODATA),
+            0 | libc::XATTR_CREATE | libc::XATTR_REPLACE => {}
+            _ => return Err(Errno::EINVAL),
+        }
+        beneath::set_attribute(&path, &name, &bytes)
+    };
+    set().map(|()| 0).into()
+}
+
+/// One that says no more than permissions do becomes permissions. Any other is the kernel's.
+fn set_list(call: &Call<'_>, file: File<'_>, (value, size): (InBuf, Len)) -> Answer {
+    let Some(Ok(file)) = own(call, file) else { return Answer::Continue };
+    let mut bytes = vec![0; size.0.min(LONGEST_VALUE) as usize];
+    let read = call.memory().read(value.0, &mut bytes);
+    let (Ok(()), Some(beliefs), Some((mode, is_all))) =
+        (read, call.kernel.beliefs(), permissions(&bytes))
+    else {
+        return Answer::Continue;
+    };
+    match beliefs.set_access(file.as_fd(), mode) {
+        Err(errno) => Answer::Fail(errno),
+        Ok(()) if is_all => {
+            let path = files::descriptor_path(file.as_fd());
+            // (There may have been a longer one.)
+            let _ = beneath::remove_attribute(&path, c"system.posix_acl_access");
+            Answer::Return(0)
+        }
+        Ok(()) => Answer::Continue,
+    }
+}
+
+/// The permissions in an access control list as setxattr(2) takes it (include/uapi/linux/posix_acl_xattr.h), and whether
+/// there is nothing else in it.
+fn permissions(list: &[u8]) -> Option<(u32, bool)> {
+    const VERSION: [u8; 4] = 2u32.to_le_bytes();
+    let (owner, group, mask, others) = (0x01, 0x04, 0x10, 0x20);
+    let entries = list.strip_prefix(&VERSION)?;
+    let (mut found, mut is_all) = ([None; 4], true);
+    for entry in entries.chunks(8) {
+        let &[tag, 0, bits, 0, ..] = entry else { return None };
+        let place = [owner, group, mask, others].iter().position(|it| *it == tag);
+        is_all &= place.is_some() && tag != mask;
+        if let Some(place) = place {
+            found[place] = Some(u32::from(bits & 7));
+        }
+    }
+    let [owner, group, mask, others] = found;
+    Some((owner? << 6 | mask.or(group)? << 3 | others?, is_all))
+}
+
+fn get(call: &Call<'_>, file: File<'_>, name: Str, value: OutBuf, size: Len) -> Answer {
+    let name = match kind(call, name) {
+        Some(Kind::Instead(name)) => name,
+        Some(Kind::Hidden) => return Answer::Fail(Errno::ENODATA),
+        _ => return Answer::Continue,
+    };
+    let Some(file) = file() else { return Answer::Continue };
+    match beneath::attribute(&files::descriptor_path(file.as_fd()), &name) {
+        Ok(found) => give(call, &found, value, size),
+        // The host's own, perhaps.
+        Err(_) => Answer::Continue,
+    }
+}
+
+fn remove(call: &Call<'_>, file: File<'_>, name: Str) -> Answer {
+    let name = match kind(call, name) {
+        Some(Kind::Instead(name)) => name,
+        Some(Kind::Hidden) => return Answer::Fail(Errno::ENODATA),
+        Some(Kind::Kernels | Kind::List) => {
+            let _ = own(call, file);
+            return Answer::Continue;
+        }
+        None => return Answer::Continue,
+    };
+    if !believed::has(call, Capability::SetFCap) {
+        return Answer::Fail(Errno::EPERM);
+    }
+    match own(call, file) {
+        None => Answer::Continue,
+        Some(Err(errno)) => Answer::Fail(errno),
+        Some(Ok(file)) => {
+            let path = files::descriptor_path(file.as_fd());
+            beneath::remove_attribute(&path, &name).map(|()| 0).into()
+        }
+    }
+}
+
+fn list(call: &Call<'_>, file: File<'_>, into: OutBuf, size: Len) -> Answer {
+    let Some(file) = file() else { return Answer::Continue };
+    let Ok(names) = beneath::attribute_names(&files::descriptor_path(file.as_fd())) else {
+        return Answer::Continue;
+    };
+    if !names.iter().any(|name| name.starts_with(NAME.to_bytes())) {
+        return Answer::Continue;
+    }
+    give(call, &shown(names), into, size)
+}
+
+/// Names as a guest sees them, a NUL behind each.
+fn shown(names: Vec<Vec<u8>>) -> Vec<u8> {
+    let mut seen: Vec<Vec<u8>> = Vec::new();
+    for name in names {
+        let name = match name.strip_prefix(INSTEAD) {
+            Some(rest) => rest.to_vec(),
+            None if name == NAME.to_bytes() => continue,
+            None => name,
+        };
+        if !seen.contains(&name) {
+            seen.push(name);
+        }
+    }
+    seen.into_iter()
+        .flat_map(|mut name| {
+            name.push(0);
+            name
+        })
+        .collect()
+}
+
+fn give(call: &Call<'_>, bytes: &[u8], into: OutBuf, size: Len) -> Answer {
+    if size.0 == 0 {
+        return Answer::Return(bytes.len() as i64);
+    }
+    if (bytes.len() as u64) > size.0 {
+        return Answer::Fail(Errno::ERANGE);
+    }
+    call.memory().write(into.0, bytes).map(|()| bytes.len() as i64).into()
 }
 
 /// Serves setxattr(2).
@@ -187,8 +232,7 @@ pub fn setxattr(
     size: Len,
     flags: Flags,
 ) -> Answer {
-    let find = || find(call, CURRENT, path, AtFlags(0));
-    change(call, find, |file| set_extended(call, file, (name, value, size, flags)))
+    set(call, &of_path(call, path, 0), name, (value, size), flags)
 }
 
 /// Serves lsetxattr(2).
@@ -200,8 +244,7 @@ pub fn lsetxattr(
     size: Len,
     flags: Flags,
 ) -> Answer {
-    let find = || find(call, CURRENT, path, NO_FOLLOW);
-    change(call, find, |file| set_extended(call, file, (name, value, size, flags)))
+    set(call, &of_path(call, path, NO_FOLLOW), name, (value, size), flags)
 }
 
 /// Serves fsetxattr(2).
@@ -213,167 +256,123 @@ pub fn fsetxattr(
     size: Len,
     flags: Flags,
 ) -> Answer {
-    change(call, || opened(call, fd), |file| set_extended(call, file, (name, value, size, flags)))
+    set(call, &of_open(call, fd), name, (value, size), flags)
+}
+
+/// Serves getxattr(2).
+pub fn getxattr(call: &Call<'_>, path: Path, name: Str, value: OutBuf, size: Len) -> Answer {
+    get(call, &of_path(call, path, 0), name, value, size)
+}
+
+/// Serves lgetxattr(2).
+pub fn lgetxattr(call: &Call<'_>, path: Path, name: Str, value: OutBuf, size: Len) -> Answer {
+    get(call, &of_path(call, path, NO_FOLLOW), name, value, size)
+}
+
+/// Serves fgetxattr(2).
+pub fn fgetxattr(call: &Call<'_>, fd: Fd, name: Str, value: OutBuf, size: Len) -> Answer {
+    get(call, &of_open(call, fd), name, value, size)
+}
+
+/// Serves listxattr(2).
+pub fn listxattr(call: &Call<'_>, path: Path, into: OutBuf, size: Len) -> Answer {
+    list(call, &of_path(call, path, 0), into, size)
+}
+
+/// Serves llistxattr(2).
+pub fn llistxattr(call: &Call<'_>, path: Path, into: OutBuf, size: Len) -> Answer {
+    list(call, &of_path(call, path, NO_FOLLOW), into, size)
+}
+
+/// Serves flistxattr(2).
+pub fn flistxattr(call: &Call<'_>, fd: Fd, into: OutBuf, size: Len) -> Answer {
+    list(call, &of_open(call, fd), into, size)
 }
 
 /// Serves removexattr(2).
 pub fn removexattr(call: &Call<'_>, path: Path, name: Str) -> Answer {
-    let find = || find(call, CURRENT, path, AtFlags(0));
-    change(call, find, |file| remove_extended(call, file, name))
+    remove(call, &of_path(call, path, 0), name)
 }
 
 /// Serves lremovexattr(2).
 pub fn lremovexattr(call: &Call<'_>, path: Path, name: Str) -> Answer {
-    let find = || find(call, CURRENT, path, NO_FOLLOW);
-    change(call, find, |file| remove_extended(call, file, name))
+    remove(call, &of_path(call, path, NO_FOLLOW), name)
 }
 
 /// Serves fremovexattr(2).
 pub fn fremovexattr(call: &Call<'_>, fd: Fd, name: Str) -> Answer {
-    change(call, || opened(call, fd), |file| remove_extended(call, file, name))
+    remove(call, &of_open(call, fd), name)
 }
 
-fn set_extended(
-    call: &Call<'_>,
-    file: &OwnedFd,
-    (name, value, size, flags): (Str, InBuf, Len, Flags),
-) -> Result<(), Errno> {
-    let name = name_of_attribute(call, file, name)?;
-    if size.0 > LARGEST_ATTRIBUTE {
-        return Err(Errno::E2BIG);
-    }
-    let mut bytes = vec![0; size.0 as usize];
-    if !bytes.is_empty() {
-        call.memory().read(value.0, &mut bytes)?;
-    }
-    attributes::set_extended(file.as_fd(), &name, &bytes, flags.0 as i32)
-}
-
-fn remove_extended(call: &Call<'_>, file: &OwnedFd, name: Str) -> Result<(), Errno> {
-    let name = name_of_attribute(call, file, name)?;
-    attributes::remove_extended(file.as_fd(), &name)
-}
-
-fn name_of_attribute(call: &Call<'_>, file: &OwnedFd, name: Str) -> Result<CString, Errno> {
-    let name = CString::new(call.memory().read_string(name.0)?).map_err(|_| Errno::EINVAL)?;
-    // Those of a symbolic link are root's (xattr_permission in fs/xattr.c).
-    if is_link(file)? { Err(Errno::EPERM) } else { Ok(name) }
-}
-
-/// Finds a file, asks whether it may be changed, and changes it.
-fn change(
-    call: &Call<'_>,
-    find: impl FnOnce() -> Result<OwnedFd, Errno>,
-    set: impl FnOnce(&OwnedFd) -> Result<(), Errno>,
+/// The same by directory and path (Linux 6.13): as on an older kernel programs take the calls above.
+pub fn at(
+    _call: &Call<'_>,
+    _dirfd: DirFd,
+    _path: Path,
+    _flags: AtFlags,
+    _name: Str,
+    _args: In<XattrArgs>,
+    _size: Len,
 ) -> Answer {
-    if !are_ours(call) {
-        return Answer::Continue;
-    }
-    // A file system of the host may take its time.
-    hand_over();
-    let attempt = || {
-        let file = find()?;
-        // What was found by the thread's number is its own only if it still waits.
-        if !call.trapped().is_valid() {
-            return Err(Errno::ESRCH);
-        }
-        // The mounts of other runs give the same answer.
-        if !call.kernel.grounds().is_some_and(|grounds| grounds.may_change(&file)) {
-            return Err(Errno::EROFS);
-        }
-        set(&file)
-    };
-    as_guest(attempt).map(|()| 0).into()
+    Answer::Fail(Errno::ENOSYS)
 }
 
-/// With no more rights than the guests': root's have no capabilities.
-pub(super) fn as_guest<T>(act: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
-    spawn::without_capabilities(act)?
+/// Serves listxattrat(2), as the above.
+pub fn list_at(
+    _call: &Call<'_>,
+    _dirfd: DirFd,
+    _path: Path,
+    _flags: AtFlags,
+    _list: OutBuf,
+    _size: Len,
+) -> Answer {
+    Answer::Fail(Errno::ENOSYS)
 }
 
-/// What a path of the guest's leads to (O_PATH).
-pub(super) fn find(
-    call: &Call<'_>,
-    dirfd: DirFd,
-    path: Path,
-    flags: AtFlags,
-) -> Result<OwnedFd, Errno> {
-    let flags = flags.0 as i32;
-    if flags & !(libc::AT_SYMLINK_NOFOLLOW | libc::AT_EMPTY_PATH) != 0 {
-        return Err(Errno::EINVAL);
-    }
-    let text = call.memory().read_string(path.0)?;
-    if text.is_empty() {
-        return match (flags & libc::AT_EMPTY_PATH, dirfd.0) {
-            (0, _) => Err(Errno::ENOENT),
-            (_, libc::AT_FDCWD) => found(call, Start::Directory, b".", true),
-            (_, fd) => handle(call, fd),
+/// Serves removexattrat(2), as the above.
+pub fn remove_at(
+    _call: &Call<'_>,
+    _dirfd: DirFd,
+    _path: Path,
+    _flags: AtFlags,
+    _name: Str,
+) -> Answer {
+    Answer::Fail(Errno::ENOSYS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_of_the_three_classes_is_permissions() {
+        let list = |entries: &[(u8, u8)]| {
+            let mut all = 2u32.to_le_bytes().to_vec();
+            for (tag, bits) in entries {
+                all.extend([*tag, 0, *bits, 0, 255, 255, 255, 255]);
+            }
+            all
         };
+        assert_eq!(permissions(&list(&[(1, 6), (4, 4), (32, 0)])), Some((0o640, true)));
+        let long = list(&[(1, 7), (2, 7), (4, 4), (16, 5), (32, 1)]);
+        assert_eq!(permissions(&long), Some((0o751, false)));
+        assert_eq!(permissions(&list(&[(1, 6)])), None);
+        assert_eq!(permissions(b"\x02\0\0\0\x01\0"), None);
+        assert_eq!(permissions(b""), None);
     }
-    let start = match dirfd.0 {
-        libc::AT_FDCWD => Start::Directory,
-        fd => Start::Descriptor(fd),
-    };
-    found(call, start, &text, flags & libc::AT_SYMLINK_NOFOLLOW == 0)
-}
 
-/// The same of a path that has been read.
-pub(super) fn found(
-    call: &Call<'_>,
-    start: Start,
-    text: &[u8],
-    follow: bool,
-) -> Result<OwnedFd, Errno> {
-    let tid = call.received().tid;
-    if let Some(fd) = own_descriptor(text).filter(|_| follow) {
-        return handle(call, fd);
+    #[test]
+    fn a_guest_sees_its_own_names_and_no_beliefs() {
+        let names: Vec<Vec<u8>> = [
+            "user.a",
+            "user.sandbox.root",
+            "user.sandbox.root.security.capability",
+            "security.capability",
+        ]
+        .iter()
+        .map(|name| name.as_bytes().to_vec())
+        .collect();
+        let seen = shown(names);
+        assert_eq!(seen, b"user.a\0security.capability\0");
     }
-    if let (Start::Descriptor(fd), false) = (start, text.starts_with(b"/"))
-        && flags_of(tid, fd).is_none()
-    {
-        return Err(Errno::EBADF);
-    }
-    // (What nobody can tell from outside, or what the kernel makes up, is none to be changed.)
-    View::of(tid)
-        .and_then(|view| view.handle_of(tid, start, text, follow))
-        .unwrap_or(Err(Errno::EACCES))
-}
-
-/// The descriptor of the caller itself that a path stands for.
-fn own_descriptor(path: &[u8]) -> Option<i32> {
-    const PLACES: [&[u8]; 3] = [b"/proc/self/fd/", b"/proc/thread-self/fd/", b"/dev/fd/"];
-    let number = PLACES.iter().find_map(|place| path.strip_prefix(*place))?;
-    std::str::from_utf8(number).ok()?.parse().ok().filter(|fd| *fd >= 0)
-}
-
-/// What stands for the file behind a descriptor of the caller's.
-fn handle(call: &Call<'_>, fd: i32) -> Result<OwnedFd, Errno> {
-    let link = format!("/proc/{}/fd/{fd}", call.received().tid);
-    let done = open(link.as_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, Bits::empty());
-    done.map_err(|errno| if errno == Errno::ENOENT { Errno::EBADF } else { errno })
-}
-
-/// The same where one that only stands for a path is none (O_PATH in open(2)).
-fn opened(call: &Call<'_>, fd: Fd) -> Result<OwnedFd, Errno> {
-    match flags_of(call.received().tid, fd.0) {
-        Some(flags) if flags & libc::O_PATH == 0 => handle(call, fd.0),
-        _ => Err(Errno::EBADF),
-    }
-}
-
-/// With what flags a descriptor is open, if it is (proc_pid_fdinfo(5)).
-pub(super) fn flags_of(tid: i32, fd: i32) -> Option<i32> {
-    let text = generated::text(format!("/proc/{tid}/fdinfo/{fd}")).ok()?;
-    let octal = text.lines().find_map(|line| line.strip_prefix("flags:"))?;
-    i32::from_str_radix(octal.trim(), 8).ok()
-}
-
-fn is_link(file: &OwnedFd) -> Result<bool, Errno> {
-    let format = SFlag::from_bits_truncate(fstat(file.as_fd())?.st_mode) & SFlag::S_IFMT;
-    Ok(format == SFlag::S_IFLNK)
-}
-
-/// A symbolic link to what a handle stands for.
-pub(super) fn name_of(handle: &OwnedFd) -> String {
-    format!("/proc/self/fd/{}", handle.as_raw_fd())
 }

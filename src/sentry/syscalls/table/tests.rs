@@ -109,7 +109,11 @@ fn filter_is_small() {
 
 #[test]
 fn filter_does_what_the_rows_say() {
-    for features in [Features::empty(), Features::default(), Features::all()] {
+    let apart = Features::default() | Features::NO_NAMESPACES | Features::NO_LOOPBACK;
+    let other = [Features::FOREIGN_IDS, Features::ROOT, Features::NETWORK, Features::PATTERNS];
+    let other = other.map(|one| Features::default() | one);
+    let few = [Features::empty(), Features::default(), apart, Features::all()];
+    for features in few.into_iter().chain(other) {
         let program = filter(features);
         for row in ROWS {
             for args in samples(row) {
@@ -140,9 +144,23 @@ fn samples(row: &Row) -> Vec<[u64; 6]> {
             }));
         }
     }
-    let upper: Vec<_> =
-        samples.iter().map(|args| args.map(|value| value ^ 0xdead_beef_0000_0000)).collect();
+    const UPPER: u64 = 0xdead_beef_0000_0000;
+    let upper: Vec<_> = samples.iter().map(|args| args.map(|value| value ^ UPPER)).collect();
+    // In one register alone: what another one says must not be lost for it.
+    let tested: HashSet<usize> =
+        row.except.iter().flat_map(|one| one.tests).map(|test| usize::from(test.arg)).collect();
+    let single: Vec<_> = tested
+        .into_iter()
+        .flat_map(|arg| {
+            samples.iter().map(move |args| {
+                let mut args = *args;
+                args[arg] ^= UPPER;
+                args
+            })
+        })
+        .collect();
     samples.extend(upper);
+    samples.extend(single);
     samples
 }
 
