@@ -65,7 +65,7 @@ impl Confinement {
             rules.clear();
         }
         // (`Plan::new` has looked whether the host has it.)
-        let network = if spec.network == Network::Allow { landlock::CONNECT_TCP } else { 0 };
+        let network = if spec.network == Network::Allow { landlock::TCP } else { 0 };
         Ok(Confinement { files, network, scopes: abi >= 6, rules, inherited })
     }
 

@@ -58,6 +58,11 @@ fn capabilities() -> Result<[Data; 2], Errno> {
     Errno::result(done).map(|_| data)
 }
 
+/// Whether the calling thread has any capability in effect (capabilities(7)).
+pub fn has_capabilities() -> Result<bool, Errno> {
+    Ok(capabilities()?.iter().any(|half| half.effective != 0))
+}
+
 fn set_capabilities(data: &[Data; 2]) -> Result<(), Errno> {
     let header = header();
     // SAFETY: version 3 takes a header and two data elements, which the kernel only reads.

@@ -186,6 +186,40 @@ pub fn interface(name: &str) -> Option<u32> {
     (number != 0).then_some(number)
 }
 
+/// The addresses of the interfaces of the caller's network namespace (getifaddrs(3)).
+pub fn own_addresses() -> Result<Vec<std::net::IpAddr>, Errno> {
+    let mut first: *mut libc::ifaddrs = std::ptr::null_mut();
+    // SAFETY: the library writes one pointer.
+    Errno::result(unsafe { libc::getifaddrs(&raw mut first) })?;
+    let (mut found, mut at) = (Vec::new(), first);
+    while !at.is_null() {
+        // SAFETY: the library's list, which lives until it is freed below.
+        let (address, next) = unsafe { ((*at).ifa_addr, (*at).ifa_next) };
+        if !address.is_null() {
+            // SAFETY: an address begins with its family, and is as long as that says.
+            match i32::from(unsafe { (*address).sa_family }) {
+                libc::AF_INET => {
+                    // SAFETY: as above.
+                    let v4 = unsafe { address.cast::<libc::sockaddr_in>().read_unaligned() };
+                    found.push(
+                        std::net::Ipv4Addr::from_bits(u32::from_be(v4.sin_addr.s_addr)).into(),
+                    );
+                }
+                libc::AF_INET6 => {
+                    // SAFETY: as above.
+                    let v6 = unsafe { address.cast::<libc::sockaddr_in6>().read_unaligned() };
+                    found.push(std::net::Ipv6Addr::from(v6.sin6_addr.s6_addr).into());
+                }
+                _ => {}
+            }
+        }
+        at = next;
+    }
+    // SAFETY: the list is the library's, and nothing of it is kept.
+    unsafe { libc::freeifaddrs(first) };
+    Ok(found)
+}
+
 /// How many bytes can be read (SIOCINQ).
 pub fn to_read(fd: BorrowedFd<'_>) -> Result<u32, Errno> {
     count(fd, libc::FIONREAD)

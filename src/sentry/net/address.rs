@@ -48,6 +48,14 @@ pub fn bytes(address: SocketAddr) -> Vec<u8> {
     bytes
 }
 
+/// An address of IPv4 in the clothes of IPv6 is what it is.
+pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
+    match address.ip().to_canonical() {
+        v4 @ IpAddr::V4(_) => SocketAddr::new(v4, address.port()),
+        IpAddr::V6(_) => address,
+    }
+}
+
 /// The address of a family that means any.
 pub(super) fn any(family: i32, port: u16) -> SocketAddr {
     match family {

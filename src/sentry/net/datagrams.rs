@@ -5,16 +5,16 @@
 //! network, connected to that address.
 
 use std::collections::{HashMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use tokio::net::UdpSocket;
 use tokio::task::JoinHandle;
 
-use super::address;
+use super::address::{self, canonical};
 use super::inside::Inside;
 use crate::sys::{errno_of, socket};
 
@@ -48,37 +48,46 @@ impl Relays {
     }
 
     /// Opens a relay for `address`, which may be reached; `false`: there is one. What the host's network refuses, it
-    /// refuses with the host's error, and the guests' own network refuses it then, too.
+    /// refuses with the host's error, and the guests' own network knows no way there. EADDRINUSE: a program inside has
+    /// that port of all addresses, and would get what it sends itself.
     pub(super) fn open(&self, inside: &Inside, address: SocketAddr) -> Result<bool, Errno> {
         let address = canonical(address);
         if self.has(address) || address.port() == 0 {
             return Ok(false);
         }
         drop(flow_to(address)?);
-        inside.add_address(address.ip())?;
         let listening =
             inside.socket(family(address), libc::SOCK_DGRAM | libc::SOCK_NONBLOCK, 0)?;
-        match socket::bind(listening.as_fd(), &address::bytes(address)) {
-            Err(Errno::EADDRINUSE) => return Ok(false),
-            done => done?,
+        inside.change_address(address.ip(), true)?;
+        if let Err(errno) = socket::bind(listening.as_fd(), &address::bytes(address)) {
+            self.forget(inside, address.ip());
+            return Err(errno);
         }
         let listening = adopt(listening)?;
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if open.order.len() >= MOST_RELAYS
-            && let Some(oldest) = open.order.pop_front()
-            && let Some(task) = open.by_address.remove(&oldest)
-        {
-            task.abort();
+        let oldest = {
+            let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+            open.order.push_back(address);
+            open.by_address.insert(address, tokio::spawn(carry(Arc::new(listening), address)));
+            let oldest = (open.order.len() > MOST_RELAYS).then(|| open.order.pop_front()).flatten();
+            oldest.map(|oldest| (oldest, open.by_address.remove(&oldest)))
+        };
+        if let Some((oldest, task)) = oldest {
+            task.iter().for_each(JoinHandle::abort);
+            self.forget(inside, oldest.ip());
         }
-        open.order.push_back(address);
-        open.by_address.insert(address, tokio::spawn(carry(Arc::new(listening), address)));
         Ok(true)
     }
-}
 
-/// An address of IPv4 in the clothes of IPv6 is reached as what it is.
-fn canonical(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip().to_canonical(), address.port())
+    /// Takes an address from the loopback again that no relay needs any more.
+    fn forget(&self, inside: &Inside, address: IpAddr) {
+        let is_needed = {
+            let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+            open.by_address.keys().any(|it| it.ip() == address)
+        };
+        if !is_needed && !address.is_loopback() {
+            let _ = inside.change_address(address, false);
+        }
+    }
 }
 
 fn family(address: SocketAddr) -> i32 {
@@ -98,26 +107,48 @@ fn flow_to(address: SocketAddr) -> Result<OwnedFd, Errno> {
 
 /// A relay's life.
 async fn carry(inside: Arc<UdpSocket>, address: SocketAddr) {
-    let mut flows: HashMap<SocketAddr, (Arc<UdpSocket>, Ends)> = HashMap::new();
+    let mut flows: HashMap<SocketAddr, Flow> = HashMap::new();
     let mut datagram = vec![0; ROOM];
     loop {
         // (An error is about one datagram: nobody took what was sent before.)
         let Ok((length, guest)) = inside.recv_from(&mut datagram).await else { continue };
-        flows.retain(|_, (_, task)| !task.0.is_finished());
+        flows.retain(|_, flow| !flow.back.0.is_finished());
         if !flows.contains_key(&guest) {
             if flows.len() >= MOST_FLOWS {
-                flows.clear();
+                // The one that has been quiet for longest.
+                let quiet =
+                    flows.iter().min_by_key(|(_, flow)| flow.last()).map(|(guest, _)| *guest);
+                quiet.and_then(|quiet| flows.remove(&quiet));
             }
-            let Ok(flow) = flow_to(address).and_then(adopt) else { continue };
-            let flow = Arc::new(flow);
-            let back = tokio::spawn(bring_back(Arc::clone(&flow), Arc::clone(&inside), guest));
-            flows.insert(guest, (flow, Ends(back)));
+            let Ok(out) = flow_to(address).and_then(adopt) else { continue };
+            let (out, last) = (Arc::new(out), Arc::new(Mutex::new(Instant::now())));
+            let back = bring_back(Arc::clone(&out), Arc::clone(&inside), guest, Arc::clone(&last));
+            flows.insert(guest, Flow { out, last, back: Ends(tokio::spawn(back)) });
         }
-        if let Some((flow, _)) = flows.get(&guest) {
+        if let Some(flow) = flows.get(&guest) {
+            note(&flow.last);
             // (What the host cannot send is lost, as on any way.)
-            let _ = flow.send(&datagram[..length]).await;
+            let _ = flow.out.send(&datagram[..length]).await;
         }
     }
+}
+
+/// What one socket of a guest's sends to the address of a relay, and gets from there.
+struct Flow {
+    out: Arc<UdpSocket>,
+    /// When it has carried something. A leaf of the lock order.
+    last: Arc<Mutex<Instant>>,
+    back: Ends,
+}
+
+impl Flow {
+    fn last(&self) -> Instant {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn note(last: &Mutex<Instant>) {
+    *last.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
 }
 
 /// A task that ends with what it is kept in.
@@ -129,12 +160,24 @@ impl Drop for Ends {
     }
 }
 
-/// Passes on what comes back.
-async fn bring_back(flow: Arc<UdpSocket>, inside: Arc<UdpSocket>, guest: SocketAddr) {
+/// Passes on what comes back, until nothing has gone either way for a while.
+async fn bring_back(
+    out: Arc<UdpSocket>,
+    inside: Arc<UdpSocket>,
+    guest: SocketAddr,
+    last: Arc<Mutex<Instant>>,
+) {
     let mut datagram = vec![0; ROOM];
-    while let Ok(received) = tokio::time::timeout(IDLE, flow.recv(&mut datagram)).await {
-        if let Ok(length) = received {
-            let _ = inside.send_to(&datagram[..length], guest).await;
+    loop {
+        match tokio::time::timeout(IDLE, out.recv(&mut datagram)).await {
+            Ok(Ok(length)) => {
+                note(&last);
+                let _ = inside.send_to(&datagram[..length], guest).await;
+            }
+            // (An error is about one datagram.)
+            Ok(Err(_)) => {}
+            Err(_) if last.lock().unwrap_or_else(PoisonError::into_inner).elapsed() < IDLE => {}
+            Err(_) => return,
         }
     }
 }

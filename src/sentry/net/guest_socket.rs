@@ -25,6 +25,8 @@ pub struct GuestSocket {
     pub family: c_int,
     /// SOCK_*
     pub kind: c_int,
+    /// IPPROTO_*
+    pub protocol: c_int,
     /// The network namespace that it belongs to.
     pub cookie: u64,
     /// What its links in /proc/PID/fd say.
@@ -42,15 +44,26 @@ impl GuestSocket {
         Ok(GuestSocket {
             family: number(libc::SO_DOMAIN)?,
             kind: number(libc::SO_TYPE)?,
+            protocol: number(libc::SO_PROTOCOL)?,
             cookie: cookie.try_into().map_or(0, u64::from_ne_bytes),
             inode: files::identity(fd.as_fd())?.1,
             fd,
         })
     }
 
-    /// Whether it is one of the internet, of this kind.
-    pub fn is_inet(&self, kind: c_int) -> bool {
-        [libc::AF_INET, libc::AF_INET6].contains(&self.family) && self.kind == kind
+    /// Whether it is one of TCP, in the clothes of MPTCP maybe.
+    pub fn is_tcp(&self) -> bool {
+        self.is_inet() && [libc::IPPROTO_TCP, libc::IPPROTO_MPTCP].contains(&self.protocol)
+    }
+
+    /// Whether it carries streams by another protocol of the internet (SCTP, SMC).
+    pub fn is_other_stream(&self) -> bool {
+        let has_streams = [libc::SOCK_STREAM, libc::SOCK_SEQPACKET].contains(&self.kind);
+        self.is_inet() && has_streams && !self.is_tcp()
+    }
+
+    fn is_inet(&self) -> bool {
+        [libc::AF_INET, libc::AF_INET6].contains(&self.family)
     }
 
     /// Whether it is a connection, or on the way to one, or listens.

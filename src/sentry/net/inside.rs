@@ -46,16 +46,19 @@ impl Inside {
     }
 
     /// Gives the loopback there another address, so that what is sent to it stays there and can be taken by a socket
-    /// that is bound to it. Once more does no harm.
-    pub fn add_address(&self, address: IpAddr) -> Result<(), Errno> {
+    /// that is bound to it; or takes it away. Once more does no harm.
+    pub fn change_address(&self, address: IpAddr, add: bool) -> Result<(), Errno> {
         let netlink = self.socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE)?;
-        let request = socket::Sent { bytes: &new_address(address), ..socket::Sent::default() };
-        socket::send(netlink.as_fd(), &request)?;
+        let request = request(address, add);
+        socket::send(
+            netlink.as_fd(),
+            &socket::Sent { bytes: &request, ..socket::Sent::default() },
+        )?;
         let answer = socket::receive(netlink.as_fd(), 4096, 0)?;
         match acknowledgement(&answer.bytes) {
             None => Err(Errno::EBADMSG),
             Some(0) => Ok(()),
-            Some(errno) if errno == Errno::EEXIST as i32 => Ok(()),
+            Some(errno) if add && errno == Errno::EEXIST as i32 => Ok(()),
             Some(errno) => Err(Errno::from_raw(errno)),
         }
     }
@@ -86,7 +89,7 @@ pub fn serve(end: BorrowedFd<'_>) {
 
 /// A request of rtnetlink(7): a whole address of its own for the loopback, which always is device 1
 /// (LOOPBACK_IFINDEX).
-fn new_address(address: IpAddr) -> Vec<u8> {
+fn request(address: IpAddr, add: bool) -> Vec<u8> {
     const LOOPBACK: u32 = 1;
     const HOST_SCOPE: u8 = 254;
     let (family, octets) = match address {
@@ -102,9 +105,11 @@ fn new_address(address: IpAddr) -> Vec<u8> {
         body.extend(&octets);
     }
     // struct nlmsghdr
-    let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK | libc::NLM_F_CREATE;
+    let (kind, more) =
+        if add { (libc::RTM_NEWADDR, libc::NLM_F_CREATE) } else { (libc::RTM_DELADDR, 0) };
+    let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK | more;
     let mut request = (16 + body.len() as u32).to_ne_bytes().to_vec();
-    request.extend(libc::RTM_NEWADDR.to_ne_bytes());
+    request.extend(kind.to_ne_bytes());
     request.extend((flags as u16).to_ne_bytes());
     request.extend([0; 8]);
     request.extend(body);
@@ -138,7 +143,7 @@ mod tests {
     #[test]
     fn a_request_has_the_length_that_it_says() {
         for address in ["192.0.2.1", "2001:db8::1"] {
-            let request = new_address(address.parse().unwrap());
+            let request = request(address.parse().unwrap(), true);
             assert_eq!(request[..4], (request.len() as u32).to_ne_bytes());
             assert_eq!(request.len() % 4, 0);
         }

@@ -71,10 +71,10 @@ impl Network {
     /// A network under `policy`, whose sockets inside come from `inside`.
     pub fn new(policy: Policy, inside: Inside) -> Result<Network, Errno> {
         let outside = guest_socket::own_cookie()?;
-        inside.add_address(OWN_V4)?;
+        inside.change_address(OWN_V4, true)?;
         if has_v6() {
             // (The guests' own kernel may be without: then programs see none.)
-            let _ = inside.add_address(OWN_V6);
+            let _ = inside.change_address(OWN_V6, true);
         }
         Ok(Network {
             policy,
@@ -105,6 +105,7 @@ impl Network {
 
     /// What becomes of what is sent to `address`.
     pub fn judge(&self, address: SocketAddr, transport: Transport) -> Verdict {
+        let address = address::canonical(address);
         let ip = address.ip();
         if is_loopback(ip)
             && self.policy.allow.iter().all(|rule| !rule.takes_address(address, transport))
@@ -170,25 +171,32 @@ impl Network {
     }
 }
 
-/// Whether this is an address of the host's own: what is sent there comes from it, as the kernel would route it.
-/// (A datagram socket sends nothing when it is connected.)
+/// Whether this is an address of the host's own: an interface has it, or what is sent there comes from it, as the kernel
+/// would route it. (A datagram socket sends nothing when it is connected.) What cannot be told counts as one.
 fn is_own(address: SocketAddr) -> bool {
-    source_for(address)
-        .is_some_and(|source| source.ip().to_canonical() == address.ip().to_canonical())
+    let Ok(own) = socket::own_addresses() else { return true };
+    if own.contains(&address.ip()) {
+        return true;
+    }
+    match source_for(address) {
+        Ok(source) => source.ip() == address.ip(),
+        Err(errno) => !matches!(errno, Errno::ENETUNREACH | Errno::EHOSTUNREACH),
+    }
 }
 
 /// Whether the host has a way to addresses of IPv6 at all.
 fn has_v6() -> bool {
     // An address of the internet that nobody has (RFC 3849 reserves it for documentation).
     let far = SocketAddr::new(std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into(), 53);
-    source_for(far).is_some()
+    source_for(far).is_ok()
 }
 
-fn source_for(address: SocketAddr) -> Option<SocketAddr> {
+fn source_for(address: SocketAddr) -> Result<SocketAddr, Errno> {
     let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
-    let probe = socket::socket(family, libc::SOCK_DGRAM, 0).ok()?;
+    let probe = socket::socket(family, libc::SOCK_DGRAM, 0)?;
     let port = if address.port() == 0 { 1 } else { address.port() };
-    let address = SocketAddr::new(address.ip(), port);
-    socket::connect(probe.as_fd(), &address::bytes(address)).ok()?;
-    address::parse(&socket::name(probe.as_fd()).ok()?)
+    let mut address = address;
+    address.set_port(port);
+    socket::connect(probe.as_fd(), &address::bytes(address))?;
+    address::parse(&socket::name(probe.as_fd())?).ok_or(Errno::EBADMSG)
 }

@@ -152,6 +152,8 @@ pub(super) struct Known {
 
 /// Programs keep an address for a while beyond its time: as long at least as this, an answer counts.
 const LEAST: Duration = Duration::from_secs(300);
+/// More names of one address are not kept.
+const MOST_NAMES: usize = 64;
 /// More addresses are not kept: the ones that expire first go.
 const MOST: usize = 64 << 10;
 
@@ -170,6 +172,14 @@ impl Known {
         let until =
             lifetime.map(|lifetime| now + lifetime.clamp(LEAST, Duration::from_secs(86_400)));
         let names = self.names.entry(address.to_canonical()).or_default();
+        names.retain(|(_, until)| until.is_none_or(|until| now < until));
+        if names.len() >= MOST_NAMES {
+            // Of those that expire, the one that does so first.
+            let first =
+                names.iter().enumerate().filter_map(|(at, (_, until))| Some((at, (*until)?)));
+            let first = first.min_by_key(|(_, until)| *until).map_or(0, |(at, _)| at);
+            names.remove(first);
+        }
         match names.iter_mut().find(|(known, _)| known == name) {
             Some((_, old)) => *old = old.zip(until).map(|(old, new)| old.max(new)),
             None => names.push((name.to_owned(), until)),

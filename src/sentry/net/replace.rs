@@ -165,10 +165,12 @@ fn add(own: &mut RawFd, socket: RawFd, watches: &[(RawFd, Watch)]) -> Result<(),
             files::close_now(watch.number)?;
         }
         let copy = |fd| descriptors::copy_by_number(*own, fd);
-        let placed = files::leak(copy(socket)?);
-        if placed != watch.number {
-            files::place(placed, watch.number)?;
-            files::close_now(placed)?;
+        let placed = copy(socket)?;
+        if placed.as_raw_fd() == watch.number {
+            files::leak(placed);
+        } else {
+            files::place(placed.as_raw_fd(), watch.number)?;
+            drop(placed);
         }
         let added = copy(*epoll).and_then(|epoll| {
             descriptors::watch(epoll.as_fd(), watch.number, watch.events, watch.data)

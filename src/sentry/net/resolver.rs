@@ -28,8 +28,10 @@ pub const RESOLVERS: [SocketAddr; 2] = [
     SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 53),
 ];
 
-/// Questions that are being asked at a time; what comes beyond that waits.
+/// Questions in datagrams that are being answered at a time.
 const MOST: usize = 128;
+/// Streams at a time.
+const MOST_STREAMS: usize = 64;
 /// Answers that are kept.
 const KEPT: usize = 4096;
 /// What is said where the records do not say it: for names that are not there.
@@ -52,7 +54,8 @@ pub struct Resolver {
     hosts: HashMap<String, Vec<IpAddr>>,
     /// A leaf of the lock order.
     cache: Mutex<HashMap<(String, u16), Cached>>,
-    places: Semaphore,
+    places: Arc<Semaphore>,
+    streams: Arc<Semaphore>,
 }
 
 #[derive(Debug, Clone)]
@@ -76,7 +79,8 @@ impl Resolver {
             network: Arc::clone(network),
             hosts,
             cache: Mutex::default(),
-            places: Semaphore::new(MOST),
+            places: Arc::new(Semaphore::new(MOST)),
+            streams: Arc::new(Semaphore::new(MOST_STREAMS)),
         });
         for place in RESOLVERS {
             let bound = |kind| -> Result<OwnedFd, Errno> {
@@ -101,6 +105,8 @@ impl Resolver {
         let mut query = vec![0; 4096];
         loop {
             let Ok((length, guest)) = socket.recv_from(&mut query).await else { continue };
+            // What is too much is lost, as on any way; a guest asks again.
+            let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else { continue };
             let (own, socket, query) =
                 (Arc::clone(&self), Arc::clone(&socket), query[..length].to_vec());
             tokio::spawn(async move {
@@ -110,14 +116,23 @@ impl Resolver {
                 if let Some(answer) = own.answer(&query, room).await {
                     let _ = socket.send_to(&answer, guest).await;
                 }
+                drop(place);
             });
         }
     }
 
     async fn serve_streams(self: Arc<Self>, socket: TcpListener) {
         loop {
+            // (It is never closed.)
+            let Ok(place) = Arc::clone(&self.streams).acquire_owned().await else { return };
             match socket.accept().await {
-                Ok((stream, _)) => drop(tokio::spawn(Arc::clone(&self).serve_stream(stream))),
+                Ok((stream, _)) => {
+                    let served = Arc::clone(&self).serve_stream(stream);
+                    tokio::spawn(async move {
+                        served.await;
+                        drop(place);
+                    });
+                }
                 // Out of descriptors: those that others hold come back.
                 Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
             }
@@ -135,7 +150,8 @@ impl Resolver {
             let Some(answer) = self.answer(&query, usize::from(u16::MAX)).await else { return };
             let mut whole = (answer.len() as u16).to_be_bytes().to_vec();
             whole.extend(answer);
-            if stream.write_all(&whole).await.is_err() {
+            let written = tokio::time::timeout(IDLE, stream.write_all(&whole)).await;
+            if !matches!(written, Ok(Ok(()))) {
                 return;
             }
         }
@@ -209,7 +225,6 @@ impl Resolver {
         {
             return (RCODE::NoError, made(question, addresses));
         }
-        let _place = self.places.acquire().await;
         let Some(cached) = self.fetch(&name, question).await else {
             return (RCODE::ServerFailure, None);
         };

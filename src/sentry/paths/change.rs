@@ -67,8 +67,9 @@ impl Resolver<'_> {
         let path = joined(&self.root.path_of(&parent)?, plain);
         let found = match open::handle(&parent, plain) {
             Ok(found) => Some(Thing::of(found)?),
-            // (Whatever it is, the call itself says it.)
-            Err(_) => None,
+            Err(Errno::ENOENT) => None,
+            // What cannot be looked at cannot be judged, and may be another thing by the time of the call.
+            Err(errno) => return Err(errno),
         };
         let covered = match &found {
             Some(found) => mount_of(&found.handle)? != mount_of(&parent)?,

@@ -60,6 +60,8 @@ const MODES: u32 = 0o7777;
 
 /// The device that stands for the terminal of whoever opens it (tty(4)): major and minor number.
 const TERMINAL: (u64, u64) = (5, 0);
+/// /dev/net/tun (Documentation/admin-guide/devices.txt).
+const TUN: (u64, u64) = (10, 200);
 
 /// A name that comes and goes while it is opened is tried so often.
 const ATTEMPTS: usize = 100;
@@ -205,6 +207,8 @@ impl Resolver<'_> {
             libc::S_IFLNK => return Err(Errno::ELOOP),
             libc::S_IFIFO => return open_fifo(thing, wish, owner),
             libc::S_IFCHR if numbers(&thing) == TERMINAL => return self.open_terminal(wish),
+            // It would be one of the network that the sentry is in (tun_chr_open in drivers/net/tun.c).
+            libc::S_IFCHR if numbers(&thing) == TUN => return Err(Errno::ENXIO),
             _ => {}
         }
         if own::is_in_proc(&thing.handle) {

@@ -48,7 +48,25 @@ const PRIVATE: [&[u8]; 15] = [
 ];
 
 /// Tables of the kernel that are those of whoever looks them up: the sentry would show the host's.
-const OF_NAMESPACES: [&[u8]; 3] = [b"/proc/sys/net", b"/proc/sys/user", b"/proc/sys/fs/mqueue"];
+/// (Their tables are chosen at open: sysvipc_proc_open in ipc/util.c, set_lookup in ipc/ipc_sysctl.c.)
+const OF_NAMESPACES: [&[u8]; 16] = [
+    b"/proc/sys/net",
+    b"/proc/sys/user",
+    b"/proc/sys/fs/mqueue",
+    b"/proc/sysvipc",
+    b"/proc/sys/kernel/shmmax",
+    b"/proc/sys/kernel/shmall",
+    b"/proc/sys/kernel/shmmni",
+    b"/proc/sys/kernel/shm_rmid_forced",
+    b"/proc/sys/kernel/msgmax",
+    b"/proc/sys/kernel/msgmni",
+    b"/proc/sys/kernel/msgmnb",
+    b"/proc/sys/kernel/auto_msgmni",
+    b"/proc/sys/kernel/sem",
+    b"/proc/sys/kernel/sem_next_id",
+    b"/proc/sys/kernel/msg_next_id",
+    b"/proc/sys/kernel/shm_next_id",
+];
 
 /// The value of a field of a file like `/proc/PID/status`.
 pub(super) fn field<'t>(text: &'t str, name: &str) -> Option<&'t str> {
@@ -179,7 +197,8 @@ fn other_process(resolver: &Resolver<'_>, number: i32, memory: bool) -> Result<(
     };
     // What belongs to a process that may not be looked at belongs to root (proc_pid(5)), which is what root's guests
     // are, too. Init and keepers run the sandbox's own program.
-    let is_open = fstat(&proc)?.st_uid == owner(&mine).ok_or(Errno::EPROTO)?.uid;
+    // (Directories that all may enter are the user's in any case: task_dump_owner in fs/proc/base.c.)
+    let is_open = fstat(&handle)?.st_uid == owner(&mine).ok_or(Errno::EPROTO)?.uid;
     let program = fstat(patient(|| openat2(proc.as_fd(), "exe", how))?)?;
     let is_guest = number != 1 && !is_own_program((program.st_dev, program.st_ino));
     if same("Uid") != Some(true) || same("Gid") != Some(true) || !is_guest || !is_open {

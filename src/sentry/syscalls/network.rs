@@ -6,9 +6,11 @@ use std::os::fd::AsFd;
 
 use nix::errno::Errno;
 
-use super::args::{Fd, In, InBuf, InOut, Int, Len, MMsgHdr, MsgFlags, MsgHdr, SockAddr, UInt};
+use super::args::{
+    Fd, In, InBuf, InOut, Int, Len, MMsgHdr, MsgFlags, MsgHdr, OutBuf, SockAddr, SockLen, UInt,
+};
 use super::reach;
-use crate::notify::Answer;
+use crate::notify::{Answer, GuestMemory};
 use crate::sentry::Features;
 use crate::sentry::call::{Call, TaskCall};
 use crate::sentry::net::{self, GuestSocket, Network, Transport, Verdict};
@@ -21,7 +23,7 @@ pub async fn connect(call: TaskCall, fd: Fd, addr: In<SockAddr>, len: Int) -> An
     }
     let Some(network) = call.kernel.network() else { return Answer::Continue };
     let network = std::sync::Arc::clone(network);
-    let wanted = match read_address(&call, addr.address, len.0) {
+    let wanted = match read_address(&call.memory(), addr.address, len.0) {
         Ok(wanted) => wanted,
         Err(errno) => return Answer::Fail(errno),
     };
@@ -29,8 +31,12 @@ pub async fn connect(call: TaskCall, fd: Fd, addr: In<SockAddr>, len: Int) -> An
         Ok(own) => own,
         Err(errno) => return Answer::Fail(errno),
     };
-    if own.is_inet(libc::SOCK_STREAM) {
+    if own.is_tcp() {
         return net::connect(&call, &network, own, &wanted).await;
+    }
+    // Nothing else is ever given to a guest; and what carries streams by another protocol knows no rules.
+    if network.is_outside(&own) || own.is_other_stream() {
+        return Answer::Fail(Errno::EACCES);
     }
     drop(own);
     if let Some(target) = net::parse_address(&wanted) {
@@ -42,13 +48,13 @@ pub async fn connect(call: TaskCall, fd: Fd, addr: In<SockAddr>, len: Int) -> An
 }
 
 /// The address of a call, copied once (move_addr_to_kernel in net/socket.c).
-fn read_address(call: &TaskCall, at: u64, length: i32) -> Result<Vec<u8>, Errno> {
+fn read_address(memory: &GuestMemory<'_>, at: u64, length: i32) -> Result<Vec<u8>, Errno> {
     let length = usize::try_from(length).map_err(|_| Errno::EINVAL)?;
     if length > net::LONGEST {
         return Err(Errno::EINVAL);
     }
     let mut bytes = vec![0; length];
-    call.memory().read(at, &mut bytes)?;
+    memory.read(at, &mut bytes)?;
     Ok(bytes)
 }
 
@@ -69,7 +75,7 @@ pub async fn sendto(
     if connects(flags) {
         return Answer::Fail(Errno::EOPNOTSUPP);
     }
-    if let Ok(wanted) = read_address(&call, addr.address, len.0)
+    if let Ok(wanted) = read_address(&call.memory(), addr.address, len.0)
         && let Some(target) = net::parse_address(&wanted)
     {
         open_relay(&call, network, target);
@@ -136,6 +142,79 @@ fn open_relay(call: &TaskCall, network: &Network, target: SocketAddr) {
         Verdict::Refused(why) => {
             network.refuse(&call.kernel, call.received().tid, target, Transport::Udp, why);
         }
+    }
+}
+
+/// include/uapi/linux/tcp.h: what turns a socket into one of another kind, which the walls do not know (with SMC,
+/// smc_ulp_init in net/smc/af_smc.c). Programs that ask for TLS in the kernel go on without.
+pub const KINDS: &[u64] = &[31];
+/// IP_OPTIONS: routes of the sender's choice.
+pub const WAYS_V4: &[u64] = &[libc::IP_OPTIONS as u64];
+/// IPV6_RTHDR and IPV6_2292PKTOPTIONS (include/uapi/linux/in6.h), likewise.
+pub const WAYS_V6: &[u64] = &[57, 6];
+/// Interfaces and networks past the host's routes: SO_BINDTODEVICE, SO_BINDTOIFINDEX, SO_DONTROUTE.
+pub const WAYS: &[u64] = &[libc::SO_BINDTODEVICE as u64, 62, libc::SO_DONTROUTE as u64];
+/// Since Linux 6.5 (include/uapi/asm-generic/socket.h).
+pub const SO_PEERPIDFD: i32 = 77;
+
+/// Serves setsockopt(2) of [`KINDS`]: this kernel has none of these.
+pub fn set_kind(
+    _call: &Call<'_>,
+    _fd: Fd,
+    _level: Int,
+    _name: Int,
+    _value: InBuf,
+    _length: Int,
+) -> Answer {
+    Answer::Fail(Errno::ENOENT)
+}
+
+/// Serves setsockopt(2) of what leads packets another way than their address says.
+pub fn set_way(
+    _call: &Call<'_>,
+    _fd: Fd,
+    _level: Int,
+    _name: Int,
+    _value: InBuf,
+    _length: Int,
+) -> Answer {
+    Answer::Fail(Errno::EPERM)
+}
+
+/// Serves getsockopt(2) of [`SO_PEERPIDFD`]: for a socket that the sentry has let listen it would be the sentry.
+pub fn peer(
+    _call: &Call<'_>,
+    _fd: Fd,
+    _level: Int,
+    _name: Int,
+    _value: OutBuf,
+    _length: InOut<SockLen>,
+) -> Answer {
+    Answer::Fail(Errno::ENOPROTOOPT)
+}
+
+/// Serves bind(2): of TCP on the very socket that is not one of the host's network, since that would hold a port there.
+pub fn bind(call: &Call<'_>, fd: Fd, addr: In<SockAddr>, len: Int) -> Answer {
+    let Some(network) = call.kernel.network() else { return Answer::Continue };
+    let bound = GuestSocket::of(call.trapped(), fd.0).and_then(|own| {
+        if !own.is_tcp() {
+            return Ok(false);
+        }
+        if network.is_outside(&own) {
+            return Err(Errno::EINVAL);
+        }
+        let wanted = read_address(&call.memory(), addr.address, len.0)?;
+        // The sentry might, the guest may not (ip_unprivileged_port_start in ip(7)).
+        let port = net::parse_address(&wanted).map_or(0, |address| address.port());
+        if (1..1024).contains(&port) && !call.kernel.features().contains(Features::ROOT) {
+            return Err(Errno::EACCES);
+        }
+        socket::bind(own.fd.as_fd(), &wanted).map(|()| true)
+    });
+    match bound {
+        // (A socket of TCP that comes there meanwhile is refused by Landlock.)
+        Ok(false) => Answer::Continue,
+        done => done.map(|_| 0).into(),
     }
 }
 

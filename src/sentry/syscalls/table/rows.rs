@@ -227,7 +227,7 @@ syscalls! {
     };
     SYS_recvmsg(sockfd: Fd, msg: InOut<MsgHdr>, flags: MsgFlags) => native;
     SYS_shutdown(sockfd: Fd, how: Operation) => native;
-    SYS_bind(sockfd: Fd, addr: In<SockAddr>, addrlen: Int) => native;
+    SYS_bind(sockfd: Fd, addr: In<SockAddr>, addrlen: Int) => handled(sync network::bind, NETWORK);
     SYS_listen(sockfd: Fd, backlog: Int) => handled(sync network::listen, NETWORK);
     SYS_getsockname(sockfd: Fd, addr: Out<SockAddr>, addrlen: InOut<SockLen>) => native;
     SYS_getpeername(sockfd: Fd, addr: Out<SockAddr>, addrlen: InOut<SockLen>) => native;
@@ -239,13 +239,18 @@ syscalls! {
         domain is AF_UNIX, type_ has SOCK_DGRAM
             => denied(ESOCKTNOSUPPORT, NO_DATAGRAMS, when NO_NAMESPACES),
     };
+    // What makes another kind of socket of one, or leads its packets another way.
     SYS_setsockopt(sockfd: Fd, level: Int, optname: Int, optval: InBuf, optlen: Int)
         => native, except {
-        level is libc::IPPROTO_IP, optname is libc::IP_OPTIONS
-            => denied(EPERM, "sends packets by a way of their own through networks"),
+        level is libc::IPPROTO_TCP, optname in network::KINDS => handled(sync network::set_kind, NETWORK),
+        level is libc::IPPROTO_IP, optname in network::WAYS_V4 => handled(sync network::set_way, NETWORK),
+        level is libc::IPPROTO_IPV6, optname in network::WAYS_V6 => handled(sync network::set_way, NETWORK),
+        level is libc::SOL_SOCKET, optname in network::WAYS => handled(sync network::set_way, NETWORK),
     };
     SYS_getsockopt(sockfd: Fd, level: Int, optname: Int, optval: OutBuf, optlen: InOut<SockLen>)
-        => native;
+        => native, except {
+        level is libc::SOL_SOCKET, optname is network::SO_PEERPIDFD => handled(sync network::peer, NETWORK),
+    };
     // The low byte of the flags is the signal that the child sends at its end, so this call cannot
     // make a time namespace: CLONE_NEWTIME is in that byte (clone(2)).
     SYS_clone(
