@@ -25,7 +25,9 @@ impl Content {
     /// How much it is.
     pub fn bytes(&self) -> u64 {
         match self {
-            Content::Pages { ranges, .. } => ranges.iter().map(|(start, end)| end - start).sum(),
+            Content::Pages { ranges, .. } | Content::Read { ranges, .. } => {
+                ranges.iter().map(|(start, end)| end - start).sum()
+            }
             Content::Copied { mappings, .. } => {
                 mappings.iter().map(|(start, end)| end - start).sum()
             }
@@ -46,6 +48,21 @@ impl Content {
                     writer.pages_with(*object, *start, pages, &|address, to| {
                         memory.read(address, to).map_err(unreadable)
                     })?;
+                }
+            }
+            Content::Read { object, ranges, bytes } => {
+                let mut rest = &bytes[..];
+                for (start, end) in ranges {
+                    let Some((piece, behind)) = rest.split_at_checked((end - start) as usize)
+                    else {
+                        break;
+                    };
+                    writer.pages_with(*object, *start, (end - start) / PAGE, &|address, to| {
+                        let at = (address - start) as usize;
+                        to.copy_from_slice(&piece[at..at + to.len()]);
+                        Ok(())
+                    })?;
+                    rest = behind;
                 }
             }
             Content::Mapping { object, pid, start, end, offset } => {
@@ -179,8 +196,9 @@ pub fn keep(contents: &mut Vec<Content>) -> Result<(), SaveError> {
     let mut spool = None;
     let mut end = 0;
     for content in std::mem::take(contents) {
-        if matches!(content, Content::Copied { .. } | Content::Kept { .. }) || content.bytes() == 0
-        {
+        let is_kept =
+            matches!(content, Content::Copied { .. } | Content::Kept { .. } | Content::Read { .. });
+        if is_kept || content.bytes() == 0 {
             contents.push(content);
             continue;
         }
@@ -228,8 +246,32 @@ pub fn keep(contents: &mut Vec<Content>) -> Result<(), SaveError> {
                 let file = opened(&directory, &path)?;
                 kept(object, 0, size, false, &mut |at, to| read_some(&file, at, to))?;
             }
-            Content::Copied { .. } | Content::Kept { .. } => {}
+            Content::Copied { .. } | Content::Kept { .. } | Content::Read { .. } => {}
         }
+    }
+    Ok(())
+}
+
+/// Reads the pages of these at once, where they are few: else [`keep`] does.
+pub fn read_pages(contents: &mut [Content]) -> Result<(), SaveError> {
+    const FEW: u64 = 4 << 20;
+    for content in contents {
+        let size = content.bytes();
+        let Content::Pages { object, pid, ranges } = content else { continue };
+        if size > FEW {
+            continue;
+        }
+        let memory = Memory::of(*pid);
+        let mut bytes = vec![0; size as usize].into_boxed_slice();
+        let mut rest = &mut bytes[..];
+        for (start, end) in &*ranges {
+            let (piece, behind) = rest.split_at_mut((end - start) as usize);
+            memory.read(*start, piece).map_err(|errno| {
+                SaveError::failed("the memory of a guest cannot be read", errno.desc())
+            })?;
+            rest = behind;
+        }
+        *content = Content::Read { object: *object, ranges: std::mem::take(ranges), bytes };
     }
     Ok(())
 }

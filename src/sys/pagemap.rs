@@ -50,14 +50,21 @@ const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
 ///
 /// `pagemap` is the process's /proc/PID/pagemap. Ranges: (start, end), in order.
 pub fn own_pages(pagemap: &File, start: u64, end: u64) -> Result<Vec<(u64, u64)>, Errno> {
+    match own_pages_anywhere(pagemap, start, end) {
+        Err(Errno::ENOTTY) => read(pagemap, start, end),
+        done => done,
+    }
+}
+
+/// The same of a range that may be most of an address space, with much that is not mapped. ENOTTY: before Linux 6.7
+/// that would take forever.
+pub fn own_pages_anywhere(pagemap: &File, start: u64, end: u64) -> Result<Vec<(u64, u64)>, Errno> {
     let not = PAGE_IS_FILE | PAGE_IS_PFNZERO;
     let any = PAGE_IS_PRESENT | PAGE_IS_SWAPPED;
     // A guard counts as swapped out (pagemap_page_category in fs/proc/task_mmu.c).
     match scan(pagemap, start, end, (not | PAGE_IS_GUARD, not | PAGE_IS_GUARD, any)) {
         // Before Linux 6.15.
         Err(Errno::EINVAL) => scan(pagemap, start, end, (not, not, any)),
-        // Before Linux 6.7.
-        Err(Errno::ENOTTY) => read(pagemap, start, end),
         done => done,
     }
 }

@@ -45,11 +45,15 @@ pub fn capture(
     let mut mappings = Vec::with_capacity(lines.len());
     let object = collector.object();
     let mut lock_new = 0;
-    let all_guards = match (lines.first(), lines.iter().rfind(|line| line.name != VSYSCALL)) {
-        (Some(first), Some(last)) => pagemap::guards(&pagemap, first.start, last.end),
-        _ => Ok(Vec::new()),
-    };
+    let whole = lines.first().zip(lines.iter().rfind(|line| line.name != VSYSCALL));
+    let (start, end) = whole.map_or((0, 0), |(first, last)| (first.start, last.end));
+    let all_guards = pagemap::guards(&pagemap, start, end);
     let all_guards = all_guards.map_err(failed("its pages cannot be found"))?;
+    // Of one that has a copy only few mappings are asked about.
+    let all_own = match live {
+        None => pagemap::own_pages_anywhere(&pagemap, start, end).ok(),
+        Some(_) => None,
+    };
     for line in lines.iter().filter(|line| line.name != VSYSCALL) {
         // The hand's own place. The kernel may have joined it to a mapping beside it.
         for piece in without(line, area, area + AREA) {
@@ -61,7 +65,9 @@ pub fn capture(
             if let Some(range) = stale {
                 add_pages(collector, object, pid, &[range]);
             } else if has_own_pages(&kind) {
-                if copy.is_none() || matches!(kind, MappingKind::Shared { .. }) {
+                if let Some(all) = &all_own {
+                    own = cut(all, piece.start, piece.end);
+                } else if copy.is_none() || matches!(kind, MappingKind::Shared { .. }) {
                     own = pagemap::own_pages(&pagemap, piece.start, piece.end)
                         .map_err(failed("its pages cannot be found"))?;
                 }

@@ -7,7 +7,6 @@ use crate::save::error::SaveError;
 use crate::save::hand::Borrowed;
 use crate::save::state::Thread;
 use crate::sys::agent::{Data, Done, Place, Table};
-use crate::sys::generated;
 use crate::sys::ptrace::Stopped;
 
 /// struct sched_attr, as far as it is known everywhere (sched_setattr(2)).
@@ -42,12 +41,12 @@ pub struct Asked {
     rest: Thread,
 }
 
-/// Asks the thread whose hand is borrowed, and does not wait for what it says.
-pub fn ask(who: &str, borrowed: &mut Borrowed) -> Result<Asked, SaveError> {
-    let host = borrowed.hand.tid();
-    let identity = Identity::read(host)
-        .ok_or_else(|| SaveError::failed(who, "one of its threads has ended meanwhile"))?;
-    let tid = identity.tid;
+/// Asks the thread whose hand is borrowed, and does not wait for what it says. `borrowed_now`: what it was known
+/// of as it was borrowed still holds.
+pub fn ask(who: &str, borrowed: &mut Borrowed, borrowed_now: bool) -> Result<Asked, SaveError> {
+    let status = borrowed.status();
+    let (tid, users, groups) = (status.thread, status.users, status.groups.clone());
+    let nothing_waits = borrowed_now && status.pending == 0;
     let mut table = borrowed.hand.table();
     let told = questions(&mut table);
     let failed = |what: &'static str| {
@@ -63,7 +62,9 @@ pub fn ask(who: &str, borrowed: &mut Borrowed) -> Result<Asked, SaveError> {
     // It was about to get the first; others the hand has taken away.
     let mut pending = super::signals(first.as_slice());
     pending.extend(taken);
-    pending.extend(pending_of(stopped, false).map_err(failed("the pending signals"))?);
+    if !nothing_waits {
+        pending.extend(pending_of(stopped, false).map_err(failed("the pending signals"))?);
+    }
     let rseq = match stopped.restartable_sequence() {
         Ok((0, ..)) | Err(_) => None,
         Ok(registered) => Some(registered),
@@ -76,8 +77,8 @@ pub fn ask(who: &str, borrowed: &mut Borrowed) -> Result<Asked, SaveError> {
         mask,
         pending,
         rseq,
-        users: identity.users,
-        groups: identity.groups,
+        users,
+        groups,
         ..Thread::default()
     };
     Ok(Asked { told, rest })
@@ -154,29 +155,4 @@ pub fn pending_of(stopped: &Stopped, shared: bool) -> Result<Vec<ByteBuf>, Errno
 /// The registers, in the order of struct user_regs_struct.
 pub fn words(registers: &libc::user_regs_struct) -> Vec<u64> {
     crate::sys::ptrace::register_words(registers).to_vec()
-}
-
-/// What /proc/PID/status says beside.
-struct Identity {
-    /// Its number for the guest.
-    tid: i32,
-    users: [[u32; 4]; 2],
-    groups: Vec<u32>,
-}
-
-impl Identity {
-    fn read(host: i32) -> Option<Identity> {
-        let text = generated::text(format!("/proc/{host}/status")).ok()?;
-        let field = |name: &str| {
-            let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-            Some(line.split_whitespace().filter_map(|it| it.parse().ok()).collect::<Vec<u32>>())
-        };
-        let tid = *field("NSpid:")?.last()?;
-        let four = |name| field(name)?.try_into().ok();
-        Some(Identity {
-            tid: tid as i32,
-            users: [four("Uid:")?, four("Gid:")?],
-            groups: field("Groups:").unwrap_or_default(),
-        })
-    }
 }
