@@ -141,11 +141,15 @@ pub fn grow(
     let hosts = plants.iter().map(|plant| (plant.process.pid, plant.hand.tid())).collect();
     let (zombies, mut plants): (Vec<_>, Vec<_>) =
         plants.into_iter().partition(|plant| plant.process.zombie.is_some());
+    let mut openings = Vec::with_capacity(plants.len());
     for plant in plants.iter_mut() {
         ptys::give_controlling(&mut plant.hand, sandbox, plant.process.pid)?;
         let space = space_of(sandbox, plant)?;
-        space::clear(&mut plant.hand, space)?;
-        space::map(&mut plant.hand, space, &sources, &plant.who)?;
+        openings.push(space::clear(&mut plant.hand, space)?);
+    }
+    for (plant, opening) in plants.iter_mut().zip(&openings) {
+        let space = space_of(sandbox, plant)?;
+        space::map(&mut plant.hand, (space, opening), &sources, &plant.who)?;
         let files = space::files_below(space);
         maker.sinks.insert(space.object, Sink::Space { pid: plant.hand.tid(), files });
     }
@@ -157,12 +161,8 @@ pub fn grow(
     for finish in std::mem::take(&mut maker.finishes) {
         finish(&mut maker)?;
     }
-    for plant in plants.iter_mut() {
-        // (A program in a tree of the sandbox's own can be executed from here on.)
-        let space = space_of(sandbox, plant)?;
-        space::seal(&mut plant.hand, space, (&courier, &shared), &plant.who)?;
-    }
-    give_tables(sandbox, &mut plants, &courier, &maker.files)?;
+    // (A program in a tree of the sandbox's own can be executed from here on.)
+    give_tables(sandbox, &mut plants, &courier, (&shared, &maker.files))?;
     drop(maker);
     end(maker_hand)?;
     zombies.into_iter().try_for_each(die)?;
@@ -211,29 +211,32 @@ fn furnish_all(
     }
     for plant in plants.iter_mut() {
         let space = space_of(sandbox, plant)?;
-        process::equip(&mut plant.hand, plant.process, space, &plant.who)?;
+        let (first, _) = first_and_rest(plant.process, &plant.who)?;
+        process::equip(&mut plant.hand, (plant.process, first), space, &plant.who)?;
     }
     plants.iter_mut().try_for_each(|plant| furnish(plant, gate))?;
     rest(plants)
 }
 
-/// All get their descriptors, and their locks on them.
+/// What keeps their memory as it is; then all get their descriptors, and their locks on them.
 fn give_tables(
     sandbox: &Sandbox,
     plants: &mut [Plant<'_>],
     courier: &Courier,
-    files: &[Option<OwnedFd>],
+    (shared, files): (&[Option<OwnedFd>], &[Option<OwnedFd>]),
 ) -> Result<(), RestoreError> {
     let Some(first) = plants.first_mut() else { return Ok(()) };
     let hard = descriptors::hard_limit(&mut first.hand)?;
-    for plant in plants.iter_mut() {
-        let table = table_of(sandbox, plant)?;
-        plant.courier = descriptors::make_room(&mut plant.hand, courier, table, hard)?;
-    }
     for plant in plants {
-        let table = table_of(sandbox, plant)?;
-        let end = (courier, plant.courier);
-        descriptors::install_table(&mut plant.hand, end, table, files)?;
+        let (space, table) = (space_of(sandbox, plant)?, table_of(sandbox, plant)?);
+        let Plant { hand, who, .. } = plant;
+        let mut calls = space::seal(hand, space, (courier, shared), who)?;
+        if !calls.has_room(descriptors::MOST_CALLS, descriptors::MOST_BYTES) {
+            hand.run(&calls).map_err(RestoreError::of(&*who))?;
+            calls.clear();
+        }
+        plant.courier =
+            descriptors::install_table(hand, courier, (calls, table), (files, hard), who)?;
         descriptors::take_locks(&mut plant.hand, sandbox, plant.process.pid, table)?;
     }
     Ok(())
@@ -440,13 +443,13 @@ fn rest_unless_alone(hand: &mut Hand, process: &Process, who: &str) -> Result<()
 /// Where it works, and its threads.
 fn furnish(plant: &mut Plant<'_>, gate: &Gate) -> Result<(), RestoreError> {
     let Plant { process, who, hand, others, .. } = plant;
-    process::enter(hand, process, who)?;
-    *others = threads::make(hand, process.threads.get(1..).unwrap_or_default(), who)?;
+    process::settle(hand, process, who)?;
+    let (_, rest) = first_and_rest(process, who)?;
+    *others = threads::make(hand, rest, who)?;
     others.iter().for_each(|other| gate.pass(other.tid()));
-    let (first, rest) = first_and_rest(process, who)?;
-    threads::equip(hand, first, who)?;
-    rest_unless_alone(hand, process, who)?;
-    let equip = |hand: &mut Hand, thread: &Thread| threads::equip(hand, thread, who);
+    // (Filters come last of all: see `finish`.)
+    let is_last = process.filters.is_empty();
+    let equip = |hand: &mut Hand, thread: &Thread| threads::equip(hand, thread, is_last, who);
     threads::side_by_side((others, rest), SLOTS, who, equip)
 }
 
