@@ -195,7 +195,7 @@ fn to_its_fault(mut stopped: Stopped, mut status: Status) -> Result<(Stopped, St
         }
         stopped = stopped.run().map_err(own("let it go on"))?;
         // (Where nothing is told, anything may wait.)
-        status = Status::read(stopped.tid()).unwrap_or_else(|| Status {
+        status = Status::read(stopped.tid()).unwrap_or(Status {
             pending: u64::MAX,
             shared_pending: u64::MAX,
             ..status
