@@ -18,6 +18,7 @@ use crate::overlay::{Layer, Saver};
 use crate::save::pipeline::{Facts, ItsTerminal};
 use crate::save::spec;
 use crate::sentry::file_log::Report;
+use crate::sentry::net;
 use crate::sentry::{self, Kernel, KernelArgs, KernelError, Measured, Randomness, Starting, Time};
 use crate::sys::message::Descriptors;
 use crate::sys::process::{self, exit_status};
@@ -109,8 +110,13 @@ fn begin(
         (false, None) => Namespace::starting_now(),
         (false, Some(image)) => image.clocks(),
     };
-    let time = Time::new(spec.time, namespace, spec.identity.uid == 0);
-    let time = if spec.deterministic.is_some() { time.repeating() } else { time };
+    let time = match &image {
+        Some(image) => image.time(spec, namespace)?,
+        None => {
+            let time = Time::new(spec.time, namespace, spec.identity.uid == 0);
+            if spec.deterministic.is_some() { time.repeating() } else { time }
+        }
+    };
     let mut plan = Plan::new(spec, beside.layers, settings, signals.before, &time)?;
     let mut image = image;
     if let Some(image) = &mut image {
@@ -133,6 +139,9 @@ fn begin(
         // is kept by the kernel, and the guest waits.
         if image.is_none() {
             launch.behind().start(terminal.is_some() && job.foreground())?;
+        }
+        if let Some(outpost) = launch.behind().take_outpost() {
+            join_network(spec, &kernel, outpost)?;
         }
         let packets = (spec.network == Network::None)
             .then(|| RefusedPackets::watch(launch.behind().init_pid()))
@@ -202,6 +211,9 @@ fn make_kernel(spec: &RunSpec, behind: &mut Behind, time: Time) -> Result<Arc<Ke
         announce: spec.voice == Voice::Verbose,
         time,
     })?;
+    if let Some(rules) = &spec.coming {
+        kernel.judge_names(Arc::clone(rules));
+    }
     if let Some(chosen) = &spec.deterministic {
         kernel.draw_from(Randomness::new(&chosen.seed, spec.workdir.clone()));
     }
@@ -209,6 +221,18 @@ fn make_kernel(spec: &RunSpec, behind: &mut Behind, time: Time) -> Result<Arc<Ke
         .limit(limits::of(spec, behind))
         .map_err(|error| Error::Own("put the limits in force", error))?;
     Ok(kernel)
+}
+
+/// Lets the guests reach what they may.
+fn join_network(spec: &RunSpec, kernel: &Arc<Kernel>, outpost: OwnedFd) -> Result<(), Error> {
+    let inside = net::Inside::new(outpost);
+    let network = net::Network::new(spec.reach.clone(), inside).map(Arc::new);
+    let joined = network.and_then(|network| {
+        net::Resolver::start(kernel, &network)?;
+        kernel.connect(network);
+        Ok(())
+    });
+    joined.map_err(|errno| Error::Own("join the sandbox's network", errno.into()))
 }
 
 impl<'r> Supervisor<'r> {
@@ -271,7 +295,6 @@ impl<'r> Supervisor<'r> {
                 id,
                 trees: self.spec.own_trees(),
                 overlay,
-                excepts_in_overlay: self.spec.excepts_in_overlay(),
                 terminal: self.own_terminal(terminal)?,
             };
             let kernel = Arc::clone(&self.kernel);
@@ -374,7 +397,7 @@ impl<'r> Supervisor<'r> {
             Event::Fault(stage, index, errno) => {
                 return Err(self.behind.fault(self.plan, stage, index, errno).into());
             }
-            Event::Ready | Event::Listening | Event::Made | Event::Planted => {}
+            Event::Ready | Event::Listening | Event::Made | Event::Planted | Event::Front => {}
         }
         Ok(None)
     }
@@ -492,6 +515,7 @@ impl<'r> Supervisor<'r> {
         let refusals = self.kernel.refusals().all();
         let refusals = refusals.iter().map(ToString::to_string);
         let notes = farewell.into_iter().chain(self.kernel.limit_notes()).chain(refusals);
+        let notes = notes.chain(self.kernel.repeat_note());
         let notes = notes.chain(kept).collect();
         Finished { status: exit_status(status), notes, interrupted, undone, measured }
     }

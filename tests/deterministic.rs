@@ -328,3 +328,14 @@ fn sleeping_moves_the_clock_and_nothing_else_does() {
          newer\n1767225602.0\n",
     );
 }
+
+#[test]
+fn a_run_that_was_not_repeatable_says_so() {
+    if !have("strace") {
+        return;
+    }
+    let workspace = Workspace::new("debugged");
+    let outcome = workspace.inside_with(ON, &["strace", "-f", "-o", "/dev/null", "date"]);
+    outcome.success().err_has("this run was not repeatable: it did without ");
+    workspace.inside_with(ON, &["date"]).success().err_lacks("repeatable");
+}

@@ -141,7 +141,7 @@ fn by_flipping_a_path_while_it_is_used() {
         options.extend(["--rw".to_owned(), attack.victim.path().to_str().unwrap().to_owned()]);
         let program = guest("flip_path").to_str().unwrap().to_owned();
         let token = attack.victim.path().join("token").to_str().unwrap().to_owned();
-        let outcome = attack.workspace.inside_with(&options, &[program, token, "5000".to_owned()]);
+        let outcome = attack.workspace.inside_with(&options, &[program, token, "2000".to_owned()]);
         outcome.success().out_has("opened own");
         assert_eq!(attack.victim.read("token"), SECRET);
     }

@@ -117,13 +117,175 @@ fn a_pattern_is_told_of() {
     why(&both, "x").one_line_error(125, &["--deny './**/*.pem'", "--hide './**/*.pem'", "key.pem"]);
 }
 
+/// Rules about names of which none is there at first.
+const LATER: &str = "--hide ./**/.later --deny ./**/*.pem --deny ./secret/*.txt --ro ./**/*.lock";
+
+/// Runs a script inside that reads a line when it wants the host to do something.
+fn meanwhile(workspace: &Workspace, script: &str, host: impl FnOnce()) -> Outcome {
+    let mut command = workspace.sandbox();
+    let script = format!("touch ready; read line; rm ready; {script}");
+    command.args(LATER.split(' ')).args(["--", "sh", "-c", &script]);
+    command.stdin(std::process::Stdio::piped());
+    let words = common::command_line(&command);
+    let child = common::start(command);
+    common::wait_for("the program inside", || workspace.has("ready"));
+    host();
+    common::finish(child, words, b"go\n", common::LIMIT)
+}
+
 #[test]
-fn what_comes_to_be_later_is_not_covered() {
-    let workspace = project("later");
-    let outcome = inside(&workspace, "--hide ./**/*.pem", "echo mine > new.pem && cat new.pem");
-    outcome.success().expect_out("mine\n");
-    // The next run looks again.
-    inside(&workspace, "--hide ./**/*.pem", "cat new.pem").failure().err_has("new.pem: No such");
+fn what_the_host_makes_later_is_covered_by_every_road() {
+    let workspace = Workspace::new("later-host");
+    fs::create_dir_all(workspace.path().join("a/b")).unwrap();
+    workspace.write("mine", "mine\n");
+    let there = [".later", "a/x.pem", "a/b/.later", "secret/s.txt"];
+    let roads = [
+        "cat $F",
+        "cat $PWD/$F",
+        "cat a/../$F",
+        "cat ./a/./.././/$F",
+        "cat /proc/self/cwd/$F",
+        "cat /proc/self/root$PWD/$F",
+        "cd a; cat ../$F",
+        "ln -s $F link; cat link; rm link",
+        "ln -s $PWD dir; cat dir/$F; rm dir",
+        "cat 3< . /proc/self/fd/3/$F",
+        "ln $F hard && cat hard",
+        "mv $F moved && cat moved",
+        "cp $F copy && cat copy",
+        "echo changed > $F",
+        "echo changed >> $F",
+        "truncate -s 0 $F",
+        "rm -f $F",
+        "mv mine $F",
+        "dd if=$F",
+        "sh $F",
+        "tar cf - $F",
+    ];
+    let script: String = roads.iter().map(|road| format!("( {road} )\n")).collect();
+    let script = format!("for F in {}; do {script} done", there.join(" "));
+    let outcome = meanwhile(&workspace, &script, || {
+        there.iter().for_each(|name| drop(workspace.write(name, "THE SECRET\n")));
+        // It was not there, and is not what the rules were about then.
+        workspace.write("plain", "THE SECRET\n");
+    });
+    outcome.out_lacks("SECRET");
+    for name in there {
+        assert_eq!(workspace.read(name), "THE SECRET\n");
+    }
+    assert_eq!(workspace.read("mine"), "mine\n");
+    // The errors are those of what was there from the start.
+    let outcome = meanwhile(&workspace, "cat .later a/x.pem plain; ls -A a", || {
+        fs::remove_file(workspace.path().join(".later")).unwrap();
+        fs::rename(workspace.path().join("plain"), workspace.path().join(".later")).unwrap();
+        workspace.write("plain", "plain\n");
+    });
+    outcome.expect_out("plain\nb\nx.pem\n").err_has(".later: No such").err_has("x.pem: Permission");
+}
+
+#[test]
+fn what_a_guest_makes_later_is_covered_too() {
+    let workspace = Workspace::new("later-guest");
+    workspace.write("mine", "mine\n");
+    fs::create_dir(workspace.path().join("plain")).unwrap();
+    workspace.write("plain/s.txt", "text\n");
+    let script = "echo x > .later; echo x > k.pem; echo x > Cargo.lock; mkdir .later d.pem; mkfifo f.pem; \
+                  ln mine l.pem; ln -s mine s.pem; mv mine m.pem; mv plain secret; ls -A";
+    let outcome = inside(&workspace, LATER, script);
+    outcome.success().expect_out("mine\nplain\nsecret\n");
+    outcome
+        .err_has("create .later: ")
+        .err_has("k.pem: Permission")
+        .err_has("Cargo.lock: Read-only");
+    outcome.err_has("mkdir: ").err_has("secret/s.txt");
+    assert_eq!(workspace.read("plain/s.txt"), "text\n");
+    // What is read-only may be read, and is what it was.
+    let script = "cat a.lock; echo x >> a.lock; mv a.lock b; ln a.lock b; rm -f a.lock; truncate -s 0 a.lock";
+    let outcome = meanwhile(&workspace, script, || drop(workspace.write("a.lock", "locked\n")));
+    outcome.failure().expect_out("locked\n");
+    assert_eq!(workspace.read("a.lock"), "locked\n");
+}
+
+#[test]
+fn what_is_executed_is_judged_by_what_it_is() {
+    let workspace = Workspace::new("later-exec");
+    let build = |text: &str| format!("#!/bin/sh\necho {text}\n");
+    let executable = |name: &str, text: &str| {
+        let path = workspace.write(name, build(text));
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(path, mode).unwrap();
+    };
+    executable("run.pen", "open");
+    let program = common::guest("flip_exec");
+    let paths = ["run.pen", "run.pem"].map(|name| workspace.path().join(name));
+    let script = format!(
+        "./run.pem; /lib64/ld-linux-x86-64.so.2 ./true.pem && echo SECRET; {} {} {} 300",
+        program.display(),
+        paths[0].display(),
+        paths[1].display()
+    );
+    let outcome = meanwhile(&workspace, &script, || {
+        fs::copy("/bin/true", workspace.path().join("true.pem")).unwrap();
+        executable("run.pem", "SECRET");
+    });
+    outcome.out_lacks("SECRET").out_has("open\n").err_has("run.pem: Permission");
+}
+
+#[test]
+fn a_path_that_changes_while_it_is_used_leads_nowhere_else() {
+    let workspace = Workspace::new("later-flips");
+    let victim = workspace.path().join("token.pem");
+    let script = format!("{} {} 3000", common::guest("flip_path").display(), victim.display());
+    let outcome = meanwhile(&workspace, &script, || drop(workspace.write("token.pem", "secret\n")));
+    outcome.success().expect_out("opened own\n");
+    assert_eq!(workspace.read("token.pem"), "secret\n");
+}
+
+#[test]
+fn a_handle_does_not_become_a_descriptor() {
+    let workspace = Workspace::new("later-handles");
+    if !common::have("python3") {
+        return common::skip("no python3");
+    }
+    let script = r#"python3 -c "
+import os
+handle = os.open('k.pem', os.O_PATH)
+here = os.open('.', os.O_PATH)
+for path in ('/proc/self/fd/%d' % handle, '/dev/fd/%d' % handle, '/proc/thread-self/fd/%d' % handle,
+             '/proc/%d/fd/%d' % (os.getpid(), handle), '/proc/self/fd/%d/k.pem' % here):
+    for flags in (os.O_RDONLY, os.O_RDWR, os.O_RDONLY | os.O_CREAT):
+        try: print('SECRET', os.open(path, flags))
+        except OSError as error: assert error.errno == 13, (path, error)
+try: os.execve(handle, ['x'], {})
+except OSError as error: assert error.errno == 13, error
+for name in ('k.pem', '/proc/self/fd/%d' % handle):
+    try: os.link(name, 'other', dst_dir_fd=here, follow_symlinks=True)
+    except OSError as error: assert error.errno in (13, 18), error
+print('end')
+""#;
+    let outcome = meanwhile(&workspace, script, || drop(workspace.write("k.pem", "SECRET\n")));
+    outcome.success().expect_out("end\n");
+    assert!(!workspace.has("other"));
+}
+
+#[test]
+fn programs_notice_nothing_of_rules_that_match_nothing() {
+    let workspace = Workspace::new("later-likeness");
+    let script = r#"
+umask 027; mkdir -p a/b; echo x > a/f; mkfifo a/p; ln -s ../a/f a/b/l; ln a/f a/h; stat -c '%a %h %F' a a/* a/b/l
+(echo through > a/p) & cat a/p; wait
+exec 5<> a/f; cat <&5; cat /proc/self/fd/5 /dev/fd/5 /proc/self/cwd/a/f; readlink /proc/self/fd/5 | grep -c a/f
+cat < /dev/null; head -c 3 /dev/zero | wc -c; head -1 /proc/self/status; cat /proc/thread-self/comm
+cat a/b/l/x; cat a/none; cat a; (echo x > a); (: > a/none/); cat ''; sort /proc/self/limits | head -2
+(: < /dev/tty) 2>&1 | grep -c tty; mv a/f a/g; rm a/h; rmdir a/b; mkdir a/g; ln -s x x; cat x; (: < x)
+printf '#!/bin/sh
+echo "$0" "$@"
+' > run; chmod +x run; ./run 1 2; ./a; ./none; (ulimit -n 5; cat 3< run 4< run)
+timeout 0.2 cat a/p; echo $?
+python3 -c "import signal; signal.signal(14, lambda *a: print('alarm') or 1 / 0); signal.setitimer(0, .05); open('a/p')" 2>&1 | grep -v line
+true
+"#;
+    workspace.same_with(&["--hide", "./**/.none"], &["sh", "-c", script]);
 }
 
 #[test]

@@ -111,9 +111,22 @@ fn tell(command: &Command, outcome: &Outcome) -> i32 {
         return status;
     }
     for path in &committed.skipped {
-        eprintln!("sandbox: {} is not committed: it is a socket or a device", quoted(path));
+        eprintln!(
+            "sandbox: {} is not committed: it is a socket or a device, or stands for a file that could not be read",
+            quoted(path)
+        );
     }
     notes(&committed.changes);
+    if !nix::unistd::geteuid().is_root() {
+        let changes = committed.changes.iter().filter(|change| change.believed.is_some());
+        let count = changes.count();
+        if count > 0 {
+            eprintln!(
+                "sandbox: of {count} paths the owner, or a set-id bit, was the sandbox's belief (sandbox diff \
+                 tells); the host's are yours"
+            );
+        }
+    }
     if applied {
         let left = match committed.left {
             0 => String::new(),

@@ -55,6 +55,8 @@ pub(super) struct Row {
     too_deep: bool,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     withheld: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    believed: Option<String>,
 }
 
 impl Row {
@@ -76,6 +78,7 @@ impl Row {
             differs: differs.map(|(_, name)| *name).collect(),
             too_deep: change.too_deep,
             withheld: change.withheld.clone(),
+            believed: change.believed.clone(),
         }
     }
 }
@@ -171,7 +174,8 @@ fn sorted(kept: &Kept) -> Result<Vec<Change>, OverlayError> {
 
 /// A change as a line.
 pub(super) fn line(change: &Change) -> String {
-    format!("{} {}\n", change.kind.letter(), quoted(&change.path))
+    let believed = change.believed.as_ref().map_or(String::new(), |words| format!(" ({words})"));
+    format!("{} {}{believed}\n", change.kind.letter(), quoted(&change.path))
 }
 
 /// Says what of the changes no commit applies.

@@ -5,9 +5,10 @@
 use std::fmt::Write;
 
 use crate::config::{
-    Bytes, IdRange, Identity, Limits, Means, Mount, MountKind, Network, RunSpec, Span, View, Why,
-    Without, quoted,
+    Bytes, IdRange, Identity, Limits, Means, Mount, MountKind, Network, ROOT_CAPABILITIES, RunSpec,
+    Span, View, Why, Without, quoted,
 };
+use crate::sentry::net;
 
 /// Columns of the headings at the left.
 const HEADING: usize = 13;
@@ -17,13 +18,13 @@ pub(super) fn decisions(spec: &RunSpec) -> String {
     let mut text = Text(String::new());
     let argv: Vec<String> = spec.argv.iter().map(quoted).collect();
     text.group("program", [argv.join(" "), format!("in {}", quoted(&spec.workdir))]);
-    text.group("identity", identity(&spec.identity));
+    text.group("identity", identity(spec));
     text.group("host name", [spec.hostname.as_ref().map_or("the host's".to_owned(), quoted)]);
     text.group("clock", [spec.time.map_or("the host's".to_owned(), |time| time.to_string())]);
     if let Some(chosen) = &spec.deterministic {
         text.group("repeatable", chosen.decisions.iter().cloned());
     }
-    text.group("network", [network(spec.network)]);
+    text.group("network", network(spec));
     text.group("files", files(&spec.mounts));
     text.group("idle rules", spec.idle.iter().cloned());
     text.group("environment", environment(spec));
@@ -68,8 +69,8 @@ fn aligned<const N: usize>(rows: Vec<[String; N]>) -> impl Iterator<Item = Strin
     })
 }
 
-fn identity(identity: &Identity) -> Vec<String> {
-    let Identity { uid, gid, groups, uid_map, gid_map } = identity;
+fn identity(spec: &RunSpec) -> Vec<String> {
+    let Identity { uid, gid, groups, uid_map, gid_map } = &spec.identity;
     let groups = match groups {
         None => "your supplementary groups".to_owned(),
         Some(groups) if groups.is_empty() => "no supplementary groups".to_owned(),
@@ -85,16 +86,28 @@ fn identity(identity: &Identity) -> Vec<String> {
         });
         number.map_or("nobody".to_owned(), |number| number.to_string())
     };
-    vec![
-        format!("uid {uid}, gid {gid}, {groups}"),
-        format!("on the host: uid {}, gid {}", outside(*uid, uid_map), outside(*gid, gid_map)),
-    ]
+    let host =
+        format!("on the host: uid {}, gid {}", outside(*uid, uid_map), outside(*gid, gid_map));
+    match spec.root {
+        true => vec!["root, and anybody that it becomes (--root)".to_owned(), host],
+        false => vec![format!("uid {uid}, gid {gid}, {groups}"), host],
+    }
 }
 
-fn network(network: Network) -> String {
-    match network {
-        Network::None => "none but a loopback of its own (--net host for the host's)".to_owned(),
-        Network::Host => "the host's (--net host)".to_owned(),
+fn network(spec: &RunSpec) -> Vec<String> {
+    let rules = |word: &str, rules: &[net::Rule]| {
+        let rules: Vec<String> = rules.iter().map(ToString::to_string).collect();
+        (!rules.is_empty()).then(|| format!("{word} {}", rules.join(", ")))
+    };
+    match spec.network {
+        Network::None => {
+            vec!["none but a loopback of its own (--net host for the host's)".to_owned()]
+        }
+        Network::Host => vec!["the host's (--net host)".to_owned()],
+        Network::Allow => std::iter::once("a loopback of its own, and some hosts".to_owned())
+            .chain(rules("reaches", &spec.reach.allow))
+            .chain(rules("never", &spec.reach.deny))
+            .collect(),
     }
 }
 
@@ -209,7 +222,7 @@ fn limits(limits: &Limits) -> Vec<String> {
 fn walls(spec: &RunSpec) -> Vec<String> {
     let lacks = |facility| spec.without.contains(facility);
     let mut namespaces = vec!["user", "pid", "mount", "ipc", "uts", "cgroup"];
-    if spec.network == Network::None {
+    if spec.network != Network::Host {
         namespaces.push("net");
     }
     if !lacks(Without::TIME_NAMESPACES) {
@@ -217,7 +230,13 @@ fn walls(spec: &RunSpec) -> Vec<String> {
     }
     let mut lines = vec![
         format!("namespaces: {}", namespaces.join(" ")),
-        "no capabilities, no new privileges, a seccomp filter".to_owned(),
+        match spec.root {
+            true => {
+                let names = ROOT_CAPABILITIES.map(|(_, name)| name).join(" ");
+                format!("capabilities inside: {names}")
+            }
+            false => "no capabilities".to_owned(),
+        } + ", no new privileges, a seccomp filter",
     ];
     if lacks(Without::TIME_NAMESPACES) {
         lines.push("no time namespace: the monotonic clock is the host's".to_owned());

@@ -80,6 +80,10 @@ struct ImageReport {
     /// Microseconds.
     ran_us: u64,
     saved: i64,
+    /// What a clock of the sandbox's own showed then, if it has one.
+    clock: Option<i64>,
+    /// It is to do the same whenever it is done.
+    deterministic: bool,
     processes: Vec<ProcessRow>,
     sockets: Vec<SocketRow>,
     pages: Pages,
@@ -189,6 +193,8 @@ fn image(path: &Path) -> Result<ImageReport, String> {
         overlays: overlays(&saved, &sandbox),
         ran_us: sandbox.run.ran_us,
         saved: sandbox.run.saved_us,
+        clock: sandbox.own_clocks.as_ref().map(|clocks| clocks.realtime / 1000),
+        deterministic: sandbox.repeat.is_some(),
         processes: sandbox.processes.iter().map(|it| process(&sandbox, it, &stored)).collect(),
         sockets: sockets(&sandbox),
         pages: Pages {

@@ -36,6 +36,7 @@ use crate::save::spec;
 use crate::sentry::Features;
 use crate::sentry::file_log::Report;
 use crate::sys::files;
+use crate::timekeeping::Passed;
 
 /// The words of `sandbox restore`.
 #[derive(Debug, Args)]
@@ -104,6 +105,16 @@ enum Clock {
     Continue,
     /// Later by the time that has passed since
     Elapsed,
+}
+
+impl Clock {
+    /// What becomes of the time in between.
+    fn passed(self) -> Passed {
+        match self {
+            Clock::Continue => Passed::Nothing,
+            Clock::Elapsed => Passed::All,
+        }
+    }
 }
 
 /// Where an image comes from.
@@ -335,6 +346,7 @@ fn attempt(
             filled
         }),
         options,
+        passed: command.clock.passed(),
     };
     let (layers, saver) = (std::mem::take(&mut overlays.layers), overlays.saver.take());
     let at_end = |_: Option<&Report>| Ok(overlays.end().into_iter().collect());

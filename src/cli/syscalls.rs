@@ -290,6 +290,7 @@ fn condition(row: &Row, exception: &Exception) -> String {
             Test::Is(value) | Test::Has(value) => format!("{value:#x}"),
             Test::In(values) => ranges(values),
             Test::IsNot(Own::User) => return format!("{name} is not the caller's uid"),
+            Test::IsNot(Own::Number(number)) => return format!("{name} is not {number:#x}"),
             Test::IsNot(Own::Group) => return format!("{name} is not the caller's gid"),
         };
         format!("{name} {text} ({value})")
@@ -347,7 +348,7 @@ mod tests {
     fn handled_calls_name_their_features() {
         assert_eq!(
             describe("execve").unwrap().class,
-            "handled, exec events or cpu clock or file log or virtual time"
+            "handled, exec events or cpu clock or file log or virtual time or patterns"
         );
         assert_eq!(describe("syslog").unwrap().class, "handled, always");
     }

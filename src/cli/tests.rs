@@ -101,7 +101,7 @@ fn a_refused_word_is_one_line_with_a_suggestion() {
     for (words, part) in [
         (&["--rr", "/x", "--", "ls"][..], "--rr"),
         (&["--hostnam", "x", "--", "ls"], "--hostname"),
-        (&["--net", "all", "--", "ls"], "none, host"),
+        (&["--net", "all", "--", "ls"], "none, allow, host"),
         (&["-v", "-q", "--", "ls"], "cannot be used with"),
         (&["--fd", "x", "--", "ls"], "--fd"),
         (&["--fd", "-1", "--", "ls"], "-1"),

@@ -20,6 +20,7 @@ use crate::config::{
     walk,
 };
 use crate::control::state::base_path;
+use crate::sentry::net;
 
 /// What the table of system calls says of one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -113,7 +114,7 @@ pub(super) fn answer(
     let view = config::file_view(options, host)?;
     match classify(host, question, describe)? {
         Question::Path(path) => about_path(&view, host, &path),
-        Question::Host(name) => Ok(about_host(options.network, &name)),
+        Question::Host(name) => about_host(options, &name),
         Question::Syscall(found) => Ok(Answer {
             subject: question.to_string_lossy().into_owned(),
             kind: "syscall",
@@ -190,18 +191,43 @@ fn split_port(word: &str) -> Option<(&str, Option<u16>)> {
     fits.then_some((name, port))
 }
 
-fn about_host(network: Network, word: &str) -> Answer {
+/// Whether some address that is known by this name, or this address, may be reached at the port that is named, or at
+/// any.
+fn is_reached(policy: &net::Policy, word: &str) -> bool {
+    let (name, port) = split_port(word).unwrap_or((word, None));
+    let names = [name.trim_end_matches('.').to_ascii_lowercase()];
+    // (One that is nowhere stands for what a name may mean.)
+    let address = name.parse().unwrap_or(IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)));
+    let ports: Vec<u16> = match port {
+        Some(port) => vec![port],
+        None => {
+            policy.allow.iter().map(|rule| rule.ports.map_or(443, |(first, _)| first)).collect()
+        }
+    };
+    ports.iter().any(|port| {
+        [net::Transport::Tcp, net::Transport::Udp].into_iter().any(|transport| {
+            let verdict = policy.judge((address, *port).into(), transport, &names, false);
+            verdict == net::Verdict::Outside
+        })
+    })
+}
+
+fn about_host(options: &Options, word: &str) -> Result<Answer, ConfigError> {
+    let network = config::network(options)?;
+    let policy = &options.reach;
     let (name, _) = split_port(word).unwrap_or((word, None));
     let address = name.parse::<IpAddr>();
     let local = name == "localhost" || address.is_ok_and(|address| address.is_loopback());
     let (allowed, verdict) = match network {
         Network::Host => (true, "can be reached, as outside"),
-        Network::None if local => {
+        Network::Allow if is_reached(policy, word) => (true, "can be reached"),
+        Network::None | Network::Allow if local => {
             (true, "is the sandbox's own loopback; what listens on the host's cannot be reached")
         }
         Network::None => (false, "cannot be reached, and names are not resolved"),
+        Network::Allow => (false, "cannot be reached: no rule allows it, or one denies it"),
     };
-    Answer {
+    Ok(Answer {
         subject: word.to_owned(),
         kind: "host",
         allowed,
@@ -211,12 +237,10 @@ fn about_host(network: Network, word: &str) -> Answer {
         rule: match network {
             Network::Host => "--net host".to_owned(),
             Network::None => "default: no network (--net none)".to_owned(),
+            Network::Allow => "--allow-net, --deny-net".to_owned(),
         },
-        change: match network {
-            Network::Host => None,
-            Network::None => Some("--net host".to_owned()),
-        },
-    }
+        change: (!allowed && !local).then(|| format!("--allow-net {word}")),
+    })
 }
 
 /// What a path shows, judged without the words.
@@ -421,7 +445,8 @@ mod tests {
         for name in ["pypi.org", "10.0.0.1:443", "https://pypi.org/simple", "[2001:db8::1]:80"] {
             let answer = ask(&host, &[], name);
             assert!(!answer.allowed && answer.kind == "host", "{answer:?}");
-            assert_eq!(answer.change.as_deref(), Some("--net host"));
+            let rule = answer.change.as_deref().and_then(|it| it.strip_prefix("--allow-net "));
+            assert!(rule.is_some_and(|rule| net::Rule::parse(rule).is_ok()), "{answer:?}");
         }
         for name in ["localhost", "127.0.0.1:80", "::1"] {
             assert!(ask(&host, &[], name).allowed, "{name}");

@@ -91,6 +91,14 @@ pub(super) fn seed(word: OsString) -> Option<OsString> {
     }
 }
 
+impl Deterministic {
+    /// What goes on from an image.
+    pub(super) fn resumed(seed: Vec<u8>) -> Deterministic {
+        let decision = "random bytes, order of directories and the clock go on as they were saved";
+        Deterministic { seed, decisions: vec![decision.to_owned()] }
+    }
+}
+
 impl RunSpec {
     /// The features that such a run needs.
     pub(super) fn with_deterministic(self, chosen: Option<Deterministic>) -> RunSpec {

@@ -5,6 +5,7 @@
 //! still show. Under all mounts lies the host's tree, which the launch makes read-only.
 
 mod again;
+mod coming;
 mod exceptions;
 mod objects;
 mod overlays;
@@ -15,6 +16,7 @@ mod walk;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nix::unistd::AccessFlags;
 
@@ -22,6 +24,7 @@ use super::error::refuse;
 use super::paths::{Found, Kind, Place, check, parse_pair, quoted};
 use super::view::translate;
 use super::{ConfigError, Host, Mount, MountKind, Rule, RuleKind, Shown, View, Why};
+use crate::sentry::paths::Rules;
 use exceptions::Exception;
 use objects::{Object, Objects};
 use patterns::Pattern;
@@ -56,6 +59,8 @@ pub(crate) struct Arranged {
     pub(crate) workdir: PathBuf,
     /// Rules that say nothing here, as sentences.
     pub(crate) idle: Vec<String>,
+    /// What patterns say of names that come later.
+    pub(crate) coming: Option<Arc<dyn Rules>>,
 }
 
 /// What `rules` make of the host's files.
@@ -88,7 +93,7 @@ pub(crate) fn arrange(
     plan.lay_overlays(&objects);
     plan.cover(objects)?;
     plan.check_workdir(&workdir)?;
-    Ok(Arranged { view: plan.view, workdir, idle: plan.idle })
+    Ok(Arranged { view: plan.view, workdir, idle: plan.idle, coming: plan.coming })
 }
 
 /// The absolute path that `path` means for the caller.
@@ -129,6 +134,8 @@ struct Plan<'h> {
     perhaps: HashSet<PathBuf>,
     /// Rules that say nothing here, as sentences.
     idle: Vec<String>,
+    /// What patterns say of names that come later.
+    coming: Option<Arc<dyn Rules>>,
 }
 
 impl Plan<'_> {

@@ -18,6 +18,7 @@ mod listing;
 mod options;
 mod paths;
 pub mod profile;
+mod root;
 mod saved;
 mod secrets;
 mod spec;
@@ -39,12 +40,14 @@ pub use host::{Account, Accounts, Host};
 pub use limits::{Bound, Bytes, CgroupPlan, CpuBudget, CpuFile, LimitWishes, Limits, Means, Span};
 pub use options::{Options, Rule, RuleKind};
 pub(crate) use paths::{Found, Kind, quoted, walk};
+pub use root::{ROOT_CAPABILITIES, root_capabilities};
 pub use saved::{SavedKind, SavedSpec, grants};
 pub use spec::{
     IdRange, Identity, Mount, MountKind, Network, RunSpec, Voice, Why, Withheld, Without,
 };
 pub use view::{Shown, View};
 
+use crate::sentry::net::Policy;
 use crate::sentry::{FIRST_CONTAINER, Features};
 use crate::timekeeping::TimeSpec;
 use error::refuse;
@@ -58,9 +61,9 @@ const HOSTNAME_MAX: usize = 64;
 /// The first wish that cannot be granted, with what to write instead.
 pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
     check_program(&options.argv)?;
-    let (identity, account) = identity::choose(host, options.user.as_deref())?;
+    let (identity, account) = who(options, host)?;
     let homes = homes(host, account.as_ref());
-    let files::Arranged { view, workdir, idle } =
+    let files::Arranged { view, workdir, idle, coming } =
         files::arrange(host, &options.rules, options.workdir.as_deref(), &homes)?;
     let (mut environment, withheld) =
         environment::choose(&host.environment, options.clear_env, &options.env, |name, value| {
@@ -70,11 +73,20 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
     if let Some(account) = account.filter(|_| changes_user) {
         follow_account(&mut environment, &account, &options.env);
     }
+    if options.root {
+        root::follow(&mut environment, &options.env);
+    }
     follow_workdir(&mut environment, &workdir, host, &options.env);
     let (completed, chosen) = deterministic::complete(options, &environment)?.unzip();
     let options = completed.as_ref().unwrap_or(options);
     let time = TimeSpec::parse(&options.time).map_err(|error| refuse!("{error}"))?;
     let limits = limits::choose(&options.limits, host, &identity)?;
+    let network = network(options)?;
+    let mut features =
+        features(options, network, &limits, time.as_ref(), host) | syncs(options, &view)?;
+    // What root believes comes before such a rule is asked: there, names that are there at the start have to do.
+    let coming = coming.filter(|_| !options.root);
+    features.set(Features::PATTERNS, coming.is_some());
     let spec = RunSpec {
         argv: options.argv.clone(),
         environment,
@@ -86,10 +98,13 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
         },
         hostname: options.hostname.as_deref().map(check_hostname).transpose()?,
         identity,
-        network: options.network,
-        features: features(options, &limits, time.as_ref(), host) | syncs(options, &view)?,
+        root: options.root,
+        network,
+        reach: options.reach.clone(),
+        features,
         mounts: view.into_mounts(),
         idle,
+        coming,
         descriptors: check_descriptors(&options.descriptors, host)?,
         limits,
         time,
@@ -106,10 +121,18 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
 /// # Errors
 /// The first wish about users or files that cannot be granted.
 pub fn file_view(options: &Options, host: &Host) -> Result<View, ConfigError> {
-    let (_, account) = identity::choose(host, options.user.as_deref())?;
+    let (_, account) = who(options, host)?;
     let homes = homes(host, account.as_ref());
     let arranged = files::arrange(host, &options.rules, options.workdir.as_deref(), &homes)?;
     Ok(arranged.view)
+}
+
+/// Who the guest is, and the account that was chosen for it.
+fn who(options: &Options, host: &Host) -> Result<(Identity, Option<Account>), ConfigError> {
+    match options.root {
+        true => Ok((root::choose(options, host)?, None)),
+        false => identity::choose(host, options.user.as_deref()),
+    }
 }
 
 /// Directories that have to be made before the run can start: those that a rule opens and names with a slash at the
@@ -132,16 +155,40 @@ pub fn variables(
 }
 
 /// Which rows trap. The only place that decides it.
-fn features(options: &Options, limits: &Limits, time: Option<&TimeSpec>, host: &Host) -> Features {
+fn features(
+    options: &Options,
+    network: Network,
+    limits: &Limits,
+    time: Option<&TimeSpec>,
+    host: &Host,
+) -> Features {
     let mut features = derived_features(limits, time);
     features.set(Features::EXEC_EVENTS, options.observed || options.voice == Voice::Verbose);
     features.set(Features::KMSG, options.kmsg);
+    features.set(Features::NETWORK, network == Network::Allow);
     features.set(Features::FOREIGN_IDS, host.uid != 0);
+    features.set(Features::ROOT, options.root);
     features.set(Features::FILE_LOG, options.record_files.is_some() || options.learn);
     if options.learn {
         features |= Features::LEARN | Features::CPU_CLOCK;
     }
     features
+}
+
+/// Which network the run lives in: to name hosts is to ask for one from which they can be reached.
+pub(crate) fn network(options: &Options) -> Result<Network, ConfigError> {
+    let Policy { allow, deny } = &options.reach;
+    match (options.network, allow.first(), deny.first()) {
+        (Network::Host, Some(rule), _) => Err(refuse!(
+            "cannot use --allow-net {rule} with --net host, which reaches everything; leave one of them out"
+        )),
+        (Network::Host, None, Some(rule)) => Err(refuse!(
+            "cannot use --deny-net {rule} with --net host, where nothing is looked at; use --allow-net '*' in \
+             place of it"
+        )),
+        (Network::None, Some(_), _) => Ok(Network::Allow),
+        (network, ..) => Ok(network),
+    }
 }
 
 /// Which calls that wait for the disk trap (`--fake-fsync`).

@@ -12,6 +12,7 @@ use super::limits::LimitWishes;
 use super::paths::{parse_pair, quoted};
 use super::profile::{Origin, Setting};
 use super::{Network, Voice, Without};
+use crate::sentry::net::Policy;
 
 /// The wishes of one run.
 #[derive(Debug, Clone)]
@@ -34,6 +35,8 @@ pub struct Options {
     pub hostname: Option<OsString>,
     /// `UID[:GID]` or the name of a user.
     pub user: Option<OsString>,
+    /// Be root inside.
+    pub root: bool,
     /// What the sandbox's clock shows (`--time`), word by word.
     pub time: Vec<String>,
     /// Do the same whenever it is done; the seed of random bytes.
@@ -48,6 +51,8 @@ pub struct Options {
     pub learn: bool,
     /// Which network.
     pub network: Network,
+    /// What may be reached, and what not whatever else says so.
+    pub reach: Policy,
     /// Descriptors to inherit.
     pub descriptors: Vec<RawFd>,
     /// What the run may use.
@@ -78,6 +83,7 @@ impl Default for Options {
             container: None,
             hostname: None,
             user: None,
+            root: false,
             time: Vec::new(),
             deterministic: None,
             kmsg: false,
@@ -85,6 +91,7 @@ impl Default for Options {
             record_files: None,
             learn: false,
             network: Network::None,
+            reach: Policy::default(),
             descriptors: Vec::new(),
             limits: LimitWishes::default(),
             without: Without::empty(),

@@ -7,6 +7,7 @@
 //! descriptors (they are the guests' by then), which variables were withheld, and the wish to do without
 //! Landlock, since that is a wall.
 
+mod grants;
 mod wishes;
 
 use std::collections::HashSet;
@@ -26,6 +27,8 @@ use super::{
 };
 use super::{check_container, check_hostname, check_program, files, homes, identity};
 use crate::sentry::Features;
+use crate::sentry::net::Policy;
+pub use grants::grants;
 use wishes::{SavedLimits, SavedTime};
 
 /// Mounts in a saved run at most: as many as one mount namespace takes (fs.mount-max, proc_sys_fs(5)).
@@ -67,6 +70,9 @@ pub struct SavedSpec {
     pub voice: u8,
     /// The sandbox's own clock.
     pub time: Option<SavedTime>,
+    /// What random bytes are made of, in a run that repeats (`--deterministic`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deterministic: Option<ByteBuf>,
 }
 
 /// [`super::Identity`].
@@ -135,6 +141,8 @@ pub enum SavedRule {
     WorkingDirectory,
     /// A flag.
     Flag,
+    /// A flag that excepts it from what is hidden or denied of an overlay.
+    Exception,
 }
 
 impl SavedSpec {
@@ -156,7 +164,10 @@ impl SavedSpec {
             host_network: spec.network == Network::Host,
             mounts: spec.mounts.iter().filter_map(SavedMount::of).collect(),
             limits: SavedLimits::of(&spec.limits),
-            features: spec.features.difference(Features::RESTORED | Features::LAZY).bits(),
+            features: spec
+                .features
+                .difference(Features::RESTORED | Features::LAZY | Features::PATTERNS)
+                .bits(),
             without: spec.without.bits(),
             voice: match spec.voice {
                 Voice::Quiet => 0,
@@ -164,6 +175,7 @@ impl SavedSpec {
                 Voice::Verbose => 2,
             },
             time: spec.time.map(SavedTime::of),
+            deterministic: spec.deterministic.as_ref().map(|it| ByteBuf::from(it.seed.clone())),
         }
     }
 
@@ -198,12 +210,13 @@ impl SavedSpec {
             true => own,
             false => own | Without::TIME_NAMESPACES,
         };
-        Ok(RunSpec {
+        let spec = RunSpec {
             argv,
             environment,
             withheld: Vec::new(),
             mounts,
             idle: Vec::new(),
+            coming: None,
             workdir,
             container: check_container(&self.container)?,
             hostname: match &self.hostname {
@@ -211,21 +224,24 @@ impl SavedSpec {
                 None => None,
             },
             identity,
+            root: false,
             time,
             deterministic: None,
             network: if self.host_network { Network::Host } else { Network::None },
+            reach: Policy::default(),
             descriptors: Vec::new(),
             limits,
             features,
             without,
             voice,
-        })
+        };
+        Ok(spec.with_deterministic(self.repeats()?))
     }
 
     /// The directories whose changes were the sandbox's own. Unchecked.
     pub fn overlays(&self) -> impl Iterator<Item = &[u8]> {
         self.mounts.iter().filter_map(|mount| match &mount.kind {
-            SavedKind::Overlay(source) => Some(&source[..]),
+            SavedKind::Overlay(source) if mount.by != SavedRule::Exception => Some(&source[..]),
             _ => None,
         })
     }
@@ -235,6 +251,9 @@ impl SavedSpec {
     pub fn shown(&self) -> impl Iterator<Item = (&[u8], &[u8], bool)> {
         self.mounts.iter().filter_map(|mount| match &mount.kind {
             SavedKind::ReadOnly(source) => Some((&source[..], &mount.target[..], false)),
+            SavedKind::Overlay(source) if mount.by == SavedRule::Exception => {
+                Some((&source[..], &mount.target[..], false))
+            }
             SavedKind::Writable(source) => Some((&source[..], &mount.target[..], true)),
             _ => None,
         })
@@ -279,8 +298,13 @@ impl SavedSpec {
         }
         let account = host.accounts.by_uid(uid).ok().flatten();
         let homes = homes(host, account.as_ref());
-        let mut again =
-            files::Again { workdir, opened: None, rules: Vec::new(), hidden: Vec::new() };
+        let mut again = files::Again {
+            workdir,
+            opened: None,
+            rules: vec![],
+            exceptions: vec![],
+            hidden: vec![],
+        };
         let mut targets = HashSet::new();
         let mut needed = Vec::new();
         for mount in &self.mounts {
@@ -300,6 +324,13 @@ impl SavedSpec {
                     }
                     again.opened = Some(kind);
                 }
+                (SavedRule::Exception, MountKind::Overlay { source, .. }) if source == target => {
+                    let place = find(host, &target)?;
+                    if place != (target.clone(), Kind::Directory) {
+                        return Err(moved(&target, &place.0));
+                    }
+                    again.exceptions.push(target);
+                }
                 (SavedRule::Default, kind) if kind.hides() => {
                     again.hidden.push((target, kind.denies()));
                 }
@@ -313,7 +344,7 @@ impl SavedSpec {
                 (SavedRule::Default, kind) if kind.source().is_some() => {
                     return Err(wrong(&target, "is mounted in a way that no run has"));
                 }
-                (SavedRule::WorkingDirectory, _) => {
+                (SavedRule::WorkingDirectory | SavedRule::Exception, _) => {
                     return Err(wrong(&target, "is mounted in a way that no run has"));
                 }
                 (SavedRule::Default, kind) => needed.push((target, kind)),
@@ -346,30 +377,6 @@ fn syncs(saved: Features, mounts: &[Mount]) -> Features {
         kept.remove(Features::FAKE_SYNC_ALL);
     }
     if kept.contains(Features::FAKE_SYNC) { kept } else { Features::empty() }
-}
-
-/// What a run may do beyond the run of a program in `cwd` without any flag, as flags: for people, who
-/// decide by it whether they trust an image.
-pub fn grants(spec: &RunSpec, cwd: Option<&Path>) -> Vec<String> {
-    let mut grants = Vec::new();
-    for mount in &spec.mounts {
-        match (&mount.why, &mount.kind) {
-            (
-                Why::Flag(flag) | Why::Derived(flag),
-                MountKind::ReadOnly { .. } | MountKind::Writable { .. },
-            ) => {
-                grants.push(flag.clone());
-            }
-            (Why::WorkingDirectory, _) if cwd != Some(&*mount.target) => {
-                grants.push(format!("--workdir {}", quoted(&mount.target)));
-            }
-            _ => {}
-        }
-    }
-    if spec.network == Network::Host {
-        grants.push("--net host".to_owned());
-    }
-    grants
 }
 
 /// One of the user's rules again. Its words are made of what it does, so that they cannot lie.
@@ -557,6 +564,10 @@ impl SavedMount {
                 Why::WorkingDirectory => SavedRule::WorkingDirectory,
                 // What a pattern hides may have gone when it is restored.
                 Why::Derived(_) if mount.kind.hides() => SavedRule::Default,
+                // A layer of its own, which is a part of the one around it.
+                Why::Derived(_) if matches!(mount.kind, MountKind::Overlay { .. }) => {
+                    SavedRule::Exception
+                }
                 Why::Derived(_) | Why::Flag(_) => SavedRule::Flag,
             },
         })

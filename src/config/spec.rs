@@ -6,10 +6,13 @@
 use std::ffi::OsString;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::deterministic::Deterministic;
 use super::limits::Limits;
 use crate::sentry::Features;
+use crate::sentry::net::Policy;
+use crate::sentry::paths::Rules;
 use crate::timekeeping::TimeSpec;
 
 /// One run, complete. Immutable once [`crate::config::resolve`] has returned it.
@@ -30,16 +33,22 @@ pub struct RunSpec {
     pub hostname: Option<OsString>,
     /// Who the guest is.
     pub identity: Identity,
+    /// It is root inside (`--root`).
+    pub root: bool,
     /// The sandbox's own clock; `None` is the host's.
     pub time: Option<TimeSpec>,
     /// It does the same whenever it is done (`--deterministic`).
     pub deterministic: Option<Deterministic>,
     /// Which network it lives in.
     pub network: Network,
+    /// What may be reached from it, with [`Network::Allow`].
+    pub reach: Policy,
     /// The file view, in the order in which it is mounted (later entries lie over earlier ones).
     pub mounts: Vec<Mount>,
     /// Rules about files that say nothing here, as sentences.
     pub idle: Vec<String>,
+    /// What patterns say of names that come to be while it lasts.
+    pub coming: Option<Arc<dyn Rules>>,
     /// Descriptors besides the three standard ones that the guest inherits (`--fd`).
     pub descriptors: Vec<RawFd>,
     /// What it may use.
@@ -64,13 +73,6 @@ impl RunSpec {
             self.mounts.iter().filter(named).map(|mount| mount.target.clone()).collect();
         all.sort();
         all
-    }
-
-    /// Whether something in an overlay is an exception of what is hidden or denied there.
-    pub fn excepts_in_overlay(&self) -> bool {
-        self.mounts.iter().any(|mount| {
-            matches!((&mount.kind, &mount.why), (MountKind::Overlay { .. }, Why::Derived(_)))
-        })
     }
 
     /// Where file systems in memory are that the sandbox has for itself.
@@ -127,6 +129,8 @@ pub struct IdRange {
 pub enum Network {
     /// Its own, empty but for a working loopback.
     None,
+    /// Its own, from which some hosts can be reached.
+    Allow,
     /// The host's.
     Host,
 }

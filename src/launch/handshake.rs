@@ -11,11 +11,13 @@ use nix::unistd::Pid;
 
 use super::cgroup::{CgroupError, Cgroups};
 use super::init;
+use super::outpost::Outpost;
 use super::plan::{Plan, PlanError};
 use super::program::Program;
 use super::protocol::{Event, Later, Order, Stage};
 use super::view::Step;
-use crate::config::{IdRange, RunSpec, Without};
+use crate::config::{IdRange, Network, RunSpec, View, Without};
+use crate::overlay::fill_fronts;
 use crate::sys::errno_of;
 use crate::sys::memfd::anonymous_file;
 use crate::sys::message::{self, Descriptors};
@@ -47,6 +49,8 @@ pub struct Behind {
     listener: Option<OwnedFd>,
     /// The supervisor's side of the guest's terminal, if it has one.
     pub master: Option<OwnedFd>,
+    /// What makes sockets in the guests' network, where that is asked for.
+    outpost: Option<Outpost>,
     /// Behind `init`: a group is removed once every process in it has ended.
     cgroups: Cgroups,
 }
@@ -184,8 +188,17 @@ impl<'p> Launch<'p> {
         let init = Init { pid: Pid::from_raw(pid), pidfd: Some(pidfd), socket, reaped: false };
         let cgroups = Cgroups::make(&spec.limits.cgroups, pid).map_err(LaunchError::Cgroup)?;
         init.map_ids(spec)?;
+        let outpost = (spec.network == Network::Allow).then(|| Outpost::send(init.pid)).transpose();
+        let outpost = outpost.map_err(|e| LaunchError::Own("reach the sandbox's network", e))?;
         init.order(Order::Go)?;
-        Ok(Launch { plan, behind: Behind { init, listener: None, master: None, cgroups } })
+        if !plan.fronts.is_empty() {
+            let [memory, ..] = init.expect(plan, Event::Front, "while it built the walls")?;
+            let memory = memory.ok_or(LaunchError::Vanished("without memory"))?;
+            fill_fronts(memory.as_fd(), &plan.fronts, &View::of(&spec.mounts))
+                .map_err(|errno| LaunchError::Own("make the directories of the overlay", errno))?;
+            init.order(Order::Go)?;
+        }
+        Ok(Launch { plan, behind: Behind { init, listener: None, master: None, outpost, cgroups } })
     }
 
     /// Passes the filter on, which init loads when the walls stand.
@@ -278,6 +291,11 @@ impl Behind {
     /// What stands for the guest's init, once.
     pub fn take_init(&mut self) -> Option<OwnedFd> {
         self.init.pidfd.take()
+    }
+
+    /// What speaks to the process that makes sockets in the guests' network, once, if there is one.
+    pub fn take_outpost(&mut self) -> Option<OwnedFd> {
+        self.outpost.as_mut().and_then(Outpost::take)
     }
 
     /// The listener, once.

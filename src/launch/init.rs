@@ -79,6 +79,14 @@ fn live(plan: &Plan, socket: BorrowedFd<'_>) -> Result<(), Fault> {
         if matches!(step, Step::Guard) {
             way = Way::Guarded;
         }
+        if let Step::Front { place } = step {
+            let memory = front(place).at_index(Stage::Files, index)?;
+            Event::Front.send(socket, &[memory.as_fd()]).at_index(Stage::Files, index)?;
+            if !matches!(Order::receive(socket), Ok((Order::Go, _))) {
+                return Ok(());
+            }
+            continue;
+        }
         build(plan, step, way).at_index(Stage::Files, index)?;
     }
     if let Some(name) = &plan.hostname {
@@ -191,6 +199,8 @@ fn build(plan: &Plan, step: &Step, way: Way) -> Result<(), Errno> {
             Ok(())
         }
         Step::Overlay { tree, layer } => overlay(plan, *tree, layer),
+        // (Needs the supervisor: `live`.)
+        Step::Front { .. } => Err(Errno::EINVAL),
         Step::Guard => files::change_directory(c"/proc"),
         Step::Enter { tree, old } => match plan.trees[*tree].take() {
             Some(fd) => {
@@ -240,6 +250,15 @@ fn build(plan: &Plan, step: &Step, way: Way) -> Result<(), Errno> {
     }
 }
 
+/// Mounts memory at `place`; gives what stands for it.
+fn front(place: &CStr) -> Result<OwnedFd, Errno> {
+    let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+    let open = beneath::place(place)?;
+    let at = files::descriptor_path(open.as_fd());
+    mount::mount(Some(c"front"), &at, Some(c"tmpfs"), flags, Some(c"mode=0700,nr_inodes=0"))?;
+    beneath::directory(place)
+}
+
 /// Only the very directory that the supervisor meant is shown.
 fn overlay(plan: &Plan, tree: usize, layer: &OverlayStep) -> Result<(), Errno> {
     let flags = libc::O_PATH | libc::O_DIRECTORY;
@@ -248,7 +267,12 @@ fn overlay(plan: &Plan, tree: usize, layer: &OverlayStep) -> Result<(), Errno> {
         return Err(Errno::ESTALE);
     }
     let (upper, work) = (files::open(&layer.upper, flags, 0)?, files::open(&layer.work, flags, 0)?);
-    let made = mount::overlay(lower.as_fd(), upper.as_fd(), work.as_fd(), layer.attributes)?;
+    let front = match &layer.front {
+        Some(front) => Some(files::open(front, flags, 0)?),
+        None => None,
+    };
+    let lower = (front.as_ref().map(AsFd::as_fd), lower.as_fd());
+    let made = mount::overlay(lower, upper.as_fd(), work.as_fd(), layer.attributes)?;
     plan.trees[tree].set(Some(made));
     Ok(())
 }
@@ -304,16 +328,19 @@ fn give_up_privileges(plan: &Plan) -> Result<(), Errno> {
     if plants {
         spawn::hold_capabilities()?;
     }
-    spawn::drop_bounding_set()?;
+    spawn::limit_bounding_set(plan.capabilities)?;
     spawn::become_user(plan.uid, plan.gid, plan.groups.as_deref())?;
     if plants {
         // They are given up when everything is planted.
         spawn::hold_capabilities()?;
     } else {
-        spawn::drop_capabilities()?;
+        spawn::limit_capabilities(plan.capabilities)?;
     }
     if plan.landlock_scopes {
         landlock::scope_signals_and_abstract_sockets()?;
+    }
+    if plan.no_tcp_connect {
+        landlock::forbid_tcp_connect()?;
     }
     files::close_on_exec_from(3)?;
     for fd in &plan.descriptors {

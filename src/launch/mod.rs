@@ -9,11 +9,13 @@ pub mod host;
 mod init;
 mod keep;
 mod landing;
+mod outpost;
 mod machine;
 mod plan;
 mod plant;
 mod program;
 mod protocol;
+mod resolver;
 mod view;
 
 pub use cgroup::CgroupError;

@@ -14,7 +14,7 @@ use libc::c_int;
 
 use super::program::Program;
 use super::view::{Step, View};
-use crate::config::{Limits, Means, Network, RunSpec, Without};
+use crate::config::{Limits, Means, Network, RunSpec, Without, root_capabilities};
 use crate::overlay::Layer;
 use crate::sentry::{Randomness, Time};
 use crate::sys::memfd::SharedMemory;
@@ -46,6 +46,8 @@ pub struct Plan {
     pub(super) uid: u32,
     pub(super) gid: u32,
     pub(super) groups: Option<Vec<u32>>,
+    /// Capabilities of its own user namespace that the program has, as a set of bits.
+    pub(super) capabilities: u64,
     /// Programs lie at addresses that are always the same.
     pub(super) keep_addresses: bool,
     /// The processors that every guest may use; `None` leaves them as they are.
@@ -53,11 +55,15 @@ pub struct Plan {
     /// Resource limits, soft and hard alike, that the program starts with.
     pub(super) rlimits: Vec<(u32, u64)>,
     pub(super) landlock_scopes: bool,
+    /// No guest connects a socket of TCP itself.
+    pub(super) no_tcp_connect: bool,
     pub(super) wait_killable: bool,
     /// The guest's terminal, and which of the standard streams it replaces.
     pub(super) terminal: Option<(Settings, [bool; 3])>,
     /// Descriptors to open again read-only.
     pub(super) reopened: Vec<Reopen>,
+    /// Layers that something lies in front of, which the supervisor makes.
+    pub(super) fronts: Vec<Layer>,
     /// Descriptors from 3 on that the program keeps.
     pub(super) descriptors: Vec<RawFd>,
     pub(super) workdir: CString,
@@ -109,11 +115,21 @@ impl Plan {
         signal_mask: nix::sys::signal::SigSet,
         time: &Time,
     ) -> Result<Plan, PlanError> {
+        if spec.network == Network::Allow
+            && (spec.without.contains(Without::LANDLOCK) || crate::sys::landlock::abi() < 4)
+        {
+            return Err(PlanError::new(
+                "cannot use --allow-net: it needs Landlock of ABI 4 (Linux 6.7, with landlock among the kernel's lsm=), \
+                 so that no program connects past it; use --net host, or --net none"
+                    .to_owned(),
+            ));
+        }
         let mut view = View::default();
         let terminals = terminal.as_ref().map(|(_, streams)| streams);
         let reopened = inherited_descriptors(&mut view, spec, terminals)?;
         view.build(spec, layers)?;
-        let own_network = spec.network == Network::None;
+        let fronts = layers.iter().filter(|layer| layer.front.is_some()).cloned().collect();
+        let own_network = spec.network != Network::Host;
         let program =
             Program { argv: &spec.argv, environment: &spec.environment, workdir: &spec.workdir };
         Ok(Plan {
@@ -128,17 +144,20 @@ impl Plan {
                 .then(|| time.keeper().namespace().offsets().into_bytes()),
             vdso: vdso(spec, time)?,
             steps: view.steps,
+            fronts,
             trees: (0..view.trees).map(|_| Cell::new(None)).collect(),
             hostname: spec.hostname.as_ref().map(|name| name.as_bytes().to_vec()),
             loopback: own_network,
             uid: spec.identity.uid,
             gid: spec.identity.gid,
             groups: spec.identity.groups.clone(),
+            capabilities: if spec.root { root_capabilities() } else { 0 },
             keep_addresses: spec.deterministic.is_some(),
             cpus: spec.limits.cpus.as_deref().map(CpuMask::new),
             rlimits: resource_limits(&spec.limits),
             landlock_scopes: !spec.without.contains(Without::LANDLOCK)
                 && crate::sys::landlock::abi() >= 6,
+            no_tcp_connect: spec.network == Network::Allow,
             wait_killable: !spec.without.contains(Without::WAIT_KILLABLE)
                 && seccomp::knows_filter_flags(
                     seccomp::FILTER_FLAG_NEW_LISTENER | seccomp::FILTER_FLAG_WAIT_KILLABLE_RECV,

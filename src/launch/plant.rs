@@ -33,7 +33,7 @@ pub(super) fn serve(plan: &Plan, socket: BorrowedFd<'_>) -> Result<Option<i32>, 
                 let _ = Event::Planted.send(socket, &[pidfd.as_fd()]);
             }
             Ok((Order::Adopt(program), _)) => {
-                spawn::drop_capabilities().at(Stage::Identity)?;
+                spawn::limit_capabilities(plan.capabilities).at(Stage::Identity)?;
                 return Ok(Some(program));
             }
             Ok(_) => {}

@@ -75,6 +75,8 @@ pub enum Event {
     Made,
     /// The seed is planted. Carries a pidfd of it.
     Planted,
+    /// There is memory for what lies in front of layers. Carries it, to be filled before [`Order::Go`].
+    Front,
 }
 
 /// How a program ended.
@@ -232,6 +234,7 @@ impl Event {
             Event::Stopped(signal) => words([5, signal as u32]),
             Event::Made => words([7]),
             Event::Planted => words([8]),
+            Event::Front => words([9]),
             Event::Ended(End { status, cpu_us, peak_kib }) => [
                 6,
                 status as u32,
@@ -272,6 +275,7 @@ impl Event {
             }
             7 => Event::Made,
             8 => Event::Planted,
+            9 => Event::Front,
             _ => return Err(Errno::EBADMSG),
         };
         Ok((event, descriptors))
@@ -314,6 +318,7 @@ mod tests {
             Event::Stopped(20),
             Event::Made,
             Event::Planted,
+            Event::Front,
             Event::Ended(End { status: -1, cpu_us: u64::MAX - 5, peak_kib: 1 << 40 }),
         ];
         events.extend(Stage::ALL.map(|stage| Event::Fault(stage, 3, 13)));
@@ -377,7 +382,7 @@ mod tests {
             let (ours, theirs) = arrived();
             match Event::receive(theirs.as_fd()) {
                 Ok((event, _)) => {
-                    assert!(tag <= 8 && length == LENGTH);
+                    assert!(tag <= 9 && length == LENGTH);
                     event.send(ours.as_fd(), &[]).unwrap();
                     assert_eq!(Event::receive(theirs.as_fd()).unwrap().0, event);
                 }

@@ -4,16 +4,16 @@
 //! Carries nothing out: `init` does.
 
 mod hiding;
+mod words;
 
 use std::collections::{HashMap, HashSet};
-use std::ffi::{CString, OsStr, OsString};
-use std::os::unix::ffi::OsStringExt;
+use std::ffi::{CString, OsStr};
 use std::path::{Path, PathBuf};
 
 use libc::c_ulong;
 
 use super::plan::{PlanError, c_path, c_string};
-use crate::config::{Mount, MountKind, RunSpec, Why};
+use crate::config::{Mount, MountKind, Network, RunSpec, Why};
 use crate::overlay::Layer;
 use crate::sys::mount::{ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY};
 
@@ -40,6 +40,8 @@ pub(super) enum Step {
     Clone { tree: usize, source: CString, recursive: bool, attributes: u64 },
     /// Makes a detached overlay, as tree `tree`.
     Overlay { tree: usize, layer: Box<OverlayStep> },
+    /// Mounts memory at `place`, for the supervisor to fill: directories that lie in front of layers.
+    Front { place: CString },
     /// From here on, places are found over no link: there are layers in the view, which guests have filled, or
     /// something is mounted in a directory that other runs may write to, too.
     Guard,
@@ -82,6 +84,8 @@ pub(super) struct OverlayStep {
     /// Where it is seen.
     pub(super) target: CString,
     pub(super) lower: CString,
+    /// What lies in front of that.
+    pub(super) front: Option<CString>,
     /// Device and inode that `lower` must have.
     pub(super) identity: (u64, u64),
     pub(super) upper: CString,
@@ -102,6 +106,8 @@ pub(super) struct View {
     last: Vec<Step>,
     /// The layers of the overlays.
     layers: Vec<Layer>,
+    /// Where what lies in front of them is mounted for a moment.
+    front: Option<CString>,
     /// The root is an overlay: this tree.
     root: Option<usize>,
     /// Where an unopenable file can be bound from, until `last` covers it.
@@ -170,9 +176,15 @@ impl View {
         for mount in &spec.mounts {
             self.add(mount)?;
         }
+        let mut files: Vec<(PathBuf, String)> = Vec::new();
         if let Some(cpus) = &spec.limits.cpus {
             let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-            self.cover(&super::machine::files(cpus, &cpuinfo))?;
+            let own = super::machine::files(cpus, &cpuinfo);
+            files.extend(own.into_iter().map(|(path, content)| (path.into(), content)));
+        }
+        files.extend(self.resolver(spec.network)?);
+        if !files.is_empty() {
+            self.cover(&files)?;
         }
         let all = ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV;
         self.steps.push(Step::Private);
@@ -183,6 +195,8 @@ impl View {
             value: b"0",
         });
         self.steps.append(&mut self.clones);
+        // The overlays keep what they need of it.
+        self.steps.extend(self.front.take().map(|target| Step::Unmount { target }));
         self.steps.push(Step::Attributes {
             target: c"/".to_owned(),
             recursive: true,
@@ -265,9 +279,16 @@ impl View {
             return Err(PlanError::new(format!("there is no layer for {}", target.display())));
         };
         let no_exec = if layer.no_exec { ATTR_NOEXEC } else { 0 };
+        if let Some(place) = layer.front.as_deref().and_then(Path::parent)
+            && self.front.is_none()
+        {
+            self.front = Some(c_path(place)?);
+            self.clones.push(Step::Front { place: c_path(place)? });
+        }
         let step = OverlayStep {
             target: c_path(target)?,
             lower: c_path(&layer.lower)?,
+            front: layer.front.as_deref().map(c_path).transpose()?,
             identity: layer.identity,
             upper: c_path(&layer.upper)?,
             work: c_path(&layer.work)?,
@@ -358,11 +379,11 @@ impl View {
 
     /// Mounts generated files over those of procfs and sysfs. They come from a file system in memory
     /// that is not seen any more when all are in place.
-    fn cover(&mut self, files: &[(&str, String)]) -> Result<(), PlanError> {
+    fn cover(&mut self, files: &[(PathBuf, String)]) -> Result<(), PlanError> {
         let store = Path::new("/dev/shm");
         self.tmpfs(store, libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC, "mode=755")?;
         // (What a rule is about is what that says.)
-        let unruled = files.iter().filter(|it| !self.placed.contains_key(Path::new(it.0)));
+        let unruled = files.iter().filter(|it| !self.placed.contains_key(&it.0));
         let unruled: Vec<_> = unruled.collect();
         for (number, (target, content)) in unruled.into_iter().enumerate() {
             let (path, tree) = (c_path(&store.join(number.to_string()))?, self.new_tree());
@@ -371,11 +392,31 @@ impl View {
             let attributes = ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV;
             self.mounts.push(Step::Clone { tree, source: path, recursive: false, attributes });
             // A kernel may lack one of them: then there is nothing to cover.
-            let (target, need) = (c_path(Path::new(target))?, Need::UnlessGone);
+            let (target, need) = (c_path(target)?, self.unless_gone(target));
             self.mounts.push(Step::Attach { tree, target, need });
         }
         self.mounts.push(Step::Unmount { target: c_path(store)? });
         Ok(())
+    }
+
+    /// Where names are looked up: by the sentry, where it lets some through, else as on the host. Where the host keeps
+    /// that in a place that is empty inside (/run, with systemd-resolved), it is made there; else it has to be
+    /// covered.
+    fn resolver(&mut self, network: Network) -> Result<Option<(PathBuf, String)>, PlanError> {
+        let place = std::fs::canonicalize("/etc/resolv.conf");
+        let (Ok(place), true) = (place, network != Network::None) else { return Ok(None) };
+        let text = std::fs::read_to_string(&place).unwrap_or_default();
+        let text = if network == Network::Allow { super::resolver::text(&text) } else { text };
+        match self.ground(&place) {
+            Ground::Memory(_) if self.placed.contains_key(&place) => Ok(None),
+            Ground::Memory(root) => {
+                self.make_ancestors(&root, place.parent())?;
+                let path = c_path(&place)?;
+                self.mounts.push(Step::Content { path, content: text.into_bytes() });
+                Ok(None)
+            }
+            Ground::Host(_) => Ok((network == Network::Allow).then_some((place, text))),
+        }
     }
 
     fn proc(&mut self, target: &Path) -> Result<(), PlanError> {
@@ -526,47 +567,4 @@ fn no_mount_point(target: &Path, what: &str) -> PlanError {
          or give its parent with --tmpfs",
         target.display()
     ))
-}
-
-impl std::fmt::Display for OverlayStep {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let [target, upper] =
-            [&self.target, &self.upper].map(|path| OsString::from_vec(path.as_bytes().to_vec()));
-        write!(
-            f,
-            "make an overlay of {}, with its changes in {}",
-            target.display(),
-            upper.display()
-        )
-    }
-}
-
-impl std::fmt::Display for Step {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let show = |s: &CString| OsString::from_vec(s.as_bytes().to_vec()).display().to_string();
-        match self {
-            Step::Private => write!(f, "make the mounts private"),
-            Step::Clone { source, .. } => write!(f, "copy the mount at {}", show(source)),
-            Step::Overlay { layer, .. } => layer.fmt(f),
-            Step::Enter { .. } => write!(f, "make the overlay of / the root"),
-            Step::Guard => write!(f, "enter /proc"),
-            Step::Leave { .. } => write!(f, "take the host's root away"),
-            Step::Attach { target, .. } => write!(f, "mount on {}", show(target)),
-            Step::Bind { target, .. } | Step::Nowhere { target, .. } => {
-                write!(f, "mount on {}", show(target))
-            }
-            Step::Remove { path } => write!(f, "remove {}", show(path)),
-            Step::Attributes { target, .. } => write!(f, "make {} read-only", show(target)),
-            Step::Writable { target } => write!(f, "make {} writable", show(target)),
-            Step::Mount { kind, target, .. } => {
-                write!(f, "mount {} on {}", show(kind), show(target))
-            }
-            Step::Directory { path, .. } => write!(f, "make the directory {}", show(path)),
-            Step::Content { path, .. } => write!(f, "write the file {}", show(path)),
-            Step::Unmount { target } => write!(f, "unmount {}", show(target)),
-            Step::File { path } => write!(f, "make the file {}", show(path)),
-            Step::Symlink { path, .. } => write!(f, "make the link {}", show(path)),
-            Step::Setting { path, .. } => write!(f, "write {}", show(path)),
-        }
-    }
 }

@@ -45,6 +45,8 @@ pub enum Own {
     User,
     /// getgid(2).
     Group,
+    /// A number that the caller uses where nobody else does.
+    Number(u64),
 }
 
 impl Own {
@@ -53,6 +55,7 @@ impl Own {
         match self {
             Own::User => getuid().as_raw().into(),
             Own::Group => getgid().as_raw().into(),
+            Own::Number(number) => number,
         }
     }
 }

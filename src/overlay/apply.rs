@@ -15,9 +15,11 @@ use nix::sys::stat::{FileStat, Mode, UtimensatFlags, fstat, mkdirat, utimensat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, fchownat, ftruncate, linkat, mkfifoat, symlinkat};
 
+use super::believed;
 use super::changes::{open_upper_file, set_mode};
 use super::copy::{Tell, copy_content};
 use super::entry::{self, Attributes, Type};
+use crate::sentry::beliefs::Belief;
 use crate::sys::beneath;
 use crate::sys::errno_of;
 
@@ -80,7 +82,10 @@ impl Upper {
         {
             stat.st_mode = *mode;
         }
-        Ok(stat)
+        match stat {
+            Some(stat) => Ok(Some(believed::wanted(stat, &believed::look(at, name, &stat)?))),
+            None => Ok(None),
+        }
     }
 }
 
@@ -188,8 +193,12 @@ impl Copier<'_> {
                     return Err(Errno::ESTALE);
                 }
                 entry::strip(made.as_fd())?;
+                if (stat.st_uid, stat.st_gid) != (there.st_uid, there.st_gid) {
+                    let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
+                    fchownat(&made, "", Some(uid), Some(gid), AtFlags::AT_EMPTY_PATH)?;
+                }
                 let mode = safe_mode(&stat, old.map(|it| it.mode));
-                if mode != stat.st_mode {
+                if mode != there.st_mode {
                     set_mode(made.as_fd(), mode)?;
                 }
                 return Ok(());
@@ -264,6 +273,7 @@ impl Copier<'_> {
             let Some(stat) = entry::look(from.as_fd(), &inner)? else { continue };
             if entry::is_whiteout(from.as_fd(), &inner, &stat)?
                 || matches!(Type::of(&stat), Type::Socket | Type::Device)
+                || is_left_out(&believed::look(from.as_fd(), &inner, &stat)?, &stat)
                 || !(self.wanted)(*layer, &below)
             {
                 continue;
@@ -273,6 +283,11 @@ impl Copier<'_> {
         }
         Ok(())
     }
+}
+
+/// It is no file of the host's but in belief.
+fn is_left_out(belief: &Belief, stat: &FileStat) -> bool {
+    belief.hollow || belief.device_of(stat.st_mode).is_some()
 }
 
 /// Gives a copy what it has besides content.

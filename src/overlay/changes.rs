@@ -19,7 +19,7 @@ use super::description::path;
 use super::entry::{self, Type};
 use super::error::{OverlayError, refuse};
 use super::store::Kept;
-use super::{compare, store};
+use super::{believed, compare, store};
 use crate::config::quoted;
 use crate::sys::files;
 
@@ -96,6 +96,10 @@ pub struct Change {
     pub too_deep: bool,
     /// Names of attributes of the overlay's that no commit gives the host.
     pub withheld: Vec<String>,
+    /// Owner, set-id bits and the like that a run with `--root` believed in, in words.
+    pub believed: Option<String>,
+    /// It stands for a file of the host's that nobody could read.
+    pub hollow: bool,
     /// The layer that it is in.
     pub(super) layer: usize,
     /// Where it is below the directory of the layer.
@@ -230,6 +234,8 @@ impl<'k> Changes<'k> {
                     size: 0,
                     too_deep: false,
                     withheld: withheld.map_err(fail)?,
+                    believed: believed::words(&now, &believed::of(upper.as_fd(), &now)),
+                    hollow: false,
                     layer,
                     relative: PathBuf::new(),
                 });
@@ -303,6 +309,8 @@ impl<'k> Changes<'k> {
             size: now.filter(|it| Type::of(it) == Type::File).map_or(0, |it| it.st_size as u64),
             too_deep: false,
             withheld: Vec::new(),
+            believed: None,
+            hollow: false,
             layer,
             relative: relative.clone(),
         };
@@ -332,6 +340,12 @@ impl<'k> Changes<'k> {
             };
             let place = entry::open_path(upper, name)?;
             found.withheld = entry::withheld(place.as_fd(), host.as_ref().map(OwnedFd::as_fd))?;
+            let belief = believed::of(place.as_fd(), &now);
+            found.believed = believed::words(&now, &belief);
+            found.hollow = belief.hollow;
+            if belief.device_of(now.st_mode).is_some() {
+                found.now = Some(Type::Device);
+            }
         }
         if found.is_none() && Type::of(&now) == Type::File && now.st_nlink > 1 {
             self.same_links.push(((now.st_dev, now.st_ino), layer, relative.clone()));

@@ -19,6 +19,7 @@ use nix::unistd::{AccessFlags, syncfs};
 use serde_bytes::ByteBuf;
 
 use super::apply::{Copier, Old, Root, Upper, own, safe_mode, set_times, temporary};
+use super::believed;
 use super::changes::{Change, Changes, Kind, What, open_host, set_mode, short};
 use super::conflicts::{conflicts, late_conflicts};
 use super::description::bytes;
@@ -161,7 +162,9 @@ impl Kept {
 
 /// What the patterns choose, with the new directories that it lies in; and what no commit applies.
 fn choose(all: &[Change], only: &[Glob]) -> (Vec<Change>, Vec<PathBuf>) {
-    let carried = |change: &&Change| !matches!(change.now, Some(Type::Socket | Type::Device));
+    let carried = |change: &&Change| {
+        !change.hollow && !matches!(change.now, Some(Type::Socket | Type::Device))
+    };
     let matched =
         |change: &&Change| only.is_empty() || only.iter().any(|glob| glob.matches(&change.path));
     let mut wanted: BTreeSet<&Path> = BTreeSet::new();
@@ -457,7 +460,8 @@ fn touch(fd: BorrowedFd<'_>, stat: &FileStat) -> Result<(), Errno> {
 
 /// Gives a file of the host the attributes that differ.
 fn put_attributes(from: BorrowedFd<'_>, to: BorrowedFd<'_>, what: What) -> Result<(), Errno> {
-    let (wanted, there) = (nix::sys::stat::fstat(from)?, nix::sys::stat::fstat(to)?);
+    let (found, there) = (nix::sys::stat::fstat(from)?, nix::sys::stat::fstat(to)?);
+    let wanted = believed::wanted(found, &believed::of(from, &found));
     let attributes = entry::safe_attributes(from, &entry::capability(to)?)?;
     if what.contains(What::OWNER) {
         let (uid, gid) = (wanted.st_uid.into(), wanted.st_gid.into());

@@ -7,7 +7,8 @@ use nix::sys::stat::FileStat;
 use nix::sys::uio::pread;
 
 use super::changes::What;
-use super::entry;
+use super::{believed, entry};
+use crate::sentry::beliefs::Belief;
 use crate::sys::files::next_data;
 
 /// Bytes that are compared at once.
@@ -20,13 +21,14 @@ pub(super) fn attributes(
 ) -> Result<What, Errno> {
     let mut what = What::empty();
     let link = upper.1.st_mode & libc::S_IFMT == libc::S_IFLNK;
-    what.set(What::MODE, !link && (upper.1.st_mode ^ host.1.st_mode) & 0o7777 != 0);
-    let owner = |stat: &FileStat| (stat.st_uid, stat.st_gid);
-    what.set(What::OWNER, owner(upper.1) != owner(host.1));
+    let (uid, gid, mode) = believed::seen(upper.1, &believed::of(upper.0, upper.1));
+    let there = believed::seen(host.1, &Belief::default());
+    what.set(What::MODE, !link && (mode ^ there.2) & 0o7777 != 0);
+    what.set(What::OWNER, (uid, gid) != (there.0, there.1));
     // Those of users cannot be on links (xattr(7)).
     if !link {
         let differ = entry::attributes(upper.0)? != entry::attributes(host.0)?;
-        what.set(What::XATTRS, differ);
+        what.set(What::XATTRS, differ || !believed::attributes(upper.0)?.is_empty());
     }
     Ok(what)
 }

@@ -8,8 +8,10 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{FileStat, Mode, fstatat};
 
+use super::believed;
 use super::description::Stamp;
 use super::store::DIRECTORY;
+use crate::sentry::beliefs::NAME;
 use crate::sys::{beneath, files};
 
 /// Names of overlayfs's own attributes begin so, in a user namespace (OVL_XATTR_USER_PREFIX).
@@ -153,7 +155,8 @@ fn read_attributes(
 /// own are none: a later overlay would take them for its own.
 fn is_carried(name: &[u8]) -> bool {
     let kinds: [&[u8]; 3] = [b"user.", b"system.posix_acl_", CAPABILITY];
-    kinds.iter().any(|kind| name.starts_with(kind)) && !name.starts_with(OWN)
+    let own = [OWN, NAME.to_bytes()];
+    kinds.iter().any(|kind| name.starts_with(kind)) && !own.iter().any(|own| name.starts_with(own))
 }
 
 /// The attributes of `from` that the host's file gets. Capabilities count on what has the same already (see
@@ -178,14 +181,19 @@ pub(super) fn withheld(
         Some(rest) => String::from_utf8_lossy(&[OWN, rest].concat()).into_owned(),
         None => String::from_utf8_lossy(name).into_owned(),
     };
-    Ok(found.iter().filter(|it| !there.contains(it)).map(|it| name(&it.0)).collect())
+    let mut names: Vec<String> =
+        found.iter().filter(|it| !there.contains(it)).map(|it| name(&it.0)).collect();
+    names.extend(believed::attributes(upper)?.iter().map(|it| name(it)));
+    Ok(names)
 }
 
-/// Takes overlayfs's own attributes from what was a layer's file, and those of a guest that look like them.
+/// Takes overlayfs's own attributes from what was a layer's file, those of a guest that look like them, and beliefs.
 pub(super) fn strip(fd: BorrowedFd<'_>) -> Result<(), Errno> {
     let path = files::descriptor_path(fd);
     let names = beneath::attribute_names(&path)?;
-    for name in names.into_iter().filter(|name| name.starts_with(OWN)) {
+    for name in
+        names.into_iter().filter(|name| name.starts_with(OWN) || name.starts_with(NAME.to_bytes()))
+    {
         beneath::remove_attribute(&path, &c_name(OsStr::from_bytes(&name))?)?;
     }
     Ok(())

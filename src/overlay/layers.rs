@@ -22,10 +22,11 @@ use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{AccessFlags, Gid, Uid, eaccess, fchown};
 
 use super::apply::Upper;
-use super::changes::{Changes, Kind};
+use super::changes::{Changes, Kind, open_host};
 use super::description::{Description, Note, Stamp, bytes, path};
 use super::entry;
 use super::error::{OverlayError, refuse};
+use super::front;
 use super::remove::remove_tree;
 use super::restoring;
 use super::store::{self, Kept, Lock, OVERLAYFS_SUPER_MAGIC, Store, make_directory, open_closed};
@@ -42,6 +43,8 @@ pub struct Layer {
     pub lower: PathBuf,
     /// Device and inode of that.
     pub identity: (u64, u64),
+    /// What lies in front of that: directories of the user's own (`front`).
+    pub front: Option<PathBuf>,
     /// What takes the changes.
     pub upper: PathBuf,
     /// For the kernel.
@@ -234,23 +237,34 @@ impl Maker<'_> {
                 description.layers.len() - 1
             });
             let name = number.to_string();
-            let layer = make_directory(layers.as_fd(), &name).map_err(|e| self.failed(e))?;
+            let layer_directory =
+                make_directory(layers.as_fd(), &name).map_err(|e| self.failed(e))?;
             let note = &mut description.layers[number];
-            self.make_upper(layer.as_fd(), source, &view, note)?;
-            make_directory(layer.as_fd(), "work").map_err(|e| self.failed(e))?;
+            self.make_upper(layer_directory.as_fd(), source, &view, note)?;
+            make_directory(layer_directory.as_fd(), "work").map_err(|e| self.failed(e))?;
             let place = self.store.path.join(self.name).join("layers").join(&name);
             let lower = match skeleton {
                 true => {
-                    self.make_skeleton(layer.as_fd(), source, &view)?;
+                    self.make_skeleton(layer_directory.as_fd(), source, &view)?;
                     place.join("lower")
                 }
                 false => source.clone(),
             };
             let mut layer = layer_of(mount, source, lower, &place)?;
+            if self.is_believed() && !skeleton {
+                make_directory(self.directory, front::PLACE).map_err(|e| self.failed(e))?;
+                let place = self.store.path.join(self.name).join(front::PLACE);
+                layer.front = Some(place.join(&name));
+            }
             layer.skeleton = skeleton.then_some(number);
             made.push(layer);
         }
         Ok(made)
+    }
+
+    /// Guests take themselves for root, and have no ids but their own.
+    fn is_believed(&self) -> bool {
+        self.spec.root
     }
 
     fn failed(&self, errno: Errno) -> OverlayError {
@@ -278,6 +292,13 @@ impl Maker<'_> {
             false => open_closed(layer, "upper"),
         };
         let upper = upper.map_err(|errno| self.failed(errno))?;
+        if self.is_believed() {
+            if new {
+                let host = open_host(source).map_err(|errno| self.failed(errno))?;
+                front::dress_root(&host, upper.as_fd()).map_err(|errno| self.failed(errno))?;
+            }
+            return Ok(());
+        }
         for place in self.places() {
             let nearest = view.covering(&place).is_some_and(|mount| mount.target == source);
             if let (true, Ok(below)) = (nearest, place.strip_prefix(source)) {
@@ -480,6 +501,7 @@ fn layer_of(
         lower,
         upper: place.join("upper"),
         work: place.join("work"),
+        front: None,
         no_exec: flags.contains(FsFlags::ST_NOEXEC),
         skeleton: None,
     })

@@ -8,6 +8,7 @@
 //! is followed, and every path of the host is reached from a descriptor of the overlaid directory.
 
 mod apply;
+mod believed;
 mod changes;
 mod commit;
 mod compare;
@@ -17,6 +18,7 @@ mod copy;
 mod description;
 mod entry;
 mod error;
+mod front;
 mod journal;
 mod layers;
 mod places;
@@ -32,6 +34,7 @@ pub use commit::{Committed, Options, Outcome, Progress};
 pub use content::{Content, SHOWN};
 pub use entry::Type;
 pub use error::OverlayError;
+pub use front::fill_fronts;
 pub use layers::{Held, Layer, prepare};
 pub use places::{hidden_places, is_above_places};
 pub use restoring::{Place, Restoring, Wanted, WantedLayer};

@@ -30,6 +30,8 @@ use super::remove::remove_tree;
 use super::store::{self, Kept, Lock, Store, make_directory};
 use crate::config::{MountKind, RunSpec, quoted};
 
+/// Bytes of a sum over the content of files.
+const SUM: usize = 32;
 /// The end of the name of one that has not got its own yet.
 const SUFFIX: &str = ".sandbox-restoring";
 
@@ -40,7 +42,8 @@ pub struct Wanted {
     pub directories: Vec<PathBuf>,
     /// When its runs began: seconds and nanoseconds.
     pub starts: Vec<(i64, i64)>,
-    /// What a save of the image that ended its run has left in the overlay ([`super::saving`]).
+    /// How what a save of the image that ended its run has left in the overlay ([`super::saving`]) begins; the sum of
+    /// the content of files follows there.
     pub mark: Vec<u8>,
     /// Its layers.
     pub layers: Vec<WantedLayer>,
@@ -70,6 +73,8 @@ pub struct Place {
     id: String,
     /// Another one has the name, and goes.
     replaces: bool,
+    /// If that may go because of what was saved of it: the sum of the content of its files.
+    content: Option<[u8; SUM]>,
     taken: AtomicBool,
     /// Guests have been let go in it: it stays, whatever happens.
     running: AtomicBool,
@@ -93,7 +98,15 @@ pub struct Restoring {
 #[derive(Debug)]
 struct Guard {
     place: Arc<Place>,
-    _before: Option<Lock>,
+    _before: Option<Before>,
+}
+
+/// One that has the name, and may go.
+#[derive(Debug)]
+struct Before {
+    _lock: Lock,
+    /// See [`Place`].
+    content: Option<[u8; SUM]>,
 }
 
 impl Drop for Guard {
@@ -107,11 +120,18 @@ impl Drop for Guard {
 }
 
 impl Place {
-    /// The overlay gets its name.
+    /// The overlay gets its name. `content`: the sum of the content of files that the image has.
     ///
     /// # Errors
-    /// The file system cannot do that in one step.
-    pub fn take(&self) -> Result<(), OverlayError> {
+    /// What has the name had other content when it was saved; or the file system cannot do that in one step.
+    pub fn take(&self, content: &[u8; SUM]) -> Result<(), OverlayError> {
+        if self.content.is_some_and(|saved| saved != *content) {
+            return Err(refuse!(
+                "cannot restore it as {id}: files in the overlay that is kept of {id} were saved with other content \
+                 than this image has, so it is not as it was written; restore it with --id under another name",
+                id = self.id
+            ));
+        }
         let how = match self.replaces {
             true => RenameFlags::RENAME_EXCHANGE,
             false => RenameFlags::RENAME_NOREPLACE,
@@ -223,6 +243,7 @@ impl Restoring {
             name,
             id: id.to_owned(),
             replaces: before.is_some(),
+            content: before.as_ref().and_then(|it| it.content),
             taken: AtomicBool::new(false),
             running: AtomicBool::new(false),
             gone: Mutex::new(false),
@@ -422,7 +443,7 @@ fn check(wanted: &Wanted) -> Result<(), OverlayError> {
 }
 
 /// The overlay that has the name, if there is one, locked; refused if something of it would be lost.
-fn before(store: &Store, id: &str, mark: &[u8]) -> Result<Option<Lock>, OverlayError> {
+fn before(store: &Store, id: &str, mark: &[u8]) -> Result<Option<Before>, OverlayError> {
     let Some(directory) = store.entry(id)? else { return Ok(None) };
     let path = store.path.join(id);
     if !store::is_overlay(directory.as_fd()).unwrap_or(false) {
@@ -434,7 +455,7 @@ fn before(store: &Store, id: &str, mark: &[u8]) -> Result<Option<Lock>, OverlayE
     }
     let lock = store::lock(directory.as_fd(), id)?;
     if is_new(directory.as_fd()) {
-        return Ok(Some(lock));
+        return Ok(Some(Before { _lock: lock, content: None }));
     }
     let word = store::word(store, id);
     let description = Description::read(directory.as_fd()).map_err(|cause| {
@@ -449,15 +470,16 @@ fn before(store: &Store, id: &str, mark: &[u8]) -> Result<Option<Lock>, OverlayE
              {word} finishes that, or restore it with --id under another name"
         ));
     }
-    if description.saved.as_ref().is_some_and(|saved| **saved == *mark) {
-        return Ok(Some(lock));
+    let content = description.saved.as_ref().and_then(|saved| saved.strip_prefix(mark));
+    if let Some(content) = content.and_then(|it| it.try_into().ok()) {
+        return Ok(Some(Before { _lock: lock, content: Some(content) }));
     }
     let own = |error| refuse!("cannot hold the overlay {id}: {error}");
     let store_again =
         Store { path: store.path.clone(), directory: store.directory.try_clone().map_err(own)? };
     let kept = Kept { id: id.to_owned(), path, store: store_again, directory, description };
     if Changes::of(&kept, true).next().is_none() {
-        return Ok(Some(lock));
+        return Ok(Some(Before { _lock: lock, content: None }));
     }
     Err(refuse!(
         "cannot restore it as {id}: the overlay that is kept of {id} has changes that this image does not \

@@ -3,7 +3,7 @@
 //! Owns nothing of an image: it opens the layers, and a place for copies of what is in them. A save that ends its
 //! run leaves a mark of the image here: until another run uses the overlay, that image has all that is in
 //! it, and whoever restores it may put it in the overlay's place. The mark is bound to what the image says is in
-//! the layers, so that no other image can pass for it.
+//! the layers, and to the content of files in it, so that no other image can pass for it.
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};

@@ -7,15 +7,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Error, lazy};
+use crate::config::RunSpec;
 use crate::launch::{Behind, Plan};
 use crate::save::error::RestoreError;
 use crate::save::restore::lazy::Lazy;
 use crate::save::restore::maker::Sink;
 use crate::save::restore::{self, Options, ptys, seed};
 use crate::save::state::Sandbox;
-use crate::sentry::{Kernel, KernelError, Level, RecordedFilter};
+use crate::sentry::{Features, Kernel, KernelError, Level, RecordedFilter, Time};
 use crate::sys::memfd::anonymous_file;
-use crate::timekeeping::Namespace;
+use crate::timekeeping::{Namespace, Passed};
 
 /// Brings the content of the memory section into its places: all of it, or what is not mapped.
 pub type Fill = Box<dyn FnMut(&HashMap<u32, Sink>, bool) -> Result<(), RestoreError> + Send>;
@@ -32,6 +33,8 @@ pub struct Restored {
     pub tell: Box<dyn Fn(&str) + Send>,
     /// How to restore.
     pub options: Options,
+    /// What becomes of the time since the save. (The clocks of the kernel have been told.)
+    pub passed: Passed,
 }
 
 impl Restored {
@@ -39,6 +42,19 @@ impl Restored {
     pub(super) fn clocks(&self) -> Namespace {
         let clocks = self.sandbox.clocks;
         Namespace::standing_at(clocks.monotonic, clocks.boottime)
+    }
+
+    /// The clocks of the run's own, if it has any.
+    pub(super) fn time(&self, spec: &RunSpec, namespace: Namespace) -> Result<Time, Error> {
+        let root = spec.identity.uid == 0;
+        match (&spec.time, &self.sandbox.own_clocks) {
+            (None, None) => Ok(Time::new(None, namespace, root)),
+            (Some(time), Some(saved)) => {
+                let time = Time::resumed(time, namespace, root, saved, self.passed);
+                Ok(time.map_err(RestoreError::refused)?)
+            }
+            _ => Err(RestoreError::refused("the image is damaged: its clocks").into()),
+        }
     }
 
     /// Gives init what it is to plant. Gives where that will lie in the guests' memory.
@@ -58,7 +74,7 @@ impl Restored {
         behind: &Behind,
         kernel: &Arc<Kernel>,
     ) -> Result<OwnedFd, Error> {
-        let Restored { sandbox, mut fill, options, lazy, tell } = self;
+        let Restored { sandbox, mut fill, mut options, lazy, tell, .. } = self;
         ptys::require_terminal(&sandbox, behind.master.is_some())?;
         if let (Some(own), Some(master)) = (&sandbox.terminal, &behind.master) {
             ptys::restore_own(master.as_fd(), own)?;
@@ -70,6 +86,9 @@ impl Restored {
                 let filter = RecordedFilter { flags: *flags, program: program.to_vec() };
                 kernel.filters().record(depth, filter);
             }
+        }
+        if sandbox.repeat.is_some() != kernel.features().contains(Features::DETERMINISTIC) {
+            return Err(RestoreError::refused("the image is damaged: what it repeats").into());
         }
         kernel.begin_cpu_time_at(Duration::from_micros(sandbox.run.cpu_us));
         let mut mapped = None;
@@ -85,19 +104,29 @@ impl Restored {
                 false
             }
         });
-        let carried = Arc::clone(kernel.carried());
+        options.clock = kernel.time().patch(None).map_err(|_| {
+            RestoreError::refused(
+                "the host's vDSO, through which programs read clocks, is not known",
+            )
+        })?;
+        kernel.time().grow(true);
+        let whole = Arc::clone(kernel);
+        let context = tokio::runtime::Handle::current();
         let (of_image, own) = (lazy.clone(), Arc::clone(kernel));
         let grown = tokio::task::spawn_blocking(move || {
             let grow = move |_: &mut _| {
+                let _context = context.enter();
                 let lazy = of_image.as_deref();
                 let mut fill = |sinks: &HashMap<u32, Sink>| fill(sinks, lazy.is_none());
                 let content = (&mut fill as &mut restore::Fill<'_>, lazy);
-                restore::grow(&planter, &gate, area, &sandbox, &options, content, &carried)
+                restore::grow(&planter, &gate, area, &sandbox, &options, content, &whole)
             };
             own.tracer().run(grow).map_err(KernelError::Tracer)
         });
         let lost = |_| Error::Own("restore the image", std::io::ErrorKind::Other.into());
-        let program = grown.await.map_err(lost)???;
+        let grown = grown.await;
+        kernel.time().grow(false);
+        let program = grown.map_err(lost)???;
         if let Some((lazy, mapped)) = lazy.zip(mapped) {
             lazy::check(kernel, lazy, &mapped);
         }

@@ -2,6 +2,7 @@
 //!
 //! Where each piece of it is to be read is [`Content`]'s to say; when, the pipeline's.
 
+use std::collections::HashSet;
 use std::ffi::CStr;
 use std::fs::File;
 use std::io::Write;
@@ -12,9 +13,11 @@ use std::sync::Arc;
 use nix::errno::Errno;
 
 use crate::save::capture::collector::Content;
+use crate::save::content_sum::{ContentSum, SUM};
 use crate::save::error::SaveError;
 use crate::save::hand;
-use crate::save::image::{ImageError, Writer};
+use crate::save::image::{Fetch, ImageError, Pages, Writer};
+use crate::save::state::Object;
 use crate::sys::errno_of;
 use crate::sys::files::next_data;
 use crate::sys::memfd::anonymous_file;
@@ -38,61 +41,127 @@ impl Content {
         }
     }
 
-    /// Writes it to the memory section.
-    pub fn write<W: Write>(&self, writer: &mut Writer<W>) -> Result<(), SaveError> {
+    /// How its pages are read; none: it is a stream.
+    fn fetch(&self) -> Option<Box<Fetch<'_>>> {
         match self {
-            Content::Pages { object, pid, ranges } => {
+            Content::Pages { pid, .. } => {
                 let memory = Memory::of(*pid);
-                for (start, end) in ranges {
-                    let pages = (end - start) / PAGE;
-                    writer.pages_with(*object, *start, pages, &|address, to| {
-                        memory.read(address, to).map_err(unreadable)
-                    })?;
-                }
+                Some(Box::new(move |address, to| memory.read(address, to).map_err(unreadable)))
             }
-            Content::Read { object, ranges, bytes } => {
-                let mut rest = &bytes[..];
-                for (start, end) in ranges {
-                    let Some((piece, behind)) = rest.split_at_checked((end - start) as usize)
-                    else {
-                        break;
-                    };
-                    writer.pages_with(*object, *start, (end - start) / PAGE, &|address, to| {
-                        let at = (address - start) as usize;
-                        to.copy_from_slice(&piece[at..at + to.len()]);
-                        Ok(())
-                    })?;
-                    rest = behind;
-                }
+            Content::Read { ranges, bytes, .. } => {
+                let starts = ranges.iter().scan(0, |at, (start, end)| {
+                    let place = *at;
+                    *at += end - start;
+                    Some((*start, place))
+                });
+                let starts: Vec<(u64, u64)> = starts.collect();
+                Some(Box::new(move |address, to| {
+                    let index = starts.partition_point(|(start, _)| *start <= address);
+                    let piece = index.checked_sub(1).and_then(|index| {
+                        let (start, place) = starts[index];
+                        let from = (place + (address - start)) as usize;
+                        bytes.get(from..from.checked_add(to.len())?)
+                    });
+                    let piece = piece.ok_or_else(|| unreadable(Errno::EFAULT))?;
+                    to.copy_from_slice(piece);
+                    Ok(())
+                }))
             }
-            Content::Mapping { object, pid, start, end, offset } => {
-                let pages = (end - start) / PAGE;
+            Content::Mapping { pid, start, offset, .. } => {
                 let memory = Memory::of(*pid);
-                writer.pages_with(*object, *offset, pages, &|at, to| {
+                Some(Box::new(move |at, to| {
                     memory.read(start + (at - offset), to).map_err(unreadable)
-                })?;
+                }))
             }
-            // Their pages have to be found before.
-            Content::Copied { .. } => {}
-            Content::Kept { object, spool, at, offset, size, pages: true } => {
-                writer.pages_with(*object, *offset, size / PAGE, &|address, to| {
+            Content::Kept { spool, at, offset, pages: true, .. } => {
+                Some(Box::new(move |address, to| {
                     spool.read_exact_at(to, at + (address - offset)).map_err(|error| {
                         let what = format!("what was kept of a guest cannot be read: {error}");
                         ImageError::Unwritable { what }
                     })
-                })?;
+                }))
             }
-            Content::Kept { object, spool, at, size, .. } => {
-                stream(writer, *object, spool, *at, *size)?;
+            _ => None,
+        }
+    }
+
+    /// Whether it is read in pages.
+    fn has_pages(&self) -> bool {
+        matches!(
+            self,
+            Content::Pages { .. }
+                | Content::Read { .. }
+                | Content::Mapping { .. }
+                | Content::Kept { pages: true, .. }
+        )
+    }
+
+    /// Which pages those are that are read so.
+    fn runs<'f>(&self, fetch: &'f Fetch<'f>) -> Vec<Pages<'f>> {
+        let of = |object: Object, start: u64, end: u64| Pages {
+            object,
+            address: start,
+            count: (end - start) / PAGE,
+            fetch,
+        };
+        match *self {
+            Content::Pages { object, ref ranges, .. }
+            | Content::Read { object, ref ranges, .. } => {
+                ranges.iter().map(|(start, end)| of(object, *start, *end)).collect()
             }
-            Content::File { object, file, size } => stream(writer, *object, file, 0, *size)?,
+            Content::Mapping { object, start, end, offset, .. } => {
+                vec![of(object, offset, offset + (end - start))]
+            }
+            Content::Kept { object, offset, size, .. } => vec![of(object, offset, offset + size)],
+            _ => Vec::new(),
+        }
+    }
+
+    /// Writes it to the memory section, if it is a stream.
+    fn write_stream<W: Write>(&self, to: &mut Streams<'_, W>) -> Result<(), SaveError> {
+        match self {
+            // Their pages have to be found before.
+            Content::Copied { .. } => Ok(()),
+            Content::Pages { .. } | Content::Read { .. } | Content::Mapping { .. } => Ok(()),
+            Content::Kept { object, spool, at, size, .. } => to.stream(*object, spool, *at, *size),
+            Content::File { object, file, size } => to.stream(*object, file, 0, *size),
             Content::Below { object, directory, path, size } => {
                 let file = opened(directory, path)?;
-                stream(writer, *object, &file, 0, *size)?;
+                to.stream(*object, &file, 0, *size)
             }
         }
-        Ok(())
     }
+}
+
+/// So many things that are read are open at once.
+const OPEN: usize = 64;
+
+/// Writes all of it to the memory section. `layers`: the objects of files in layers; gives the sum of their content.
+pub fn write<W: Write>(
+    contents: &[Content],
+    layers: &HashSet<Object>,
+    writer: &mut Writer<W>,
+) -> Result<[u8; SUM], SaveError> {
+    let mut to = Streams { writer, layers, sum: ContentSum::default() };
+    for alike in contents.chunk_by(|one, two| one.has_pages() && two.has_pages()) {
+        if !alike[0].has_pages() {
+            alike.iter().try_for_each(|it| it.write_stream(&mut to))?;
+            continue;
+        }
+        for some in alike.chunks(OPEN) {
+            let read: Vec<_> = some.iter().filter_map(|it| Some((it, it.fetch()?))).collect();
+            let pages: Vec<_> = read.iter().flat_map(|(it, fetch)| it.runs(&**fetch)).collect();
+            to.writer.many(&pages)?;
+        }
+    }
+    Ok(to.sum.finish())
+}
+
+/// Where streams go.
+struct Streams<'w, W> {
+    writer: &'w mut Writer<W>,
+    layers: &'w HashSet<Object>,
+    sum: ContentSum,
 }
 
 fn unreadable(errno: Errno) -> ImageError {
@@ -123,27 +192,35 @@ impl Memory {
     }
 }
 
-/// The content of a file, which is where it was at `from` of `file`. Holes stay holes: they are not in the
-/// image.
-fn stream<W: Write>(
-    writer: &mut Writer<W>,
-    object: u32,
-    file: &File,
-    from: u64,
-    size: u64,
-) -> Result<(), SaveError> {
-    let mut buffer = vec![0; (1 << 20).min(size) as usize];
-    let mut at = 0;
-    loop {
-        at = next_data(file.as_fd(), from + at, from + size) - from;
-        let most = (size - at).min(buffer.len() as u64) as usize;
-        match read_some(file, from + at, &mut buffer[..most])? {
-            0 => return Ok(()),
-            count => {
-                for (start, end) in written(&buffer[..count]) {
-                    writer.bytes(object, at + start as u64, &buffer[start..end])?;
+impl<W: Write> Streams<'_, W> {
+    /// The content of a file, which is where it was at `from` of `file`. Holes stay holes: they are not in the
+    /// image.
+    fn stream(
+        &mut self,
+        object: Object,
+        file: &File,
+        from: u64,
+        size: u64,
+    ) -> Result<(), SaveError> {
+        let is_in_layer = self.layers.contains(&object);
+        // (No larger than a frame, so that a reader finds the same parts.)
+        let mut buffer = vec![0; (1 << 20).min(size) as usize];
+        let mut at = 0;
+        loop {
+            at = next_data(file.as_fd(), from + at, from + size) - from;
+            let most = (size - at).min(buffer.len() as u64) as usize;
+            match read_some(file, from + at, &mut buffer[..most])? {
+                0 => return Ok(()),
+                count => {
+                    for (start, end) in written(&buffer[..count]) {
+                        let (place, bytes) = (at + start as u64, &buffer[start..end]);
+                        self.writer.bytes(object, place, bytes)?;
+                        if is_in_layer {
+                            self.sum.add(object, place, bytes);
+                        }
+                    }
+                    at += count as u64;
                 }
-                at += count as u64;
             }
         }
     }

@@ -112,8 +112,6 @@ pub struct Hand {
     room: usize,
     /// Calls that are under way ([`Hand::post`]).
     posted: Option<Table>,
-    /// Its registers, as far as a table leaves them alone; none: they have to be read.
-    registers: Option<libc::user_regs_struct>,
     /// SIGTRAP that was sent meanwhile: taken for no breakpoint, and to be put back ([`Traps`]).
     strays: Vec<libc::siginfo_t>,
 }
@@ -124,8 +122,7 @@ impl Hand {
         let filters = Vec::new();
         let (table, room, posted, strays) = (0, TABLE, None, Vec::new());
         let tid = stopped.tid();
-        let (registers, stopped) = (None, Some(stopped));
-        Hand { tid, stopped, area, filters, table, room, posted, registers, strays }
+        Hand { tid, stopped: Some(stopped), area, filters, table, room, posted, strays }
     }
 
     /// The guest has these seccomp filters of its own: what they deny is not called.
@@ -187,7 +184,6 @@ impl Hand {
     /// The thread itself, for as long as it does nothing.
     pub fn stopped(&mut self) -> Result<&mut Stopped, HandError> {
         self.rest()?;
-        self.registers = None;
         self.stopped.as_mut().ok_or(HandError::Killed)
     }
 
@@ -288,18 +284,13 @@ impl Hand {
         write_two(self.tid, &table.encode()).map_err(own("write to its memory"))?;
         let code = self.area;
         let stopped = self.stopped.as_mut().ok_or(HandError::Killed)?;
-        let mut registers = match self.registers {
-            Some(registers) => registers,
-            None => stopped.registers().map_err(own("read its registers"))?,
-        };
+        let mut registers = stopped.registers().map_err(own("read its registers"))?;
         registers.rip = code;
         registers.r15 = table.address();
         // No call is under way that the kernel would make again.
         registers.orig_rax = u64::MAX;
         registers.eflags &= !0x100;
-        stopped.set_registers(&registers).map_err(own("change its registers"))?;
-        self.registers = Some(registers);
-        Ok(())
+        stopped.set_registers(&registers).map_err(own("change its registers"))
     }
 
     /// Lets the thread run to its next stop.

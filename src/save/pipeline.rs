@@ -5,7 +5,7 @@
 //! goes wrong before that lets them go on.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::Write as _;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use serde_bytes::ByteBuf;
 
 use crate::overlay::Saver;
-use crate::save::capture::collector::Content;
+use crate::save::capture::collector::{Collector, Content};
 use crate::save::capture::filters::Filters;
 use crate::save::capture::snapshot::{self, Live};
 use crate::save::capture::waits::Asleep;
@@ -21,10 +21,13 @@ use crate::save::capture::{self, Earlier, Found, Streams};
 use crate::save::content;
 use crate::save::error::SaveError;
 use crate::save::image::{Features, ImageError, Writer};
+use crate::save::out::Out;
 use crate::save::patience::patiently;
 use crate::save::ptys::OwnTerminal;
-use crate::save::state::{Run, Sandbox};
-use crate::sentry::{self, Kernel, KernelError, Level, Unsettled, filter_count};
+use crate::save::state::{FileKind, OpenFile, Overlay, Run, Sandbox};
+use crate::sentry::{
+    self, Kernel, KernelError, Level, SavedListing, SavedRepeat, Unsettled, filter_count,
+};
 
 /// How to save.
 #[derive(Debug, Clone, Copy, Default)]
@@ -48,39 +51,6 @@ pub struct Progress {
 
 /// Tells how far it is; gives whether anybody still wants the image.
 pub type Tell = Arc<dyn Fn(Progress) -> bool + Send + Sync>;
-
-/// Where an image is written to, bytes counted.
-struct Counted {
-    out: File,
-    so_far: Progress,
-    tell: Tell,
-}
-
-impl Write for Counted {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        let count = self.out.write(bytes)?;
-        self.count(count)
-    }
-
-    fn write_vectored(&mut self, pieces: &[std::io::IoSlice<'_>]) -> std::io::Result<usize> {
-        let count = self.out.write_vectored(pieces)?;
-        self.count(count)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        self.out.flush()
-    }
-}
-
-impl Counted {
-    fn count(&mut self, count: usize) -> std::io::Result<usize> {
-        self.so_far.done += count as u64;
-        match (self.tell)(self.so_far) {
-            true => Ok(count),
-            false => Err(std::io::Error::other("nobody wants it any more")),
-        }
-    }
-}
 
 /// What was saved.
 #[derive(Debug, Clone, Default)]
@@ -109,8 +79,6 @@ pub struct Facts {
     pub trees: Vec<std::path::PathBuf>,
     /// Its overlay, if it has one.
     pub overlay: Option<Arc<Saver>>,
-    /// It has exceptions in what is hidden or denied there.
-    pub excepts_in_overlay: bool,
     /// The terminal of the run's program, the first of the sandbox's, if it has one: the master, and
     /// which of the standard streams it took the place of.
     pub terminal: Option<ItsTerminal>,
@@ -160,7 +128,7 @@ pub fn save(
     commit: &mut dyn FnMut(&Saved) -> Result<(), SaveError>,
 ) -> Result<Saved, SaveError> {
     let features = Features::of_this_machine()?;
-    refuse_early(kernel, facts)?;
+    refuse_early(kernel)?;
     if let Some(lazy) = kernel.lazy() {
         lazy.settle(kernel, &Unsettled::Everything).map_err(SaveError::refused)?;
     }
@@ -169,15 +137,16 @@ pub fn save(
         let (sandbox, mut found, pause) =
             patiently(|| captured_live(kernel, facts, options), rest)?;
         let written = write(&sandbox, &found, &features, out, options, progress);
-        snapshot::end(kernel, &mut found);
+        let ending = snapshot::begin_to_end(&mut found);
         // The copies end with the rest of it: whatever could not be read then, that is why.
-        let (saved, _) = written.map_err(|error| match has_ended(kernel) {
+        let written = written.map_err(|error| match has_ended(kernel) {
             true => SaveError::refused("its program has ended while it was saved"),
             false => error,
-        })?;
-        let saved = Saved { pause, ..saved };
-        commit(&saved)?;
-        return Ok(saved);
+        });
+        let saved = written.map(|(saved, _)| Saved { pause, ..saved });
+        let saved = saved.and_then(|saved| commit(&saved).map(|()| saved));
+        ending.wait(kernel);
+        return saved;
     }
     let (sandbox, found, begun) = patiently(|| captured_standing(kernel, facts, options), rest)?;
     let saved = (|| {
@@ -231,17 +200,15 @@ fn has_ended(kernel: &Kernel) -> bool {
 }
 
 /// Refuses what can be told before anything is stopped.
-fn refuse_early(kernel: &Kernel, facts: &Facts) -> Result<(), SaveError> {
-    if facts.excepts_in_overlay {
+fn refuse_early(kernel: &Kernel) -> Result<(), SaveError> {
+    if kernel.features().contains(sentry::Features::NETWORK) {
         return Err(SaveError::refused(
-            "it has exceptions (--allow) in an overlay, which an image does not carry yet; run it without",
+            "it reaches hosts outside (--net allow), whose connections an image does not carry; run it without",
         ));
     }
-    let is_set = kernel.time().keeper().generation() > 0;
-    if is_set || kernel.features().intersects(sentry::Features::VIRTUAL_TIME) {
+    if kernel.features().contains(sentry::Features::ROOT) {
         return Err(SaveError::refused(
-            "it has a clock of its own (--time, --deterministic, or set inside), which an image does not \
-             carry; run it without",
+            "its programs are root inside (--root), and whom they have become is not in an image; run it without",
         ));
     }
     if kernel.features().contains(sentry::Features::FILE_LOG) {
@@ -264,10 +231,12 @@ fn refuse_early(kernel: &Kernel, facts: &Facts) -> Result<(), SaveError> {
 fn stop(kernel: &Kernel) -> Result<(Earlier, Instant), KernelError> {
     let cpu_us = kernel.cpu_time().as_micros() as u64;
     let (mut asleep, begun) = kernel.pause_outside_vfork(|| {
-        let asleep = Asleep::look(kernel.census()?.iter().map(|guest| guest.pid));
+        // (Who has just come has not slept long.)
+        let asleep = Asleep::look(kernel.guests_there()?.into_iter());
         Ok((asleep, Instant::now()))
     })?;
     asleep.confirm();
+    asleep.know(kernel.interrupted_waits(), kernel.time().keeper().rate());
     // Before that, others than guests were looked at.
     let begun = kernel.stopped_since().map_or(begun, |since| since.max(begun));
     Ok((Earlier { asleep, carried: Arc::clone(kernel.carried()), cpu_us }, begun))
@@ -332,7 +301,7 @@ fn captured(
     live: Option<Live>,
 ) -> Result<(Sandbox, Found), SaveError> {
     // (A program may have been started, or a clock been set, while they went on in between.)
-    refuse_early(kernel, facts)?;
+    refuse_early(kernel)?;
     let guests = kernel.census_of_stopped()?;
     let program = kernel.program().ok_or(SaveError::refused("its program has ended"))?;
     let program = guests
@@ -342,6 +311,8 @@ fn captured(
         .ok_or(SaveError::refused("its program has ended"))?;
     let cpu_us = earlier.cpu_us;
     let gate = Arc::clone(kernel.gate().ok_or(SaveError::refused("nothing runs in it"))?);
+    let still = kernel.still_devices();
+    let devices = kernel.saved_devices(&still);
     let groups: Vec<(i32, i32)> = guests.iter().map(|it| (it.pid, it.guest_pid)).collect();
     let own = facts.clone();
     let log = Arc::clone(kernel);
@@ -349,6 +320,7 @@ fn captured(
         let before = filter_count(log.init_pid()).unwrap_or(0);
         let filters = Filters { log: log.filters(), before, gate: &gate };
         let mut found = Found::new(earlier, options.strict);
+        found.collector.known.devices = devices;
         let done = capture::sandbox(tracees, filters, &guests, &own, live.as_ref(), &mut found);
         if done.is_err() {
             // Another attempt is not to meet them.
@@ -356,8 +328,15 @@ fn captured(
         }
         done.map(|()| found)
     };
-    let mut found = kernel.tracer().run(work).map_err(KernelError::Tracer)??;
+    let found = kernel.tracer().run(work).map_err(KernelError::Tracer)?;
+    drop(still);
+    let mut found = found?;
+    let repeat = repeat(kernel, &groups, &found.collector);
     let collector = &mut found.collector;
+    let own_clocks = kernel.time().saved(found.clocks.realtime);
+    let own_clocks = own_clocks.map_err(|_| {
+        SaveError::refused("the host's vDSO, through which programs read clocks, is not known")
+    })?;
     let sandbox = Sandbox {
         run: Run {
             spec: facts.spec.clone(),
@@ -370,8 +349,11 @@ fn captured(
             cpu_us,
         },
         clocks: found.clocks,
+        own_clocks,
+        repeat,
         spaces: std::mem::take(&mut found.spaces),
         processes: std::mem::take(&mut found.processes),
+        sharing: std::mem::take(&mut found.sharing),
         files: std::mem::take(&mut collector.files),
         tables: std::mem::take(&mut found.tables),
         shared: std::mem::take(&mut collector.shared),
@@ -383,6 +365,21 @@ fn captured(
         terminal: own_terminal(facts, &groups)?,
     };
     Ok((sandbox, found))
+}
+
+/// What a run with `--deterministic` goes on with. `groups`: as below.
+fn repeat(kernel: &Kernel, groups: &[(i32, i32)], collector: &Collector) -> Option<SavedRepeat> {
+    let randomness = kernel.saved_randomness(&groups.iter().copied().collect())?;
+    let listing = |(index, file): (usize, &OpenFile)| {
+        let (FileKind::Path { identity, .. } | FileKind::Deleted { identity, .. }) = &file.kind
+        else {
+            return None;
+        };
+        let found = kernel.saved_listing(identity.inode, file.position)?;
+        Some(SavedListing { file: index as u32, ..found })
+    };
+    let listings = collector.files.iter().enumerate().filter_map(listing).collect();
+    Some(SavedRepeat { randomness, devices: collector.known.open_devices(), listings })
 }
 
 /// The terminal of the run's program. `groups`: numbers of processes on the host and for the guest.
@@ -405,15 +402,18 @@ fn write(
     let mut state = Vec::new();
     ciborium::into_writer(sandbox, &mut state)
         .map_err(|error| SaveError::failed("the state cannot be written", error))?;
-    let disk = out.try_clone().map_err(|error| SaveError::failed("the image", error))?;
     let contents = &found.collector.contents;
     let total = contents.iter().map(Content::bytes).sum::<u64>() + state.len() as u64;
-    let out = Counted { out, so_far: Progress { done: 0, total }, tell: Arc::clone(progress) };
-    let mut writer = Writer::begin_in_background(out, features, &state, options.compression)?;
-    contents.iter().try_for_each(|content| content.write(&mut writer))?;
+    let out = Out::new(out, total, Arc::clone(progress));
+    let place = out.place();
+    let mut writer = Writer::begin_in(out, place, features, &state, options.compression)?;
+    // An overlay is to know what it was saved with, if it stays behind.
+    let layers = sandbox.overlay.as_ref().filter(|_| !options.leave_running);
+    let sum =
+        content::write(contents, &layers.map(Overlay::objects).unwrap_or_default(), &mut writer)?;
     let (mut out, summary) = writer.finish()?;
     out.flush().map_err(|error| SaveError::failed("the image cannot be written", error))?;
-    match disk.sync_all() {
+    match out.file().sync_all() {
         Ok(()) => {}
         // A pipe has no disk.
         Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EROFS)) => {}
@@ -423,6 +423,6 @@ fn write(
     }
     let threads = sandbox.processes.iter().map(|process| process.threads.len() as u64).sum();
     let processes = sandbox.processes.len() as u64;
-    let mark = sandbox.overlay.as_ref().map(|overlay| overlay.mark(&state));
+    let mark = layers.map(|overlay| [&overlay.mark(&state)[..], &sum].concat());
     Ok((Saved { bytes: summary.bytes, processes, threads, pause: Duration::ZERO }, mark))
 }

@@ -7,9 +7,15 @@
 
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
-use sha2::{Digest, Sha256};
 
+use crate::save::sharing::{Apart, Sharing};
 use crate::save::timers::Timer;
+use crate::sentry::SavedRepeat;
+use crate::timekeeping::SavedClocks;
+
+mod trees;
+
+pub use trees::{Layer, Overlay, Tree, TreeEntry, TreeKind};
 
 /// Where content lies in the memory section. Numbers are given once for a whole image.
 pub type Object = u32;
@@ -21,10 +27,19 @@ pub struct Sandbox {
     pub run: Run,
     /// The guest's clocks at the moment of the save.
     pub clocks: Clocks,
+    /// The clocks of the run's own, if it has any; the others are those of its kernel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own_clocks: Option<SavedClocks>,
+    /// What a run with `--deterministic` goes on with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repeat: Option<SavedRepeat>,
     /// The address spaces.
     pub spaces: Vec<Space>,
     /// The processes; a parent comes before its children.
     pub processes: Vec<Process>,
+    /// What tasks share that others do not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sharing: Vec<Sharing>,
     /// Open file descriptions, by number. Each is restored once, whoever shares it.
     pub files: Vec<OpenFile>,
     /// Descriptor tables.
@@ -335,6 +350,9 @@ pub struct Thread {
     /// CPU time so far, microseconds: user and system.
     #[serde(default)]
     pub cpu_us: [u64; 2],
+    /// It does not share with the first thread of its process what threads usually do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub apart: Option<Apart>,
 }
 
 /// A descriptor table.
@@ -373,7 +391,7 @@ pub struct OpenFile {
 /// A lock on a file (proc_locks(5)).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lock {
-    /// POSIX: the process that holds it; 0: the description does (OFD, flock).
+    /// POSIX: the task whose table holds it; 0: the description does (OFD, flock).
     pub pid: i32,
     /// flock(2), not fcntl(2).
     pub whole: bool,
@@ -473,98 +491,6 @@ pub struct Pipe {
     pub content: ByteBuf,
     /// O_DIRECT: lengths of the packets in it.
     pub packets: Option<Vec<u32>>,
-}
-
-/// Overlays of a run: what it has changed of the host's directories.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Overlay {
-    /// The number of the image: 16 random bytes. An overlay that is kept on the host has it as well ([`Overlay::mark`]),
-    /// if the save has ended its run and no other has used it since.
-    pub number: ByteBuf,
-    /// The directories of `--overlay`.
-    pub directories: Vec<ByteBuf>,
-    /// When its runs began: seconds and nanoseconds of the host's clock.
-    pub starts: Vec<(i64, i64)>,
-    /// Its layers.
-    pub layers: Vec<Layer>,
-}
-
-impl Overlay {
-    /// What an overlay that is kept has of the image whose state is written like this: its number, and the SHA-256
-    /// of that. So what is in the layers cannot be taken out of the image and the number left in.
-    pub fn mark(&self, state: &[u8]) -> Vec<u8> {
-        [&self.number[..], &Sha256::digest(state)].concat()
-    }
-}
-
-/// A layer of an overlay.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Layer {
-    /// If the run used it: whether it showed a copy of names alone.
-    pub skeleton: Option<bool>,
-    /// Directories in it that were made beforehand: their attributes mean nothing.
-    pub scaffold: Vec<ByteBuf>,
-    /// What is in it; the target is the directory that it changes.
-    pub tree: Tree,
-}
-
-/// Content of a file system in memory, or of a layer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Tree {
-    /// Where it is mounted.
-    pub target: ByteBuf,
-    /// Its files; a directory comes before what is in it.
-    pub entries: Vec<TreeEntry>,
-}
-
-/// A file in a [`Tree`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TreeEntry {
-    /// Below the target, without a slash in front; empty: the root.
-    pub path: ByteBuf,
-    /// st_mode.
-    pub mode: u32,
-    /// Owner, as the guest numbers it.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// Times of access and change of content, nanoseconds.
-    pub times: [i64; 2],
-    /// Extended attributes.
-    pub attributes: Vec<(ByteBuf, ByteBuf)>,
-    /// What kind.
-    pub kind: TreeKind,
-}
-
-/// What a [`TreeEntry`] is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum TreeKind {
-    /// A directory.
-    Directory,
-    /// A file with content.
-    File {
-        /// Its content.
-        object: Object,
-        /// Bytes.
-        size: u64,
-    },
-    /// A file with little content, or none.
-    Small {
-        /// Its content; zeros follow.
-        content: ByteBuf,
-        /// Bytes.
-        size: u64,
-    },
-    /// Another name of the file at this path in the same tree.
-    Link(ByteBuf),
-    /// A symbolic link.
-    Symlink(ByteBuf),
-    /// A FIFO.
-    Fifo,
-    /// The mark that union file systems leave where a file was: a device of number 0.
-    Whiteout,
-    /// A unix socket; bound again by whoever holds it, left alone if nobody does.
-    Socket,
 }
 
 #[cfg(test)]

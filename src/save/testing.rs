@@ -23,8 +23,11 @@ pub(crate) fn empty() -> Sandbox {
     Sandbox {
         run,
         clocks: Clocks::default(),
+        own_clocks: None,
+        repeat: None,
         spaces: Vec::new(),
         processes: Vec::new(),
+        sharing: Vec::new(),
         files: Vec::new(),
         tables: Vec::new(),
         shared: Vec::new(),
@@ -40,6 +43,7 @@ pub(crate) fn empty() -> Sandbox {
 /// A maker that runs on the host, for as long as `work` takes.
 pub(crate) fn with_maker<T>(sandbox: &Sandbox, work: impl FnOnce(&mut Maker<'_>) -> T) -> T {
     let (mut child, mut hand, courier) = plant();
+    let gate = crate::notify::Gate::default();
     let mut maker = Maker {
         hand: &mut hand,
         courier: &courier,
@@ -48,6 +52,9 @@ pub(crate) fn with_maker<T>(sandbox: &Sandbox, work: impl FnOnce(&mut Maker<'_>)
         shared: Vec::new(),
         sinks: HashMap::new(),
         finishes: Vec::new(),
+        hands: Default::default(),
+        gate: &gate,
+        devices: Vec::new(),
     };
     let result = work(&mut maker);
     child.kill().unwrap();

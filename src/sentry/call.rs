@@ -54,6 +54,11 @@ impl<'c> Call<'c> {
 }
 
 impl TaskCall {
+    /// The same call for what answers at once.
+    pub fn as_call(&self) -> Call<'_> {
+        Call { kernel: &self.kernel, row: self.row, trapped: &self.trapped }
+    }
+
     /// The registers and the thread.
     pub fn received(&self) -> &Received {
         self.trapped.received()

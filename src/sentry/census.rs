@@ -21,7 +21,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::kernel::{Kernel, KernelError};
+use super::kernel::Kernel;
+use super::kernel_error::KernelError;
 use super::kin::Family;
 use super::stat::{Stat, ticks};
 use crate::sys::id_map::IdMap;
@@ -176,6 +177,12 @@ impl Kernel {
         // just now.
         self.while_stopped(|| self.reading().and_then(|reading| self.describe(&reading)))
             .or_else(|_| self.describe(&before))
+    }
+
+    /// The numbers of the guest processes by one reading of /proc, as the host numbers them: all that are there
+    /// from its begin to its end; of those that come or go meanwhile any.
+    pub fn guests_there(&self) -> Result<Vec<i32>, KernelError> {
+        Ok(self.members()?.into_iter().map(|member| member.pid).collect())
     }
 
     /// The guest processes of one reading of /proc.

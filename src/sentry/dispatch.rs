@@ -81,6 +81,26 @@ impl Kernel {
         }
     }
 
+    /// As [`Kernel::refuse`], where the guest chooses what it asks for.
+    pub(super) fn refuse_one_of_many(
+        &self,
+        tid: i32,
+        what: &str,
+        reason: &'static str,
+        remedy: &'static str,
+    ) {
+        let name = || comm(tid);
+        if self.refusals().note_one_of_many(what, reason, remedy, name) {
+            let comm = name().unwrap_or_default();
+            self.emit(&Event::Refused {
+                tid,
+                comm,
+                call: what.to_owned(),
+                reason: reason.to_owned(),
+            });
+        }
+    }
+
     fn refuse_unknown(&self, received: &Received) -> Answer {
         self.report_unimplemented(received.tid, &format!("syscall {}", received.number));
         Answer::Fail(Errno::ENOSYS)

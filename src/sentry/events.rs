@@ -44,6 +44,19 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// A guest has begun to connect to a host that may be reached, or to send it datagrams.
+    Connected {
+        /// The thread.
+        tid: i32,
+        /// Its name.
+        comm: String,
+        /// The address, with its port.
+        address: String,
+        /// `tcp` or `udp`.
+        transport: String,
+        /// What the address is known by, if anything.
+        name: Option<String>,
+    },
     /// A program was started by the sandbox: the run's own, or one of `sandbox exec`.
     Started {
         /// Its process; 0 where the host gave no number.
@@ -94,13 +107,20 @@ pub enum Event {
 impl Event {
     /// Whether guests can cause it at will, as often as they like.
     fn is_rate_limited(&self) -> bool {
-        matches!(self, Event::Unimplemented { .. } | Event::Refused { .. } | Event::Exec { .. })
+        matches!(
+            self,
+            Event::Unimplemented { .. }
+                | Event::Refused { .. }
+                | Event::Exec { .. }
+                | Event::Connected { .. }
+        )
     }
 
     fn level(&self) -> Level {
         match self {
             Event::Started { .. }
             | Event::Exec { .. }
+            | Event::Connected { .. }
             | Event::Exited { .. }
             | Event::Paused { .. }
             | Event::Resumed => Level::Info,
@@ -131,6 +151,11 @@ impl std::fmt::Display for Event {
             Event::Suppressed { count } => write!(f, "{count} events were suppressed"),
             Event::Refused { tid, comm, call, reason } => {
                 write!(f, "refused: {call} to {} ({tid}): {reason}", Plain(comm))
+            }
+            Event::Connected { tid, comm, address, transport, name } => {
+                let name =
+                    name.as_ref().map(|name| format!(" ({})", Plain(name))).unwrap_or_default();
+                write!(f, "connected: {} ({tid}) to {address}/{transport}{name}", Plain(comm))
             }
             Event::Started { path, container, .. } => {
                 write!(f, "started: {}{}", Plain(path), In(container))

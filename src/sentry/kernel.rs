@@ -12,8 +12,8 @@
 //!       Task::filters
 //!         Undelivered::results, Refusals::kinds, Keepers::all, Accounting::notes, Group::found,
 //!         RunTime, Load::inner, Tracer::thread, Progress::running, Gate::inner, Events::limit, Events::recent,
-//!         KernelLog::ring, Timekeeper::realtime, Remade::calls, Lazy::failed,
-//!         Sessions::inner, Starts::inner, Listings::inner, Randomness::inner   (leaves)
+//!         KernelLog::ring, Timekeeper::realtime, Remade::inner, Lazy::failed, Paths::renames,
+//!         Sessions::inner, Starts::inner, Listings::inner, Randomness::inner, Beliefs::inner, FileBeliefs::*  (leaves)
 //! ```
 
 use std::collections::HashMap;
@@ -27,10 +27,14 @@ use tokio::sync::watch;
 use super::accounting::Accounting;
 use super::carried::Carried;
 use super::census::Keepers;
+use super::credentials::Beliefs;
 use super::events::{Event, Events};
 use super::features::Features;
 use super::file_log::FileLog;
+use super::kernel_error::KernelError;
 use super::log::{KernelLog, Level};
+use super::net::Network;
+use super::paths::{Paths, Rules};
 use super::pause::Pause;
 use super::refusals::Refusals;
 use super::repeatable::Repeatable;
@@ -64,118 +68,6 @@ pub struct KernelArgs {
     pub time: Time,
 }
 
-/// Why there is no kernel, or why it does not do what it was asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum KernelError {
-    /// `features` lacks ALWAYS: the refused and handled rows would run natively.
-    FeaturesWithoutAlways,
-    /// No init was given.
-    NoInit,
-    /// `start` was called a second time.
-    AlreadyStarted,
-    /// There is no program to signal: not started, or ended.
-    NoTasks,
-    /// The host refused a signal.
-    Signal(Errno),
-    /// The guest has no process of this number.
-    NoSuchTask(i32),
-    /// The processes could not be listed.
-    Census(Errno),
-    /// There is no pause to undo.
-    NotPaused,
-    /// A pause is in effect: no program can be started.
-    Paused,
-    /// A program is just being started and does not come to run: no pause can begin.
-    Starting,
-    /// This thread (as the host numbers it) cannot be stopped, since another one traces it.
-    Traced {
-        /// The thread.
-        task: i32,
-        /// The one that traces it.
-        tracer: i32,
-    },
-    /// The host does not let this thread be traced.
-    NotStoppable(i32, Errno),
-    /// This thread was asked to stop and does not.
-    NotStopping {
-        /// The thread.
-        task: i32,
-        /// Its state, one letter, as in ps(1).
-        state: char,
-        /// The number of the system call that it is in, if any and if the host tells.
-        call: Option<i64>,
-    },
-    /// Processes are made faster than they can be found.
-    Storm,
-    /// There is no thread that could trace.
-    Tracer(Errno),
-}
-
-impl std::fmt::Display for KernelError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            KernelError::FeaturesWithoutAlways => {
-                f.write_str("the kernel's features lack ALWAYS, without which nothing is refused")
-            }
-            KernelError::NoInit => f.write_str("the kernel was given no init process"),
-            KernelError::AlreadyStarted => f.write_str("kernel already started"),
-            KernelError::NoTasks => f.write_str("kernel contains no tasks"),
-            KernelError::Signal(errno) => write!(f, "cannot signal the program: {}", errno.desc()),
-            KernelError::NoSuchTask(pid) => {
-                write!(f, "the sandbox has no process {pid}; `sandbox ps ID` shows those it has")
-            }
-            KernelError::Paused => {
-                f.write_str("it is paused, and no program can be started; resume it first")
-            }
-            KernelError::Starting => f.write_str(
-                "a program is just being started and does not come to run; try again in a moment",
-            ),
-            KernelError::NotPaused => f.write_str("the sandbox is not paused"),
-            KernelError::Traced { task, tracer } => write!(
-                f,
-                "cannot pause the sandbox: thread {} is traced by {}; end that one first",
-                named(*task),
-                named(*tracer)
-            ),
-            KernelError::NotStoppable(task, errno) => write!(
-                f,
-                "cannot pause the sandbox: the host does not let thread {} be traced: {}",
-                named(*task),
-                errno.desc()
-            ),
-            KernelError::NotStopping { task, state, call } => {
-                write!(f, "cannot pause the sandbox: thread {} does not stop", named(*task))?;
-                write!(f, " (state {state}")?;
-                if let Some(number) = call {
-                    write!(f, ", in system call {number}")?;
-                }
-                write!(f, "); it waits in the host's kernel, see /proc/{task}/wchan")
-            }
-            KernelError::Storm => f.write_str(
-                "cannot pause the sandbox: it makes processes faster than they can be found; \
-                 try again when the host has more time for it, or end it with `sandbox kill`",
-            ),
-            KernelError::Tracer(errno) => {
-                write!(f, "cannot trace the sandbox's threads: {}", errno.desc())
-            }
-            KernelError::Census(errno) => write!(
-                f,
-                "cannot list the sandbox's processes in /proc: {}; mount a proc of this pid namespace there",
-                errno.desc()
-            ),
-        }
-    }
-}
-
-impl std::error::Error for KernelError {}
-
-/// A thread in words, with its name without what would move a terminal's cursor.
-fn named(tid: i32) -> String {
-    let name = super::task::comm(tid).unwrap_or_default();
-    let name: String = name.chars().filter(|c| !c.is_control()).collect();
-    if name.is_empty() { tid.to_string() } else { format!("{tid} ({name})") }
-}
-
 /// The kernel of one sandbox. Made once, started once.
 #[derive(Debug)]
 pub struct Kernel {
@@ -196,11 +88,18 @@ pub struct Kernel {
     /// The filters that guests have loaded. Protected by itself, a leaf of the lock order.
     filters: super::filter_log::FilterLog,
     carried: Arc<Carried>,
+    credentials: Beliefs,
     pub(super) lazy: OnceLock<Arc<super::lazy::Lazy>>,
     /// With [`Features::FILE_LOG`].
     file_log: Option<FileLog>,
     overlays: super::overlays::Overlays,
+    /// With [`Features::ROOT`].
+    beliefs: Option<super::beliefs::FileBeliefs>,
+    /// With [`Features::PATTERNS`].
+    paths: OnceLock<Paths>,
     pub(super) repeatable: Repeatable,
+    /// With [`Features::NETWORK`]; set before the first guest is served.
+    network: OnceLock<Arc<Network>>,
     pub(super) keepers: Keepers,
     pub(super) accounting: Accounting,
     pub(super) pausing: Pause,
@@ -245,13 +144,17 @@ impl Kernel {
             tasks: TaskSet::default(),
             filters: super::filter_log::FilterLog::default(),
             carried: Arc::default(),
+            credentials: Beliefs::default(),
             lazy: OnceLock::new(),
             file_log: args
                 .features
                 .contains(Features::FILE_LOG)
                 .then(|| FileLog::new(!args.features.contains(Features::LEARN))),
             overlays: super::overlays::Overlays::default(),
+            beliefs: args.features.contains(Features::ROOT).then(Default::default),
+            paths: OnceLock::new(),
             repeatable: Repeatable::default(),
+            network: OnceLock::new(),
             keepers,
             accounting: Accounting::new(args.init_pid),
             pausing: Pause::default(),
@@ -310,9 +213,34 @@ impl Kernel {
         }
     }
 
+    /// Rules are about names that may come to be. Once, before there are guests.
+    pub fn judge_names(&self, rules: Arc<dyn Rules>) {
+        let _ = self.paths.set(Paths::new(rules));
+    }
+
+    /// What performs calls on paths, if that is the sentry.
+    pub(super) fn paths(&self) -> Option<&Paths> {
+        self.paths.get()
+    }
+
     /// Which files lie in overlays of the run.
     pub(super) fn overlays(&self) -> &super::overlays::Overlays {
         &self.overlays
+    }
+
+    /// Guests reach what this lets them. Once, before there are any.
+    pub fn connect(&self, network: Arc<Network>) {
+        let _ = self.network.set(network);
+    }
+
+    /// What some hosts can be reached by, if that is so.
+    pub fn network(&self) -> Option<&Arc<Network>> {
+        self.network.get()
+    }
+
+    /// What guests believe of files, if they take themselves for root.
+    pub(super) fn beliefs(&self) -> Option<&super::beliefs::FileBeliefs> {
+        self.beliefs.as_ref()
     }
 
     /// What files the guests touch, if that is recorded.
@@ -380,6 +308,11 @@ impl Kernel {
     /// The CPU time that guests have brought along from an image.
     pub fn carried(&self) -> &Arc<Carried> {
         &self.carried
+    }
+
+    /// Who the guests of a run with [`Features::ROOT`] believe to be.
+    pub fn credentials(&self) -> &Beliefs {
+        &self.credentials
     }
 
     /// The guest's kernel log.

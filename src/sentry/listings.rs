@@ -23,6 +23,8 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::stat::fstat;
 use nix::unistd::{Whence, lseek};
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
 
 use crate::sys::listing::{self, Entry};
 
@@ -37,6 +39,9 @@ const MOST_KEPT: usize = 1 << 17;
 
 /// What a snapshot costs, counted in names.
 const OVERHEAD: usize = 8;
+
+/// NAME_MAX (limits.h).
+const LONGEST_NAME: usize = 255;
 
 /// No file system takes less (s_maxbytes of fs/super.c is MAX_NON_LFS where nobody sets it).
 const LAST_POSITION: usize = i32::MAX as usize;
@@ -180,7 +185,65 @@ impl Listings {
     }
 }
 
+/// A snapshot that somebody reads, as an image carries it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedListing {
+    /// Who reads: an index among the open files of the image.
+    pub file: u32,
+    /// The position before its first name.
+    pub base: u64,
+    /// Inode, kind and name of each entry.
+    pub entries: Vec<(u64, u8, ByteBuf)>,
+}
+
+impl Listings {
+    /// What is read at this position of a directory.
+    pub(super) fn saved(&self, key: Key, position: usize) -> Option<SavedListing> {
+        let (Snapshot { base, entries }, _) = self.find(key, position)?;
+        let entries = entries.iter().map(|it| (it.inode, it.kind, ByteBuf::from(&*it.name)));
+        Some(SavedListing { file: 0, base: base as u64, entries: entries.collect() })
+    }
+
+    /// A reader of this directory goes on. `None`: it makes no sense.
+    pub(super) fn resume(&self, directory: BorrowedFd<'_>, saved: &SavedListing) -> Option<()> {
+        let status = fstat(directory).ok()?;
+        let base = usize::try_from(saved.base).ok()?;
+        let is_name = |name: &[u8]| {
+            (1..=LONGEST_NAME).contains(&name.len()) && !name.iter().any(|it| b"\0/".contains(it))
+        };
+        let fits = base % STRIDE == 0
+            && saved.entries.len() <= MOST_NAMES
+            && base.checked_add(saved.entries.len())? <= LAST_POSITION;
+        if !fits || !saved.entries.iter().all(|(_, _, name)| is_name(name)) {
+            return None;
+        }
+        let entry = |(inode, kind, name): &(u64, u8, ByteBuf)| Entry {
+            inode: *inode,
+            kind: *kind,
+            name: name.as_slice().into(),
+        };
+        let entries = Arc::new(saved.entries.iter().map(entry).collect());
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.put((status.st_dev, status.st_ino), Snapshot { base, entries });
+        Some(())
+    }
+}
+
 impl Inner {
+    /// A snapshot with a place of its own among those of a directory.
+    fn put(&mut self, key: Key, snapshot: Snapshot) {
+        let added = weight(&snapshot);
+        let directory = self.directory(key);
+        match directory.binary_search_by_key(&snapshot.base, |it| it.base) {
+            // Another reader has brought it.
+            Ok(_) => {}
+            Err(at) => {
+                directory.insert(at, snapshot);
+                self.names += added;
+            }
+        }
+    }
+
     fn directory(&mut self, key: Key) -> &mut Directory {
         if let Some(old) = self.old.remove(&key) {
             self.names += old.iter().map(weight).sum::<usize>();
@@ -361,6 +424,38 @@ mod tests {
         place.make("z");
         assert_eq!(names(&second, &two, 3 * 24), [".", "..", "0"]);
         assert_eq!(names(&Listings::default(), &two, 4096), ["c", "d", "z"]);
+    }
+
+    #[test]
+    fn who_reads_goes_on_after_a_restore_whatever_has_changed() {
+        let place = Place::new("saved", &["a", "b", "c"]);
+        let (before, file, other) = (Listings::default(), place.open(), place.open());
+        assert_eq!(names(&before, &file, 3 * 24), [".", "..", "a"]);
+        place.make("aa");
+        assert_eq!(names(&before, &other, 4 * 24), [".", "..", "a", "aa"]);
+        let status = fstat(&file).unwrap();
+        let key = (status.st_dev, status.st_ino);
+        let after = Listings::default();
+        for file in [&other, &file, &file] {
+            let position = lseek(file, 0, Whence::SeekCur).unwrap() as usize;
+            let saved = before.saved(key, position).unwrap();
+            after.resume(file.as_fd(), &saved).unwrap();
+        }
+        place.remove("c");
+        assert_eq!(names(&after, &file, 4096), ["b", "c"]);
+        assert_eq!(names(&after, &other, 4096), ["b", "c"]);
+        assert_eq!(before.saved(key, 0), None);
+        let sound = SavedListing { file: 0, base: 0, entries: vec![(1, 8, ByteBuf::from("a"))] };
+        let named = |name: &[u8]| vec![(1, 8, ByteBuf::from(name))];
+        for bad in [
+            SavedListing { base: 1, ..sound.clone() },
+            SavedListing { base: u64::MAX / 2, ..sound.clone() },
+            SavedListing { entries: named(b""), ..sound.clone() },
+            SavedListing { entries: named(b"a/b"), ..sound.clone() },
+            SavedListing { entries: named(&[b'a'; 256]), ..sound },
+        ] {
+            assert_eq!(after.resume(file.as_fd(), &bad), None, "{bad:?}");
+        }
     }
 
     #[test]

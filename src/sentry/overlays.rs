@@ -5,6 +5,7 @@
 //! loss.
 
 use std::collections::HashSet;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::OnceLock;
 
 use crate::sys::generated;
@@ -28,7 +29,19 @@ impl Overlays {
             return false;
         }
         let mount = field("mnt_id:").and_then(|mount| mount.parse().ok());
-        mount.is_some_and(|mount: u64| self.mounts(tid).is_some_and(|all| all.contains(&mount)))
+        self.is_one(tid, mount)
+    }
+
+    /// Whether what a descriptor of the sentry's own stands for lies in one, as a guest sees it.
+    pub(super) fn holds(&self, tid: i32, file: BorrowedFd<'_>) -> bool {
+        let path = format!("/proc/self/fdinfo/{}", file.as_raw_fd());
+        let Ok(text) = generated::text(path) else { return false };
+        let mount = text.lines().find_map(|line| line.strip_prefix("mnt_id:"));
+        self.is_one(tid, mount.and_then(|mount| mount.trim().parse().ok()))
+    }
+
+    fn is_one(&self, tid: i32, mount: Option<u64>) -> bool {
+        mount.is_some_and(|mount| self.mounts(tid).is_some_and(|all| all.contains(&mount)))
     }
 
     fn mounts(&self, tid: i32) -> Option<&HashSet<u64>> {

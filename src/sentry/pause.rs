@@ -27,7 +27,8 @@ use nix::errno::Errno;
 use tokio::sync::watch;
 
 use super::events::Event;
-use super::kernel::{Kernel, KernelError};
+use super::kernel::Kernel;
+use super::kernel_error::KernelError;
 use super::stat::Stat;
 use super::task::Status;
 use super::tracer::{Tracees, Tracer};
@@ -107,9 +108,10 @@ impl Kernel {
         Ok(depth.tasks)
     }
 
-    /// The same at a moment when none sits in vfork(2) or is traced by the sentry for the time of one call, if
+    /// The same at a moment when none sits in vfork(2) or is traced by the sentry for the time of an exec, if
     /// one comes soon: such a thread cannot be looked at by the pause's tracer. Else, and where a pause is in
-    /// effect already, as [`Kernel::pause`] does. Gives what `before` found just before all were stopped.
+    /// effect already, as [`Kernel::pause`] does. Those that are traced while they wait in a call are let go for
+    /// that ([`super::sessions`]). Gives what `before` found just before all were stopped.
     pub fn pause_outside_vfork<B>(
         &self,
         mut before: impl FnMut() -> Result<B, KernelError>,
@@ -117,7 +119,7 @@ impl Kernel {
         let mut rest = FIRST_LOOK;
         loop {
             let found = before()?;
-            self.pause()?;
+            self.pause_without_waits()?;
             let at_vfork = self.on_tracer(Tracees::finish_calls)?;
             let is_over = {
                 let depth = self.pausing.lock();
@@ -132,6 +134,24 @@ impl Kernel {
             std::thread::sleep(rest);
             rest *= 2;
         }
+    }
+
+    /// [`Kernel::pause`], with no thread in a session that waits.
+    fn pause_without_waits(&self) -> Result<(), KernelError> {
+        let sessions = self.time().sessions();
+        sessions.give_up_waits();
+        let paused = self.pause().and_then(|_| {
+            let mut depth = self.pausing.lock();
+            if depth.in_session > 0 && depth.asked + depth.own > 1 {
+                // All stood still before; those that have been let go are to be stopped again.
+                let stopped = self.stop_all()?;
+                *depth =
+                    Depth { asked: depth.asked, own: depth.own, since: depth.since, ..stopped };
+            }
+            Ok(())
+        });
+        sessions.yield_no_more();
+        paused
     }
 
     /// Undoes one [`Kernel::pause`]; with the last, all go on.

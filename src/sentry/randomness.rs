@@ -24,6 +24,11 @@ use super::kernel::Kernel;
 use super::stat::Stat;
 use super::task::Status;
 
+mod saved;
+
+pub use saved::{SavedOrigin, SavedRandomness, SavedStream};
+pub(super) use saved::{halves, whole};
+
 /// What streams are made of.
 type Key = [u8; 32];
 
@@ -109,14 +114,22 @@ impl Randomness {
 
     /// A program has been executed by this process, and has not run yet. Gives what it finds at its start.
     pub(super) fn executed(&self, kernel: &Kernel, tgid: i32) -> Result<Begin, Errno> {
-        let Stat { start, parent, .. } = Stat::read(tgid).ok_or(Errno::ESRCH)?;
+        let Stat { start, .. } = Stat::read(tgid).ok_or(Errno::ESRCH)?;
         let program = self.program(tgid);
-        let is_known = self.lock().process(tgid, start).is_some();
-        // It was forked by its parent, unless that has ended.
-        let from = match is_known || is_outside(kernel, parent) {
-            true => Some((tgid, start)),
-            false => self.known(kernel, parent).ok().map(|start| (parent, start)),
-        };
+        let from = patiently(tgid, || {
+            let Stat { parent, .. } = Stat::read(tgid).ok_or(Errno::ESRCH)?;
+            let is_known = self.lock().process(tgid, start).is_some();
+            // It was forked by its parent, unless that has ended.
+            match is_known || is_outside(kernel, parent) {
+                true => Ok((tgid, start)),
+                false => self.climb(kernel, parent).map(|start| (parent, start)),
+            }
+        })
+        .ok();
+        if from.is_none() {
+            let why = "which program executed it cannot be found out";
+            kernel.let_through(tgid, "random bytes", why, "run it again");
+        }
         let mut inner = self.lock();
         let key = inner.origin(from).executes(&program);
         inner.insert(tgid, start, key);
@@ -126,6 +139,11 @@ impl Randomness {
     /// Fills the bytes from the stream of a thread's process.
     pub(super) fn fill(&self, kernel: &Kernel, tid: i32, bytes: &mut [u8]) -> Result<(), Errno> {
         self.with(kernel, tid, |process| process.stream.fill_bytes(bytes))
+    }
+
+    /// Makes sure that a thread's process has a stream.
+    pub(super) fn prepare(&self, kernel: &Kernel, tid: i32) -> Result<(), Errno> {
+        self.with(kernel, tid, |_| ())
     }
 
     /// A further stream for a thread's process, which somebody reads at leisure.
@@ -152,6 +170,11 @@ impl Randomness {
 
     /// Makes sure that the process has a stream; gives its start.
     fn known(&self, kernel: &Kernel, tgid: i32) -> Result<u64, Errno> {
+        patiently(tgid, || self.climb(kernel, tgid))
+    }
+
+    /// The same, unless one above it ends just now.
+    fn climb(&self, kernel: &Kernel, tgid: i32) -> Result<u64, Errno> {
         // From the process upwards to one that is known, or that was not forked from a program.
         let mut line = Vec::new();
         let mut pid = tgid;
@@ -220,13 +243,19 @@ impl Inner {
     }
 
     fn insert(&mut self, pid: i32, start: u64, key: Key) {
+        self.insert_at(pid, start, Origin::new(key), 0, 0);
+    }
+
+    /// One that has drawn so many words, and opened so many devices.
+    fn insert_at(&mut self, pid: i32, start: u64, origin: Origin, position: u128, opened: u64) {
         if self.processes.len() >= self.sweep_at.max(FIRST_SWEEP) {
             let is_alive = |pid: i32, start| Stat::read(pid).is_some_and(|it| it.start == start);
             self.processes.retain(|pid, process| is_alive(*pid, process.start));
             self.sweep_at = self.processes.len() * 2;
         }
-        let stream = ChaCha20Rng::from_seed(derived(&[&key, b"stream"]));
-        let process = Process { start, origin: Origin::new(key), stream, opened: 0 };
+        let mut stream = ChaCha20Rng::from_seed(derived(&[&origin.key, b"stream"]));
+        stream.set_word_pos(position);
+        let process = Process { start, origin, stream, opened };
         self.processes.insert(pid, process);
     }
 }
@@ -262,6 +291,19 @@ impl Begin {
             nanoseconds: (first % 1_000_000_000) as u32,
         }
     }
+}
+
+/// Tries again while the process is there: one above it has ended, and left it to another.
+fn patiently<T>(tgid: i32, mut attempt: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+    const MOST_ATTEMPTS: usize = 64;
+    let mut done = attempt();
+    for _ in 1..MOST_ATTEMPTS {
+        if done.is_ok() || Stat::read(tgid).is_none() {
+            break;
+        }
+        done = attempt();
+    }
+    done
 }
 
 /// Whether what this process starts is started from outside.

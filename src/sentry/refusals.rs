@@ -46,6 +46,31 @@ impl Refusals {
         true
     }
 
+    /// As [`Refusals::note`], where guests choose what is asked for: only the first few are kept apart.
+    pub fn note_one_of_many(
+        &self,
+        what: &str,
+        reason: &'static str,
+        remedy: &'static str,
+        comm: impl FnOnce() -> Option<String>,
+    ) -> bool {
+        const MOST: usize = 32;
+        let is_full = {
+            let kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
+            kinds.len() >= MOST && !kinds.contains_key(what)
+        };
+        match is_full {
+            true => self.note(
+                "what else was asked for",
+                "it was too much to be listed",
+                remedy,
+                1,
+                comm,
+            ),
+            false => self.note(what, reason, remedy, 1, comm),
+        }
+    }
+
     /// All of them, by name.
     pub fn all(&self) -> Vec<Refusal> {
         self.kinds.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()

@@ -10,13 +10,14 @@
 //!
 //! Nothing here is a wall: a guest that changes the timeout meanwhile deceives itself.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
 use super::call::Call;
 use super::carried::Used;
+use super::remade::{InterruptedWait, Remade};
 use super::rewind;
 use super::sessions::Unseized;
 use super::time::Time;
@@ -28,6 +29,9 @@ use crate::timekeeping::timeout::{Form, Timeout};
 
 /// ERESTARTNOINTR (include/linux/errno.h): the call is made again, whatever signal there is.
 const RESTART: i32 = 513;
+
+/// ERESTART_RESTARTBLOCK: gone on with by restart_syscall(2), unless a handler runs.
+const RESTART_BLOCK: i64 = -516;
 
 /// How a call is to be made.
 #[derive(Debug, Clone)]
@@ -44,6 +48,8 @@ pub(super) struct Change {
     pub(super) stamps: Option<Stamps>,
     /// CPU time to be added to what is told.
     pub(super) addition: Option<Addition>,
+    /// How long the call waits at most, by the host's clock, where that is a span.
+    pub(super) span: Option<Duration>,
     /// The result is the seconds left, rounded as alarm(2) does, of the second timeout below the
     /// stack.
     pub(super) result_is_left: bool,
@@ -59,6 +65,7 @@ impl Change {
             given_back: Vec::new(),
             stamps: None,
             addition: None,
+            span: None,
             result_is_left: false,
         }
     }
@@ -169,29 +176,6 @@ pub(super) enum When {
     OverTimeout,
 }
 
-/// The calls that are being made again, by thread: their own traps go on.
-#[derive(Debug, Default)]
-pub(super) struct Remade {
-    /// A leaf of the lock order.
-    calls: Mutex<HashMap<i32, (u32, [u64; 6])>>,
-}
-
-impl Remade {
-    /// Whether this is a call that has been changed already.
-    pub(super) fn has(&self, received: &Received) -> bool {
-        let calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
-        calls.get(&received.tid) == Some(&(received.number, received.args))
-    }
-
-    fn set(&self, tid: i32, call: Option<(u32, [u64; 6])>) {
-        let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
-        match call {
-            Some(call) => calls.insert(tid, call),
-            None => calls.remove(&tid),
-        };
-    }
-}
-
 /// Has the kernel make the call, and shows what it says of a file's stamps in the guest's time.
 pub(super) fn show_stamps(call: &Call<'_>, stamps: Stamps) -> Answer {
     remake(call, Change { stamps: Some(stamps), ..Change::nothing(call.received().number) })
@@ -214,13 +198,13 @@ pub(super) fn remake(call: &Call<'_>, change: Change) -> Answer {
         Some(_) => ("the CPU time from before the restore", "what it used since is told alone"),
     };
     let refuse = |why| {
-        kernel.refuse(received.tid, what, why, remedy);
+        kernel.let_through(received.tid, what, why, remedy);
         Answer::Continue
     };
     if !hand_over() {
         return refuse("the sandbox may make no more threads to wait with (ulimit -u)");
     }
-    match kernel.time().sessions().seize(call) {
+    match kernel.time().sessions().seize_to_remake(call) {
         Ok(()) => {}
         Err(Unseized::Ended | Unseized::Init) => return Answer::Continue,
         // It stops before it makes the call again, and is let go by then.
@@ -229,13 +213,16 @@ pub(super) fn remake(call: &Call<'_>, change: Change) -> Answer {
             return if stops { Answer::Restart(RESTART) } else { Answer::Continue };
         }
         Err(Unseized::Guest) => return refuse("another program of the sandbox traces it"),
+        Err(Unseized::Host) => return refuse("the host does not let it be traced"),
     }
     // The stop is asked for first: with nothing pending the code would reach the guest.
     kernel.time().sessions().interrupt(received.tid);
     Answer::Restart(RESTART).then(move || {
         let time = kernel.time();
         let session = Session { received, change: &change, time };
-        session.run(time.remade());
+        if !session.run(time.remade()) {
+            kernel.let_through(received.tid, what, "its memory cannot be changed", remedy);
+        }
     })
 }
 
@@ -253,50 +240,75 @@ const ROOM: usize = 8;
 const RED_ZONE: u64 = 128;
 
 impl Session<'_> {
-    fn run(&self, remade: &Remade) {
+    /// Gives whether the call could be changed; if not, it is made as it is.
+    fn run(&self, remade: &Remade) -> bool {
         let tid = self.received.tid;
         let stopped = tracing::wait_any();
         let signal = match stopped {
             Ok((_, Stop::Event)) => return self.change_call(remade),
             Ok((_, Stop::Signal(signal))) => signal,
-            Ok((_, Stop::Gone)) | Err(_) => return self.time.sessions().renamed(tid, None),
+            Ok((_, Stop::Gone)) | Err(_) => {
+                self.time.sessions().renamed(tid, None);
+                return true;
+            }
             Ok(_) => 0,
         };
         self.time.sessions().let_go(tid, signal);
+        true
     }
 
     /// The thread is stopped on its way out of the call that was backed out.
-    fn change_call(&self, remade: &Remade) {
+    fn change_call(&self, remade: &Remade) -> bool {
         let tid = self.received.tid;
-        let prepared = self.prepare();
-        let Ok(Some((before, room))) = prepared else {
-            self.time.sessions().let_go(tid, 0);
-            return;
+        let (before, room) = match self.prepare() {
+            Ok(Some(prepared)) => prepared,
+            // It is another call, or the thread has been killed.
+            Ok(None) | Err(Errno::ESRCH) => {
+                self.time.sessions().let_go(tid, 0);
+                return true;
+            }
+            Err(_) => {
+                // Or it would be tried without end.
+                remade.let_pass(tid, (self.received.number, self.received.args));
+                self.time.sessions().let_go(tid, 0);
+                return false;
+            }
         };
+        // (An error: it has been killed.)
         if self.enter(&before, room.at, remade).is_err() {
             remade.set(tid, None);
             self.time.sessions().let_go(tid, 0);
-            return;
+            return true;
         }
         // In: the entry of the call. Out: its return. A signal before it: the call is made as it
         // was when the handler has run.
         let mut entered = false;
+        let end = self.change.span.and_then(|span| Instant::now().checked_add(span));
+        let sessions = self.time.sessions();
+        sessions.waits(tid);
         let signal = loop {
-            match tracing::wait_any() {
-                Ok((_, Stop::Call)) if !entered => {
+            match tracing::wait_any_or_nudge() {
+                // (An error, here and below: it has been killed, as the next wait will say.)
+                Ok(None) if sessions.is_to_yield() => {
+                    let _ = tracing::interrupt(tid);
+                }
+                Ok(None) => {}
+                Ok(Some((_, Stop::Call))) if !entered => {
                     entered = true;
-                    // (An error: it has been killed, as the next wait will say.)
                     let _ = tracing::go_on_to_call(tid);
                 }
-                Ok((_, Stop::Call)) => {
-                    let _ = self.leave(&before, &room);
+                Ok(Some((_, Stop::Call))) => {
+                    if let Ok(Some(interrupted)) = self.leave(&before, &room, end) {
+                        remade.note(tid, interrupted);
+                    }
                     break 0;
                 }
-                Ok((_, Stop::Gone)) | Err(_) => {
+                Ok(Some((_, Stop::Gone))) | Err(_) => {
                     remade.set(tid, None);
-                    return self.time.sessions().renamed(tid, None);
+                    self.time.sessions().renamed(tid, None);
+                    return true;
                 }
-                Ok((_, stop)) => {
+                Ok(Some((_, stop))) => {
                     room.restore(tid);
                     let _ = tracing::set_registers(tid, &before);
                     break if let Stop::Signal(signal) = stop { signal } else { 0 };
@@ -306,6 +318,7 @@ impl Session<'_> {
         // Before the thread runs on: its next call may be changed by another session.
         remade.set(tid, None);
         self.time.sessions().let_go(tid, signal);
+        true
     }
 
     /// Checks that this is the call, and lays the timeout below the stack. `None`: it is another.
@@ -349,8 +362,14 @@ impl Session<'_> {
         tracing::go_on_to_call(tid)
     }
 
-    /// The call has returned: nothing of the change may be left.
-    fn leave(&self, before: &Registers, room: &Room) -> Result<(), Errno> {
+    /// The call has returned: nothing of the change may be left. Gives what it was if it goes on by
+    /// restart_syscall(2); `end`: until when it waits at most.
+    fn leave(
+        &self,
+        before: &Registers,
+        room: &Room,
+        end: Option<Instant>,
+    ) -> Result<Option<InterruptedWait>, Errno> {
         let tid = self.received.tid;
         let mut registers = tracing::registers(tid)?;
         for back in &self.change.given_back {
@@ -383,7 +402,14 @@ impl Session<'_> {
         registers.orig_rax = before.orig_rax;
         // Nor does it end by a signal that is kept only because the thread is traced.
         rewind::make_again(tid, &mut registers, 0);
-        tracing::set_registers(tid, &registers)
+        tracing::set_registers(tid, &registers)?;
+        let goes_on = registers.rax as i64 == RESTART_BLOCK;
+        Ok(goes_on.then_some(InterruptedWait {
+            number: before.orig_rax,
+            arguments,
+            rip: registers.rip,
+            end,
+        }))
     }
 
     fn show_stamps(&self, stamps: &Stamps) -> Result<(), Errno> {

@@ -6,12 +6,13 @@
 
 use std::collections::HashMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
 use super::call::Call;
 use crate::sys::generated;
+use crate::sys::nudge::Nudged;
 use crate::sys::tracing::{self, Stop};
 
 /// The sessions of one sandbox.
@@ -29,6 +30,10 @@ struct Inner {
     /// The threads, and whether their stop has been asked for.
     threads: HashMap<i32, bool>,
     held: bool,
+    /// The threads that wait in a call which is made again, and what waits for each.
+    waits: HashMap<i32, Nudged>,
+    /// They are let go at once, and none begins.
+    yields: bool,
 }
 
 /// Why a thread that has made a call gets no session.
@@ -43,16 +48,30 @@ pub(super) enum Unseized {
     Init,
     /// A debugger inside traces it, or it may not be traced.
     Guest,
+    /// The host cannot do it now, for lack of memory, say.
+    Host,
 }
 
 /// How often is looked whether a thread that is held in a pause was killed. No descriptor tells that of
 /// one thread before Linux 6.9 (PIDFD_THREAD).
 const LOOK: Duration = Duration::from_millis(100);
 
+/// For a thread that does not leave its call (it waits for a disk, say).
+const LONGEST_YIELD: Duration = Duration::from_secs(1);
+
+/// How long until those are nudged once more that still wait.
+const SHORTEST_NUDGE: Duration = Duration::from_millis(1);
+
 /// So often a thread that nobody traces is tried: its tracer may just have let it go.
 const TRIES: u32 = 100;
 
 impl Sessions {
+    /// The same for a call that is to be made again: none begins while all are given up.
+    pub(super) fn seize_to_remake(&self, call: &Call<'_>) -> Result<(), Unseized> {
+        let yields = self.lock().yields;
+        if yields { Err(Unseized::Sentry) } else { self.seize(call) }
+    }
+
     /// Begins to trace the thread of a call.
     pub(super) fn seize(&self, call: &Call<'_>) -> Result<(), Unseized> {
         let tid = call.received().tid;
@@ -63,9 +82,11 @@ impl Sessions {
                     self.lock().threads.insert(tid, false);
                     return Ok(());
                 }
+                Err(Errno::ESRCH) => return Err(Unseized::Ended),
                 // EPERM is said of one that is about to end, too (ptrace_attach in kernel/ptrace.c).
-                Err(Errno::EPERM) if call.trapped().is_valid() => {}
-                Err(_) => return Err(Unseized::Ended),
+                Err(_) if !call.trapped().is_valid() => return Err(Unseized::Ended),
+                Err(Errno::EPERM) => {}
+                Err(_) => return Err(Unseized::Host),
             }
             if let Some(tracer) = tracer_of(tid, call.kernel.init_pid()) {
                 return Err(tracer);
@@ -107,7 +128,7 @@ impl Sessions {
     /// afterwards.
     pub(super) fn let_go(&self, tid: i32, signal: i32) {
         let mut inner = self.lock();
-        while inner.held {
+        while inner.held && !inner.yields {
             let waited = self.changed.wait_timeout(inner, LOOK);
             inner = waited.unwrap_or_else(PoisonError::into_inner).0;
             if tracing::any_has_ended() {
@@ -115,6 +136,7 @@ impl Sessions {
             }
         }
         inner.threads.remove(&tid);
+        inner.waits.remove(&tid);
         self.changed.notify_all();
         let done = tracing::detach(tid, signal);
         drop(inner);
@@ -127,8 +149,45 @@ impl Sessions {
     pub(super) fn renamed(&self, tid: i32, now: Option<i32>) {
         let mut inner = self.lock();
         inner.threads.remove(&tid);
+        inner.waits.remove(&tid);
         inner.threads.extend(now.map(|now| (now, true)));
         self.changed.notify_all();
+    }
+
+    /// The calling thread is about to wait until a call that `tid` makes again returns, which can be long.
+    pub(super) fn waits(&self, tid: i32) {
+        if let Ok(nudged) = Nudged::this_thread() {
+            self.lock().waits.insert(tid, nudged);
+        }
+    }
+
+    /// Whether a session that waits is to end its call and let the thread go.
+    pub(super) fn is_to_yield(&self) -> bool {
+        self.lock().yields
+    }
+
+    /// Has all that wait end their calls, as a signal would that does nothing, and let their threads go, which
+    /// whoever wants them can trace then. Until [`Sessions::yield_no_more`] no call is made again. Waits for that,
+    /// but not for long.
+    pub(super) fn give_up_waits(&self) {
+        let end = Instant::now() + LONGEST_YIELD;
+        let mut inner = self.lock();
+        inner.yields = true;
+        self.changed.notify_all();
+        let mut rest = SHORTEST_NUDGE;
+        while !inner.waits.is_empty() && Instant::now() < end {
+            // (Under the lock, which each of them takes before it does anything else.)
+            inner.waits.values().for_each(|waits| waits.nudge());
+            // One that was just about to wait has not been woken.
+            let waited = self.changed.wait_timeout(inner, rest);
+            inner = waited.unwrap_or_else(PoisonError::into_inner).0;
+            rest *= 2;
+        }
+    }
+
+    /// Undoes that.
+    pub(super) fn yield_no_more(&self) {
+        self.lock().yields = false;
     }
 
     /// Holds all of them, or holds them no more.

@@ -9,7 +9,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use nix::errno::Errno;
 
 use super::census::Member;
-use super::kernel::{Kernel, KernelError};
+use super::kernel::Kernel;
+use super::kernel_error::KernelError;
 use super::stat::Stat;
 use crate::sys::process;
 

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use super::kernel::{Kernel, KernelError};
+use super::kernel::Kernel;
+use super::kernel_error::KernelError;
 
 /// Those that are being started.
 #[derive(Debug, Default)]

@@ -24,6 +24,8 @@ pub(super) struct Stat {
     pub(super) threads: u64,
     /// In ticks since boot.
     pub(super) start: u64,
+    /// It has executed nothing since it was forked (PF_FORKNOEXEC of include/linux/sched.h).
+    pub(super) is_copy: bool,
 }
 
 impl Stat {
@@ -56,6 +58,7 @@ impl Stat {
         Some(Stat {
             comm,
             state: fields.first()?.chars().next()?,
+            is_copy: number(9)? & 0x40 != 0,
             parent: fields.get(1)?.parse().ok()?,
             cpu: ticks(number(14)? + number(15)?),
             threads: number(20)?,

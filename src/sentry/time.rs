@@ -3,10 +3,15 @@
 //! Owns which of the guest's programs have been told of them, and the calls that are being made
 //! again with another timeout. What a clock shows is the timekeeper's affair.
 
+use std::collections::HashMap;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::kernel::Kernel;
 use super::randomness::Begin;
-use super::remake::Remade;
+use super::remade::{InterruptedWait, Remade};
 use super::sessions::Sessions;
-use crate::timekeeping::{Namespace, NoVdso, Patch, TimeSpec, Timekeeper};
+use crate::timekeeping::{Namespace, NoVdso, Passed, Patch, SavedClocks, TimeSpec, Timekeeper};
 
 /// The clocks of one sandbox and what the sentry remembers for them.
 #[derive(Debug)]
@@ -14,6 +19,10 @@ pub struct Time {
     keeper: Timekeeper,
     remade: Remade,
     sessions: Sessions,
+    /// All programs that ran when the clock was first set have been told.
+    pub(super) told: OnceLock<()>,
+    /// Guests are put together from an image: what is executed is none of their programs.
+    grows: AtomicBool,
     /// `--time` was given. Immutable.
     own: bool,
     /// The guest is root inside and may set its clock. Immutable.
@@ -23,14 +32,68 @@ pub struct Time {
 impl Time {
     /// Clocks that start now. `root`: the guest is root inside.
     pub fn new(spec: Option<TimeSpec>, namespace: Namespace, root: bool) -> Time {
-        let keeper = Timekeeper::new(spec.as_ref(), namespace);
+        Time::with(Timekeeper::new(spec.as_ref(), namespace), spec.is_some(), root)
+    }
+
+    /// Clocks of the sandbox's own that go on from an image.
+    ///
+    /// # Errors
+    /// What is wrong with what was saved, as the end of a sentence.
+    pub fn resumed(
+        spec: &TimeSpec,
+        namespace: Namespace,
+        root: bool,
+        saved: &SavedClocks,
+        passed: Passed,
+    ) -> Result<Time, &'static str> {
+        let keeper = Timekeeper::resumed(spec, namespace, saved, passed)?;
+        let time = Time::with(keeper, true, root);
+        // A thread may be in the midst of that code, wherever it has stopped.
+        match time.code() {
+            Ok(code) if code == *saved.code => Ok(time),
+            Ok(_) => Err(
+                "its programs read the clock by code of another version of sandbox, or of another \
+                 kernel; restore it with that one",
+            ),
+            Err(NoVdso) => Err("the host's vDSO, through which programs read clocks, is not known"),
+        }
+    }
+
+    fn with(keeper: Timekeeper, own: bool, root: bool) -> Time {
         Time {
             keeper,
             remade: Remade::default(),
             sessions: Sessions::default(),
-            own: spec.is_some(),
+            told: OnceLock::new(),
+            grows: AtomicBool::new(false),
+            own,
             root,
         }
+    }
+
+    /// What an image keeps of clocks of the sandbox's own; `None`: they are the host's. `host`: the moment of the
+    /// save, by the host's time of day.
+    ///
+    /// # Errors
+    /// This host's vDSO is not known.
+    pub fn saved(&self, host: i64) -> Result<Option<SavedClocks>, NoVdso> {
+        if !self.own {
+            return Ok(None);
+        }
+        Ok(Some(SavedClocks { code: self.code()?.into(), ..self.keeper.saved(host) }))
+    }
+
+    fn code(&self) -> Result<Vec<u8>, NoVdso> {
+        Patch::new(&self.keeper, None).map(|patch| patch.code())
+    }
+
+    /// Guests are put together from an image, or are no more.
+    pub fn grow(&self, grows: bool) {
+        self.grows.store(grows, Ordering::SeqCst);
+    }
+
+    pub(super) fn is_growing(&self) -> bool {
+        self.grows.load(Ordering::SeqCst)
     }
 
     /// The same for a run that is to do the same whenever it is done ([`Timekeeper::repeating`]).
@@ -71,5 +134,18 @@ impl Time {
     pub fn patch(&self, begin: Option<Begin>) -> Result<Option<Patch>, NoVdso> {
         let begin = begin.map(|it| (it.random, it.nanoseconds));
         self.own.then(|| Patch::new(&self.keeper, begin)).transpose()
+    }
+}
+
+impl Kernel {
+    /// Calls whose timeout the sentry has changed and that a stop has interrupted, by thread: those that go on by
+    /// restart_syscall(2), if nothing has come of them since.
+    pub fn interrupted_waits(&self) -> HashMap<i32, InterruptedWait> {
+        self.time().remade().interrupted()
+    }
+
+    /// A thread that comes from an image goes on with such a wait.
+    pub fn note_wait(&self, tid: i32, wait: InterruptedWait) {
+        self.time().remade().note(tid, wait);
     }
 }

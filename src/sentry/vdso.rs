@@ -1,4 +1,4 @@
-//! Gives programs that are executed inside the sandbox's clock.
+//! Gives programs that are executed inside the sandbox's clock, and ends those that rules are against.
 //!
 //! Owns the ptrace(2) session that lasts from an exec's trap to its end, and telling running
 //! programs that the clock was set. What is written into them is `timekeeping`'s affair.
@@ -10,9 +10,12 @@ use std::sync::Arc;
 use nix::errno::Errno;
 
 use super::call::Call;
+use super::features::Features;
 use super::kernel::Kernel;
 use super::sessions::Unseized;
+use super::stat::Stat;
 use crate::notify::{Answer, hand_over};
+use crate::sys::process;
 use crate::sys::tracing::{self, Stop};
 
 const WHAT: &str = "the sandbox's clock";
@@ -20,6 +23,9 @@ const REMEDY: &str = "it sees the host's time; run it without --time";
 
 /// Lets the exec go on and changes the program's vDSO before the program runs.
 pub(super) fn follow_exec(call: &Call<'_>) -> Answer {
+    if call.kernel.time().is_growing() {
+        return Answer::Continue;
+    }
     hand_over();
     let tid = call.received().tid;
     let kernel = Arc::clone(call.kernel);
@@ -27,9 +33,13 @@ pub(super) fn follow_exec(call: &Call<'_>) -> Answer {
         Ok(()) => return Answer::Continue.then(move || attend(&kernel, tid)),
         // What attends to an exec that has failed sees the end of this one.
         Err(Unseized::Ended | Unseized::Sentry | Unseized::Init) => {}
-        Err(Unseized::Guest) => {
-            kernel.refuse(tid, WHAT, "another program of the sandbox traces it", REMEDY);
+        Err(Unseized::Guest) if kernel.features().contains(Features::VIRTUAL_TIME) => {
+            kernel.let_through(tid, WHAT, "another program of the sandbox traces it", REMEDY);
         }
+        Err(Unseized::Host) if kernel.features().contains(Features::VIRTUAL_TIME) => {
+            kernel.let_through(tid, WHAT, "the host does not let it be traced", REMEDY);
+        }
+        Err(Unseized::Guest | Unseized::Host) => {}
     }
     Answer::Continue
 }
@@ -44,13 +54,11 @@ fn attend(kernel: &Kernel, tid: i32) {
         Ok((now, Stop::Exec)) => {
             let (former, tid) = (tid, now);
             sessions.renamed(former, Some(tid));
-            let begin = kernel.randomness().map(|it| it.executed(kernel, tid)).transpose();
-            let done = begin.and_then(|begin| {
-                let patch = kernel.time().patch(begin).map_err(|_| Errno::ENOSYS)?;
-                patch.map_or(Ok(()), |patch| patch.apply(tid))
-            });
-            if done.is_err() {
-                kernel.refuse(tid, WHAT, "its file may be executed and not read", REMEDY);
+            if kernel.paths().is_some_and(|paths| paths.forbids_running(tid)) {
+                // It has not run an instruction, and will not: it can be let go after that.
+                let _ = process::signal_thread(tid, libc::SIGKILL);
+            } else if kernel.features().contains(Features::VIRTUAL_TIME) {
+                give_clock(kernel, tid);
             }
             return sessions.let_go(tid, 0);
         }
@@ -61,54 +69,72 @@ fn attend(kernel: &Kernel, tid: i32) {
     sessions.let_go(tid, signal);
 }
 
-/// Has every running program ask the sentry for the time of day from here on: the clock was set.
-///
-/// One word of each process changes, so it does not matter when. A process that is forked meanwhile
-/// from one not yet told is found by looking once more, until nobody new is there.
-pub(super) fn tell_of_setting(kernel: &Kernel, caller: i32) {
-    let Ok(Some(patch)) = kernel.time().patch(None) else { return };
-    let Some(offset) = patch.trapped() else { return };
-    let trapped = kernel.time().keeper().numbers(0).trapped;
-    let Ok(namespace) = std::fs::read_link(format!("/proc/{caller}/ns/pid")) else { return };
-    let mut told = HashSet::new();
-    const MOST_LOOKS: usize = 100;
-    for _ in 0..MOST_LOOKS {
-        let mut new = false;
-        for pid in processes() {
-            let inside = || std::fs::read_link(format!("/proc/{pid}/ns/pid"));
-            if !told.contains(&pid) && inside().is_ok_and(|found| found == namespace) {
-                told.insert(pid);
-                new = true;
-                if let Err(errno) = tell(pid, offset, trapped) {
-                    ::tracing::debug!(pid, %errno, "a program was not told that the clock was set");
-                }
-            }
-        }
-        if !new {
-            return;
+/// Changes a program that has been executed and is stopped before its first instruction.
+fn give_clock(kernel: &Kernel, tid: i32) {
+    let keeper = kernel.time().keeper();
+    let begin = kernel.randomness().map(|it| it.executed(kernel, tid)).transpose();
+    let was_set = keeper.generation() > 0;
+    let done = begin.and_then(|begin| {
+        let patch = kernel.time().patch(begin).map_err(|_| Errno::ENOSYS)?;
+        patch.map_or(Ok(()), |patch| patch.apply(tid))
+    });
+    match done {
+        // Set in between: whoever tells all programs of that may have come to this one too early.
+        Ok(()) if !was_set && keeper.generation() > 0 => kernel.tell_of_clock(tid),
+        // It has been killed.
+        Ok(()) | Err(Errno::ESRCH) => {}
+        Err(_) => {
+            kernel.let_through(tid, WHAT, "its file may be executed and not read", REMEDY);
         }
     }
 }
 
+/// Has every running program ask the sentry for the time of day from here on: the clock was set. Once is enough:
+/// what is executed later does so from its beginning.
+///
+/// One word of each process changes, so it does not matter when. A process that is forked meanwhile
+/// from one not yet told is found by looking once more, until nobody new is there.
+pub(super) fn tell_of_setting(kernel: &Kernel, caller: i32) {
+    // (Who sets it meanwhile waits, and finds its own program told.)
+    kernel.time().told.get_or_init(|| tell_all(kernel, caller));
+}
+
+fn tell_all(kernel: &Kernel, caller: i32) {
+    const MOST_LOOKS: usize = 100;
+    let mut told = HashSet::new();
+    for _ in 0..MOST_LOOKS {
+        let Ok(members) = kernel.members() else {
+            return kernel.let_through(caller, WHAT, "the programs cannot be listed", REMEDY);
+        };
+        let new: Vec<i32> =
+            members.iter().map(|it| it.pid).filter(|pid| told.insert(*pid)).collect();
+        if new.is_empty() {
+            return;
+        }
+        new.into_iter().for_each(|pid| kernel.tell_of_clock(pid));
+    }
+    kernel.let_through(caller, WHAT, "more programs are made than can be told", REMEDY);
+}
+
 impl Kernel {
-    /// The program `pid` (as the host numbers it) was just started by a keeper, which knows the clock as
-    /// it was when the sandbox began: if it was set since, the program asks the sentry from here on.
+    /// The program `pid` (as the host numbers it) may know the clock as it was when the sandbox began: if it was set
+    /// since, the program asks the sentry from here on.
     pub fn tell_of_clock(&self, pid: i32) {
         let time = self.time();
         if time.keeper().generation() == 0 {
             return;
         }
-        if let Ok(Some(offset)) = time.patch(None).map(|patch| patch.and_then(|it| it.trapped()))
-            && let Err(errno) = tell(pid, offset, time.keeper().numbers(0).trapped)
-        {
-            ::tracing::debug!(pid, %errno, "a program was not told that the clock was set");
+        let Ok(Some(offset)) = time.patch(None).map(|patch| patch.and_then(|it| it.trapped()))
+        else {
+            return;
+        };
+        let trapped = time.keeper().numbers(0).trapped;
+        // Its memory is another one's while it executes a program, which is told by who follows that.
+        let told = (0..3).any(|_| tell(pid, offset, trapped).is_ok());
+        if !told && Stat::read(pid).is_some_and(|stat| !matches!(stat.state, 'Z' | 'X')) {
+            self.let_through(pid, WHAT, "its memory cannot be changed", REMEDY);
         }
     }
-}
-
-fn processes() -> impl Iterator<Item = i32> {
-    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
 fn tell(pid: i32, offset: u64, trapped: u32) -> Result<(), Errno> {

@@ -78,6 +78,12 @@ pub fn attribute(path: &CStr, name: &CStr) -> Result<Vec<u8>, Errno> {
     whole(|at, length| unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), at, length) })
 }
 
+/// The same of what is at `path` itself.
+pub fn own_attribute(path: &CStr, name: &CStr) -> Result<Vec<u8>, Errno> {
+    // SAFETY: as above.
+    whole(|at, length| unsafe { libc::lgetxattr(path.as_ptr(), name.as_ptr(), at, length) })
+}
+
 /// Sets an extended attribute of what is at `path` (followed).
 pub fn set_attribute(path: &CStr, name: &CStr, value: &[u8]) -> Result<(), Errno> {
     // SAFETY: both strings are NUL-terminated; pointer and length are those of a valid slice.

@@ -40,7 +40,7 @@ pub fn compare(a: Place, b: Place) -> Result<Ordering, Errno> {
     kcmp(a.0, b.0, KCMP_FILE, a.1 as c_ulong, b.1 as c_ulong)
 }
 
-/// What whole processes may have in common.
+/// What processes and threads may have in common.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Common {
     /// The address space.
@@ -51,9 +51,11 @@ pub enum Common {
     Directory = 3,
     /// What signals do.
     Handlers = 4,
+    /// The list of System V semaphore adjustments; those without any have the same.
+    Adjustments = 6,
 }
 
-/// Whether two processes have something in common, and else an order, as [`compare`] does.
+/// Whether two of them have something in common, and else an order, as [`compare`] does.
 pub fn compare_common(a: pid_t, b: pid_t, what: Common) -> Result<Ordering, Errno> {
     kcmp(a, b, what as c_int, 0, 0)
 }
@@ -68,9 +70,23 @@ pub fn compare_epoll(a: Place, epoll: Place, target: u32, which: u32) -> Result<
 
 /// A copy of another process's descriptor, close-on-exec (pidfd_getfd(2)).
 pub fn copy(pidfd: BorrowedFd<'_>, fd: RawFd) -> Result<OwnedFd, Errno> {
+    copy_by_number(pidfd.as_raw_fd(), fd)
+}
+
+/// As [`copy`], where the process is known by the number of a descriptor.
+pub fn copy_by_number(pidfd: RawFd, fd: RawFd) -> Result<OwnedFd, Errno> {
     // SAFETY: plain numbers.
-    let done = unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) };
+    let done = unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd, fd, 0) };
     Errno::result(done).map(|fd| adopt(fd as RawFd))
+}
+
+/// Has an epoll instance watch descriptor `fd` of the calling thread (epoll_ctl(2), EPOLL_CTL_ADD).
+pub fn watch(epoll: BorrowedFd<'_>, fd: RawFd, events: u32, data: u64) -> Result<(), Errno> {
+    let mut event = libc::epoll_event { events, u64: data };
+    // SAFETY: the kernel reads one epoll_event.
+    let done =
+        unsafe { libc::epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, fd, &raw mut event) };
+    Errno::result(done).map(drop)
 }
 
 /// How many bytes can be read at once (FIONREAD).

@@ -132,6 +132,28 @@ pub fn close_now(fd: RawFd) -> Result<(), Errno> {
     Errno::result(unsafe { libc::close(fd) }).map(drop)
 }
 
+/// Gives up the ownership of a descriptor: its number is all that is left of it.
+pub fn leak(fd: OwnedFd) -> RawFd {
+    std::os::fd::IntoRawFd::into_raw_fd(fd)
+}
+
+/// Closes all descriptors but `keep`, of whoever has just got a table of its own (close_range(2), Linux 5.9). Child
+/// side.
+pub fn close_all_but(keep: RawFd) -> Result<(), Errno> {
+    let close = |first: c_uint, last: c_uint| {
+        if first > last {
+            return Ok(());
+        }
+        // SAFETY: plain numbers; nobody else uses this table.
+        Errno::result(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) }).map(drop)
+    };
+    let keep = keep as c_uint;
+    if keep > 0 {
+        close(0, keep - 1)?;
+    }
+    close(keep + 1, c_uint::MAX)
+}
+
 /// Device and inode of an open file.
 pub fn identity(fd: BorrowedFd<'_>) -> Result<(u64, u64), Errno> {
     status(fd).map(|stat| (stat.st_dev, stat.st_ino))
@@ -140,6 +162,18 @@ pub fn identity(fd: BorrowedFd<'_>) -> Result<(u64, u64), Errno> {
 /// Whether an open file is a directory.
 pub fn is_directory(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
     status(fd).map(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFDIR)
+}
+
+/// The number of the mount that a descriptor (O_PATH too) is on (statx(2), STATX_MNT_ID, Linux 5.8). ENOSYS: the
+/// kernel does not tell.
+pub fn mount_number(fd: BorrowedFd<'_>) -> Result<u64, Errno> {
+    // SAFETY: an all-zero statx is valid.
+    let mut found: libc::statx = unsafe { std::mem::zeroed() };
+    let flags = libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW;
+    let (raw, path, mask) = (fd.as_raw_fd(), c"".as_ptr(), libc::STATX_MNT_ID);
+    // SAFETY: an empty string and one statx for the kernel to write.
+    Errno::result(unsafe { libc::statx(raw, path, flags, mask, &mut found) })?;
+    if found.stx_mask & libc::STATX_MNT_ID == 0 { Err(Errno::ENOSYS) } else { Ok(found.stx_mnt_id) }
 }
 
 fn status(fd: BorrowedFd<'_>) -> Result<libc::stat, Errno> {

@@ -8,6 +8,10 @@ use nix::errno::Errno;
 /// The most descriptors of one message.
 pub const MOST: usize = 6;
 
+/// The flags of each message that is sent: no signal where the other side is gone. The rest says nothing to sockets of
+/// this kind, and tells these messages from those of programs.
+pub const FLAGS: c_int = libc::MSG_NOSIGNAL | libc::MSG_EOR | libc::MSG_CONFIRM;
+
 /// Room for one SCM_RIGHTS message with `MOST` descriptors, aligned as the kernel wants it.
 #[repr(C)]
 union Control {
@@ -62,7 +66,7 @@ fn transmit(
     }
     loop {
         // SAFETY: the message and all it points to are valid for the call.
-        let done = unsafe { libc::sendmsg(socket.as_raw_fd(), &message, libc::MSG_NOSIGNAL) };
+        let done = unsafe { libc::sendmsg(socket.as_raw_fd(), &message, FLAGS) };
         match Errno::result(done) {
             Err(Errno::EINTR) => {}
             done => return done.map(|count| count as usize),

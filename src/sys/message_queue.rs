@@ -1,8 +1,7 @@
-//! POSIX message queues by descriptor (mq_overview(7)), and undo lists of semaphores.
+//! POSIX message queues by descriptor (mq_overview(7)).
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use libc::pid_t;
 use nix::errno::Errno;
 
 /// mq_maxmsg, mq_msgsize and mq_curmsgs of a queue (mq_getattr(3)).
@@ -30,13 +29,4 @@ pub fn send(queue: BorrowedFd<'_>, message: &[u8], priority: u32) -> Result<(), 
     let (at, length) = (message.as_ptr().cast(), message.len());
     // SAFETY: the kernel reads as many bytes as given.
     Errno::result(unsafe { libc::mq_send(queue.as_raw_fd(), at, length, priority) }).map(drop)
-}
-
-/// Whether two processes have the same list of System V semaphore adjustments (kcmp(2),
-/// KCMP_SYSVSEM); those without any have the same.
-pub fn same_adjustments(one: pid_t, other: pid_t) -> Result<bool, Errno> {
-    const KCMP_SYSVSEM: libc::c_int = 6;
-    // SAFETY: plain numbers.
-    let done = unsafe { libc::syscall(libc::SYS_kcmp, one, other, KCMP_SYSVSEM, 0, 0) };
-    Errno::result(done).map(|order| order == 0)
 }

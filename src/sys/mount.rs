@@ -115,7 +115,8 @@ fn move_mount(tree: BorrowedFd<'_>, dir: c_int, target: &CStr, flags: c_uint) ->
     Errno::result(done).map(drop)
 }
 
-/// A detached overlay (Documentation/filesystems/overlayfs.rst): `lower` shows, `upper` takes the changes,
+/// A detached overlay (Documentation/filesystems/overlayfs.rst): `lower` shows (a layer in front, if there is one, and
+/// what lies behind), `upper` takes the changes,
 /// `work` is for the kernel. Its own attributes are in `user.overlay.*` (userxattr, Linux 5.11), which is
 /// what a user namespace may write; directories are never redirected and attributes never copied up alone
 /// then (ovl_fs_params_verify in fs/overlayfs/params.c), so that each entry of `upper` is whole.
@@ -123,7 +124,7 @@ fn move_mount(tree: BorrowedFd<'_>, dir: c_int, target: &CStr, flags: c_uint) ->
 /// The layers are given by descriptor: fsconfig(2) takes strings of 255 bytes at most, and the descriptors'
 /// own entries in /proc lead to the very directories that were opened (Linux 5.2).
 pub fn overlay(
-    lower: BorrowedFd<'_>,
+    (front, lower): (Option<BorrowedFd<'_>>, BorrowedFd<'_>),
     upper: BorrowedFd<'_>,
     work: BorrowedFd<'_>,
     attributes: u64,
@@ -153,7 +154,22 @@ pub fn overlay(
         };
         Errno::result(done).map(drop)
     };
-    for (key, fd) in [(c"lowerdir", lower), (c"upperdir", upper), (c"workdir", work)] {
+    match front {
+        None => set(FSCONFIG_SET_STRING, Some(c"lowerdir"), Some(&files::descriptor_path(lower)))?,
+        Some(front) => {
+            // Two paths with a colon between them, the upper one first.
+            let mut both = [0u8; 72];
+            let front = files::descriptor_path(front);
+            let (front, behind) = (front.to_bytes(), files::descriptor_path(lower));
+            let behind = behind.to_bytes();
+            both[..front.len()].copy_from_slice(front);
+            both[front.len()] = b':';
+            both[front.len() + 1..][..behind.len()].copy_from_slice(behind);
+            let both = CStr::from_bytes_until_nul(&both).unwrap_or_default();
+            set(FSCONFIG_SET_STRING, Some(c"lowerdir"), Some(both))?;
+        }
+    }
+    for (key, fd) in [(c"upperdir", upper), (c"workdir", work)] {
         set(FSCONFIG_SET_STRING, Some(key), Some(&files::descriptor_path(fd)))?;
     }
     // What /proc/self/mountinfo shows; it means nothing.

@@ -45,48 +45,90 @@ struct Scan {
 /// PAGEMAP_SCAN, _IOWR('f', 16, struct pm_scan_arg).
 const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
 
+/// Ranges of addresses: (start, end), in order.
+pub type Ranges = Vec<(u64, u64)>;
+
 /// The pages in a range that are the process's own: private and touched, or changed where they began as
 /// a file's. Pages that were only read, and are zero, are left out where the kernel tells.
 ///
-/// `pagemap` is the process's /proc/PID/pagemap. Ranges: (start, end), in order.
-pub fn own_pages(pagemap: &File, start: u64, end: u64) -> Result<Vec<(u64, u64)>, Errno> {
-    match own_pages_anywhere(pagemap, start, end) {
-        Err(Errno::ENOTTY) => read(pagemap, start, end),
+/// `pagemap` is the process's /proc/PID/pagemap.
+pub fn own_pages(pagemap: &File, start: u64, end: u64) -> Result<Ranges, Errno> {
+    own_pages_and_guards(pagemap, start, end).map(|(own, _)| own)
+}
+
+/// The same, and what [`guards`] tells, for the time of one of them.
+pub fn own_pages_and_guards(
+    pagemap: &File,
+    start: u64,
+    end: u64,
+) -> Result<(Ranges, Ranges), Errno> {
+    match own_pages_and_guards_anywhere(pagemap, start, end) {
+        Err(Errno::ENOTTY) => Ok((read(pagemap, start, end, FILE)?, Vec::new())),
         done => done,
     }
 }
 
 /// The same of a range that may be most of an address space, with much that is not mapped. ENOTTY: before Linux 6.7
 /// that would take forever.
-pub fn own_pages_anywhere(pagemap: &File, start: u64, end: u64) -> Result<Vec<(u64, u64)>, Errno> {
+pub fn own_pages_and_guards_anywhere(
+    pagemap: &File,
+    start: u64,
+    end: u64,
+) -> Result<(Ranges, Ranges), Errno> {
     let not = PAGE_IS_FILE | PAGE_IS_PFNZERO;
     let any = PAGE_IS_PRESENT | PAGE_IS_SWAPPED;
+    let (mut own, mut guards) = (Vec::new(), Vec::new());
     // A guard counts as swapped out (pagemap_page_category in fs/proc/task_mmu.c).
-    match scan(pagemap, start, end, (not | PAGE_IS_GUARD, not | PAGE_IS_GUARD, any)) {
+    let done = scan(pagemap, start, end, (not, not, any), PAGE_IS_GUARD, |region| {
+        let ranges = if region.categories & PAGE_IS_GUARD == 0 { &mut own } else { &mut guards };
+        push(ranges, region.start, region.end);
+    });
+    match done {
+        Ok(()) => return Ok((own, guards)),
         // Before Linux 6.15.
-        Err(Errno::EINVAL) => scan(pagemap, start, end, (not, not, any)),
+        Err(Errno::EINVAL) => own = scanned(pagemap, start, end, (not, not, any))?,
+        Err(errno) => return Err(errno),
+    }
+    Ok((own, Vec::new()))
+}
+
+/// The pages in a range that are in memory, or swapped out, whosever they are; no guards, where the kernel tells.
+pub fn present_pages(pagemap: &File, start: u64, end: u64) -> Result<Ranges, Errno> {
+    let any = PAGE_IS_PRESENT | PAGE_IS_SWAPPED;
+    match scanned(pagemap, start, end, (PAGE_IS_GUARD, PAGE_IS_GUARD, any)) {
+        Err(Errno::EINVAL) => scanned(pagemap, start, end, (0, 0, any)),
+        Err(Errno::ENOTTY) => read(pagemap, start, end, 0),
         done => done,
     }
 }
 
 /// The guard regions in a range (MADV_GUARD_INSTALL of madvise(2)). Nobody can tell before Linux 6.15.
-pub fn guards(pagemap: &File, start: u64, end: u64) -> Result<Vec<(u64, u64)>, Errno> {
-    match scan(pagemap, start, end, (0, PAGE_IS_GUARD, 0)) {
+pub fn guards(pagemap: &File, start: u64, end: u64) -> Result<Ranges, Errno> {
+    match scanned(pagemap, start, end, (0, PAGE_IS_GUARD, 0)) {
         Err(Errno::EINVAL | Errno::ENOTTY) => Ok(Vec::new()),
         done => done,
     }
 }
 
-/// `wanted`: the categories that are inverted, those that must be there, and those of which one must.
+/// The ranges of [`scan`].
+fn scanned(pagemap: &File, start: u64, end: u64, wanted: (u64, u64, u64)) -> Result<Ranges, Errno> {
+    let mut found = Vec::new();
+    scan(pagemap, start, end, wanted, PAGE_IS_PRESENT, |it| push(&mut found, it.start, it.end))?;
+    Ok(found)
+}
+
+/// Calls `each` with the regions in order. `wanted`: the categories that are inverted, those that must be there, and
+/// those of which one must. `told`: the categories that a region tells, and by which it differs from its neighbours.
 fn scan(
     pagemap: &File,
     start: u64,
     end: u64,
     wanted: (u64, u64, u64),
-) -> Result<Vec<(u64, u64)>, Errno> {
+    told: u64,
+    mut each: impl FnMut(&Region),
+) -> Result<(), Errno> {
     // Most ask about a mapping with a few; who has many gets more room.
     let mut room = 64;
-    let mut found: Vec<(u64, u64)> = Vec::new();
     let mut regions = vec![Region::default(); room];
     let mut at = start;
     while at < end {
@@ -99,15 +141,13 @@ fn scan(
             category_inverted: wanted.0,
             category_mask: wanted.1,
             category_anyof_mask: wanted.2,
-            return_mask: PAGE_IS_PRESENT,
+            return_mask: told,
             ..Scan::default()
         };
         // SAFETY: the kernel reads and writes one argument, and at most `vec_len` regions.
         let done = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut arguments) };
         let count = Errno::result(done)? as usize;
-        for region in regions.iter().take(count) {
-            push(&mut found, region.start, region.end);
-        }
+        regions.iter().take(count).for_each(&mut each);
         if arguments.walk_end <= at {
             break;
         }
@@ -117,13 +157,16 @@ fn scan(
             regions.resize(room, Region::default());
         }
     }
-    Ok(found)
+    Ok(())
 }
 
-fn read(pagemap: &File, start: u64, end: u64) -> Result<Vec<(u64, u64)>, Errno> {
+/// A word of the file says that a page is a file's, or shared memory.
+const FILE: u64 = 1 << 61;
+
+/// Pages that are there, but those whose word has one of the bits of `not`.
+fn read(pagemap: &File, start: u64, end: u64, not: u64) -> Result<Ranges, Errno> {
     const PRESENT: u64 = 1 << 63;
     const SWAPPED: u64 = 1 << 62;
-    const FILE: u64 = 1 << 61;
     let mut found = Vec::new();
     let mut words = vec![0; 64 << 10];
     let mut at = start;
@@ -136,7 +179,7 @@ fn read(pagemap: &File, start: u64, end: u64) -> Result<Vec<(u64, u64)>, Errno> 
         }
         for word in words[..count].as_chunks::<8>().0 {
             let word = u64::from_ne_bytes(*word);
-            if word & (PRESENT | SWAPPED) != 0 && word & FILE == 0 {
+            if word & (PRESENT | SWAPPED) != 0 && word & not == 0 {
                 push(&mut found, at, at + PAGE);
             }
             at += PAGE;
@@ -145,7 +188,7 @@ fn read(pagemap: &File, start: u64, end: u64) -> Result<Vec<(u64, u64)>, Errno> 
     Ok(found)
 }
 
-fn push(found: &mut Vec<(u64, u64)>, start: u64, end: u64) {
+fn push(found: &mut Ranges, start: u64, end: u64) {
     match found.last_mut() {
         Some(last) if last.1 == start => last.1 = end,
         _ => found.push((start, end)),
@@ -176,7 +219,8 @@ mod tests {
         let (start, end) = (begin + 4 * PAGE, begin + 16 * PAGE);
         let expected =
             vec![(begin + 5 * PAGE, begin + 7 * PAGE), (begin + 9 * PAGE, begin + 10 * PAGE)];
-        assert_eq!(read(&file, start, end).unwrap(), expected);
+        assert_eq!(read(&file, start, end, FILE).unwrap(), expected);
+        assert_eq!(present_pages(&file, start, end).unwrap(), expected);
         assert_eq!(own_pages(&file, start, end).unwrap(), expected);
         assert_eq!(guards(&file, start, end).unwrap(), vec![]);
         // SAFETY: nothing refers to it.

@@ -93,6 +93,24 @@ pub fn pid_of(pidfd: BorrowedFd<'_>) -> Option<pid_t> {
     line.trim().parse().ok().filter(|pid| *pid > 0)
 }
 
+/// A resource limit of a process, soft and hard; any of its threads names it (prlimit(2)).
+pub fn limit(tid: pid_t, resource: u32) -> Result<(u64, u64), Errno> {
+    let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    let none = std::ptr::null::<libc::rlimit64>();
+    // SAFETY: the kernel reads nothing and writes one rlimit64.
+    let done = unsafe { libc::syscall(libc::SYS_prlimit64, tid, resource, none, &raw mut limit) };
+    Errno::result(done).map(|_| (limit.rlim_cur, limit.rlim_max))
+}
+
+/// Sets one, soft and hard.
+pub fn set_limit(tid: pid_t, resource: u32, (soft, hard): (u64, u64)) -> Result<(), Errno> {
+    let limit = libc::rlimit64 { rlim_cur: soft, rlim_max: hard };
+    let none = std::ptr::null_mut::<libc::rlimit64>();
+    // SAFETY: the kernel reads one rlimit64 and writes nothing.
+    let done = unsafe { libc::syscall(libc::SYS_prlimit64, tid, resource, &raw const limit, none) };
+    Errno::result(done).map(drop)
+}
+
 /// CPU time of a process, threads that have ended included (clock_getcpuclockid(3)). Needs no right
 /// over it (posix_cpu_clock_get in kernel/time/posix-cpu-timers.c asks for none).
 pub fn cpu_time(pid: pid_t) -> Result<Duration, Errno> {

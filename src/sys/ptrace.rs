@@ -443,6 +443,10 @@ pub mod place {
     pub const RDI: usize = libc::RDI as usize;
     /// The fourth.
     pub const R10: usize = libc::R10 as usize;
+    /// The fifth.
+    pub const R8: usize = libc::R8 as usize;
+    /// The sixth.
+    pub const R9: usize = libc::R9 as usize;
     /// The result of a call.
     pub const RAX: usize = libc::RAX as usize;
     /// Its number.

@@ -15,3 +15,10 @@ pub fn fill(mut bytes: &mut [u8]) -> Result<(), Errno> {
     }
     Ok(())
 }
+
+/// A random number.
+pub fn number() -> Result<u64, Errno> {
+    let mut bytes = [0; 8];
+    fill(&mut bytes)?;
+    Ok(u64::from_ne_bytes(bytes))
+}

@@ -178,6 +178,14 @@ pub fn socket(family: c_int, kind: c_int, protocol: c_int) -> Result<OwnedFd, Er
     Ok(unsafe { OwnedFd::from_raw_fd(made) })
 }
 
+/// The number of a network interface of the caller's network namespace (if_nametoindex(3)).
+pub fn interface(name: &str) -> Option<u32> {
+    let name = std::ffi::CString::new(name).ok()?;
+    // SAFETY: a string that ends with a NUL.
+    let number = unsafe { libc::if_nametoindex(name.as_ptr()) };
+    (number != 0).then_some(number)
+}
+
 /// How many bytes can be read (SIOCINQ).
 pub fn to_read(fd: BorrowedFd<'_>) -> Result<u32, Errno> {
     count(fd, libc::FIONREAD)

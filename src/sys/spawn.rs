@@ -147,11 +147,11 @@ pub fn set_name(name: &CStr) {
     unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
 }
 
-/// No exec gives a capability any more: empties the bounding and the ambient set
-/// (capabilities(7)). Needs CAP_SETPCAP, so it comes before a change of user.
-pub fn drop_bounding_set() -> Result<(), Errno> {
+/// No exec gives a capability any more that is not in `kept`: leaves no other in the bounding set, and empties
+/// the ambient one (capabilities(7)). Needs CAP_SETPCAP, so it comes before a change of user.
+pub fn limit_bounding_set(kept: u64) -> Result<(), Errno> {
     const CAPABILITIES: c_ulong = 64;
-    for capability in 0..CAPABILITIES {
+    for capability in (0..CAPABILITIES).filter(|it| kept >> it & 1 == 0) {
         match prctl(libc::PR_CAPBSET_DROP, capability, 0) {
             // The kernel knows no more of them.
             Err(Errno::EINVAL) => break,
@@ -189,9 +189,13 @@ fn set_capabilities(data: &[CapabilityData; 2]) -> Result<(), Errno> {
     Errno::result(done).map(drop)
 }
 
-/// Gives up every capability that the caller holds.
-pub fn drop_capabilities() -> Result<(), Errno> {
-    set_capabilities(&[CapabilityData::default(); 2])
+/// Gives up every capability that the caller holds, but for those in `kept`: they are permitted, and
+/// effective only in what root executes. That no_new_privs is set does not take them (an exec gives
+/// what the bounding set has, as far as it was permitted before: cap_bprm_creds_from_file in
+/// security/commoncap.c).
+pub fn limit_capabilities(kept: u64) -> Result<(), Errno> {
+    let half = |permitted| CapabilityData { permitted, ..CapabilityData::default() };
+    set_capabilities(&[half(kept as u32), half((kept >> 32) as u32)])
 }
 
 /// All capabilities that the caller is permitted become effective and inheritable, and it keeps them

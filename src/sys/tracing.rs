@@ -100,6 +100,18 @@ pub fn wait_any() -> Result<(pid_t, Stop), Errno> {
     wait(-1, libc::__WALL | libc::__WNOTHREAD)
 }
 
+/// The same; `None`: the calling thread was nudged ([`super::nudge`]).
+pub fn wait_any_or_nudge() -> Result<Option<(pid_t, Stop)>, Errno> {
+    let mut status = 0;
+    // SAFETY: the kernel writes one int.
+    match Errno::result(unsafe { libc::waitpid(-1, &mut status, libc::__WALL | libc::__WNOTHREAD) })
+    {
+        Err(Errno::EINTR) => Ok(None),
+        Err(errno) => Err(errno),
+        Ok(pid) => Ok(Some((pid, stop(status)))),
+    }
+}
+
 /// Whether a thread that the calling one traces has ended; it is still to be waited for.
 pub fn any_has_ended() -> bool {
     // SAFETY: an all-zero siginfo is valid.

@@ -8,7 +8,8 @@ use std::arch::global_asm;
 
 // clock_gettime(edi: id, rsi: timespec): ids whose bit is set in `trapped` are asked of the kernel;
 // those in `computed` become guest + (now - host) * guest_rate / host_rate, and `least` at least; others
-// are the kernel's.
+// are the kernel's. If `generation` has changed meanwhile, what the kernel said and the numbers do not belong
+// together (the program was saved in between, and restored): it is asked again.
 global_asm!(
     ".pushsection .rodata.sandbox_vdso, \"a\"",
     ".balign 16",
@@ -41,6 +42,11 @@ global_asm!(
     "jne 2f",
     "mov edi, 1",
     "2:",
+    "mov [rsp + 16], edi",
+    "10:",
+    "mov eax, [rip + sandbox_vdso_generation]",
+    "mov [rsp + 20], eax",
+    "mov edi, [rsp + 16]",
     "mov rsi, rsp",
     "lea rax, [rip + sandbox_vdso_begin]",
     "add rax, [rip + sandbox_vdso_original]",
@@ -59,6 +65,9 @@ global_asm!(
     "add rax, [r12 + 8]",
     "cmp rax, [r12 + 32]",
     "cmovl rax, [r12 + 32]",
+    "mov ecx, [rsp + 20]",
+    "cmp ecx, [rip + sandbox_vdso_generation]",
+    "jne 10b",
     "xor edx, edx",
     "mov ecx, 1000000000",
     "div rcx",
@@ -152,6 +161,7 @@ global_asm!(
     "sandbox_vdso_trapped: .long 0",
     "sandbox_vdso_computed: .long 0",
     "sandbox_vdso_original: .quad 0",
+    "sandbox_vdso_generation: .quad 0",
     "sandbox_vdso_realtime: .quad 0, 0, 0, 0, 0",
     "sandbox_vdso_monotonic: .quad 0, 0, 0, 0, 0",
     "sandbox_vdso_boottime: .quad 0, 0, 0, 0, 0",
@@ -179,6 +189,8 @@ pub struct Numbers {
     pub computed: u32,
     /// Where the kernel's own `clock_gettime` begins, from the beginning of the code.
     pub original: i64,
+    /// Grows whenever the numbers change while a program may be reading a clock. (Half of it counts.)
+    pub generation: i64,
     /// REALTIME, MONOTONIC, BOOTTIME.
     pub clocks: [Line; 3],
 }
@@ -216,6 +228,26 @@ pub struct Code {
     pub numbers: usize,
 }
 
+/// The numbers as they lie behind the code.
+pub fn block(numbers: Numbers) -> Vec<u8> {
+    let Numbers { trapped, computed, original, generation, clocks } = numbers;
+    let words =
+        clocks.into_iter().flat_map(|Line { host, guest, guest_rate, host_rate, least }| {
+            [host, guest, guest_rate, host_rate, least]
+        });
+    let words = [original, generation].into_iter().chain(words);
+    let mut block: Vec<u8> = [trapped, computed].into_iter().flat_map(u32::to_ne_bytes).collect();
+    block.extend(words.flat_map(i64::to_ne_bytes));
+    block
+}
+
+/// Of those bytes: the sets of ids, the generation, and the time of day.
+pub const IDS: std::ops::Range<usize> = 0..8;
+/// See above.
+pub const GENERATION: std::ops::Range<usize> = 16..24;
+/// See above.
+pub const REALTIME: std::ops::Range<usize> = 24..64;
+
 /// The code with these numbers.
 pub fn code(numbers: Numbers) -> Code {
     let begin = &raw const sandbox_vdso_begin;
@@ -224,15 +256,7 @@ pub fn code(numbers: Numbers) -> Code {
     // SAFETY: the symbols enclose one read-only section of this program.
     let mut bytes = unsafe { std::slice::from_raw_parts(begin, length) }.to_vec();
     let at = offset(&raw const sandbox_vdso_numbers);
-    let Numbers { trapped, computed, original, clocks } = numbers;
-    let words =
-        clocks.into_iter().flat_map(|Line { host, guest, guest_rate, host_rate, least }| {
-            [host, guest, guest_rate, host_rate, least]
-        });
-    let words = std::iter::once(original).chain(words);
-    let mut block: Vec<u8> = [trapped, computed].into_iter().flat_map(u32::to_ne_bytes).collect();
-    block.extend(words.flat_map(i64::to_ne_bytes));
-    bytes[at..].copy_from_slice(&block);
+    bytes[at..].copy_from_slice(&block(numbers));
     Code {
         bytes,
         clock_gettime: offset(&raw const sandbox_vdso_clock_gettime),

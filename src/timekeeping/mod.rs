@@ -21,7 +21,7 @@ pub use cpu_clock::{CpuClock, GroupClock};
 pub use family::{Family, Relative};
 pub use spec::{Start, TimeError, TimeSpec};
 pub use ticker::{Consumer, Reading, Ticker};
-pub use timekeeper::{ClockKind, Namespace, Timekeeper};
+pub use timekeeper::{ClockKind, Namespace, Passed, SavedClocks, Timekeeper};
 pub use vdso::{NoVdso, Patch};
 
 /// Nanoseconds in a second.

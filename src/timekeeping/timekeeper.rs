@@ -14,6 +14,10 @@ use super::clock::{Clock, Pace, Rate, split};
 use super::spec::{Start, TimeSpec};
 use crate::sys::vdso::{Line, Numbers};
 
+mod saved;
+
+pub use saved::{Passed, SavedClocks};
+
 /// The clocks that a guest can have of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClockKind {
@@ -105,9 +109,11 @@ pub struct Timekeeper {
 /// Protected by `Timekeeper::realtime`.
 #[derive(Debug)]
 struct Realtime {
-    /// The clock and those before it, each from a moment of the host on; never empty. The first
-    /// begins with the sandbox.
-    clocks: Vec<(i64, Clock)>,
+    /// The clock.
+    current: Clock,
+    /// What files were stamped by: this clock and those before it, each from a moment of the host on; never
+    /// empty. The first begins with the sandbox. `None`: the sandbox lay in an image.
+    clocks: Vec<(i64, Option<Clock>)>,
     /// While updates are paused: the moment of the host that all clocks stand at.
     held: Option<Held>,
 }
@@ -117,7 +123,15 @@ impl Realtime {
         if self.clocks.len() >= MOST_CLOCKS {
             self.clocks.remove(1);
         }
-        self.clocks.push((from, clock));
+        self.clocks.push((from, Some(clock)));
+        self.current = clock;
+    }
+}
+
+impl Realtime {
+    /// The clock of the sandbox at a moment of the host, if it was there then.
+    fn stamped_by(&self, host: i64) -> Option<Clock> {
+        self.clocks.iter().rev().find(|(from, _)| *from <= host)?.1
     }
 }
 
@@ -154,14 +168,18 @@ impl Timekeeper {
         };
         let monotonic = read(ClockId::CLOCK_MONOTONIC) + namespace.monotonic;
         let boottime = read(ClockId::CLOCK_BOOTTIME) + namespace.boottime;
-        let clocks = vec![(host, Clock::new(host, guest, spec.pace))];
+        let current = Clock::new(host, guest, spec.pace);
         Timekeeper {
             pace: spec.pace,
             namespace,
             monotonic: Clock::new(monotonic, monotonic, steady),
             boottime: Clock::new(boottime, boottime, steady),
             newest: None,
-            realtime: Mutex::new(Realtime { clocks, held: None }),
+            realtime: Mutex::new(Realtime {
+                current,
+                clocks: vec![(host, Some(current))],
+                held: None,
+            }),
             generation: AtomicU64::new(0),
         }
     }
@@ -173,7 +191,7 @@ impl Timekeeper {
     ///   that are chosen for it. From those the C library makes the first name of a temporary file (glibc
     ///   2.34 and later, sysdeps/posix/tempname.c).
     pub fn repeating(mut self) -> Timekeeper {
-        let [_, start] = self.lock().clocks[0].1.bases();
+        let [_, start] = self.lock().current.bases();
         self.newest = Some((start - SECOND).max(0));
         self
     }
@@ -216,14 +234,13 @@ impl Timekeeper {
 
     /// Whether a stamp is from this run.
     pub fn is_of_run(&self, host: i64) -> bool {
-        let from = self.lock().clocks[0].0;
-        (from..=read(ClockId::CLOCK_REALTIME)).contains(&host)
+        host <= read(ClockId::CLOCK_REALTIME) && self.lock().stamped_by(host).is_some()
     }
 
     fn run_time(&self, host: i64) -> Option<i64> {
         let realtime = self.lock();
         let now = read(ClockId::CLOCK_REALTIME);
-        let (_, clock) = realtime.clocks.iter().rev().find(|(from, _)| *from <= host)?;
+        let clock = realtime.stamped_by(host)?;
         (host <= now && !clock.is_hosts()).then(|| clock.at(host))
     }
 
@@ -257,8 +274,7 @@ impl Timekeeper {
             return false;
         }
         let mut realtime = self.lock();
-        let (_, clock) = realtime.clocks[realtime.clocks.len() - 1];
-        let [host, guest] = clock.bases();
+        let [host, guest] = realtime.current.bases();
         let from = read(ClockId::CLOCK_REALTIME) + SETTLED;
         realtime.push(from, Clock::new(host, guest.saturating_add(SECOND), self.pace));
         self.generation.fetch_add(1, Ordering::Relaxed);
@@ -319,7 +335,7 @@ impl Timekeeper {
             libc::CLOCK_MONOTONIC_COARSE,
             libc::CLOCK_BOOTTIME,
         ]);
-        let first = self.lock().clocks[0].1;
+        let current = self.lock().current;
         let steady_rate = Pace::Runs(self.rate());
         let standing = |kind| match self.repeats() {
             true => {
@@ -332,15 +348,17 @@ impl Timekeeper {
             trapped: rare | if set { day } else { 0 },
             computed: steady | if set { 0 } else { day },
             original: 0,
+            generation: 0,
             clocks: [
-                line(first, self.pace, i64::MIN),
+                line(current, self.pace, i64::MIN),
                 line(self.monotonic, steady_rate, standing(ClockKind::Monotonic)),
                 line(self.boottime, steady_rate, standing(ClockKind::Boottime)),
             ],
         }
     }
 
-    fn rate(&self) -> Rate {
+    /// How fast spans of time pass.
+    pub fn rate(&self) -> Rate {
         match self.pace {
             Pace::Runs(rate) => rate,
             Pace::Frozen => Rate::ONE,
@@ -349,7 +367,7 @@ impl Timekeeper {
 
     fn clock(&self, realtime: &Realtime, kind: ClockKind) -> Clock {
         match kind {
-            ClockKind::Realtime => realtime.clocks[realtime.clocks.len() - 1].1,
+            ClockKind::Realtime => realtime.current,
             ClockKind::Monotonic => self.monotonic,
             ClockKind::Boottime => self.boottime,
         }

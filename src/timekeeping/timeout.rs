@@ -1,5 +1,7 @@
 //! Timeouts as calls carry them: spans and deadlines in the structures of the kernel.
 
+use std::time::Duration;
+
 use super::SECOND;
 use super::timekeeper::{ClockKind, Timekeeper};
 
@@ -104,6 +106,11 @@ impl Timeout {
             value: time.guest_span(self.value),
             ..self
         }
+    }
+
+    /// A span of time that is waited for; `None`: it is none that a clock of the host comes to.
+    pub fn duration(&self) -> Option<Duration> {
+        u64::try_from(self.value).ok().map(Duration::from_nanos)
     }
 
     /// Seconds left, as alarm(2) gives them: rounded to the nearest, and not zero while there are any

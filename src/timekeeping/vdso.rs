@@ -11,18 +11,19 @@
 use std::collections::BTreeMap;
 
 use nix::errno::Errno;
+use sha2::{Digest, Sha256};
 
 use super::timekeeper::Timekeeper;
 use crate::sys::tracing;
-use crate::sys::vdso::{self, Numbers};
+use crate::sys::vdso::{self, Code, Numbers};
 
 /// What is written into the vDSO of every program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Patch {
     /// Words by their offset in the vDSO.
     words: Vec<(u64, u64)>,
-    /// Where the set of trapped clocks is, if the code is ours.
-    trapped: Option<u64>,
+    /// Where our code is, if it is ours, and what it is.
+    ours: Option<(u64, Code)>,
     /// What the program is given as random bytes for its start (AT_RANDOM, getauxval(3)).
     random: Option<[u64; 2]>,
 }
@@ -55,7 +56,7 @@ impl Patch {
                 let patch = Patch::of(&image, numbers, time.repeats()).ok_or(NoVdso)?;
                 Ok(Patch { random, ..patch })
             }
-            None => Ok(Patch { words: Vec::new(), trapped: None, random }),
+            None => Ok(Patch { words: Vec::new(), ours: None, random }),
         }
     }
 
@@ -80,8 +81,8 @@ impl Patch {
                     bytes.write(at, &((room + code.getrandom) as u64).to_le_bytes());
                 }
             }
-            let trapped = Some((room + code.numbers) as u64);
-            return Some(Patch { words: bytes.words(), trapped, random: None });
+            let ours = Some((room as u64, code));
+            return Some(Patch { words: bytes.words(), ours, random: None });
         }
         for (at, number) in [
             (clock_gettime?, libc::SYS_clock_gettime),
@@ -97,7 +98,7 @@ impl Patch {
             // have no state).
             bytes.write(at, &[0xb8, 0xda, 0xff, 0xff, 0xff, 0x48, 0x98, 0xc3]);
         }
-        Some(Patch { words: bytes.words(), trapped: None, random: None })
+        Some(Patch { words: bytes.words(), ours: None, random: None })
     }
 
     /// Changes a program that has been executed and has not run yet; the caller traces it and it is
@@ -121,7 +122,43 @@ impl Patch {
 
     /// Where, from the beginning of a program's vDSO, the set of trapped clocks lies.
     pub fn trapped(&self) -> Option<u64> {
-        self.trapped
+        self.ours.as_ref().map(|(at, code)| at + code.numbers as u64)
+    }
+
+    /// Where, from the beginning of a program's vDSO, our code with its numbers lies, and how long it is.
+    pub fn place(&self) -> Option<(u64, usize)> {
+        self.ours.as_ref().map(|(at, code)| (*at, code.bytes.len()))
+    }
+
+    /// What tells our code from that of another version: a program may be in the midst of it.
+    pub fn code(&self) -> Vec<u8> {
+        let code = self.ours.iter().flat_map(|(at, code)| {
+            let fixed = code.bytes.get(..code.numbers).unwrap_or_default();
+            at.to_le_bytes().into_iter().chain(fixed.iter().copied())
+        });
+        Sha256::digest(code.collect::<Vec<u8>>()).to_vec()
+    }
+
+    /// What is to be at [`Patch::place`] in a program that stands still, was given the sandbox's clock before, and
+    /// goes on by these clocks. Its steady clocks are what they were: those of its kernel, time namespace
+    /// included, go on where they stood. `None`: what was found there is not our code.
+    pub fn renewed(&self, found: &[u8]) -> Option<Vec<u8>> {
+        let (_, code) = self.ours.as_ref()?;
+        let (fixed, wanted) = code.bytes.split_at_checked(code.numbers)?;
+        let (before, numbers) = found.split_at_checked(code.numbers)?;
+        if before != fixed || numbers.len() != wanted.len() {
+            return None;
+        }
+        let mut renewed = found.to_vec();
+        let (_, numbers) = renewed.split_at_mut_checked(code.numbers)?;
+        for range in [vdso::IDS, vdso::REALTIME] {
+            numbers[range.clone()].copy_from_slice(&wanted[range]);
+        }
+        let generation = &mut numbers[vdso::GENERATION];
+        let count =
+            generation.iter().rev().fold(0u64, |number, byte| number << 8 | u64::from(*byte));
+        generation.copy_from_slice(&count.wrapping_add(1).to_le_bytes());
+        Some(renewed)
     }
 }
 
@@ -247,11 +284,33 @@ mod tests {
     }
 
     #[test]
+    fn a_program_that_goes_on_gets_the_time_of_day_anew_and_keeps_the_rest() {
+        let Some(image) = vdso::own_image() else { return };
+        let of = |words: &str| Patch::of(&image, keeper(words).numbers(0), true).unwrap();
+        let (before, after) = (of("@1000000,frozen"), of("@2000000,frozen"));
+        assert_eq!(before.code(), after.code());
+        let found = before.ours.as_ref().unwrap().1.bytes.clone();
+        let (_, length) = after.place().unwrap();
+        assert_eq!(found.len(), length);
+        let renewed = after.renewed(&found).unwrap();
+        let wanted = &after.ours.as_ref().unwrap().1;
+        let (code, numbers) = renewed.split_at(wanted.numbers);
+        assert_eq!(code, &found[..wanted.numbers]);
+        assert_eq!(numbers[vdso::REALTIME], wanted.bytes[wanted.numbers..][vdso::REALTIME]);
+        assert_eq!(numbers[vdso::GENERATION], 1u64.to_le_bytes());
+        let steady = vdso::REALTIME.end;
+        assert_eq!(numbers[steady..], found[wanted.numbers + steady..]);
+        assert_eq!(after.renewed(&image[..length]), None);
+        assert_eq!(after.renewed(&found[1..]), None);
+        assert_eq!(after.renewed(&[]), None);
+    }
+
+    #[test]
     fn without_room_the_kernels_functions_call_the_kernel() {
         let Some(image) = vdso::own_image() else { return };
         let image = &image[..Symbols::of(&image).unwrap().behind];
         let patch = Patch::of(image, keeper("+3d").numbers(0), true).unwrap();
-        assert_eq!(patch.trapped, None);
+        assert_eq!(patch.trapped(), None);
         let code = Symbols::of(image).unwrap().value("__vdso_time").unwrap() as u64;
         assert!(patch.words.iter().any(|(at, word)| *at == code && *word == 0xc3050f000000c9b8));
     }

@@ -7,7 +7,8 @@
 //! Set from outside, by scripts/test: `SANDBOX_BIN` (the program under test), `SANDBOX_TEST_DIR`
 //! (where workspaces are made), `SANDBOX_TEST_GUESTS` (where guest programs are, or are compiled
 //! to), `SANDBOX_TEST_SOURCES` (a copy of the repository's files), `SANDBOX_TEST_KEEP` (workspaces
-//! are not removed).
+//! are not removed). By hand: `SANDBOX_TEST_OPTIONS` (flags that every run of a workspace gets besides, such
+//! as `--root` for the escapes).
 
 // Each integration binary compiles this module and uses its own part of it.
 #![allow(dead_code, unreachable_pub, unused_imports)]
@@ -363,7 +364,10 @@ impl Workspace {
 
     /// `sandbox`, to be given options, `--` and a program; it runs in this directory.
     pub fn sandbox(&self) -> Command {
-        self.command(sandbox_program())
+        let mut command = self.command(sandbox_program());
+        let options = std::env::var("SANDBOX_TEST_OPTIONS").unwrap_or_default();
+        command.args(options.split_whitespace());
+        command
     }
 
     /// Any program, to run natively in this directory.

@@ -76,6 +76,11 @@ int main(int argc, char **argv) {
     for (int i = 0; i < PIECE; i++) noise[i] = (char)(i * 7 + i / 251);
 
     /* Files of the host: appended to, written into, cut, removed, moved, only touched. */
+    int early = open("docs/long", O_RDONLY);
+    char *holed = mmap(NULL, 8192, PROT_READ, MAP_PRIVATE, early, 0);
+    CHECK(holed != MAP_FAILED && holed[4096] && close(early) == 0);
+    /* Its first page cannot be read (MADV_GUARD_INSTALL, for files since Linux 6.15). */
+    madvise(holed, 4096, 102);
     int appended = open("src/f1", O_WRONLY | O_APPEND), written = open("docs/long", O_RDWR);
     char *seen = mmap(NULL, 8192, PROT_READ, MAP_PRIVATE, written, 0), then[8192];
     char *cut_off = mmap(NULL, 4096, PROT_READ | PROT_EXEC, MAP_PRIVATE, open("src/deep/er/g1", O_RDONLY), 0);
@@ -158,6 +163,8 @@ int main(int argc, char **argv) {
     date("../fifo", 1000000006);
     CHECK(chmod("../../closed", 0) == 0);
     memcpy(then, seen, sizeof then);
+    char behind[4096];
+    memcpy(behind, holed + 4096, sizeof behind);
     char first = cut_off[0], last = cut_off[9], of_both = two[0];
     printf("up\n");
     while (faccessat(go, "go", F_OK, 0) != 0) nanosleep(&(struct timespec){0, 20000000}, NULL);
@@ -167,6 +174,7 @@ int main(int argc, char **argv) {
     CHECK(dated("../link", 1000000005) && dated("../fifo", 1000000006));
     /* Natively a mapping shows what has been written, in an overlay what was there before. */
     CHECK(!memcmp(then, seen, sizeof then) && cut_off[0] == first && cut_off[9] == last);
+    CHECK(!memcmp(behind, holed + 4096, sizeof behind));
     CHECK(two[0] == of_both && is("../../two/a", "one name is left") && access("../../two/b", F_OK) != 0);
     char cwd[4096];
     CHECK(getcwd(cwd, sizeof cwd) && strstr(cwd, "/new/dir"));

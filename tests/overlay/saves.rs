@@ -381,3 +381,33 @@ fn another_users_files_keep_their_owners() {
     desk.words(&["discard", "it"]).success();
     desk.nothing_is_kept();
 }
+
+#[test]
+fn exceptions_in_an_overlay_are_restored_as_parts_of_it() {
+    let bench = Bench::new("saved-excepted");
+    let host = &bench.desk.host;
+    fs::create_dir_all(host.join("keys/shown")).unwrap();
+    fs::write(host.join("keys/secret"), "secret\n").unwrap();
+    fs::write(host.join("keys/shown/old"), "old\n").unwrap();
+    for hides in ["--hide", "--deny"] {
+        let script = "echo new > keys/shown/new; cd keys/shown; echo up; until test -e go; do sleep 0.02; done; \
+                      cat old new; cat ../secret; rm old; ls";
+        let (out, place) = (bench.out.join("it"), bench.out.to_str().unwrap());
+        let script = format!("exec > {} 2>/dev/null; {script}", out.display());
+        let run = ["run", "--detach", "--id", "it", "--overlay", ".", "--rw", place];
+        let rules = [hides, "keys", "--allow", "keys/shown", "--", "sh", "-c", &script];
+        bench.words(&[&run[..], &rules].concat()).success();
+        wait_for("the program", || bench.said().contains("up\n"));
+        bench.save();
+        bench.restore("it", &[]);
+        bench.words(&["exec", "it", "--", "touch", "keys/shown/go"]);
+        bench.words(&["wait", "it"]).expect_status(0);
+        assert_eq!(bench.said(), "up\nold\nnew\ngo\nnew\n", "{hides}");
+        let changed = ["keys/shown/go", "keys/shown/new"].map(|path| ('A', PathBuf::from(path)));
+        let mut expected = changed.to_vec();
+        expected.push(('D', "keys/shown/old".into()));
+        assert_eq!(bench.desk.diff("it"), expected, "{hides}");
+        bench.words(&["discard", "it"]).success();
+    }
+    assert_eq!(fs::read_to_string(host.join("keys/shown/old")).unwrap(), "old\n");
+}

@@ -62,9 +62,18 @@ impl Desk {
     /// returns.
     #[track_caller]
     pub(crate) fn begin(&self, program: &str, words: &str) {
+        self.begin_with(&[], program, words);
+    }
+
+    /// The same with these options.
+    #[track_caller]
+    pub(crate) fn begin_with(&self, options: &[&str], program: &str, words: &str) {
         let own = self.workspace.path().join(program);
         fs::copy(guest(program), own).unwrap();
-        self.begin_command(&format!("exec ./{program} {words}"));
+        let script = format!("exec > out 2>&1; exec ./{program} {words}");
+        let run = ["run", "--detach", "--id", "it"];
+        self.sandbox(&[&run, options, &["--", "sh", "-c", &script]].concat()).success();
+        wait_for("the program", || self.workspace.has("up"));
     }
 
     /// The same for a command of the shell.

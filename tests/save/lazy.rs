@@ -42,7 +42,7 @@ fn memory_of_an_image_is_as_plain_memory_is() {
     restore(&desk);
     desk.touch("go");
     desk.ends_well(LAST);
-    assert!(mapped(&desk) > 10, "{}", mapped(&desk));
+    assert!(mapped(&desk) > 5, "{}", mapped(&desk));
     desk.is_clean();
 }
 

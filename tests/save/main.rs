@@ -2,6 +2,7 @@
 //!
 //! Each guest program looks after itself: it says what is not as it should be, and its status tells.
 
+mod clocks;
 mod desk;
 mod likeness;
 mod failures;
@@ -9,6 +10,8 @@ mod ipc;
 mod lazy;
 mod passing;
 mod programs;
+mod repeats;
+mod sharing;
 mod waits;
 
 #[path = "../common/mod.rs"]

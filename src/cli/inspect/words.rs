@@ -25,6 +25,10 @@ pub(super) fn image(report: &ImageReport) -> String {
     for (name, value) in lines {
         let _ = writeln!(text, "{name:<10}{value}");
     }
+    if let Some(clock) = report.clock {
+        let repeats = if report.deterministic { ", deterministic" } else { "" };
+        let _ = writeln!(text, "{:<10}{}{repeats}", "clock", moment(clock));
+    }
     for shown in &report.shows {
         let how = if shown.writable { "writable" } else { "read-only" };
         let at = match shown.at == shown.path {

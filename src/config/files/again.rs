@@ -19,6 +19,8 @@ pub(in crate::config) struct Again<'a> {
     pub(in crate::config) opened: Option<MountKind>,
     /// The mounts of flags.
     pub(in crate::config) rules: Vec<Mount>,
+    /// Directories in overlays that showed although something above them was hidden.
+    pub(in crate::config) exceptions: Vec<PathBuf>,
     /// What was hidden by default or by a pattern, and whether by refusing: it stays so, whatever this host's
     /// defaults are and whatever is there now.
     pub(in crate::config) hidden: Vec<(PathBuf, bool)>,
@@ -42,6 +44,9 @@ pub(in crate::config) fn arrange_again(
     }
     plan.join_overlays();
     plan.add_defaults();
+    for place in again.exceptions {
+        plan.except_again(place)?;
+    }
     let mut objects = plan.secret_objects();
     if let Some(kind) = again.opened {
         plan.open_workdir(again.workdir, kind, &objects)?;

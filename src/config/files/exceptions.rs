@@ -71,6 +71,29 @@ impl Plan<'_> {
         Ok(())
     }
 
+    /// Adds one of a saved run: a part of an overlay around it, which changes nothing of the host.
+    pub(super) fn except_again(&mut self, place: PathBuf) -> Result<(), ConfigError> {
+        let words = quoted(&place);
+        let why = Why::Derived(format!("--allow {words}"));
+        check("--allow", &place)?;
+        if !self.is_overlaid(&place) || self.view.at(&place).is_some() {
+            return Err(refuse!(
+                "cannot restore its file view: {words} shows as a part of an overlay, and there is none \
+                 around it"
+            ));
+        }
+        self.host.access(&place, AccessFlags::X_OK).map_err(|errno| {
+            refuse!(
+                "cannot restore its file view: you may not look into {words} ({}); ask its owner for \
+                 access",
+                errno.desc()
+            )
+        })?;
+        let kind = MountKind::Overlay { source: place.clone(), skeleton: false };
+        self.view.insert(Mount { target: place, kind, why });
+        Ok(())
+    }
+
     /// Gives every exception the access that it would have if nothing were hidden.
     pub(super) fn settle_exceptions(&mut self) -> Result<(), ConfigError> {
         let own = |exception: &Exception, mount: &Mount| matches!(&mount.why, Why::Derived(flag) if *flag == exception.flag);

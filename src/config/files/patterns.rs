@@ -8,6 +8,7 @@
 use std::collections::HashSet;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nix::unistd::AccessFlags;
 
@@ -15,6 +16,7 @@ use super::super::error::refuse;
 use super::super::glob::{fits, is_pattern, plain, unescaped};
 use super::super::paths::{Found, Kind, check, parse_pair, quoted};
 use super::super::{ConfigError, Mount, MountKind, Rule, RuleKind, Why, absolute};
+use super::coming::Coming;
 use super::exceptions::like;
 use super::walk::{Match, Roots, Search, Thing};
 use super::{Object, Objects, Plan};
@@ -244,6 +246,7 @@ impl Plan<'_> {
         let found = search.run()?;
         let unused: Vec<String> = search.unused().map(|pattern| pattern.flag.clone()).collect();
         self.idle.extend(unused.into_iter().map(|flag| format!("{flag} matches nothing")));
+        let before = self.view.clone();
         for found in found {
             let Pattern { kind, flag, .. } = &self.patterns[found.pattern];
             let (kind, why) = (*kind, Why::Derived(flag.clone()));
@@ -253,6 +256,12 @@ impl Plan<'_> {
                 }
                 kind => self.show_match(found, why, kind),
             }
+        }
+        let closes =
+            |it: &Pattern| matches!(it.kind, RuleKind::Hide | RuleKind::Deny | RuleKind::ReadOnly);
+        if self.patterns.iter().any(closes) {
+            let patterns = std::mem::take(&mut self.patterns);
+            self.coming = Some(Arc::new(Coming::new(before, patterns, roots)));
         }
         Ok(())
     }

@@ -50,6 +50,7 @@ impl<'h> Plan<'h> {
             judged: HashSet::new(),
             perhaps: HashSet::new(),
             idle: Vec::new(),
+            coming: None,
         }
     }
 

@@ -33,6 +33,7 @@ const MATCHES_MAX: usize = 20_000;
 const PATH_MAX: usize = 4096;
 
 /// Below these, patterns that begin nowhere begin.
+#[derive(Debug)]
 pub(super) struct Roots {
     pub(super) own: Vec<PathBuf>,
     /// Places that a project's file names which is not trusted: it must not widen what the user shows or opens.
@@ -40,8 +41,13 @@ pub(super) struct Roots {
 }
 
 impl Roots {
+    /// Every one.
+    pub(super) fn all(&self) -> impl Iterator<Item = &PathBuf> {
+        self.own.iter().chain(&self.others)
+    }
+
     /// Whether a rule of `kind` about a pattern that begins nowhere is about what is in `path`.
-    fn hold(&self, path: &Path, kind: RuleKind) -> bool {
+    pub(super) fn hold(&self, path: &Path, kind: RuleKind) -> bool {
         let closes = matches!(kind, RuleKind::Hide | RuleKind::Deny);
         let others = self.others.iter().filter(|_| closes);
         self.own.iter().chain(others).any(|root| path.starts_with(root))

@@ -252,7 +252,7 @@ impl Learning {
         let bounds = headroom::bounds(seen.measured, &base, host);
         let wants_network = !seen.measured.addresses.is_empty() || seen.measured.refused > 0;
         Ok(Lesson {
-            has_network: base.network == Network::Host,
+            has_network: base.network != Network::None,
             program: text::words(&base.argv),
             status: seen.status,
             carried,

@@ -39,7 +39,12 @@ impl<'h> Judge<'h> {
             Project::LeftOut => false,
             Project::On => setting.is_on(),
             Project::Off => !setting.is_on() || self.base.kmsg,
-            Project::Network => setting.word() == "none" || self.base.network == Network::Host,
+            Project::Network => {
+                setting.word() == "none"
+                    || self.base.network == Network::Host
+                    || setting.word() == "allow"
+                        && super::super::network(&self.base)? == Network::Allow
+            }
             Project::Lower => self.is_lower(&setting)?,
             Project::Place(RuleKind::Hide | RuleKind::Deny) => true,
             Project::Place(kind) => {

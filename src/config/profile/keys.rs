@@ -15,6 +15,7 @@ use super::super::{
     quoted,
 };
 use super::setting::Setting;
+use crate::sentry::net;
 use crate::timekeeping::TimeSpec;
 
 /// One key.
@@ -274,6 +275,11 @@ pub static KEYS: &[Key] = &[
         Ok(())
     })
     .help("UID[:GID]|NAME", "Be this user inside"),
+    Key::new("root", Form::Switch, Project::LeftOut, Group::Who, "false", |o, s| {
+        o.root = s.is_on();
+        Ok(())
+    })
+    .help("", "Be root inside, who may own files as anybody and become any user"),
     Key::new("time", Form::Words, Project::Taken, Group::Who, "the host's", |o, s| {
         let word = s.text()?;
         TimeSpec::parse(&[word]).map_err(|error| refuse!("{error}"))?;
@@ -303,11 +309,29 @@ pub static KEYS: &[Key] = &[
         "Let programs read the sandbox's log at /dev/kmsg (every open is trapped for that)",
     ),
     Key::new("net", Form::Word, Project::Network, Group::Network, "none", |o, s| {
-        o.network = if s.word() == "host" { Network::Host } else { Network::None };
+        o.network = match s.text()? {
+            "host" => Network::Host,
+            "allow" => Network::Allow,
+            _ => Network::None,
+        };
         Ok(())
     })
-    .one_of(&["none", "host"])
-    .help("none|host", "Which network the program is in"),
+    .one_of(&["none", "allow", "host"])
+    .help("none|allow|host", "Which network the program is in: none, one with the hosts of --allow-net, the host's"),
+    Key::new("allow-net", Form::Words, Project::LeftOut, Group::Network, "", |o, s| {
+        o.reach.allow.push(reached(s)?);
+        Ok(())
+    })
+    .help(
+        "HOST[:PORT]",
+        "Let the program reach HOST, *.HOST, an ADDRESS, a NET/PREFIX, or * (but nothing near the host), at \
+         :PORT or :PORT-PORT, by /tcp or /udp",
+    ),
+    Key::new("deny-net", Form::Words, Project::Taken, Group::Network, "", |o, s| {
+        o.reach.deny.push(reached(s)?);
+        Ok(())
+    })
+    .help("HOST[:PORT]", "Do not let it reach this, whatever --allow-net says"),
     Key::new("fd", Form::Numbers, Project::LeftOut, Group::Network, "0 1 2", |o, s| {
         let number = s.text()?.parse().ok().filter(|fd| *fd >= 0);
         o.descriptors.push(number.ok_or_else(|| {
@@ -405,6 +429,17 @@ fn place(options: &mut Options, setting: &Setting, kind: RuleKind) -> Result<(),
     check(kind.flag(), setting.word().as_ref())?;
     options.rules.push(Rule::of(kind, setting));
     Ok(())
+}
+
+fn reached(setting: &Setting) -> Result<net::Rule, ConfigError> {
+    let text = setting.text()?;
+    net::Rule::parse(text).map_err(|error| {
+        refuse!(
+            "cannot use --{} {}: it {error}",
+            setting.key.name,
+            quoted(std::ffi::OsStr::new(text))
+        )
+    })
 }
 
 fn limit(setting: &Setting) -> Result<Option<String>, ConfigError> {

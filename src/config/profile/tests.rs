@@ -194,7 +194,7 @@ fn what_is_wrong_is_said_with_its_place() {
         ("pids = true", &["line 1, column 8", "boolean"]),
         ("kmsg = 'yes'", &["true or false", "string"]),
         ("[run]\nro = '/a'", &["line 1, column 2", "no key run"]),
-        ("net = 'all'", &["line 1, column 7", "none, host"]),
+        ("net = 'all'", &["line 1, column 7", "none, allow, host"]),
         ("fd = [-1]", &["line 1, column 7", "--fd"]),
         ("pids = 99999999999999999999", &["too large"]),
         ("env = ['=x']", &["names no variable"]),

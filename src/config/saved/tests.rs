@@ -348,11 +348,17 @@ fn what_no_run_has_is_refused() {
         refused(&host, &image, words);
     }
     for (time, words) in [
-        (SavedTime { offset: None, at: None, rate: None }, "does not start once"),
-        (SavedTime { offset: Some(i64::MIN), at: None, rate: None }, "260 years"),
-        (SavedTime { offset: None, at: Some(-1), rate: None }, "from 1970"),
-        (SavedTime { offset: Some(0), at: None, rate: Some((0, 1)) }, "rate is none"),
-        (SavedTime { offset: Some(0), at: None, rate: Some((5000, 1)) }, "out of bounds"),
+        (SavedTime { offset: None, at: None, rate: None, goes_on: true }, "does not start once"),
+        (SavedTime { offset: Some(i64::MIN), at: None, rate: None, goes_on: true }, "260 years"),
+        (SavedTime { offset: None, at: Some(-1), rate: None, goes_on: true }, "from 1970"),
+        (
+            SavedTime { offset: Some(0), at: None, rate: Some((0, 1)), goes_on: true },
+            "rate is none",
+        ),
+        (
+            SavedTime { offset: Some(0), at: None, rate: Some((5000, 1)), goes_on: true },
+            "out of bounds",
+        ),
     ] {
         refused(&host, &SavedSpec { time: Some(time), ..image.clone() }, words);
     }

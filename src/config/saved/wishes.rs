@@ -1,4 +1,4 @@
-//! Limits and the clock of a saved run.
+//! Limits and the clock of a saved run, and what it repeats.
 //!
 //! Limits are saved as what was wished for and become wishes again, read and checked as those of a
 //! command line; a clock is checked as if its words had been read.
@@ -9,7 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use super::super::error::refuse;
 use super::super::limits;
-use super::super::{Bound, ConfigError, CpuBudget, Host, Identity, LimitWishes, Limits};
+use super::super::{
+    Bound, ConfigError, CpuBudget, Deterministic, Host, Identity, LimitWishes, Limits,
+};
+use super::SavedSpec;
 use crate::timekeeping::{Pace, Rate, Start, TimeSpec};
 
 /// [`Limits`], as they were wished for: who keeps them is decided anew. Durations in microseconds.
@@ -42,6 +45,9 @@ pub struct SavedTime {
     pub at: Option<i64>,
     /// Seconds of the guest, of the host; none: frozen.
     pub rate: Option<(u32, u32)>,
+    /// The image says what the clocks have come to. (Who does not know this word may not start them anew.)
+    #[serde(default)]
+    pub goes_on: bool,
 }
 
 impl SavedLimits {
@@ -94,7 +100,7 @@ impl SavedTime {
             Pace::Runs(rate) => Some(rate.terms()),
             Pace::Frozen => None,
         };
-        SavedTime { offset, at, rate }
+        SavedTime { offset, at, rate, goes_on: true }
     }
 
     pub(super) fn restore(self) -> Result<TimeSpec, ConfigError> {
@@ -111,5 +117,19 @@ impl SavedTime {
             None => Pace::Frozen,
         };
         TimeSpec { start, pace }.checked().map_err(|error| bad(&error.to_string()))
+    }
+}
+
+/// Bytes of a seed at most: an argument has no more (MAX_ARG_STRLEN, execve(2)).
+const SEED_MAX: usize = 128 << 10;
+
+impl SavedSpec {
+    /// What it repeats, if it does.
+    pub(super) fn repeats(&self) -> Result<Option<Deterministic>, ConfigError> {
+        let Some(seed) = &self.deterministic else { return Ok(None) };
+        if self.time.is_none() || seed.len() > SEED_MAX {
+            return Err(refuse!("cannot restore what it repeats: it has no clock, or no seed"));
+        }
+        Ok(Some(Deterministic::resumed(seed.to_vec())))
     }
 }

@@ -18,7 +18,8 @@ impl View {
         self.empty(target, "mode=555,size=4k,nr_inodes=2")
     }
 
-    /// A directory that nobody may enter or list: a guest has no capability to pass that.
+    /// A directory that nobody may enter or list: a guest has no capability to pass that. (Root inside has,
+    /// with `--root`, and finds nothing in it.)
     pub(super) fn deny_directory(&mut self, target: &Path) -> Result<(), PlanError> {
         self.make_in_memory(target, true)?;
         self.empty(target, "mode=0,size=4k,nr_inodes=2")

@@ -9,19 +9,24 @@
 //! Who has adjustments at all is seen: its list is not the same as the one of a process that has none (kcmp(2)). A
 //! list is also made with a process's first thread (copy_semundo), so to have one is no proof.
 
+use std::cmp::Ordering;
+use std::collections::HashSet;
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
-use super::{Found, filters, instruction_of, lend, threads_of};
+use super::kin::Kin;
+use super::{Found, filters, guest_number, instruction_of, lend, threads_of};
 use crate::notify::Gate;
 use crate::save::error::SaveError;
 use crate::save::hand::{Hand, HandError};
 use crate::save::ipc::{Semaphores, adjusting, operation};
+use crate::save::sharing::Resource;
 use crate::sentry::{ProcessInfo, Tracees};
-use crate::sys::{files, message_queue, process, spawn};
+use crate::sys::descriptors::{self, Common};
+use crate::sys::{files, process, spawn};
 
 const GETPID: u64 = 11;
 
@@ -35,19 +40,19 @@ pub fn capture(
     if found.ipc.semaphores.is_empty() {
         return Ok(());
     }
-    for (guest, threads) in holders(guests)? {
+    for Holder { guest, tid, number, others } in holders(guests, &found.kin)? {
         let who = guest.words();
         let process = found.processes.iter().find(|it| it.pid == guest.guest_pid);
         let programs = process.map(filters::programs).unwrap_or_default();
         let instruction = instruction_of(guest.pid, &who)?;
-        let (mut borrowed, _) = lend(tracees, gate, (guest.pid, &who), None, instruction)?;
+        let (mut borrowed, _) = lend(tracees, gate, (tid, &who), None, instruction)?;
         borrowed.hand.respect(programs);
-        let asked = Asked { guest_pid: guest.guest_pid, threads, who: &who };
+        let asked = Asked { guest_pid: guest.guest_pid, threads: 1 + others, who: &who };
         let all = ask(&mut borrowed.hand, &found.ipc.semaphores, &asked);
         tracees.put(borrowed.end().map_err(SaveError::of(&who))?);
-        for (set, number, adjustment) in all? {
+        for (set, semaphore, adjustment) in all? {
             let adjustments = &mut found.ipc.semaphores[set].adjustments;
-            adjustments.push((guest.guest_pid, number, adjustment));
+            adjustments.push((number, semaphore, adjustment));
         }
     }
     Ok(())
@@ -57,37 +62,41 @@ fn own(errno: Errno) -> SaveError {
     SaveError::failed("adjustments of semaphores", errno.desc())
 }
 
-/// The processes that may have some, and how many threads each has. What a restore would not share again is
-/// refused.
-fn holders(guests: &[ProcessInfo]) -> Result<Vec<(&ProcessInfo, usize)>, SaveError> {
+/// A task that may have some. It stands for all that share them.
+struct Holder<'g> {
+    guest: &'g ProcessInfo,
+    tid: i32,
+    /// As the guest numbers it.
+    number: i32,
+    /// How many share them with it, at least, if any does.
+    others: usize,
+}
+
+/// Those that may have some.
+fn holders<'g>(guests: &'g [ProcessInfo], kin: &Kin) -> Result<Vec<Holder<'g>>, SaveError> {
     let other = Bystander::new().map_err(own)?;
-    let same = |one, other| message_queue::same_adjustments(one, other).map_err(own);
-    let mut holders: Vec<(&ProcessInfo, usize)> = Vec::new();
+    let mut holders = Vec::new();
+    let mut seen = HashSet::new();
     for guest in guests.iter().filter(|guest| guest.state != 'Z') {
-        let threads = threads_of(guest.pid).map_err(own)?;
-        for tid in threads.iter().skip(1) {
-            if !same(guest.pid, *tid)? {
-                return Err(SaveError::refused(format!(
-                    "the threads of {} do not have the same adjustments of semaphores (SEM_UNDO without \
-                     CLONE_SYSVSEM), which cannot be saved; end it, or remove the semaphores, first",
-                    guest.words()
-                )));
+        let tids = threads_of(guest.pid).map_err(own)?;
+        for (at, tid) in tids.iter().copied().enumerate() {
+            let class = kin.class(Resource::Adjustments, tid);
+            let is_task = at == 0 || kin.is_apart(tid, Resource::Adjustments);
+            if !is_task || class.is_some_and(|class| !seen.insert(class)) {
+                continue;
             }
-        }
-        if same(guest.pid, other.pid)? {
-            continue;
-        }
-        for (holder, _) in &holders {
-            if same(guest.pid, holder.pid)? {
-                return Err(SaveError::refused(format!(
-                    "{} shares its adjustments of semaphores with {} (SEM_UNDO with CLONE_SYSVSEM), which \
-                     cannot be saved; end one of them, or remove the semaphores, first",
-                    guest.words(),
-                    holder.words()
-                )));
+            let order = descriptors::compare_common(tid, other.pid, Common::Adjustments);
+            if order.map_err(own)? == Ordering::Equal {
+                continue;
             }
+            let threads = if at == 0 { tids.len() - 1 } else { 0 };
+            let others = threads + usize::from(class.is_some());
+            let number = match at {
+                0 => guest.guest_pid,
+                _ => guest_number(tid).ok_or_else(|| own(Errno::ESRCH))?,
+            };
+            holders.push(Holder { guest, tid, number, others });
         }
-        holders.push((guest, threads.len()));
     }
     Ok(holders)
 }
@@ -224,13 +233,16 @@ fn unknown(hand: &mut Hand, set: &Semaphores, asked: &Asked<'_>) -> Result<bool,
 }
 
 /// A process that has never used a semaphore and has no threads: it does nothing until it is killed.
-struct Bystander {
-    pid: i32,
+#[derive(Debug)]
+pub struct Bystander {
+    /// Its number.
+    pub pid: i32,
     process: OwnedFd,
 }
 
 impl Bystander {
-    fn new() -> Result<Bystander, Errno> {
+    /// Makes one, which ends with what is returned.
+    pub fn new() -> Result<Bystander, Errno> {
         let (end, other) = files::pipe()?;
         // It keeps both ends open itself, so that only a signal ends its read.
         let (pid, process) = spawn::spawn(0, &end, |end| {

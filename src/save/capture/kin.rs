@@ -1,58 +1,192 @@
-//! What processes share beside memory that is mapped shared: an address space, a descriptor table, a
-//! working directory, signal handlers (CLONE_VM, CLONE_FILES, CLONE_FS, CLONE_SIGHAND of clone(2) without
-//! CLONE_THREAD, and vfork(2)). A restore would give each of them its own, which is not the same: such
-//! processes are refused by name, before anything is changed.
+//! What processes and threads share beside memory that is mapped shared ([`crate::save::sharing`]), found by kcmp(2).
+//!
+//! Everything is asked of processes by their first threads, and of other threads only where they are not like that
+//! one.
 
 use std::cmp::Ordering;
+use std::collections::{HashMap, HashSet};
 
+use nix::errno::Errno;
+use serde_bytes::ByteBuf;
+
+use super::adjustments::Bystander;
+use super::{guest_number, threads_of};
 use crate::save::error::SaveError;
+use crate::save::sharing::{Place, Resource, Sharing};
 use crate::sentry::ProcessInfo;
 use crate::sys::descriptors::{self, Common};
+use crate::sys::generated;
 
-const ALL: [(Common, &str, &str); 4] = [
-    (Common::Memory, "its memory", "CLONE_VM of clone(2), or vfork(2)"),
-    (Common::Descriptors, "its descriptor table", "CLONE_FILES of clone(2)"),
-    (Common::Directory, "its working directory and umask", "CLONE_FS of clone(2)"),
-    (Common::Handlers, "its signal handlers", "CLONE_SIGHAND of clone(2)"),
-];
+/// What is shared, by numbers of the host.
+#[derive(Debug, Default)]
+pub struct Kin {
+    classes: HashMap<(Resource, i32), usize>,
+    members: Vec<(Resource, Vec<i32>)>,
+    /// Threads that are not like the first of their process.
+    apart: HashMap<i32, Vec<Resource>>,
+    /// Spaces and tables of classes, once they are captured.
+    captured: HashMap<usize, u32>,
+}
 
-/// Refuses processes that share what cannot be shared again.
-pub fn refuse(guests: &[ProcessInfo]) -> Result<(), SaveError> {
-    let living: Vec<&ProcessInfo> = guests.iter().filter(|guest| guest.state != 'Z').collect();
-    for (common, what, by) in ALL {
-        // In the kernel's order, so that equal ones meet (kcmp(2)).
-        let mut sorted: Vec<&ProcessInfo> = Vec::with_capacity(living.len());
-        for guest in &living {
-            let (mut low, mut high) = (0, sorted.len());
-            while low < high {
-                let middle = low + (high - low) / 2;
-                let order = descriptors::compare_common(sorted[middle].pid, guest.pid, common);
-                match order.map_err(|errno| cannot(guest, what, errno))? {
-                    Ordering::Equal => return Err(shared(sorted[middle], guest, what, by)),
-                    Ordering::Less => low = middle + 1,
-                    Ordering::Greater => high = middle,
+fn common(what: Resource) -> Common {
+    match what {
+        Resource::Memory => Common::Memory,
+        Resource::Handlers => Common::Handlers,
+        Resource::Descriptors => Common::Descriptors,
+        Resource::Directory => Common::Directory,
+        Resource::Adjustments => Common::Adjustments,
+    }
+}
+
+impl Kin {
+    /// Compares all tasks of these processes.
+    pub fn find(guests: &[ProcessInfo]) -> Result<Kin, SaveError> {
+        let living = guests.iter().filter(|guest| guest.state != 'Z');
+        let mut processes: Vec<(&ProcessInfo, Vec<i32>)> = Vec::new();
+        for guest in living {
+            let cannot = |errno: Errno| SaveError::failed(guest.words(), errno.desc());
+            processes.push((guest, threads_of(guest.pid).map_err(cannot)?));
+        }
+        let mut kin = Kin::default();
+        for (guest, tids) in &processes {
+            let Some((first, others)) = tids.split_first() else { continue };
+            for what in Resource::LOOSE {
+                for tid in others {
+                    if compare(*first, *tid, what, guest)? != Ordering::Equal {
+                        kin.apart.entry(*tid).or_default().push(what);
+                    }
                 }
             }
-            sorted.insert(low, guest);
+        }
+        for what in Resource::ALL {
+            kin.classify(what, &processes)?;
+        }
+        Ok(kin)
+    }
+
+    fn classify(
+        &mut self,
+        what: Resource,
+        processes: &[(&ProcessInfo, Vec<i32>)],
+    ) -> Result<(), SaveError> {
+        // In the kernel's order, so that equal ones meet.
+        let mut sorted: Vec<Vec<i32>> = Vec::with_capacity(processes.len());
+        for (guest, tids) in processes {
+            let is_task = |(at, tid): &(usize, &i32)| *at == 0 || self.is_apart(**tid, what);
+            for (_, tid) in tids.iter().enumerate().filter(is_task) {
+                let (mut low, mut high) = (0, sorted.len());
+                let mut class = None;
+                while low < high {
+                    let middle = low + (high - low) / 2;
+                    match compare(sorted[middle][0], *tid, what, guest)? {
+                        Ordering::Equal => {
+                            class = Some(middle);
+                            break;
+                        }
+                        Ordering::Less => low = middle + 1,
+                        Ordering::Greater => high = middle,
+                    }
+                }
+                match class {
+                    Some(class) => sorted[class].push(*tid),
+                    None => sorted.insert(low, vec![*tid]),
+                }
+            }
+        }
+        sorted.retain(|class| class.len() > 1);
+        if what == Resource::Adjustments && !sorted.is_empty() {
+            // Who has none at all has the same none.
+            let other = Bystander::new().map_err(cannot_tell)?;
+            let mut shared = Vec::new();
+            for class in sorted {
+                if descriptors::compare_common(class[0], other.pid, Common::Adjustments)
+                    .map_err(cannot_tell)?
+                    != Ordering::Equal
+                {
+                    shared.push(class);
+                }
+            }
+            sorted = shared;
+        }
+        for class in sorted {
+            let number = self.members.len();
+            self.classes.extend(class.iter().map(|tid| ((what, *tid), number)));
+            self.members.push((what, class));
+        }
+        Ok(())
+    }
+
+    /// Whether a thread does not share this with the first of its process.
+    pub fn is_apart(&self, tid: i32, what: Resource) -> bool {
+        self.apart.get(&tid).is_some_and(|it| it.contains(&what))
+    }
+
+    /// Those of a process's threads that are apart in something.
+    pub fn apart_of(&self, tids: &[i32]) -> Vec<i32> {
+        tids.iter().skip(1).copied().filter(|tid| self.apart.contains_key(tid)).collect()
+    }
+
+    /// The class of a task.
+    pub fn class(&self, what: Resource, tid: i32) -> Option<usize> {
+        self.classes.get(&(what, tid)).copied()
+    }
+
+    /// The space or table that a task has, if one that shares it has been captured.
+    pub fn captured(&self, what: Resource, tid: i32) -> Option<u32> {
+        self.captured.get(&self.class(what, tid)?).copied()
+    }
+
+    /// A task's space or table is this.
+    pub fn captured_as(&mut self, what: Resource, tid: i32, index: u32) {
+        if let Some(class) = self.class(what, tid) {
+            self.captured.insert(class, index);
         }
     }
-    Ok(())
+
+    /// As an image knows it.
+    pub fn sharing(&self) -> Result<Vec<Sharing>, SaveError> {
+        let mut numbers: HashMap<i32, i32> = HashMap::new();
+        let tids: HashSet<i32> = self.members.iter().flat_map(|it| &it.1).copied().collect();
+        for tid in tids {
+            let number = guest_number(tid).ok_or_else(|| cannot_tell(Errno::ESRCH))?;
+            numbers.insert(tid, number);
+        }
+        let all = self.members.iter().map(|(what, tids)| {
+            let mut tasks: Vec<i32> =
+                tids.iter().filter_map(|it| numbers.get(it)).copied().collect();
+            tasks.sort_unstable();
+            Sharing { what: *what, tasks }
+        });
+        Ok(all.collect())
+    }
 }
 
-fn name(guest: &ProcessInfo) -> String {
-    let comm: String = guest.comm.chars().filter(|it| !it.is_control()).collect();
-    format!("process {} ({comm})", guest.guest_pid)
+fn cannot_tell(errno: Errno) -> SaveError {
+    SaveError::failed("what processes share cannot be told", errno.desc())
 }
 
-fn cannot(guest: &ProcessInfo, what: &str, errno: nix::errno::Errno) -> SaveError {
-    let who = name(guest);
-    SaveError::failed(format!("cannot tell with whom {who} shares {what}"), errno.desc())
+fn compare(
+    one: i32,
+    other: i32,
+    what: Resource,
+    guest: &ProcessInfo,
+) -> Result<Ordering, SaveError> {
+    descriptors::compare_common(one, other, common(what)).map_err(|errno| {
+        let (who, what) = (guest.words(), what.words());
+        SaveError::failed(format!("cannot tell with whom {who} shares {what}"), errno.desc())
+    })
 }
 
-fn shared(one: &ProcessInfo, other: &ProcessInfo, what: &str, by: &str) -> SaveError {
-    let (one, other) = (name(one), name(other));
-    SaveError::refused(format!(
-        "{one} shares {what} with {other} ({by}), which cannot be saved; try again when one of them has \
-         ended or executed another program"
-    ))
+/// Where a task works (proc_pid_cwd(5), proc_pid_status(5)).
+pub fn place(tid: i32, who: &str) -> Result<Place, SaveError> {
+    use std::os::unix::ffi::OsStringExt;
+    let failed = |error: std::io::Error| {
+        SaveError::failed(format!("{who}: the working directory of thread {tid}"), error)
+    };
+    let directory = std::fs::read_link(format!("/proc/{tid}/cwd")).map_err(failed)?;
+    let text = generated::text(format!("/proc/{tid}/status")).map_err(failed)?;
+    let umask = text.lines().find_map(|line| line.strip_prefix("Umask:"));
+    let umask = umask.and_then(|it| u32::from_str_radix(it.trim(), 8).ok());
+    let umask = umask.ok_or_else(|| failed(std::io::Error::from_raw_os_error(libc::ENODATA)))?;
+    Ok(Place { directory: ByteBuf::from(directory.into_os_string().into_vec()), umask })
 }

@@ -11,6 +11,7 @@ use std::os::fd::OwnedFd;
 use nix::errno::Errno;
 
 use crate::save::state::{Identity, Object};
+use crate::sentry::SavedDevice;
 use crate::sys::descriptors::{self, Place};
 
 /// Device and inode.
@@ -27,6 +28,8 @@ pub struct Known {
     pub(super) deleted: HashMap<Inode, (u32, Object)>,
     /// Pipes and FIFOs.
     pub(super) pipes: HashMap<Inode, PipeEnds>,
+    /// Pipes that the sentry keeps full: random devices of `--deterministic`.
+    pub(in crate::save) devices: HashMap<Inode, SavedDevice>,
     /// Epoll descriptions, whose targets are looked for once all tables are known.
     pub(super) epolls: Vec<Waiting<super::fdinfo::Watched>>,
     /// What mapped files are like, by path.
@@ -73,6 +76,17 @@ pub(super) struct Waiting<T> {
 }
 
 impl Known {
+    /// The random devices that guests have open.
+    pub(in crate::save) fn open_devices(&self) -> Vec<SavedDevice> {
+        let open = self.devices.iter().filter_map(|(inode, device)| {
+            let pipe = self.pipes.get(inode)?.index;
+            Some(SavedDevice { pipe, ..device.clone() })
+        });
+        let mut open: Vec<_> = open.collect();
+        open.sort_unstable_by_key(|device| device.pipe);
+        open
+    }
+
     /// The description that a descriptor stands for, or where it would have to be put in.
     pub(super) fn find(&self, inode: Inode, place: Place) -> Result<Result<u32, usize>, Errno> {
         self.search(inode, |known| descriptors::compare(known, place))

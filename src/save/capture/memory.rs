@@ -45,25 +45,35 @@ pub fn capture(
     let mut mappings = Vec::with_capacity(lines.len());
     let object = collector.object();
     let mut lock_new = 0;
-    let whole = lines.first().zip(lines.iter().rfind(|line| line.name != VSYSCALL));
-    let (start, end) = whole.map_or((0, 0), |(first, last)| (first.start, last.end));
-    let all_guards = pagemap::guards(&pagemap, start, end);
-    let all_guards = all_guards.map_err(failed("its pages cannot be found"))?;
     // Of one that has a copy only few mappings are asked about.
-    let all_own = match live {
-        None => pagemap::own_pages_anywhere(&pagemap, start, end).ok(),
-        Some(_) => None,
+    let (all_own, all_guards) = match live {
+        None => found_at_once(&pagemap, &lines).map_err(failed("its pages cannot be found"))?,
+        Some(_) => (None, None),
     };
     for line in lines.iter().filter(|line| line.name != VSYSCALL) {
         // The hand's own place. The kernel may have joined it to a mapping beside it.
         for piece in without(line, area, area + AREA) {
             let mut kind = kind(subject, &piece, collector)?;
-            let stale = stale::look(pid, &piece, &pagemap, &mut kind, &collector.known);
+            let copy = live.filter(|_| !snapshot::is_lost(&piece.flags)).map(|(_, copy)| copy);
+            // A copy has all guards of what is private (copy_pte_marker in mm/memory.c): they are found there, when
+            // the process goes on.
+            let is_left = copy.is_some()
+                && has_own_pages(&kind)
+                && !matches!(kind, MappingKind::Shared { .. })
+                && !stale::may_be(&kind, &collector.known);
+            let guards = match (&kind, &all_guards) {
+                (MappingKind::Vvar(_) | MappingKind::Vdso, _) => Vec::new(),
+                (_, Some(all)) => cut(all, piece.start, piece.end),
+                _ if is_left => Vec::new(),
+                _ => pagemap::guards(&pagemap, piece.start, piece.end)
+                    .map_err(failed("its pages cannot be found"))?,
+            };
+            let pages = (&pagemap, &guards[..]);
+            let stale = stale::look(pid, &piece, pages, &mut kind, &collector.known);
             // What is mapped privately of shared memory hides it where it has been changed.
             let mut own = Vec::new();
-            let copy = live.filter(|_| !snapshot::is_lost(&piece.flags)).map(|(_, copy)| copy);
-            if let Some(range) = stale {
-                add_pages(collector, object, pid, &[range]);
+            if !stale.is_empty() {
+                add_pages(collector, object, pid, &stale);
             } else if has_own_pages(&kind) {
                 if let Some(all) = &all_own {
                     own = cut(all, piece.start, piece.end);
@@ -76,10 +86,6 @@ pub fn capture(
                     None => add_pages(collector, object, pid, &own),
                 }
             }
-            let guards = match kind {
-                MappingKind::Vvar(_) | MappingKind::Vdso => Vec::new(),
-                _ => cut(&all_guards, piece.start, piece.end),
-            };
             if let MappingKind::Shared { index, .. } = kind {
                 collector.mapped.see(index, pid, &piece, (&own, &guards));
             }
@@ -107,6 +113,21 @@ pub fn capture(
     space.exe_memory =
         line.and_then(|line| collector.known.shared_by_inode((line.device, line.inode)));
     Ok(space)
+}
+
+/// Ranges of addresses, where they have been found.
+type Ranges = Option<pagemap::Ranges>;
+
+/// The pages of a process's own, and the guards, of all of its mappings. None: each mapping has to be asked about.
+fn found_at_once(pagemap: &File, lines: &[Line]) -> Result<(Ranges, Ranges), nix::errno::Errno> {
+    let whole = lines.first().zip(lines.iter().rfind(|line| line.name != VSYSCALL));
+    let Some((first, last)) = whole else { return Ok((None, None)) };
+    match pagemap::own_pages_and_guards_anywhere(pagemap, first.start, last.end) {
+        Ok((own, guards)) => Ok((Some(own), Some(guards))),
+        // (It tells of no guards, either.)
+        Err(nix::errno::Errno::ENOTTY) => Ok((None, Some(Vec::new()))),
+        Err(errno) => Err(errno),
+    }
 }
 
 /// Contents of an object are in the order of its addresses.

@@ -15,6 +15,7 @@ use crate::save::content;
 use crate::save::error::SaveError;
 use crate::save::hand::{Area, Borrowed, SLOTS, find_instruction};
 use crate::save::pipeline::Facts;
+use crate::save::sharing::{Resource, Sharing};
 use crate::save::state::{Clocks, Process, Table, Thread};
 use crate::sentry::{Carried, ProcessInfo, Tracees, Used};
 use crate::sys::agent::Data;
@@ -23,6 +24,7 @@ use crate::sys::generated;
 use crate::sys::ptrace::{Stop, signal_bytes};
 
 pub mod adjustments;
+mod apart;
 pub mod collector;
 pub mod descriptors;
 pub mod fdinfo;
@@ -74,6 +76,10 @@ pub struct Found {
     pub ipc: crate::save::ipc::Ipc,
     /// Everything shared, and where content is.
     pub collector: Collector,
+    /// What processes and threads share.
+    pub kin: kin::Kin,
+    /// The same, as an image knows it.
+    pub sharing: Vec<Sharing>,
     /// What was known before they were stopped.
     earlier: Earlier,
     /// Processes that have stopped without their parent having been told.
@@ -143,7 +149,7 @@ fn all_of(
     let Some(any) = guests.iter().find(|guest| guest.state != 'Z') else {
         return Err(SaveError::refused("nothing runs in it any more"));
     };
-    kin::refuse(guests)?;
+    found.kin = kin::Kin::find(guests)?;
     let streams = facts.streams(any.pid)?;
     if let Some(saver) = &facts.overlay {
         // The first, so that whoever restores has it before anything else is made.
@@ -155,6 +161,8 @@ fn all_of(
         process.stop_unheard = found.unheard.contains(&process.pid);
         found.processes.push(process);
     }
+    found.sharing = found.kin.sharing()?;
+    apart::can_share_again(found)?;
     shared::finish(&mut found.collector, &mut found.spaces);
     found.trees = trees::capture(any.pid, &facts.trees, &mut found.collector)?;
     // Rather by one who may call what it likes.
@@ -296,7 +304,7 @@ fn process_of(
     let (first, count) = alive.next().ok_or_else(ended)?;
     drop(alive);
     filters::capture(filters, (count, &tids), &who, &mut process)?;
-    let others: Vec<i32> = tids.into_iter().filter(|tid| *tid != first).collect();
+    let others: Vec<i32> = tids.iter().copied().filter(|tid| *tid != first).collect();
     let programs = filters::programs(&process);
     let goes_on = live.is_some();
     let whose = Whose { filters, who: &who, instruction, programs, count, goes_on };
@@ -304,11 +312,16 @@ fn process_of(
     let before = Before { gate: filters.gate, guest, guests, streams, live };
     let done = leader(&before, &mut borrowed, &mut process, found).and_then(|()| {
         let told = (&mut process, &found.collector);
-        let asked = threads::ask(&who, &mut borrowed, false)?;
+        let asked = threads::ask(&who, &mut borrowed)?;
         let (thread, why) = whose.hear(&mut borrowed, asked, true, told)?;
         let mut threads = vec![(first, thread, why)];
         let told = (&mut process, &found.collector);
         threads.extend(whose.threads(tracees, &others, area, told)?);
+        for tid in found.kin.apart_of(&tids) {
+            let apart = whose.apart(tracees, (tid, guest.pid), area, streams, found)?;
+            let its_own = threads.iter_mut().find(|(it, ..)| *it == tid);
+            its_own.into_iter().for_each(|(_, thread, _)| thread.apart = Some(apart.clone()));
+        }
         Ok(threads)
     });
     // The first one takes the agent out again, whatever came of it.
@@ -405,7 +418,7 @@ impl Whose<'_> {
             lent.push(self.lend(tracees, *tid, Some((area, status)))?.0);
             if let Some(borrowed) = lent.last_mut() {
                 borrowed.hand.confine(slot, SLOTS);
-                all.push(threads::ask(self.who, borrowed, true)?);
+                all.push(threads::ask(self.who, borrowed)?);
             }
         }
         let hear = |(borrowed, asked): (&mut Borrowed, _)| {
@@ -493,9 +506,12 @@ fn leader(
     let children = guests.iter().filter(|it| it.guest_parent == guest.guest_pid);
     let children: Vec<i32> = children.map(|it| it.guest_pid).collect();
     found.unheard.extend(process::unheard_stops(&mut subject, &children)?);
-    let table = descriptors::capture_table(&mut subject, streams, &mut found.collector)?;
-    process.table = Some(found.tables.len() as u32);
-    found.tables.push(table);
+    process.table = Some(apart::table_of(&mut subject, streams, found)?);
+    let tid = subject.hand.tid();
+    if let Some(space) = found.kin.captured(Resource::Memory, tid) {
+        process.space = Some(space);
+        return Ok(());
+    }
     let is_small = found.is_small(memory);
     let copied = match live {
         Some(live) if !is_small => live.copy(&mut subject, gate, process, found)?,
@@ -506,7 +522,9 @@ fn leader(
     if live.is_some() && is_small {
         content::read_pages(&mut found.collector.contents[from..])?;
     }
-    process.space = Some(found.spaces.len() as u32);
+    let index = found.spaces.len() as u32;
+    process.space = Some(index);
+    found.kin.captured_as(Resource::Memory, tid, index);
     found.spaces.push(space);
     Ok(())
 }

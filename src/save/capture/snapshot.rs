@@ -15,7 +15,9 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
+use std::panic::resume_unwind;
 use std::sync::Arc;
+use std::thread;
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
@@ -71,9 +73,8 @@ impl Live {
     pub fn new(kernel: &Arc<Kernel>, prepared: bool) -> Result<Live, SaveError> {
         let mut before = None;
         if prepared {
-            let guests = kernel.census()?;
             let read = |pid| Some((pid, maps::read(pid).ok()?));
-            before = Some(guests.iter().filter_map(|guest| read(guest.pid)).collect());
+            before = Some(kernel.guests_there()?.into_iter().filter_map(read).collect());
         }
         Ok(Live { kernel: Arc::clone(kernel), before })
     }
@@ -267,11 +268,27 @@ fn made(pid: i32, kernel: &Kernel) -> Result<Made, HandError> {
 /// Finds the pages of the copies. `taken`: flags of mappings were taken for granted. Gives whether they are
 /// so; if not, all has to be captured anew.
 pub fn settle(found: &mut Found, spaces: &mut [Space], taken: bool) -> Result<bool, SaveError> {
-    if taken && !are_as_taken(found, spaces)? {
-        return Ok(false);
-    }
-    for content in &mut found.collector.contents {
+    let Found { copies, collector, .. } = found;
+    // Both take their time, by the kernel's walks through page tables.
+    thread::scope(|scope| {
+        let read = || copies.iter().map(|it| maps::read(it.pid)).collect::<Vec<_>>();
+        let reading = taken.then(|| scope.spawn(read));
+        let pages = find_pages(&mut collector.contents, spaces);
+        let Some(reading) = reading else { return pages.map(|()| true) };
+        let lines = reading.join().unwrap_or_else(|panic| resume_unwind(panic));
+        // (If there is none of them any more, its pages cannot be found either.)
+        let is_so = are_as_taken(copies, lines, spaces)?;
+        pages.map(|()| is_so)
+    })
+}
+
+/// Finds the pages of the copies, and the guards there.
+fn find_pages(contents: &mut [Content], spaces: &mut [Space]) -> Result<(), SaveError> {
+    let mut of_object: HashMap<_, _> = spaces.iter_mut().map(|it| (it.object, it)).collect();
+    for content in contents {
         let Content::Copied { object, pid, mappings } = content else { continue };
+        let mut rest =
+            of_object.get_mut(object).map_or(&mut [][..], |space| &mut space.mappings[..]);
         let failed = |why: String| {
             SaveError::failed("the pages of a copy of a process cannot be found", why)
         };
@@ -279,24 +296,37 @@ pub fn settle(found: &mut Found, spaces: &mut [Space], taken: bool) -> Result<bo
         let file = file.map_err(|error| failed(error.to_string()))?;
         let mut ranges = Vec::new();
         for (start, end) in mappings {
-            let own = pagemap::own_pages(&file, *start, *end)
+            let (own, guards) = pagemap::own_pages_and_guards(&file, *start, *end)
                 .map_err(|errno| failed(errno.desc().to_owned()))?;
             own.into_iter().for_each(|range| join(&mut ranges, range));
+            // Both are in order of their addresses.
+            let at = rest.partition_point(|mapping| mapping.start < *start);
+            rest = &mut rest[at..];
+            if let Some(mapping) = rest.first_mut().filter(|it| it.start == *start)
+                && !matches!(mapping.kind, MappingKind::Vdso)
+            {
+                mapping.guards = guards;
+            }
         }
         *content = Content::Pages { object: *object, pid: *pid, ranges };
     }
-    Ok(true)
+    Ok(())
 }
 
-fn are_as_taken(found: &Found, spaces: &mut [Space]) -> Result<bool, SaveError> {
-    for copied in &found.copies {
+/// Whether the mappings of the copies, with their flags, are those of the spaces.
+fn are_as_taken(
+    copies: &[Copied],
+    lines: Vec<Result<Vec<Line>, Errno>>,
+    spaces: &mut [Space],
+) -> Result<bool, SaveError> {
+    for (copied, lines) in copies.iter().zip(lines) {
         let gone = |errno: Errno| {
             SaveError::failed(
                 "the copy of a process, of which memory is read, is gone",
                 errno.desc(),
             )
         };
-        let lines = maps::read(copied.pid).map_err(gone)?;
+        let lines = lines.map_err(gone)?;
         let Some(space) = spaces.get_mut(copied.space) else { continue };
         for mapping in &mut space.mappings {
             // The kernel's own pages are nobody's.
@@ -335,9 +365,24 @@ fn with_locks(flags: &str, before: &str) -> String {
 
 /// Ends the copies; returns when they have ended. Not on the tracer's thread.
 pub fn end(kernel: &Kernel, found: &mut Found) {
-    let killed = killed(found);
-    // (No tracer any more: none of them is left.)
-    let _ = kernel.tracer().run(move |_| wait_for_ends(&killed));
+    begin_to_end(found).wait(kernel);
+}
+
+/// The same, without waiting for it.
+pub fn begin_to_end(found: &mut Found) -> Ending {
+    Ending(killed(found))
+}
+
+/// Copies that end, which takes time for much memory.
+#[must_use]
+pub struct Ending(Vec<OwnedFd>);
+
+impl Ending {
+    /// Returns when they have ended. Not on the tracer's thread.
+    pub fn wait(self, kernel: &Kernel) {
+        // (No tracer any more: none of them is left.)
+        let _ = kernel.tracer().run(move |_| wait_for_ends(&self.0));
+    }
 }
 
 /// The same on the tracer's thread.

@@ -12,27 +12,37 @@ use std::path::Path;
 
 use super::known::Known;
 use super::maps::Line;
+use super::memory::join;
 use crate::save::hand;
 use crate::save::state::{MappedFile, MappingKind};
 use crate::sys::pagemap;
 
 const PAGE: u64 = 4096;
 
-/// What of a mapping is to be carried because its file has become another one: (start, end). If that is more than
-/// the file has by now, `kind` becomes memory without a file.
+/// Whether a mapping may show something else than what its name stands for.
+pub(super) fn may_be(kind: &MappingKind, known: &Known) -> bool {
+    let MappingKind::FilePrivate { file: MappedFile::Path { path, .. }, .. } = kind else {
+        return false;
+    };
+    known.in_layers.contains(&path[..])
+}
+
+/// What of a mapping is to be carried because its file has become another one: (start, end), in order. If that goes
+/// further than the file by now, `kind` becomes memory without a file. `guards`: those in it (MADV_GUARD_INSTALL of
+/// madvise(2)), in order, which cannot be read.
 pub(super) fn look(
     pid: i32,
     line: &Line,
-    pages: &File,
+    (pages, guards): (&File, &[(u64, u64)]),
     kind: &mut MappingKind,
     known: &Known,
-) -> Option<(u64, u64)> {
+) -> Vec<(u64, u64)> {
     let MappingKind::FilePrivate { file: MappedFile::Path { path, identity }, offset } = &*kind
     else {
-        return None;
+        return Vec::new();
     };
-    if !known.in_layers.contains(&path[..]) {
-        return None;
+    if !may_be(kind, known) {
+        return Vec::new();
     }
     let root = format!("/proc/{pid}/root");
     let relative = path.strip_prefix(b"/").unwrap_or(path);
@@ -48,32 +58,55 @@ pub(super) fn look(
     };
     // (Where that cannot be told, what a process has written differs, and is carried with the rest.)
     let own = pagemap::own_pages(pages, line.start, line.end).unwrap_or_default();
-    let is_own = |at: u64| {
-        let first = own.partition_point(|range| range.1 <= at);
-        own.get(first).is_some_and(|range| range.0 <= at)
-    };
     let (mut shown, mut named) = ([0; PAGE as usize], [0; PAGE as usize]);
-    let mut end = line.start;
+    let mut readable = Vec::new();
     let mut differs = file.is_none();
-    // Behind the end of its file there is nothing to be read.
-    while end < line.end && shows(end, &mut shown) {
+    let mut present = None;
+    let mut at = line.start;
+    while at < line.end {
+        if let Some(end) = end_of(guards, at) {
+            at = end;
+            continue;
+        }
+        if !shows(at, &mut shown) {
+            // The end of its file, behind which there is nothing to be read; or something that the disk does not
+            // give: of what is behind that, those pages are found that are in memory.
+            let all = || pagemap::present_pages(pages, at, line.end).unwrap_or_default();
+            let Some(next) = next_in(present.get_or_insert_with(all), at + PAGE) else { break };
+            at = next;
+            continue;
+        }
         if !differs
-            && !is_own(end)
+            && end_of(&own, at).is_none()
             && let Some(file) = &file
         {
             named.fill(0);
-            read(file, *offset + (end - line.start), &mut named);
+            read(file, *offset + (at - line.start), &mut named);
             differs = shown != named;
         }
-        end += PAGE;
+        join(&mut readable, (at, at + PAGE));
+        at += PAGE;
     }
-    if !differs || end == line.start {
-        return None;
+    let end = readable.last().map_or(line.start, |range| range.1);
+    if !differs {
+        return Vec::new();
     }
     if offset.saturating_add(end - line.start) > identity.size.next_multiple_of(PAGE) {
         *kind = MappingKind::Anonymous;
     }
-    Some((line.start, end))
+    readable
+}
+
+/// The end of the range that a place is in. They are in order.
+fn end_of(ranges: &[(u64, u64)], at: u64) -> Option<u64> {
+    let first = ranges.get(ranges.partition_point(|range| range.1 <= at))?;
+    (first.0 <= at).then_some(first.1)
+}
+
+/// The first place from there on that is in one of the ranges.
+fn next_in(ranges: &[(u64, u64)], from: u64) -> Option<u64> {
+    let first = ranges.get(ranges.partition_point(|range| range.1 <= from))?;
+    Some(first.0.max(from))
 }
 
 /// As much as there is.

@@ -41,12 +41,10 @@ pub struct Asked {
     rest: Thread,
 }
 
-/// Asks the thread whose hand is borrowed, and does not wait for what it says. `borrowed_now`: what it was known
-/// of as it was borrowed still holds.
-pub fn ask(who: &str, borrowed: &mut Borrowed, borrowed_now: bool) -> Result<Asked, SaveError> {
+/// Asks the thread whose hand is borrowed, and does not wait for what it says.
+pub fn ask(who: &str, borrowed: &mut Borrowed) -> Result<Asked, SaveError> {
     let status = borrowed.status();
     let (tid, users, groups) = (status.thread, status.users, status.groups.clone());
-    let nothing_waits = borrowed_now && status.pending == 0;
     let mut table = borrowed.hand.table();
     let told = questions(&mut table);
     let failed = |what: &'static str| {
@@ -62,9 +60,7 @@ pub fn ask(who: &str, borrowed: &mut Borrowed, borrowed_now: bool) -> Result<Ask
     // It was about to get the first; others the hand has taken away.
     let mut pending = super::signals(first.as_slice());
     pending.extend(taken);
-    if !nothing_waits {
-        pending.extend(pending_of(stopped, false).map_err(failed("the pending signals"))?);
-    }
+    pending.extend(pending_of(stopped, false).map_err(failed("the pending signals"))?);
     let rseq = match stopped.restartable_sequence() {
         Ok((0, ..)) | Err(_) => None,
         Ok(registered) => Some(registered),

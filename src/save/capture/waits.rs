@@ -7,17 +7,23 @@
 //! the thread went to sleep, which /proc tells as long as it sleeps ([`Asleep`]); else the whole
 //! timeout, where the kernel was built without CONFIG_SCHED_DEBUG, say. All other interrupted calls are
 //! made again as they were, by the kernel itself.
+//!
+//! Where a run has clocks of its own, the kernel may wait for something else than the caller asked for: then the
+//! sentry knows until when ([`InterruptedWait`]).
 
 use std::collections::HashMap;
 use std::fs::read_to_string;
+use std::time::Instant;
 
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
 use crate::save::hand;
 use crate::save::state::Thread;
+use crate::sentry::InterruptedWait;
 use crate::sys::generated;
 use crate::sys::ptrace::place;
+use crate::timekeeping::Rate;
 
 /// ERESTARTNOHAND (include/linux/errno.h): made again, unless a handler runs.
 const NO_HANDLER: i64 = -514;
@@ -31,6 +37,10 @@ const FUTEX_FLAGS: u64 = (libc::FUTEX_PRIVATE_FLAG | libc::FUTEX_CLOCK_REALTIME)
 #[derive(Debug, Clone, Default)]
 pub struct Asleep {
     all: HashMap<i32, Sleep>,
+    /// Those whose timeout the sentry has changed.
+    changed: HashMap<i32, InterruptedWait>,
+    /// How fast the guest's time passes.
+    rate: Option<Rate>,
 }
 
 /// One that sleeps.
@@ -94,9 +104,24 @@ impl Asleep {
                     (tid, Sleep { slept, times: it.times, place })
                 }));
             }
-            Asleep { all }
+            Asleep { all, ..Asleep::default() }
         });
         look.ok().and_then(|it| it.join().ok()).unwrap_or_default()
+    }
+
+    /// What the sentry knows of waits: those that it has changed, and how fast time passes.
+    pub fn know(&mut self, changed: HashMap<i32, InterruptedWait>, rate: Rate) {
+        (self.changed, self.rate) = (changed, Some(rate));
+    }
+
+    fn has_rate(&self) -> bool {
+        self.rate.is_some_and(|rate| rate != Rate::ONE)
+    }
+
+    /// Nanoseconds of the host that a span of the guest takes.
+    fn host_span(&self, span: u64) -> u64 {
+        let Some(rate) = self.rate.filter(|_| self.has_rate()) else { return span };
+        rate.to_host(i64::try_from(span).unwrap_or(i64::MAX)).max(0) as u64
     }
 
     /// Forgets those that have gone to another sleep since. To be called when all have stopped and
@@ -174,6 +199,11 @@ pub fn settle(asleep: &Asleep, host: i32, thread: &mut Thread) {
         return;
     }
     let arguments = [place::RDI, place::RSI, place::RDX, place::R10].map(word);
+    if let Some(wait) = asleep.changed.get(&host).filter(|wait| is_of(wait, &word)) {
+        let left =
+            wait.end.map(|end| end.saturating_duration_since(Instant::now()).as_nanos() as u64);
+        return go_on(thread, wait.number, left);
+    }
     let number = match word(place::ORIG_RAX) as i64 {
         libc::SYS_restart_syscall => {
             let sleeps_in = asleep.all.get(&host).map_or(Place::Unknown, |sleep| sleep.place);
@@ -182,21 +212,36 @@ pub fn settle(asleep: &Asleep, host: i32, thread: &mut Thread) {
         number => Some(number),
     };
     let Some(number) = number.filter(|number| CALLS.contains(number)) else { return };
-    let span = span_of(host, number, arguments);
+    let span = span_of(host, number, arguments, asleep.has_rate());
     let left = match span {
         Span::Left(left) => Some(left),
         Span::Whole(whole) => {
             let slept = asleep.all.get(&host).map_or(0, |sleep| sleep.slept);
-            Some(whole.saturating_sub(slept))
+            Some(asleep.host_span(whole).saturating_sub(slept))
         }
         Span::None => None,
     };
+    go_on(thread, number as u64, left);
+}
+
+/// Whether a thread with these registers is still in that wait.
+fn is_of(wait: &InterruptedWait, word: &impl Fn(usize) -> u64) -> bool {
+    let arguments =
+        [place::RDI, place::RSI, place::RDX, place::R10, place::R8, place::R9].map(word);
+    let number = word(place::ORIG_RAX);
+    wait.arguments == arguments
+        && wait.rip == word(place::RIP)
+        && (number == wait.number || number as i64 == libc::SYS_restart_syscall)
+}
+
+/// Makes the registers those of a call that waits for what is left; `None`: as it was made.
+fn go_on(thread: &mut Thread, number: u64, left: Option<u64>) {
     let mut set = |index: usize, value: u64| {
         if let Some(word) = thread.registers.get_mut(index) {
             *word = value;
         }
     };
-    set(place::ORIG_RAX, number as u64);
+    set(place::ORIG_RAX, number);
     if left.is_none() {
         // Without an end, or with one that is a moment: nothing of it is lost if it is made again.
         set(place::RAX, NO_HANDLER as u64);
@@ -234,10 +279,17 @@ enum Span {
     Left(u64),
 }
 
-fn span_of(host: i32, number: libc::c_long, [first, second, third, fourth]: [u64; 4]) -> Span {
+/// `has_rate`: what the kernel wrote may be in the guest's time, or in the host's.
+fn span_of(
+    host: i32,
+    number: libc::c_long,
+    [first, second, third, fourth]: [u64; 4],
+    has_rate: bool,
+) -> Span {
     let whole = |at| time_at(host, at).map_or(Span::None, Span::Whole);
     // (It may have written nothing: to memory that cannot be written to.)
     let left = |to: u64, from: u64| match to {
+        _ if has_rate => whole(from),
         0 => whole(from),
         to => time_at(host, to).map_or(whole(from), Span::Left),
     };

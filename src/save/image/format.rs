@@ -211,6 +211,13 @@ pub(super) struct Record {
 }
 
 impl Record {
+    /// Pages that are stored as they are; without their checksum.
+    pub(super) fn of_data(object: u32, at: u64, pages: &[u8]) -> Record {
+        let stored = pages.len() as u64;
+        let count = stored / PAGE_BYTES;
+        Record { kind: Kind::Data, packed: false, object, at, count, stored, checksum: 0 }
+    }
+
     /// Where it ends in its object; [`Record::check`] has excluded an overflow.
     pub(super) fn end(&self) -> u64 {
         self.at.saturating_add(self.unpacked())

@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
 
 use super::error::ImageError;
 use super::format::PAGE;
@@ -46,7 +47,7 @@ pub(super) fn is_zero(page: &[u8]) -> bool {
 pub(super) enum Class {
     /// All zeros.
     Zero,
-    /// It has this hash ([`Seen::hash`]).
+    /// It has this hash ([`Key::hash`]).
     Hashed([u64; 2]),
     /// Nothing.
     #[default]
@@ -54,11 +55,11 @@ pub(super) enum Class {
 }
 
 /// Looks at pages, one by one: the work that several threads can share.
-pub(super) fn classify(seen: Option<&Seen>, pages: &[u8], classes: &mut [Class]) {
+pub(super) fn classify(key: Option<&Key>, pages: &[u8], classes: &mut [Class]) {
     for (page, class) in pages.as_chunks::<PAGE>().0.iter().zip(classes) {
-        *class = match seen {
+        *class = match key {
             _ if is_zero(page) => Class::Zero,
-            Some(seen) => Class::Hashed(seen.hash(page)),
+            Some(key) => Class::Hashed(key.hash(page)),
             None => Class::Unknown,
         };
     }
@@ -75,20 +76,39 @@ const MOST: usize = 1 << 24;
 /// construction allows. The key is random for each image and is not written down, so whoever made the
 /// pages had to make them without it. Among the 2^55 pairs of a 1 TiB image none collides but with 2^-71.
 pub(super) struct Seen {
+    key: Arc<Key>,
+    pages: HashMap<[u64; 2], u64, BuildHasherDefault<First>>,
+}
+
+/// What pages are hashed with. Threads that look at pages share it.
+pub(super) struct Key {
     kind: clmul::Kind,
-    key: Box<[u8; clmul::KEY]>,
+    bytes: Box<[u8; clmul::KEY]>,
     /// Three numbers for each half: a constant and a factor for each word.
     fold: [[u128; 3]; 2],
-    pages: HashMap<[u64; 2], u64, BuildHasherDefault<First>>,
+}
+
+impl Key {
+    /// The hash of a page.
+    pub(super) fn hash(&self, page: &[u8; PAGE]) -> [u64; 2] {
+        let halves = clmul::page(self.kind, &self.bytes, page);
+        let fold = |[low, high]: [u64; 2], [start, one, two]: [u128; 3]| {
+            let sum = start
+                .wrapping_add(one.wrapping_mul(u128::from(low)))
+                .wrapping_add(two.wrapping_mul(u128::from(high)));
+            (sum >> 64) as u64
+        };
+        [fold(halves[0], self.fold[0]), fold(halves[1], self.fold[1])]
+    }
 }
 
 impl Seen {
     /// Nothing seen yet; `None` where the processor cannot hash so fast, and each page is written.
     pub(super) fn new() -> Result<Option<Seen>, ImageError> {
         let Some(kind) = clmul::Kind::here() else { return Ok(None) };
-        let mut key = Box::new([0; clmul::KEY]);
+        let mut bytes = Box::new([0; clmul::KEY]);
         let mut numbers = [0; 96];
-        for part in [&mut key[..], &mut numbers[..]] {
+        for part in [&mut bytes[..], &mut numbers[..]] {
             random::fill(part)
                 .map_err(|error| ImageError::io("cannot get random numbers", error))?;
         }
@@ -97,19 +117,13 @@ impl Seen {
             .map(|it| it.iter().fold(0u128, |number, byte| number << 8 | u128::from(*byte)));
         let mut three = || [(); 3].map(|()| numbers.next().unwrap_or_default());
         let fold = [three(), three()];
-        Ok(Some(Seen { kind, key, fold, pages: HashMap::default() }))
+        let key = Arc::new(Key { kind, bytes, fold });
+        Ok(Some(Seen { key, pages: HashMap::default() }))
     }
 
-    /// The hash of a page.
-    pub(super) fn hash(&self, page: &[u8; PAGE]) -> [u64; 2] {
-        let halves = clmul::page(self.kind, &self.key, page);
-        let fold = |[low, high]: [u64; 2], [start, one, two]: [u128; 3]| {
-            let sum = start
-                .wrapping_add(one.wrapping_mul(u128::from(low)))
-                .wrapping_add(two.wrapping_mul(u128::from(high)));
-            (sum >> 64) as u64
-        };
-        [fold(halves[0], self.fold[0]), fold(halves[1], self.fold[1])]
+    /// What pages are hashed with.
+    pub(super) fn key(&self) -> &Arc<Key> {
+        &self.key
     }
 
     /// The number of the stored page with this hash. If there is none, `number` becomes it.
@@ -178,14 +192,14 @@ mod tests {
     fn pages_are_known_by_content() {
         let Some(mut seen) = Seen::new().unwrap() else { return };
         let mut page = [1; PAGE];
-        let one = seen.hash(&page);
+        let one = seen.key().hash(&page);
         page[4095] = 2;
-        let other = seen.hash(&page);
+        let other = seen.key().hash(&page);
         assert_ne!(one, other);
         assert_eq!(seen.find_or_add(one, 7), None);
         assert_eq!(seen.find_or_add(one, 8), Some(7));
         assert_eq!(seen.find_or_add(other, 8), None);
         // Another key gives another hash.
-        assert_ne!(Seen::new().unwrap().unwrap().hash(&page), other);
+        assert_ne!(Seen::new().unwrap().unwrap().key().hash(&page), other);
     }
 }

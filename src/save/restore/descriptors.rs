@@ -22,7 +22,7 @@ use nix::unistd::{Whence, lseek64};
 pub use identity::{FilesPolicy, check as check_identity};
 pub use paths::shared_memory;
 pub use streams::RestoreStreams;
-pub use table::{MOST_BYTES, MOST_CALLS, close_courier, hard_limit, install_table, take_locks};
+pub use table::{close_courier, hard_limit, install_table, take_locks};
 
 use super::maker::Maker;
 use crate::save::error::RestoreError;
@@ -79,8 +79,8 @@ pub fn make_files(
         maker.files[index] = Some(made);
     }
     unnamed.finish(maker)?;
-    // Ends that no guest holds: the others see them closed.
-    drop(pipes);
+    // (Other ends that no guest holds are closed: the others see that.)
+    maker.devices = pipes.devices(sandbox)?;
     maker.take_capabilities_back(privileges)
 }
 

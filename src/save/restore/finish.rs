@@ -2,13 +2,14 @@
 //! and its threads are set to go on where they were.
 
 use super::{
-    Plant, adjustments, descriptors, first_and_rest, notices, overruns, process, rest_unless_alone,
-    space_of, stops, threads, timers, waits,
+    Plant, adjustments, apart, descriptors, first_and_rest, notices, overruns, process,
+    rest_unless_alone, space_of, stops, threads, timers, waits,
 };
 use crate::save::capture::{instruction_in_vdso, note_vdso};
 use crate::save::error::RestoreError;
-use crate::save::hand::{AREA, CODE, Hand, find_instruction, remote_call, to_a_signal};
+use crate::save::hand::{AREA, CODE, Hand, SLOTS, find_instruction, remote_call, to_a_signal};
 use crate::save::state::{Sandbox, Thread};
+use crate::sentry::Kernel;
 use crate::sys::ptrace::{Stop, Stopped};
 
 /// All are set to go on where they were. Children first: a parent is told of what becomes of them, and that
@@ -16,34 +17,37 @@ use crate::sys::ptrace::{Stop, Stopped};
 pub(super) fn complete_all(
     sandbox: &Sandbox,
     plants: Vec<Plant<'_>>,
+    kernel: &Kernel,
 ) -> Result<Vec<Vec<Stopped>>, RestoreError> {
     let mut ready = Vec::with_capacity(plants.len());
     let mut before = None;
     for mut plant in plants.into_iter().rev() {
         complete(sandbox, &mut plant)?;
+        plant.take_turns()?;
         // (This one makes its last calls while the one before is set.)
-        ready.extend(before.take().map(set).transpose()?);
+        ready.extend(before.take().map(|plant| set(plant, kernel)).transpose()?);
         match plant.process.stopped {
             // Its parent is told of that when it stops.
-            Some(_) => ready.push(set(plant)?),
+            Some(_) => ready.push(set(plant, kernel)?),
             None => before = Some(plant),
         }
     }
-    ready.extend(before.map(set).transpose()?);
+    ready.extend(before.map(|plant| set(plant, kernel)).transpose()?);
     Ok(ready)
 }
 
 /// The last calls: what runs by itself, signals, and no capability any more.
 fn complete(sandbox: &Sandbox, plant: &mut Plant<'_>) -> Result<(), RestoreError> {
     let space = space_of(sandbox, plant)?;
-    let Plant { process, who, hand, others, courier } = plant;
+    let Plant { process, who, hand, others, courier, couriers, own, .. } = plant;
     for hand in std::iter::once(&mut *hand).chain(others.iter_mut()) {
         threads::block(hand, who)?;
     }
     stops::hear(hand, process, sandbox)?;
     threads::drain(hand, who)?;
     timers::make(hand, process, who)?;
-    adjustments::make(hand, sandbox, process, who)?;
+    adjustments::make(hand, sandbox, process.pid, who)?;
+    apart::adjust(others, sandbox, process, who)?;
     notices::register(hand, sandbox, process, who)?;
     let beginnings = overruns::plan(process);
     // While no other signal waits.
@@ -55,8 +59,11 @@ fn complete(sandbox: &Sandbox, plant: &mut Plant<'_>) -> Result<(), RestoreError
     for (hand, thread) in others.iter_mut().zip(rest) {
         overruns::queue(hand, (process, Some(thread)), &beginnings, who)?;
     }
+    apart::close_couriers(others, couriers, who)?;
     let mut last = hand.table();
-    descriptors::close_courier(&mut last, *courier);
+    if own.table {
+        descriptors::close_courier(&mut last, *courier);
+    }
     process::limit(&mut last, process);
     if timers::any_runs(process) {
         hand.post(last).map_err(RestoreError::of(&*who))?;
@@ -67,13 +74,14 @@ fn complete(sandbox: &Sandbox, plant: &mut Plant<'_>) -> Result<(), RestoreError
     process::close(&mut last, space);
     process::spare(hand, process);
     hand.post(last).map_err(RestoreError::of(&*who))?;
-    if process.filters.is_empty() {
-        // (Its other threads have been told all that they need.)
-        return rest_unless_alone(hand, process, who);
-    }
     process::confine(hand, process, who)?;
+    rest_unless_alone(hand, process, who)?;
+    if process::is_furnished_for_good(process) {
+        return Ok(());
+    }
     // (A filter can need all the room that there is.)
-    threads::side_by_side((others, rest), 1, who, |hand: &mut Hand, thread: &Thread| {
+    let at_once = if process.filters.is_empty() { SLOTS } else { 1 };
+    threads::side_by_side((others, rest), at_once, who, |hand: &mut Hand, thread: &Thread| {
         let mut last = hand.table();
         threads::give_up(&mut last, thread);
         hand.post(last).map_err(RestoreError::of(&*who))?;
@@ -82,8 +90,8 @@ fn complete(sandbox: &Sandbox, plant: &mut Plant<'_>) -> Result<(), RestoreError
 }
 
 /// Takes the agent out of the process and sets its threads to go on where they were.
-fn set(plant: Plant<'_>) -> Result<Vec<Stopped>, RestoreError> {
-    let Plant { process, who, mut hand, others, .. } = plant;
+fn set(plant: Plant<'_>, kernel: &Kernel) -> Result<Vec<Stopped>, RestoreError> {
+    let Plant { process, who, mut hand, others, own, .. } = plant;
     hand.rest().map_err(RestoreError::of(&who))?;
     let instruction = instruction_of(&hand).ok_or_else(|| {
         RestoreError::refused(format!("{who} has no code that could make a system call"))
@@ -95,7 +103,9 @@ fn set(plant: Plant<'_>) -> Result<Vec<Stopped>, RestoreError> {
     for (hand, thread) in hands.iter_mut().zip(&process.threads) {
         // (A breakpoint has left SIGTRAP not blocked, and a timer may send it all the time.)
         threads::block(hand, &who)?;
-        waits.push(waits::begin(hand, thread).map_err(RestoreError::of(&who))?);
+        let wait = waits::begin(hand, thread).map_err(RestoreError::of(&who))?;
+        waits::note(kernel, hand.tid(), thread, wait);
+        waits.push(wait);
     }
     let mut all = Vec::with_capacity(hands.len());
     // Its action of SIGTRAP comes first, by the leader.
@@ -104,11 +114,16 @@ fn set(plant: Plant<'_>) -> Result<Vec<Stopped>, RestoreError> {
         // (Its wait may have ended in one more, and what waits for the process is anybody's.)
         threads::block(&mut hand, &who)?;
         let mut traps = threads::traps(leading.take(), thread);
+        if !own.handlers {
+            // There are breakpoints to come: who is set last puts it back.
+            traps.action = None;
+        }
         traps.add(hand.strays());
         let give = |stopped| traps.put_back(stopped, instruction, room);
         all.push(hand.release().and_then(give).map_err(RestoreError::of(&who))?);
     }
-    remove(&mut all, instruction, area, &who)?;
+    // (Others may have to work in that memory.)
+    remove(&mut all, instruction, own.space.then_some(area), &who)?;
     if process.stopped.is_some() {
         all = stops::stop(all, &who)?;
     }
@@ -118,7 +133,9 @@ fn set(plant: Plant<'_>) -> Result<Vec<Stopped>, RestoreError> {
 
 /// Where a `syscall` instruction is that is not the agent's.
 fn instruction_of(hand: &Hand) -> Option<u64> {
-    if let Some(known) = instruction_in_vdso(hand.tid()) {
+    let agent = hand.area()..hand.area() + AREA;
+    // (Where the vDSO is the image says.)
+    if let Some(known) = instruction_in_vdso(hand.tid()).filter(|it| !agent.contains(it)) {
         return Some(known);
     }
     let executable: Vec<(u64, u64, bool)> = crate::save::capture::maps::list(hand.tid())
@@ -133,19 +150,23 @@ fn instruction_of(hand: &Hand) -> Option<u64> {
     found
 }
 
-/// Takes the agent out, by the first of the threads of a process. All of them can be set then.
+/// Takes the agent out of where it lies, by the first of the threads of a process. All of them can be set then.
 fn remove(
     all: &mut Vec<Stopped>,
     instruction: u64,
-    area: u64,
+    area: Option<u64>,
     who: &str,
 ) -> Result<(), RestoreError> {
     let mut threads = std::mem::take(all).into_iter();
-    let leader = threads.next().ok_or_else(|| RestoreError::refused("a process has no thread"))?;
-    let arguments = [area, AREA, 0, 0, 0, 0];
-    let (leader, done) = remote_call(leader, instruction, libc::SYS_munmap, arguments)
-        .map_err(RestoreError::of(who))?;
-    done.map_err(|errno| RestoreError::failed(format!("{who}: its memory"), errno.desc()))?;
+    let mut leader =
+        threads.next().ok_or_else(|| RestoreError::refused("a process has no thread"))?;
+    if let Some(area) = area {
+        let arguments = [area, AREA, 0, 0, 0, 0];
+        let (back, done) = remote_call(leader, instruction, libc::SYS_munmap, arguments)
+            .map_err(RestoreError::of(who))?;
+        done.map_err(|errno| RestoreError::failed(format!("{who}: its memory"), errno.desc()))?;
+        leader = back;
+    }
     for thread in std::iter::once(leader).chain(threads) {
         let is_at_call = thread.why() == Stop::Call;
         let thread = if is_at_call { to_a_signal(thread) } else { Ok(thread) };

@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use crate::config::Identity;
 use crate::overlay::{OverlayError, Place, Wanted, WantedLayer};
+use crate::save::content_sum::{ContentSum, SUM};
 use crate::save::error::RestoreError;
 use crate::save::image::{Frame, Index, Reader};
 use crate::save::restore::trees;
@@ -66,6 +67,8 @@ pub struct Filling<'o> {
     places: HashMap<Object, (usize, usize)>,
     /// What was written to last.
     open: Option<(Object, File)>,
+    /// Of all that was written.
+    sum: ContentSum,
 }
 
 impl<'o> Filling<'o> {
@@ -84,6 +87,7 @@ impl<'o> Filling<'o> {
             makers: Vec::with_capacity(overlay.layers.len()),
             places: HashMap::new(),
             open: None,
+            sum: ContentSum::default(),
         };
         for (number, (layer, root)) in overlay.layers.iter().zip(roots).enumerate() {
             trees::check(&layer.tree)?;
@@ -155,6 +159,7 @@ impl<'o> Filling<'o> {
         };
         file.write_all_at(bytes, offset).map_err(|error| maker.failed("write", index, error))?;
         self.open = Some((object, file));
+        self.sum.add(object, offset, bytes);
         Ok(())
     }
 
@@ -171,7 +176,7 @@ impl<'o> Filling<'o> {
         self.dress()?;
         let roots = self.overlay.layers.iter().zip(self.makers);
         let roots = roots.map(|(layer, maker)| (path(&layer.tree.target), maker.into_root()));
-        Ok(Layers { place, roots: roots.collect() })
+        Ok(Layers { place, roots: roots.collect(), content: self.sum.finish() })
     }
 }
 
@@ -185,13 +190,15 @@ pub struct Layers {
     place: Arc<Place>,
     /// By the directory of each.
     roots: Vec<(PathBuf, OwnedFd)>,
+    /// The sum of what the image had for them.
+    content: [u8; SUM],
 }
 
 impl Layers {
     /// All guests stand ready: the overlay gets its name.
     pub(super) fn take_place(&self, sandbox: &Sandbox) -> Result<(), RestoreError> {
         self.settle_times(sandbox);
-        Ok(self.place.take()?)
+        Ok(self.place.take(&self.content)?)
     }
 
     /// They run: what had the name before goes, which may take its time.

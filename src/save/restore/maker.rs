@@ -8,10 +8,13 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
+use super::threads;
+use crate::notify::Gate;
 use crate::save::error::RestoreError;
 use crate::save::hand::{Hand, HandError};
 use crate::save::restore::courier::Courier;
 use crate::save::state::{Object, Sandbox};
+use crate::sentry::SavedDevice;
 use crate::sys::beneath;
 
 /// Where content of the memory section goes.
@@ -74,9 +77,39 @@ pub struct Maker<'m> {
     pub sinks: HashMap<Object, Sink>,
     /// What is left to do then, in order.
     pub finishes: Vec<Finish>,
+    /// The processes of the image, as far as they have grown, by number.
+    pub hands: HashMap<i32, Hand>,
+    /// Lets their calls pass.
+    pub gate: &'m Gate,
+    /// Random devices that go on, each with its writing end, which nobody else has.
+    pub devices: Vec<(SavedDevice, OwnedFd)>,
 }
 
 impl Maker<'_> {
+    /// Has a process of this number make calls: of some things the kernel remembers who has made them. One that
+    /// has ended gets a stand-in for so long, whose number is remembered as well (pid_nr_ns in kernel/pid.c). Where its
+    /// number is taken by now, the maker makes them.
+    pub fn in_the_name_of<T>(
+        &mut self,
+        pid: i32,
+        work: impl FnOnce(&mut Hand, &Courier) -> Result<T, HandError>,
+    ) -> Result<T, HandError> {
+        if let Some(hand) = self.hands.get_mut(&pid) {
+            return work(hand, self.courier);
+        }
+        // (The maker may have put away the right to choose a number.)
+        let (2.., Some(parent)) = (pid, self.hands.values_mut().next()) else {
+            return work(self.hand, self.courier);
+        };
+        let made = threads::children(parent, 0, 0, &[pid]).ok().and_then(|mut it| it.pop());
+        let Some(mut hand) = made else { return work(self.hand, self.courier) };
+        self.gate.pass(hand.tid());
+        let done = work(&mut hand, self.courier);
+        super::end(hand).map_err(|_| HandError::Own("end a stand-in", Errno::EBUSY))?;
+        parent.call(libc::SYS_wait4, [pid as u64, 0, libc::__WALL as u64, 0])?;
+        done
+    }
+
     /// A path of the guest's view, opened by the maker, for the sentry.
     pub fn open(&mut self, path: &[u8], flags: i32, mode: u32) -> Result<OwnedFd, HandError> {
         let flags = flags as u32 as u64;

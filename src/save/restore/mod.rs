@@ -18,12 +18,17 @@ use crate::launch::{FIRST, Planter};
 use crate::notify::Gate;
 use crate::save::error::RestoreError;
 use crate::save::hand::{Hand, HandError, SLOTS};
+use crate::save::sharing::Classes;
 use crate::save::state::{Process, Sandbox, Space, Table as DescriptorTable, Thread, TreeKind};
-use crate::sentry::{Brought, Carried, Used};
+use crate::sentry::{Brought, Kernel, Used};
 use crate::sys::ptrace::{self, Stopped};
+use crate::timekeeping::Patch;
 
 pub mod adjustments;
+mod apart;
 mod batch;
+mod clock;
+pub mod commons;
 pub mod courier;
 pub mod descriptors;
 pub mod direct;
@@ -35,8 +40,10 @@ pub mod lazy;
 pub mod maker;
 pub mod notices;
 pub mod overruns;
+mod own;
 pub mod process;
 pub mod ptys;
+mod repeat;
 pub mod seed;
 pub mod shared;
 pub mod sockets;
@@ -53,6 +60,7 @@ use descriptors::{FilesPolicy, RestoreStreams};
 use layers::Layers;
 use lazy::Lazy;
 use maker::{Maker, Sink};
+use own::Own;
 use space::Sources;
 use tree::Step;
 
@@ -70,6 +78,8 @@ pub struct Options {
     pub layers: Option<Arc<Layers>>,
     /// Which of the standard streams are the run's own terminal, if it has one.
     pub terminal: Option<[bool; 3]>,
+    /// How programs read clocks of the run's own, if it has any.
+    pub clock: Option<Patch>,
 }
 
 /// Brings content of the memory section into its places. Called once, when all of them are there.
@@ -83,8 +93,14 @@ struct Plant<'s> {
     hand: Hand,
     /// The threads beside the one of `hand`.
     others: Vec<Hand>,
+    /// Those of them that are there already, by number.
+    early: HashMap<i32, Hand>,
     /// The number of the courier's end.
     courier: i32,
+    /// Numbers of that in tables of its threads' own: the place in `others`.
+    couriers: Vec<(usize, i32)>,
+    /// What it has not in common with a process before it.
+    own: Own,
 }
 
 /// Where a seed for these processes may lie.
@@ -105,7 +121,7 @@ pub fn grow(
     sandbox: &Sandbox,
     options: &Options,
     (fill, lazy): (&mut Fill<'_>, Option<&Lazy>),
-    carried: &Carried,
+    kernel: &Kernel,
 ) -> Result<OwnedFd, RestoreError> {
     let (courier, theirs) = courier::pair(FIRST)
         .map_err(|errno| RestoreError::failed("a socket to the new processes", errno.desc()))?;
@@ -119,16 +135,22 @@ pub fn grow(
         shared: Vec::new(),
         sinks: done(sandbox),
         finishes: Vec::new(),
+        hands: HashMap::new(),
+        gate,
+        devices: Vec::new(),
     };
     trees::restore(&mut maker, &options.trees)?;
     ipc::restore(&mut maker)?;
     ptys::restore_files(&mut maker)?;
     let streams = streams(&mut maker, options)?;
+    let classes = classes(sandbox)?;
+    let (hands, program) = skeleton(&garden, sandbox, &classes)?;
+    maker.hands = hands;
     descriptors::make_files(&mut maker, &streams, options.files)?;
     drop(streams);
     let shared = shared::make(&mut maker)?;
 
-    let (plants, program) = skeleton(&garden, sandbox)?;
+    let plants = plants(sandbox, std::mem::take(&mut maker.hands), &classes)?;
     let memory = &sandbox.shared;
     let sources = Sources {
         courier: &courier,
@@ -141,33 +163,36 @@ pub fn grow(
     let hosts = plants.iter().map(|plant| (plant.process.pid, plant.hand.tid())).collect();
     let (zombies, mut plants): (Vec<_>, Vec<_>) =
         plants.into_iter().partition(|plant| plant.process.zombie.is_some());
-    let mut openings = Vec::with_capacity(plants.len());
-    for plant in plants.iter_mut() {
-        ptys::give_controlling(&mut plant.hand, sandbox, plant.process.pid)?;
+    map_all(sandbox, &mut plants, &sources)?;
+    for plant in plants.iter().filter(|it| it.own.space) {
         let space = space_of(sandbox, plant)?;
-        openings.push(space::clear(&mut plant.hand, space)?);
-    }
-    for (plant, opening) in plants.iter_mut().zip(&openings) {
-        let space = space_of(sandbox, plant)?;
-        space::map(&mut plant.hand, (space, opening), &sources, &plant.who)?;
         let files = space::files_below(space);
         maker.sinks.insert(space.object, Sink::Space { pid: plant.hand.tid(), files });
     }
     own_foreground(sandbox, &mut plants)?;
     rest(&mut plants)?;
     fill(&maker.sinks)?;
+    for plant in &plants {
+        clock::renew(plant.hand.tid(), space_of(sandbox, plant)?, options, &plant.who)?;
+    }
     furnish_all(sandbox, &mut plants, gate, &courier, lazy)?;
     descriptors::make_late_files(&mut maker, options.files)?;
     for finish in std::mem::take(&mut maker.finishes) {
         finish(&mut maker)?;
     }
-    // (A program in a tree of the sandbox's own can be executed from here on.)
-    give_tables(sandbox, &mut plants, &courier, (&shared, &maker.files))?;
+    for plant in plants.iter_mut().filter(|it| it.own.space) {
+        // (A program in a tree of the sandbox's own can be executed from here on.)
+        let space = space_of(sandbox, plant)?;
+        space::seal(&mut plant.hand, space, (&courier, &shared), &plant.who)?;
+        plant.take_turns()?;
+    }
+    repeat::resume(&mut maker, &hosts, kernel)?;
+    give_tables(sandbox, &mut plants, &courier, &maker.files)?;
     drop(maker);
     end(maker_hand)?;
     zombies.into_iter().try_for_each(die)?;
-    carried.bring(brought(sandbox, &hosts, &plants));
-    let ready = finish::complete_all(sandbox, plants)?;
+    kernel.carried().bring(brought(sandbox, &hosts, &plants));
+    let ready = finish::complete_all(sandbox, plants, kernel)?;
     gate.pass_no_more();
     planter
         .adopt(sandbox.run.program)
@@ -181,6 +206,33 @@ pub fn grow(
         (_, None) => {}
     }
     gone.map(|()| program)
+}
+
+/// All get their mappings. Those that are alone open the files meanwhile that they have mapped.
+fn map_all(
+    sandbox: &Sandbox,
+    plants: &mut [Plant<'_>],
+    sources: &Sources<'_>,
+) -> Result<(), RestoreError> {
+    let mut alone = Vec::with_capacity(plants.len());
+    for plant in plants.iter_mut() {
+        ptys::give_controlling(&mut plant.hand, sandbox, plant.process.pid)?;
+        if !plant.own.space {
+            continue;
+        }
+        let space = space_of(sandbox, plant)?;
+        let opening = space::clear(&mut plant.hand, space)?;
+        if plant.own.alone {
+            alone.push((plant, space, opening));
+            continue;
+        }
+        space::map(&mut plant.hand, (space, &opening), sources, &plant.who)?;
+        plant.take_turns()?;
+    }
+    for (plant, space, opening) in alone {
+        space::map(&mut plant.hand, (space, &opening), sources, &plant.who)?;
+    }
+    Ok(())
 }
 
 /// Content that is where it belongs: that of layers.
@@ -202,44 +254,42 @@ fn furnish_all(
     courier: &Courier,
     lazy: Option<&Lazy>,
 ) -> Result<(), RestoreError> {
-    for plant in plants.iter_mut() {
+    for plant in plants.iter_mut().filter(|it| it.own.space) {
         let space = space_of(sandbox, plant)?;
         if let Some(lazy) = lazy {
             lazy.map(&mut plant.hand, space, courier, &plant.who)?;
         }
         space::protect(&mut plant.hand, space, &plant.who)?;
+        plant.take_turns()?;
     }
     for plant in plants.iter_mut() {
         let space = space_of(sandbox, plant)?;
-        let (first, _) = first_and_rest(plant.process, &plant.who)?;
-        process::equip(&mut plant.hand, (plant.process, first), space, &plant.who)?;
+        process::equip(&mut plant.hand, plant.process, space, &plant.who)?;
+        if !plant.own.alone {
+            process::settle(&mut plant.hand, plant.process, &plant.who)?;
+        }
     }
     plants.iter_mut().try_for_each(|plant| furnish(plant, gate))?;
     rest(plants)
 }
 
-/// What keeps their memory as it is; then all get their descriptors, and their locks on them.
+/// All get their descriptors, and their locks on them: who shares a table gets it with the first of those.
 fn give_tables(
     sandbox: &Sandbox,
     plants: &mut [Plant<'_>],
     courier: &Courier,
-    (shared, files): (&[Option<OwnedFd>], &[Option<OwnedFd>]),
+    files: &[Option<OwnedFd>],
 ) -> Result<(), RestoreError> {
     let Some(first) = plants.first_mut() else { return Ok(()) };
     let hard = descriptors::hard_limit(&mut first.hand)?;
-    for plant in plants {
-        let (space, table) = (space_of(sandbox, plant)?, table_of(sandbox, plant)?);
+    for plant in plants.iter_mut().filter(|it| it.own.table) {
+        let table = table_of(sandbox, plant)?;
         let Plant { hand, who, .. } = plant;
-        let mut calls = space::seal(hand, space, (courier, shared), who)?;
-        if !calls.has_room(descriptors::MOST_CALLS, descriptors::MOST_BYTES) {
-            hand.run(&calls).map_err(RestoreError::of(&*who))?;
-            calls.clear();
-        }
-        plant.courier =
-            descriptors::install_table(hand, courier, (calls, table), (files, hard), who)?;
+        plant.courier = descriptors::install_table(hand, courier, table, (files, hard), who)?;
         descriptors::take_locks(&mut plant.hand, sandbox, plant.process.pid, table)?;
+        plant.take_turns()?;
     }
-    Ok(())
+    apart::give_tables(sandbox, plants, courier, files, hard)
 }
 
 fn let_go(stopped: Stopped) -> Result<(), RestoreError> {
@@ -312,18 +362,25 @@ impl Garden<'_> {
     }
 }
 
-/// Makes every process, in its session and group. Gives them in the order of the image.
-fn skeleton<'s>(
+/// What is shared, if the image agrees with itself.
+fn classes(sandbox: &Sandbox) -> Result<Classes, RestoreError> {
+    Classes::of(&sandbox.processes, &sandbox.sharing).map_err(|it| {
+        let (task, what) = (it.task, it.what.words());
+        RestoreError::refused(format!(
+            "the image is damaged: task {task} shares {what} and does not"
+        ))
+    })
+}
+
+/// Makes every process, in its session and group, and threads that are apart, by number. Gives what stands for the
+/// run's program, too.
+fn skeleton(
     garden: &Garden<'_>,
-    sandbox: &'s Sandbox,
-) -> Result<(Vec<Plant<'s>>, OwnedFd), RestoreError> {
-    let steps = tree::plan(&sandbox.processes, garden.free + 1).map_err(
-        |tree::Impossible { pid, session }| {
-            RestoreError::refused(format!(
-                "process {pid} cannot be made again in session {session} with its parent"
-            ))
-        },
-    )?;
+    sandbox: &Sandbox,
+    classes: &Classes,
+) -> Result<(HashMap<i32, Hand>, OwnedFd), RestoreError> {
+    let steps = commons::plan(&sandbox.processes, classes, garden.free + 1)
+        .map_err(|it| RestoreError::refused(it.to_string()))?;
     let mut hands: HashMap<i32, Hand> = HashMap::new();
     let mut program = None;
     for steps in steps.chunk_by(are_alike) {
@@ -333,20 +390,34 @@ fn skeleton<'s>(
             }
         })?;
     }
-    let damaged = |what: &str| RestoreError::refused(format!("the image is damaged: {what}"));
+    let missing = "the image is damaged: the run's program is not in it";
+    Ok((hands, program.ok_or_else(|| RestoreError::refused(missing))?))
+}
+
+/// The processes that have been made, in the order of the image.
+fn plants<'s>(
+    sandbox: &'s Sandbox,
+    mut hands: HashMap<i32, Hand>,
+    classes: &Classes,
+) -> Result<Vec<Plant<'s>>, RestoreError> {
+    let twice = || RestoreError::refused("the image is damaged: a process is in it twice");
     let mut plants = Vec::with_capacity(sandbox.processes.len());
     for process in &sandbox.processes {
-        let hand = hands.remove(&process.pid).ok_or_else(|| damaged("a process is in it twice"))?;
+        let hand = hands.remove(&process.pid).ok_or_else(twice)?;
+        let threads = process.threads.iter().skip(1).filter(|it| it.apart.is_some());
+        let early = threads.filter_map(|it| Some((it.tid, hands.remove(&it.tid)?))).collect();
         plants.push(Plant {
             process,
             who: name(process),
             hand,
             others: Vec::new(),
+            early,
             courier: FIRST,
+            couriers: Vec::new(),
+            own: Own::of(process, sandbox, classes),
         });
     }
-    let program = program.ok_or_else(|| damaged("the run's program is not in it"))?;
-    Ok((plants, program))
+    Ok(plants)
 }
 
 fn name(process: &Process) -> String {
@@ -361,10 +432,9 @@ fn name(process: &Process) -> String {
 /// Whether one process makes both, one after the other.
 fn are_alike(one: &Step, next: &Step) -> bool {
     match (one, next) {
-        (
-            Step::Make { parent, stands_in, .. },
-            Step::Make { parent: other, stands_in: as_well, .. },
-        ) => *parent != 1 && (parent, stands_in) == (other, as_well),
+        (Step::Make { parent, pid, .. }, Step::Make { parent: other, .. }) => {
+            *parent != 1 && parent == other && next.like(*pid) == *one
+        }
         _ => false,
     }
 }
@@ -388,14 +458,25 @@ fn carry_out(
             planted(pid, pidfd);
             hands.insert(pid, made);
         }
-        Step::Make { parent, stands_in, .. } => {
-            // The end of one that only stands in is nobody's business.
-            let exit_signal = if stands_in { 0 } else { libc::SIGCHLD };
+        Step::Make { parent, beside, exit_signal, flags, .. } => {
             let pids: Vec<i32> = steps.iter().filter_map(Step::makes).collect();
-            let made = threads::children(hand(hands, parent)?, exit_signal, &pids);
+            // Who has the parent of its maker gets its signal as well (copy_process in kernel/fork.c).
+            let (flags, exit_signal) = match beside {
+                true => (flags | libc::CLONE_PARENT as u64, 0),
+                false => (flags, exit_signal),
+            };
+            let made = threads::children(hand(hands, parent)?, flags, exit_signal, &pids);
             let made = made.map_err(|(pid, error)| of(pid)(error))?;
             made.iter().for_each(|made| garden.gate.pass(made.tid()));
             hands.extend(pids.into_iter().zip(made));
+        }
+        Step::Thread { pid, tid, flags } => {
+            let made = threads::apart(hand(hands, pid)?, flags, tid).map_err(of(tid))?;
+            garden.gate.pass(made.tid());
+            hands.insert(tid, made);
+        }
+        Step::Leave { task, flags } => {
+            hand(hands, task)?.call(libc::SYS_unshare, [flags]).map_err(of(task))?;
         }
         Step::Lead(pid) => {
             hand(hands, pid)?.call(libc::SYS_setsid, []).map_err(of(pid))?;
@@ -442,15 +523,20 @@ fn rest_unless_alone(hand: &mut Hand, process: &Process, who: &str) -> Result<()
 
 /// Where it works, and its threads.
 fn furnish(plant: &mut Plant<'_>, gate: &Gate) -> Result<(), RestoreError> {
-    let Plant { process, who, hand, others, .. } = plant;
+    let Plant { process, who, hand, others, early, .. } = plant;
     process::settle(hand, process, who)?;
-    let (_, rest) = first_and_rest(process, who)?;
-    *others = threads::make(hand, rest, who)?;
+    let (first, rest) = first_and_rest(process, who)?;
+    *others = threads::make(hand, rest, early, who)?;
     others.iter().for_each(|other| gate.pass(other.tid()));
-    // (Filters come last of all: see `finish`.)
-    let is_last = process.filters.is_empty();
+    apart::enter(others, process, who)?;
+    if !rest.is_empty() {
+        threads::equip(hand, first, false, who)?;
+        rest_unless_alone(hand, process, who)?;
+    }
+    let is_last = process::is_furnished_for_good(process);
     let equip = |hand: &mut Hand, thread: &Thread| threads::equip(hand, thread, is_last, who);
-    threads::side_by_side((others, rest), SLOTS, who, equip)
+    threads::side_by_side((others, rest), SLOTS, who, equip)?;
+    plant.take_turns()
 }
 
 /// The leader of a process, and its other threads.

@@ -4,14 +4,15 @@ use super::threads;
 use crate::save::capture::process::SET;
 use crate::save::error::RestoreError;
 use crate::save::hand::{Hand, HandError};
-use crate::save::state::{Process, Space, Thread};
+use crate::save::state::{Process, Space};
 use crate::sys::agent::{Failed, Table};
 
-/// Gives the process what does not run by itself, and its first thread as well. Comes after its memory: a working
-/// directory can be anywhere. [`settle`] comes next.
+/// Gives the process what does not run by itself, and its only thread as well: one that makes others is equipped
+/// behind that, since they begin with what it has (sched_fork in kernel/sched/core.c), and may not come back from it.
+/// Comes after its memory: a working directory can be anywhere. [`settle`] comes next.
 pub fn equip(
     hand: &mut Hand,
-    (process, first): (&Process, &Thread),
+    process: &Process,
     space: &Space,
     who: &str,
 ) -> Result<(), RestoreError> {
@@ -33,8 +34,16 @@ pub fn equip(
     flags(&mut table, space);
     let directory = table.string(&process.directory);
     table.call(libc::SYS_chdir, [directory.address]);
-    threads::equipment(&mut table, first);
+    if let [only] = &process.threads[..] {
+        threads::equipment(&mut table, only);
+    }
     hand.post(table).map_err(RestoreError::of(who))
+}
+
+/// Whether its threads beside the first need nothing more that takes capabilities, once they have been equipped:
+/// neither do filters come, nor what they have apart.
+pub fn is_furnished_for_good(process: &Process) -> bool {
+    process.filters.is_empty() && process.threads.iter().all(|thread| thread.apart.is_none())
 }
 
 /// It has all of that, and is in its working directory.

@@ -480,13 +480,13 @@ pub fn protect(hand: &mut Hand, space: &Space, who: &str) -> Result<(), RestoreE
     post(hand, table, who)
 }
 
-/// What keeps a space as it is, and comes when all of it is there: calls that are still to be made.
+/// What keeps a space as it is, and comes when all of it is there.
 pub fn seal(
     hand: &mut Hand,
     space: &Space,
     shared: (&Courier, &[Option<OwnedFd>]),
     who: &str,
-) -> Result<Table, RestoreError> {
+) -> Result<(), RestoreError> {
     let mut table = layout(hand, space, shared, who)?;
     let is_kernels = |it: &&Mapping| matches!(it.kind, MappingKind::Vdso | MappingKind::Vvar(_));
     for mapping in space.mappings.iter().filter(|it| has(it, "sl") && !is_kernels(it)) {
@@ -498,7 +498,7 @@ pub fn seal(
     if space.lock_new != 0 {
         table.call(libc::SYS_mlockall, [u64::from(space.lock_new)]);
     }
-    Ok(table)
+    post(hand, table, who)
 }
 
 /// A flag of mlock2(2).
@@ -511,7 +511,7 @@ const SYS_MSEAL: libc::c_long = 462;
 const PR_SET_VMA: u64 = 0x5356_4d41;
 const PR_SET_VMA_ANON_NAME: u64 = 0;
 
-/// PR_SET_MM_MAP (prctl(2)).
+/// PR_SET_MM_MAP (prctl(2)): calls that are still to be made.
 fn layout(
     hand: &mut Hand,
     space: &Space,

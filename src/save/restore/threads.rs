@@ -1,5 +1,7 @@
 //! Threads, made and given what they had.
 
+use std::collections::HashMap;
+
 use nix::errno::Errno;
 use serde_bytes::ByteBuf;
 
@@ -18,21 +20,41 @@ const THREAD: u64 = (libc::CLONE_VM
     | libc::CLONE_THREAD
     | libc::CLONE_SYSVSEM) as u64;
 
+/// Of these, what a thread can be made without (clone(2)).
+const LOOSE: u64 = (libc::CLONE_FS | libc::CLONE_FILES | libc::CLONE_SYSVSEM) as u64;
+
 /// Makes processes of these numbers by calls of `hand`; they have stopped. An error comes with the number of the
-/// first one that has not been made.
+/// first one that has not been made. `flags`: what they share with it.
 pub fn children(
     hand: &mut Hand,
+    flags: u64,
     exit_signal: i32,
     numbers: &[i32],
 ) -> Result<Vec<Hand>, (i32, HandError)> {
-    clone_all(hand, 0, exit_signal, numbers)
+    clone_all(hand, flags, exit_signal, numbers)
 }
 
-/// Makes the threads beside the leader.
-pub fn make(leader: &mut Hand, threads: &[Thread], who: &str) -> Result<Vec<Hand>, RestoreError> {
-    let numbers: Vec<i32> = threads.iter().map(|thread| thread.tid).collect();
-    clone_all(leader, THREAD, 0, &numbers)
-        .map_err(|(tid, error)| RestoreError::of(format!("{who}: thread {tid}"))(error))
+/// Makes a thread that shares no more than these flags say of what threads need not share.
+pub fn apart(leader: &mut Hand, flags: u64, number: i32) -> Result<Hand, HandError> {
+    let made = clone_all(leader, THREAD & !LOOSE | flags, 0, &[number]);
+    made.map_err(|(_, error)| error)?.pop().ok_or(HandError::Killed)
+}
+
+/// Makes the threads beside the leader, but for those that are there `early`.
+pub fn make(
+    leader: &mut Hand,
+    threads: &[Thread],
+    early: &mut HashMap<i32, Hand>,
+    who: &str,
+) -> Result<Vec<Hand>, RestoreError> {
+    let numbers = threads.iter().map(|thread| thread.tid);
+    let numbers: Vec<i32> = numbers.filter(|tid| !early.contains_key(tid)).collect();
+    let made = clone_all(leader, THREAD, 0, &numbers)
+        .map_err(|(tid, error)| RestoreError::of(format!("{who}: thread {tid}"))(error))?;
+    let mut made = made.into_iter();
+    let all = threads.iter().map(|thread| early.remove(&thread.tid).or_else(|| made.next()));
+    let lost = || RestoreError::refused(format!("the image is damaged: {who}: its threads"));
+    all.map(|it| it.ok_or_else(lost)).collect()
 }
 
 /// Makes threads or processes, likewise.

@@ -24,6 +24,28 @@ pub enum Step {
         pid: i32,
         /// It is only there for others.
         stands_in: bool,
+        /// Who makes it is not its parent but a sibling (CLONE_PARENT).
+        beside: bool,
+        /// The signal that its parent gets at its end.
+        exit_signal: i32,
+        /// What it shares with its maker ([`super::commons`]): flags of clone(2).
+        flags: u64,
+    },
+    /// A thread that does not share all with the first of its process is made by that ([`super::commons`]).
+    Thread {
+        /// The process.
+        pid: i32,
+        /// The number of the thread.
+        tid: i32,
+        /// Which of CLONE_FILES, CLONE_FS, CLONE_SYSVSEM it shares.
+        flags: u64,
+    },
+    /// A process or a thread gets its own of what it has shared so far: flags of unshare(2).
+    Leave {
+        /// Who.
+        task: i32,
+        /// What.
+        flags: u64,
     },
     /// It starts a session.
     Lead(i32),
@@ -53,6 +75,23 @@ impl Step {
             _ => None,
         }
     }
+
+    /// The same step for another process, if it makes one.
+    pub fn like(mut self, number: i32) -> Step {
+        if let Step::Make { pid, .. } = &mut self {
+            *pid = number;
+        }
+        self
+    }
+
+    /// The process that makes another one in it, or a thread.
+    pub fn maker(&self) -> Option<i32> {
+        match self {
+            Step::Make { parent, .. } => Some(*parent),
+            Step::Thread { pid, .. } => Some(*pid),
+            _ => None,
+        }
+    }
 }
 
 /// What cannot be made: the process, and its session or group.
@@ -70,6 +109,8 @@ struct Planner<'p> {
     /// See [`birthplaces`].
     birthplaces: HashMap<i32, Option<i32>>,
     alive: HashMap<i32, &'p Process>,
+    /// Those that a sibling makes, by that.
+    besides: HashMap<i32, Vec<&'p Process>>,
     made: HashSet<i32>,
     /// The session of each that has been made, as it is now.
     session: HashMap<i32, i32>,
@@ -82,12 +123,20 @@ struct Planner<'p> {
     steps: Vec<Step>,
 }
 
-/// The steps for these processes, all of them with a parent among them or init. `free`: from here on
-/// numbers are nobody's.
-pub fn plan(processes: &[Process], free: i32) -> Result<Vec<Step>, Impossible> {
+/// The steps for these processes, all of them with a parent among them or init. `siblings`: who is made by one
+/// that was made before it, in place of its parent. `free`: from here on numbers are nobody's.
+pub fn plan(
+    processes: &[Process],
+    siblings: &HashMap<i32, i32>,
+    free: i32,
+) -> Result<Vec<Step>, Impossible> {
     let mut children: HashMap<i32, Vec<&Process>> = HashMap::new();
+    let mut besides: HashMap<i32, Vec<&Process>> = HashMap::new();
     let alive: HashMap<i32, &Process> = processes.iter().map(|it| (it.pid, it)).collect();
     for process in processes {
+        if let Some(sibling) = siblings.get(&process.pid) {
+            besides.entry(*sibling).or_default().push(process);
+        }
         // A parent that is not there is init's business, as for the kernel.
         let parent = if alive.contains_key(&process.parent) { process.parent } else { INIT };
         children.entry(parent).or_default().push(process);
@@ -97,6 +146,7 @@ pub fn plan(processes: &[Process], free: i32) -> Result<Vec<Step>, Impossible> {
         birthplaces: birthplaces(processes, &children),
         children,
         alive,
+        besides,
         made: HashSet::new(),
         session: HashMap::from([(INIT, INIT)]),
         group: HashMap::from([(INIT, INIT)]),
@@ -138,7 +188,35 @@ fn birthplaces(
 
 impl<'p> Planner<'p> {
     fn make(&mut self, parent: i32, pid: i32, stands_in: bool) {
-        self.steps.push(Step::Make { parent, pid, stands_in });
+        self.make_by(parent, pid, stands_in, false);
+    }
+
+    /// Those that these, which have just been made, are to make beside them, are made. Gives all of them.
+    fn make_besides(&mut self, mut all: Vec<i32>) -> Vec<i32> {
+        let mut at = 0;
+        while let Some(maker) = all.get(at).copied() {
+            at += 1;
+            for sibling in self.besides.get(&maker).cloned().unwrap_or_default() {
+                // One that has to be born into another session is left over, and named.
+                let session = self.session.get(&maker).copied();
+                if self.birthplace(sibling).is_none_or(|it| Some(it) == session) {
+                    self.make_by(maker, sibling.pid, false, true);
+                    all.push(sibling.pid);
+                }
+            }
+        }
+        all
+    }
+
+    fn is_beside(&self, process: &Process) -> bool {
+        self.besides.values().flatten().any(|it| it.pid == process.pid)
+    }
+
+    fn make_by(&mut self, parent: i32, pid: i32, stands_in: bool, beside: bool) {
+        // The end of one that only stands in is nobody's business.
+        let own = self.alive.get(&pid).map_or(libc::SIGCHLD, |it| it.exit_signal);
+        let exit_signal = if stands_in { 0 } else { own };
+        self.steps.push(Step::Make { parent, pid, stands_in, beside, exit_signal, flags: 0 });
         self.session.insert(pid, self.session.get(&parent).copied().unwrap_or(INIT));
         self.group.insert(pid, self.group.get(&parent).copied().unwrap_or(INIT));
         if stands_in {
@@ -183,12 +261,12 @@ impl<'p> Planner<'p> {
             // Who is born into no session in particular waits: it may be one of those whose own children
             // settle that only later.
             let fits = self.birthplace(child).map_or(is_final, |session| session == current);
-            if fits && !self.made.contains(&child.pid) {
+            if fits && !self.made.contains(&child.pid) && !self.is_beside(child) {
                 self.make(parent, child.pid, false);
                 ready.push(child.pid);
             }
         }
-        ready
+        self.make_besides(ready)
     }
 
     /// See [`birthplaces`].
@@ -201,12 +279,15 @@ impl<'p> Planner<'p> {
         loop {
             let orphan = self.processes.iter().find(|it| {
                 let parent = if self.alive.contains_key(&it.parent) { it.parent } else { INIT };
-                !self.made.contains(&it.pid) && (parent == INIT || self.made.contains(&parent))
+                let is_next = parent == INIT || self.made.contains(&parent);
+                is_next && !self.made.contains(&it.pid) && !self.is_beside(it)
             });
             let Some(orphan) = orphan else { return };
             let Some(maker) = self.stand_in(orphan) else { return };
             self.make(maker, orphan.pid, false);
-            self.children_of(orphan.pid);
+            for made in self.make_besides(vec![orphan.pid]) {
+                self.children_of(made);
+            }
         }
     }
 
@@ -340,6 +421,7 @@ mod tests {
                     assert!(known || group == pid, "{pid} joins {group}, which is not there");
                     all.insert(pid, (parent, session, group));
                 }
+                Step::Thread { .. } | Step::Leave { .. } => unreachable!("nothing is shared"),
                 Step::Adopt(pid) => assert!(subreapers.contains(&pid)),
                 Step::End { parent, pid } => {
                     assert_eq!(all.remove(&pid).map(|it| it.0), Some(parent));
@@ -364,7 +446,7 @@ mod tests {
                 it
             })
             .collect();
-        let steps = plan(&processes, 1000).unwrap();
+        let steps = plan(&processes, &HashMap::new(), 1000).unwrap();
         let found = carry_out(&steps, subreapers);
         let wanted: HashMap<_, _> = wanted
             .iter()
@@ -406,7 +488,7 @@ mod tests {
     fn what_no_kernel_can_have_made_is_named() {
         // Its session is led by a process that its parent has nothing to do with.
         let processes = [process(2, 1, 1, 2), process(5, 2, 5, 5), process(6, 2, 5, 5)];
-        assert_eq!(plan(&processes, 100), Err(Impossible { pid: 6, session: 5 }));
+        assert_eq!(plan(&processes, &HashMap::new(), 100), Err(Impossible { pid: 6, session: 5 }));
     }
 
     proptest::proptest! {

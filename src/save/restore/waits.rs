@@ -6,12 +6,13 @@
 //! stopped in it. From there on it is, for the kernel, one whose wait was interrupted: it goes on once the
 //! thread has its own registers and is let go, a handler ends it with EINTR, and none of it shows.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
 use crate::save::hand::{Hand, HandError};
 use crate::save::state::Thread;
+use crate::sentry::{Features, InterruptedWait, Kernel};
 use crate::sys::ptrace::{Stop, place};
 
 /// ERESTART_RESTARTBLOCK (include/linux/errno.h).
@@ -27,6 +28,20 @@ pub enum Begun {
     Waits,
     /// It is over, with this result.
     Over(i64),
+}
+
+/// Who saves the thread again is to find what is left of its wait, where its timeout does not tell.
+pub fn note(kernel: &Kernel, tid: i32, thread: &Thread, begun: Option<Begun>) {
+    let (Some(Begun::Waits), Some(left)) = (begun, thread.remaining) else { return };
+    if !kernel.features().contains(Features::VIRTUAL_RATE) {
+        return;
+    }
+    let word = |index: usize| thread.registers.get(index).copied().unwrap_or(0);
+    let arguments =
+        [place::RDI, place::RSI, place::RDX, place::R10, place::R8, place::R9].map(word);
+    let end = Instant::now().checked_add(Duration::from_nanos(left));
+    let (number, rip) = (word(place::ORIG_RAX), word(place::RIP));
+    kernel.note_wait(tid, InterruptedWait { number, arguments, rip, end });
 }
 
 /// Begins the wait that the thread was stopped in. `None`: there is none with something left of it.

@@ -1,7 +1,7 @@
 //! Looking at files as the guests see them.
 //!
-//! A path is followed from the guests' root, which they all share (none may change it). What procfs shows
-//! depends on who looks, so nothing is looked for there.
+//! A path is followed from the guests' root, which they all share (none may change it while files are recorded:
+//! `syscalls::identity`). What procfs shows depends on who looks, so nothing is looked for there.
 
 use std::ffi::OsStr;
 use std::fs::File;

@@ -31,13 +31,14 @@ fn serve(call: &Call<'_>, fd: Fd, address: u64, count: UInt, form: Form) -> Answ
     hand_over();
     let tid = call.received().tid;
     let refuse = |why, remedy| call.kernel.refuse(tid, "a sorted directory", why, remedy);
+    let let_through = |why, remedy| call.kernel.let_through(tid, "a sorted directory", why, remedy);
     let directory = match copy(tid, fd.0) {
         Ok(directory) => directory,
         Err(errno @ (Errno::EBADF | Errno::ESRCH | Errno::EMFILE | Errno::ENFILE)) => {
             return Answer::Fail(errno);
         }
         Err(_) => {
-            refuse(
+            let_through(
                 "the host does not let its descriptors be copied (pidfd_getfd)",
                 "it is listed as the file system has it; sandbox doctor says what the host lacks",
             );

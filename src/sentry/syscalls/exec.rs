@@ -1,5 +1,7 @@
-//! execve(2) and execveat(2) are watched, never decided here: for exec events, to notice processes
-//! where the CPU clock counts, and to give the program the sandbox's clock (`sentry::vdso`).
+//! execve(2) and execveat(2) are watched: for exec events, to notice processes where the CPU clock
+//! counts, and to give the program the sandbox's clock (`sentry::vdso`). Where rules are about names
+//! that may come to be, one that they are against is refused; and since the path may be another one
+//! when the kernel reads it, what it has come to execute is looked at before it runs.
 //!
 //! A shell tries one directory of PATH after another, and whether an exec succeeds is known to the
 //! kernel alone. So an absolute path that leads to no file in the guest's view is left out; the
@@ -12,14 +14,14 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::sys::stat::Mode;
 
 use super::args::{AtFlags, DirFd, Path, StrArray};
-use super::watch;
+use super::{paths, watch};
 use crate::notify::{Answer, hand_over};
 use crate::sentry::call::Call;
 use crate::sentry::{Event, Features, vdso};
 
 /// Reports execve(2).
 pub fn execve(call: &Call<'_>, pathname: Path, _argv: StrArray, _envp: StrArray) -> Answer {
-    report(call, DirFd(libc::AT_FDCWD), pathname)
+    report(call, DirFd(libc::AT_FDCWD), pathname, AtFlags(0))
 }
 
 /// Reports execveat(2).
@@ -29,12 +31,12 @@ pub fn execveat(
     pathname: Path,
     _argv: StrArray,
     _envp: StrArray,
-    _flags: AtFlags,
+    flags: AtFlags,
 ) -> Answer {
-    report(call, dirfd, pathname)
+    report(call, dirfd, pathname, flags)
 }
 
-fn report(call: &Call<'_>, dirfd: DirFd, pathname: Path) -> Answer {
+fn report(call: &Call<'_>, dirfd: DirFd, pathname: Path, flags: AtFlags) -> Answer {
     watch::note_exec(call, dirfd, pathname);
     if call.kernel.features().contains(Features::EXEC_EVENTS) {
         emit(call, pathname);
@@ -42,7 +44,10 @@ fn report(call: &Call<'_>, dirfd: DirFd, pathname: Path) -> Answer {
     if call.kernel.features().contains(Features::CPU_CLOCK) {
         call.kernel.note_activity();
     }
-    if call.kernel.features().contains(Features::VIRTUAL_TIME) {
+    if let Some(errno) = paths::refuses_program(call, dirfd, pathname, flags) {
+        return Answer::Fail(errno);
+    }
+    if call.kernel.features().intersects(Features::VIRTUAL_TIME | Features::PATTERNS) {
         return vdso::follow_exec(call);
     }
     Answer::Continue

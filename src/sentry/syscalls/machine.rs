@@ -12,7 +12,7 @@ use std::os::fd::AsFd;
 use nix::errno::Errno;
 
 use super::args::{DirFd, Mode, OpenFlags, Out, Path, SysInfo};
-use super::{klog, random, watch};
+use super::{klog, own_copies, random, watch};
 use crate::notify::{Answer, Descriptor, hand_over};
 use crate::sentry::Features;
 use crate::sentry::call::Call;
@@ -29,8 +29,8 @@ pub fn sysinfo(call: &Call<'_>, info: Out<SysInfo>) -> Answer {
 }
 
 /// Serves open(2).
-pub fn open(call: &Call<'_>, pathname: Path, flags: OpenFlags, _mode: Mode) -> Answer {
-    show(call, DirFd(libc::AT_FDCWD), pathname, flags)
+pub fn open(call: &Call<'_>, pathname: Path, flags: OpenFlags, mode: Mode) -> Answer {
+    show(call, DirFd(libc::AT_FDCWD), pathname, flags, mode)
 }
 
 /// Serves openat(2).
@@ -39,9 +39,9 @@ pub fn openat(
     dirfd: DirFd,
     pathname: Path,
     flags: OpenFlags,
-    _mode: Mode,
+    mode: Mode,
 ) -> Answer {
-    show(call, dirfd, pathname, flags)
+    show(call, dirfd, pathname, flags, mode)
 }
 
 /// With these the kernel answers, as it would for its own file.
@@ -51,8 +51,11 @@ const KMSG: &[u8] = b"/dev/kmsg";
 
 const NAME: &CStr = c"machine";
 
-fn show(call: &Call<'_>, dirfd: DirFd, pathname: Path, flags: OpenFlags) -> Answer {
+fn show(call: &Call<'_>, dirfd: DirFd, pathname: Path, flags: OpenFlags, mode: Mode) -> Answer {
     watch::note_open(call, dirfd, pathname, flags);
+    if let Some(answer) = own_copies::before_open(call, dirfd, pathname, flags, mode) {
+        return answer;
+    }
     const SERVED: Features =
         Features::MACHINE_VIEW.union(Features::KMSG).union(Features::DETERMINISTIC);
     if !call.kernel.features().intersects(SERVED) {

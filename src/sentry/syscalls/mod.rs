@@ -4,14 +4,22 @@
 //! documentation says. Handlers live in one file per man-page topic.
 
 pub mod args;
+pub mod attributes;
+pub mod believed;
 pub mod clocks;
+pub mod creations;
 pub mod directories;
 pub mod exec;
 pub mod filters;
+pub mod identity;
 pub mod klog;
 pub mod lazy;
 pub mod machine;
+pub mod modes;
+pub mod network;
 pub mod owners;
+pub mod own_copies;
+pub mod paths;
 pub mod processes;
 pub mod random;
 pub mod reach;

@@ -28,7 +28,21 @@ pub fn getrandom(call: &Call<'_>, buffer: OutBuf, length: Len, flags: Flags) -> 
         return Answer::Fail(Errno::EINVAL);
     }
     hand_over();
+    if !has_stream(call, randomness) {
+        return Answer::Continue;
+    }
     give(call, randomness, buffer.0, length.0.min(MOST)).into()
+}
+
+/// Whether the caller has a stream. If not, that is told, and it gets what the host has.
+fn has_stream(call: &Call<'_>, randomness: &Randomness) -> bool {
+    let tid = call.received().tid;
+    let prepared = randomness.prepare(call.kernel, tid);
+    if prepared.is_err() && call.trapped().is_valid() {
+        let remedy = "it gets the host's; run it again";
+        call.kernel.let_through(tid, "random bytes", "whose they are cannot be found out", remedy);
+    }
+    prepared.is_ok()
 }
 
 fn give(call: &Call<'_>, randomness: &Randomness, buffer: u64, length: u64) -> Result<i64, Errno> {
@@ -63,6 +77,9 @@ pub fn open(
         return None;
     }
     hand_over();
+    if !has_stream(call, randomness) {
+        return None;
+    }
     let nonblocking = flags.0 as i32 & libc::O_NONBLOCK != 0;
     let opened = randomness
         .open(call.kernel, call.received().tid)
@@ -101,6 +118,9 @@ fn identifier(
         _ => return None,
     };
     hand_over();
+    if !has_stream(call, randomness) {
+        return None;
+    }
     if name == b"uuid"
         && let Err(errno) = randomness.fill(call.kernel, call.received().tid, &mut bytes)
     {

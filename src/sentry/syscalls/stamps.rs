@@ -15,6 +15,7 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::sys::stat::{FileStat, Mode};
 
 use super::args::{AtFlags, DirFd, Fd, Flags, Out, Path, Stat, Statx};
+use super::believed::{self, Form};
 use super::watch;
 use crate::notify::{Answer, hand_over};
 use crate::sentry::Features;
@@ -24,24 +25,18 @@ use crate::timekeeping::SECOND;
 
 /// Serves stat(2).
 pub fn stat(call: &Call<'_>, pathname: Path, statbuf: Out<Stat>) -> Answer {
-    serve(call, libc::AT_FDCWD, Some(pathname), 0, Stamps { address: statbuf.address, at: STAT })
+    serve(call, libc::AT_FDCWD, Some(pathname), 0, Form::Stat(statbuf.address))
 }
 
 /// Serves lstat(2).
 pub fn lstat(call: &Call<'_>, pathname: Path, statbuf: Out<Stat>) -> Answer {
     let flags = libc::AT_SYMLINK_NOFOLLOW;
-    serve(
-        call,
-        libc::AT_FDCWD,
-        Some(pathname),
-        flags,
-        Stamps { address: statbuf.address, at: STAT },
-    )
+    serve(call, libc::AT_FDCWD, Some(pathname), flags, Form::Stat(statbuf.address))
 }
 
 /// Serves fstat(2).
 pub fn fstat(call: &Call<'_>, fd: Fd, statbuf: Out<Stat>) -> Answer {
-    serve(call, fd.0, None, 0, Stamps { address: statbuf.address, at: STAT })
+    serve(call, fd.0, None, 0, Form::Stat(statbuf.address))
 }
 
 /// Serves newfstatat(2).
@@ -52,8 +47,7 @@ pub fn newfstatat(
     statbuf: Out<Stat>,
     flags: AtFlags,
 ) -> Answer {
-    let stamps = Stamps { address: statbuf.address, at: STAT };
-    serve(call, dirfd.0, Some(pathname), flags.0 as i32, stamps)
+    serve(call, dirfd.0, Some(pathname), flags.0 as i32, Form::Stat(statbuf.address))
 }
 
 /// Serves statx(2).
@@ -62,17 +56,24 @@ pub fn statx(
     dirfd: DirFd,
     pathname: Path,
     flags: AtFlags,
-    _mask: Flags,
+    mask: Flags,
     statxbuf: Out<Statx>,
 ) -> Answer {
-    let stamps = Stamps { address: statxbuf.address, at: STATX };
-    serve(call, dirfd.0, Some(pathname), flags.0 as i32, stamps)
+    let form = Form::Statx(statxbuf.address, mask.0);
+    serve(call, dirfd.0, Some(pathname), flags.0 as i32, form)
 }
 
-fn serve(call: &Call<'_>, dirfd: i32, path: Option<Path>, flags: i32, stamps: Stamps) -> Answer {
+fn serve(call: &Call<'_>, dirfd: i32, path: Option<Path>, flags: i32, form: Form) -> Answer {
     if let Some(path) = path {
         watch::note_stat(call, dirfd, path, flags);
     }
+    if let Some(answer) = believed::show(call, dirfd, path, flags, form) {
+        return answer;
+    }
+    let stamps = match form {
+        Form::Stat(address) => Stamps { address, at: STAT },
+        Form::Statx(address, _) => Stamps { address, at: STATX },
+    };
     if !call.kernel.features().contains(Features::VIRTUAL_TIME)
         || call.kernel.time().remade().has(call.received())
     {

@@ -6,6 +6,7 @@
 //! a rate.
 
 use std::os::fd::RawFd;
+use std::time::Duration;
 
 use super::args::*;
 use crate::notify::Answer;
@@ -122,7 +123,11 @@ impl Pointed {
             return Answer::Continue;
         }
         let argument = Some((self.argument, Argument::Timeout(wanted)));
-        remake(call, change(received.number, argument, given_back))
+        let span = match self.meaning {
+            Meaning::Span => wanted.duration(),
+            Meaning::Deadline(_) => None,
+        };
+        remake(call, Change { span, ..change(received.number, argument, given_back) })
     }
 }
 
@@ -143,7 +148,8 @@ fn milliseconds(call: &Call<'_>, argument: usize, asked: i32) -> Answer {
         return Answer::Continue;
     }
     let argument = Some((argument, Argument::Value(wanted as u64)));
-    remake(call, change(received.number, argument, Vec::new()))
+    let span = Some(Duration::from_millis(wanted as u64));
+    remake(call, Change { span, ..change(received.number, argument, Vec::new()) })
 }
 
 /// A call that only tells what is left of a timer.

@@ -89,6 +89,8 @@ fn line() -> impl Strategy<Value = (String, String)> {
             ("kmsg", "true"),
             ("kmsg", "false"),
             ("user", "'root'"),
+            ("root", "true"),
+            ("root", "false"),
             ("workdir", "'/srv/work'"),
             ("workdir", "'part'"),
             ("fd", "7"),
@@ -228,7 +230,7 @@ proptest! {
             prop_assert_eq!(with.environment.iter().find(missing), None);
             prop_assert!(with.descriptors.iter().all(|fd| without.descriptors.contains(fd)));
             prop_assert_eq!(&with.workdir, &without.workdir);
-            prop_assert_eq!(&with.identity, &without.identity);
+            prop_assert_eq!((&with.identity, with.root), (&without.identity, without.root));
             prop_assert_eq!(with.without, without.without);
             let log = |spec: &RunSpec| spec.features.contains(Features::KMSG);
             prop_assert!(!log(&with) || log(&without));

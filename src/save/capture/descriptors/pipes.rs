@@ -110,7 +110,9 @@ fn read_out(reader: &OwnedFd, waiting: usize) -> Result<Peeked, Errno> {
 
 /// A pipe whose other end somebody outside has would lead nowhere.
 pub(super) fn check_ends(collector: &Collector) -> Result<(), SaveError> {
-    for ends in collector.known.pipes.values().filter(|it| !it.named) {
+    let known = &collector.known;
+    let is_others = |inode, ends: &PipeEnds| !ends.named && !known.devices.contains_key(inode);
+    for (_, ends) in known.pipes.iter().filter(|(inode, ends)| is_others(inode, ends)) {
         for (at, end) in ["reads", "writes"].into_iter().enumerate() {
             if ends.open[at] && !ends.found[at] {
                 return Err(SaveError::refused(format!(

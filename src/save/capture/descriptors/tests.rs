@@ -138,8 +138,11 @@ fn sandbox(table: &Table, collector: &Collector) -> Sandbox {
             cpu_us: 0,
         },
         clocks: clocks(),
+        own_clocks: None,
+        repeat: None,
         spaces: Vec::new(),
         processes: Vec::new(),
+        sharing: Vec::new(),
         files: collector.files.clone(),
         tables: vec![table.clone()],
         shared: collector.shared.clone(),
@@ -194,6 +197,7 @@ fn restore(
     let streams = Streams::new(&[(0, input.as_fd()), (1, output.as_fd())]).unwrap();
     let own = [input.into(), output.into(), std::fs::File::open("/dev/null").unwrap().into()];
     let restore_streams = RestoreStreams { own, terminal: None };
+    let gate = crate::notify::Gate::default();
     let mut maker = Maker {
         hand: &mut maker_hand,
         courier: &maker_courier,
@@ -202,6 +206,9 @@ fn restore(
         shared: Vec::new(),
         sinks: Default::default(),
         finishes: Vec::new(),
+        hands: Default::default(),
+        gate: &gate,
+        devices: Vec::new(),
     };
     let _ended = Ended(maker_child);
     make_files(&mut maker, &restore_streams, FilesPolicy::Strict)?;
@@ -214,8 +221,7 @@ fn restore(
     drop(maker);
     let (child, mut hand, courier) = plant();
     let hard = hard_limit(&mut hand)?;
-    let calls = (hand.table(), table);
-    let number = install_table(&mut hand, &courier, calls, (&files, hard), "it")?;
+    let number = install_table(&mut hand, &courier, table, (&files, hard), "it")?;
     let mut last = hand.table();
     close_courier(&mut last, number);
     hand.run(&last).map_err(RestoreError::of("the courier"))?;
@@ -583,14 +589,11 @@ same = [os.open('/dev/null', os.O_RDONLY) for _ in range(300)]
     let pid = guest.pid();
     let mut collector = Collector::default();
     let mut subject = Subject::new(pid, pid, &mut guest.borrowed.as_mut().unwrap().hand);
-    let begin = std::time::Instant::now();
     let first = capture_table(&mut subject, &guest.streams, &mut collector).unwrap();
-    let once = begin.elapsed();
     let count = collector.files.len();
     assert!(count > 600);
     for _ in 0..10 {
         assert_eq!(capture_table(&mut subject, &guest.streams, &mut collector).unwrap(), first);
     }
-    println!("{count} descriptors: {once:?}, then {:?} each", (begin.elapsed() - once) / 10);
     assert_eq!(collector.files.len(), count);
 }

@@ -202,6 +202,7 @@ fn restored(files: Vec<OpenFile>, check: impl FnOnce(Vec<OwnedFd>)) {
     let count = |pid| std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
     let before = count(pid);
     let sandbox = sandbox(files);
+    let gate = crate::notify::Gate::default();
     let mut maker = Maker {
         hand: &mut planted.hand,
         courier: &planted.courier,
@@ -210,6 +211,9 @@ fn restored(files: Vec<OpenFile>, check: impl FnOnce(Vec<OwnedFd>)) {
         shared: Vec::new(),
         sinks: std::collections::HashMap::new(),
         finishes: Vec::new(),
+        hands: Default::default(),
+        gate: &gate,
+        devices: Vec::new(),
     };
     for (index, file) in sandbox.files.iter().enumerate() {
         if matches!(file.kind, FileKind::Event(..)) {

@@ -7,7 +7,7 @@ use super::super::format::{
     Header, Kind, PAGE_BYTES, Page, Record, Section, Summary, Table, Trailer, digest,
 };
 use super::super::*;
-use super::round_trip::{features, read, read_indexed, steps, write};
+use super::round_trip::{How, features, read, read_indexed, steps, write};
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
@@ -20,7 +20,7 @@ proptest! {
         cut in any::<prop::sample::Index>(),
         tail in prop::collection::vec(any::<u8>(), 1..5000),
     ) {
-        let (image, _) = write(&steps, compression, false);
+        let (image, _) = write(&steps, compression, How::Direct);
         for (place, change) in &flips {
             let mut other = image.clone();
             other[place.index(image.len())] ^= change;
@@ -42,7 +42,7 @@ proptest! {
         table in any::<prop::sample::Index>(),
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
     ) {
-        let (image, _) = write(&steps, Some(1), false);
+        let (image, _) = write(&steps, Some(1), How::Direct);
         let pages = image.len() / PAGE;
         let page = table.index(pages) * PAGE;
         let mut other = image.clone();
@@ -185,7 +185,7 @@ fn read_index(image: &[u8]) -> Result<(), ImageError> {
 
 #[test]
 fn what_is_no_image_says_so() {
-    let (image, _) = write(&[], None, false);
+    let (image, _) = write(&[], None, How::Direct);
     let words = |image: &[u8]| read(image).unwrap_err().to_string();
     let end = "the image is cut short: it ends within its frames; its end is missing";
     assert_eq!(words(&image[..image.len() - 1]), end);

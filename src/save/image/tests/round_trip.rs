@@ -1,6 +1,8 @@
 //! What goes in comes out, by the reader and by the index.
 
 use std::collections::BTreeMap;
+use std::io::{self, IoSlice, Write};
+use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
 
@@ -185,15 +187,52 @@ pub(super) fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(prop_oneof![4 => pages, 1 => zeros, 1 => bytes], 0..8)
 }
 
+/// A file in memory that takes a little at a time, at any place.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Places(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Places {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Place for Places {
+    fn write_at(&self, slices: &[IoSlice<'_>], at: u64) -> io::Result<usize> {
+        let slice = slices.iter().find(|slice| !slice.is_empty()).unwrap();
+        let some = &slice[..slice.len().min(70_000)];
+        let mut all = self.0.lock().unwrap();
+        let end = at as usize + some.len();
+        let longer = all.len().max(end);
+        all.resize(longer, 0xee);
+        all[at as usize..end].copy_from_slice(some);
+        Ok(some.len())
+    }
+}
+
+/// How an image is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum How {
+    Direct,
+    Background,
+    Places,
+}
+
 /// Writes the steps and says what should come back.
-pub(super) fn write(
-    steps: &[Step],
-    compression: Option<Level>,
-    background: bool,
-) -> (Vec<u8>, Content) {
+pub(super) fn write(steps: &[Step], compression: Option<Level>, how: How) -> (Vec<u8>, Content) {
     let state = b"some state".to_vec();
-    let begin = if background { Writer::begin_in_background } else { Writer::begin };
-    let mut writer = begin(Vec::new(), &features(), &state, compression).unwrap();
+    let out = Places::default();
+    let place = (how == How::Places).then(|| Arc::new(out.clone()) as Arc<dyn Place>);
+    let mut writer = match how {
+        How::Direct => Writer::begin(out, &features(), &state, compression),
+        _ => Writer::begin_in(out, place, &features(), &state, compression),
+    }
+    .unwrap();
     let mut content = Content { state, ..Content::default() };
     let mut ends = BTreeMap::new();
     for step in steps {
@@ -208,7 +247,18 @@ pub(super) fn write(
                         to.copy_from_slice(&pages[(address - at) as usize..][..to.len()]);
                         Ok(())
                     };
-                    writer.pages_with(*object, at, count, &fetch).unwrap();
+                    // The first three, and the rest.
+                    let pages = |from: u64, to: u64| Pages {
+                        object: *object,
+                        address: at + from * PAGE as u64,
+                        count: to - from,
+                        fetch: &fetch,
+                    };
+                    let some = [pages(0, count.min(3)), pages(count.min(3), count)];
+                    match how {
+                        How::Direct => writer.pages_with(*object, at, count, &fetch).unwrap(),
+                        _ => writer.many(&some).unwrap(),
+                    }
                 } else {
                     writer.pages(*object, at, pages).unwrap();
                 }
@@ -230,7 +280,8 @@ pub(super) fn write(
             }
         }
     }
-    let (image, summary) = writer.finish().unwrap();
+    let (out, summary) = writer.finish().unwrap();
+    let image = std::mem::take(&mut *out.0.lock().unwrap());
     assert_eq!(summary.bytes, image.len() as u64);
     let pages = summary.data_pages + summary.zero_pages + summary.same_pages;
     assert_eq!(pages, content.pages.len() as u64);
@@ -245,9 +296,9 @@ proptest! {
     fn whatever_goes_in_comes_out(
         steps in steps(),
         compression in prop_oneof![Just(None), Just(Some(1)), Just(Some(-5))],
-        background in any::<bool>(),
+        how in prop_oneof![Just(How::Direct), Just(How::Background), Just(How::Places)],
     ) {
-        let (image, content) = write(&steps, compression, background);
+        let (image, content) = write(&steps, compression, how);
         prop_assert_eq!(image.len() % PAGE, 0);
         prop_assert!(read(&image).unwrap() == content);
         prop_assert!(read_indexed(&image).unwrap() == content);
@@ -266,11 +317,17 @@ fn many_small_runs_take_many_tables_and_large_ones_many_batches() {
             _ => page[..8].copy_from_slice(&(at as u64).to_le_bytes()),
         }
     }
-    for (compression, background, fetched) in
-        [(None, false, false), (None, true, true), (None, false, true), (Some(1), true, false)]
-    {
+    for (compression, how, fetched) in [
+        (None, How::Direct, false),
+        (None, How::Background, true),
+        (None, How::Direct, true),
+        (Some(1), How::Background, false),
+        (None, How::Places, true),
+        (None, How::Places, false),
+        (Some(1), How::Places, true),
+    ] {
         let step = Step::Pages { object: 1, gap: 3, pages: pages.clone(), fetched };
-        let (image, content) = write(&[step], compression, background);
+        let (image, content) = write(&[step], compression, how);
         assert!(read(&image).unwrap() == content);
         assert!(read_indexed(&image).unwrap() == content);
     }

@@ -42,6 +42,46 @@ fn an_image_with_a_hole_is_not_finished() {
     }
 }
 
+#[test]
+fn a_thread_that_cannot_fetch_or_write_ends_all_of_them() {
+    use std::sync::Arc;
+    /// Takes the first 3 MiB.
+    struct Short;
+    impl Place for Short {
+        fn write_at(&self, slices: &[io::IoSlice<'_>], at: u64) -> io::Result<usize> {
+            match at < 3 << 20 {
+                true => Ok(slices.iter().map(|it| it.len()).sum()),
+                false => Err(io::Error::from_raw_os_error(nix::libc::ENOSPC)),
+            }
+        }
+    }
+    let whole = |address: u64, to: &mut [u8]| {
+        for (page, at) in to.chunks_mut(PAGE).zip(address..) {
+            page[..8].copy_from_slice(&(at + 1).to_le_bytes());
+        }
+        Ok(())
+    };
+    let short = |address: u64, to: &mut [u8]| match address < 5 << 20 {
+        true => whole(address, to),
+        false => Err(ImageError::Unwritable { what: "the process is gone".into() }),
+    };
+    let dies = |address: u64, to: &mut [u8]| match address < 1 << 20 {
+        true => whole(address, to),
+        false => panic!("to see what becomes of the others"),
+    };
+    let attempt = |place, fetch: &Fetch<'_>| {
+        let mut writer = Writer::begin_in(io::sink(), Some(place), &features(), b"", None).unwrap();
+        let done = writer.many(&[Pages { object: 1, address: 0, count: 4096, fetch }]);
+        assert!(writer.finish().is_err());
+        done
+    };
+    let places = || Arc::new(super::round_trip::Places::default());
+    refused(attempt(places(), &short), "the process is gone");
+    refused(attempt(Arc::new(Short), &whole), "No space left");
+    let died = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| attempt(places(), &dies)));
+    assert!(died.is_err() || died.is_ok_and(|done| done.is_err()));
+}
+
 /// Takes so many bytes and then none, a few at a time, with interruptions.
 struct Small {
     room: usize,

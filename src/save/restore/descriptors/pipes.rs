@@ -1,15 +1,17 @@
 //! Pipes and FIFOs, filled again.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, fcntl};
+use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
+use nix::sys::stat::Mode;
 use nix::unistd::write;
 
 use super::Maker;
 use crate::save::error::RestoreError;
-use crate::save::state::{FileKind, OpenFile, Pipe};
+use crate::save::state::{FileKind, OpenFile, Pipe, Sandbox};
+use crate::sentry::SavedDevice;
 use crate::sys::descriptors;
 
 /// Both ends of the pipes, until all of their descriptions are made.
@@ -86,6 +88,28 @@ fn write_all(writer: &OwnedFd, mut rest: &[u8]) -> Result<(), Errno> {
 }
 
 impl Pipes {
+    /// Writing ends of those that the sentry keeps full.
+    pub(super) fn devices(
+        self,
+        sandbox: &Sandbox,
+    ) -> Result<Vec<(SavedDevice, OwnedFd)>, RestoreError> {
+        let Pipes { mut ends } = self;
+        let devices = sandbox.repeat.iter().flat_map(|repeat| &repeat.devices);
+        devices
+            .map(|device| {
+                let ends = ends.remove(&device.pipe).ok_or_else(|| {
+                    RestoreError::refused("the image names a random device that it does not have")
+                })?;
+                // A description that no guest shares: it must not wait.
+                let path = format!("/proc/self/fd/{}", ends.writer.as_raw_fd());
+                let flags = OFlag::O_WRONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+                let writer = open(path.as_str(), flags, Mode::empty())
+                    .map_err(|errno| RestoreError::failed("a random device", errno.desc()))?;
+                Ok((device.clone(), writer))
+            })
+            .collect()
+    }
+
     /// A description of an end.
     pub(super) fn end(
         &mut self,

@@ -12,21 +12,17 @@ use crate::sys::descriptors::range_lock_bytes;
 /// Descriptors that are sent at once.
 const AT_ONCE: usize = 128;
 
-/// What [`install_table`] adds to calls at most.
-pub const MOST_CALLS: usize = 2 * AT_ONCE + 8;
-/// Likewise.
-pub const MOST_BYTES: usize = 2048;
-
-/// Gives a process its descriptors, behind other calls that it is to make. `hard`: the hard limit on numbers
+/// Gives a process its descriptors. Nobody else works with the same ones meanwhile. `hard`: the hard limit on numbers
 /// ([`hard_limit`]). Gives the number of the courier's end, which is the last one to be closed ([`close_courier`]).
 pub fn install_table(
     hand: &mut Hand,
     courier: &Courier,
-    (mut calls, table): (agent::Table, &Table),
+    table: &Table,
     (files, hard): (&[Option<OwnedFd>], u64),
     who: &str,
 ) -> Result<i32, RestoreError> {
     let wanted = wanted(table);
+    let mut calls = hand.table();
     let number = make_room(&mut calls, courier, &wanted, hard)?;
     let failed = || RestoreError::of(format!("{who}: its descriptors"));
     // Those with the highest numbers come first. The lowest free numbers are what is received, so that

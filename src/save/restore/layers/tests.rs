@@ -1,6 +1,7 @@
 //! Layers that are captured, made again elsewhere and compared; and images that would have the sentry make
 //! something else.
 
+use std::collections::HashSet;
 use std::fs;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
@@ -14,6 +15,7 @@ use super::*;
 use crate::config::IdRange;
 use crate::save::capture::collector::{Collector, Content};
 use crate::save::capture::trees::{Ids as Inside, Of, walk};
+use crate::save::content;
 use crate::save::image::{Features, Opened, Writer};
 use crate::save::state::Tree;
 use crate::sys::{beneath, files};
@@ -178,9 +180,7 @@ fn captured(root: &Path, collector: &mut Collector) -> Overlay {
 fn image(contents: &[Content]) -> Vec<u8> {
     let features = Features::of_this_machine().unwrap();
     let mut writer = Writer::begin(Vec::new(), &features, b"state", Some(1)).unwrap();
-    for content in contents {
-        content.write(&mut writer).unwrap();
-    }
+    content::write(contents, &HashSet::new(), &mut writer).unwrap();
     writer.pages(1_000_000, 0, &[1; 4096]).unwrap();
     writer.finish().unwrap().0
 }

@@ -93,6 +93,15 @@ impl<'s> Naming<'s> {
         Ok(naming)
     }
 
+    /// Where a relative name leads from, for who is to go there.
+    pub(super) fn directory(&self, maker: &mut Maker<'_>) -> Result<Option<OwnedFd>, RestoreError> {
+        if self.home.is_none() {
+            return Ok(None);
+        }
+        let directory = maker.open(b".", libc::O_PATH | libc::O_DIRECTORY, 0);
+        directory.map(Some).map_err(|error| self.error(error))
+    }
+
     fn error(&self, error: HandError) -> RestoreError {
         let path = String::from_utf8_lossy(self.name);
         RestoreError::failed(format!("cannot bind a unix socket to {path}"), error)

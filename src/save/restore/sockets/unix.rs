@@ -2,8 +2,9 @@
 //!
 //! A pair without names is made as one; whatever was accepted has its listening socket's name without
 //! being bound to it, so it is accepted again from a socket of that name: the one that listens, or one
-//! that is made for it and closed. SO_PEERCRED tells of the maker's process then, with the user that it
-//! has: the kernel remembers who has called.
+//! that is made for it and closed. SO_PEERCRED tells who has called socketpair(2), listen(2) or connect(2)
+//! (init_peercred, update_peercred and copy_peercred in net/unix/af_unix.c): so the process that had, or one of its
+//! number, does ([`Maker::in_the_name_of`]).
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
@@ -14,8 +15,11 @@ use serde_bytes::ByteBuf;
 use super::names::{self, Naming};
 use super::{Entry, by_id, made, make as make_one, of_maker, put, queue};
 use crate::save::error::RestoreError;
+use crate::save::hand::{Hand, HandError};
+use crate::save::restore::courier::Courier;
 use crate::save::restore::maker::Maker;
 use crate::save::sockets::{Detail, Socket, Unix, UnixState};
+use crate::save::state::Table;
 use crate::sys::socket;
 
 /// As many as any listening socket may have waiting.
@@ -106,6 +110,23 @@ impl<'p, 'm> Plan<'p, 'm> {
         self.places.get(self.ids.get(&peer)?).copied()
     }
 
+    /// The process that a socket has for its peer; 0: not known.
+    fn peer_of(&self, place: usize) -> i32 {
+        self.unix(place).and_then(|it| it.peer).map_or(0, |it| it.0)
+    }
+
+    /// A process that has a socket, by its place.
+    fn holder_of(&self, maker: &Maker<'_>, place: usize) -> i32 {
+        let index = self.all[place].0 as u32;
+        let has = |table: &Table| table.descriptors.iter().any(|it| it.file == index);
+        let sandbox = maker.sandbox;
+        let holder = sandbox.processes.iter().find(|process| {
+            let table = process.table.and_then(|table| sandbox.tables.get(table as usize));
+            table.is_some_and(has)
+        });
+        holder.map_or(0, |process| process.pid)
+    }
+
     fn name_at(&self, place: usize) -> Option<Name> {
         name_of(self.unix(place)?)
     }
@@ -161,7 +182,7 @@ impl<'p, 'm> Plan<'p, 'm> {
     fn make_pairs(&mut self, maker: &mut Maker<'_>) -> Result<(), RestoreError> {
         for (first, second) in std::mem::take(&mut self.pairs) {
             let socket = self.socket(first);
-            let (one, other) = pair(maker, socket)?;
+            let (one, other) = pair(maker, socket, self.peer_of(first))?;
             put(maker, self.all[first].0, one);
             match second {
                 Some(second) => put(maker, self.all[second].0, other),
@@ -211,11 +232,13 @@ impl<'p, 'm> Plan<'p, 'm> {
         let number = maker.give(&holder).map_err(of_maker("cannot give a socket"))?;
         let naming = Naming::begin(maker, number, unix, socket)?;
         let address = names::address(unix.name.as_ref().map_or(&[], |name| name));
-        if !group.accepted.is_empty() {
-            listen(maker, number, MANY)?;
-        }
+        let from = naming.directory(maker)?;
+        let address = Address { bytes: &address, from: from.as_ref() };
         for (from, to) in &group.accepted {
-            let from = self.connect(maker, *from, *to, &address)?;
+            // What a connection remembers of the socket that listens is who had it listen last.
+            let by = from.map_or(0, |from| self.peer_of(from));
+            listen(maker, &holder, MANY, by)?;
+            let from = self.connect(maker, *from, *to, &address, self.peer_of(*to))?;
             let arguments = [number as u64, 0, 0, SOCK_CLOEXEC as u64];
             let accepted = maker.hand.call(libc::SYS_accept4, arguments);
             let accepted = accepted.map_err(of_maker("cannot accept a connection"))?;
@@ -226,50 +249,65 @@ impl<'p, 'm> Plan<'p, 'm> {
             }
         }
         if let UnixState::Listening { backlog, pending } = &unix.state {
-            listen(maker, number, MANY)?;
+            let by = self.peer_of(place);
+            listen(maker, &holder, MANY, by)?;
             for id in pending {
                 let from = self.ids.get(id).and_then(|index| self.places.get(index)).copied();
-                drop(self.connect(maker, from, place, &address)?);
+                if let Some(from) = from.map(|from| self.peer_of(from)).filter(|it| *it != by) {
+                    listen(maker, &holder, MANY, from)?;
+                }
+                // Of who has made it, nothing is told before it is accepted.
+                let maker_of_it = from.map_or(0, |from| self.holder_of(maker, from));
+                drop(self.connect(maker, from, place, &address, maker_of_it)?);
             }
-            listen(maker, number, u64::from(*backlog))?;
+            listen(maker, &holder, u64::from(*backlog), by)?;
         }
         naming.settle(maker)?;
         names::close(maker, number)
     }
 
-    /// Has `from` make a connection to an address. Nobody: gives the end of one that was made for it.
+    /// Has `from` make a connection to an address, in the name of the process `by`. Nobody: gives the end of one
+    /// that was made for it.
     fn connect(
         &self,
         maker: &mut Maker<'_>,
         from: Option<usize>,
         to: usize,
-        address: &[u8],
+        address: &Address<'_>,
+        by: i32,
     ) -> Result<Option<OwnedFd>, RestoreError> {
         let mut end = None;
-        let number = match from {
+        let fd = match from {
             Some(from) => {
                 let (index, socket) = self.all[from];
                 ensure(maker, index, socket)?;
                 let fd = made(maker, index)?.try_clone_to_owned();
-                let fd = fd.map_err(|error| RestoreError::failed("cannot copy a socket", error))?;
-                maker.give(fd)
+                fd.map_err(|error| RestoreError::failed("cannot copy a socket", error))?
             }
             None => {
-                let fd = make_one(maker, self.socket(to))?;
-                maker.give(end.insert(fd))
+                let fd = end.insert(make_one(maker, self.socket(to))?);
+                let fd = fd.try_clone();
+                fd.map_err(|error| RestoreError::failed("cannot copy a socket", error))?
             }
         };
-        let number = number.map_err(of_maker("cannot give a socket"))?;
-        let length = address.len() as u64;
-        let arguments = |at| [number as u64, at, length];
-        let connected = maker.hand.call_with(libc::SYS_connect, address, arguments);
+        let connected = maker.in_the_name_of(by, |hand, courier| {
+            if let Some(directory) = address.from {
+                with(hand, courier, directory, |hand, number| {
+                    hand.call(libc::SYS_fchdir, [number]).map(drop)
+                })?;
+            }
+            let length = address.bytes.len() as u64;
+            with(hand, courier, &fd, |hand, number| {
+                let arguments = |at| [number, at, length];
+                hand.call_with(libc::SYS_connect, address.bytes, arguments).map(drop)
+            })
+        });
         connected.map_err(|error| {
             RestoreError::failed(
                 format!("cannot connect to {}", super::name(self.socket(to))),
                 error,
             )
         })?;
-        names::close(maker, number)?;
         Ok(end)
     }
 
@@ -290,22 +328,61 @@ fn ensure(maker: &mut Maker<'_>, index: usize, socket: &Socket) -> Result<(), Re
     Ok(())
 }
 
-fn listen(maker: &mut Maker<'_>, fd: i32, backlog: u64) -> Result<(), RestoreError> {
-    let done = maker.hand.call(libc::SYS_listen, [fd as u64, backlog.min(i32::MAX as u64)]);
+/// Where a socket can be connected to.
+struct Address<'a> {
+    /// struct sockaddr_un.
+    bytes: &'a [u8],
+    /// The directory that it leads from, if it does.
+    from: Option<&'a OwnedFd>,
+}
+
+/// Gives a process a descriptor for the time of some calls.
+fn with<T>(
+    hand: &mut Hand,
+    courier: &Courier,
+    fd: &OwnedFd,
+    work: impl FnOnce(&mut Hand, u64) -> Result<T, HandError>,
+) -> Result<T, HandError> {
+    let number = courier.send(hand, &[fd.as_fd()])?;
+    let number = number.first().copied().ok_or(HandError::Killed)? as u64;
+    let done = work(hand, number);
+    hand.call(libc::SYS_close, [number])?;
+    done
+}
+
+/// Has a socket listen, in the name of the process `by`.
+fn listen(maker: &mut Maker<'_>, fd: &OwnedFd, backlog: u64, by: i32) -> Result<(), RestoreError> {
+    let done = maker.in_the_name_of(by, |hand, courier| {
+        with(hand, courier, fd, |hand, number| {
+            hand.call(libc::SYS_listen, [number, backlog.min(i32::MAX as u64)])
+        })
+    });
     done.map(drop).map_err(of_maker("cannot have a unix socket listen"))
 }
 
-fn pair(maker: &mut Maker<'_>, socket: &Socket) -> Result<(OwnedFd, OwnedFd), RestoreError> {
-    let mut table = maker.hand.table();
-    let both = table.room(8);
-    let kind = (socket.kind & 0xf | SOCK_CLOEXEC) as u64;
-    let arguments = [socket.family as u64, kind, socket.protocol as u64, both.address];
-    table.call(libc::SYS_socketpair, arguments);
-    let done = maker.hand.run(&table).map_err(of_maker("cannot make a pair of sockets"))?;
-    let mut take = |index| maker.take_and_close(done.half(both, index) as i32);
-    let (one, other) = (take(0), take(1));
-    let taken = of_maker("cannot take a pair of sockets");
-    Ok((one.map_err(&taken)?, other.map_err(&taken)?))
+fn pair(
+    maker: &mut Maker<'_>,
+    socket: &Socket,
+    by: i32,
+) -> Result<(OwnedFd, OwnedFd), RestoreError> {
+    let pair = maker.in_the_name_of(by, |hand, courier| {
+        let mut table = hand.table();
+        let both = table.room(8);
+        let kind = (socket.kind & 0xf | SOCK_CLOEXEC) as u64;
+        let arguments = [socket.family as u64, kind, socket.protocol as u64, both.address];
+        table.call(libc::SYS_socketpair, arguments);
+        let done = hand.run(&table)?;
+        let numbers = [0, 1].map(|index| done.half(both, index) as i32);
+        let taken = courier.take_all(hand, &numbers)?;
+        for number in numbers {
+            hand.call(libc::SYS_close, [number as u64])?;
+        }
+        Ok(taken)
+    });
+    let pair = pair.map_err(of_maker("cannot make a pair of sockets"))?;
+    let [one, other] = <[OwnedFd; 2]>::try_from(pair)
+        .map_err(|_| RestoreError::refused("a pair of sockets is not two"))?;
+    Ok((one, other))
 }
 
 /// Connects sockets of datagrams to whom they send, once queues are full: a connected one takes

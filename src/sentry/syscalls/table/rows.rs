@@ -11,10 +11,12 @@ use libc::*;
 use super::super::args::*;
 use super::super::row::syscalls;
 use super::super::{
-    clocks, directories, exec, filters, klog, lazy, machine, owners, processes, random, reach,
-    sleeps, stamps, sync, timeouts, usage, watch,
+    attributes, believed, clocks, directories, exec, filters, identity, klog, lazy, machine, modes,
+    network, own_copies, owners, paths, processes, random, sleeps, stamps, sync, timeouts, usage,
+    watch,
 };
 use crate::notify::filter::Own;
+use crate::sys::message;
 // By name, so that a later libc crate that knows them too makes no difference.
 use crate::sys::numbers::{
     SYS_cachestat, SYS_create_module, SYS_file_getattr, SYS_file_setattr, SYS_futex_requeue,
@@ -27,6 +29,9 @@ use crate::sys::numbers::{
 /// The flags of open(2) that make it look at its mode (fs/open.c, WILL_CREATE). Without them the
 /// mode is whatever the register holds.
 const CREATES: c_int = O_CREAT | (O_TMPFILE & !O_DIRECTORY);
+
+/// The flags of open(2) with which a file is changed.
+const WRITES: c_int = O_WRONLY | O_RDWR | O_TRUNC;
 
 /// The namespaces that clone(2) can make.
 const NAMESPACES: c_int = CLONE_NEWNS
@@ -49,6 +54,9 @@ const RARE_FAMILIES: &[u64] = &families_without::<36>(&[
     &[AF_PACKET, AF_VSOCK, AF_ALG, AF_BLUETOOTH, AF_KEY],
 ]);
 
+/// What the sandbox's own messages are told by.
+const OWN_MESSAGE: u64 = message::FLAGS as u64;
+
 const SETUID: &str = "a setuid file would outlive the sandbox";
 const SET_OUTSIDE: &str = "give it the setuid bit outside the sandbox";
 const BEHIND_POINTER: &str =
@@ -69,6 +77,7 @@ const NEVER: &str = "a reserved number that Linux has never used";
 
 const OUTSIDE: &str = "run it outside the sandbox";
 const VIEW_FLAGS: &str = "--ro, --rw, --hide and --tmpfs shape the file view";
+const CHROOT_FLAG: &str = "--root lets it";
 const HOSTNAME_FLAG: &str = "--hostname sets it";
 
 /// The address families of Linux 6.18 (include/linux/socket.h: AF_MAX is 46) without some.
@@ -106,13 +115,14 @@ syscalls! {
     SYS_read(fd: Fd, buf: OutBuf, count: Len) => native;
     SYS_write(fd: Fd, buf: InBuf, count: Len) => native;
     SYS_open(pathname: Path, flags: OpenFlags, mode: Mode)
-        => handled(sync machine::open, MACHINE_VIEW | KMSG | FILE_LOG | DETERMINISTIC), except {
+        => handled(async paths::open, MACHINE_VIEW | KMSG | FILE_LOG | DETERMINISTIC | PATTERNS), except {
         flags has CREATES, mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
+        flags has WRITES => handled(async paths::open, ROOT),
     };
     SYS_close(fd: Fd) => native;
-    SYS_stat(pathname: Path, statbuf: Out<Stat>) => handled(sync stamps::stat, VIRTUAL_TIME | FILE_LOG);
-    SYS_fstat(fd: Fd, statbuf: Out<Stat>) => handled(sync stamps::fstat, VIRTUAL_TIME);
-    SYS_lstat(pathname: Path, statbuf: Out<Stat>) => handled(sync stamps::lstat, VIRTUAL_TIME | FILE_LOG);
+    SYS_stat(pathname: Path, statbuf: Out<Stat>) => handled(sync stamps::stat, VIRTUAL_TIME | ROOT | FILE_LOG);
+    SYS_fstat(fd: Fd, statbuf: Out<Stat>) => handled(sync stamps::fstat, VIRTUAL_TIME | ROOT);
+    SYS_lstat(pathname: Path, statbuf: Out<Stat>) => handled(sync stamps::lstat, VIRTUAL_TIME | ROOT | FILE_LOG);
     SYS_poll(fds: InOut<PollFd>, nfds: UInt, timeout: Int) => handled(sync timeouts::poll, VIRTUAL_RATE);
     SYS_lseek(fd: Fd, offset: Offset, whence: Whence) => native;
     SYS_mmap(addr: Addr, length: Len, prot: Prot, flags: MapFlags, fd: Fd, offset: Offset)
@@ -134,7 +144,9 @@ syscalls! {
     SYS_pwrite64(fd: Fd, buf: InBuf, count: Len, offset: Offset) => native;
     SYS_readv(fd: Fd, iov: In<Iovec>, iovcnt: ULong) => native;
     SYS_writev(fd: Fd, iov: In<Iovec>, iovcnt: ULong) => native;
-    SYS_access(pathname: Path, mode: AccessMode) => handled(sync watch::access, FILE_LOG);
+    SYS_access(pathname: Path, mode: AccessMode) => handled(sync watch::access, FILE_LOG), except {
+        mode has W_OK => handled(sync believed::access, ROOT),
+    };
     SYS_pipe(pipefd: Out<FdPair>) => native;
     SYS_select(
         nfds: Int, readfds: InOut<FdSet>, writefds: InOut<FdSet>, exceptfds: InOut<FdSet>,
@@ -168,20 +180,27 @@ syscalls! {
         domain is AF_KEY => denied(EAFNOSUPPORT, "manages the host's IPsec keys"),
         domain in RARE_FAMILIES => denied(EAFNOSUPPORT, RARE_FAMILY),
     };
-    SYS_connect(sockfd: Fd, addr: In<SockAddr>, addrlen: Int) => handled(sync reach::connect, LEARN);
+    SYS_connect(sockfd: Fd, addr: In<SockAddr>, addrlen: Int)
+        => handled(async network::connect, LEARN | NETWORK);
     SYS_accept(sockfd: Fd, addr: Out<SockAddr>, addrlen: InOut<SockLen>) => native;
     SYS_sendto(
         sockfd: Fd, buf: InBuf, len: Len, flags: MsgFlags, dest_addr: In<SockAddr>, addrlen: Int
-    ) => handled(sync reach::sendto, LEARN);
+    ) => native, except {
+        addrlen has u32::MAX => handled(async network::sendto, LEARN | NETWORK),
+        flags has libc::MSG_FASTOPEN => handled(async network::sendto, NETWORK),
+    };
     SYS_recvfrom(
         sockfd: Fd, buf: OutBuf, len: Len, flags: MsgFlags, src_addr: Out<SockAddr>,
         addrlen: InOut<SockLen>
     ) => native;
-    SYS_sendmsg(sockfd: Fd, msg: In<MsgHdr>, flags: MsgFlags) => native;
+    // (Init hands the listener over by one with those flags, which say nothing to its kind of socket.)
+    SYS_sendmsg(sockfd: Fd, msg: In<MsgHdr>, flags: MsgFlags) => native, except {
+        flags differs Own::Number(OWN_MESSAGE) => handled(async network::sendmsg, NETWORK),
+    };
     SYS_recvmsg(sockfd: Fd, msg: InOut<MsgHdr>, flags: MsgFlags) => native;
     SYS_shutdown(sockfd: Fd, how: Operation) => native;
     SYS_bind(sockfd: Fd, addr: In<SockAddr>, addrlen: Int) => native;
-    SYS_listen(sockfd: Fd, backlog: Int) => native;
+    SYS_listen(sockfd: Fd, backlog: Int) => handled(sync network::listen, NETWORK);
     SYS_getsockname(sockfd: Fd, addr: Out<SockAddr>, addrlen: InOut<SockLen>) => native;
     SYS_getpeername(sockfd: Fd, addr: Out<SockAddr>, addrlen: InOut<SockLen>) => native;
     // The kernel makes two sockets of the family, and loads its module, before it finds that the
@@ -190,7 +209,11 @@ syscalls! {
         => native, except {
         domain in REFUSED_FAMILIES => denied(EAFNOSUPPORT, RARE_FAMILY),
     };
-    SYS_setsockopt(sockfd: Fd, level: Int, optname: Int, optval: InBuf, optlen: Int) => native;
+    SYS_setsockopt(sockfd: Fd, level: Int, optname: Int, optval: InBuf, optlen: Int)
+        => native, except {
+        level is libc::IPPROTO_IP, optname is libc::IP_OPTIONS
+            => denied(EPERM, "sends packets by a way of their own through networks"),
+    };
     SYS_getsockopt(sockfd: Fd, level: Int, optname: Int, optval: OutBuf, optlen: InOut<SockLen>)
         => native;
     // The low byte of the flags is the signal that the child sends at its end, so this call cannot
@@ -204,7 +227,7 @@ syscalls! {
     SYS_fork() => native;
     SYS_vfork() => native;
     SYS_execve(pathname: Path, argv: StrArray, envp: StrArray)
-        => handled(sync exec::execve, EXEC_EVENTS | CPU_CLOCK | VIRTUAL_TIME | FILE_LOG);
+        => handled(sync exec::execve, EXEC_EVENTS | CPU_CLOCK | VIRTUAL_TIME | FILE_LOG | PATTERNS);
     SYS_exit(status: Int) => native;
     SYS_wait4(pid: Pid, wstatus: Out<IntCell>, options: WaitOptions, rusage: Out<Rusage>) => native;
     SYS_kill(pid: Pid, sig: Signal) => native;
@@ -221,38 +244,38 @@ syscalls! {
     SYS_flock(fd: Fd, operation: Operation) => native;
     SYS_fsync(fd: Fd) => handled(sync sync::fsync, FAKE_SYNC);
     SYS_fdatasync(fd: Fd) => handled(sync sync::fdatasync, FAKE_SYNC);
-    SYS_truncate(path: Path, length: Offset) => handled(sync watch::truncate, FILE_LOG);
+    SYS_truncate(path: Path, length: Offset) => handled(sync paths::truncate, FILE_LOG | ROOT | PATTERNS);
     SYS_ftruncate(fd: Fd, length: Offset) => native;
     SYS_getdents(fd: Fd, dirp: Out<Dirent>, count: UInt)
         => handled(sync directories::getdents, DETERMINISTIC);
     SYS_getcwd(buf: OutBuf, size: Len) => native;
     SYS_chdir(path: Path) => handled(sync watch::chdir, FILE_LOG);
     SYS_fchdir(fd: Fd) => native;
-    SYS_rename(oldpath: Path, newpath: Path) => handled(sync watch::rename, FILE_LOG);
-    SYS_mkdir(pathname: Path, mode: Mode) => handled(sync watch::mkdir, FILE_LOG);
-    SYS_rmdir(pathname: Path) => handled(sync watch::rmdir, FILE_LOG);
-    SYS_creat(pathname: Path, mode: Mode) => handled(sync watch::creat, FILE_LOG), except {
+    SYS_rename(oldpath: Path, newpath: Path) => handled(sync paths::rename, FILE_LOG | ROOT | PATTERNS);
+    SYS_mkdir(pathname: Path, mode: Mode) => handled(sync paths::mkdir, FILE_LOG | ROOT | PATTERNS);
+    SYS_rmdir(pathname: Path) => handled(sync paths::rmdir, FILE_LOG | PATTERNS);
+    SYS_creat(pathname: Path, mode: Mode) => handled(async paths::creat, FILE_LOG | ROOT | PATTERNS), except {
         mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
     };
-    SYS_link(oldpath: Path, newpath: Path) => handled(sync watch::link, FILE_LOG);
-    SYS_unlink(pathname: Path) => handled(sync watch::unlink, FILE_LOG);
-    SYS_symlink(target: Path, linkpath: Path) => handled(sync watch::symlink, FILE_LOG);
+    SYS_link(oldpath: Path, newpath: Path) => handled(sync paths::link, FILE_LOG | ROOT | PATTERNS);
+    SYS_unlink(pathname: Path) => handled(sync paths::unlink, FILE_LOG | PATTERNS);
+    SYS_symlink(target: Path, linkpath: Path) => handled(sync paths::symlink, FILE_LOG | ROOT | PATTERNS);
     SYS_readlink(pathname: Path, buf: OutBuf, bufsiz: Int) => handled(sync watch::readlink, FILE_LOG);
-    SYS_chmod(pathname: Path, mode: Mode) => handled(sync watch::chmod, FILE_LOG), except {
-        mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
+    SYS_chmod(pathname: Path, mode: Mode) => handled(sync modes::chmod, FILE_LOG | ROOT), except {
+        mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE, unless sync modes::chmod, ROOT),
     };
-    SYS_fchmod(fd: Fd, mode: Mode) => native, except {
-        mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
+    SYS_fchmod(fd: Fd, mode: Mode) => handled(sync modes::fchmod, ROOT), except {
+        mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE, unless sync modes::fchmod, ROOT),
     };
-    SYS_chown(pathname: Path, owner: Uid, group: Gid) => handled(sync watch::chown, FILE_LOG), except {
+    SYS_chown(pathname: Path, owner: Uid, group: Gid) => handled(sync owners::chown, FILE_LOG | ROOT), except {
         owner differs Own::User => handled(sync owners::chown, FOREIGN_IDS),
         group differs Own::Group => handled(sync owners::chown, FOREIGN_IDS),
     };
-    SYS_fchown(fd: Fd, owner: Uid, group: Gid) => native, except {
+    SYS_fchown(fd: Fd, owner: Uid, group: Gid) => handled(sync owners::fchown, ROOT), except {
         owner differs Own::User => handled(sync owners::fchown, FOREIGN_IDS),
         group differs Own::Group => handled(sync owners::fchown, FOREIGN_IDS),
     };
-    SYS_lchown(pathname: Path, owner: Uid, group: Gid) => handled(sync watch::lchown, FILE_LOG), except {
+    SYS_lchown(pathname: Path, owner: Uid, group: Gid) => handled(sync owners::lchown, FILE_LOG | ROOT), except {
         owner differs Own::User => handled(sync owners::lchown, FOREIGN_IDS),
         group differs Own::Group => handled(sync owners::lchown, FOREIGN_IDS),
     };
@@ -264,43 +287,43 @@ syscalls! {
     SYS_sysinfo(info: Out<SysInfo>) => handled(sync machine::sysinfo, MACHINE_VIEW);
     SYS_times(buf: Out<Tms>) => handled(sync usage::times, RESTORED);
     SYS_ptrace(request: PtraceRequest, pid: Pid, addr: Addr, data: Addr) => native;
-    SYS_getuid() => native;
+    SYS_getuid() => handled(sync identity::getuid, ROOT);
     SYS_syslog(type_: Operation, bufp: OutBuf, len: Int)
         => handled(sync klog::syslog, ALWAYS), except {
             type_ is klog::READ => handled(async klog::read, ALWAYS),
         };
-    SYS_getgid() => native;
-    SYS_setuid(uid: Uid) => native;
-    SYS_setgid(gid: Gid) => native;
-    SYS_geteuid() => native;
-    SYS_getegid() => native;
+    SYS_getgid() => handled(sync identity::getgid, ROOT);
+    SYS_setuid(uid: Uid) => handled(sync identity::setuid, ROOT);
+    SYS_setgid(gid: Gid) => handled(sync identity::setgid, ROOT);
+    SYS_geteuid() => handled(sync identity::geteuid, ROOT);
+    SYS_getegid() => handled(sync identity::getegid, ROOT);
     SYS_setpgid(pid: Pid, pgid: Pid) => native;
     SYS_getppid() => native;
     SYS_getpgrp() => native;
     SYS_setsid() => native;
-    SYS_setreuid(ruid: Uid, euid: Uid) => native;
-    SYS_setregid(rgid: Gid, egid: Gid) => native;
-    SYS_getgroups(size: Int, list: Out<GidCell>) => native;
-    SYS_setgroups(size: Int, list: In<GidCell>) => native;
-    SYS_setresuid(ruid: Uid, euid: Uid, suid: Uid) => native;
-    SYS_getresuid(ruid: Out<UidCell>, euid: Out<UidCell>, suid: Out<UidCell>) => native;
-    SYS_setresgid(rgid: Gid, egid: Gid, sgid: Gid) => native;
-    SYS_getresgid(rgid: Out<GidCell>, egid: Out<GidCell>, sgid: Out<GidCell>) => native;
+    SYS_setreuid(ruid: Uid, euid: Uid) => handled(sync identity::setreuid, ROOT);
+    SYS_setregid(rgid: Gid, egid: Gid) => handled(sync identity::setregid, ROOT);
+    SYS_getgroups(size: Int, list: Out<GidCell>) => handled(sync identity::getgroups, ROOT);
+    SYS_setgroups(size: Int, list: In<GidCell>) => handled(sync identity::setgroups, ROOT);
+    SYS_setresuid(ruid: Uid, euid: Uid, suid: Uid) => handled(sync identity::setresuid, ROOT);
+    SYS_getresuid(ruid: Out<UidCell>, euid: Out<UidCell>, suid: Out<UidCell>) => handled(sync identity::getresuid, ROOT);
+    SYS_setresgid(rgid: Gid, egid: Gid, sgid: Gid) => handled(sync identity::setresgid, ROOT);
+    SYS_getresgid(rgid: Out<GidCell>, egid: Out<GidCell>, sgid: Out<GidCell>) => handled(sync identity::getresgid, ROOT);
     SYS_getpgid(pid: Pid) => native;
-    SYS_setfsuid(fsuid: Uid) => native;
-    SYS_setfsgid(fsgid: Gid) => native;
+    SYS_setfsuid(fsuid: Uid) => handled(sync identity::setfsuid, ROOT);
+    SYS_setfsgid(fsgid: Gid) => handled(sync identity::setfsgid, ROOT);
     SYS_getsid(pid: Pid) => native;
-    SYS_capget(hdrp: InOut<CapHeader>, datap: Out<CapData>) => native;
-    SYS_capset(hdrp: InOut<CapHeader>, datap: In<CapData>) => native;
+    SYS_capget(hdrp: InOut<CapHeader>, datap: Out<CapData>) => handled(sync identity::capget, ROOT);
+    SYS_capset(hdrp: InOut<CapHeader>, datap: In<CapData>) => handled(sync identity::capset, ROOT);
     SYS_rt_sigpending(set: Out<SigSet>, sigsetsize: Len) => native;
     SYS_rt_sigtimedwait(set: In<SigSet>, info: Out<SigInfo>, timeout: In<Timespec>, sigsetsize: Len)
         => handled(sync timeouts::rt_sigtimedwait, VIRTUAL_RATE);
     SYS_rt_sigqueueinfo(tgid: Pid, sig: Signal, info: In<SigInfo>) => native;
     SYS_rt_sigsuspend(mask: In<SigSet>, sigsetsize: Len) => native;
     SYS_sigaltstack(ss: In<SigStack>, old_ss: Out<SigStack>) => native;
-    SYS_utime(filename: Path, times: In<Utimbuf>) => handled(sync watch::utime, FILE_LOG);
-    SYS_mknod(pathname: Path, mode: Mode, dev: Dev) => handled(sync watch::mknod, FILE_LOG), except {
-        mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
+    SYS_utime(filename: Path, times: In<Utimbuf>) => handled(sync own_copies::utime, FILE_LOG | ROOT);
+    SYS_mknod(pathname: Path, mode: Mode, dev: Dev) => handled(sync paths::mknod, FILE_LOG | ROOT | PATTERNS), except {
+        mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE, unless sync modes::mknod, ROOT),
     };
     SYS_uselib(library: Path)
         => unimplemented("loaded shared libraries in the a.out format; Linux dropped it");
@@ -333,12 +356,14 @@ syscalls! {
         => native, except {
         option is PR_SET_SECCOMP => handled(sync filters::prctl, ALWAYS),
         option is lazy::PR_SET_VMA => handled(async lazy::prctl, LAZY),
+        option in identity::PRCTL => handled(sync identity::prctl, ROOT),
     };
     SYS_arch_prctl(code: Operation, addr: Addr) => native;
     // Reading the clock's state is common; setting it needs a capability.
     SYS_adjtimex(buf: InOut<Timex>) => handled(sync clocks::adjtimex, VIRTUAL_TIME);
     SYS_setrlimit(resource: Resource, rlim: In<Rlimit>) => native;
-    SYS_chroot(path: Path) => refused(EPERM, FIXED_VIEW, VIEW_FLAGS);
+    SYS_chroot(path: Path)
+        => refused(EPERM, FIXED_VIEW, CHROOT_FLAG, unless sync identity::chroot, ROOT);
     SYS_sync() => handled(sync sync::sync, FAKE_SYNC_ALL);
     SYS_acct(filename: Path) => refused(EPERM, "switches the host's process accounting", OUTSIDE);
     SYS_settimeofday(tv: In<Timeval>, tz: In<Timezone>)
@@ -376,18 +401,18 @@ syscalls! {
     SYS_security() => unimplemented(NEVER);
     SYS_gettid() => native;
     SYS_readahead(fd: Fd, offset: Offset, count: Len) => native;
-    SYS_setxattr(path: Path, name: Str, value: InBuf, size: Len, flags: Flags) => native;
-    SYS_lsetxattr(path: Path, name: Str, value: InBuf, size: Len, flags: Flags) => native;
-    SYS_fsetxattr(fd: Fd, name: Str, value: InBuf, size: Len, flags: Flags) => native;
-    SYS_getxattr(path: Path, name: Str, value: OutBuf, size: Len) => native;
-    SYS_lgetxattr(path: Path, name: Str, value: OutBuf, size: Len) => native;
-    SYS_fgetxattr(fd: Fd, name: Str, value: OutBuf, size: Len) => native;
-    SYS_listxattr(path: Path, list: OutBuf, size: Len) => native;
-    SYS_llistxattr(path: Path, list: OutBuf, size: Len) => native;
-    SYS_flistxattr(fd: Fd, list: OutBuf, size: Len) => native;
-    SYS_removexattr(path: Path, name: Str) => native;
-    SYS_lremovexattr(path: Path, name: Str) => native;
-    SYS_fremovexattr(fd: Fd, name: Str) => native;
+    SYS_setxattr(path: Path, name: Str, value: InBuf, size: Len, flags: Flags) => handled(sync attributes::setxattr, ROOT);
+    SYS_lsetxattr(path: Path, name: Str, value: InBuf, size: Len, flags: Flags) => handled(sync attributes::lsetxattr, ROOT);
+    SYS_fsetxattr(fd: Fd, name: Str, value: InBuf, size: Len, flags: Flags) => handled(sync attributes::fsetxattr, ROOT);
+    SYS_getxattr(path: Path, name: Str, value: OutBuf, size: Len) => handled(sync attributes::getxattr, ROOT);
+    SYS_lgetxattr(path: Path, name: Str, value: OutBuf, size: Len) => handled(sync attributes::lgetxattr, ROOT);
+    SYS_fgetxattr(fd: Fd, name: Str, value: OutBuf, size: Len) => handled(sync attributes::fgetxattr, ROOT);
+    SYS_listxattr(path: Path, list: OutBuf, size: Len) => handled(sync attributes::listxattr, ROOT);
+    SYS_llistxattr(path: Path, list: OutBuf, size: Len) => handled(sync attributes::llistxattr, ROOT);
+    SYS_flistxattr(fd: Fd, list: OutBuf, size: Len) => handled(sync attributes::flistxattr, ROOT);
+    SYS_removexattr(path: Path, name: Str) => handled(sync attributes::removexattr, ROOT);
+    SYS_lremovexattr(path: Path, name: Str) => handled(sync attributes::lremovexattr, ROOT);
+    SYS_fremovexattr(fd: Fd, name: Str) => handled(sync attributes::fremovexattr, ROOT);
     SYS_tkill(tid: Pid, sig: Signal) => native;
     SYS_time(tloc: Out<Time>) => handled(sync clocks::time, VIRTUAL_TIME);
     SYS_futex(
@@ -454,7 +479,7 @@ syscalls! {
     SYS_epoll_wait(epfd: Fd, events: Out<EpollEvent>, maxevents: Int, timeout: Int) => handled(sync timeouts::epoll_wait, VIRTUAL_RATE);
     SYS_epoll_ctl(epfd: Fd, op: Operation, fd: Fd, event: In<EpollEvent>) => native;
     SYS_tgkill(tgid: Pid, tid: Pid, sig: Signal) => native;
-    SYS_utimes(filename: Path, times: In<TimevalPair>) => handled(sync watch::utimes, FILE_LOG);
+    SYS_utimes(filename: Path, times: In<TimevalPair>) => handled(sync own_copies::utimes, FILE_LOG | ROOT);
     SYS_vserver() => unimplemented(NEVER);
     SYS_mbind(
         addr: Addr, len: Len, mode: ULong, nodemask: In<NodeMask>, maxnode: ULong, flags: Flags
@@ -493,30 +518,33 @@ syscalls! {
     SYS_migrate_pages(pid: Pid, maxnode: ULong, old_nodes: In<NodeMask>, new_nodes: In<NodeMask>)
         => native;
     SYS_openat(dirfd: DirFd, pathname: Path, flags: OpenFlags, mode: Mode)
-        => handled(sync machine::openat, MACHINE_VIEW | KMSG | FILE_LOG | DETERMINISTIC), except {
+        => handled(async paths::openat, MACHINE_VIEW | KMSG | FILE_LOG | DETERMINISTIC | PATTERNS), except {
         flags has CREATES, mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
+        flags has WRITES => handled(async paths::openat, ROOT),
     };
-    SYS_mkdirat(dirfd: DirFd, pathname: Path, mode: Mode) => handled(sync watch::mkdirat, FILE_LOG);
-    SYS_mknodat(dirfd: DirFd, pathname: Path, mode: Mode, dev: Dev) => handled(sync watch::mknodat, FILE_LOG), except {
-        mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
+    SYS_mkdirat(dirfd: DirFd, pathname: Path, mode: Mode) => handled(sync paths::mkdirat, FILE_LOG | ROOT | PATTERNS);
+    SYS_mknodat(dirfd: DirFd, pathname: Path, mode: Mode, dev: Dev) => handled(sync paths::mknodat, FILE_LOG | ROOT | PATTERNS), except {
+        mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE, unless sync modes::mknodat, ROOT),
     };
     SYS_fchownat(dirfd: DirFd, pathname: Path, owner: Uid, group: Gid, flags: AtFlags)
-        => handled(sync watch::fchownat, FILE_LOG), except {
+        => handled(sync owners::fchownat, FILE_LOG | ROOT), except {
             owner differs Own::User => handled(sync owners::fchownat, FOREIGN_IDS),
             group differs Own::Group => handled(sync owners::fchownat, FOREIGN_IDS),
         };
-    SYS_futimesat(dirfd: DirFd, pathname: Path, times: In<TimevalPair>) => handled(sync watch::futimesat, FILE_LOG);
-    SYS_newfstatat(dirfd: DirFd, pathname: Path, statbuf: Out<Stat>, flags: AtFlags) => handled(sync stamps::newfstatat, VIRTUAL_TIME | FILE_LOG);
-    SYS_unlinkat(dirfd: DirFd, pathname: Path, flags: AtFlags) => handled(sync watch::unlinkat, FILE_LOG);
-    SYS_renameat(olddirfd: DirFd, oldpath: Path, newdirfd: DirFd, newpath: Path) => handled(sync watch::renameat, FILE_LOG);
+    SYS_futimesat(dirfd: DirFd, pathname: Path, times: In<TimevalPair>) => handled(sync own_copies::futimesat, FILE_LOG | ROOT);
+    SYS_newfstatat(dirfd: DirFd, pathname: Path, statbuf: Out<Stat>, flags: AtFlags) => handled(sync stamps::newfstatat, VIRTUAL_TIME | ROOT | FILE_LOG);
+    SYS_unlinkat(dirfd: DirFd, pathname: Path, flags: AtFlags) => handled(sync paths::unlinkat, FILE_LOG | PATTERNS);
+    SYS_renameat(olddirfd: DirFd, oldpath: Path, newdirfd: DirFd, newpath: Path) => handled(sync paths::renameat, FILE_LOG | ROOT | PATTERNS);
     SYS_linkat(olddirfd: DirFd, oldpath: Path, newdirfd: DirFd, newpath: Path, flags: AtFlags)
-        => handled(sync watch::linkat, FILE_LOG);
-    SYS_symlinkat(target: Path, newdirfd: DirFd, linkpath: Path) => handled(sync watch::symlinkat, FILE_LOG);
+        => handled(sync paths::linkat, FILE_LOG | ROOT | PATTERNS);
+    SYS_symlinkat(target: Path, newdirfd: DirFd, linkpath: Path) => handled(sync paths::symlinkat, FILE_LOG | ROOT | PATTERNS);
     SYS_readlinkat(dirfd: DirFd, pathname: Path, buf: OutBuf, bufsiz: Int) => handled(sync watch::readlinkat, FILE_LOG);
-    SYS_fchmodat(dirfd: DirFd, pathname: Path, mode: Mode) => handled(sync watch::fchmodat, FILE_LOG), except {
-        mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
+    SYS_fchmodat(dirfd: DirFd, pathname: Path, mode: Mode) => handled(sync modes::fchmodat, FILE_LOG | ROOT), except {
+        mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE, unless sync modes::fchmodat, ROOT),
     };
-    SYS_faccessat(dirfd: DirFd, pathname: Path, mode: AccessMode) => handled(sync watch::faccessat, FILE_LOG);
+    SYS_faccessat(dirfd: DirFd, pathname: Path, mode: AccessMode) => handled(sync watch::faccessat, FILE_LOG), except {
+        mode has W_OK => handled(sync believed::faccessat, ROOT),
+    };
     SYS_pselect6(
         nfds: Int, readfds: InOut<FdSet>, writefds: InOut<FdSet>, exceptfds: InOut<FdSet>,
         timeout: InOut<Timespec>, sigmask: In<SigMaskArg>
@@ -542,7 +570,7 @@ syscalls! {
         pid: Pid, count: ULong, pages: In<AddrCell>, nodes: In<IntCell>, status: Out<IntCell>,
         flags: Flags
     ) => native;
-    SYS_utimensat(dirfd: DirFd, pathname: Path, times: In<TimespecPair>, flags: AtFlags) => handled(sync watch::utimensat, FILE_LOG);
+    SYS_utimensat(dirfd: DirFd, pathname: Path, times: In<TimespecPair>, flags: AtFlags) => handled(sync own_copies::utimensat, FILE_LOG | ROOT);
     SYS_epoll_pwait(
         epfd: Fd, events: Out<EpollEvent>, maxevents: Int, timeout: Int, sigmask: In<SigSet>,
         sigsetsize: Len
@@ -589,7 +617,7 @@ syscalls! {
         => handled(sync clocks::clock_adjtime, VIRTUAL_TIME);
     SYS_syncfs(fd: Fd) => handled(sync sync::syncfs, FAKE_SYNC);
     SYS_sendmmsg(sockfd: Fd, msgvec: InOut<MMsgHdr>, vlen: UInt, flags: MsgFlags)
-        => handled(sync reach::sendmmsg, LEARN);
+        => handled(async network::sendmmsg, LEARN | NETWORK);
     SYS_setns(fd: Fd, nstype: CloneFlags) => refused(EPERM, "enters other namespaces", OUTSIDE);
     SYS_getcpu(cpu: Out<UIntCell>, node: Out<UIntCell>, tcache: Addr) => native;
     SYS_process_vm_readv(
@@ -606,7 +634,7 @@ syscalls! {
     SYS_sched_setattr(pid: Pid, attr: InOut<SchedAttr>, flags: Flags) => native;
     SYS_sched_getattr(pid: Pid, attr: Out<SchedAttr>, size: UInt, flags: Flags) => native;
     SYS_renameat2(olddirfd: DirFd, oldpath: Path, newdirfd: DirFd, newpath: Path, flags: Flags)
-        => handled(sync watch::renameat2, FILE_LOG);
+        => handled(sync paths::renameat2, FILE_LOG | ROOT | PATTERNS);
     SYS_seccomp(operation: Operation, flags: Flags, args: Addr)
         => handled(sync filters::seccomp, ALWAYS);
     SYS_getrandom(buf: OutBuf, buflen: Len, flags: Flags)
@@ -617,7 +645,7 @@ syscalls! {
     ) => denied(EPERM, REPLACES_KERNEL);
     SYS_bpf(cmd: Operation, attr: InOut<BpfAttr>, size: UInt) => denied(EPERM, LOADS_MODULES);
     SYS_execveat(dirfd: DirFd, pathname: Path, argv: StrArray, envp: StrArray, flags: AtFlags)
-        => handled(sync exec::execveat, EXEC_EVENTS | CPU_CLOCK | VIRTUAL_TIME | FILE_LOG);
+        => handled(sync exec::execveat, EXEC_EVENTS | CPU_CLOCK | VIRTUAL_TIME | FILE_LOG | PATTERNS);
     SYS_userfaultfd(flags: Flags)
         => denied(EPERM, "stops the host kernel in the middle of its work, which exploits rely on");
     SYS_membarrier(cmd: Operation, flags: Flags, cpu_id: Int) => native;
@@ -634,7 +662,7 @@ syscalls! {
     SYS_pkey_alloc(flags: WideFlags, access_rights: ULong) => native;
     SYS_pkey_free(pkey: Int) => native;
     SYS_statx(dirfd: DirFd, pathname: Path, flags: AtFlags, mask: Flags, statxbuf: Out<Statx>)
-        => handled(sync stamps::statx, VIRTUAL_TIME | FILE_LOG);
+        => handled(sync stamps::statx, VIRTUAL_TIME | ROOT | FILE_LOG);
     SYS_io_pgetevents(
         ctx_id: IoContext, min_nr: Long, nr: Long, events: Out<IoEvent>, timeout: In<Timespec>,
         usig: In<AioSigSet>
@@ -670,7 +698,9 @@ syscalls! {
     SYS_openat2(dirfd: DirFd, pathname: Path, how: In<OpenHow>, size: Len)
         => denied(ENOSYS, BEHIND_POINTER);
     SYS_pidfd_getfd(pidfd: PidFd, targetfd: Fd, flags: Flags) => native;
-    SYS_faccessat2(dirfd: DirFd, pathname: Path, mode: AccessMode, flags: AtFlags) => handled(sync watch::faccessat2, FILE_LOG);
+    SYS_faccessat2(dirfd: DirFd, pathname: Path, mode: AccessMode, flags: AtFlags) => handled(sync watch::faccessat2, FILE_LOG), except {
+        mode has W_OK => handled(sync believed::faccessat2, ROOT),
+    };
     SYS_process_madvise(pidfd: PidFd, iovec: In<Iovec>, vlen: Len, advice: Advice, flags: Flags)
         => native, except {
         advice in lazy::ADVICE => handled(async lazy::process_madvise, LAZY),
@@ -682,7 +712,8 @@ syscalls! {
     SYS_mount_setattr(dirfd: DirFd, pathname: Path, flags: AtFlags, attr: In<MountAttr>, size: Len)
         => refused(EPERM, FIXED_VIEW, VIEW_FLAGS);
     SYS_quotactl_fd(fd: Fd, cmd: UInt, id: UInt, addr: Addr) => denied(EPERM, QUOTAS);
-    SYS_landlock_create_ruleset(attr: In<LandlockRulesetAttr>, size: Len, flags: Flags) => native;
+    SYS_landlock_create_ruleset(attr: In<LandlockRulesetAttr>, size: Len, flags: Flags)
+        => handled(sync paths::landlock_create_ruleset, PATTERNS);
     SYS_landlock_add_rule(ruleset_fd: Fd, rule_type: Operation, rule_attr: In<Struct>, flags: Flags)
         => native;
     SYS_landlock_restrict_self(ruleset_fd: Fd, flags: Flags) => native;
@@ -698,8 +729,8 @@ syscalls! {
         => native;
     SYS_cachestat(fd: Fd, cstat_range: In<CachestatRange>, cstat: Out<Cachestat>, flags: Flags)
         => native;
-    SYS_fchmodat2(dirfd: DirFd, pathname: Path, mode: Mode, flags: AtFlags) => handled(sync watch::fchmodat2, FILE_LOG), except {
-        mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
+    SYS_fchmodat2(dirfd: DirFd, pathname: Path, mode: Mode, flags: AtFlags) => handled(sync modes::fchmodat2, FILE_LOG | ROOT), except {
+        mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE, unless sync modes::fchmodat2, ROOT),
     };
     SYS_map_shadow_stack(addr: Addr, size: Len, flags: Flags) => native;
     SYS_futex_wake(uaddr: In<FutexWord>, mask: ULong, nr: Int, flags: Flags) => native;
@@ -721,13 +752,13 @@ syscalls! {
     SYS_mseal(addr: Addr, size: Len, flags: WideFlags) => handled(async lazy::mseal, LAZY);
     SYS_setxattrat(
         dirfd: DirFd, pathname: Path, at_flags: AtFlags, name: Str, args: In<XattrArgs>, size: Len
-    ) => native;
+    ) => handled(sync attributes::at, ROOT);
     SYS_getxattrat(
         dirfd: DirFd, pathname: Path, at_flags: AtFlags, name: Str, args: In<XattrArgs>, size: Len
-    ) => native;
+    ) => handled(sync attributes::at, ROOT);
     SYS_listxattrat(dirfd: DirFd, pathname: Path, at_flags: AtFlags, list: OutBuf, size: Len)
-        => native;
-    SYS_removexattrat(dirfd: DirFd, pathname: Path, at_flags: AtFlags, name: Str) => native;
+        => handled(sync attributes::list_at, ROOT);
+    SYS_removexattrat(dirfd: DirFd, pathname: Path, at_flags: AtFlags, name: Str) => handled(sync attributes::remove_at, ROOT);
     SYS_open_tree_attr(dirfd: DirFd, path: Path, flags: Flags, attr: In<MountAttr>, size: Len)
         => refused(EPERM, FIXED_VIEW, VIEW_FLAGS);
     SYS_file_getattr(

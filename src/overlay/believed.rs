@@ -1,0 +1,92 @@
+//! What a run with `--root` believed of the files in its layers (`sentry::beliefs`), for who compares and applies them.
+//!
+//! An ordinary user can give nothing away, so a commit of theirs applies of a belief the permissions alone; root's applies
+//! the owner, too. A set-id bit that the host's file had not is never applied.
+
+use std::os::fd::BorrowedFd;
+
+use nix::errno::Errno;
+use nix::sys::stat::FileStat;
+use nix::unistd::{getegid, geteuid};
+
+use super::entry::{self, Type};
+use crate::sentry::beliefs::{Belief, INSTEAD, MODE, NAME};
+use crate::sys::{beneath, files};
+
+/// What is believed of a file of a layer, which `fd` stands for (O_PATH too).
+pub(super) fn of(fd: BorrowedFd<'_>, stat: &FileStat) -> Belief {
+    if stat.st_uid != geteuid().as_raw() || !matches!(Type::of(stat), Type::File | Type::Directory)
+    {
+        return Belief::default();
+    }
+    let value = beneath::attribute(&files::descriptor_path(fd), NAME).ok();
+    value.and_then(|value| Belief::parse(&value)).unwrap_or_default()
+}
+
+/// Owner, group and mode as guests saw them: the user is root there.
+pub(super) fn seen(stat: &FileStat, belief: &Belief) -> (u32, u32, u32) {
+    let inside = |id: u32, own: u32| if id == own { 0 } else { id };
+    (
+        belief.uid.unwrap_or_else(|| inside(stat.st_uid, geteuid().as_raw())),
+        belief.gid.unwrap_or_else(|| inside(stat.st_gid, getegid().as_raw())),
+        belief.mode_of(stat.st_mode),
+    )
+}
+
+/// `stat` with what of a belief the host gets.
+pub(super) fn wanted(mut stat: FileStat, belief: &Belief) -> FileStat {
+    if let Some(mode) = belief.mode {
+        stat.st_mode = stat.st_mode & !MODE | mode;
+    }
+    if geteuid().is_root() {
+        stat.st_uid = belief.uid.unwrap_or(stat.st_uid);
+        stat.st_gid = belief.gid.unwrap_or(stat.st_gid);
+    }
+    stat
+}
+
+/// Owner and permissions in words, where they are such as the kernel did not have.
+pub(super) fn words(stat: &FileStat, belief: &Belief) -> Option<String> {
+    let (uid, gid, mode) = seen(stat, belief);
+    let mut words = Vec::new();
+    if belief.uid.is_some() || belief.gid.is_some() {
+        words.push(format!("{uid}:{gid}"));
+    }
+    if mode & (libc::S_ISUID | libc::S_ISGID) & !stat.st_mode != 0 {
+        words.push(format!("{:o}", mode & MODE));
+    }
+    if let Some(device) = belief.device_of(stat.st_mode) {
+        let (major, minor) = (libc::major(device), libc::minor(device));
+        words.push(format!("device {major}:{minor}"));
+    }
+    if belief.hollow {
+        words.push("hollow".to_owned());
+    }
+    (!words.is_empty()).then(|| words.join(" "))
+}
+
+/// The names of attributes that only root can set, and that guests believed they had.
+pub(super) fn attributes(fd: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>, Errno> {
+    let names = match beneath::attribute_names(&files::descriptor_path(fd)) {
+        Ok(names) => names,
+        Err(Errno::EOPNOTSUPP) => return Ok(Vec::new()),
+        Err(errno) => return Err(errno),
+    };
+    let rest = |name: Vec<u8>| name.strip_prefix(INSTEAD).map(<[u8]>::to_vec);
+    Ok(names.into_iter().filter_map(rest).collect())
+}
+
+/// What has a name of a layer, and whether it is a device in belief, or stands for what nobody could read.
+pub(super) fn look(
+    directory: BorrowedFd<'_>,
+    name: &std::ffi::OsStr,
+    stat: &FileStat,
+) -> Result<Belief, Errno> {
+    match Type::of(stat) {
+        Type::File | Type::Directory => {
+            let place = entry::open_path(directory, name)?;
+            Ok(of(std::os::fd::AsFd::as_fd(&place), stat))
+        }
+        _ => Ok(Belief::default()),
+    }
+}

@@ -1,0 +1,167 @@
+//! Files of others in an overlay, made the user's own before a guest changes them.
+//!
+//! To write to a file of the host's, the kernel copies it into the layer with its owner, which it cannot where that id
+//! is not there inside (EOVERFLOW, ovl_copy_up_one in fs/overlayfs/copy_up.c). So the sentry puts a copy of the user's
+//! own in its place, through the overlay and under the same name; its owner becomes a belief. A file that nobody
+//! may read has a hollow one in its place: empty.
+
+use std::ffi::OsString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::PoisonError;
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, copy_file_range, openat, readlinkat, renameat};
+use nix::sys::stat::{FileStat, Mode, UtimensatFlags, fstat, utimensat};
+use nix::sys::time::TimeSpec;
+use nix::unistd::{UnlinkatFlags, read, symlinkat, unlinkat};
+
+use super::{Belief, FileBeliefs, NAME, Real, Spot};
+use crate::sys::{beneath, files, random};
+
+/// One that is being copied. Ends when this value does.
+struct Turn<'b> {
+    beliefs: &'b FileBeliefs,
+    identity: (u64, u64),
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut copying = self.beliefs.copying.lock().unwrap_or_else(PoisonError::into_inner);
+        copying.remove(&self.identity);
+        self.beliefs.copied.notify_all();
+    }
+}
+
+impl FileBeliefs {
+    /// Puts a copy of the user's own in the place of the file of somebody else at `spot`, which lies in an overlay. Gives
+    /// what stands for what is there then. Takes as long as the file is large.
+    pub(in crate::sentry) fn make_own(&self, spot: &Spot) -> Result<OwnedFd, Errno> {
+        let before = spot.look()?;
+        let identity = (before.st_dev, before.st_ino);
+        let _turn = self.take_turn(identity);
+        let file = spot.handle()?;
+        let stat = fstat(&file)?;
+        if (stat.st_dev, stat.st_ino) != identity || self.is_own(&Real::of(&stat)) {
+            // Somebody has made it another one meanwhile.
+            return Ok(file);
+        }
+        let temporary = OsString::from(format!(".sandbox-own-{:016x}", random::number()?));
+        let made = self.copy(&file, &stat, spot, &temporary).and_then(|()| {
+            renameat(&spot.parent, temporary.as_os_str(), &spot.parent, spot.name.as_os_str())
+        });
+        if made.is_err() {
+            let _ = unlinkat(&spot.parent, temporary.as_os_str(), UnlinkatFlags::NoRemoveDir);
+        }
+        made?;
+        spot.handle()
+    }
+
+    fn take_turn(&self, identity: (u64, u64)) -> Turn<'_> {
+        let mut copying = self.copying.lock().unwrap_or_else(PoisonError::into_inner);
+        while !copying.insert(identity) {
+            copying = self.copied.wait(copying).unwrap_or_else(PoisonError::into_inner);
+        }
+        Turn { beliefs: self, identity }
+    }
+
+    fn copy(
+        &self,
+        file: &OwnedFd,
+        stat: &FileStat,
+        spot: &Spot,
+        temporary: &OsString,
+    ) -> Result<(), Errno> {
+        let temporary = temporary.as_os_str();
+        let (uid, gid) = self.inside(&Real::of(stat));
+        let mut belief = Belief { uid: Some(uid), gid: Some(gid), ..Belief::default() };
+        match stat.st_mode & libc::S_IFMT {
+            libc::S_IFREG => {
+                let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+                let to = openat(&spot.parent, temporary, flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
+                match files::open_descriptor(file.as_fd(), libc::O_RDONLY) {
+                    Ok(from) => copy_content(from.as_fd(), to.as_fd(), stat.st_size as u64)?,
+                    Err(Errno::EACCES | Errno::EPERM) => belief.hollow = true,
+                    Err(errno) => return Err(errno),
+                }
+                copy_attributes(file.as_fd(), to.as_fd());
+                self.set_permissions(to.as_fd(), stat.st_mode)?;
+                let mode =
+                    self.of(&files::descriptor_path(to.as_fd()), &Real::of(&fstat(&to)?)).mode;
+                self.set(to.as_fd(), &Belief { mode, ..belief })?;
+            }
+            libc::S_IFLNK => {
+                let target = readlinkat(file, "")?;
+                symlinkat(target.as_os_str(), &spot.parent, temporary)?;
+                let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+                let to = openat(&spot.parent, temporary, flags, Mode::empty())?;
+                self.set(to.as_fd(), &belief)?;
+            }
+            // Directories are made in the layer before the run; devices, pipes and sockets of others stay theirs.
+            _ => return Err(Errno::EPERM),
+        }
+        let accessed = TimeSpec::new(stat.st_atime, stat.st_atime_nsec);
+        let modified = TimeSpec::new(stat.st_mtime, stat.st_mtime_nsec);
+        let flags = UtimensatFlags::NoFollowSymlink;
+        utimensat(&spot.parent, temporary, &accessed, &modified, flags)
+    }
+}
+
+/// Attributes of users, as far as they can be read.
+fn copy_attributes(from: BorrowedFd<'_>, to: BorrowedFd<'_>) {
+    let (from, to) = (files::descriptor_path(from), files::descriptor_path(to));
+    for name in beneath::attribute_names(&from).unwrap_or_default() {
+        let is_own = name.starts_with(NAME.to_bytes());
+        if let (false, true, Ok(name)) =
+            (is_own, name.starts_with(b"user."), std::ffi::CString::new(name.clone()))
+            && let Ok(value) = beneath::attribute(&from, &name)
+        {
+            let _ = beneath::set_attribute(&to, &name, &value);
+        }
+    }
+}
+
+/// Where the file system can, nothing is copied but shared (copy_file_range(2)). Holes are left out.
+fn copy_content(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64) -> Result<(), Errno> {
+    const PIECE: usize = 16 << 20;
+    nix::unistd::ftruncate(to, size as i64)?;
+    let mut at = 0;
+    while at < size {
+        at = files::next_data(from, at, size);
+        if at >= size {
+            break;
+        }
+        let hole = nix::unistd::lseek(from, at as i64, nix::unistd::Whence::SeekHole);
+        let end = hole.map_or(size, |end| end as u64).clamp(at + 1, size.max(at + 1));
+        let length = (end - at).min(PIECE as u64) as usize;
+        let (mut source, mut target) = (at as i64, at as i64);
+        let count = match copy_file_range(from, Some(&mut source), to, Some(&mut target), length) {
+            Ok(count) => count,
+            Err(Errno::EXDEV | Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ENOSYS) => {
+                copy_piece(from, to, at, length)?
+            }
+            Err(Errno::EINTR) => continue,
+            Err(errno) => return Err(errno),
+        };
+        if count == 0 {
+            break;
+        }
+        at += count as u64;
+    }
+    Ok(())
+}
+
+fn copy_piece(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    at: u64,
+    length: usize,
+) -> Result<usize, Errno> {
+    let mut room = vec![0; length.min(256 << 10)];
+    nix::unistd::lseek(from, at as i64, nix::unistd::Whence::SeekSet)?;
+    let count = read(from, &mut room)?;
+    let mut done = 0;
+    while done < count {
+        done += nix::sys::uio::pwrite(to, &room[done..count], (at + done as u64) as i64)?;
+    }
+    Ok(count)
+}

@@ -1,0 +1,294 @@
+//! What guests that take themselves for root believe of files (`--root`).
+//!
+//! To the kernel every guest is the user alone, so it can give no file to anybody else, nor a bit that would give
+//! rights to whoever executes it. What a guest asks for in this way is noted (`belief`) and shown to those who look.
+//! Owns where a belief is kept, and what is shown of a file; what a call asks for is the handlers' affair.
+//!
+//! Nothing here is a wall. Whatever is believed, the kernel decides by what is the case.
+
+mod belief;
+mod copy;
+mod place;
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::CStr;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
+
+use nix::errno::Errno;
+use nix::fcntl::AT_FDCWD;
+use nix::sys::stat::{FchmodatFlags, FileStat, Mode, fchmodat, fstat};
+use nix::sys::statvfs::{FsFlags, fstatvfs};
+use nix::unistd::{getegid, geteuid};
+
+pub use belief::{Belief, Device, INSTEAD, MODE, NAME};
+pub(super) use place::{Spot, find, find_open, find_spot, flags_of};
+
+use crate::sys::{beneath, files, look};
+
+/// What the kernel says of a file, as far as a belief is about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Real {
+    /// The host's numbers.
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    /// With its type.
+    pub(super) mode: u32,
+}
+
+impl Real {
+    pub(super) fn of(stat: &FileStat) -> Real {
+        Real { uid: stat.st_uid, gid: stat.st_gid, mode: stat.st_mode }
+    }
+
+    fn kind(&self) -> u32 {
+        self.mode & libc::S_IFMT
+    }
+
+    /// Extended attributes of users can be on these (xattr(7)).
+    fn takes_attributes(&self) -> bool {
+        matches!(self.kind(), libc::S_IFREG | libc::S_IFDIR)
+    }
+}
+
+/// What guests are shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Shown {
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) mode: u32,
+    /// A device that a plain file stands for.
+    pub(super) device: Option<u64>,
+}
+
+/// A file where no attribute can be, as long as it is there: device, inode, and when it was made.
+type Key = (u64, u64, (i64, u32));
+
+/// More in the table would cost the sentry too much memory.
+const MOST: usize = 1 << 18;
+
+/// What is believed, and of what.
+#[derive(Debug)]
+pub(super) struct FileBeliefs {
+    /// Who the guests are to the kernel. Immutable.
+    user: u32,
+    group: u32,
+    /// FileBeliefs of what takes no attribute: links, pipes, sockets, and all that is on file systems without any. They end
+    /// with the run. A leaf of the lock order.
+    table: Mutex<HashMap<Key, Belief>>,
+    /// There is something in the table.
+    any: AtomicBool,
+    /// Files that are being copied. A leaf of the lock order.
+    copying: Mutex<HashSet<(u64, u64)>>,
+    /// One of them has been.
+    copied: Condvar,
+    /// The root of the guests' file view, which none of them can leave.
+    view: OnceLock<OwnedFd>,
+    /// To look at a file in that view takes no other machine, and no program.
+    fast: OnceLock<bool>,
+}
+
+impl Default for FileBeliefs {
+    fn default() -> Self {
+        FileBeliefs {
+            user: geteuid().as_raw(),
+            group: getegid().as_raw(),
+            table: Mutex::default(),
+            any: AtomicBool::new(false),
+            copying: Mutex::default(),
+            copied: Condvar::new(),
+            view: OnceLock::new(),
+            fast: OnceLock::new(),
+        }
+    }
+}
+
+impl FileBeliefs {
+    /// Whether the kernel lets the guests change a file's attributes, and copies it up: its ids are there inside.
+    pub(super) fn is_own(&self, real: &Real) -> bool {
+        real.uid == self.user && real.gid == self.group
+    }
+
+    /// The owner that a file of the host's number has inside.
+    fn inside(&self, real: &Real) -> (u32, u32) {
+        let uid = if real.uid == self.user { 0 } else { real.uid };
+        let gid = if real.gid == self.group { 0 } else { real.gid };
+        (uid, gid)
+    }
+
+    /// What is believed of the file at `path`: where that is a place in procfs, of what it stands for, else of what has
+    /// that name itself.
+    pub(super) fn of(&self, path: &CStr, real: &Real) -> Belief {
+        if real.uid != self.user {
+            return Belief::default();
+        }
+        if real.takes_attributes()
+            && let Ok(value) = if is_descriptor(path) {
+                beneath::attribute(path, NAME)
+            } else {
+                beneath::own_attribute(path, NAME)
+            }
+        {
+            return Belief::parse(&value).unwrap_or_default();
+        }
+        if !self.any.load(Ordering::Relaxed) {
+            return Belief::default();
+        }
+        let Ok(key) = key(path) else { return Belief::default() };
+        self.lock().get(&key).copied().unwrap_or_default()
+    }
+
+    /// What guests are shown of the file at `path`.
+    pub(super) fn shown(&self, path: &CStr, real: &Real) -> Shown {
+        let belief = self.of(path, real);
+        let (uid, gid) = self.inside(real);
+        Shown {
+            uid: belief.uid.unwrap_or(uid),
+            gid: belief.gid.unwrap_or(gid),
+            mode: belief.mode_of(real.mode),
+            device: belief.device_of(real.mode),
+        }
+    }
+
+    /// Has `belief` believed of a file of the user's own, which `file` stands for (O_PATH).
+    pub(super) fn set(&self, file: BorrowedFd<'_>, belief: &Belief) -> Result<(), Errno> {
+        let path = files::descriptor_path(file);
+        let real = Real::of(&fstat(file)?);
+        let mut belief = *belief;
+        // What is the case need not be believed.
+        belief.uid = belief.uid.filter(|uid| *uid != self.inside(&real).0);
+        belief.gid = belief.gid.filter(|gid| *gid != self.inside(&real).1);
+        belief.mode = belief.mode.filter(|mode| *mode != real.mode & MODE);
+        if real.takes_attributes() {
+            match self.set_attribute(file, &path, &real, belief) {
+                Err(Errno::EOPNOTSUPP) => {}
+                done => return done,
+            }
+        }
+        let key = key(&path)?;
+        let mut table = self.lock();
+        if table.len() >= MOST && !table.contains_key(&key) {
+            return Err(Errno::ENOSPC);
+        }
+        match belief.is_nothing() {
+            true => drop(table.remove(&key)),
+            false => drop(table.insert(key, belief)),
+        }
+        self.any.store(!table.is_empty(), Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn set_attribute(
+        &self,
+        file: BorrowedFd<'_>,
+        path: &CStr,
+        real: &Real,
+        mut belief: Belief,
+    ) -> Result<(), Errno> {
+        if belief.is_nothing() {
+            return match beneath::remove_attribute(path, NAME) {
+                Err(Errno::ENODATA) => Ok(()),
+                // A belief makes the file one that can be read and written: there is none.
+                Err(Errno::EACCES) => Ok(()),
+                done => done,
+            };
+        }
+        // Who sets an attribute has to be allowed to write to the file (xattr_permission in fs/xattr.c).
+        let open = real.mode | room(real);
+        if open != real.mode {
+            belief.mode.get_or_insert(real.mode & MODE);
+            set_mode(file, open)?;
+        }
+        beneath::set_attribute(path, NAME, &belief.text())
+    }
+
+    /// Gives a file of the user's own these permissions, what of them cannot be in belief.
+    pub(super) fn set_permissions(&self, file: BorrowedFd<'_>, mode: u32) -> Result<(), Errno> {
+        let path = files::descriptor_path(file);
+        let real = Real::of(&fstat(file)?);
+        let belief = self.of(&path, &real);
+        // Set-id bits are never the case: such a file would outlive the sandbox.
+        let possible = possible(real.kind(), mode) | room(&real);
+        set_mode(file, possible)?;
+        let wanted = Belief { mode: Some(mode & MODE), ..belief };
+        if belief.is_nothing() && possible == mode & MODE {
+            return Ok(());
+        }
+        self.set(file, &wanted)
+    }
+
+    /// The same for what an access control list tells of: set-id bits and the sticky bit stay.
+    pub(super) fn set_access(&self, file: BorrowedFd<'_>, mode: u32) -> Result<(), Errno> {
+        let real = Real::of(&fstat(file)?);
+        let before = self.of(&files::descriptor_path(file), &real).mode_of(real.mode);
+        self.set_permissions(file, before & MODE & !0o777 | mode)
+    }
+
+    /// Has a file of the user's own belong to somebody else; all ones leave an id as it is.
+    pub(super) fn give(&self, file: BorrowedFd<'_>, uid: u32, gid: u32) -> Result<(), Errno> {
+        let path = files::descriptor_path(file);
+        let real = Real::of(&fstat(file)?);
+        let before = self.of(&path, &real);
+        let mut belief = before;
+        if uid != u32::MAX {
+            belief.uid = Some(uid);
+        }
+        if gid != u32::MAX {
+            belief.gid = Some(gid);
+        }
+        // Whoever gets it does not get rights with it (chown(2)).
+        if let (Some(mode), false) = (belief.mode, real.kind() == libc::S_IFDIR) {
+            let group = if mode & libc::S_IXGRP != 0 { libc::S_ISGID } else { 0 };
+            belief.mode = Some(mode & !(libc::S_ISUID | group));
+        }
+        let is_root = |id: Option<u32>| id.is_none_or(|id| id == 0);
+        if before.is_nothing() && is_root(belief.uid) && is_root(belief.gid) {
+            // As it is. The kernel would say so, too, if it may not be changed.
+            return match fstatvfs(file)?.flags().contains(FsFlags::ST_RDONLY) {
+                true => Err(Errno::EROFS),
+                false => Ok(()),
+            };
+        }
+        self.set(file, &belief)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Belief>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the user always may do with a file of their own, as root may with any.
+fn room(real: &Real) -> u32 {
+    match real.kind() {
+        libc::S_IFDIR => libc::S_IRWXU,
+        libc::S_IFREG => libc::S_IRUSR | libc::S_IWUSR,
+        _ => 0,
+    }
+}
+
+/// Those of these permissions that a file of this type may really have.
+fn possible(kind: u32, mode: u32) -> u32 {
+    let never = if kind == libc::S_IFDIR { libc::S_ISUID } else { libc::S_ISUID | libc::S_ISGID };
+    mode & MODE & !never
+}
+
+fn set_mode(file: BorrowedFd<'_>, mode: u32) -> Result<(), Errno> {
+    let kind = fstat(file)?.st_mode & libc::S_IFMT;
+    let mode = Mode::from_bits_truncate(possible(kind, mode));
+    fchmodat(AT_FDCWD, &*files::descriptor_path(file), mode, FchmodatFlags::FollowSymlink)
+}
+
+/// Whether a path is one by which procfs knows a descriptor, or a working directory; else a name follows.
+fn is_descriptor(path: &CStr) -> bool {
+    let mut parts = path.to_bytes().split(|byte| *byte == b'/').skip(3);
+    let parts = (parts.next(), parts.next(), parts.next());
+    matches!(parts, (Some(b"cwd"), None, _) | (Some(b"fd"), Some(_), None))
+}
+
+fn key(path: &CStr) -> Result<Key, Errno> {
+    let flags = if is_descriptor(path) { 0 } else { libc::AT_SYMLINK_NOFOLLOW };
+    let found = look::statx(path, flags, libc::STATX_INO | libc::STATX_BTIME)?;
+    let device = libc::makedev(found.stx_dev_major, found.stx_dev_minor);
+    Ok((device, found.stx_ino, (found.stx_btime.tv_sec, found.stx_btime.tv_nsec)))
+}

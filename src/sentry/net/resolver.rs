@@ -1,0 +1,392 @@
+//! The resolver of the guests: answers for names that a rule is about, and remembers what they stand for.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use simple_dns::rdata::{A, AAAA, OPT, RData};
+use simple_dns::{
+    CLASS, Name, OPCODE, Packet, PacketFlag, QTYPE, Question, RCODE, ResourceRecord, TYPE,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::Semaphore;
+
+use super::rule::Transport;
+use super::upstream::Upstream;
+use super::{Network, Verdict, address};
+use crate::sentry::kernel::Kernel;
+use crate::sys::{errno_of, socket};
+
+/// Where guests find it: an address of the loopback that is nobody else's, and the one that programs take where no
+/// /etc/resolv.conf says another.
+pub const RESOLVERS: [SocketAddr; 2] = [
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 0, 0, 53)), 53),
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 53),
+];
+
+/// Questions that are being asked at a time; what comes beyond that waits.
+const MOST: usize = 128;
+/// Answers that are kept.
+const KEPT: usize = 4096;
+/// What is said where the records do not say it: for names that are not there.
+const NEGATIVE: Duration = Duration::from_secs(10);
+/// The longest time for which an answer is kept.
+const LONGEST: Duration = Duration::from_secs(3600);
+/// What every program can take in a datagram (RFC 1035, 4.2.1), and what goes through all networks (RFC 9715).
+const SHORT: usize = 512;
+const LONG: u16 = 1232;
+/// A stream on which nothing is asked for so long is closed (RFC 7766, 6.2.3).
+const IDLE: Duration = Duration::from_secs(10);
+
+/// The resolver.
+#[derive(Debug)]
+pub struct Resolver {
+    /// Who is told of refusals. It ends with the run, and with it all this.
+    kernel: Weak<Kernel>,
+    network: Arc<Network>,
+    /// What the host's /etc/hosts says of names that may be resolved. Immutable.
+    hosts: HashMap<String, Vec<IpAddr>>,
+    /// A leaf of the lock order.
+    cache: Mutex<HashMap<(String, u16), Cached>>,
+    places: Semaphore,
+}
+
+#[derive(Debug, Clone)]
+struct Cached {
+    answer: Vec<u8>,
+    since: Instant,
+    until: Instant,
+}
+
+impl Resolver {
+    /// Begins to answer in the guests' network. Must be called within a runtime.
+    pub fn start(kernel: &Arc<Kernel>, network: &Arc<Network>) -> Result<(), Errno> {
+        let hosts = hosts(&std::fs::read_to_string("/etc/hosts").unwrap_or_default());
+        let hosts: HashMap<_, _> =
+            hosts.into_iter().filter(|(name, _)| network.policy().resolves(name)).collect();
+        for (name, addresses) in &hosts {
+            addresses.iter().for_each(|address| network.learn(name, *address, None));
+        }
+        let resolver = Arc::new(Resolver {
+            kernel: Arc::downgrade(kernel),
+            network: Arc::clone(network),
+            hosts,
+            cache: Mutex::default(),
+            places: Semaphore::new(MOST),
+        });
+        for place in RESOLVERS {
+            let bound = |kind| -> Result<OwnedFd, Errno> {
+                let fd = network.inside.socket(libc::AF_INET, kind | libc::SOCK_NONBLOCK, 0)?;
+                socket::bind(fd.as_fd(), &address::bytes(place))?;
+                Ok(fd)
+            };
+            let datagrams = UdpSocket::from_std(bound(libc::SOCK_DGRAM)?.into());
+            let streams = bound(libc::SOCK_STREAM)?;
+            socket::listen(streams.as_fd(), 128)?;
+            let streams = TcpListener::from_std(streams.into());
+            let datagrams = datagrams.map_err(|error| errno_of(&error))?;
+            let streams = streams.map_err(|error| errno_of(&error))?;
+            tokio::spawn(Arc::clone(&resolver).serve_datagrams(datagrams));
+            tokio::spawn(Arc::clone(&resolver).serve_streams(streams));
+        }
+        Ok(())
+    }
+
+    async fn serve_datagrams(self: Arc<Self>, socket: UdpSocket) {
+        let socket = Arc::new(socket);
+        let mut query = vec![0; 4096];
+        loop {
+            let Ok((length, guest)) = socket.recv_from(&mut query).await else { continue };
+            let (own, socket, query) =
+                (Arc::clone(&self), Arc::clone(&socket), query[..length].to_vec());
+            tokio::spawn(async move {
+                let room =
+                    Packet::parse(&query).ok().and_then(|it| Some(it.opt()?.udp_packet_size));
+                let room = room.map_or(SHORT, |room| usize::from(room.min(LONG)).max(SHORT));
+                if let Some(answer) = own.answer(&query, room).await {
+                    let _ = socket.send_to(&answer, guest).await;
+                }
+            });
+        }
+    }
+
+    async fn serve_streams(self: Arc<Self>, socket: TcpListener) {
+        loop {
+            match socket.accept().await {
+                Ok((stream, _)) => drop(tokio::spawn(Arc::clone(&self).serve_stream(stream))),
+                // Out of descriptors: those that others hold come back.
+                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+            }
+        }
+    }
+
+    async fn serve_stream(self: Arc<Self>, mut stream: TcpStream) {
+        loop {
+            let asked = async {
+                let mut query = vec![0; stream.read_u16().await?.into()];
+                stream.read_exact(&mut query).await?;
+                std::io::Result::Ok(query)
+            };
+            let Ok(Ok(query)) = tokio::time::timeout(IDLE, asked).await else { return };
+            let Some(answer) = self.answer(&query, usize::from(u16::MAX)).await else { return };
+            let mut whole = (answer.len() as u16).to_be_bytes().to_vec();
+            whole.extend(answer);
+            if stream.write_all(&whole).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// The answer to a message, of `room` bytes at most. `None`: to what is no message there is none.
+    async fn answer(&self, query: &[u8], room: usize) -> Option<Vec<u8>> {
+        let Ok(query) = Packet::parse(query) else {
+            let id = query.get(..2)?.try_into().ok()?;
+            let mut reply = Packet::new_reply(u16::from_be_bytes(id));
+            *reply.rcode_mut() = RCODE::FormatError;
+            return reply.build_bytes_vec().ok();
+        };
+        if query.has_flags(PacketFlag::RESPONSE) {
+            return None;
+        }
+        let mut reply = Packet::new_reply(query.id());
+        reply.set_flags(PacketFlag::RECURSION_AVAILABLE);
+        if query.has_flags(PacketFlag::RECURSION_DESIRED) {
+            reply.set_flags(PacketFlag::RECURSION_DESIRED);
+        }
+        if query.opt().is_some() {
+            *reply.opt_mut() =
+                Some(OPT { opt_codes: Vec::new(), udp_packet_size: LONG, version: 0 });
+        }
+        reply.questions.clone_from(&query.questions);
+        let [question] = query.questions.as_slice() else {
+            *reply.rcode_mut() = RCODE::NotImplemented;
+            return reply.build_bytes_vec().ok();
+        };
+        let (rcode, upstream) = match query.opcode() {
+            OPCODE::StandardQuery => self.look_up(question).await,
+            _ => (RCODE::NotImplemented, None),
+        };
+        *reply.rcode_mut() = rcode;
+        // (The records live in these bytes.)
+        let upstream = upstream.unwrap_or_default();
+        if let Ok(records) = Packet::parse(&upstream) {
+            reply.answers = records.answers;
+            reply.name_servers = records.name_servers;
+        }
+        let whole = reply.build_bytes_vec_compressed().ok()?;
+        if whole.len() <= room {
+            return Some(whole);
+        }
+        reply.answers.clear();
+        reply.name_servers.clear();
+        reply.set_flags(PacketFlag::TRUNCATION);
+        reply.build_bytes_vec_compressed().ok()
+    }
+
+    /// What is to be answered: a message whose records are the answer's.
+    async fn look_up(&self, question: &Question<'_>) -> (RCODE, Option<Vec<u8>>) {
+        let Some(name) = plain(&question.qname) else { return (RCODE::NameError, None) };
+        if name == "localhost" || name.ends_with(".localhost") {
+            let own = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+            return (RCODE::NoError, made(question, &own));
+        }
+        if !self.network.policy().resolves(&name) {
+            self.refuse(&name);
+            return (RCODE::NameError, None);
+        }
+        match question.qtype {
+            // Their hints would be addresses that nobody has looked at.
+            QTYPE::TYPE(TYPE::HTTPS | TYPE::SVCB) => return (RCODE::NoError, None),
+            QTYPE::TYPE(_) => {}
+            _ => return (RCODE::NotImplemented, None),
+        }
+        if let Some(addresses) = self.hosts.get(&name)
+            && matches!(question.qtype, QTYPE::TYPE(TYPE::A | TYPE::AAAA))
+        {
+            return (RCODE::NoError, made(question, addresses));
+        }
+        let _place = self.places.acquire().await;
+        let Some(cached) = self.fetch(&name, question).await else {
+            return (RCODE::ServerFailure, None);
+        };
+        self.admit(&name, &cached)
+    }
+
+    /// Asks the host's resolvers, unless the answer is still known.
+    async fn fetch(&self, name: &str, question: &Question<'_>) -> Option<Cached> {
+        let key = (name.to_owned(), u16::from(question.qtype));
+        let now = Instant::now();
+        if let Some(cached) = self.lock().get(&key).filter(|it| now < it.until) {
+            return Some(cached.clone());
+        }
+        let mut id = [0; 2];
+        crate::sys::random::fill(&mut id).ok()?;
+        let mut query = Packet::new_query(u16::from_ne_bytes(id));
+        query.set_flags(PacketFlag::RECURSION_DESIRED);
+        *query.opt_mut() = Some(OPT { opt_codes: Vec::new(), udp_packet_size: LONG, version: 0 });
+        query.questions.push(question.clone());
+        let answer = Upstream::of_host().ask(&query.build_bytes_vec().ok()?).await?;
+        let now = Instant::now();
+        let cached = Cached { until: now + lifetime(&answer)?, since: now, answer };
+        let mut cache = self.lock();
+        if cache.len() >= KEPT {
+            cache.retain(|_, it| now < it.until);
+            if cache.len() >= KEPT {
+                cache.clear();
+            }
+        }
+        cache.insert(key, cached.clone());
+        Some(cached)
+    }
+
+    /// Takes out what the guest is not to know, and remembers the rest.
+    fn admit(&self, name: &str, cached: &Cached) -> (RCODE, Option<Vec<u8>>) {
+        let Ok(mut answer) = Packet::parse(&cached.answer) else {
+            return (RCODE::ServerFailure, None);
+        };
+        let gone = u32::try_from(cached.since.elapsed().as_secs()).unwrap_or(u32::MAX);
+        let mut refused = 0;
+        answer.answers.retain_mut(|record| {
+            record.ttl = record.ttl.saturating_sub(gone);
+            let found: IpAddr = match &record.rdata {
+                RData::A(a) => Ipv4Addr::from_bits(a.address).into(),
+                RData::AAAA(aaaa) => Ipv6Addr::from_bits(aaaa.address).into(),
+                _ => return true,
+            };
+            let may_be = self.network.may_be_named(found);
+            if may_be {
+                self.network.learn(name, found, Some(Duration::from_secs(record.ttl.into())));
+            } else {
+                refused += 1;
+            }
+            may_be
+        });
+        if refused > 0 {
+            self.note(
+                name,
+                "it stands for an address of the host or of networks near it, which no name allows",
+                "--allow-net ADDRESS allows it",
+            );
+        }
+        (answer.rcode(), answer.build_bytes_vec().ok())
+    }
+
+    fn refuse(&self, name: &str) {
+        // Nobody means to ask for the names of addresses, or for names that a list of domains has made longer.
+        if !name.ends_with(".arpa") {
+            self.note(name, "no rule allows it", "--allow-net HOST allows it");
+        }
+    }
+
+    fn note(&self, name: &str, why: &'static str, remedy: &'static str) {
+        if let Some(kernel) = self.kernel.upgrade() {
+            kernel.refuse_one_of_many(0, &format!("the name {name}"), why, remedy);
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<(String, u16), Cached>> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Network {
+    /// Whether an allowed name may stand for `address`: those near the host only if they are named themselves, for some
+    /// port.
+    fn may_be_named(&self, address: IpAddr) -> bool {
+        let ports = self.policy.allow.iter().map(|rule| rule.ports.map_or(1, |(first, _)| first));
+        let mut asked =
+            ports.chain([1]).flat_map(|port| [(port, Transport::Tcp), (port, Transport::Udp)]);
+        !super::policy::is_special(address)
+            || asked.any(|(port, transport)| {
+                let verdict =
+                    self.policy.judge(SocketAddr::new(address, port), transport, &[], false);
+                verdict == Verdict::Outside
+            })
+    }
+}
+
+/// A name in lower case; `None`: it has other characters than names of hosts have.
+fn plain(name: &Name<'_>) -> Option<String> {
+    let text = name.to_string().to_ascii_lowercase();
+    let text = text.strip_suffix('.').unwrap_or(&text);
+    let known = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    (!text.is_empty() && text.bytes().all(known)).then(|| text.to_owned())
+}
+
+/// A message whose answers are these addresses.
+fn made(question: &Question<'_>, addresses: &[IpAddr]) -> Option<Vec<u8>> {
+    let mut message = Packet::new_reply(0);
+    for address in addresses {
+        let data = match (address, question.qtype) {
+            (IpAddr::V4(v4), QTYPE::TYPE(TYPE::A)) => RData::A(A { address: v4.to_bits() }),
+            (IpAddr::V6(v6), QTYPE::TYPE(TYPE::AAAA)) => {
+                RData::AAAA(AAAA { address: v6.to_bits() })
+            }
+            _ => continue,
+        };
+        message.answers.push(ResourceRecord::new(question.qname.clone(), CLASS::IN, 60, data));
+    }
+    message.build_bytes_vec().ok()
+}
+
+/// How long an answer holds; `None`: it is no message.
+fn lifetime(answer: &[u8]) -> Option<Duration> {
+    let message = Packet::parse(answer).ok()?;
+    let records = message.answers.iter().map(|record| Duration::from_secs(record.ttl.into())).min();
+    let failed = !matches!(message.rcode(), RCODE::NoError | RCODE::NameError);
+    Some(if failed { Duration::ZERO } else { records.unwrap_or(NEGATIVE).min(LONGEST) })
+}
+
+/// The names of hosts(5).
+fn hosts(text: &str) -> HashMap<String, Vec<IpAddr>> {
+    let mut found: HashMap<String, Vec<IpAddr>> = HashMap::new();
+    for line in text.lines() {
+        let mut words = line.split('#').next().unwrap_or_default().split_whitespace();
+        let Some(address) = words.next().and_then(|word| word.parse().ok()) else { continue };
+        for name in words {
+            let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+            found.entry(name).or_default().push(address);
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hosts_own_names_are_read() {
+        let found =
+            hosts("127.0.0.1 localhost\n192.0.2.1 A.example a # x\n2001:db8::1 a\n# y\nbad\n");
+        let expected: [IpAddr; 2] = ["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()];
+        assert_eq!(found["a"], expected);
+        assert_eq!((found.len(), found["a.example"].len()), (3, 1));
+    }
+
+    #[test]
+    fn answers_hold_as_long_as_their_shortest_record() {
+        let question = Question::new(
+            Name::new_unchecked("a.example"),
+            TYPE::A.into(),
+            CLASS::IN.into(),
+            false,
+        );
+        let answer =
+            made(&question, &["192.0.2.1".parse().unwrap(), "::1".parse().unwrap()]).unwrap();
+        assert_eq!(Packet::parse(&answer).unwrap().answers.len(), 1);
+        assert_eq!(lifetime(&answer), Some(Duration::from_secs(60)));
+        assert_eq!(lifetime(&made(&question, &[]).unwrap()), Some(NEGATIVE));
+        assert_eq!(lifetime(b"x"), None);
+    }
+
+    #[test]
+    fn names_are_plain_or_nobodys() {
+        assert_eq!(plain(&Name::new_unchecked("A.Example")), Some("a.example".to_owned()));
+        assert_eq!(plain(&Name::new_unchecked("a b.example")), None);
+    }
+}

@@ -1,0 +1,178 @@
+//! TCP connections, made by the sentry.
+
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use nix::errno::Errno;
+
+use super::guest_socket::GuestSocket;
+use super::rule::Transport;
+use super::{Network, Verdict, address, options, replace};
+use crate::notify::Answer;
+use crate::sentry::block::Interrupted;
+use crate::sentry::call::TaskCall;
+use crate::sys::{descriptors, errno_of, ready, socket};
+
+/// Serves connect(2) of a stream socket of the internet. `wanted`: the address as the guest gave it, copied once.
+pub async fn connect(call: &TaskCall, net: &Network, own: GuestSocket, wanted: &[u8]) -> Answer {
+    let Some(target) = address::parse(wanted) else { return other(call, net, own, wanted) };
+    match net.judge(target, Transport::Tcp) {
+        Verdict::Outside => outside(call, net, own, target).await,
+        Verdict::Inside => inside(call, net, own, target).await,
+        Verdict::Refused(_) if own.is_taken() => Answer::Fail(Errno::EISCONN),
+        Verdict::Refused(why) => {
+            net.refuse(&call.kernel, call.received().tid, target, Transport::Tcp, why);
+            Answer::Fail(Errno::EACCES)
+        }
+    }
+}
+
+/// What is no address of the internet: AF_UNSPEC ends a connection, the rest is the kernel's to refuse.
+fn other(call: &TaskCall, net: &Network, own: GuestSocket, wanted: &[u8]) -> Answer {
+    let replaced = match own_network(call, net, own) {
+        Ok(socket) => socket,
+        Err(errno) => return Answer::Fail(errno),
+    };
+    let done = socket::connect(replaced.as_fd(), wanted);
+    done.map(|()| 0).into()
+}
+
+/// A connection in the guests' own network.
+async fn inside(call: &TaskCall, net: &Network, own: GuestSocket, target: SocketAddr) -> Answer {
+    if net.is_outside(&own) && own.is_taken() {
+        return Answer::Fail(Errno::EISCONN);
+    }
+    let waits = waits(own.fd.as_fd());
+    let fd = match own_network(call, net, own) {
+        Ok(fd) => fd,
+        Err(errno) => return Answer::Fail(errno),
+    };
+    match dial(call, fd.as_fd(), target, waits).await {
+        Ok(done) => done.map(|()| 0).into(),
+        Err(interrupted) => interrupted.into(),
+    }
+}
+
+/// The guest's socket if it is one of the guests' own network, else a new one, in its place.
+fn own_network(call: &TaskCall, net: &Network, own: GuestSocket) -> Result<OwnedFd, Errno> {
+    if !net.is_outside(&own) {
+        return Ok(own.fd);
+    }
+    let fresh = net.inside.socket(own.family, libc::SOCK_STREAM, 0)?;
+    take_over(&own, fresh.as_fd())?;
+    replace::put(call.trapped(), net.watchers()?, &own, fresh.as_fd())?;
+    Ok(fresh)
+}
+
+/// A connection in the host's network.
+async fn outside(call: &TaskCall, net: &Network, own: GuestSocket, target: SocketAddr) -> Answer {
+    let waits = waits(own.fd.as_fd());
+    if net.is_outside(&own) || own.is_taken() {
+        // Already on the way, or back from a failure; or the kernel says what is wrong with it.
+        return match dial(call, own.fd.as_fd(), target, waits).await {
+            Ok(done) => done.map(|()| 0).into(),
+            Err(interrupted) => interrupted.into(),
+        };
+    }
+    let fresh = match socket::socket(own.family, libc::SOCK_STREAM, 0) {
+        Ok(fresh) => fresh,
+        Err(errno) => return Answer::Fail(errno),
+    };
+    let outcome = match take_over(&own, fresh.as_fd()) {
+        Ok(()) => dial(call, fresh.as_fd(), target, waits).await,
+        Err(errno) => return Answer::Fail(errno),
+    };
+    let is_on_its_way = matches!(outcome, Ok(Ok(()) | Err(Errno::EINPROGRESS)) | Err(_));
+    if is_on_its_way {
+        let put = net
+            .watchers()
+            .and_then(|watchers| replace::put(call.trapped(), watchers, &own, fresh.as_fd()));
+        if let Err(errno) = put {
+            return Answer::Fail(errno);
+        }
+        net.admitted(&call.kernel, call.received().tid, target, Transport::Tcp);
+    }
+    match outcome {
+        Ok(done) => done.map(|()| 0).into(),
+        Err(interrupted) => interrupted.into(),
+    }
+}
+
+/// Gives a new socket what the guest has told its own.
+fn take_over(own: &GuestSocket, fresh: BorrowedFd<'_>) -> Result<(), Errno> {
+    options::copy(own.fd.as_fd(), fresh);
+    // A port below these would say something of who connects (rcmd(3)).
+    const LOWEST: u16 = 1024;
+    let port = own.port();
+    if port >= LOWEST {
+        // (Where the host has it in use, the connection comes from another one.)
+        let _ = socket::bind(fresh, &address::bytes(address::any(own.family, port)));
+    }
+    let status = descriptors::status(own.fd.as_fd())?;
+    descriptors::set_status(fresh, status & (libc::O_NONBLOCK | libc::O_APPEND))
+}
+
+/// How long a guest is ready to wait for its socket: `None`: not at all.
+fn waits(fd: BorrowedFd<'_>) -> Option<Duration> {
+    let status = descriptors::status(fd).unwrap_or(0);
+    if status & libc::O_NONBLOCK != 0 {
+        return None;
+    }
+    // struct timeval (socket(7)); zero: for ever.
+    let time = socket::option(fd, libc::SOL_SOCKET, libc::SO_SNDTIMEO, 16).unwrap_or_default();
+    let half = |at: usize| {
+        time.get(at..at + 8).and_then(|it| it.try_into().ok()).map_or(0, u64::from_ne_bytes)
+    };
+    match Duration::from_secs(half(0)) + Duration::from_micros(half(8)) {
+        Duration::ZERO => Some(Duration::MAX),
+        time => Some(time),
+    }
+}
+
+/// Connects, and waits as long as the guest does. Asked once more, the kernel tells how it went (__inet_stream_connect in
+/// net/ipv4/af_inet.c), which is also what a call that is made again after a signal finds.
+async fn dial(
+    call: &TaskCall,
+    fd: BorrowedFd<'_>,
+    target: SocketAddr,
+    waits: Option<Duration>,
+) -> Result<Result<(), Errno>, Interrupted> {
+    let bytes = address::bytes(target);
+    let first = try_to(fd, &bytes);
+    let (Err(Errno::EINPROGRESS | Errno::EALREADY), Some(longest)) = (first, waits) else {
+        return Ok(first);
+    };
+    let connected = async {
+        let copy = fd.try_clone_to_owned().map_err(|error| errno_of(&error))?;
+        let ready = ready::watch_writable(copy).map_err(|error| errno_of(&error))?;
+        loop {
+            let mut guard = ready.writable().await.map_err(|error| errno_of(&error))?;
+            match try_to(fd, &bytes) {
+                Err(Errno::EINPROGRESS | Errno::EALREADY) => guard.clear_ready(),
+                done => return done,
+            }
+        }
+    };
+    if longest == Duration::MAX {
+        return call.block(connected).await;
+    }
+    // (A wait that is over says what a socket that does not wait says: inet_wait_for_connect.)
+    let bounded = tokio::time::timeout(longest, connected);
+    call.block(async { bounded.await.unwrap_or(Err(Errno::EINPROGRESS)) }).await
+}
+
+/// connect(2) that does not wait. The guest's socket is told so for a moment: one that has no connection yet has nothing
+/// that anybody could wait for otherwise.
+fn try_to(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<(), Errno> {
+    let status = descriptors::status(fd)?;
+    let waits = status & libc::O_NONBLOCK == 0;
+    if waits {
+        descriptors::set_status(fd, status | libc::O_NONBLOCK)?;
+    }
+    let done = socket::connect(fd, bytes);
+    if waits {
+        descriptors::set_status(fd, status)?;
+    }
+    done
+}

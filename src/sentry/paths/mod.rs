@@ -1,0 +1,191 @@
+//! Calls on paths, performed by the sentry.
+//!
+//! Owns following a guest's path as the host's kernel would for that guest (`resolve`), what that means in procfs
+//! (`own`), and what is done at its end: `open`, `change`. A path is read once from the guest; from there on
+//! everything is held by descriptors, so that nothing a guest changes meanwhile changes what was decided.
+//! What the rules say of a name is not its own ([`Rules`]).
+//!
+//! The sentry has more rights than a guest. So whatever it does for one it does with that one's user, groups and
+//! umask and without capabilities (`sys::disguise`); files of procfs, where the owner of a user namespace may look
+//! at all in it, are judged besides.
+
+mod change;
+mod open;
+mod own;
+mod resolve;
+mod rules;
+#[cfg(test)]
+mod tests;
+
+use std::cell::Cell;
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::sync::{Arc, Mutex, OnceLock};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open as open_file, readlink};
+use nix::sys::stat::Mode;
+
+pub(super) use change::New;
+pub use open::{Opened, Wish};
+pub use resolve::{Landing, Resolver, Start, Thing};
+pub use rules::{Rules, Verdict};
+
+use crate::sys::disguise::{self, Disguise, Owner};
+use crate::sys::{files, generated};
+
+const HANDLE: OFlag = OFlag::O_PATH.union(OFlag::O_CLOEXEC);
+
+/// What the sentry needs to perform calls on paths, with [`Features::PATTERNS`](super::Features::PATTERNS).
+#[derive(Debug)]
+pub(super) struct Paths {
+    /// Immutable.
+    rules: Arc<dyn Rules>,
+    /// The root of all guests, which none can change; known from the first call on.
+    root: OnceLock<Root>,
+    /// The user of all guests, which none can change either.
+    owner: OnceLock<Owner>,
+    /// Held while something is given another name, so that what was decided by the names is still true. A leaf
+    /// of the lock order.
+    renames: Mutex<()>,
+}
+
+/// A guest thread that waits for an answer.
+#[derive(Clone, Copy)]
+pub(super) struct Guest<'g> {
+    /// As the host numbers it.
+    pub(super) tid: i32,
+    /// Whether the number still is that thread's.
+    pub(super) is_valid: &'g dyn Fn() -> bool,
+}
+
+/// A root directory.
+#[derive(Debug)]
+pub struct Root {
+    handle: OwnedFd,
+    /// Where it is in its mount namespace.
+    path: Vec<u8>,
+}
+
+impl Root {
+    /// That of a process.
+    ///
+    /// # Errors
+    /// It has ended, or may not be looked at.
+    pub fn of(tid: i32) -> Result<Root, Errno> {
+        let handle = open_file(format!("/proc/{tid}/root").as_str(), HANDLE, Mode::empty())?;
+        let path = name_of(&handle)?;
+        Ok(Root { handle, path })
+    }
+
+    /// The path of something below, as who has this root knows it.
+    fn known(&self, path: Vec<u8>) -> Vec<u8> {
+        match path.strip_prefix(&self.path[..]) {
+            Some(rest) if self.path != b"/" && (rest.is_empty() || rest.starts_with(b"/")) => {
+                if rest.is_empty() {
+                    b"/".to_vec()
+                } else {
+                    rest.to_vec()
+                }
+            }
+            _ => path,
+        }
+    }
+
+    /// The path of what a handle stands for. One that is no path has no slash at its beginning.
+    fn path_of(&self, handle: &OwnedFd) -> Result<Vec<u8>, Errno> {
+        name_of(handle).map(|path| self.known(path))
+    }
+}
+
+/// d_path of a descriptor (proc_pid_fd(5)).
+fn name_of(handle: &OwnedFd) -> Result<Vec<u8>, Errno> {
+    readlink(&*files::descriptor_path(handle.as_fd())).map(OsStringExt::into_vec)
+}
+
+impl Paths {
+    pub(super) fn new(rules: Arc<dyn Rules>) -> Paths {
+        Paths { rules, root: OnceLock::new(), owner: OnceLock::new(), renames: Mutex::new(()) }
+    }
+
+    /// Has `what` done for a guest thread, with its rights.
+    pub(super) fn with<T>(
+        &self,
+        guest: Guest<'_>,
+        what: impl FnOnce(&Resolver<'_>) -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
+        let Guest { tid, is_valid } = guest;
+        let root = match self.root.get() {
+            Some(root) => root,
+            None => {
+                let root = Root::of(tid)?;
+                if !is_valid() {
+                    return Err(Errno::ESRCH);
+                }
+                self.root.get_or_init(|| root)
+            }
+        };
+        let _worn = self.owner(guest)?.map(Disguise::put_on).transpose()?;
+        what(&Resolver::new(tid, root, &*self.rules, is_valid))
+    }
+
+    /// Whose rights have to be taken on, if any: an ordinary user has those of the guests.
+    fn owner(&self, Guest { tid, is_valid }: Guest<'_>) -> Result<Option<&Owner>, Errno> {
+        if !nix::unistd::geteuid().is_root() {
+            return Ok(None);
+        }
+        if let Some(owner) = self.owner.get() {
+            return Ok(Some(owner));
+        }
+        let status = generated::text(format!("/proc/{tid}/status")).map_err(|_| Errno::ESRCH)?;
+        let owner = own::owner(&status).ok_or(Errno::EPROTO)?;
+        if !is_valid() {
+            return Err(Errno::ESRCH);
+        }
+        Ok(Some(self.owner.get_or_init(|| owner)))
+    }
+}
+
+thread_local! {
+    /// Whether this thread has a umask of its own.
+    static OWN_UMASK: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Gives this thread the umask of a guest thread: with a default ACL it does not count (umask(2)), so that the mode
+/// cannot be masked beforehand.
+fn take_umask(tid: i32) -> Result<(), Errno> {
+    if !OWN_UMASK.get() {
+        disguise::own_umask()?;
+        OWN_UMASK.set(true);
+    }
+    let status = generated::text(format!("/proc/{tid}/status")).map_err(|_| Errno::ESRCH)?;
+    let mask = own::field(&status, "Umask").and_then(|text| u32::from_str_radix(text, 8).ok());
+    nix::sys::stat::umask(Mode::from_bits_truncate(mask.ok_or(Errno::EPROTO)?));
+    Ok(())
+}
+
+fn os(bytes: &[u8]) -> &OsStr {
+    OsStr::from_bytes(bytes)
+}
+
+/// A path with another name at its end.
+fn joined(directory: &[u8], name: &[u8]) -> Vec<u8> {
+    let mut path = directory.to_vec();
+    if !path.ends_with(b"/") {
+        path.push(b'/');
+    }
+    path.extend_from_slice(name);
+    path
+}
+
+/// The number of the mount that a handle is on.
+fn mount_of(handle: &OwnedFd) -> Result<u64, Errno> {
+    match files::mount_number(handle.as_fd()) {
+        Err(Errno::ENOSYS) => {}
+        done => return done,
+    }
+    let path = format!("/proc/self/fdinfo/{}", handle.as_raw_fd());
+    let text = generated::text(path).map_err(|_| Errno::EIO)?;
+    own::field(&text, "mnt_id").and_then(|it| it.parse().ok()).ok_or(Errno::EPROTO)
+}

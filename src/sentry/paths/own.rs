@@ -1,0 +1,203 @@
+//! Whose call it is: what procfs shows to that guest, and what it may look at there.
+//!
+//! `self` stands for whoever looks, and the sentry is in another pid namespace. The kernel asks for no more than
+//! the owner of the guests' user namespace to let somebody look into a process of it (ptrace_may_access in
+//! kernel/ptrace.c): that is the sentry, so here is asked what would be asked of a guest.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::OnceLock;
+
+use nix::errno::Errno;
+use nix::fcntl::{OpenHow, openat2};
+use nix::sys::stat::fstat;
+use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
+
+use super::resolve::{Resolver, Thing, open_in, patient, text_of};
+use super::{HANDLE, os};
+use crate::sys::disguise::Owner;
+use crate::sys::{files, generated};
+
+/// Where a symbolic link leads.
+pub(super) enum Link {
+    /// To this path.
+    Text(Vec<u8>),
+    /// To this, whatever its path is.
+    Thing(Thing),
+}
+
+/// PROC_ROOT_INO of include/linux/proc_fs.h.
+const PROC_ROOT: u64 = 1;
+
+/// Of another process's directory in procfs: what tells of its memory, its files and its way.
+const PRIVATE: [&[u8]; 15] = [
+    b"fd",
+    b"fdinfo",
+    b"map_files",
+    b"ns",
+    b"cwd",
+    b"root",
+    b"exe",
+    b"mem",
+    b"environ",
+    b"maps",
+    b"smaps",
+    b"smaps_rollup",
+    b"numa_maps",
+    b"pagemap",
+    b"auxv",
+];
+
+/// Tables of the kernel that are those of whoever looks them up: the sentry would show the host's.
+const OF_NAMESPACES: [&[u8]; 3] = [b"/proc/sys/net", b"/proc/sys/user", b"/proc/sys/fs/mqueue"];
+
+/// The value of a field of a file like `/proc/PID/status`.
+pub(super) fn field<'t>(text: &'t str, name: &str) -> Option<&'t str> {
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
+}
+
+/// Who a process is to files (proc_pid_status(5): real, effective, saved, and the one that counts for files).
+pub(super) fn owner(status: &str) -> Option<Owner> {
+    let numbers = |name: &str| -> Option<Vec<u32>> {
+        field(status, name)?.split_whitespace().map(|word| word.parse().ok()).collect()
+    };
+    Some(Owner {
+        uid: *numbers("Uid")?.get(3)?,
+        gid: *numbers("Gid")?.get(3)?,
+        groups: numbers("Groups")?,
+    })
+}
+
+/// The user of a guest thread, as the host numbers it.
+pub(super) fn user(tid: i32) -> Result<u32, Errno> {
+    owner(&status(tid)?).map(|owner| owner.uid).ok_or(Errno::EPROTO)
+}
+
+fn status(tid: i32) -> Result<String, Errno> {
+    generated::text(format!("/proc/{tid}/status")).map_err(|_| Errno::ESRCH)
+}
+
+/// Whether links in directories like /tmp are protected on this host.
+pub(super) fn protects_links() -> bool {
+    static PROTECTS: OnceLock<bool> = OnceLock::new();
+    *PROTECTS.get_or_init(|| {
+        let text = generated::text("/proc/sys/fs/protected_symlinks");
+        text.map_or(true, |text| text.trim() != "0")
+    })
+}
+
+/// Where a link leads that was found by this name.
+pub(super) fn link(
+    resolver: &Resolver<'_>,
+    at: &OwnedFd,
+    name: &[u8],
+    found: &Thing,
+) -> Result<Link, Errno> {
+    if !is_in_proc(&found.handle) {
+        return text_of(&found.handle).map(Link::Text);
+    }
+    if fstat(at)?.st_ino == PROC_ROOT {
+        let (process, thread) = numbers(resolver.tid)?;
+        return match name {
+            b"self" => Ok(Link::Text(process.to_string().into())),
+            b"thread-self" => Ok(Link::Text(format!("{process}/task/{thread}").into())),
+            _ => text_of(&found.handle).map(Link::Text),
+        };
+    }
+    let path = resolver.root.path_of(at)?;
+    if process_of(&path).is_none() {
+        return text_of(&found.handle).map(Link::Text);
+    }
+    let mut whole = path;
+    whole.push(b'/');
+    whole.extend_from_slice(name);
+    may_look(resolver, &whole)?;
+    let how = OpenHow::new().flags(HANDLE);
+    Thing::of(patient(|| openat2(at.as_fd(), os(name), how))?).map(Link::Thing)
+}
+
+pub(super) fn is_in_proc(file: &OwnedFd) -> bool {
+    fstatfs(file).is_ok_and(|it| it.filesystem_type() == PROC_SUPER_MAGIC)
+}
+
+/// Process and thread as they know themselves.
+fn numbers(tid: i32) -> Result<(i32, i32), Errno> {
+    let status = status(tid)?;
+    let last = |name: &str| field(&status, name)?.split_whitespace().next_back()?.parse().ok();
+    last("NStgid").zip(last("NSpid")).ok_or(Errno::EPROTO)
+}
+
+/// The process whose directory a path of procfs is in, and what follows.
+fn process_of(path: &[u8]) -> Option<(i32, Vec<&[u8]>)> {
+    let mut parts = path.strip_prefix(b"/proc/")?.split(|byte| *byte == b'/');
+    let number = std::str::from_utf8(parts.next()?).ok()?.parse().ok()?;
+    Some((number, parts.collect()))
+}
+
+/// Whether a guest may see what is at this path of procfs, as far as the sentry could and it could not.
+pub(super) fn may_look(resolver: &Resolver<'_>, path: &[u8]) -> Result<(), Errno> {
+    let is_at = |place: &&[u8]| {
+        path.strip_prefix(*place).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
+    };
+    if OF_NAMESPACES.iter().any(is_at) {
+        return Err(Errno::ENOENT);
+    }
+    let Some((number, parts)) = process_of(path) else { return Ok(()) };
+    let parts = match &parts[..] {
+        [b"task", _, rest @ ..] => rest,
+        parts => parts,
+    };
+    let Some(part) = parts.first().filter(|part| PRIVATE.contains(*part)) else { return Ok(()) };
+    if numbers(resolver.tid)?.0 == number {
+        return Ok(());
+    }
+    other_process(resolver, number, *part == b"mem")
+}
+
+/// What ptrace_may_access asks: the same user throughout, a process that may be looked at, and for its memory what
+/// Yama asks (proc_sys_kernel(5), ptrace_scope) as far as it can be told: its tracer.
+fn other_process(resolver: &Resolver<'_>, number: i32, memory: bool) -> Result<(), Errno> {
+    let place = format!("proc/{number}");
+    let proc = open_in(&resolver.root.handle, place.as_bytes())?;
+    let how = OpenHow::new().flags(HANDLE);
+    let handle = patient(|| openat2(proc.as_fd(), "status", how))?;
+    let theirs = generated::text(&*files::descriptor_path(handle.as_fd()).to_string_lossy());
+    let theirs = theirs.map_err(|_| Errno::ESRCH)?;
+    let (own_number, _) = numbers(resolver.tid)?;
+    let number_of =
+        |name: &str| field(&theirs, name)?.split_whitespace().next()?.parse::<i32>().ok();
+    // (The number may be a thread's.)
+    if number_of("Tgid") == Some(own_number) {
+        return Ok(());
+    }
+    let mine = status(resolver.tid)?;
+    let ids = |text: &str, name: &str| -> Option<Vec<u32>> {
+        field(text, name)?.split_whitespace().map(|word| word.parse().ok()).collect()
+    };
+    let same = |name: &str| {
+        let own = ids(&mine, name)?.get(3).copied()?;
+        Some(ids(&theirs, name)?.iter().take(3).all(|id| *id == own))
+    };
+    // What belongs to a process that may not be looked at belongs to root (proc_pid(5)), which is what root's guests
+    // are, too. Init and keepers run the sandbox's own program.
+    let is_open = fstat(&proc)?.st_uid == owner(&mine).ok_or(Errno::EPROTO)?.uid;
+    let program = fstat(patient(|| openat2(proc.as_fd(), "exe", how))?)?;
+    let is_guest = number != 1 && !is_own_program((program.st_dev, program.st_ino));
+    if same("Uid") != Some(true) || same("Gid") != Some(true) || !is_guest || !is_open {
+        return Err(Errno::EACCES);
+    }
+    if memory && number_of("TracerPid") != Some(own_number) && restricts_tracing() {
+        return Err(Errno::EACCES);
+    }
+    Ok(())
+}
+
+/// Whether this is the program that the sentry is.
+fn is_own_program(program: (u64, u64)) -> bool {
+    let own = nix::sys::stat::stat("/proc/self/exe");
+    own.is_ok_and(|own| (own.st_dev, own.st_ino) == program)
+}
+
+fn restricts_tracing() -> bool {
+    let scope = generated::text("/proc/sys/kernel/yama/ptrace_scope");
+    scope.is_ok_and(|scope| scope.trim() != "0")
+}

@@ -1,0 +1,38 @@
+//! What the sentry is told of names: which of them rules cover.
+
+use nix::errno::Errno;
+
+/// What rules say of a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing: the mount that it lies on decides.
+    Plain,
+    /// It is not there.
+    Hidden,
+    /// It may not be opened.
+    Denied,
+    /// It may not be changed.
+    ReadOnly,
+}
+
+impl Verdict {
+    /// Whether what has this name may be read, or changed; ENOENT, EACCES or EROFS.
+    pub fn permit(self, changes: bool) -> Result<(), Errno> {
+        match self {
+            Verdict::Plain => Ok(()),
+            Verdict::Hidden => Err(Errno::ENOENT),
+            Verdict::Denied => Err(Errno::EACCES),
+            Verdict::ReadOnly if changes => Err(Errno::EROFS),
+            Verdict::ReadOnly => Ok(()),
+        }
+    }
+}
+
+/// Rules about paths that may come to be. Paths are absolute, as guests know them, without `.`, `..` and links.
+pub trait Rules: std::fmt::Debug + Send + Sync {
+    /// What they say of a path.
+    fn verdict(&self, path: &[u8]) -> Verdict;
+
+    /// Whether they say the same of whatever lies in these two directories.
+    fn same_below(&self, one: &[u8], other: &[u8]) -> bool;
+}

@@ -1,0 +1,378 @@
+//! Extended attributes, where the guest takes itself for root: setxattr(2) and its kin.
+//!
+//! What root alone may set (capabilities of files, attributes of security modules, trusted ones) is kept in an
+//! attribute of users with a longer name (`beliefs::INSTEAD`). The kernel never looks at those; beliefs themselves are hidden.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::errno::Errno;
+
+use super::args::{AtFlags, DirFd, Fd, Flags, In, InBuf, Len, OutBuf, Path, Str, XattrArgs};
+use super::{believed, modes};
+use crate::notify::Answer;
+use crate::sentry::beliefs::{INSTEAD, NAME};
+use crate::sentry::call::Call;
+use crate::sentry::credentials::Capability;
+use crate::sys::{beneath, files};
+
+const CURRENT: DirFd = DirFd(libc::AT_FDCWD);
+const NO_FOLLOW: i32 = libc::AT_SYMLINK_NOFOLLOW;
+/// XATTR_SIZE_MAX and XATTR_NAME_MAX of include/uapi/linux/limits.h.
+const LONGEST_VALUE: u64 = 65536;
+const LONGEST_NAME: usize = 255;
+
+/// What becomes of an attribute.
+enum Kind {
+    /// It is kept under this name.
+    Instead(CString),
+    /// It is a belief: no guest sees it.
+    Hidden,
+    /// An access control list, by which permissions are set as well (acl(5)).
+    List,
+    /// The kernel keeps it.
+    Kernels,
+}
+
+/// `None`: no name.
+fn kind(call: &Call<'_>, name: Str) -> Option<Kind> {
+    let name = call.memory().read_string(name.0).ok()?;
+    if name.is_empty() || name.len() > LONGEST_NAME - INSTEAD.len() {
+        return Some(Kind::Kernels);
+    }
+    Some(match name.as_slice() {
+        name if name.starts_with(NAME.to_bytes()) => Kind::Hidden,
+        name if name.starts_with(b"security.") || name.starts_with(b"trusted.") => {
+            Kind::Instead(CString::new([INSTEAD, name].concat()).ok()?)
+        }
+        b"system.posix_acl_access" => Kind::List,
+        _ => Kind::Kernels,
+    })
+}
+
+type File<'f> = &'f dyn Fn() -> Option<OwnedFd>;
+
+fn of_path<'f>(call: &'f Call<'_>, path: Path, flags: i32) -> impl Fn() -> Option<OwnedFd> + 'f {
+    move || believed::target(call, CURRENT, path, flags)
+}
+
+fn of_open<'f>(call: &'f Call<'_>, fd: Fd) -> impl Fn() -> Option<OwnedFd> + 'f {
+    move || modes::open_file(call, fd)
+}
+
+/// The file as the user's own, to be changed.
+fn own(call: &Call<'_>, file: File<'_>) -> Option<Result<OwnedFd, Errno>> {
+    believed::own(call, call.kernel.beliefs()?, file()?)
+}
+
+fn set(call: &Call<'_>, file: File<'_>, name: Str, value: (InBuf, Len), flags: Flags) -> Answer {
+    let name = match kind(call, name) {
+        Some(Kind::Instead(name)) => name,
+        Some(Kind::Hidden) => return Answer::Fail(Errno::EPERM),
+        Some(Kind::Kernels) => {
+            let _ = own(call, file);
+            return Answer::Continue;
+        }
+        Some(Kind::List) => return set_list(call, file, value),
+        None => return Answer::Continue,
+    };
+    if value.1.0 > LONGEST_VALUE {
+        return Answer::Fail(Errno::E2BIG);
+    }
+    if !believed::has(call, Capability::SetFCap) {
+        return Answer::Fail(Errno::EPERM);
+    }
+    let file = match own(call, file) {
+        None => return Answer::Continue,
+        Some(Err(errno)) => return Answer::Fail(errno),
+        Some(Ok(file)) => file,
+    };
+    let set = || {
+        let mut bytes = vec![0; value.1.0 as usize];
+        call.memory().read(value.0.0, &mut bytes)?;
+        let path = files::descriptor_path(file.as_fd());
+        let is_there = beneath::attribute(&path, &name).is_ok();
+        match flags.0 as i32 {
+            libc::XATTR_CREATE if is_there => return Err(Errno::EEXIST),
+            libc::XATTR_REPLACE if !is_there => return Err(Errno::ENODATA),
+            0 | libc::XATTR_CREATE | libc::XATTR_REPLACE => {}
+            _ => return Err(Errno::EINVAL),
+        }
+        beneath::set_attribute(&path, &name, &bytes)
+    };
+    set().map(|()| 0).into()
+}
+
+/// One that says no more than permissions do becomes permissions. Any other is the kernel's.
+fn set_list(call: &Call<'_>, file: File<'_>, (value, size): (InBuf, Len)) -> Answer {
+    let Some(Ok(file)) = own(call, file) else { return Answer::Continue };
+    let mut bytes = vec![0; size.0.min(LONGEST_VALUE) as usize];
+    let read = call.memory().read(value.0, &mut bytes);
+    let (Ok(()), Some(beliefs), Some((mode, is_all))) =
+        (read, call.kernel.beliefs(), permissions(&bytes))
+    else {
+        return Answer::Continue;
+    };
+    match beliefs.set_access(file.as_fd(), mode) {
+        Err(errno) => Answer::Fail(errno),
+        Ok(()) if is_all => {
+            let path = files::descriptor_path(file.as_fd());
+            // (There may have been a longer one.)
+            let _ = beneath::remove_attribute(&path, c"system.posix_acl_access");
+            Answer::Return(0)
+        }
+        Ok(()) => Answer::Continue,
+    }
+}
+
+/// The permissions in an access control list as setxattr(2) takes it (include/uapi/linux/posix_acl_xattr.h), and whether
+/// there is nothing else in it.
+fn permissions(list: &[u8]) -> Option<(u32, bool)> {
+    const VERSION: [u8; 4] = 2u32.to_le_bytes();
+    let (owner, group, mask, others) = (0x01, 0x04, 0x10, 0x20);
+    let entries = list.strip_prefix(&VERSION)?;
+    let (mut found, mut is_all) = ([None; 4], true);
+    for entry in entries.chunks(8) {
+        let &[tag, 0, bits, 0, ..] = entry else { return None };
+        let place = [owner, group, mask, others].iter().position(|it| *it == tag);
+        is_all &= place.is_some() && tag != mask;
+        if let Some(place) = place {
+            found[place] = Some(u32::from(bits & 7));
+        }
+    }
+    let [owner, group, mask, others] = found;
+    Some((owner? << 6 | mask.or(group)? << 3 | others?, is_all))
+}
+
+fn get(call: &Call<'_>, file: File<'_>, name: Str, value: OutBuf, size: Len) -> Answer {
+    let name = match kind(call, name) {
+        Some(Kind::Instead(name)) => name,
+        Some(Kind::Hidden) => return Answer::Fail(Errno::ENODATA),
+        _ => return Answer::Continue,
+    };
+    let Some(file) = file() else { return Answer::Continue };
+    match beneath::attribute(&files::descriptor_path(file.as_fd()), &name) {
+        Ok(found) => give(call, &found, value, size),
+        // The host's own, perhaps.
+        Err(_) => Answer::Continue,
+    }
+}
+
+fn remove(call: &Call<'_>, file: File<'_>, name: Str) -> Answer {
+    let name = match kind(call, name) {
+        Some(Kind::Instead(name)) => name,
+        Some(Kind::Hidden) => return Answer::Fail(Errno::ENODATA),
+        Some(Kind::Kernels | Kind::List) => {
+            let _ = own(call, file);
+            return Answer::Continue;
+        }
+        None => return Answer::Continue,
+    };
+    if !believed::has(call, Capability::SetFCap) {
+        return Answer::Fail(Errno::EPERM);
+    }
+    match own(call, file) {
+        None => Answer::Continue,
+        Some(Err(errno)) => Answer::Fail(errno),
+        Some(Ok(file)) => {
+            let path = files::descriptor_path(file.as_fd());
+            beneath::remove_attribute(&path, &name).map(|()| 0).into()
+        }
+    }
+}
+
+fn list(call: &Call<'_>, file: File<'_>, into: OutBuf, size: Len) -> Answer {
+    let Some(file) = file() else { return Answer::Continue };
+    let Ok(names) = beneath::attribute_names(&files::descriptor_path(file.as_fd())) else {
+        return Answer::Continue;
+    };
+    if !names.iter().any(|name| name.starts_with(NAME.to_bytes())) {
+        return Answer::Continue;
+    }
+    give(call, &shown(names), into, size)
+}
+
+/// Names as a guest sees them, a NUL behind each.
+fn shown(names: Vec<Vec<u8>>) -> Vec<u8> {
+    let mut seen: Vec<Vec<u8>> = Vec::new();
+    for name in names {
+        let name = match name.strip_prefix(INSTEAD) {
+            Some(rest) => rest.to_vec(),
+            None if name == NAME.to_bytes() => continue,
+            None => name,
+        };
+        if !seen.contains(&name) {
+            seen.push(name);
+        }
+    }
+    seen.into_iter()
+        .flat_map(|mut name| {
+            name.push(0);
+            name
+        })
+        .collect()
+}
+
+fn give(call: &Call<'_>, bytes: &[u8], into: OutBuf, size: Len) -> Answer {
+    if size.0 == 0 {
+        return Answer::Return(bytes.len() as i64);
+    }
+    if (bytes.len() as u64) > size.0 {
+        return Answer::Fail(Errno::ERANGE);
+    }
+    call.memory().write(into.0, bytes).map(|()| bytes.len() as i64).into()
+}
+
+/// Serves setxattr(2).
+pub fn setxattr(
+    call: &Call<'_>,
+    path: Path,
+    name: Str,
+    value: InBuf,
+    size: Len,
+    flags: Flags,
+) -> Answer {
+    set(call, &of_path(call, path, 0), name, (value, size), flags)
+}
+
+/// Serves lsetxattr(2).
+pub fn lsetxattr(
+    call: &Call<'_>,
+    path: Path,
+    name: Str,
+    value: InBuf,
+    size: Len,
+    flags: Flags,
+) -> Answer {
+    set(call, &of_path(call, path, NO_FOLLOW), name, (value, size), flags)
+}
+
+/// Serves fsetxattr(2).
+pub fn fsetxattr(
+    call: &Call<'_>,
+    fd: Fd,
+    name: Str,
+    value: InBuf,
+    size: Len,
+    flags: Flags,
+) -> Answer {
+    set(call, &of_open(call, fd), name, (value, size), flags)
+}
+
+/// Serves getxattr(2).
+pub fn getxattr(call: &Call<'_>, path: Path, name: Str, value: OutBuf, size: Len) -> Answer {
+    get(call, &of_path(call, path, 0), name, value, size)
+}
+
+/// Serves lgetxattr(2).
+pub fn lgetxattr(call: &Call<'_>, path: Path, name: Str, value: OutBuf, size: Len) -> Answer {
+    get(call, &of_path(call, path, NO_FOLLOW), name, value, size)
+}
+
+/// Serves fgetxattr(2).
+pub fn fgetxattr(call: &Call<'_>, fd: Fd, name: Str, value: OutBuf, size: Len) -> Answer {
+    get(call, &of_open(call, fd), name, value, size)
+}
+
+/// Serves listxattr(2).
+pub fn listxattr(call: &Call<'_>, path: Path, into: OutBuf, size: Len) -> Answer {
+    list(call, &of_path(call, path, 0), into, size)
+}
+
+/// Serves llistxattr(2).
+pub fn llistxattr(call: &Call<'_>, path: Path, into: OutBuf, size: Len) -> Answer {
+    list(call, &of_path(call, path, NO_FOLLOW), into, size)
+}
+
+/// Serves flistxattr(2).
+pub fn flistxattr(call: &Call<'_>, fd: Fd, into: OutBuf, size: Len) -> Answer {
+    list(call, &of_open(call, fd), into, size)
+}
+
+/// Serves removexattr(2).
+pub fn removexattr(call: &Call<'_>, path: Path, name: Str) -> Answer {
+    remove(call, &of_path(call, path, 0), name)
+}
+
+/// Serves lremovexattr(2).
+pub fn lremovexattr(call: &Call<'_>, path: Path, name: Str) -> Answer {
+    remove(call, &of_path(call, path, NO_FOLLOW), name)
+}
+
+/// Serves fremovexattr(2).
+pub fn fremovexattr(call: &Call<'_>, fd: Fd, name: Str) -> Answer {
+    remove(call, &of_open(call, fd), name)
+}
+
+/// The same by directory and path (Linux 6.13): as on an older kernel programs take the calls above.
+pub fn at(
+    _call: &Call<'_>,
+    _dirfd: DirFd,
+    _path: Path,
+    _flags: AtFlags,
+    _name: Str,
+    _args: In<XattrArgs>,
+    _size: Len,
+) -> Answer {
+    Answer::Fail(Errno::ENOSYS)
+}
+
+/// Serves listxattrat(2), as the above.
+pub fn list_at(
+    _call: &Call<'_>,
+    _dirfd: DirFd,
+    _path: Path,
+    _flags: AtFlags,
+    _list: OutBuf,
+    _size: Len,
+) -> Answer {
+    Answer::Fail(Errno::ENOSYS)
+}
+
+/// Serves removexattrat(2), as the above.
+pub fn remove_at(
+    _call: &Call<'_>,
+    _dirfd: DirFd,
+    _path: Path,
+    _flags: AtFlags,
+    _name: Str,
+) -> Answer {
+    Answer::Fail(Errno::ENOSYS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_of_the_three_classes_is_permissions() {
+        let list = |entries: &[(u8, u8)]| {
+            let mut all = 2u32.to_le_bytes().to_vec();
+            for (tag, bits) in entries {
+                all.extend([*tag, 0, *bits, 0, 255, 255, 255, 255]);
+            }
+            all
+        };
+        assert_eq!(permissions(&list(&[(1, 6), (4, 4), (32, 0)])), Some((0o640, true)));
+        let long = list(&[(1, 7), (2, 7), (4, 4), (16, 5), (32, 1)]);
+        assert_eq!(permissions(&long), Some((0o751, false)));
+        assert_eq!(permissions(&list(&[(1, 6)])), None);
+        assert_eq!(permissions(b"\x02\0\0\0\x01\0"), None);
+        assert_eq!(permissions(b""), None);
+    }
+
+    #[test]
+    fn a_guest_sees_its_own_names_and_no_beliefs() {
+        let names: Vec<Vec<u8>> = [
+            "user.a",
+            "user.sandbox.root",
+            "user.sandbox.root.security.capability",
+            "security.capability",
+        ]
+        .iter()
+        .map(|name| name.as_bytes().to_vec())
+        .collect();
+        let seen = shown(names);
+        assert_eq!(seen, b"user.a\0security.capability\0");
+    }
+}

@@ -1,0 +1,128 @@
+//! Calls that change a file, or give it another name, where the guest takes itself for root: what of it is somebody
+//! else's and lies in an overlay is made the user's own first, and then the kernel goes on with the call.
+//!
+//! What the path leads to by then is the kernel's to find: a guest that changes it meanwhile gets the kernel's error.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::sys::stat::fstat;
+
+use super::args::{
+    AtFlags, DirFd, Flags, In, Mode, Offset, OpenFlags, Path, TimespecPair, TimevalPair, Utimbuf,
+};
+use super::creations::create;
+use super::{believed, watch};
+use crate::notify::{Answer, Descriptor};
+use crate::sentry::beliefs::{Real, find};
+use crate::sentry::call::Call;
+use crate::sys::files;
+use crate::sys::seccomp::Place;
+
+const CURRENT: DirFd = DirFd(libc::AT_FDCWD);
+
+/// Makes what a path leads to the user's own. It decides nothing: the kernel makes the call in any case.
+fn prepare(call: &Call<'_>, dirfd: DirFd, path: Path, flags: i32) -> Option<OwnedFd> {
+    let beliefs = call.kernel.beliefs()?;
+    let text = call.memory().read_string(path.0).ok()?;
+    let found = find(call.received().tid, dirfd.0, &text, flags & libc::AT_SYMLINK_NOFOLLOW == 0);
+    let file = believed::valid(call, found)?;
+    believed::own(call, beliefs, file)?.ok()
+}
+
+/// What open(2) and its kin are about, before the kernel opens it for writing. Gives an answer where the file stands
+/// for a device that guests have.
+pub(super) fn before_open(
+    call: &Call<'_>,
+    dirfd: DirFd,
+    path: Path,
+    flags: OpenFlags,
+    mode: Mode,
+) -> Option<Answer> {
+    const NEW: i32 = libc::O_CREAT | libc::O_EXCL;
+    let flags = flags.0 as i32;
+    let changes = flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0;
+    let opens_none = flags & libc::O_PATH != 0 || flags & libc::O_TMPFILE == libc::O_TMPFILE;
+    let beliefs = call.kernel.beliefs().filter(|_| changes && !opens_none)?;
+    if flags & libc::O_CREAT != 0
+        && let Some(answer) = create(call, beliefs, dirfd, path, flags, mode.0)
+    {
+        return Some(answer);
+    }
+    if flags & NEW == NEW {
+        return None;
+    }
+    let follow = if flags & libc::O_NOFOLLOW != 0 { libc::AT_SYMLINK_NOFOLLOW } else { 0 };
+    let file = prepare(call, dirfd, path, follow)?;
+    let real = Real::of(&fstat(&file).ok()?);
+    let shown = beliefs.shown(&files::descriptor_path(file.as_fd()), &real);
+    let device = shown.device.filter(|_| shown.mode & libc::S_IFMT == libc::S_IFCHR)?;
+    // The nodes that every guest has in its /dev (linux/Documentation/admin-guide/devices.txt).
+    let name = match (libc::major(device), libc::minor(device)) {
+        (1, 3) => "null",
+        (1, 5) => "zero",
+        (1, 7) => "full",
+        (1, 8) => "random",
+        (1, 9) => "urandom",
+        _ => return None,
+    };
+    let node = beliefs.in_view(format!("/dev/{name}").as_bytes())?;
+    if !fstat(&node).is_ok_and(|it| it.st_rdev == device) {
+        return None;
+    }
+    let open = flags & (libc::O_ACCMODE | libc::O_APPEND | libc::O_NONBLOCK) | libc::O_NOCTTY;
+    let fd = files::open_descriptor(node.as_fd(), open).ok()?;
+    let cloexec = flags & libc::O_CLOEXEC != 0;
+    Some(Answer::Descriptor(Descriptor { fd, place: Place::Lowest, cloexec, sole: false }))
+}
+
+/// Serves creat(2).
+pub fn creat(call: &Call<'_>, path: Path, mode: Mode) -> Answer {
+    watch::creat(call, path, mode);
+    let flags = OpenFlags((libc::O_CREAT | libc::O_WRONLY | libc::O_TRUNC) as u32);
+    before_open(call, CURRENT, path, flags, mode).unwrap_or(Answer::Continue)
+}
+
+/// Handlers that make what one path leads to the user's own.
+macro_rules! preparing {
+    ($($name:ident ( $($arg:ident : $ty:ty),* ) => ($dirfd:expr, $path:ident, $flags:expr);)*) => {$(
+        #[doc = concat!("Serves ", stringify!($name), "(2).")]
+        pub fn $name(call: &Call<'_>, $($arg: $ty),*) -> Answer {
+            watch::$name(call, $($arg),*);
+            let _ = prepare(call, $dirfd, $path, $flags);
+            Answer::Continue
+        }
+    )*};
+}
+
+const NO_FOLLOW: i32 = libc::AT_SYMLINK_NOFOLLOW;
+
+preparing! {
+    truncate(path: Path, length: Offset) => (CURRENT, path, 0);
+    utime(path: Path, times: In<Utimbuf>) => (CURRENT, path, 0);
+    utimes(path: Path, times: In<TimevalPair>) => (CURRENT, path, 0);
+    futimesat(dirfd: DirFd, path: Path, times: In<TimevalPair>) => (dirfd, path, 0);
+    utimensat(dirfd: DirFd, path: Path, times: In<TimespecPair>, flags: AtFlags)
+        => (dirfd, path, flags.0 as i32);
+    rename(old: Path, new: Path) => (CURRENT, old, NO_FOLLOW);
+    renameat(from: DirFd, old: Path, to: DirFd, new: Path) => (from, old, NO_FOLLOW);
+    link(old: Path, new: Path) => (CURRENT, old, NO_FOLLOW);
+    linkat(from: DirFd, old: Path, to: DirFd, new: Path, flags: AtFlags)
+        => (from, old, if flags.0 as i32 & libc::AT_SYMLINK_FOLLOW == 0 { NO_FOLLOW } else { 0 });
+}
+
+/// Serves renameat2(2).
+pub fn renameat2(
+    call: &Call<'_>,
+    from: DirFd,
+    old: Path,
+    to: DirFd,
+    new: Path,
+    flags: Flags,
+) -> Answer {
+    watch::renameat2(call, from, old, to, new, flags);
+    let _ = prepare(call, from, old, NO_FOLLOW);
+    if flags.0 & libc::RENAME_EXCHANGE != 0 {
+        let _ = prepare(call, to, new, NO_FOLLOW);
+    }
+    Answer::Continue
+}

@@ -1,0 +1,178 @@
+//! One thread does something to files with the rights of somebody else.
+//!
+//! To the kernel credentials belong to a thread; it is the C library that gives all threads of a process the same
+//! (nptl(7)). So the calls are made without it, and the other threads keep what they have.
+
+use libc::{c_int, c_long};
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, unshare};
+
+/// With whose rights.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owner {
+    /// The user.
+    pub uid: u32,
+    /// The group.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+}
+
+/// The calling thread acts for somebody else until this is dropped.
+#[derive(Debug)]
+pub struct Disguise {
+    /// What was effective.
+    capabilities: [Data; 2],
+    uid: Option<u32>,
+    gid: Option<u32>,
+    groups: Option<Vec<u32>>,
+    /// It is this thread's.
+    _thread: std::marker::PhantomData<*const ()>,
+}
+
+/// struct __user_cap_header_struct.
+#[repr(C)]
+struct Header {
+    version: u32,
+    pid: c_int,
+}
+
+/// struct __user_cap_data_struct; version 3 has two.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+struct Data {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+fn header() -> Header {
+    const VERSION_3: u32 = 0x2008_0522;
+    Header { version: VERSION_3, pid: 0 }
+}
+
+fn capabilities() -> Result<[Data; 2], Errno> {
+    let (header, mut data) = (header(), [Data::default(); 2]);
+    // SAFETY: version 3 takes a header and two data elements, which the kernel fills in.
+    let done = unsafe { libc::syscall(libc::SYS_capget, &raw const header, data.as_mut_ptr()) };
+    Errno::result(done).map(|_| data)
+}
+
+fn set_capabilities(data: &[Data; 2]) -> Result<(), Errno> {
+    let header = header();
+    // SAFETY: version 3 takes a header and two data elements, which the kernel only reads.
+    let done = unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) };
+    Errno::result(done).map(drop)
+}
+
+/// Sets what counts for files (setfsuid(2), setfsgid(2)) and gives what it was.
+fn set_id(call: c_long, id: u32) -> u32 {
+    // SAFETY: plain numbers. (The call knows no errors: it gives the former one.)
+    unsafe { libc::syscall(call, id) as u32 }
+}
+
+fn set_groups(groups: &[u32]) -> Result<(), Errno> {
+    // SAFETY: pointer and length are those of a valid slice.
+    let done = unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) };
+    Errno::result(done).map(drop)
+}
+
+impl Disguise {
+    /// From here on files are opened as by `owner`, who has no capability. Costs nothing where the caller is that
+    /// user already and has none.
+    ///
+    /// # Errors
+    /// It cannot be: then nothing is changed.
+    pub fn put_on(owner: &Owner) -> Result<Disguise, Errno> {
+        let thread = std::marker::PhantomData;
+        let mut worn = Disguise {
+            capabilities: capabilities()?,
+            uid: None,
+            gid: None,
+            groups: None,
+            _thread: thread,
+        };
+        let own = nix::unistd::getgroups()?;
+        let mut own: Vec<u32> = own.into_iter().map(nix::unistd::Gid::as_raw).collect();
+        own.sort_unstable();
+        let mut wanted = owner.groups.clone();
+        wanted.sort_unstable();
+        if own != wanted {
+            set_groups(&wanted)?;
+            worn.groups = Some(own);
+        }
+        let gid = set_id(libc::SYS_setfsgid, owner.gid);
+        worn.gid = (gid != owner.gid).then_some(gid);
+        // Last of the ids: without its capabilities a thread cannot change the others (handle_fsuid aside,
+        // which is about files alone).
+        let uid = set_id(libc::SYS_setfsuid, owner.uid);
+        worn.uid = (uid != owner.uid).then_some(uid);
+        // (Asked for once more, an id that was refused is still the former one.)
+        if set_id(libc::SYS_setfsuid, owner.uid) != owner.uid
+            || set_id(libc::SYS_setfsgid, owner.gid) != owner.gid
+        {
+            return Err(Errno::EPERM);
+        }
+        let none = worn.capabilities.map(|half| Data { effective: 0, ..half });
+        set_capabilities(&none)?;
+        Ok(worn)
+    }
+}
+
+impl Drop for Disguise {
+    fn drop(&mut self) {
+        // What was permitted all the time can be made effective again; then the ids may change.
+        let _ = set_capabilities(&self.capabilities);
+        if let Some(uid) = self.uid {
+            set_id(libc::SYS_setfsuid, uid);
+            // The kernel gives and takes capabilities with the user (cap_task_fix_setuid in security/commoncap.c).
+            let _ = set_capabilities(&self.capabilities);
+        }
+        if let Some(gid) = self.gid {
+            set_id(libc::SYS_setfsgid, gid);
+        }
+        if let Some(groups) = &self.groups {
+            let _ = set_groups(groups);
+        }
+    }
+}
+
+/// Gives the calling thread a umask of its own (CLONE_FS in unshare(2)); its working directory, too.
+pub fn own_umask() -> Result<(), Errno> {
+    unshare(CloneFlags::CLONE_FS)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+    use super::*;
+
+    #[test]
+    fn only_this_thread_is_somebody_else_and_only_for_a_time() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let place = std::env::temp_dir().join(format!("sandbox-disguise-{}", std::process::id()));
+        std::fs::create_dir(&place).unwrap();
+        std::fs::set_permissions(&place, std::fs::Permissions::from_mode(0o1777)).unwrap();
+        std::fs::write(place.join("closed"), "").unwrap();
+        let closed = std::fs::Permissions::from_mode(0o000);
+        std::fs::set_permissions(place.join("closed"), closed).unwrap();
+        let open = || std::fs::read(place.join("closed")).is_ok();
+        let other = Owner { uid: 1234, gid: 1235, groups: vec![1236] };
+        let own = Owner { uid: 0, gid: 0, groups: vec![0] };
+        for owner in [&other, &own] {
+            let worn = Disguise::put_on(owner).unwrap();
+            assert!(!open());
+            assert!(std::thread::scope(|scope| scope.spawn(|| 7).join()).is_ok());
+            let name = place.join(owner.uid.to_string());
+            std::fs::write(&name, "").unwrap();
+            let made = std::fs::metadata(&name).unwrap();
+            assert_eq!((made.uid(), made.gid()), (owner.uid, owner.gid));
+            drop(worn);
+            assert!(open());
+        }
+        std::fs::remove_dir_all(place).unwrap();
+    }
+}

@@ -1,0 +1,34 @@
+# Makes a network of two hosts, serves on the one, and runs a command on the other. In network and mount namespaces of
+# its own. Arguments: the directory of this file, a directory to write to, the command.
+set -eu
+here=$1 work=$2
+shift 2
+ip link set lo up
+mkfifo "$work/ready"
+unshare --net sh -c '
+    read -r _
+    ip link set lo up
+    ip addr add 203.0.113.2/24 dev server
+    ip addr add 203.0.113.3/24 dev server
+    ip addr add 10.9.9.9/32 dev server
+    ip link set server up
+    exec python3 "$1/server.py" 203.0.113.2 203.0.113.3
+' sh "$here" <"$work/ready" >"$work/server" 2>"$work/server.err" &
+server=$!
+trap 'kill $server; wait $server 2>/dev/null || true; rm -f "$work/ready"' EXIT
+exec 3>"$work/ready"
+while [ "$(readlink "/proc/$server/ns/net")" = "$(readlink /proc/self/ns/net)" ]; do :; done
+ip link add client type veth peer name server netns "$server"
+ip addr add 203.0.113.1/24 dev client
+ip link set client up
+ip route add default via 203.0.113.2
+echo go >&3
+exec 3>&-
+printf 'nameserver 203.0.113.2\n' >"$work/resolv.conf"
+printf '127.0.0.1 localhost\n203.0.113.2 static.example\n' >"$work/hosts"
+mount --bind "$work/resolv.conf" "$(readlink -f /etc/resolv.conf)"
+mount --bind "$work/hosts" /etc/hosts
+while ! grep -q ready "$work/server"; do
+    kill -0 $server
+done
+"$@"
