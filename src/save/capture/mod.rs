@@ -4,7 +4,7 @@
 //! the thread that holds the guests ([`crate::sentry::Tracees`]), while none of them runs.
 
 use std::collections::HashSet;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::time::{ClockId, clock_gettime};
@@ -13,14 +13,13 @@ use serde_bytes::ByteBuf;
 use crate::notify::Gate;
 use crate::save::content;
 use crate::save::error::SaveError;
-use crate::save::hand::{Area, Borrowed, SLOTS, find_instruction};
+use crate::save::hand::{Area, Borrowed, SLOTS};
 use crate::save::pipeline::Facts;
 use crate::save::sharing::{Resource, Sharing};
 use crate::save::state::{Clocks, Process, Table, Thread};
 use crate::sentry::{Carried, ProcessInfo, Tracees, Used};
 use crate::sys::agent::Data;
 use crate::sys::errno_of;
-use crate::sys::generated;
 use crate::sys::ptrace::{Stop, signal_bytes};
 
 pub mod adjustments;
@@ -30,6 +29,7 @@ pub mod descriptors;
 pub mod fdinfo;
 pub mod filters;
 pub mod flush;
+pub mod instruction;
 pub mod ipc;
 pub mod kin;
 pub mod known;
@@ -54,6 +54,7 @@ pub mod waits;
 use collector::{Collector, Subject};
 pub use descriptors::Streams;
 use filters::Filters;
+pub(in crate::save) use instruction::instruction_of;
 use snapshot::{Copied, Live};
 use status::Status;
 
@@ -204,53 +205,6 @@ fn ipc_of(
     let (ipc, noticed) = captured?;
     found.ipc = ipc;
     Ok(noticed)
-}
-
-/// Where in the vDSO a `syscall` instruction is: it is the kernel's, and the same in every process.
-static IN_VDSO: OnceLock<u64> = OnceLock::new();
-
-/// Where that is in the process, once it is known of any.
-pub(in crate::save) fn instruction_in_vdso(pid: i32) -> Option<u64> {
-    let (offset, vdso) = IN_VDSO.get().zip(vdso_of(pid))?;
-    let at = vdso.checked_add(*offset)?;
-    find_instruction(pid, &[(at, at.checked_add(2)?, true)])
-}
-
-/// Remembers where one was found, if that was in the vDSO. Ranges: (start, end, whether it is that).
-pub(in crate::save) fn note_vdso(found: Option<u64>, executable: &[(u64, u64, bool)]) {
-    let Some(found) = found else { return };
-    if let Some((start, ..)) = executable.iter().find(|it| it.2 && (it.0..it.1).contains(&found)) {
-        let _ = IN_VDSO.set(found - start);
-    }
-}
-
-/// Where a `syscall` instruction of the process is.
-pub(in crate::save) fn instruction_of(pid: i32, who: &str) -> Result<u64, SaveError> {
-    if let Some(known) = instruction_in_vdso(pid) {
-        return Ok(known);
-    }
-    let executable: Vec<(u64, u64, bool)> = maps::list(pid)
-        .map_err(|error| SaveError::failed(format!("{who}: its mappings"), error.desc()))?
-        .iter()
-        .filter(|line| line.protection & libc::PROT_EXEC as u32 != 0)
-        .map(|line| (line.start, line.end, line.name == b"[vdso]"))
-        .collect();
-    let found = find_instruction(pid, &executable).ok_or_else(|| {
-        SaveError::refused(format!("{who} has no code that could make a system call for the save"))
-    })?;
-    note_vdso(Some(found), &executable);
-    Ok(found)
-}
-
-/// Where the kernel has put the vDSO of a process (getauxval(3)).
-fn vdso_of(pid: i32) -> Option<u64> {
-    let auxv = generated::contents(format!("/proc/{pid}/auxv")).ok()?;
-    let (entries, _) = auxv.as_chunks::<16>();
-    let words = entries.iter().map(|entry| {
-        let (key, value) = entry.split_at(8);
-        [key, value].map(|it| u64::from_ne_bytes(it.try_into().unwrap_or_default()))
-    });
-    words.into_iter().find(|[key, _]| *key == libc::AT_SYSINFO_EHDR).map(|[_, value]| value)
 }
 
 /// Parents before their children. (A parent may have a higher number than its child.)
@@ -599,7 +553,5 @@ fn numbers_of(pid: i32) -> Result<Vec<i32>, Errno> {
 
 /// The number of a thread as the guest knows it.
 fn guest_number(tid: i32) -> Option<i32> {
-    let text = generated::text(format!("/proc/{tid}/status")).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
-    line.split_whitespace().next_back()?.parse().ok()
+    Status::read(tid).map(|status| status.thread)
 }

@@ -5,7 +5,7 @@ use super::{
     Plant, adjustments, apart, descriptors, first_and_rest, notices, overruns, process,
     rest_unless_alone, space_of, stops, threads, timers, waits,
 };
-use crate::save::capture::{instruction_in_vdso, note_vdso};
+use crate::save::capture::instruction::{instruction_in_vdso, note_vdso};
 use crate::save::error::RestoreError;
 use crate::save::hand::{AREA, CODE, Hand, SLOTS, find_instruction, remote_call, to_a_signal};
 use crate::save::state::{Sandbox, Thread};

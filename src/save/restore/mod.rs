@@ -17,7 +17,7 @@ use nix::unistd::Pid;
 use crate::launch::{FIRST, Planter};
 use crate::notify::Gate;
 use crate::save::error::RestoreError;
-use crate::save::hand::{Hand, HandError, SLOTS};
+use crate::save::hand::{Hand, HandError};
 use crate::save::sharing::Classes;
 use crate::save::state::{Process, Sandbox, Space, Table as DescriptorTable, Thread, TreeKind};
 use crate::sentry::{Brought, Kernel, Used};
@@ -34,6 +34,7 @@ pub mod descriptors;
 pub mod direct;
 pub mod fill;
 mod finish;
+mod furnish;
 pub mod ipc;
 pub mod layers;
 pub mod lazy;
@@ -163,7 +164,7 @@ pub fn grow(
     let hosts = plants.iter().map(|plant| (plant.process.pid, plant.hand.tid())).collect();
     let (zombies, mut plants): (Vec<_>, Vec<_>) =
         plants.into_iter().partition(|plant| plant.process.zombie.is_some());
-    map_all(sandbox, &mut plants, &sources)?;
+    furnish::map_all(sandbox, &mut plants, &sources)?;
     for plant in plants.iter().filter(|it| it.own.space) {
         let space = space_of(sandbox, plant)?;
         let files = space::files_below(space);
@@ -175,7 +176,7 @@ pub fn grow(
     for plant in &plants {
         clock::renew(plant.hand.tid(), space_of(sandbox, plant)?, options, &plant.who)?;
     }
-    furnish_all(sandbox, &mut plants, gate, &courier, lazy)?;
+    furnish::furnish_all(sandbox, &mut plants, gate, &courier, lazy)?;
     descriptors::make_late_files(&mut maker, options.files)?;
     for finish in std::mem::take(&mut maker.finishes) {
         finish(&mut maker)?;
@@ -208,33 +209,6 @@ pub fn grow(
     gone.map(|()| program)
 }
 
-/// All get their mappings. Those that are alone open the files meanwhile that they have mapped.
-fn map_all(
-    sandbox: &Sandbox,
-    plants: &mut [Plant<'_>],
-    sources: &Sources<'_>,
-) -> Result<(), RestoreError> {
-    let mut alone = Vec::with_capacity(plants.len());
-    for plant in plants.iter_mut() {
-        ptys::give_controlling(&mut plant.hand, sandbox, plant.process.pid)?;
-        if !plant.own.space {
-            continue;
-        }
-        let space = space_of(sandbox, plant)?;
-        let opening = space::clear(&mut plant.hand, space)?;
-        if plant.own.alone {
-            alone.push((plant, space, opening));
-            continue;
-        }
-        space::map(&mut plant.hand, (space, &opening), sources, &plant.who)?;
-        plant.take_turns()?;
-    }
-    for (plant, space, opening) in alone {
-        space::map(&mut plant.hand, (space, &opening), sources, &plant.who)?;
-    }
-    Ok(())
-}
-
 /// Content that is where it belongs: that of layers.
 fn done(sandbox: &Sandbox) -> HashMap<u32, Sink> {
     let layers = sandbox.overlay.iter().flat_map(|overlay| &overlay.layers);
@@ -244,33 +218,6 @@ fn done(sandbox: &Sandbox) -> HashMap<u32, Sink> {
         _ => None,
     });
     objects.collect()
-}
-
-/// Content is in place. Step by step for all: while one makes its calls, the next is told of its own.
-fn furnish_all(
-    sandbox: &Sandbox,
-    plants: &mut [Plant<'_>],
-    gate: &Gate,
-    courier: &Courier,
-    lazy: Option<&Lazy>,
-) -> Result<(), RestoreError> {
-    for plant in plants.iter_mut().filter(|it| it.own.space) {
-        let space = space_of(sandbox, plant)?;
-        if let Some(lazy) = lazy {
-            lazy.map(&mut plant.hand, space, courier, &plant.who)?;
-        }
-        space::protect(&mut plant.hand, space, &plant.who)?;
-        plant.take_turns()?;
-    }
-    for plant in plants.iter_mut() {
-        let space = space_of(sandbox, plant)?;
-        process::equip(&mut plant.hand, plant.process, space, &plant.who)?;
-        if !plant.own.alone {
-            process::settle(&mut plant.hand, plant.process, &plant.who)?;
-        }
-    }
-    plants.iter_mut().try_for_each(|plant| furnish(plant, gate))?;
-    rest(plants)
 }
 
 /// All get their descriptors, and their locks on them: who shares a table gets it with the first of those.
@@ -519,24 +466,6 @@ fn rest_unless_alone(hand: &mut Hand, process: &Process, who: &str) -> Result<()
         hand.rest().map_err(RestoreError::of(who))?;
     }
     Ok(())
-}
-
-/// Where it works, and its threads.
-fn furnish(plant: &mut Plant<'_>, gate: &Gate) -> Result<(), RestoreError> {
-    let Plant { process, who, hand, others, early, .. } = plant;
-    process::settle(hand, process, who)?;
-    let (first, rest) = first_and_rest(process, who)?;
-    *others = threads::make(hand, rest, early, who)?;
-    others.iter().for_each(|other| gate.pass(other.tid()));
-    apart::enter(others, process, who)?;
-    if !rest.is_empty() {
-        threads::equip(hand, first, false, who)?;
-        rest_unless_alone(hand, process, who)?;
-    }
-    let is_last = process::is_furnished_for_good(process);
-    let equip = |hand: &mut Hand, thread: &Thread| threads::equip(hand, thread, is_last, who);
-    threads::side_by_side((others, rest), SLOTS, who, equip)?;
-    plant.take_turns()
 }
 
 /// The leader of a process, and its other threads.
