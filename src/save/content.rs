@@ -28,7 +28,9 @@ impl Content {
     /// How much it is.
     pub fn bytes(&self) -> u64 {
         match self {
-            Content::Pages { ranges, .. } => ranges.iter().map(|(start, end)| end - start).sum(),
+            Content::Pages { ranges, .. } | Content::Read { ranges, .. } => {
+                ranges.iter().map(|(start, end)| end - start).sum()
+            }
             Content::Copied { mappings, .. } => {
                 mappings.iter().map(|(start, end)| end - start).sum()
             }
@@ -45,6 +47,25 @@ impl Content {
             Content::Pages { pid, .. } => {
                 let memory = Memory::of(*pid);
                 Some(Box::new(move |address, to| memory.read(address, to).map_err(unreadable)))
+            }
+            Content::Read { ranges, bytes, .. } => {
+                let starts = ranges.iter().scan(0, |at, (start, end)| {
+                    let place = *at;
+                    *at += end - start;
+                    Some((*start, place))
+                });
+                let starts: Vec<(u64, u64)> = starts.collect();
+                Some(Box::new(move |address, to| {
+                    let index = starts.partition_point(|(start, _)| *start <= address);
+                    let piece = index.checked_sub(1).and_then(|index| {
+                        let (start, place) = starts[index];
+                        let from = (place + (address - start)) as usize;
+                        bytes.get(from..from.checked_add(to.len())?)
+                    });
+                    let piece = piece.ok_or_else(|| unreadable(Errno::EFAULT))?;
+                    to.copy_from_slice(piece);
+                    Ok(())
+                }))
             }
             Content::Mapping { pid, start, offset, .. } => {
                 let memory = Memory::of(*pid);
@@ -68,7 +89,10 @@ impl Content {
     fn has_pages(&self) -> bool {
         matches!(
             self,
-            Content::Pages { .. } | Content::Mapping { .. } | Content::Kept { pages: true, .. }
+            Content::Pages { .. }
+                | Content::Read { .. }
+                | Content::Mapping { .. }
+                | Content::Kept { pages: true, .. }
         )
     }
 
@@ -81,7 +105,8 @@ impl Content {
             fetch,
         };
         match *self {
-            Content::Pages { object, ref ranges, .. } => {
+            Content::Pages { object, ref ranges, .. }
+            | Content::Read { object, ref ranges, .. } => {
                 ranges.iter().map(|(start, end)| of(object, *start, *end)).collect()
             }
             Content::Mapping { object, start, end, offset, .. } => {
@@ -97,7 +122,7 @@ impl Content {
         match self {
             // Their pages have to be found before.
             Content::Copied { .. } => Ok(()),
-            Content::Pages { .. } | Content::Mapping { .. } => Ok(()),
+            Content::Pages { .. } | Content::Read { .. } | Content::Mapping { .. } => Ok(()),
             Content::Kept { object, spool, at, size, .. } => to.stream(*object, spool, *at, *size),
             Content::File { object, file, size } => to.stream(*object, file, 0, *size),
             Content::Below { object, directory, path, size } => {
@@ -248,8 +273,9 @@ pub fn keep(contents: &mut Vec<Content>) -> Result<(), SaveError> {
     let mut spool = None;
     let mut end = 0;
     for content in std::mem::take(contents) {
-        if matches!(content, Content::Copied { .. } | Content::Kept { .. }) || content.bytes() == 0
-        {
+        let is_kept =
+            matches!(content, Content::Copied { .. } | Content::Kept { .. } | Content::Read { .. });
+        if is_kept || content.bytes() == 0 {
             contents.push(content);
             continue;
         }
@@ -297,8 +323,32 @@ pub fn keep(contents: &mut Vec<Content>) -> Result<(), SaveError> {
                 let file = opened(&directory, &path)?;
                 kept(object, 0, size, false, &mut |at, to| read_some(&file, at, to))?;
             }
-            Content::Copied { .. } | Content::Kept { .. } => {}
+            Content::Copied { .. } | Content::Kept { .. } | Content::Read { .. } => {}
         }
+    }
+    Ok(())
+}
+
+/// Reads the pages of these at once, where they are few: else [`keep`] does.
+pub fn read_pages(contents: &mut [Content]) -> Result<(), SaveError> {
+    const FEW: u64 = 4 << 20;
+    for content in contents {
+        let size = content.bytes();
+        let Content::Pages { object, pid, ranges } = content else { continue };
+        if size > FEW {
+            continue;
+        }
+        let memory = Memory::of(*pid);
+        let mut bytes = vec![0; size as usize].into_boxed_slice();
+        let mut rest = &mut bytes[..];
+        for (start, end) in &*ranges {
+            let (piece, behind) = rest.split_at_mut((end - start) as usize);
+            memory.read(*start, piece).map_err(|errno| {
+                SaveError::failed("the memory of a guest cannot be read", errno.desc())
+            })?;
+            rest = behind;
+        }
+        *content = Content::Read { object: *object, ranges: std::mem::take(ranges), bytes };
     }
     Ok(())
 }

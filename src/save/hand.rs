@@ -242,6 +242,11 @@ impl Hand {
         if self.posted.is_some() { self.collect().map(drop) } else { Ok(()) }
     }
 
+    /// Whether anything was posted that nobody has waited for.
+    pub fn is_posted(&self) -> bool {
+        self.posted.is_some()
+    }
+
     /// Waits for what was posted, and gives what has become of it.
     pub fn collect(&mut self) -> Result<Done, HandError> {
         let nothing = || HandError::Own("tell of calls that nobody has asked for", Errno::EINVAL);
@@ -276,9 +281,7 @@ impl Hand {
         if let Some(number) = self.denied(table) {
             return Err(HandError::Denied(number));
         }
-        for (address, bytes) in table.encode() {
-            write(self.tid, address, &bytes).map_err(own("write to its memory"))?;
-        }
+        write_two(self.tid, &table.encode()).map_err(own("write to its memory"))?;
         let code = self.area;
         let stopped = self.stopped.as_mut().ok_or(HandError::Killed)?;
         let mut registers = stopped.registers().map_err(own("read its registers"))?;
@@ -326,11 +329,10 @@ impl Hand {
 
     /// What has become of the table's calls.
     pub fn done(&mut self, table: &Table) -> Result<Done, HandError> {
-        let mut pieces = table.extents().map(|(_, length)| vec![0; length]);
-        for ((address, _), piece) in table.extents().into_iter().zip(&mut pieces) {
-            read(self.tid, address, piece).map_err(own("read its memory"))?;
-        }
-        let [calls, data] = pieces;
+        let [(first, length), (second, behind)] = table.extents();
+        let (mut calls, mut data) = (vec![0; length], vec![0; behind]);
+        read_two(self.tid, [(first, &mut calls), (second, &mut data)])
+            .map_err(own("read its memory"))?;
         table.decode(calls, data).map_err(HandError::Call)
     }
 
@@ -391,6 +393,31 @@ pub fn read(tid: i32, address: u64, into: &mut [u8]) -> Result<(), Errno> {
         }
         Err(errno) => Err(errno),
     }
+}
+
+/// Reads all of two pieces.
+fn read_two(tid: i32, pieces: [(u64, &mut [u8]); 2]) -> Result<(), Errno> {
+    let [first, second] = pieces;
+    let wanted = first.1.len() + second.1.len();
+    match process::read_two(tid, [(first.0, first.1), (second.0, second.1)]) {
+        Ok(count) if count == wanted => Ok(()),
+        // Where and why, the pieces one by one tell.
+        _ => {
+            read(tid, first.0, first.1)?;
+            read(tid, second.0, second.1)
+        }
+    }
+}
+
+/// Writes both pieces of a table.
+fn write_two(tid: i32, pieces: &[(u64, Vec<u8>)]) -> Result<(), Errno> {
+    if let [first, second] = pieces
+        && process::write_two(tid, [(first.0, &first.1), (second.0, &second.1)])
+            == Ok(first.1.len() + second.1.len())
+    {
+        return Ok(());
+    }
+    pieces.iter().try_for_each(|(address, bytes)| write(tid, *address, bytes))
 }
 
 /// Writes a piece of another process's memory.

@@ -216,7 +216,7 @@ fn of_process(
         return Ok(0);
     }
     let mut process = Process::default();
-    filters::capture(filters, &tids, &who, &mut process).map_err(Failed::Before)?;
+    filters::capture_all(filters, &tids, &who, &mut process).map_err(Failed::Before)?;
     let instruction = instruction_of(tid, &who).map_err(Failed::Before)?;
     let mut lent = Err(SaveError::failed(&who, "it has no thread"));
     // (One that waits in vfork(2) has nothing to lend.)

@@ -89,11 +89,12 @@ impl Tracees {
             self.place_last(*tid);
         }
         // What they have made meanwhile stays behind them.
-        for tid in born.into_iter().filter(|tid| !new.iter().any(|(_, _, it)| it == tid)) {
+        let met: HashSet<i32> = new.iter().map(|(_, _, tid)| *tid).collect();
+        for tid in born.into_iter().filter(|tid| !met.contains(tid)) {
             self.place_last(tid);
         }
         swept.any_new = !new.is_empty();
-        swept.any_missed |= !self.ask_all();
+        swept.any_missed |= !self.ask_new();
         swept.running = self.running();
         // Before what is known may be forgotten.
         swept.members = family.members();
@@ -185,7 +186,7 @@ impl Tracees {
             }
         }
         for tid in &threads {
-            swept.any_missed |= !self.ask(*tid);
+            swept.any_missed |= !self.ask_if_new(*tid);
         }
         (before != (new.len(), swept.any_missed), Some(parent))
     }

@@ -216,7 +216,19 @@ struct How {
 
 enum State {
     Running(Running),
+    /// It runs until it stops because it was asked to.
+    Stopping(Running),
     Stopped(Stopped),
+}
+
+impl State {
+    /// Its tracer has not seen it stop.
+    fn running(&self) -> Option<&Running> {
+        match self {
+            State::Running(running) | State::Stopping(running) => Some(running),
+            State::Stopped(_) => None,
+        }
+    }
 }
 
 impl Tracees {
@@ -281,23 +293,43 @@ impl Tracees {
     /// Asks all to stop that have not, in their order. Gives whether all were still there: those that
     /// are not are forgotten.
     pub(super) fn ask_all(&mut self) -> bool {
+        self.ask_those(|state| state.running().is_some())
+    }
+
+    /// The same of those that were not asked before.
+    ///
+    /// Who is asked again although it has stopped, which its tracer has only not seen yet, stops once more
+    /// when it is first made to go on.
+    pub(super) fn ask_new(&mut self) -> bool {
+        self.ask_those(|state| matches!(state, State::Running(_)))
+    }
+
+    fn ask_those(&mut self, of: impl Fn(&State) -> bool) -> bool {
         let mut all_there = true;
-        for tid in self.in_order(|it| matches!(it.state, State::Running(_))) {
+        for tid in self.in_order(|it| of(&it.state)) {
             all_there &= self.ask(tid);
         }
         self.publish();
         all_there
     }
 
+    /// Asks `tid` to stop, if it is traced, has not and was not asked before. Gives whether it was there, as
+    /// above.
+    pub(super) fn ask_if_new(&mut self, tid: i32) -> bool {
+        let is_asked = |it: &Tracee| matches!(it.state, State::Stopping(_));
+        self.all.get(&tid).is_some_and(is_asked) || self.ask(tid)
+    }
+
     /// Asks `tid` to stop, if it is traced and has not. Gives whether it was there, as above.
     pub(super) fn ask(&mut self, tid: i32) -> bool {
-        let Some(State::Running(running)) = self.all.get(&tid).map(|it| &it.state) else {
-            return true;
-        };
+        let Some(tracee) = self.all.get_mut(&tid) else { return true };
+        let Some(running) = tracee.state.running() else { return true };
         // It is about to be told that it has ended, or nothing will tell: its number went with a
         // thread that executed and was killed before it stopped.
         let is_there = running.interrupt().is_ok();
-        if !is_there {
+        if is_there {
+            tracee.state = State::Stopping(Running::made(tid));
+        } else {
             self.remove(tid);
         }
         is_there
@@ -310,7 +342,7 @@ impl Tracees {
 
     /// Those that have not stopped.
     pub(super) fn running(&self) -> Vec<i32> {
-        let running = |tracee: &Tracee| matches!(tracee.state, State::Running(_));
+        let running = |tracee: &Tracee| tracee.state.running().is_some();
         self.all.iter().filter(|(_, it)| running(it)).map(|(tid, _)| *tid).collect()
     }
 
@@ -319,7 +351,7 @@ impl Tracees {
     pub fn take(&mut self, tid: i32) -> Option<Stopped> {
         match self.all.get(&tid)?.state {
             State::Stopped(_) => {}
-            State::Running(_) => return None,
+            State::Running(_) | State::Stopping(_) => return None,
         }
         let Tracee { state: State::Stopped(stopped), how } = self.all.remove(&tid)? else {
             return None;
@@ -399,7 +431,7 @@ impl Tracees {
     pub(super) fn finish_calls(&mut self) -> usize {
         let in_call = |tracee: &Tracee| match &tracee.state {
             State::Stopped(it) => matches!(it.why(), Stop::Made(_) | Stop::Executed { .. }),
-            State::Running(_) => false,
+            State::Running(_) | State::Stopping(_) => false,
         };
         let all: Vec<i32> =
             self.all.iter().filter(|(_, it)| in_call(it)).map(|(tid, _)| *tid).collect();
@@ -433,13 +465,13 @@ impl Tracees {
     }
 
     fn add(&mut self, tid: i32, state: State, how: How) {
-        self.running += usize::from(matches!(state, State::Running(_)));
+        self.running += usize::from(state.running().is_some());
         self.all.insert(tid, Tracee { state, how });
     }
 
     fn remove(&mut self, tid: i32) -> Option<How> {
         let tracee = self.all.remove(&tid)?;
-        self.running -= usize::from(matches!(tracee.state, State::Running(_)));
+        self.running -= usize::from(tracee.state.running().is_some());
         Some(tracee.how)
     }
 
@@ -479,7 +511,7 @@ impl Tracees {
         // It stops anyway, first of all; who is no tracee answers ESRCH.
         if !self.has(tid) && running.interrupt().is_ok() {
             let how = How { handler: None, place: self.next_place(), after: None };
-            self.add(tid, State::Running(running), how);
+            self.add(tid, State::Stopping(running), how);
         }
     }
 
@@ -525,7 +557,7 @@ impl Tracees {
             }
         }
         for tracee in self.all.values().filter(|tracee| tracee.how.after == Some(tid)) {
-            if let State::Running(running) = &tracee.state {
+            if let Some(running) = tracee.state.running() {
                 let _ = running.interrupt();
             }
         }

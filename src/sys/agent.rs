@@ -190,7 +190,9 @@ impl Table {
 
     /// Room for a call to write to.
     pub fn room(&mut self, length: usize) -> Data {
-        self.data(&vec![0; length])
+        let at = self.data.len().next_multiple_of(16);
+        self.data.resize(at + length, 0);
+        Data { address: self.address + (self.data_offset() + at) as u64, at, length }
     }
 
     /// A string for a call to read.
@@ -200,7 +202,8 @@ impl Table {
 
     /// The table as it has to lie in the memory of the guest: (where, what).
     pub fn encode(&self) -> Vec<(u64, Vec<u8>)> {
-        let mut head = vec![0; HEAD];
+        let mut head = Vec::with_capacity(HEAD + self.entries.len() * ENTRY);
+        head.resize(HEAD, 0);
         head[..8].copy_from_slice(&(self.entries.len() as u64).to_ne_bytes());
         for word in self.entries.iter().flatten() {
             head.extend_from_slice(&word.to_ne_bytes());

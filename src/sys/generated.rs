@@ -12,6 +12,19 @@ pub fn contents(path: impl AsRef<Path>) -> Result<Vec<u8>> {
     Ok(text)
 }
 
+/// Likewise, of a file that the kernel gives as a whole, if there is room for it (single_open in fs/seq_file.c): one
+/// read is enough then.
+pub fn single(path: impl AsRef<Path>) -> Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    let mut text = vec![0; 4096];
+    let count = file.read(&mut text)?;
+    text.truncate(count);
+    if count == 4096 {
+        file.read_to_end(&mut text)?;
+    }
+    Ok(text)
+}
+
 /// A name in such a file as it is: white space and backslashes are three octal digits behind a backslash there
 /// (mangle_path in fs/seq_file.c).
 pub fn unescape(name: &[u8]) -> Vec<u8> {

@@ -62,6 +62,19 @@ pub fn own_pages_and_guards(
     start: u64,
     end: u64,
 ) -> Result<(Ranges, Ranges), Errno> {
+    match own_pages_and_guards_anywhere(pagemap, start, end) {
+        Err(Errno::ENOTTY) => Ok((read(pagemap, start, end, FILE)?, Vec::new())),
+        done => done,
+    }
+}
+
+/// The same of a range that may be most of an address space, with much that is not mapped. ENOTTY: before Linux 6.7
+/// that would take forever.
+pub fn own_pages_and_guards_anywhere(
+    pagemap: &File,
+    start: u64,
+    end: u64,
+) -> Result<(Ranges, Ranges), Errno> {
     let not = PAGE_IS_FILE | PAGE_IS_PFNZERO;
     let any = PAGE_IS_PRESENT | PAGE_IS_SWAPPED;
     let (mut own, mut guards) = (Vec::new(), Vec::new());
@@ -74,8 +87,6 @@ pub fn own_pages_and_guards(
         Ok(()) => return Ok((own, guards)),
         // Before Linux 6.15.
         Err(Errno::EINVAL) => own = scanned(pagemap, start, end, (not, not, any))?,
-        // Before Linux 6.7.
-        Err(Errno::ENOTTY) => own = read(pagemap, start, end, FILE)?,
         Err(errno) => return Err(errno),
     }
     Ok((own, Vec::new()))

@@ -26,6 +26,34 @@ pub fn write_memory(tid: pid_t, address: u64, bytes: &[u8]) -> Result<usize, Err
     Errno::result(done).map(|count| count as usize)
 }
 
+/// Two pieces of memory at once, likewise.
+pub fn read_two(tid: pid_t, pieces: [(u64, &mut [u8]); 2]) -> Result<usize, Errno> {
+    let mut pieces = pieces;
+    let remote = pieces.each_ref().map(|(address, into)| remote(*address, into.len()));
+    let local = pieces
+        .each_mut()
+        .map(|(_, into)| iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() });
+    // SAFETY: `local` covers valid exclusive slices; `remote` is only used in the other process.
+    let done = unsafe { libc::process_vm_readv(tid, local.as_ptr(), 2, remote.as_ptr(), 2, 0) };
+    Errno::result(done).map(|count| count as usize)
+}
+
+/// Two pieces of memory at once, likewise.
+pub fn write_two(tid: pid_t, pieces: [(u64, &[u8]); 2]) -> Result<usize, Errno> {
+    let remote = pieces.map(|(address, bytes)| remote(address, bytes.len()));
+    let local = pieces.map(|(_, bytes)| iovec {
+        iov_base: bytes.as_ptr().cast_mut().cast(),
+        iov_len: bytes.len(),
+    });
+    // SAFETY: `local` covers valid slices that are only read; `remote` is used in the other process.
+    let done = unsafe { libc::process_vm_writev(tid, local.as_ptr(), 2, remote.as_ptr(), 2, 0) };
+    Errno::result(done).map(|count| count as usize)
+}
+
+fn remote(address: u64, length: usize) -> iovec {
+    iovec { iov_base: address as *mut c_void, iov_len: length }
+}
+
 /// A descriptor that stands for a process, or with `thread` for one thread (PIDFD_THREAD, 6.9).
 pub fn pidfd_open(pid: pid_t, thread: bool) -> Result<OwnedFd, Errno> {
     const PIDFD_THREAD: c_uint = libc::O_EXCL as c_uint;

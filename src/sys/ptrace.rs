@@ -7,6 +7,7 @@
 use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -289,12 +290,24 @@ impl Stopped {
     pub fn extended_state(&self) -> Result<Vec<u8>, Errno> {
         /// Room for AMX and what may come.
         const MOST: usize = 64 << 10;
-        let mut bytes = vec![0u8; MOST];
-        let mut vector = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: MOST };
-        let at = &raw mut vector as usize;
-        request(libc::PTRACE_GETREGSET, self.tid, NT_X86_XSTATE, at)?;
-        bytes.truncate(vector.iov_len);
-        Ok(bytes)
+        /// How much it was last: it is as much for all threads (regset_get_alloc in kernel/regset.c).
+        static LENGTH: AtomicUsize = AtomicUsize::new(MOST - 1);
+        loop {
+            // Where all of the room is filled there may be more.
+            let room = (LENGTH.load(Ordering::Relaxed) + 1).next_multiple_of(64);
+            let mut bytes = vec![0u8; room];
+            let mut vector = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: room };
+            let at = &raw mut vector as usize;
+            request(libc::PTRACE_GETREGSET, self.tid, NT_X86_XSTATE, at)?;
+            let length = vector.iov_len;
+            if length < room || room >= MOST {
+                LENGTH.store(length, Ordering::Relaxed);
+                bytes.truncate(length);
+                bytes.shrink_to_fit();
+                return Ok(bytes);
+            }
+            LENGTH.store(MOST - 1, Ordering::Relaxed);
+        }
     }
 
     /// Changes that state. EINVAL: it is not one of this processor's.

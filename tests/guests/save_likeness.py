@@ -71,9 +71,13 @@ counted = []
 def count():
     while not os.path.exists('go'):
         counted.append(len(counted)); time.sleep(0.01)
+    nice.append(os.nice(0))
+nice = []
 threads = [threading.Thread(target=count) for _ in range(4)]
 for thread in threads:
     thread.start()
+# The first alone: who is made by one that is nice cannot take that back.
+as_begun = os.nice(0); os.nice(5)
 
 before = look(); monotonic = time.monotonic()
 open('up', 'w').close()
@@ -89,6 +93,7 @@ check('the clock jumped', time.monotonic() - monotonic < 60)
 for thread in threads:
     thread.join()
 check('threads lost count', len(counted) > 0)
+check('nice threads: %r' % nice, nice == 4 * [as_begun])
 check('pipe', os.read(read, 100) == b'in the pipe' and poll.poll(0) == [])
 gone.seek(0); check('removed file', gone.read() == 'gone, not lost')
 check('private file', open(place + '/private').read() == 'private')

@@ -1,7 +1,8 @@
 //! What tasks have in common with some and not with others ([`super::kin`]), captured once for each that has it.
 
 use super::collector::Subject;
-use super::{Found, Streams, Whose, descriptors, guest_number, kin};
+use super::status::Status;
+use super::{Found, Streams, Whose, descriptors, kin};
 use crate::save::error::SaveError;
 use crate::save::hand::Area;
 use crate::save::restore::commons;
@@ -28,9 +29,10 @@ impl Whose<'_> {
         if !found.kin.is_apart(tid, Resource::Descriptors) {
             return Ok(apart);
         }
-        let number = guest_number(tid)
+        let status = Status::read(tid)
             .ok_or_else(|| SaveError::failed(self.who, "one of its threads has ended meanwhile"))?;
-        let (mut borrowed, _) = self.lend(tracees, tid, Some(area))?;
+        let number = status.thread;
+        let (mut borrowed, _) = self.lend(tracees, tid, Some((area, status)))?;
         let mut subject = Subject::new(pid, number, &mut borrowed.hand);
         let table = table_of(&mut subject, streams, found);
         tracees.put(borrowed.leave().map_err(SaveError::of(self.who))?);

@@ -70,6 +70,15 @@ pub enum Content {
         /// (start, end), in order.
         mappings: Vec<(u64, u64)>,
     },
+    /// Pages of a process that were read at once, since they are few.
+    Read {
+        /// Their object; the place in it is the address.
+        object: Object,
+        /// (start, end), page-aligned, in order.
+        ranges: Vec<(u64, u64)>,
+        /// All of them, one behind the other.
+        bytes: Box<[u8]>,
+    },
     /// What was read while all stood still.
     Kept {
         /// Its object.

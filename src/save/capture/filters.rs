@@ -19,20 +19,33 @@ pub struct Filters<'f> {
 }
 
 /// Fills in the filters of a process that has these threads.
-pub fn capture(
+pub fn capture_all(
     filters: Filters<'_>,
     tids: &[i32],
     who: &str,
     process: &mut Process,
 ) -> Result<(), SaveError> {
-    let counts: Vec<usize> = tids.iter().filter_map(|tid| filter_count(*tid)).collect();
-    let Some(first) = counts.first().copied() else { return Ok(()) };
-    if counts.iter().any(|count| *count != first) {
-        return Err(SaveError::refused(format!(
-            "the threads of {who} have different seccomp filters of their own, which cannot be saved"
-        )));
+    let mut counts = tids.iter().filter_map(|tid| filter_count(*tid));
+    let Some(first) = counts.next() else { return Ok(()) };
+    if counts.any(|count| count != first) {
+        return Err(differ(who));
     }
-    let known = filters.log.of(first.saturating_sub(filters.before)).ok_or_else(|| {
+    capture(filters, (first, tids), who, process)
+}
+
+/// Fills in the filters of a process that has these threads, of which the first has so many. That the others have
+/// as many is to be seen to before they are asked anything ([`differ`]).
+pub fn capture(
+    filters: Filters<'_>,
+    (first, tids): (usize, &[i32]),
+    who: &str,
+    process: &mut Process,
+) -> Result<(), SaveError> {
+    let own = first.saturating_sub(filters.before);
+    if own > 0 && tids.iter().filter_map(|tid| filter_count(*tid)).any(|it| it != first) {
+        return Err(differ(who));
+    }
+    let known = filters.log.of(own).ok_or_else(|| {
         SaveError::refused(format!(
             "{who} has a seccomp filter of its own, and which of several it is cannot be told, so that it \
              cannot be saved"
@@ -43,6 +56,13 @@ pub fn capture(
         .map(|filter| (filter.flags, serde_bytes::ByteBuf::from(filter.program)))
         .collect();
     may_begin(&programs(process), tids, who)
+}
+
+/// Its threads have different ones.
+pub fn differ(who: &str) -> SaveError {
+    SaveError::refused(format!(
+        "the threads of {who} have different seccomp filters of their own, which cannot be saved"
+    ))
 }
 
 /// The programs of a process's filters.

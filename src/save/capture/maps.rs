@@ -109,6 +109,11 @@ fn head(line: &[u8]) -> Option<Line> {
     })
 }
 
+/// Whether a flag is among VmFlags: two letters each, and a space between them.
+pub fn has_flag(flags: &str, flag: &str) -> bool {
+    flags.as_bytes().chunks(3).any(|it| it.get(..2) == Some(flag.as_bytes()))
+}
+
 /// A newline in a name is printed as \012 (seq_path in fs/seq_file.c).
 fn unescape(name: &[u8]) -> Vec<u8> {
     let mut plain = Vec::with_capacity(name.len());
@@ -134,7 +139,7 @@ impl Line {
 
     /// Whether a flag is set.
     pub fn has(&self, flag: &str) -> bool {
-        self.flags.split(' ').any(|it| it == flag)
+        has_flag(&self.flags, flag)
     }
 
     /// The name that a guest gave to memory that is no file's (PR_SET_VMA_ANON_NAME).

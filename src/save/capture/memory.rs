@@ -45,12 +45,10 @@ pub fn capture(
     let mut mappings = Vec::with_capacity(lines.len());
     let object = collector.object();
     let mut lock_new = 0;
-    let all_guards = match (lines.first(), lines.iter().rfind(|line| line.name != VSYSCALL)) {
-        (Some(first), Some(last)) if live.is_none() => {
-            let guards = pagemap::guards(&pagemap, first.start, last.end);
-            Some(guards.map_err(failed("its pages cannot be found"))?)
-        }
-        _ => None,
+    // Of one that has a copy only few mappings are asked about.
+    let (all_own, all_guards) = match live {
+        None => found_at_once(&pagemap, &lines).map_err(failed("its pages cannot be found"))?,
+        Some(_) => (None, None),
     };
     for line in lines.iter().filter(|line| line.name != VSYSCALL) {
         // The hand's own place. The kernel may have joined it to a mapping beside it.
@@ -77,7 +75,9 @@ pub fn capture(
             if !stale.is_empty() {
                 add_pages(collector, object, pid, &stale);
             } else if has_own_pages(&kind) {
-                if copy.is_none() || matches!(kind, MappingKind::Shared { .. }) {
+                if let Some(all) = &all_own {
+                    own = cut(all, piece.start, piece.end);
+                } else if copy.is_none() || matches!(kind, MappingKind::Shared { .. }) {
                     own = pagemap::own_pages(&pagemap, piece.start, piece.end)
                         .map_err(failed("its pages cannot be found"))?;
                 }
@@ -113,6 +113,21 @@ pub fn capture(
     space.exe_memory =
         line.and_then(|line| collector.known.shared_by_inode((line.device, line.inode)));
     Ok(space)
+}
+
+/// Ranges of addresses, where they have been found.
+type Ranges = Option<pagemap::Ranges>;
+
+/// The pages of a process's own, and the guards, of all of its mappings. None: each mapping has to be asked about.
+fn found_at_once(pagemap: &File, lines: &[Line]) -> Result<(Ranges, Ranges), nix::errno::Errno> {
+    let whole = lines.first().zip(lines.iter().rfind(|line| line.name != VSYSCALL));
+    let Some((first, last)) = whole else { return Ok((None, None)) };
+    match pagemap::own_pages_and_guards_anywhere(pagemap, first.start, last.end) {
+        Ok((own, guards)) => Ok((Some(own), Some(guards))),
+        // (It tells of no guards, either.)
+        Err(nix::errno::Errno::ENOTTY) => Ok((None, Some(Vec::new()))),
+        Err(errno) => Err(errno),
+    }
 }
 
 /// Contents of an object are in the order of its addresses.

@@ -4,22 +4,22 @@
 //! the thread that holds the guests ([`crate::sentry::Tracees`]), while none of them runs.
 
 use std::collections::HashSet;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::time::{ClockId, clock_gettime};
 use serde_bytes::ByteBuf;
 
 use crate::notify::Gate;
+use crate::save::content;
 use crate::save::error::SaveError;
-use crate::save::hand::{Area, Borrowed, SLOTS, find_instruction};
+use crate::save::hand::{Area, Borrowed, SLOTS};
 use crate::save::pipeline::Facts;
 use crate::save::sharing::{Resource, Sharing};
 use crate::save::state::{Clocks, Process, Table, Thread};
 use crate::sentry::{Carried, ProcessInfo, Tracees, Used};
 use crate::sys::agent::Data;
 use crate::sys::errno_of;
-use crate::sys::generated;
 use crate::sys::ptrace::{Stop, signal_bytes};
 
 pub mod adjustments;
@@ -29,6 +29,7 @@ pub mod descriptors;
 pub mod fdinfo;
 pub mod filters;
 pub mod flush;
+pub mod instruction;
 pub mod ipc;
 pub mod kin;
 pub mod known;
@@ -44,6 +45,7 @@ pub mod snapshot;
 pub mod sockets;
 mod stale;
 pub mod stat;
+pub mod status;
 pub mod threads;
 pub mod timers;
 pub mod trees;
@@ -52,7 +54,9 @@ pub mod waits;
 use collector::{Collector, Subject};
 pub use descriptors::Streams;
 use filters::Filters;
+pub(in crate::save) use instruction::instruction_of;
 use snapshot::{Copied, Live};
+use status::Status;
 
 /// What was found.
 #[derive(Debug, Default)]
@@ -81,6 +85,8 @@ pub struct Found {
     earlier: Earlier,
     /// Processes that have stopped without their parent having been told.
     unheard: HashSet<i32>,
+    /// Bytes of small processes, which are read at once.
+    read: u64,
     /// Copies that were made of processes, which are to go on before their pages are read.
     pub copies: Vec<Copied>,
 }
@@ -102,6 +108,19 @@ impl Found {
         let mut found = Found { earlier, ..Found::default() };
         found.collector.sockets.strict = strict;
         found
+    }
+
+    /// Whether a process with so much memory of its own is read sooner than copied, and is read at once.
+    fn is_small(&mut self, memory: Option<u64>) -> bool {
+        /// To make a copy takes some fifteen times as long as to read so much of it at most.
+        const SMALL: u64 = 256 << 10;
+        /// All that is read so takes room until it is written.
+        const MOST: u64 = 64 << 20;
+        let Some(memory) = memory.filter(|it| *it <= SMALL && self.read + it <= MOST) else {
+            return false;
+        };
+        self.read += memory;
+        true
     }
 }
 
@@ -188,41 +207,6 @@ fn ipc_of(
     Ok(noticed)
 }
 
-/// Where a `syscall` instruction of the process is.
-pub(in crate::save) fn instruction_of(pid: i32, who: &str) -> Result<u64, SaveError> {
-    /// Where in the vDSO one is: it is the kernel's, and the same in every process.
-    static IN_VDSO: OnceLock<u64> = OnceLock::new();
-    let known = IN_VDSO.get().zip(vdso_of(pid)).map(|(offset, vdso)| vdso + offset);
-    if let Some(known) = known.filter(|at| find_instruction(pid, &[(*at, at + 2, true)]).is_some())
-    {
-        return Ok(known);
-    }
-    let executable: Vec<(u64, u64, bool)> = maps::list(pid)
-        .map_err(|error| SaveError::failed(format!("{who}: its mappings"), error.desc()))?
-        .iter()
-        .filter(|line| line.protection & libc::PROT_EXEC as u32 != 0)
-        .map(|line| (line.start, line.end, line.name == b"[vdso]"))
-        .collect();
-    let found = find_instruction(pid, &executable).ok_or_else(|| {
-        SaveError::refused(format!("{who} has no code that could make a system call for the save"))
-    })?;
-    if let Some((start, ..)) = executable.iter().find(|it| it.2 && (it.0..it.1).contains(&found)) {
-        let _ = IN_VDSO.set(found - start);
-    }
-    Ok(found)
-}
-
-/// Where the kernel has put the vDSO of a process (getauxval(3)).
-fn vdso_of(pid: i32) -> Option<u64> {
-    let auxv = generated::contents(format!("/proc/{pid}/auxv")).ok()?;
-    let (entries, _) = auxv.as_chunks::<16>();
-    let words = entries.iter().map(|entry| {
-        let (key, value) = entry.split_at(8);
-        [key, value].map(|it| u64::from_ne_bytes(it.try_into().unwrap_or_default()))
-    });
-    words.into_iter().find(|[key, _]| *key == libc::AT_SYSINFO_EHDR).map(|[_, value]| value)
-}
-
 /// Parents before their children. (A parent may have a higher number than its child.)
 fn ordered(guests: &[ProcessInfo]) -> Vec<&ProcessInfo> {
     let mut left: Vec<&ProcessInfo> = guests.iter().collect();
@@ -263,37 +247,42 @@ fn process_of(
         add_before(&mut process.cpu_us, &before_restore());
         return Ok(process);
     }
-    let tids = threads_of(guest.pid)
+    let tids = numbers_of(guest.pid)
         .map_err(|error| SaveError::failed(format!("{who}: its threads"), error.desc()))?;
+    let ended = || SaveError::failed(&who, "it ended while it was saved");
     let instruction = instruction_of(guest.pid, &who)?;
-    filters::capture(filters, &tids, &who, &mut process)?;
-
-    let Some((first, others)) = tids.split_first() else {
-        return Err(SaveError::failed(&who, "it ended while it was saved"));
-    };
+    let mut alive = tids.iter().filter_map(|tid| {
+        let status = Status::read(*tid)?;
+        status.is_alive().then_some((*tid, status.filters))
+    });
+    let (first, count) = alive.next().ok_or_else(ended)?;
+    drop(alive);
+    filters::capture(filters, (count, &tids), &who, &mut process)?;
+    let others: Vec<i32> = tids.iter().copied().filter(|tid| *tid != first).collect();
     let programs = filters::programs(&process);
     let goes_on = live.is_some();
-    let whose = Whose { filters, who: &who, instruction, programs, goes_on };
-    let (mut borrowed, area) = whose.lend(tracees, *first, None)?;
+    let whose = Whose { filters, who: &who, instruction, programs, count, goes_on };
+    let (mut borrowed, area) = whose.lend(tracees, first, None)?;
     let before = Before { gate: filters.gate, guest, guests, streams, live };
     let done = leader(&before, &mut borrowed, &mut process, found).and_then(|()| {
         let told = (&mut process, &found.collector);
         let asked = threads::ask(&who, &mut borrowed)?;
-        let mut threads = vec![whose.hear(&mut borrowed, asked, true, told)?];
+        let (thread, why) = whose.hear(&mut borrowed, asked, true, told)?;
+        let mut threads = vec![(first, thread, why)];
         let told = (&mut process, &found.collector);
-        threads.extend(whose.threads(tracees, others, area, told)?);
+        threads.extend(whose.threads(tracees, &others, area, told)?);
         for tid in found.kin.apart_of(&tids) {
             let apart = whose.apart(tracees, (tid, guest.pid), area, streams, found)?;
-            let its_own = tids.iter().position(|it| *it == tid).and_then(|at| threads.get_mut(at));
-            its_own.into_iter().for_each(|(thread, _)| thread.apart = Some(apart.clone()));
+            let its_own = threads.iter_mut().find(|(it, ..)| *it == tid);
+            its_own.into_iter().for_each(|(_, thread, _)| thread.apart = Some(apart.clone()));
         }
         Ok(threads)
     });
     // The first one takes the agent out again, whatever came of it.
     tracees.put(borrowed.end().map_err(SaveError::of(&who))?);
-    for (tid, (mut thread, why)) in tids.iter().zip(done?) {
-        waits::settle(&found.earlier.asleep, *tid, &mut thread);
-        add_before(&mut thread.cpu_us, &[carried.thread(*tid)]);
+    for (tid, mut thread, why) in done? {
+        waits::settle(&found.earlier.asleep, tid, &mut thread);
+        add_before(&mut thread.cpu_us, &[carried.thread(tid)]);
         process.threads.push(thread);
         if let Stop::Group(signal) = why {
             process.stopped = process.stopped.or(Some(signal));
@@ -311,6 +300,8 @@ struct Whose<'w> {
     instruction: u64,
     /// Its own seccomp filters.
     programs: Vec<Vec<u8>>,
+    /// How many filters its first thread has.
+    count: usize,
     /// It goes on after the save.
     goes_on: bool,
 }
@@ -318,12 +309,15 @@ struct Whose<'w> {
 /// What a thread may tell more of: its process, and the collector, which knows the moment of the save.
 type About<'a> = (&'a mut Process, &'a Collector);
 
+/// A captured thread: its number for the host, and why it had stopped.
+type Captured = (i32, Thread, Stop);
+
 impl Whose<'_> {
     fn lend(
         &self,
         tracees: &mut Tracees,
         tid: i32,
-        area: Option<Area>,
+        area: Option<(Area, Status)>,
     ) -> Result<(Borrowed, Area), SaveError> {
         let (mut borrowed, area) =
             lend(tracees, self.filters.gate, (tid, self.who), area, self.instruction)?;
@@ -339,7 +333,7 @@ impl Whose<'_> {
         tids: &[i32],
         area: Area,
         (process, collector): About<'_>,
-    ) -> Result<Vec<(Thread, Stop)>, SaveError> {
+    ) -> Result<Vec<Captured>, SaveError> {
         let mut threads = Vec::with_capacity(tids.len());
         for some in tids.chunks(SLOTS) {
             let mut lent = Vec::with_capacity(SLOTS);
@@ -368,17 +362,23 @@ impl Whose<'_> {
         (tids, area): (&[i32], Area),
         lent: &mut Vec<Borrowed>,
         (process, collector): About<'_>,
-    ) -> Result<Vec<(Thread, Stop)>, SaveError> {
+    ) -> Result<Vec<Captured>, SaveError> {
         let mut all = Vec::with_capacity(tids.len());
         for (slot, tid) in tids.iter().enumerate() {
-            lent.push(self.lend(tracees, *tid, Some(area))?.0);
+            let Some(status) = Status::read(*tid).filter(Status::is_alive) else { continue };
+            if status.filters != self.count {
+                return Err(filters::differ(self.who));
+            }
+            lent.push(self.lend(tracees, *tid, Some((area, status)))?.0);
             if let Some(borrowed) = lent.last_mut() {
                 borrowed.hand.confine(slot, SLOTS);
                 all.push(threads::ask(self.who, borrowed)?);
             }
         }
         let hear = |(borrowed, asked): (&mut Borrowed, _)| {
-            self.hear(borrowed, asked, false, (&mut *process, collector))
+            let tid = borrowed.hand.tid();
+            let (thread, why) = self.hear(borrowed, asked, false, (&mut *process, collector))?;
+            Ok((tid, thread, why))
         };
         lent.iter_mut().zip(all).map(hear).collect()
     }
@@ -402,18 +402,21 @@ impl Whose<'_> {
 }
 
 /// Borrows the hand of a held thread: its number, and of whom it is. Where that cannot be it stays held, as
-/// it was. `area`: where the agent lies in its process already.
+/// it was. `area`: where the agent lies in its process already, and what is known of the thread since it has
+/// stopped.
 pub(in crate::save) fn lend(
     tracees: &mut Tracees,
     gate: &Gate,
     (tid, who): (i32, &str),
-    area: Option<Area>,
+    area: Option<(Area, Status)>,
     instruction: u64,
 ) -> Result<(Borrowed, Area), SaveError> {
     let stopped = tracees.take(tid).ok_or_else(|| not_held(who, tid))?;
     gate.pass(tid);
     let borrowed = match area {
-        Some(area) => Borrowed::join(stopped, area).map(|borrowed| (borrowed, area)),
+        Some((area, status)) => {
+            Borrowed::join(stopped, area, status).map(|borrowed| (borrowed, area))
+        }
         None => Borrowed::begin(stopped, instruction),
     };
     borrowed.map_err(|(error, stopped)| {
@@ -439,6 +442,7 @@ fn leader(
     found: &mut Found,
 ) -> Result<(), SaveError> {
     let Before { gate, guest, guests, streams, live } = *before;
+    let memory = borrowed.status().memory;
     let (action, waited) = (borrowed.traps().action, signals(&borrowed.traps().of_process));
     let mut subject = Subject::new(guest.pid, guest.guest_pid, &mut borrowed.hand);
     if found.clocks == Clocks::default() {
@@ -462,11 +466,16 @@ fn leader(
         process.space = Some(space);
         return Ok(());
     }
+    let is_small = found.is_small(memory);
     let copied = match live {
-        Some(live) => live.copy(&mut subject, gate, process, found)?,
-        None => None,
+        Some(live) if !is_small => live.copy(&mut subject, gate, process, found)?,
+        _ => None,
     };
+    let from = found.collector.contents.len();
     let space = memory::capture(&mut subject, live.zip(copied), &mut found.collector)?;
+    if live.is_some() && is_small {
+        content::read_pages(&mut found.collector.contents[from..])?;
+    }
     let index = found.spaces.len() as u32;
     process.space = Some(index);
     found.kin.captured_as(Resource::Memory, tid, index);
@@ -527,20 +536,22 @@ fn not_held(who: &str, tid: i32) -> SaveError {
 
 /// The threads of a process that live, its leader first.
 pub(in crate::save) fn threads_of(pid: i32) -> Result<Vec<i32>, Errno> {
+    let mut all = numbers_of(pid)?;
+    all.retain(|tid| !stat::read(*tid).is_none_or(|it| matches!(it.state(), b'Z' | b'X')));
+    Ok(all)
+}
+
+/// The same with those that have ended.
+fn numbers_of(pid: i32) -> Result<Vec<i32>, Errno> {
     let directory =
         std::fs::read_dir(format!("/proc/{pid}/task")).map_err(|error| errno_of(&error))?;
-    let mut all: Vec<i32> = directory
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter(|tid| !stat::read(*tid).is_none_or(|it| matches!(it.state(), b'Z' | b'X')))
-        .collect();
+    let mut all: Vec<i32> =
+        directory.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
     all.sort_by_key(|tid| (*tid != pid, *tid));
     Ok(all)
 }
 
 /// The number of a thread as the guest knows it.
 fn guest_number(tid: i32) -> Option<i32> {
-    let text = generated::text(format!("/proc/{tid}/status")).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
-    line.split_whitespace().next_back()?.parse().ok()
+    Status::read(tid).map(|status| status.thread)
 }

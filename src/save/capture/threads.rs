@@ -7,7 +7,6 @@ use crate::save::error::SaveError;
 use crate::save::hand::Borrowed;
 use crate::save::state::Thread;
 use crate::sys::agent::{Data, Done, Place, Table};
-use crate::sys::generated;
 use crate::sys::ptrace::Stopped;
 
 /// struct sched_attr, as far as it is known everywhere (sched_setattr(2)).
@@ -44,10 +43,8 @@ pub struct Asked {
 
 /// Asks the thread whose hand is borrowed, and does not wait for what it says.
 pub fn ask(who: &str, borrowed: &mut Borrowed) -> Result<Asked, SaveError> {
-    let host = borrowed.hand.tid();
-    let identity = Identity::read(host)
-        .ok_or_else(|| SaveError::failed(who, "one of its threads has ended meanwhile"))?;
-    let tid = identity.tid;
+    let status = borrowed.status();
+    let (tid, users, groups) = (status.thread, status.users, status.groups.clone());
     let mut table = borrowed.hand.table();
     let told = questions(&mut table);
     let failed = |what: &'static str| {
@@ -76,8 +73,8 @@ pub fn ask(who: &str, borrowed: &mut Borrowed) -> Result<Asked, SaveError> {
         mask,
         pending,
         rseq,
-        users: identity.users,
-        groups: identity.groups,
+        users,
+        groups,
         ..Thread::default()
     };
     Ok(Asked { told, rest })
@@ -154,29 +151,4 @@ pub fn pending_of(stopped: &Stopped, shared: bool) -> Result<Vec<ByteBuf>, Errno
 /// The registers, in the order of struct user_regs_struct.
 pub fn words(registers: &libc::user_regs_struct) -> Vec<u64> {
     crate::sys::ptrace::register_words(registers).to_vec()
-}
-
-/// What /proc/PID/status says beside.
-struct Identity {
-    /// Its number for the guest.
-    tid: i32,
-    users: [[u32; 4]; 2],
-    groups: Vec<u32>,
-}
-
-impl Identity {
-    fn read(host: i32) -> Option<Identity> {
-        let text = generated::text(format!("/proc/{host}/status")).ok()?;
-        let field = |name: &str| {
-            let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-            Some(line.split_whitespace().filter_map(|it| it.parse().ok()).collect::<Vec<u32>>())
-        };
-        let tid = *field("NSpid:")?.last()?;
-        let four = |name| field(name)?.try_into().ok();
-        Some(Identity {
-            tid: tid as i32,
-            users: [four("Uid:")?, four("Gid:")?],
-            groups: field("Groups:").unwrap_or_default(),
-        })
-    }
 }

@@ -3,7 +3,10 @@
 //! Owns what such a thread has to get back: its registers, its mask, the signal that it was about to get, and SIGTRAP
 //! ([`Traps`]).
 
+use nix::errno::Errno;
+
 use super::{AREA, CODE, Hand, HandError, Traps, force, is_fault, own, remote_call, to_a_signal};
+use crate::save::capture::status::Status;
 use crate::sys::agent;
 use crate::sys::ptrace::{Stop, Stopped};
 
@@ -40,6 +43,7 @@ pub struct Borrowed {
     before: Before,
     instruction: u64,
     traps: Traps,
+    status: Status,
 }
 
 impl Borrowed {
@@ -49,7 +53,13 @@ impl Borrowed {
     /// # Errors
     /// The thread comes back as it was, unless it was killed.
     pub fn begin(stopped: Stopped, instruction: u64) -> Result<(Borrowed, Area), Refusal> {
-        let (stopped, before) = prepare(stopped).map_err(lost)?;
+        let Some(status) = Status::read(stopped.tid()) else {
+            return Err((
+                HandError::Own("read what /proc tells of it", Errno::ESRCH),
+                Some(stopped),
+            ));
+        };
+        let (stopped, before, status) = prepare(stopped, status).map_err(lost)?;
         let map = |stopped, address: u64, length: u64, protection: libc::c_int, flags| {
             let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | flags) as u64;
             let arguments = [address, length, protection as u64, flags, u64::MAX, 0];
@@ -72,7 +82,8 @@ impl Borrowed {
             Ok(()) => {
                 // (Nothing has been forced on it so far.)
                 let (stopped, taken) =
-                    Traps::take(stopped, instruction, address + CODE as u64).map_err(lost)?;
+                    Traps::take(stopped, &status, instruction, address + CODE as u64)
+                        .map_err(lost)?;
                 (stopped, taken.map_err(|errno| (ASK, errno)))
             }
             Err(errno) => (stopped, Err((MAP, errno))),
@@ -80,7 +91,8 @@ impl Borrowed {
         match taken {
             Ok(traps) => {
                 let hand = Hand::new(stopped, address);
-                Ok((Borrowed { hand, before, instruction, traps }, Area { address, instruction }))
+                let borrowed = Borrowed { hand, before, instruction, traps, status };
+                Ok((borrowed, Area { address, instruction }))
             }
             Err((what, errno)) => {
                 let unmap = [address, AREA, 0, 0, 0, 0];
@@ -91,12 +103,18 @@ impl Borrowed {
         }
     }
 
-    /// The hand of another thread of the same process, which has the agent already.
-    pub fn join(stopped: Stopped, area: Area) -> Result<Borrowed, Refusal> {
-        let (stopped, before) = prepare(stopped).map_err(lost)?;
-        let (stopped, traps) = Traps::take_of_thread(stopped).map_err(lost)?;
+    /// The hand of another thread of the same process, which has the agent already. `status`: read of it since
+    /// it has stopped.
+    pub fn join(stopped: Stopped, area: Area, status: Status) -> Result<Borrowed, Refusal> {
+        let (stopped, before, status) = prepare(stopped, status).map_err(lost)?;
+        let (stopped, traps) = Traps::take_of_thread(stopped, &status).map_err(lost)?;
         let hand = Hand::new(stopped, area.address);
-        Ok(Borrowed { hand, before, instruction: area.instruction, traps })
+        Ok(Borrowed { hand, before, instruction: area.instruction, traps, status })
+    }
+
+    /// What /proc told of the thread as it was borrowed.
+    pub fn status(&self) -> &Status {
+        &self.status
     }
 
     /// SIGTRAP, as the thread gets it back.
@@ -152,8 +170,8 @@ impl Borrowed {
 const MAP: &str = "map memory in it";
 const ASK: &str = "ask it for its action of SIGTRAP";
 
-fn prepare(stopped: Stopped) -> Result<(Stopped, Before), HandError> {
-    let mut stopped = to_its_fault(stopped)?;
+fn prepare(stopped: Stopped, status: Status) -> Result<(Stopped, Before, Status), HandError> {
+    let (mut stopped, status) = to_its_fault(stopped, status)?;
     let registers = stopped.registers().map_err(own("read its registers"))?;
     let mask = stopped.signal_mask().map_err(own("read its signal mask"))?;
     let why = stopped.why();
@@ -162,27 +180,36 @@ fn prepare(stopped: Stopped) -> Result<(Stopped, Before), HandError> {
         _ => None,
     };
     stopped.set_signal_mask(u64::MAX).map_err(own("block its signals"))?;
-    Ok((stopped, Before { registers, mask, why, information }))
+    Ok((stopped, Before { registers, mask, why, information }, status))
 }
 
 /// Where a fault waits for the thread (it was asked to stop as that came up) it goes on to its stop for that, without
 /// another instruction: a fault comes first, and would come before the trap at the end of a hand's calls
 /// (dequeue_synchronous_signal in kernel/signal.c).
-fn to_its_fault(mut stopped: Stopped) -> Result<Stopped, HandError> {
+fn to_its_fault(mut stopped: Stopped, mut status: Status) -> Result<(Stopped, Status), HandError> {
     // (It may have been asked to stop more than once.)
     const ATTEMPTS: usize = 16;
     for _ in 0..ATTEMPTS {
-        if stopped.why() != Stop::Asked || !has_fault(&stopped)? {
+        if stopped.why() != Stop::Asked || status.pending == 0 || !has_fault(&stopped)? {
             break;
         }
         stopped = stopped.run().map_err(own("let it go on"))?;
+        // (Where nothing is told, anything may wait.)
+        status = Status::read(stopped.tid()).unwrap_or(Status {
+            pending: u64::MAX,
+            shared_pending: u64::MAX,
+            ..status
+        });
     }
-    Ok(stopped)
+    Ok((stopped, status))
 }
 
 /// Whether a fault waits for it.
 fn has_fault(stopped: &Stopped) -> Result<bool, HandError> {
     let waiting = stopped.pending_signals(false).map_err(own("read its signals"))?;
+    if waiting.is_empty() {
+        return Ok(false);
+    }
     let blocked = stopped.signal_mask().map_err(own("read its signal mask"))?;
     Ok(waiting.iter().any(|signal| {
         let (number, code) = (signal.si_signo, signal.si_code);

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 
 use super::remote::{bit, remote_call, to_its_signal};
 use super::{HandError, own, read, write};
-use crate::sys::generated;
+use crate::save::capture::status::Status;
 use crate::sys::ptrace::{Stopped, signal_bytes};
 
 /// sizeof(sigset_t) of the kernel.
@@ -34,11 +34,12 @@ impl Traps {
     /// `room`: where a call may write.
     pub(super) fn take(
         stopped: Stopped,
+        status: &Status,
         instruction: u64,
         room: u64,
     ) -> Result<(Stopped, Result<Traps, Errno>), HandError> {
         let (mut stopped, mut traps) = (stopped, Traps::default());
-        if Standing::read(stopped.tid()).is_none_or(|it| it.acts) {
+        if has(status.acts) {
             let arguments = [libc::SIGTRAP as u64, 0, room, SET, 0, 0];
             let (now, done) = remote_call(stopped, instruction, libc::SYS_rt_sigaction, arguments)?;
             stopped = now;
@@ -52,18 +53,29 @@ impl Traps {
             action.iter_mut().zip(words).for_each(|(to, word)| *to = u64::from_ne_bytes(*word));
             traps.action = Some(action).filter(|it| it[0] != libc::SIG_DFL as u64);
         }
-        let stopped = traps.take_waiting(stopped)?;
+        let stopped = traps.take_waiting(stopped, status)?;
         Ok((stopped, Ok(traps)))
     }
 
     /// What waits for the thread alone, or for its process in the meantime, likewise.
-    pub(super) fn take_of_thread(stopped: Stopped) -> Result<(Stopped, Traps), HandError> {
+    pub(super) fn take_of_thread(
+        stopped: Stopped,
+        status: &Status,
+    ) -> Result<(Stopped, Traps), HandError> {
         let mut traps = Traps::default();
-        let stopped = traps.take_waiting(stopped)?;
+        let stopped = traps.take_waiting(stopped, status)?;
         Ok((stopped, traps))
     }
 
-    fn take_waiting(&mut self, mut stopped: Stopped) -> Result<Stopped, HandError> {
+    /// (What comes later than `status` is a stray: [`Traps::add`].)
+    fn take_waiting(
+        &mut self,
+        mut stopped: Stopped,
+        status: &Status,
+    ) -> Result<Stopped, HandError> {
+        if !has(status.pending | status.shared_pending) {
+            return Ok(stopped);
+        }
         // (Of each queue one, unless something outside sends more.)
         const ATTEMPTS: usize = 16;
         for _ in 0..ATTEMPTS {
@@ -132,7 +144,8 @@ impl Traps {
         if self.of_process.is_empty() && self.of_thread.is_empty() {
             return Ok(calls);
         }
-        let Standing { process, thread, .. } = Standing::read(tid).ok_or(HandError::Killed)?;
+        let Status { process, thread, .. } = Status::read(tid).ok_or(HandError::Killed)?;
+        let (process, thread) = (process as u64, thread as u64);
         // Of itself a thread may say what it likes, by its own number (do_rt_sigqueueinfo); any thread's stands for
         // the process as well.
         for information in &self.of_process {
@@ -153,19 +166,20 @@ type Call = (libc::c_long, [u64; 6], Vec<u8>);
 /// Calls that put SIGTRAP of the process with these threads back, as far as is known before it is asked: for its own
 /// seccomp filters to be asked first.
 pub fn calls_for(tids: &[i32], room: u64) -> Vec<(&'static str, libc::c_long, [u64; 6])> {
-    let all: Vec<Standing> = tids.iter().filter_map(|tid| Standing::read(*tid)).collect();
+    let all: Vec<Status> = tids.iter().filter_map(|tid| Status::read(*tid)).collect();
     let signal = libc::SIGTRAP as u64;
     let mut calls = Vec::new();
-    if all.iter().any(|it| it.acts) {
+    if all.iter().any(|it| has(it.acts)) {
         calls.push(("rt_sigaction", libc::SYS_rt_sigaction, [signal, 0, room, SET, 0, 0]));
         calls.push(("rt_sigaction", libc::SYS_rt_sigaction, [signal, room, 0, SET, 0, 0]));
     }
-    for Standing { process, thread, waits: [of_thread, of_process], .. } in all {
-        if of_process {
+    for Status { process, thread, pending, shared_pending, .. } in all {
+        let (process, thread) = (process as u64, thread as u64);
+        if has(shared_pending) {
             let arguments = [thread, signal, room, 0, 0, 0];
             calls.push(("rt_sigqueueinfo", libc::SYS_rt_sigqueueinfo, arguments));
         }
-        if of_thread {
+        if has(pending) {
             let arguments = [process, thread, signal, room, 0, 0];
             calls.push(("rt_tgsigqueueinfo", libc::SYS_rt_tgsigqueueinfo, arguments));
         }
@@ -173,61 +187,7 @@ pub fn calls_for(tids: &[i32], room: u64) -> Vec<(&'static str, libc::c_long, [u
     calls
 }
 
-/// What proc_pid_status(5) tells of a thread.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Standing {
-    /// The numbers of its process and its own, as it knows them.
-    process: u64,
-    thread: u64,
-    /// SIGTRAP waits for it, and for its process.
-    waits: [bool; 2],
-    /// Its process does not leave SIGTRAP to the kernel.
-    acts: bool,
-}
-
-impl Standing {
-    /// Of one that has ended nothing is told.
-    fn read(tid: i32) -> Option<Standing> {
-        Standing::parse(&generated::text(format!("/proc/{tid}/status")).ok()?)
-    }
-
-    fn parse(text: &str) -> Option<Standing> {
-        let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name));
-        let number = |name| field(name)?.split_whitespace().next_back()?.parse().ok();
-        let has = |name| {
-            u64::from_str_radix(field(name)?.trim(), 16)
-                .ok()
-                .map(|set| set & bit(libc::SIGTRAP) != 0)
-        };
-        Some(Standing {
-            process: number("NStgid:")?,
-            thread: number("NSpid:")?,
-            waits: [has("SigPnd:")?, has("ShdPnd:")?],
-            acts: has("SigIgn:")? || has("SigCgt:")?,
-        })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_a_process_says_of_sigtrap_is_read() {
-        let text = |own: &str, shared: &str, ignored: &str, caught: &str| {
-            format!(
-                "Name:\ttrap\nNStgid:\t900\t7\nNSpid:\t901\t8\nSigPnd:\t{own}\nShdPnd:\t{shared}\n\
-                 SigBlk:\t0000000000000010\nSigIgn:\t{ignored}\nSigCgt:\t{caught}\n"
-            )
-        };
-        let (none, trap, others) = ("0000000000000000", "0000000000000010", "ffffffffffffffef");
-        let standing = |waits, acts| Some(Standing { process: 7, thread: 8, waits, acts });
-        let of =
-            |own, shared, ignored, caught| Standing::parse(&text(own, shared, ignored, caught));
-        assert_eq!(of(none, none, none, none), standing([false; 2], false));
-        assert_eq!(of(others, others, others, others), standing([false; 2], false));
-        assert_eq!(of(trap, none, trap, none), standing([true, false], true));
-        assert_eq!(of(none, trap, none, trap), standing([false, true], true));
-        assert_eq!(Standing::parse("Name:\ttrap\n"), None);
-    }
+/// Whether SIGTRAP is in a set of signals.
+fn has(set: u64) -> bool {
+    set & bit(libc::SIGTRAP) != 0
 }

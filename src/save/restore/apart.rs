@@ -55,8 +55,7 @@ pub(super) fn give_tables(
             let hand = others.get_mut(at).ok_or_else(|| lost(who))?;
             // No other one of the process is told anything meanwhile.
             hand.confine(0, 1);
-            let number = descriptors::make_room(hand, courier, table, hard)?;
-            descriptors::install_table(hand, (courier, number), table, files)?;
+            let number = descriptors::install_table(hand, courier, table, (files, hard), who)?;
             descriptors::take_locks(hand, sandbox, tid, table)?;
             hand.rest().map_err(RestoreError::of(&*who))?;
             couriers.push((at, number));

@@ -14,6 +14,7 @@ use nix::sys::socket::{
 };
 
 use crate::save::hand::{Hand, HandError};
+use crate::sys::agent::{Data, Done, Table};
 
 /// Descriptors in one message (SCM_MAX_FD in include/net/scm.h is 253).
 const AT_ONCE: usize = 128;
@@ -65,24 +66,33 @@ impl Courier {
     ) -> Result<Vec<i32>, HandError> {
         let mut numbers = Vec::with_capacity(descriptors.len());
         for some in descriptors.chunks(AT_ONCE) {
-            let raw: Vec<RawFd> = some.iter().map(AsRawFd::as_raw_fd).collect();
-            let rights = [ControlMessage::ScmRights(&raw)];
-            let byte = [IoSlice::new(&[0])];
-            let flags = MsgFlags::MSG_NOSIGNAL;
-            sendmsg::<()>(self.socket.as_raw_fd(), &byte, &rights, flags, None).map_err(own)?;
-            let length = HEADER + 4 * some.len();
+            self.put(some)?;
             let mut table = hand.table();
-            let byte = table.room(1);
-            let control = table.room(length.next_multiple_of(8));
-            let vector = table.data(&words(&[byte.address, 1]));
-            let message = table.data(&header(vector.address, control.address, length));
-            table.call(libc::SYS_recvmsg, [theirs as u64, message.address, 0]);
+            let receipt = self.receipt(&mut table, theirs, some.len());
             let done = hand.run(&table)?;
-            let received = done.bytes(control)[HEADER..length].chunks_exact(4);
-            let number = |it: &[u8]| i32::from_ne_bytes([it[0], it[1], it[2], it[3]]);
-            numbers.extend(received.map(number));
+            numbers.extend(receipt.numbers(&done));
         }
         Ok(numbers)
+    }
+
+    /// Sends descriptors, no more than fit in one message. Whoever receives next has them.
+    pub fn put(&self, descriptors: &[BorrowedFd<'_>]) -> Result<(), HandError> {
+        let raw: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+        let rights = [ControlMessage::ScmRights(&raw)];
+        let byte = [IoSlice::new(&[0])];
+        let flags = MsgFlags::MSG_NOSIGNAL;
+        sendmsg::<()>(self.socket.as_raw_fd(), &byte, &rights, flags, None).map_err(own).map(drop)
+    }
+
+    /// Adds the call that receives so many of them, by the other end of this number.
+    pub fn receipt(&self, table: &mut Table, theirs: i32, count: usize) -> Receipt {
+        let length = HEADER + 4 * count;
+        let byte = table.room(1);
+        let control = table.room(length.next_multiple_of(8));
+        let vector = table.data(&words(&[byte.address, 1]));
+        let message = table.data(&header(vector.address, control.address, length));
+        table.call(libc::SYS_recvmsg, [theirs as u64, message.address, 0]);
+        Receipt { control, length }
     }
 
     /// Takes a copy of one of the process's descriptors, which stays as it is.
@@ -125,6 +135,22 @@ impl Courier {
             }
         }
         Ok(all)
+    }
+}
+
+/// What a process has received.
+#[derive(Debug, Clone, Copy)]
+pub struct Receipt {
+    control: Data,
+    length: usize,
+}
+
+impl Receipt {
+    /// The numbers, in the order in which they were sent.
+    pub fn numbers(&self, done: &Done) -> Vec<i32> {
+        let received = done.bytes(self.control).get(HEADER..self.length).unwrap_or_default();
+        let number = |it: &[u8]| i32::from_ne_bytes([it[0], it[1], it[2], it[3]]);
+        received.chunks_exact(4).map(number).collect()
     }
 }
 

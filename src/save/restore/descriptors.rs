@@ -22,7 +22,7 @@ use nix::unistd::{Whence, lseek64};
 pub use identity::{FilesPolicy, check as check_identity};
 pub use paths::shared_memory;
 pub use streams::RestoreStreams;
-pub use table::{close_courier, hard_limit, install_table, make_room, take_locks};
+pub use table::{close_courier, hard_limit, install_table, take_locks};
 
 use super::maker::Maker;
 use crate::save::error::RestoreError;

@@ -5,6 +5,7 @@ use super::{
     Plant, adjustments, apart, descriptors, first_and_rest, notices, overruns, process,
     rest_unless_alone, space_of, stops, threads, timers, waits,
 };
+use crate::save::capture::instruction::{instruction_in_vdso, note_vdso};
 use crate::save::error::RestoreError;
 use crate::save::hand::{AREA, CODE, Hand, SLOTS, find_instruction, remote_call, to_a_signal};
 use crate::save::state::{Sandbox, Thread};
@@ -64,34 +65,35 @@ fn complete(sandbox: &Sandbox, plant: &mut Plant<'_>) -> Result<(), RestoreError
         descriptors::close_courier(&mut last, *courier);
     }
     process::limit(&mut last, process);
-    hand.post(last).map_err(RestoreError::of(&*who))?;
+    if timers::any_runs(process) {
+        hand.post(last).map_err(RestoreError::of(&*who))?;
+        timers::wind(hand, process, &beginnings, who)?;
+        last = hand.table();
+    }
+    threads::give_up(&mut last, first);
+    process::close(&mut last, space);
     process::spare(hand, process);
-    timers::wind(hand, process, &beginnings, who)?;
-    let last = |hand: &mut Hand, thread: &Thread| {
-        threads::secure(hand, thread, who)?;
-        process::give_up(hand, space, who)?;
-        threads::mourn(hand, thread, who)?;
-        process::confine(hand, process, who)
-    };
-    last(hand, first)?;
+    hand.post(last).map_err(RestoreError::of(&*who))?;
+    process::confine(hand, process, who)?;
     rest_unless_alone(hand, process, who)?;
+    if process::is_furnished_for_good(process) {
+        return Ok(());
+    }
     // (A filter can need all the room that there is.)
     let at_once = if process.filters.is_empty() { SLOTS } else { 1 };
-    threads::side_by_side((others, rest), at_once, who, last)
+    threads::side_by_side((others, rest), at_once, who, |hand: &mut Hand, thread: &Thread| {
+        let mut last = hand.table();
+        threads::give_up(&mut last, thread);
+        hand.post(last).map_err(RestoreError::of(&*who))?;
+        process::confine(hand, process, who)
+    })
 }
 
 /// Takes the agent out of the process and sets its threads to go on where they were.
 fn set(plant: Plant<'_>, kernel: &Kernel) -> Result<Vec<Stopped>, RestoreError> {
     let Plant { process, who, mut hand, others, own, .. } = plant;
     hand.rest().map_err(RestoreError::of(&who))?;
-    let executable: Vec<(u64, u64, bool)> = crate::save::capture::maps::list(hand.tid())
-        .unwrap_or_default()
-        .iter()
-        .filter(|line| line.protection & libc::PROT_EXEC as u32 != 0)
-        .filter(|line| line.start != hand.area())
-        .map(|line| (line.start, line.end, line.name == b"[vdso]"))
-        .collect();
-    let instruction = find_instruction(hand.tid(), &executable).ok_or_else(|| {
+    let instruction = instruction_of(&hand).ok_or_else(|| {
         RestoreError::refused(format!("{who} has no code that could make a system call"))
     })?;
     let (area, room) = (hand.area(), hand.area() + CODE as u64);
@@ -127,6 +129,25 @@ fn set(plant: Plant<'_>, kernel: &Kernel) -> Result<Vec<Stopped>, RestoreError> 
     }
     let all = all.into_iter().zip(&process.threads).zip(waits);
     all.map(|((stopped, thread), wait)| threads::set(stopped, thread, wait, &who)).collect()
+}
+
+/// Where a `syscall` instruction is that is not the agent's.
+fn instruction_of(hand: &Hand) -> Option<u64> {
+    let agent = hand.area()..hand.area() + AREA;
+    // (Where the vDSO is the image says.)
+    if let Some(known) = instruction_in_vdso(hand.tid()).filter(|it| !agent.contains(it)) {
+        return Some(known);
+    }
+    let executable: Vec<(u64, u64, bool)> = crate::save::capture::maps::list(hand.tid())
+        .unwrap_or_default()
+        .iter()
+        .filter(|line| line.protection & libc::PROT_EXEC as u32 != 0)
+        .filter(|line| line.start != hand.area())
+        .map(|line| (line.start, line.end, line.name == b"[vdso]"))
+        .collect();
+    let found = find_instruction(hand.tid(), &executable);
+    note_vdso(found, &executable);
+    found
 }
 
 /// Takes the agent out of where it lies, by the first of the threads of a process. All of them can be set then.

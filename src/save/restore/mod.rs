@@ -17,7 +17,7 @@ use nix::unistd::Pid;
 use crate::launch::{FIRST, Planter};
 use crate::notify::Gate;
 use crate::save::error::RestoreError;
-use crate::save::hand::{Hand, HandError, SLOTS};
+use crate::save::hand::{Hand, HandError};
 use crate::save::sharing::Classes;
 use crate::save::state::{Process, Sandbox, Space, Table as DescriptorTable, Thread, TreeKind};
 use crate::sentry::{Brought, Kernel, Used};
@@ -34,6 +34,7 @@ pub mod descriptors;
 pub mod direct;
 pub mod fill;
 mod finish;
+mod furnish;
 pub mod ipc;
 pub mod layers;
 pub mod lazy;
@@ -163,17 +164,11 @@ pub fn grow(
     let hosts = plants.iter().map(|plant| (plant.process.pid, plant.hand.tid())).collect();
     let (zombies, mut plants): (Vec<_>, Vec<_>) =
         plants.into_iter().partition(|plant| plant.process.zombie.is_some());
-    for plant in plants.iter_mut() {
-        ptys::give_controlling(&mut plant.hand, sandbox, plant.process.pid)?;
-        if !plant.own.space {
-            continue;
-        }
+    furnish::map_all(sandbox, &mut plants, &sources)?;
+    for plant in plants.iter().filter(|it| it.own.space) {
         let space = space_of(sandbox, plant)?;
-        space::clear(&mut plant.hand, space)?;
-        space::map(&mut plant.hand, space, &sources, &plant.who)?;
         let files = space::files_below(space);
         maker.sinks.insert(space.object, Sink::Space { pid: plant.hand.tid(), files });
-        plant.take_turns()?;
     }
     own_foreground(sandbox, &mut plants)?;
     rest(&mut plants)?;
@@ -181,7 +176,7 @@ pub fn grow(
     for plant in &plants {
         clock::renew(plant.hand.tid(), space_of(sandbox, plant)?, options, &plant.who)?;
     }
-    furnish_all(sandbox, &mut plants, gate, &courier, lazy)?;
+    furnish::furnish_all(sandbox, &mut plants, gate, &courier, lazy)?;
     descriptors::make_late_files(&mut maker, options.files)?;
     for finish in std::mem::take(&mut maker.finishes) {
         finish(&mut maker)?;
@@ -225,31 +220,6 @@ fn done(sandbox: &Sandbox) -> HashMap<u32, Sink> {
     objects.collect()
 }
 
-/// Content is in place. Step by step for all: while one makes its calls, the next is told of its own.
-fn furnish_all(
-    sandbox: &Sandbox,
-    plants: &mut [Plant<'_>],
-    gate: &Gate,
-    courier: &Courier,
-    lazy: Option<&Lazy>,
-) -> Result<(), RestoreError> {
-    for plant in plants.iter_mut().filter(|it| it.own.space) {
-        let space = space_of(sandbox, plant)?;
-        if let Some(lazy) = lazy {
-            lazy.map(&mut plant.hand, space, courier, &plant.who)?;
-        }
-        space::protect(&mut plant.hand, space, &plant.who)?;
-        plant.take_turns()?;
-    }
-    for plant in plants.iter_mut() {
-        let space = space_of(sandbox, plant)?;
-        process::equip(&mut plant.hand, plant.process, space, &plant.who)?;
-        plant.take_turns()?;
-    }
-    plants.iter_mut().try_for_each(|plant| furnish(plant, gate))?;
-    rest(plants)
-}
-
 /// All get their descriptors, and their locks on them: who shares a table gets it with the first of those.
 fn give_tables(
     sandbox: &Sandbox,
@@ -261,13 +231,8 @@ fn give_tables(
     let hard = descriptors::hard_limit(&mut first.hand)?;
     for plant in plants.iter_mut().filter(|it| it.own.table) {
         let table = table_of(sandbox, plant)?;
-        plant.courier = descriptors::make_room(&mut plant.hand, courier, table, hard)?;
-        plant.take_turns()?;
-    }
-    for plant in plants.iter_mut().filter(|it| it.own.table) {
-        let table = table_of(sandbox, plant)?;
-        let end = (courier, plant.courier);
-        descriptors::install_table(&mut plant.hand, end, table, files)?;
+        let Plant { hand, who, .. } = plant;
+        plant.courier = descriptors::install_table(hand, courier, table, (files, hard), who)?;
         descriptors::take_locks(&mut plant.hand, sandbox, plant.process.pid, table)?;
         plant.take_turns()?;
     }
@@ -501,21 +466,6 @@ fn rest_unless_alone(hand: &mut Hand, process: &Process, who: &str) -> Result<()
         hand.rest().map_err(RestoreError::of(who))?;
     }
     Ok(())
-}
-
-/// Where it works, and its threads.
-fn furnish(plant: &mut Plant<'_>, gate: &Gate) -> Result<(), RestoreError> {
-    let Plant { process, who, hand, others, early, .. } = plant;
-    process::enter(hand, process, who)?;
-    *others = threads::make(hand, process.threads.get(1..).unwrap_or_default(), early, who)?;
-    others.iter().for_each(|other| gate.pass(other.tid()));
-    apart::enter(others, process, who)?;
-    let (first, rest) = first_and_rest(process, who)?;
-    threads::equip(hand, first, who)?;
-    rest_unless_alone(hand, process, who)?;
-    let equip = |hand: &mut Hand, thread: &Thread| threads::equip(hand, thread, who);
-    threads::side_by_side((others, rest), SLOTS, who, equip)?;
-    plant.take_turns()
 }
 
 /// The leader of a process, and its other threads.

@@ -1,13 +1,15 @@
 //! What a process has beside memory, descriptors and threads.
 
+use super::threads;
 use crate::save::capture::process::SET;
 use crate::save::error::RestoreError;
-use crate::save::hand::Hand;
+use crate::save::hand::{Hand, HandError};
 use crate::save::state::{Process, Space};
-use crate::sys::agent::Table;
+use crate::sys::agent::{Failed, Table};
 
-/// Gives the process what does not run by itself. Comes after its memory: a working directory can be
-/// anywhere.
+/// Gives the process what does not run by itself, and its only thread as well: one that makes others is equipped
+/// behind that, since they begin with what it has (sched_fork in kernel/sched/core.c), and may not come back from it.
+/// Comes after its memory: a working directory can be anywhere. [`settle`] comes next.
 pub fn equip(
     hand: &mut Hand,
     process: &Process,
@@ -30,17 +32,29 @@ pub fn equip(
         table.call(libc::SYS_prctl, [libc::PR_SET_CHILD_SUBREAPER as u64, 1]);
     }
     flags(&mut table, space);
+    let directory = table.string(&process.directory);
+    table.call(libc::SYS_chdir, [directory.address]);
+    if let [only] = &process.threads[..] {
+        threads::equipment(&mut table, only);
+    }
     hand.post(table).map_err(RestoreError::of(who))
 }
 
-/// It enters its working directory.
-pub fn enter(hand: &mut Hand, process: &Process, who: &str) -> Result<(), RestoreError> {
-    let directory = process.directory.as_slice();
-    let show = String::from_utf8_lossy(directory);
-    hand.rest().map_err(RestoreError::of(who))?;
-    hand.call_path(libc::SYS_chdir, directory, |at| [at])
-        .map_err(RestoreError::of(format!("{who} cannot enter its working directory {show}")))
-        .map(drop)
+/// Whether its threads beside the first need nothing more that takes capabilities, once they have been equipped:
+/// neither do filters come, nor what they have apart.
+pub fn is_furnished_for_good(process: &Process) -> bool {
+    process.filters.is_empty() && process.threads.iter().all(|thread| thread.apart.is_none())
+}
+
+/// It has all of that, and is in its working directory.
+pub fn settle(hand: &mut Hand, process: &Process, who: &str) -> Result<(), RestoreError> {
+    hand.rest().map_err(|error| match error {
+        HandError::Call(Failed { number, .. }) if number == libc::SYS_chdir as u64 => {
+            let show = String::from_utf8_lossy(&process.directory);
+            RestoreError::of(format!("{who} cannot enter its working directory {show}"))(error)
+        }
+        error => RestoreError::of(who)(error),
+    })
 }
 
 /// Flags of the process and its memory as a whole.
@@ -82,16 +96,10 @@ pub fn spare(hand: &Hand, process: &Process) {
     }
 }
 
-/// Gives up all capabilities, for good; last of what a thread is told.
-pub fn give_up(hand: &mut Hand, space: &Space, who: &str) -> Result<(), RestoreError> {
-    let mut table = hand.table();
-    const VERSION_3: u64 = 0x2008_0522;
-    let header = table.data(&VERSION_3.to_ne_bytes());
-    let none = table.room(24);
-    table.call(libc::SYS_capset, [header.address, none.address]);
+/// Whether others than its user may look into the process. From here on the restoring user may not, if nobody may.
+pub fn close(table: &mut Table, space: &Space) {
     // (2, "for root only", cannot be asked for.)
     table.call(libc::SYS_prctl, [libc::PR_SET_DUMPABLE as u64, u64::from(space.dumpable.min(1))]);
-    hand.post(table).map_err(RestoreError::of(who))
 }
 
 /// Loads the process's own seccomp filters for one of its threads: nothing that they might deny comes

@@ -15,7 +15,7 @@ use crate::save::error::RestoreError;
 use crate::save::hand::{self, AREA, CODE, Hand, HandError};
 use crate::save::state::{Identity, MappedFile, Mapping, MappingKind, SharedKind, Space};
 use crate::sys::agent;
-use crate::sys::agent::Table;
+use crate::sys::agent::{Data, Done, Place, Table};
 
 const PRIVATE: i32 = libc::MAP_PRIVATE | libc::MAP_FIXED_NOREPLACE;
 const SHARED: i32 = libc::MAP_SHARED | libc::MAP_FIXED_NOREPLACE;
@@ -40,9 +40,10 @@ pub fn settle(mut hand: Hand, area: u64) -> Result<Hand, HandError> {
     Ok(hand)
 }
 
-/// Empties the address space but for the agent; the kernel's pages go where the image has them.
-pub fn clear(hand: &mut Hand, space: &Space) -> Result<(), RestoreError> {
-    let lines = maps::read(hand.tid())
+/// Empties the address space but for the agent; the kernel's pages go where the image has them. The process opens
+/// the files that it has mapped meanwhile ([`map`]).
+pub fn clear<'s>(hand: &mut Hand, space: &'s Space) -> Result<Opening<'s>, RestoreError> {
+    let lines = maps::list(hand.tid())
         .map_err(|errno| RestoreError::failed("the mappings of a new process", errno.desc()))?;
     let area = hand.area()..hand.area() + AREA;
     let is_kernels =
@@ -75,7 +76,16 @@ pub fn clear(hand: &mut Hand, space: &Space) -> Result<(), RestoreError> {
     for (from, length, to) in moves {
         table.call(libc::SYS_mremap, [from, length, length, MOVE, to]);
     }
-    hand.post(table).map_err(RestoreError::of("a new process cannot be emptied"))
+    let failed = || RestoreError::of("a new process cannot be emptied");
+    let wanted = wanted_of(space);
+    let bytes = wanted.iter().take(AT_ONCE).map(|it| it.path.len() + STAT + 32).sum();
+    if !table.has_room(2 * AT_ONCE, bytes) {
+        hand.run(&table).map_err(failed())?;
+        table.clear();
+    }
+    let asked = ask(&mut table, &wanted[..wanted.len().min(AT_ONCE)]);
+    hand.post(table).map_err(failed())?;
+    Ok(Opening { wanted, asked })
 }
 
 const MOVE: u64 = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
@@ -104,14 +114,14 @@ pub struct Sources<'s> {
     pub files: &'s [Option<OwnedFd>],
 }
 
-/// Maps everything, writable for now. Content comes next, then [`protect`].
+/// Maps everything, writable for now; what [`clear`] has the process open among it. Content comes next, then [`protect`].
 pub fn map(
     hand: &mut Hand,
-    space: &Space,
+    (space, opening): (&Space, &Opening<'_>),
     sources: &Sources<'_>,
     who: &str,
 ) -> Result<(), RestoreError> {
-    let files = open_files(hand, space, sources, who)?;
+    let files = open_files(hand, (space, opening), sources, who)?;
     let shared = give_shared(hand, space, sources, who)?;
     let mut table = hand.table();
     for mapping in &space.mappings {
@@ -196,7 +206,7 @@ fn broken(who: &str, mapping: &Mapping) -> RestoreError {
 }
 
 pub(super) fn has(mapping: &Mapping, flag: &str) -> bool {
-    mapping.flags.split(' ').any(|it| it == flag)
+    maps::has_flag(&mapping.flags, flag)
 }
 
 /// Descriptors of files, by file and whether they can be written to.
@@ -223,15 +233,17 @@ fn number(
     found.ok_or_else(|| RestoreError::refused(format!("the image is damaged: {who}")))
 }
 
-/// Opens every mapped file once, in the process itself.
-fn open_files(
-    hand: &mut Hand,
-    space: &Space,
-    sources: &Sources<'_>,
-    who: &str,
-) -> Result<Files, RestoreError> {
-    let mut files = Files::new();
-    let mut wanted: Vec<(&[u8], bool, &Identity)> = Vec::new();
+/// A file that is to be opened by its path.
+#[derive(Debug)]
+struct ByPath<'s> {
+    path: &'s [u8],
+    writable: bool,
+    identity: &'s Identity,
+}
+
+/// Each mapped file that has a path, once.
+fn wanted_of(space: &Space) -> Vec<ByPath<'_>> {
+    let mut wanted: Vec<ByPath<'_>> = Vec::new();
     for mapping in &space.mappings {
         let (file, writable) = match &mapping.kind {
             MappingKind::FilePrivate { file, .. } => (file, false),
@@ -239,10 +251,69 @@ fn open_files(
             _ => continue,
         };
         if let MappedFile::Path { path, identity } = file
-            && !wanted.iter().any(|it| it.0 == path.as_slice() && it.1 == writable)
+            && !wanted.iter().any(|it| it.path == path.as_slice() && it.writable == writable)
         {
-            wanted.push((path, writable, identity));
+            wanted.push(ByPath { path, writable, identity });
         }
+    }
+    wanted
+}
+
+/// So many files are opened at once.
+const AT_ONCE: usize = 64;
+
+/// struct stat of x86-64.
+const STAT: usize = 144;
+
+/// Files that a process opens.
+#[derive(Debug)]
+pub struct Opening<'s> {
+    wanted: Vec<ByPath<'s>>,
+    /// The first of them.
+    asked: Vec<(Place, Data)>,
+}
+
+/// Opens files and looks at them.
+fn ask(table: &mut Table, wanted: &[ByPath<'_>]) -> Vec<(Place, Data)> {
+    let one = |it: &ByPath<'_>| {
+        let path = table.string(it.path);
+        let stat = table.room(STAT);
+        let flags = if it.writable { libc::O_RDWR } else { libc::O_RDONLY };
+        let flags = (flags | libc::O_CLOEXEC) as u64;
+        let open = table.attempt(libc::SYS_openat, [libc::AT_FDCWD as u64, path.address, flags, 0]);
+        let look = table.attempt(libc::SYS_fstat, [0, stat.address]);
+        table.forward(open, look, 0);
+        (open, stat)
+    };
+    wanted.iter().map(one).collect()
+}
+
+/// Opens every mapped file once, in the process itself.
+fn open_files(
+    hand: &mut Hand,
+    (space, opening): (&Space, &Opening<'_>),
+    sources: &Sources<'_>,
+    who: &str,
+) -> Result<Files, RestoreError> {
+    let mut files = Files::new();
+    let Opening { wanted, asked } = opening;
+    let (first, others) = wanted.split_at(asked.len().min(wanted.len()));
+    if hand.is_posted() {
+        let done = hand.collect().map_err(RestoreError::of(who))?;
+        check_opened(&mut files, (first, asked), &done, sources, who)?;
+    }
+    for some in others.chunks(AT_ONCE) {
+        let mut table = hand.table();
+        let asked = ask(&mut table, some);
+        let done = hand.run(&table).map_err(RestoreError::of(who))?;
+        check_opened(&mut files, (some, &asked), &done, sources, who)?;
+    }
+    for mapping in &space.mappings {
+        let (file, writable) = match &mapping.kind {
+            MappingKind::FilePrivate { file, .. } => (file, false),
+            MappingKind::FileShared { file, writable, .. } => (file, *writable),
+            _ => continue,
+        };
         if let MappedFile::Open(index) = file
             && !files.contains_key(&(Wanted::Open(*index), writable))
         {
@@ -250,50 +321,40 @@ fn open_files(
             files.insert((Wanted::Open(*index), writable), fd);
         }
     }
-    // struct stat of x86-64.
-    const STAT: usize = 144;
-    for some in wanted.chunks(64) {
-        let mut table = hand.table();
-        let asked: Vec<_> = some
-            .iter()
-            .map(|(path, writable, _)| {
-                let path = table.string(path);
-                let stat = table.room(STAT);
-                let flags = if *writable { libc::O_RDWR } else { libc::O_RDONLY };
-                let open = table.attempt(
-                    libc::SYS_openat,
-                    [libc::AT_FDCWD as u64, path.address, (flags | libc::O_CLOEXEC) as u64, 0],
-                );
-                let look = table.attempt(libc::SYS_fstat, [0, stat.address]);
-                table.forward(open, look, 0);
-                (open, stat)
-            })
-            .collect();
-        let done = hand.run(&table).map_err(RestoreError::of(who))?;
-        for ((path, writable, identity), (open, stat)) in some.iter().zip(asked) {
-            let show = String::from_utf8_lossy(path);
-            let fd = done.result(open).map_err(|errno: Errno| {
-                RestoreError::failed(
-                    format!("{who} has mapped {show}, which cannot be opened"),
-                    errno.desc(),
-                )
-            })?;
-            // st_size and st_mtim.
-            let size = done.word(stat, 6);
-            let modified = done.word(stat, 11) as i64 * 1_000_000_000 + done.word(stat, 12) as i64;
-            let same = size == identity.size && modified == identity.modified;
-            let name = Path::new(OsStr::from_bytes(path));
-            let is_carried = sources.trees.iter().any(|tree| name.starts_with(tree));
-            if !same && !is_carried && sources.policy == FilesPolicy::Strict {
-                return Err(RestoreError::refused(format!(
-                    "{show}, which {who} has mapped, has changed since the save; put it back, or restore with \
-                     --files changed-ok"
-                )));
-            }
-            files.insert((Wanted::Path(path.to_vec()), *writable), fd);
-        }
-    }
     Ok(files)
+}
+
+/// What has become of files that were to be opened; they have to be those of the save.
+fn check_opened(
+    files: &mut Files,
+    (some, asked): (&[ByPath<'_>], &[(Place, Data)]),
+    done: &Done,
+    sources: &Sources<'_>,
+    who: &str,
+) -> Result<(), RestoreError> {
+    for (ByPath { path, writable, identity }, (open, stat)) in some.iter().zip(asked) {
+        let show = String::from_utf8_lossy(path);
+        let fd = done.result(*open).map_err(|errno: Errno| {
+            RestoreError::failed(
+                format!("{who} has mapped {show}, which cannot be opened"),
+                errno.desc(),
+            )
+        })?;
+        // st_size and st_mtim.
+        let size = done.word(*stat, 6);
+        let modified = done.word(*stat, 11) as i64 * 1_000_000_000 + done.word(*stat, 12) as i64;
+        let same = size == identity.size && modified == identity.modified;
+        let name = Path::new(OsStr::from_bytes(path));
+        let is_carried = sources.trees.iter().any(|tree| name.starts_with(tree));
+        if !same && !is_carried && sources.policy == FilesPolicy::Strict {
+            return Err(RestoreError::refused(format!(
+                "{show}, which {who} has mapped, has changed since the save; put it back, or restore with \
+                 --files changed-ok"
+            )));
+        }
+        files.insert((Wanted::Path(path.to_vec()), *writable), fd);
+    }
+    Ok(())
 }
 
 /// A file without a name, by way of a description that has been made of it: with rights of its own.
@@ -426,8 +487,7 @@ pub fn seal(
     shared: (&Courier, &[Option<OwnedFd>]),
     who: &str,
 ) -> Result<(), RestoreError> {
-    layout(hand, space, shared, who)?;
-    let mut table = hand.table();
+    let mut table = layout(hand, space, shared, who)?;
     let is_kernels = |it: &&Mapping| matches!(it.kind, MappingKind::Vdso | MappingKind::Vvar(_));
     for mapping in space.mappings.iter().filter(|it| has(it, "sl") && !is_kernels(it)) {
         if !table.has_room(1, 0) {
@@ -451,13 +511,13 @@ const SYS_MSEAL: libc::c_long = 462;
 const PR_SET_VMA: u64 = 0x5356_4d41;
 const PR_SET_VMA_ANON_NAME: u64 = 0;
 
-/// PR_SET_MM_MAP (prctl(2)).
+/// PR_SET_MM_MAP (prctl(2)): calls that are still to be made.
 fn layout(
     hand: &mut Hand,
     space: &Space,
     (courier, shared): (&Courier, &[Option<OwnedFd>]),
     who: &str,
-) -> Result<(), RestoreError> {
+) -> Result<Table, RestoreError> {
     let given = match space.exe_memory {
         Some(index) => {
             let fd = shared.get(index as usize).and_then(Option::as_ref);
@@ -485,7 +545,7 @@ fn layout(
     );
     let first = super::FIRST_FREE as u64;
     table.call(libc::SYS_close_range, [first, u64::from(u32::MAX), 0]);
-    hand.post(table).map_err(RestoreError::of(format!("{who}: the fields of its memory")))
+    Ok(table)
 }
 
 /// Gives the process a descriptor; its number there.

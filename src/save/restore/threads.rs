@@ -149,9 +149,24 @@ pub fn side_by_side(
 const PR_SET_NAME: u64 = 15;
 const PR_SET_TIMERSLACK: u64 = 29;
 
-/// Gives a thread what it had beside registers and signals.
-pub fn equip(hand: &mut Hand, thread: &Thread, who: &str) -> Result<(), RestoreError> {
+/// Gives a thread what it had beside registers and signals. `is_last`: it gives up its capabilities, too, since
+/// nothing comes that needs any.
+pub fn equip(
+    hand: &mut Hand,
+    thread: &Thread,
+    is_last: bool,
+    who: &str,
+) -> Result<(), RestoreError> {
     let mut table = hand.table();
+    equipment(&mut table, thread);
+    if is_last {
+        give_up(&mut table, thread);
+    }
+    hand.post(table).map_err(RestoreError::of(format!("{who}: thread {}", thread.tid)))
+}
+
+/// The calls for that.
+pub fn equipment(table: &mut Table, thread: &Thread) {
     let name = table.string(&thread.name);
     table.call(libc::SYS_prctl, [PR_SET_NAME, name.address]);
     let [address, flags, size] = thread.alternate_stack;
@@ -172,8 +187,7 @@ pub fn equip(hand: &mut Hand, thread: &Thread, who: &str) -> Result<(), RestoreE
         table.call(libc::SYS_rseq, [address, u64::from(size), 0, u64::from(signature)]);
     }
     table.call(libc::SYS_prctl, [PR_SET_TIMERSLACK, thread.timer_slack]);
-    schedule(&mut table, thread);
-    hand.post(table).map_err(RestoreError::of(format!("{who}: thread {}", thread.tid)))
+    schedule(table, thread);
 }
 
 fn schedule(table: &mut Table, thread: &Thread) {
@@ -262,9 +276,10 @@ pub fn block(hand: &mut Hand, who: &str) -> Result<(), RestoreError> {
         .map_err(|errno| RestoreError::failed(format!("{who}: its signal mask"), errno.desc()))
 }
 
-/// What it takes capabilities for: flags of those, and the priority of its input and output.
-pub fn secure(hand: &mut Hand, thread: &Thread, who: &str) -> Result<(), RestoreError> {
-    let mut table = hand.table();
+/// What a thread is told last: what it takes capabilities for, to give up all of those for good, and by which signal
+/// it hears of the end of its parent. (That comes behind: the kernel forgets it whenever capabilities change,
+/// commit_creds in kernel/cred.c.)
+pub fn give_up(table: &mut Table, thread: &Thread) {
     if thread.securebits != 0 {
         table.attempt(libc::SYS_prctl, [libc::PR_SET_SECUREBITS as u64, thread.securebits.into()]);
     }
@@ -273,24 +288,23 @@ pub fn secure(hand: &mut Hand, thread: &Thread, who: &str) -> Result<(), Restore
         const IOPRIO_WHO_PROCESS: u64 = 1;
         table.attempt(libc::SYS_ioprio_set, [IOPRIO_WHO_PROCESS, 0, thread.io_priority.into()]);
     }
-    if !table.is_empty() {
-        hand.run(&table).map_err(RestoreError::of(who))?;
-    }
-    Ok(())
-}
-
-/// The signal that it gets when its parent ends. After all capabilities have been given up: the kernel
-/// forgets it whenever they change (commit_creds in kernel/cred.c).
-pub fn mourn(hand: &mut Hand, thread: &Thread, who: &str) -> Result<(), RestoreError> {
+    const VERSION_3: u64 = 0x2008_0522;
+    let header = table.data(&VERSION_3.to_ne_bytes());
+    let none = table.room(24);
+    table.call(libc::SYS_capset, [header.address, none.address]);
     if thread.parent_death_signal != 0 {
-        let arguments = [libc::PR_SET_PDEATHSIG as u64, thread.parent_death_signal as u64];
-        hand.call(libc::SYS_prctl, arguments).map_err(RestoreError::of(who))?;
+        let signal = thread.parent_death_signal as u64;
+        table.call(libc::SYS_prctl, [libc::PR_SET_PDEATHSIG as u64, signal]);
     }
-    Ok(())
 }
 
 /// Takes away what waits for the thread since it was made (SIGCHLD of what was put together).
 pub fn drain(hand: &mut Hand, who: &str) -> Result<(), RestoreError> {
+    let stopped = hand.stopped().map_err(RestoreError::of(who))?;
+    let waiting = [false, true].map(|shared| stopped.pending_signals(shared));
+    if waiting.iter().all(|it| it.as_ref().is_ok_and(Vec::is_empty)) {
+        return Ok(());
+    }
     loop {
         let mut table = hand.table();
         let all = table.data(&u64::MAX.to_ne_bytes());

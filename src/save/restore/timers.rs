@@ -90,6 +90,11 @@ fn event(table: &mut Table, timer: &Timer) -> Data {
     table.data(&bytes)
 }
 
+/// Whether there may be any that [`wind`] starts.
+pub fn any_runs(process: &Process) -> bool {
+    !process.timers.is_empty() || process.interval_timers.iter().any(|(_, value)| *value != 0)
+}
+
 /// Starts those that ran and nothing else is known of: just before all go on.
 pub fn wind(
     hand: &mut Hand,

@@ -13,7 +13,7 @@ use crate::save::restore::courier::Courier;
 use crate::save::restore::descriptors::FilesPolicy;
 use crate::save::restore::descriptors::{
     RestoreStreams, close_courier, hard_limit, install_table, make_files, make_late_files,
-    make_room, take_locks,
+    take_locks,
 };
 use crate::save::restore::maker::{Maker, Sink};
 use crate::save::restore::seed::tests::plant;
@@ -221,8 +221,7 @@ fn restore(
     drop(maker);
     let (child, mut hand, courier) = plant();
     let hard = hard_limit(&mut hand)?;
-    let number = make_room(&mut hand, &courier, table, hard)?;
-    install_table(&mut hand, (&courier, number), table, &files)?;
+    let number = install_table(&mut hand, &courier, table, (&files, hard), "it")?;
     let mut last = hand.table();
     close_courier(&mut last, number);
     hand.run(&last).map_err(RestoreError::of("the courier"))?;

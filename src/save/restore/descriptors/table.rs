@@ -1,6 +1,6 @@
 //! A process gets its descriptor table.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::save::error::RestoreError;
 use crate::save::hand::Hand;
@@ -12,37 +12,62 @@ use crate::sys::descriptors::range_lock_bytes;
 /// Descriptors that are sent at once.
 const AT_ONCE: usize = 128;
 
-/// Gives a process its descriptors. `number` is that of the courier's end, its last one to be closed
-/// ([`close_courier`]).
-///
-/// [`make_room`] comes before.
+/// Gives a process its descriptors. Nobody else works with the same ones meanwhile. `hard`: the hard limit on numbers
+/// ([`hard_limit`]). Gives the number of the courier's end, which is the last one to be closed ([`close_courier`]).
 pub fn install_table(
     hand: &mut Hand,
-    (courier, number): (&Courier, i32),
+    courier: &Courier,
     table: &Table,
-    files: &[Option<OwnedFd>],
-) -> Result<(), RestoreError> {
+    (files, hard): (&[Option<OwnedFd>], u64),
+    who: &str,
+) -> Result<i32, RestoreError> {
     let wanted = wanted(table);
-    let failed = || RestoreError::of("cannot give a process its descriptors");
+    let mut calls = hand.table();
+    let number = make_room(&mut calls, courier, &wanted, hard)?;
+    let failed = || RestoreError::of(format!("{who}: its descriptors"));
     // Those with the highest numbers come first. The lowest free numbers are what is received, so that
     // the Nth of them is never above the Nth of those wanted (all of which are free), and moving them
     // from the last to the first never meets one that was not moved yet.
-    for some in wanted.rchunks(AT_ONCE) {
-        let mut sent = Vec::with_capacity(some.len());
-        for it in some {
-            let file = files.get(it.file as usize).and_then(Option::as_ref);
-            sent.push(file.map(AsFd::as_fd).ok_or_else(|| {
-                RestoreError::refused(format!(
-                    "the image names an open file ({}) that was not made again",
-                    it.file
-                ))
-            })?);
+    let mut all = wanted.rchunks(AT_ONCE);
+    let first = all.next().unwrap_or_default();
+    if !first.is_empty() {
+        // Nothing else is open yet.
+        let free: Vec<i32> = (0..).filter(|it| *it != number).take(first.len()).collect();
+        courier.put(&sent(first, files)?).map_err(failed())?;
+        let receipt = courier.receipt(&mut calls, number, first.len());
+        place(&mut calls, &free, first);
+        let done = hand.run(&calls).map_err(failed())?;
+        if receipt.numbers(&done) != free {
+            return Err(RestoreError::refused(format!("{who} cannot be given its descriptors")));
         }
-        let mut received = courier.send_to(hand, number, &sent).map_err(failed())?;
-        received.sort_unstable();
-        place(hand, &received, some).map_err(failed())?;
+    } else {
+        hand.run(&calls).map_err(failed())?;
     }
-    Ok(())
+    for some in all {
+        let mut received = courier.send_to(hand, number, &sent(some, files)?).map_err(failed())?;
+        received.sort_unstable();
+        let mut calls = hand.table();
+        place(&mut calls, &received, some);
+        hand.run(&calls).map_err(failed())?;
+    }
+    Ok(number)
+}
+
+/// What is to be sent for these.
+fn sent<'f>(
+    wanted: &[Descriptor],
+    files: &'f [Option<OwnedFd>],
+) -> Result<Vec<BorrowedFd<'f>>, RestoreError> {
+    let file = |it: &Descriptor| {
+        let file = files.get(it.file as usize).and_then(Option::as_ref);
+        file.map(AsFd::as_fd).ok_or_else(|| {
+            RestoreError::refused(format!(
+                "the image names an open file ({}) that was not made again",
+                it.file
+            ))
+        })
+    };
+    wanted.iter().map(file).collect()
 }
 
 /// By number.
@@ -68,13 +93,13 @@ pub fn hard_limit(hand: &mut Hand) -> Result<u64, RestoreError> {
 
 /// Closes everything of a process but the courier's end, and moves that to a number that the table does not
 /// use, which it gives. The soft limit on numbers is raised to `hard` for it, and stays there.
-pub fn make_room(
-    hand: &mut Hand,
+fn make_room(
+    calls: &mut agent::Table,
     courier: &Courier,
-    table: &Table,
+    wanted: &[Descriptor],
     hard: u64,
 ) -> Result<i32, RestoreError> {
-    let (from, wanted) = (courier.theirs(), wanted(table));
+    let from = courier.theirs();
     if wanted.first().is_some_and(|it| it.fd < 0)
         || wanted.windows(2).any(|it| it[0].fd == it[1].fd)
     {
@@ -84,40 +109,32 @@ pub fn make_room(
     }
     let free = |number: i32| wanted.binary_search_by_key(&number, |it| it.fd).is_err();
     let number = if free(from) { from } else { (0..).find(|it| free(*it)).unwrap_or(0) };
-    let mut table = hand.table();
-    let raised = table.data(&[hard.to_ne_bytes(), hard.to_ne_bytes()].concat());
-    table.call(libc::SYS_prlimit64, [0, u64::from(libc::RLIMIT_NOFILE), raised.address, 0]);
+    let raised = calls.data(&[hard.to_ne_bytes(), hard.to_ne_bytes()].concat());
+    calls.call(libc::SYS_prlimit64, [0, u64::from(libc::RLIMIT_NOFILE), raised.address, 0]);
     if number != from {
-        table.call(libc::SYS_dup3, [from as u64, number as u64, 0]);
+        calls.call(libc::SYS_dup3, [from as u64, number as u64, 0]);
     }
     if number > 0 {
-        table.call(libc::SYS_close_range, [0, number as u64 - 1, 0]);
+        calls.call(libc::SYS_close_range, [0, number as u64 - 1, 0]);
     }
-    table.call(libc::SYS_close_range, [number as u64 + 1, u64::from(u32::MAX), 0]);
-    hand.post(table).map_err(RestoreError::of("cannot give a process its descriptors"))?;
+    calls.call(libc::SYS_close_range, [number as u64 + 1, u64::from(u32::MAX), 0]);
     Ok(number)
 }
 
 /// Moves what was received to where it is wanted.
-fn place(
-    hand: &mut Hand,
-    received: &[i32],
-    wanted: &[Descriptor],
-) -> Result<(), crate::save::hand::HandError> {
-    let mut table = hand.table();
+fn place(calls: &mut agent::Table, received: &[i32], wanted: &[Descriptor]) {
     for (from, to) in received.iter().zip(wanted).rev() {
         if *from == to.fd {
             if to.close_on_exec {
                 let arguments = [*from as u64, libc::F_SETFD as u64, libc::FD_CLOEXEC as u64];
-                table.call(libc::SYS_fcntl, arguments);
+                calls.call(libc::SYS_fcntl, arguments);
             }
             continue;
         }
         let flags = if to.close_on_exec { libc::O_CLOEXEC } else { 0 };
-        table.call(libc::SYS_dup3, [*from as u64, to.fd as u64, flags as u64]);
-        table.call(libc::SYS_close, [*from as u64]);
+        calls.call(libc::SYS_dup3, [*from as u64, to.fd as u64, flags as u64]);
+        calls.call(libc::SYS_close, [*from as u64]);
     }
-    hand.post(table)
 }
 
 /// Takes the locks that a process holds itself (fcntl(2), F_SETLK), once it has its table. It closes
