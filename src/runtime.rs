@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::siginfo;
 use nix::unistd::Pid;
@@ -127,6 +128,8 @@ fn begin(
     }
     let area = image.as_ref().map(|image| image.sow(&mut plan)).transpose()?;
     let mut launch = Launch::begin(spec, &plan)?;
+    // Init has been made: what guests may have stays what the caller has.
+    raise_descriptors();
 
     // All this while init builds the walls.
     launch.pass_filter(&filter::generate(&Kernel::rules(spec.features))?)?;
@@ -227,6 +230,13 @@ fn make_kernel(spec: &RunSpec, behind: &mut Behind, time: Time) -> Result<Arc<Ke
         .limit(limits::of(spec, behind))
         .map_err(|error| Error::Own("put the limits in force", error))?;
     Ok(kernel)
+}
+
+/// As many descriptors as this process may have: what it holds for guests at a time is theirs to choose.
+fn raise_descriptors() {
+    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
+    }
 }
 
 /// Lets the guests reach what they may.

@@ -213,7 +213,7 @@ impl Family {
         all.dedup();
         for task in all {
             let holding = states.remove(&task).unwrap_or_else(|| self.holding(task));
-            let leave = holding.to_be(task, |what| classes.class(what, task), true)?.1;
+            let leave = holding.become_one(task, |what| classes.class(what, task), true)?.1;
             if leave != 0 {
                 complete.push(Step::Leave { task, flags: leave });
             }
@@ -239,7 +239,7 @@ impl Family {
         };
         let holding = states.remove(&maker).unwrap_or_else(|| self.holding(maker));
         let needed = |what| self.carried.get(&(what, made)).copied();
-        let (holding, leave) = holding.to_be(made, needed, false)?;
+        let (holding, leave) = holding.become_one(made, needed, false)?;
         states.insert(maker, holding);
         if leave != 0 {
             complete.push(Step::Leave { task: maker, flags: leave });
@@ -291,7 +291,7 @@ struct Holding {
 
 impl Holding {
     /// It has what `needed` says, by leaving what it has: flags of unshare(2). `exactly`: and nothing else.
-    fn to_be(
+    fn become_one(
         mut self,
         task: i32,
         needed: impl Fn(Resource) -> Option<usize>,
