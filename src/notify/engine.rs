@@ -14,6 +14,7 @@ use std::task::{Context, Poll, Waker};
 
 use futures::future::BoxFuture;
 use nix::errno::Errno;
+use nix::sys::signal::{SigSet, Signal};
 
 use super::gate::{BACKED_OUT, Gate};
 use super::listener::Listener;
@@ -174,6 +175,8 @@ impl<D: Dispatch> Shared<D> {
     /// A thread's life: lead, and after having given leadership away wait to lead again.
     fn work(self: Arc<Self>) {
         let _runtime = self.runtime.enter();
+        // A file that becomes too large for the caller's limit is an error of the handler's, not the end of all.
+        let _ = SigSet::from_iter([Signal::SIGXFSZ]).thread_block();
         CREW.with(|crew| *crew.borrow_mut() = Some(Arc::clone(&self) as Arc<dyn Promote>));
         loop {
             LEADS.set(true);
