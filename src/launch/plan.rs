@@ -173,7 +173,7 @@ impl Plan {
             capabilities: if spec.root { root_capabilities() } else { 0 },
             keep_addresses: spec.deterministic.is_some(),
             cpus: spec.limits.cpus.as_deref().map(CpuMask::new),
-            rlimits: resource_limits(&spec.limits),
+            rlimits: resource_limits(&spec.limits, spec.root),
             confinement: Confinement::of(spec, apart, &inherited)?,
             apart: is_apart,
             confined: Cell::new(false),
@@ -231,8 +231,12 @@ fn vdso(spec: &RunSpec, time: &Time) -> Result<Option<Patch>, PlanError> {
 const UNTOUCHED: u64 = 4 << 30;
 
 /// The resource limits (getrlimit(2)) of the program and all that it makes.
-fn resource_limits(limits: &Limits) -> Vec<(u32, u64)> {
+fn resource_limits(limits: &Limits, root: bool) -> Vec<(u32, u64)> {
     let mut all = Vec::new();
+    if root {
+        // The distance of the two tells who a process believes to be (sentry::credentials): none, to begin with.
+        all.push((libc::RLIMIT_LOCKS, u64::MAX));
+    }
     if let Some(bound) = limits.memory.filter(|bound| bound.by == Means::Sentry) {
         // For the moment in which one process is faster than the sentry looks.
         all.push((libc::RLIMIT_DATA, bound.limit.saturating_add(UNTOUCHED)));
