@@ -40,6 +40,11 @@ impl Overlays {
         self.is_one(tid, mount.and_then(|mount| mount.trim().parse().ok()))
     }
 
+    /// Finds out which there are, as long as a guest thread sees all of them.
+    pub(super) fn learn(&self, tid: i32) {
+        let _ = self.mounts(tid);
+    }
+
     fn is_one(&self, tid: i32, mount: Option<u64>) -> bool {
         mount.is_some_and(|mount| self.mounts(tid).is_some_and(|all| all.contains(&mount)))
     }

@@ -88,6 +88,24 @@ fn a_changed_root_is_left_only_for_the_own_one() {
     assert!(answers[8].parse::<i32>().is_ok(), "{answers:?}");
 }
 
+/// What the sentry changes in a guest's place is found from that one's root, too.
+#[test]
+fn parents_end_at_a_changed_root() {
+    let workspace = Workspace::new("root-parents");
+    fs::create_dir(workspace.path().join("cell")).unwrap();
+    workspace.write("outside", "");
+    let calls = format!(
+        "{chroot} s:cell , {chdir} s:/ , {chmod} s:../outside 0 , {mkdir} s:../made 0x1ff , {chmod} s:../made 0x9ff",
+        chroot = libc::SYS_chroot,
+        chdir = libc::SYS_chdir,
+        chmod = libc::SYS_chmod,
+        mkdir = libc::SYS_mkdir,
+    );
+    as_root(&workspace, &raw(&calls)).success().expect_out("0\n0\nENOENT\n0\n0\n");
+    let mode = fs::metadata(workspace.path().join("outside")).unwrap().permissions().mode();
+    assert!(mode & 0o600 == 0o600 && workspace.path().join("cell/made").is_dir(), "{mode:o}");
+}
+
 #[test]
 fn the_first_process_and_keepers_are_out_of_reach() {
     let workspace = Workspace::new("root-init");
@@ -133,9 +151,17 @@ fn files_outside_stay_as_they_are() {
 fn nothing_special_is_left_on_the_host() {
     let workspace = Workspace::new("root-special");
     workspace.write("program", "#!/bin/sh\n");
-    let script = "mknod disk b 8 0; mknod tape c 1 1; head -c 1 disk; head -c 1 tape; chmod 6755 program; \
+    let script = "chmod 2755 /proc/$$/cwd/program; mknod disk b 8 0; mknod tape c 1 1; head -c 1 disk; head -c 1 tape; chmod 6755 program; \
                   install -m 4755 /bin/true other; setcap cap_net_raw+ep program; true";
     as_root_sh(&workspace, script);
+    let calls = [
+        format!("{} s:made 0x40 0x5ed", libc::SYS_open),
+        format!("{} s:made 0x41 0x5ed", libc::SYS_open),
+        format!("{} s:made 0x5ed", libc::SYS_creat),
+        format!("{} s:made 0x85ed 0", libc::SYS_mknod),
+    ];
+    let refused = "EPERM\n".repeat(calls.len());
+    as_root(&workspace, &raw(&calls.join(" , "))).success().expect_out(&refused);
     for entry in fs::read_dir(workspace.path()).unwrap().flatten() {
         let metadata = entry.path().symlink_metadata().unwrap();
         let mode = metadata.permissions().mode();

@@ -62,6 +62,22 @@ fn what_is_made_as_somebody_else_is_theirs() {
     as_root_sh(&workspace, &script).success().expect_out(expected);
 }
 
+/// As in a project's directory with the setgid bit.
+#[test]
+fn files_of_another_group_take_beliefs() {
+    if !is_root() {
+        return skip("a group to give a file to");
+    }
+    let workspace = Workspace::new("root-group");
+    workspace.write("f", "");
+    let file = workspace.path().join("f");
+    std::os::unix::fs::chown(&file, None, Some(1234)).unwrap();
+    let script = "stat -c '%u %g' f; chown 0:0 f; stat -c '%u %g' f; chown 5:6 f; chmod 4640 f; stat -c '%u %g %a' f";
+    as_root_sh(&workspace, script).success().expect_out("0 1234\n0 0\n5 6 4640\n");
+    let real = workspace.native(&["stat", "-c", "%u %g %a", "f"]);
+    real.success().expect_out("0 1234 640\n");
+}
+
 /// A run with overlays that are kept in the workspace.
 fn overlaid(workspace: &Workspace, words: &[&str]) -> Outcome {
     let mut command = workspace.sandbox();

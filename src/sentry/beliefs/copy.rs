@@ -47,13 +47,21 @@ impl FileBeliefs {
         }
         let temporary = OsString::from(format!(".sandbox-own-{:016x}", random::number()?));
         let made = self.copy(&file, &stat, spot, &temporary).and_then(|()| {
+            // What has been removed or replaced meanwhile stays so. (To exchange the two, so that nothing could come
+            // between, the kernel would have to copy up the other's: ovl_rename in fs/overlayfs/dir.c.)
+            let now = spot.look()?;
+            if (now.st_dev, now.st_ino) != identity {
+                return Err(Errno::ESTALE);
+            }
             renameat(&spot.parent, temporary.as_os_str(), &spot.parent, spot.name.as_os_str())
         });
         if made.is_err() {
             let _ = unlinkat(&spot.parent, temporary.as_os_str(), UnlinkatFlags::NoRemoveDir);
         }
-        made?;
-        spot.handle()
+        match made {
+            Ok(()) | Err(Errno::ESTALE) => spot.handle(),
+            Err(errno) => Err(errno),
+        }
     }
 
     fn take_turn(&self, identity: (u64, u64)) -> Turn<'_> {

@@ -25,6 +25,7 @@ use nix::unistd::{getegid, geteuid};
 pub use belief::{Belief, Device, INSTEAD, MODE, NAME};
 pub(super) use place::{Spot, find, find_open, find_spot, flags_of};
 
+use crate::sys::disguise::{Disguise, Owner};
 use crate::sys::{beneath, files, look};
 
 /// What the kernel says of a file, as far as a belief is about it.
@@ -87,6 +88,8 @@ pub(super) struct FileBeliefs {
     view: OnceLock<OwnedFd>,
     /// To look at a file in that view takes no other machine, and no program.
     fast: OnceLock<bool>,
+    /// With whose rights files are found and changed, where the sentry has more.
+    owner: OnceLock<Owner>,
 }
 
 impl Default for FileBeliefs {
@@ -100,14 +103,39 @@ impl Default for FileBeliefs {
             copied: Condvar::new(),
             view: OnceLock::new(),
             fast: OnceLock::new(),
+            owner: OnceLock::new(),
         }
     }
 }
 
 impl FileBeliefs {
-    /// Whether the kernel lets the guests change a file's attributes, and copies it up: its ids are there inside.
+    /// Whether the user may change a file's attributes.
+    pub(super) fn is_users(&self, real: &Real) -> bool {
+        real.uid == self.user
+    }
+
+    /// Whether the kernel copies it up besides: its ids are there inside.
     pub(super) fn is_own(&self, real: &Real) -> bool {
-        real.uid == self.user && real.gid == self.group
+        self.is_users(real) && real.gid == self.group
+    }
+
+    /// Has this thread act with the rights of the guests until the value is dropped; `owner` finds out who they are. An
+    /// ordinary user has those rights already. No thread may be made meanwhile: it would keep them.
+    pub(super) fn disguise(
+        &self,
+        owner: impl FnOnce() -> Result<Owner, Errno>,
+    ) -> Result<Option<Disguise>, Errno> {
+        if !geteuid().is_root() {
+            return Ok(None);
+        }
+        let owner = match self.owner.get() {
+            Some(owner) => owner,
+            None => {
+                let found = owner()?;
+                self.owner.get_or_init(|| found)
+            }
+        };
+        Disguise::put_on(owner).map(Some)
     }
 
     /// The owner that a file of the host's number has inside.
@@ -212,7 +240,8 @@ impl FileBeliefs {
         let possible = possible(real.kind(), mode) | room(&real);
         set_mode(file, possible)?;
         let wanted = Belief { mode: Some(mode & MODE), ..belief };
-        if belief.is_nothing() && possible == mode & MODE {
+        // (The kernel takes the setgid bit from who is not in the group.)
+        if belief.is_nothing() && fstat(file)?.st_mode & MODE == mode & MODE {
             return Ok(());
         }
         self.set(file, &wanted)
@@ -242,8 +271,9 @@ impl FileBeliefs {
             let group = if mode & libc::S_IXGRP != 0 { libc::S_ISGID } else { 0 };
             belief.mode = Some(mode & !(libc::S_ISUID | group));
         }
-        let is_root = |id: Option<u32>| id.is_none_or(|id| id == 0);
-        if before.is_nothing() && is_root(belief.uid) && is_root(belief.gid) {
+        let (own, group) = self.inside(&real);
+        let is = |id: Option<u32>, real: u32| id.is_none_or(|id| id == real);
+        if before.is_nothing() && is(belief.uid, own) && is(belief.gid, group) {
             // As it is. The kernel would say so, too, if it may not be changed.
             return match fstatvfs(file)?.flags().contains(FsFlags::ST_RDONLY) {
                 true => Err(Errno::EROFS),

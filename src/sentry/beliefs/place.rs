@@ -57,7 +57,10 @@ pub(in crate::sentry) fn find(tid: i32, dirfd: i32, path: &[u8], follow: bool) -
     if path.is_empty() {
         return None;
     }
-    if let Some((base, rest)) = own_place(tid, path, follow) {
+    // (Under another root that is some other place.)
+    if let Some((base, rest)) = own_place(tid, path, follow)
+        && root_path(tid)? == b"/"
+    {
         let base = handle(&base).ok()?;
         return match rest {
             b"" => Some(base),
@@ -96,21 +99,32 @@ fn below(
     place: Option<&str>,
 ) -> Option<OwnedFd> {
     let resolve = ResolveFlag::RESOLVE_NO_SYMLINKS;
-    match resolved(base.as_fd(), path, follow, resolve) {
-        Ok(file) => Some(file),
-        Err(Errno::ELOOP) => {
-            let own = files::descriptor_path(base.as_fd());
-            let place = place.map_or_else(|| readlink(&*own), readlink).ok()?.into_vec();
-            let root_of = readlink(format!("/proc/{tid}/root").as_str()).ok()?.into_vec();
-            let inside = match root_of.as_slice() {
-                b"/" => place.as_slice(),
-                root => place.strip_prefix(root)?,
-            };
-            let all = [inside, b"/", path].concat();
-            in_root(&root(tid)?, &all, follow).ok()
+    // Its parents end at the guest's root, which is not known by the directory.
+    let may_leave = path.split(|byte| *byte == b'/').any(|name| name == b"..");
+    if !may_leave || root_path(tid)? == b"/" {
+        match resolved(base.as_fd(), path, follow, resolve) {
+            Ok(file) => return Some(file),
+            Err(Errno::ELOOP) => {}
+            Err(_) => return None,
         }
-        Err(_) => None,
     }
+    let own = files::descriptor_path(base.as_fd());
+    let place = place.map_or_else(|| readlink(&*own), readlink).ok()?.into_vec();
+    let all = [inside(&place, &root_path(tid)?)?, b"/", path].concat();
+    in_root(&root(tid)?, &all, follow).ok()
+}
+
+/// A path of the file view as who has this root knows it. `None`: it is not below.
+fn inside<'p>(place: &'p [u8], root: &[u8]) -> Option<&'p [u8]> {
+    match root {
+        b"/" => Some(place),
+        root => place.strip_prefix(root).filter(|rest| rest.is_empty() || rest.starts_with(b"/")),
+    }
+}
+
+/// Where a guest's root is in the file view.
+fn root_path(tid: i32) -> Option<Vec<u8>> {
+    readlink(format!("/proc/{tid}/root").as_str()).ok().map(OsString::into_vec)
 }
 
 fn in_root(root: &OwnedFd, path: &[u8], follow: bool) -> Result<OwnedFd, Errno> {
@@ -203,10 +217,12 @@ impl FileBeliefs {
     /// Whether to look at a file takes no longer than the kernel needs for it: nothing in the file view is served by
     /// another machine or by a program. (Nobody can mount anything there.)
     pub(in crate::sentry) fn is_fast(&self, tid: i32) -> bool {
-        *self.fast.get_or_init(|| {
-            let mounts = generated::text(format!("/proc/{tid}/mountinfo")).unwrap_or_default();
-            !mounts.is_empty() && mounts.lines().all(is_fast)
-        })
+        if let Some(known) = self.fast.get() {
+            return *known;
+        }
+        // (A thread that has ended tells nothing.)
+        let mounts = generated::text(format!("/proc/{tid}/mountinfo")).unwrap_or_default();
+        !mounts.is_empty() && *self.fast.get_or_init(|| mounts.lines().all(is_fast))
     }
 
     /// Notes the root of the file view, while no guest has another one. `is_valid`: the thread is a guest still.
@@ -270,6 +286,14 @@ mod tests {
         assert_eq!(of("/proc/self/fd/-1", true), None);
         assert_eq!(of("/proc/self/cwd/x", false), Some(("/proc/7/cwd".into(), rest("x"))));
         assert_eq!(of("/proc/12/fd/1", true), None);
+    }
+
+    #[test]
+    fn only_what_is_below_a_root_has_a_path_there() {
+        assert_eq!(inside(b"/cell/a", b"/cell"), Some(&b"/a"[..]));
+        assert_eq!(inside(b"/cell", b"/cell"), Some(&b""[..]));
+        assert_eq!(inside(b"/cellar/a", b"/cell"), None);
+        assert_eq!(inside(b"/a", b"/"), Some(&b"/a"[..]));
     }
 
     #[test]

@@ -138,13 +138,16 @@ impl Paths {
         if let Some(owner) = self.owner.get() {
             return Ok(Some(owner));
         }
-        let status = generated::text(format!("/proc/{tid}/status")).map_err(|_| Errno::ESRCH)?;
-        let owner = own::owner(&status).ok_or(Errno::EPROTO)?;
-        if !is_valid() {
-            return Err(Errno::ESRCH);
-        }
+        let owner = owner_of(Guest { tid, is_valid })?;
         Ok(Some(self.owner.get_or_init(|| owner)))
     }
+}
+
+/// Who a guest thread is to files.
+pub(super) fn owner_of(Guest { tid, is_valid }: Guest<'_>) -> Result<Owner, Errno> {
+    let status = generated::text(format!("/proc/{tid}/status")).map_err(|_| Errno::ESRCH)?;
+    let owner = own::owner(&status).ok_or(Errno::EPROTO)?;
+    if is_valid() { Ok(owner) } else { Err(Errno::ESRCH) }
 }
 
 thread_local! {

@@ -87,9 +87,11 @@ fn set(call: &Call<'_>, file: File<'_>, name: Str, value: (InBuf, Len), flags: F
         Some(Err(errno)) => return Answer::Fail(errno),
         Some(Ok(file)) => file,
     };
-    let set = || {
-        let mut bytes = vec![0; value.1.0 as usize];
-        call.memory().read(value.0.0, &mut bytes)?;
+    let mut bytes = vec![0; value.1.0 as usize];
+    if let Err(errno) = call.memory().read(value.0.0, &mut bytes) {
+        return Answer::Fail(errno);
+    }
+    changed(call, || {
         let path = files::descriptor_path(file.as_fd());
         let is_there = beneath::attribute(&path, &name).is_ok();
         match flags.0 as i32 {
@@ -99,8 +101,13 @@ fn set(call: &Call<'_>, file: File<'_>, name: Str, value: (InBuf, Len), flags: F
             _ => return Err(Errno::EINVAL),
         }
         beneath::set_attribute(&path, &name, &bytes)
-    };
-    set().map(|()| 0).into()
+    })
+}
+
+/// Has `what` done to a file with the guest's rights.
+fn changed(call: &Call<'_>, what: impl FnOnce() -> Result<(), Errno>) -> Answer {
+    let Some(beliefs) = call.kernel.beliefs() else { return Answer::Continue };
+    believed::change(call, beliefs, what).map(|()| 0).into()
 }
 
 /// One that says no more than permissions do becomes permissions. Any other is the kernel's.
@@ -113,12 +120,13 @@ fn set_list(call: &Call<'_>, file: File<'_>, (value, size): (InBuf, Len)) -> Ans
     else {
         return Answer::Continue;
     };
-    match beliefs.set_access(file.as_fd(), mode) {
+    match believed::change(call, beliefs, || beliefs.set_access(file.as_fd(), mode)) {
         Err(errno) => Answer::Fail(errno),
         Ok(()) if is_all => {
             let path = files::descriptor_path(file.as_fd());
             // (There may have been a longer one.)
-            let _ = beneath::remove_attribute(&path, c"system.posix_acl_access");
+            let list = c"system.posix_acl_access";
+            let _ = believed::change(call, beliefs, || beneath::remove_attribute(&path, list));
             Answer::Return(0)
         }
         Ok(()) => Answer::Continue,
@@ -150,8 +158,11 @@ fn get(call: &Call<'_>, file: File<'_>, name: Str, value: OutBuf, size: Len) -> 
         Some(Kind::Hidden) => return Answer::Fail(Errno::ENODATA),
         _ => return Answer::Continue,
     };
-    let Some(file) = file() else { return Answer::Continue };
-    match beneath::attribute(&files::descriptor_path(file.as_fd()), &name) {
+    let (Some(file), Some(beliefs)) = (file(), call.kernel.beliefs()) else {
+        return Answer::Continue;
+    };
+    let path = files::descriptor_path(file.as_fd());
+    match believed::as_guest(call, beliefs, || beneath::attribute(&path, &name)) {
         Ok(found) => give(call, &found, value, size),
         // The host's own, perhaps.
         Err(_) => Answer::Continue,
@@ -176,14 +187,17 @@ fn remove(call: &Call<'_>, file: File<'_>, name: Str) -> Answer {
         Some(Err(errno)) => Answer::Fail(errno),
         Some(Ok(file)) => {
             let path = files::descriptor_path(file.as_fd());
-            beneath::remove_attribute(&path, &name).map(|()| 0).into()
+            changed(call, || beneath::remove_attribute(&path, &name))
         }
     }
 }
 
 fn list(call: &Call<'_>, file: File<'_>, into: OutBuf, size: Len) -> Answer {
-    let Some(file) = file() else { return Answer::Continue };
-    let Ok(names) = beneath::attribute_names(&files::descriptor_path(file.as_fd())) else {
+    let (Some(file), Some(beliefs)) = (file(), call.kernel.beliefs()) else {
+        return Answer::Continue;
+    };
+    let path = files::descriptor_path(file.as_fd());
+    let Ok(names) = believed::as_guest(call, beliefs, || beneath::attribute_names(&path)) else {
         return Answer::Continue;
     };
     if !names.iter().any(|name| name.starts_with(NAME.to_bytes())) {

@@ -17,6 +17,8 @@ use crate::sentry::Features;
 use crate::sentry::beliefs::{FileBeliefs, Real, Shown, find, find_open};
 use crate::sentry::call::Call;
 use crate::sentry::credentials::Capability;
+use crate::sentry::paths::{Guest, owner_of};
+use crate::sys::disguise::Disguise;
 use crate::sys::{files, look};
 use crate::timekeeping::SECOND;
 
@@ -80,9 +82,8 @@ pub(super) fn show(
     let known = if matches!(form, Form::Statx(..)) { KNOWN | SYNC } else { KNOWN };
     let beliefs = call.kernel.beliefs().filter(|_| flags & !known == 0)?;
     beliefs.note_view(call.received().tid, || call.trapped().is_valid());
-    if !beliefs.is_fast(call.received().tid) {
-        hand_over();
-    }
+    may_take_long(call, beliefs);
+    let _worn = worn(call, beliefs).ok()?;
     let written = match subject(call, dirfd, path, flags)? {
         Subject::Place(path) => look_at(call, beliefs, &path, flags & SYNC, form)?,
         Subject::At(file) => {
@@ -224,8 +225,9 @@ fn ask(call: &Call<'_>, dirfd: DirFd, path: Path, mode: AccessMode, flags: AtFla
     let tid = call.received().tid;
     let Ok(text) = call.memory().read_string(path.0) else { return Answer::Continue };
     let follow = flags.0 as i32 & libc::AT_SYMLINK_NOFOLLOW == 0;
-    let may = find(tid, dirfd.0, &text, follow)
-        .is_some_and(|file| may_write(call, beliefs, &file, mode.0));
+    may_take_long(call, beliefs);
+    let found = as_guest(call, beliefs, || Ok(find(tid, dirfd.0, &text, follow)));
+    let may = found.ok().flatten().is_some_and(|file| may_write(call, beliefs, &file, mode.0));
     if may { Answer::Return(0) } else { Answer::Continue }
 }
 
@@ -252,13 +254,46 @@ pub(super) fn own(
     }
     let tid = call.received().tid;
     if !call.kernel.overlays().holds(tid, file.as_fd()) {
-        return None;
+        // (The group counts where the kernel copies alone.)
+        return beliefs.is_users(&real).then_some(Ok(file));
     }
     beliefs.note_view(tid, || call.trapped().is_valid());
-    let spot = beliefs.spot_of(file.as_fd())?;
     // It takes as long as the file is large.
     hand_over();
-    Some(beliefs.make_own(&spot))
+    let spot = as_guest(call, beliefs, || Ok(beliefs.spot_of(file.as_fd()))).ok()??;
+    Some(as_guest(call, beliefs, || beliefs.make_own(&spot)))
+}
+
+/// Lets others be served meanwhile, where to look at a file may take long.
+pub(super) fn may_take_long(call: &Call<'_>, beliefs: &FileBeliefs) {
+    if !beliefs.is_fast(call.received().tid) {
+        hand_over();
+    }
+}
+
+fn worn(call: &Call<'_>, beliefs: &FileBeliefs) -> Result<Option<Disguise>, Errno> {
+    let guest = Guest { tid: call.received().tid, is_valid: &|| call.trapped().is_valid() };
+    beliefs.disguise(|| owner_of(guest))
+}
+
+/// Has `what` done to files with the guest's rights. It must not hand over: a thread that is made in it would keep them.
+pub(super) fn as_guest<T>(
+    call: &Call<'_>,
+    beliefs: &FileBeliefs,
+    what: impl FnOnce() -> Result<T, Errno>,
+) -> Result<T, Errno> {
+    let _worn = worn(call, beliefs)?;
+    what()
+}
+
+/// The same for what changes a file, which can take long: the kernel copies what is in an overlay.
+pub(super) fn change<T>(
+    call: &Call<'_>,
+    beliefs: &FileBeliefs,
+    what: impl FnOnce() -> Result<T, Errno>,
+) -> Result<T, Errno> {
+    hand_over();
+    as_guest(call, beliefs, what)
 }
 
 /// Whether the caller believes to have a capability.
@@ -285,13 +320,15 @@ pub(super) fn is_owner_or(
 /// What a path leads to, or with an empty one what a descriptor stands for, where the call allows that.
 pub(super) fn target(call: &Call<'_>, dirfd: DirFd, path: Path, flags: i32) -> Option<OwnedFd> {
     let tid = call.received().tid;
+    let beliefs = call.kernel.beliefs()?;
     let text = call.memory().read_string(path.0).ok()?;
-    let found = match text.is_empty() {
+    may_take_long(call, beliefs);
+    let find = || match text.is_empty() {
         true if flags & libc::AT_EMPTY_PATH != 0 => find_open(tid, dirfd.0),
         true => None,
         false => find(tid, dirfd.0, &text, flags & libc::AT_SYMLINK_NOFOLLOW == 0),
     };
-    valid(call, found)
+    valid(call, as_guest(call, beliefs, || Ok(find())).ok()?)
 }
 
 /// What was found by a thread's number, if that was the caller's all the time.

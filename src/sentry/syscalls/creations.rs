@@ -13,8 +13,8 @@ use nix::sys::stat::{self, Mode as Bits};
 use nix::unistd;
 
 use super::args::{DirFd, Mode, Path};
-use super::believed::valid;
-use super::watch;
+use super::believed::{as_guest, valid};
+use super::{believed, watch};
 use crate::notify::{Answer, Descriptor};
 use crate::sentry::beliefs::{FileBeliefs, MODE, Spot, find, find_spot};
 use crate::sentry::call::Call;
@@ -54,9 +54,13 @@ fn made(
     let tid = call.received().tid;
     let text = call.memory().read_string(path.0).ok()?;
     let bits = Bits::from_bits_truncate(mode & 0o1777 & !umask_of(tid));
-    let spot = valid(call, find_spot(tid, dirfd.0, &text))?;
-    let done = make(spot.parent.as_fd(), &spot.name, bits)
-        .and_then(|()| beliefs.give(spot.handle()?.as_fd(), uid, gid));
+    believed::may_take_long(call, beliefs);
+    let found = as_guest(call, beliefs, || Ok(find_spot(tid, dirfd.0, &text))).ok()?;
+    let spot = valid(call, found)?;
+    let done = believed::change(call, beliefs, || {
+        make(spot.parent.as_fd(), &spot.name, bits)?;
+        beliefs.give(spot.handle()?.as_fd(), uid, gid)
+    });
     Some(done.map(|()| 0).into())
 }
 
@@ -126,12 +130,16 @@ pub(super) fn create(
     let text = call.memory().read_string(path.0).ok().filter(|text| !text.ends_with(b"/"))?;
     let is_exclusive = flags & libc::O_EXCL != 0;
     // (A link to nowhere is the kernel's to follow.)
-    if !is_exclusive && find(tid, dirfd.0, &text, false).is_some() {
+    believed::may_take_long(call, beliefs);
+    let is_there = || Ok(find(tid, dirfd.0, &text, false).is_some());
+    if !is_exclusive && as_guest(call, beliefs, is_there).ok()? {
         return None;
     }
     let mode = mode & 0o1777 & !umask_of(tid);
-    let spot = valid(call, find_spot(tid, dirfd.0, &text))?;
-    let opened = open_new(&spot, flags, mode).and_then(|file| {
+    let found = as_guest(call, beliefs, || Ok(find_spot(tid, dirfd.0, &text))).ok()?;
+    let spot = valid(call, found)?;
+    let opened = believed::change(call, beliefs, || {
+        let file = open_new(&spot, flags, mode)?;
         beliefs.give(file.as_fd(), uid, gid)?;
         Ok(file)
     });

@@ -18,6 +18,8 @@ use crate::sentry::call::Call;
 use crate::sentry::credentials::Capability;
 
 const CURRENT: DirFd = DirFd(libc::AT_FDCWD);
+/// What gives rights to whoever executes a file.
+pub(super) const SET_ID: u32 = libc::S_ISUID | libc::S_ISGID;
 
 /// Serves chmod(2).
 pub fn chmod(call: &Call<'_>, path: Path, mode: Mode) -> Answer {
@@ -57,7 +59,7 @@ pub(super) fn open_file(call: &Call<'_>, fd: Fd) -> Option<OwnedFd> {
 
 /// The kernel makes the call, or says why it cannot be made; but never with a set-id bit.
 fn kernels(mode: Mode, why: impl FnOnce() -> Option<Errno>) -> Answer {
-    match mode.0 & libc::S_ISUID != 0 {
+    match mode.0 & SET_ID != 0 {
         true => Answer::Fail(why().unwrap_or(Errno::EPERM)),
         false => Answer::Continue,
     }
@@ -80,7 +82,10 @@ fn set(
         None => kernels(mode, why),
         Some(Err(errno)) => Answer::Fail(errno),
         Some(Ok(file)) => match believed::is_owner_or(call, beliefs, &file, Capability::FOwner) {
-            true => beliefs.set_permissions(file.as_fd(), mode.0).map(|()| 0).into(),
+            true => {
+                let set = || beliefs.set_permissions(file.as_fd(), mode.0);
+                believed::change(call, beliefs, set).map(|()| 0).into()
+            }
             false => Answer::Fail(Errno::EPERM),
         },
     }
@@ -102,7 +107,7 @@ fn make(call: &Call<'_>, dirfd: DirFd, path: Path, mode: Mode, dev: Dev) -> Answ
     let is_block = match mode.0 & libc::S_IFMT {
         libc::S_IFCHR => false,
         libc::S_IFBLK => true,
-        _ if mode.0 & libc::S_ISUID == 0 => {
+        _ if mode.0 & SET_ID == 0 => {
             return make_node(call, dirfd, path, mode).unwrap_or(Answer::Continue);
         }
         _ => return Answer::Fail(Errno::EPERM),
@@ -115,16 +120,18 @@ fn make(call: &Call<'_>, dirfd: DirFd, path: Path, mode: Mode, dev: Dev) -> Answ
     let Ok(text) = call.memory().read_string(path.0) else { return Answer::Continue };
     // (Without a place the kernel says why; a device it makes none.)
     let umask = umask_of(tid);
-    let Some(spot) = believed::valid(call, find_spot(tid, dirfd.0, &text)) else {
+    believed::may_take_long(call, beliefs);
+    let found = believed::as_guest(call, beliefs, || Ok(find_spot(tid, dirfd.0, &text)));
+    let Some(spot) = believed::valid(call, found.ok().flatten()) else {
         return kernels(mode, || None);
     };
-    let made = (|| {
+    let made = believed::change(call, beliefs, || {
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
         let own = nix_stat::Mode::S_IRUSR | nix_stat::Mode::S_IWUSR;
         let file = openat(&spot.parent, spot.name.as_os_str(), flags, own)?;
         let mode = mode.0 & MODE & !umask;
         become_device(beliefs, &file, mode, Device { is_block, number: number(dev) })
-    })();
+    });
     made.map(|()| 0).into()
 }
 
@@ -134,7 +141,7 @@ fn become_device(
     mode: u32,
     device: Device,
 ) -> Result<(), Errno> {
-    beliefs.set_permissions(file.as_fd(), mode & !libc::S_ISUID)?;
+    beliefs.set_permissions(file.as_fd(), mode & !SET_ID)?;
     let belief = Belief { mode: Some(mode), device: Some(device), ..Belief::default() };
     beliefs.set(file.as_fd(), &belief)
 }

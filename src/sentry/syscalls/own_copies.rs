@@ -5,12 +5,15 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
+use nix::errno::Errno;
 use nix::sys::stat::fstat;
 
 use super::args::{
     AtFlags, DirFd, Flags, In, Mode, Offset, OpenFlags, Path, TimespecPair, TimevalPair, Utimbuf,
 };
+use super::believed::as_guest;
 use super::creations::create;
+use super::modes::SET_ID;
 use super::{believed, watch};
 use crate::notify::{Answer, Descriptor};
 use crate::sentry::beliefs::{Real, find};
@@ -24,7 +27,9 @@ const CURRENT: DirFd = DirFd(libc::AT_FDCWD);
 fn prepare(call: &Call<'_>, dirfd: DirFd, path: Path, flags: i32) -> Option<OwnedFd> {
     let beliefs = call.kernel.beliefs()?;
     let text = call.memory().read_string(path.0).ok()?;
-    let found = find(call.received().tid, dirfd.0, &text, flags & libc::AT_SYMLINK_NOFOLLOW == 0);
+    let (tid, follow) = (call.received().tid, flags & libc::AT_SYMLINK_NOFOLLOW == 0);
+    believed::may_take_long(call, beliefs);
+    let found = as_guest(call, beliefs, || Ok(find(tid, dirfd.0, &text, follow))).ok()?;
     let file = believed::valid(call, found)?;
     believed::own(call, beliefs, file)?.ok()
 }
@@ -42,6 +47,11 @@ pub(super) fn before_open(
     let flags = flags.0 as i32;
     let changes = flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0;
     let opens_none = flags & libc::O_PATH != 0 || flags & libc::O_TMPFILE == libc::O_TMPFILE;
+    let makes = flags & (libc::O_CREAT | libc::O_TMPFILE & !libc::O_DIRECTORY) != 0;
+    if makes && mode.0 & SET_ID != 0 && call.kernel.beliefs().is_some() {
+        // It would be the case on the host.
+        return Some(Answer::Fail(Errno::EPERM));
+    }
     let beliefs = call.kernel.beliefs().filter(|_| changes && !opens_none)?;
     if flags & libc::O_CREAT != 0
         && let Some(answer) = create(call, beliefs, dirfd, path, flags, mode.0)
@@ -54,7 +64,8 @@ pub(super) fn before_open(
     let follow = if flags & libc::O_NOFOLLOW != 0 { libc::AT_SYMLINK_NOFOLLOW } else { 0 };
     let file = prepare(call, dirfd, path, follow)?;
     let real = Real::of(&fstat(&file).ok()?);
-    let shown = beliefs.shown(&files::descriptor_path(file.as_fd()), &real);
+    let path = files::descriptor_path(file.as_fd());
+    let shown = as_guest(call, beliefs, || Ok(beliefs.shown(&path, &real))).ok()?;
     let device = shown.device.filter(|_| shown.mode & libc::S_IFMT == libc::S_IFCHR)?;
     // The nodes that every guest has in its /dev (linux/Documentation/admin-guide/devices.txt).
     let name = match (libc::major(device), libc::minor(device)) {
@@ -70,7 +81,7 @@ pub(super) fn before_open(
         return None;
     }
     let open = flags & (libc::O_ACCMODE | libc::O_APPEND | libc::O_NONBLOCK) | libc::O_NOCTTY;
-    let fd = files::open_descriptor(node.as_fd(), open).ok()?;
+    let fd = as_guest(call, beliefs, || files::open_descriptor(node.as_fd(), open)).ok()?;
     let cloexec = flags & libc::O_CLOEXEC != 0;
     Some(Answer::Descriptor(Descriptor { fd, place: Place::Lowest, cloexec, sole: false }))
 }

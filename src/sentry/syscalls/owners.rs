@@ -89,7 +89,7 @@ fn give(
 ) -> Option<Answer> {
     let beliefs = call.kernel.beliefs()?;
     let file = file()?;
-    let is_foreign = !beliefs.is_own(&Real::of(&fstat(&file).ok()?));
+    let is_foreign = !beliefs.is_users(&Real::of(&fstat(&file).ok()?));
     if is_foreign {
         // Somebody else's, and already whose it is to be: nothing has to be copied for that.
         let (path, real) = (descriptor_path(file.as_fd()), Real::of(&fstat(&file).ok()?));
@@ -109,7 +109,10 @@ fn give(
         None => return None,
         Some(Err(errno)) => Answer::Fail(errno),
         Some(Ok(file)) => match may_give(call, beliefs, &file, (owner.0, group.0)) {
-            true => beliefs.give(file.as_fd(), owner.0, group.0).map(|()| 0).into(),
+            true => {
+                let give = || beliefs.give(file.as_fd(), owner.0, group.0);
+                believed::change(call, beliefs, give).map(|()| 0).into()
+            }
             false => Answer::Fail(Errno::EPERM),
         },
     })

@@ -126,6 +126,7 @@ syscalls! {
     SYS_open(pathname: Path, flags: OpenFlags, mode: Mode)
         => handled(async paths::open, MACHINE_VIEW | KMSG | FILE_LOG | DETERMINISTIC | PATTERNS), except {
         flags has CREATES, mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
+        flags has CREATES, mode has S_ISGID => handled(async paths::open, ROOT),
         flags has WRITES => handled(async paths::open, ROOT),
     };
     SYS_close(fd: Fd) => native;
@@ -573,6 +574,7 @@ syscalls! {
     SYS_openat(dirfd: DirFd, pathname: Path, flags: OpenFlags, mode: Mode)
         => handled(async paths::openat, MACHINE_VIEW | KMSG | FILE_LOG | DETERMINISTIC | PATTERNS), except {
         flags has CREATES, mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
+        flags has CREATES, mode has S_ISGID => handled(async paths::openat, ROOT),
         flags has WRITES => handled(async paths::openat, ROOT),
     };
     SYS_mkdirat(dirfd: DirFd, pathname: Path, mode: Mode) => handled(sync paths::mkdirat, FILE_LOG | ROOT | PATTERNS);
