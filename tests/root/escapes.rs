@@ -88,6 +88,34 @@ fn a_changed_root_is_left_only_for_the_own_one() {
     assert!(answers[8].parse::<i32>().is_ok(), "{answers:?}");
 }
 
+/// Run by the host's root, the sentry could open what its guests cannot.
+#[test]
+fn what_is_closed_to_guests_is_so_to_whom_acts_for_them() {
+    if !is_root() {
+        return skip("the host's root");
+    }
+    let workspace = Workspace::new("root-closed");
+    workspace.write("closed/f", "");
+    let closed = workspace.path().join("closed");
+    for (path, mode) in [(closed.join("f"), 0o666), (closed.clone(), 0o700)] {
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        std::os::unix::fs::chown(&path, Some(1234), Some(1234)).unwrap();
+    }
+    let calls = format!(
+        "{mknod} s:closed/tape 0x21b6 0x103 , {mknod} s:closed/plain 0x81b6 0 , {stat} s:closed/f z:144 , \
+         {chmod} s:closed/f 0 , {setuid} 5 , {mkdir} s:closed/d 0x1ff , {open} s:closed/new 0x41 0x1a4",
+        mknod = libc::SYS_mknod,
+        stat = libc::SYS_stat,
+        chmod = libc::SYS_chmod,
+        setuid = libc::SYS_setuid,
+        mkdir = libc::SYS_mkdir,
+        open = libc::SYS_open,
+    );
+    let expected = "EACCES\nEACCES\nEACCES\nEACCES\n0\nEACCES\nEACCES\n";
+    as_root(&workspace, &raw(&calls)).success().expect_out(expected);
+    assert_eq!(fs::read_dir(closed).unwrap().count(), 1);
+}
+
 /// What the sentry changes in a guest's place is found from that one's root, too.
 #[test]
 fn parents_end_at_a_changed_root() {
