@@ -37,7 +37,7 @@ const ANSWERED_MAX: usize = 64;
 /// Requests being served for as long as the client likes; more are refused.
 const FOLLOWED_MAX: usize = 256;
 /// How long a request may be incomplete.
-const REQUEST_TIME: Duration = Duration::from_secs(2);
+const REQUEST_TIME: Duration = Duration::from_secs(10);
 /// How long one that asked once may leave its reply unread.
 const REPLY_TIME: Duration = Duration::from_secs(10);
 /// How long the end of the sandbox waits for its last replies to be read.

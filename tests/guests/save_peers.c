@@ -99,12 +99,9 @@ int main(int words, char **arguments) {
     if (words < 3) return 2;
     setvbuf(stdout, NULL, _IONBF, 0);
     CHECK(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, link_) == 0);
-    char home[90], whole[128];
-    CHECK(getcwd(home, sizeof home));
-    snprintf(whole, sizeof whole, "%s/s", home);
     for (int lives = 0; lives < 2; lives++) {
         by(lives, pairs, "", 2);
-        const char *path = lives ? whole : "@here";
+        const char *path = lives ? "s" : "@here";
         by(lives, listens, path, 1);
         int listener = sockets[count - 1];
         for (int with = 0; with < 2; with++) {
