@@ -4,7 +4,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::siginfo;
 use nix::unistd::Pid;
@@ -21,6 +20,7 @@ use crate::save::spec;
 use crate::sentry::file_log::Report;
 use crate::sentry::net;
 use crate::sentry::{self, Kernel, KernelArgs, KernelError, Measured, Randomness, Starting, Time};
+use crate::sys::descriptors;
 use crate::sys::message::Descriptors;
 use crate::sys::process::{self, exit_status};
 use crate::terminal::Terminal;
@@ -128,8 +128,8 @@ fn begin(
     }
     let area = image.as_ref().map(|image| image.sow(&mut plan)).transpose()?;
     let mut launch = Launch::begin(spec, &plan)?;
-    // Init has been made: what guests may have stays what the caller has.
-    raise_descriptors();
+    // What is held for guests at a time is theirs to choose. (Init has been made: they may have what the caller has.)
+    descriptors::raise_limit();
 
     // All this while init builds the walls.
     launch.pass_filter(&filter::generate(&Kernel::rules(spec.features))?)?;
@@ -144,13 +144,14 @@ fn begin(
         }
         let job = Job::new(terminal.as_ref());
         let starting = kernel.begin_start().await?;
+        // Before the program, which may look a name up at once.
+        if let Some(outpost) = launch.behind().take_outpost() {
+            join_network(spec, &kernel, outpost)?;
+        }
         // Init need not wait for the supervisor once more: what a guest asks before somebody receives
         // is kept by the kernel, and the guest waits.
         if image.is_none() {
             launch.behind().start(terminal.is_some() && job.foreground())?;
-        }
-        if let Some(outpost) = launch.behind().take_outpost() {
-            join_network(spec, &kernel, outpost)?;
         }
         let packets = (spec.network == Network::None && apart.is_none())
             .then(|| RefusedPackets::watch(launch.behind().init_pid()))
@@ -230,13 +231,6 @@ fn make_kernel(spec: &RunSpec, behind: &mut Behind, time: Time) -> Result<Arc<Ke
         .limit(limits::of(spec, behind))
         .map_err(|error| Error::Own("put the limits in force", error))?;
     Ok(kernel)
-}
-
-/// As many descriptors as this process may have: what it holds for guests at a time is theirs to choose.
-fn raise_descriptors() {
-    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
-    }
 }
 
 /// Lets the guests reach what they may.

@@ -19,11 +19,12 @@ use super::view::{Step, View};
 use crate::config::{Limits, Means, Network, RunSpec, Without, root_capabilities};
 use crate::overlay::Layer;
 use crate::sentry::{Randomness, Time};
+use crate::sys::fdinfo::FdInfo;
 use crate::sys::memfd::SharedMemory;
 use crate::sys::mount::{ATTR_NODEV, ATTR_NOSUID, ATTR_RDONLY};
 use crate::sys::spawn::CpuMask;
 use crate::sys::strings::StringLists;
-use crate::sys::{files, generated, seccomp};
+use crate::sys::{files, seccomp};
 use crate::terminal::Settings;
 use crate::timekeeping::{NoVdso, Patch};
 
@@ -320,11 +321,5 @@ fn inherited_descriptors(
 }
 
 pub(super) fn descriptor_flags(fd: RawFd) -> c_int {
-    generated::text(format!("/proc/self/fdinfo/{fd}"))
-        .ok()
-        .and_then(|info| {
-            let flags = info.lines().find_map(|line| line.strip_prefix("flags:"))?;
-            c_int::from_str_radix(flags.trim(), 8).ok()
-        })
-        .unwrap_or(libc::O_RDONLY)
+    FdInfo::of("self", fd).map_or(libc::O_RDONLY, |info| info.flags as c_int)
 }

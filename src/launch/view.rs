@@ -403,8 +403,10 @@ impl View {
     /// that in a place that is empty inside (/run, with systemd-resolved), it is made there; else it has to be
     /// covered.
     fn resolver(&mut self, network: Network) -> Result<Option<(PathBuf, String)>, PlanError> {
-        let place = std::fs::canonicalize("/etc/resolv.conf");
-        let (Ok(place), true) = (place, network != Network::None) else { return Ok(None) };
+        if network == Network::None {
+            return Ok(None);
+        }
+        let Ok(place) = std::fs::canonicalize("/etc/resolv.conf") else { return Ok(None) };
         let text = std::fs::read_to_string(&place).unwrap_or_default();
         let text = if network == Network::Allow { super::resolver::text(&text) } else { text };
         match self.ground(&place) {

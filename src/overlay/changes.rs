@@ -11,7 +11,6 @@ use std::vec::IntoIter;
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2, readlinkat};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{FchmodatFlags, FileStat, Mode, fchmodat};
 
 use super::apply::PATH_MAX;
@@ -21,7 +20,7 @@ use super::error::{OverlayError, refuse};
 use super::store::Kept;
 use super::{believed, compare, store};
 use crate::config::quoted;
-use crate::sys::files;
+use crate::sys::{descriptors, files};
 
 /// What was done to a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,15 +132,6 @@ pub struct Changes<'k> {
     pub(super) same_links: Vec<((u64, u64), usize, PathBuf)>,
 }
 
-/// Lets this process have as many descriptors as it may: each level of a tree takes some.
-fn raise_open_files() {
-    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
-        && soft < hard
-    {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
-    }
-}
-
 /// The descriptor of a directory of the host, found without following anything.
 pub(super) fn open_host(place: &Path) -> Result<OwnedFd, Errno> {
     let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC;
@@ -162,7 +152,8 @@ impl Kept {
 impl<'k> Changes<'k> {
     /// The same for who knows whether the overlay is in use.
     pub(super) fn of(kept: &'k Kept, alone: bool) -> Changes<'k> {
-        raise_open_files();
+        // (Each level of a tree takes some.)
+        descriptors::raise_limit();
         let layers = 0..kept.description.layers.len();
         Changes {
             kept,

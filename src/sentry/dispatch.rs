@@ -78,10 +78,14 @@ impl Kernel {
     pub(super) fn refuse(&self, tid: i32, call: &str, reason: &'static str, remedy: &'static str) {
         let name = || comm(tid);
         if self.refusals().note(call, reason, remedy, 1, name) {
-            let comm = comm(tid).unwrap_or_default();
-            let (call, reason) = (call.to_owned(), reason.to_owned());
-            self.emit(&Event::Refused { tid, comm, call, reason });
+            self.tell_of_refusal(tid, call, reason);
         }
+    }
+
+    fn tell_of_refusal(&self, tid: i32, call: &str, reason: &str) {
+        let comm = comm(tid).unwrap_or_default();
+        let (call, reason) = (call.to_owned(), reason.to_owned());
+        self.emit(&Event::Refused { tid, comm, call, reason });
     }
 
     /// As [`Kernel::refuse`], where the guest chooses what it asks for.
@@ -92,15 +96,8 @@ impl Kernel {
         reason: &'static str,
         remedy: &'static str,
     ) {
-        let name = || comm(tid);
-        if self.refusals().note_one_of_many(what, reason, remedy, name) {
-            let comm = name().unwrap_or_default();
-            self.emit(&Event::Refused {
-                tid,
-                comm,
-                call: what.to_owned(),
-                reason: reason.to_owned(),
-            });
+        if self.refusals().note_one_of_many(what, reason, remedy, || comm(tid)) {
+            self.tell_of_refusal(tid, what, reason);
         }
     }
 

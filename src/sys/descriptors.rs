@@ -5,6 +5,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use libc::{c_int, c_ulong, pid_t};
 use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::files::adopt;
 
@@ -164,6 +165,15 @@ pub fn range_lock_bytes(write: bool, range: (u64, u64)) -> Vec<u8> {
     bytes.extend(lock.l_len.to_ne_bytes());
     bytes.extend([0; 8]);
     bytes
+}
+
+/// Lets this process have as many descriptors as it may (RLIMIT_NOFILE in getrlimit(2)).
+pub fn raise_limit() {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+    {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
 }
 
 /// Changes the status flags (F_SETFL).

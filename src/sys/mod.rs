@@ -14,6 +14,7 @@ pub mod cpu;
 pub mod cpu_clock;
 pub mod descriptors;
 pub mod disguise;
+pub mod fdinfo;
 pub mod files;
 pub mod generated;
 pub mod id_map;

@@ -27,9 +27,9 @@ use nix::sys::stat::Mode;
 pub use streams::Streams;
 
 use super::collector::{Collector, Subject};
-use super::fdinfo::{FdInfo, Held};
 use crate::save::error::SaveError;
-use crate::save::state::{Descriptor, FileKind, Identity, OpenFile, Table};
+use crate::save::state::{Descriptor, FileKind, Identity, Lock, OpenFile, Table};
+use crate::sys::fdinfo::{FdInfo, Held, Locked};
 use crate::sys::generated;
 use crate::sys::{descriptors, process};
 
@@ -308,9 +308,9 @@ impl Capture<'_, '_> {
     /// A new entry.
     fn add(&mut self, found: &Found, kind: FileKind) -> Result<u32, SaveError> {
         let mut locks = Vec::new();
-        for lock in found.info.locks() {
-            match lock {
-                Held::Description(lock) => locks.push(lock),
+        for held in found.info.locks() {
+            match held {
+                Held::Description(on) => locks.push(lock(on, 0)),
                 Held::Process(_) => {}
                 Held::Other(what) => {
                     return Err(self.holder.refused(found.fd, &format!("a {what} on a file")));
@@ -330,8 +330,8 @@ impl Capture<'_, '_> {
     /// took them (show_fd_locks in fs/locks.c).
     fn note_process_locks(&mut self, found: &Found, file: u32) -> Result<(), SaveError> {
         for held in found.info.locks() {
-            let Held::Process(mut lock) = held else { continue };
-            lock.pid = self.subject.guest_pid;
+            let Held::Process(on) = held else { continue };
+            let lock = lock(on, self.subject.guest_pid);
             let locks = &mut self.collector.files[file as usize].locks;
             if !locks.contains(&lock) {
                 locks.push(lock);
@@ -388,6 +388,11 @@ impl Capture<'_, '_> {
             (name, _) => self.namespace(found, name, &link),
         }
     }
+}
+
+/// A lock of the task `pid`, or of the description (0).
+fn lock(Locked { whole, write, start, length }: Locked, pid: i32) -> Lock {
+    Lock { pid, whole, write, start, length }
 }
 
 /// "an eventfd", "a pidfd".

@@ -31,7 +31,7 @@ pub struct Known {
     /// Pipes that the sentry keeps full: random devices of `--deterministic`.
     pub(in crate::save) devices: HashMap<Inode, SavedDevice>,
     /// Epoll descriptions, whose targets are looked for once all tables are known.
-    pub(super) epolls: Vec<Waiting<super::fdinfo::Watched>>,
+    pub(super) epolls: Vec<Waiting<crate::sys::fdinfo::Watched>>,
     /// What mapped files are like, by path.
     pub(super) identities: HashMap<Vec<u8>, Identity>,
     /// Files in layers of overlays, by path: what was mapped of one before it was copied up is the host's. (The kernel
@@ -42,7 +42,7 @@ pub struct Known {
     /// Memory that has an inode.
     shared: HashMap<Inode, u32>,
     /// Inotify descriptions, whose paths are.
-    pub(super) watchers: Vec<Waiting<super::fdinfo::Watch>>,
+    pub(super) watchers: Vec<Waiting<crate::sys::fdinfo::Watch>>,
     /// Where files of guests were found: where to look for what is watched first.
     pub(super) directories: Vec<Vec<u8>>,
     /// Descriptors of the sentry's own that stand for a description nobody else may hold.

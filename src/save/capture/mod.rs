@@ -26,7 +26,6 @@ pub mod adjustments;
 mod apart;
 pub mod collector;
 pub mod descriptors;
-pub mod fdinfo;
 pub mod filters;
 pub mod flush;
 pub mod instruction;

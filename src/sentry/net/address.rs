@@ -5,17 +5,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV
 /// Bytes of the longest address that a call may carry (struct sockaddr_storage).
 pub const LONGEST: usize = size_of::<libc::sockaddr_storage>();
 
-/// The family of an address; `None`: it is too short to have one.
-pub fn family(bytes: &[u8]) -> Option<i32> {
-    Some(u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?).into())
-}
-
 /// An address of the internet, if it is one. One of IPv6 without its last field has scope 0, as the kernel takes it
 /// (SIN6_LEN_RFC2133).
 pub fn parse(bytes: &[u8]) -> Option<SocketAddr> {
     let port = || Some(u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?));
     let word = |at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
-    match family(bytes)? {
+    match i32::from(u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?)) {
         libc::AF_INET if bytes.len() >= size_of::<libc::sockaddr_in>() => {
             let ip: [u8; 4] = bytes.get(4..8)?.try_into().ok()?;
             Some(SocketAddrV4::new(Ipv4Addr::from(ip), port()?).into())
@@ -29,10 +24,14 @@ pub fn parse(bytes: &[u8]) -> Option<SocketAddr> {
     }
 }
 
+/// The family of sockets that reach an address.
+pub(super) fn family(address: SocketAddr) -> i32 {
+    if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 }
+}
+
 /// As a call wants it.
-pub fn bytes(address: SocketAddr) -> Vec<u8> {
-    let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
-    let mut bytes = (family as u16).to_ne_bytes().to_vec();
+pub(super) fn bytes(address: SocketAddr) -> Vec<u8> {
+    let mut bytes = (family(address) as u16).to_ne_bytes().to_vec();
     bytes.extend(address.port().to_be_bytes());
     match address {
         SocketAddr::V4(v4) => {

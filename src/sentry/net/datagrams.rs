@@ -14,7 +14,7 @@ use nix::errno::Errno;
 use tokio::net::UdpSocket;
 use tokio::task::JoinHandle;
 
-use super::address::{self, canonical};
+use super::address::{self, family};
 use super::inside::Inside;
 use crate::sys::{errno_of, socket};
 
@@ -44,14 +44,13 @@ impl Relays {
     /// Whether there is a relay for `address`.
     pub(super) fn has(&self, address: SocketAddr) -> bool {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.by_address.contains_key(&canonical(address))
+        open.by_address.contains_key(&address)
     }
 
     /// Opens a relay for `address`, which may be reached; `false`: there is one. What the host's network refuses, it
     /// refuses with the host's error, and the guests' own network knows no way there. EADDRINUSE: a program inside has
     /// that port of all addresses, and would get what it sends itself.
     pub(super) fn open(&self, inside: &Inside, address: SocketAddr) -> Result<bool, Errno> {
-        let address = canonical(address);
         if self.has(address) || address.port() == 0 {
             return Ok(false);
         }
@@ -90,16 +89,12 @@ impl Relays {
     }
 }
 
-fn family(address: SocketAddr) -> i32 {
-    if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 }
-}
-
 fn adopt(fd: OwnedFd) -> Result<UdpSocket, Errno> {
     UdpSocket::from_std(fd.into()).map_err(|error| errno_of(&error))
 }
 
-/// A socket in the host's network.
-fn flow_to(address: SocketAddr) -> Result<OwnedFd, Errno> {
+/// A socket in the host's network. (To connect it sends nothing.)
+pub(super) fn flow_to(address: SocketAddr) -> Result<OwnedFd, Errno> {
     let fd = socket::socket(family(address), libc::SOCK_DGRAM | libc::SOCK_NONBLOCK, 0)?;
     socket::connect(fd.as_fd(), &address::bytes(address))?;
     Ok(fd)

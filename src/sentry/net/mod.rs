@@ -8,8 +8,9 @@
 //! alone, and only those that a rule is about.
 //!
 //! A guest that holds a socket of the host's network must not be able to use it for anything but the connection that
-//! it stands for. connect(2) on TCP is refused to guests by Landlock, whatever the sentry says, and listen(2) never
-//! goes on in the kernel: the sentry does both, on the very socket that it has judged. All other calls that go on
+//! it stands for. connect(2) and bind(2) on TCP are refused to guests by Landlock, whatever the sentry says, and listen(2)
+//! never goes on in the kernel: the sentry does all three, on the very socket that it has judged. What would make
+//! another kind of socket of it, or lead its packets elsewhere, is refused by the filter. All other calls that go on
 //! natively can only reach the guests' own network.
 
 mod address;
@@ -25,24 +26,25 @@ mod tcp;
 mod upstream;
 
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use nix::errno::Errno;
 
-pub use address::{LONGEST, bytes as address_bytes, family, parse as parse_address};
+pub use address::{LONGEST, parse as parse_address};
 use datagrams::Relays;
 pub use guest_socket::GuestSocket;
 pub use inside::{Inside, serve};
-use policy::Known;
-pub use policy::{Policy, Verdict, is_loopback};
+use policy::{Known, is_loopback};
+pub use policy::{Policy, Verdict};
 pub use resolver::{RESOLVERS, Resolver};
-pub use rule::{Rule, Target, Transport};
+pub use rule::{Rule, Transport};
 pub use tcp::connect;
 
 use super::kernel::Kernel;
 use super::task::comm;
+use crate::notify::Trapped;
 use crate::sys::socket;
 use replace::Watchers;
 
@@ -107,19 +109,16 @@ impl Network {
     pub fn judge(&self, address: SocketAddr, transport: Transport) -> Verdict {
         let address = address::canonical(address);
         let ip = address.ip();
-        if is_loopback(ip)
-            && self.policy.allow.iter().all(|rule| !rule.takes_address(address, transport))
-        {
+        if [OWN_V4, OWN_V6].contains(&ip) {
             return Verdict::Inside;
         }
-        if [OWN_V4, OWN_V6].contains(&ip.to_canonical()) {
-            return Verdict::Inside;
-        }
-        self.policy.judge(address, transport, &self.names(ip), is_own(address))
+        // (The loopback is the sandbox's own unless a rule says else, whosever else it is.)
+        let own = !is_loopback(ip) && is_own(address);
+        self.policy.judge(address, transport, &self.names(ip), own)
     }
 
     /// Tells of a refusal, once for each address.
-    pub fn refuse(
+    fn refuse(
         &self,
         kernel: &Kernel,
         tid: i32,
@@ -153,21 +152,33 @@ impl Network {
         socket.cookie == self.outside
     }
 
-    /// Carries datagrams to an address that may be reached.
-    pub fn relay(
-        &self,
-        kernel: &std::sync::Arc<Kernel>,
-        tid: i32,
-        address: SocketAddr,
-    ) -> Result<(), Errno> {
-        if self.relays.open(&self.inside, address)? {
-            self.admitted(kernel, tid, address, Transport::Udp);
+    /// Sees to it that datagrams to `address` are carried, if they may be. If not, or if the host has no way there, the
+    /// guests' own network knows none either.
+    pub fn carry(&self, kernel: &Kernel, tid: i32, address: SocketAddr) {
+        let address = address::canonical(address);
+        if self.relays.has(address) {
+            return;
         }
-        Ok(())
+        match self.judge(address, Transport::Udp) {
+            Verdict::Outside => {
+                if self.relays.open(&self.inside, address) == Ok(true) {
+                    self.admitted(kernel, tid, address, Transport::Udp);
+                }
+            }
+            Verdict::Inside => {}
+            Verdict::Refused(why) => self.refuse(kernel, tid, address, Transport::Udp, why),
+        }
     }
 
-    fn watchers(&self) -> Result<&Watchers, Errno> {
-        self.watchers.get_or_init(|| Watchers::start().ok()).as_ref().ok_or(Errno::EAGAIN)
+    /// Puts `new` in the place of a guest's socket.
+    fn replace(
+        &self,
+        trapped: &Trapped,
+        old: &GuestSocket,
+        new: BorrowedFd<'_>,
+    ) -> Result<(), Errno> {
+        let watchers = self.watchers.get_or_init(|| Watchers::start().ok());
+        replace::put(trapped, watchers.as_ref().ok_or(Errno::EAGAIN)?, old, new)
     }
 }
 
@@ -191,12 +202,10 @@ fn has_v6() -> bool {
     source_for(far).is_ok()
 }
 
-fn source_for(address: SocketAddr) -> Result<SocketAddr, Errno> {
-    let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
-    let probe = socket::socket(family, libc::SOCK_DGRAM, 0)?;
-    let port = if address.port() == 0 { 1 } else { address.port() };
-    let mut address = address;
-    address.set_port(port);
-    socket::connect(probe.as_fd(), &address::bytes(address))?;
+fn source_for(mut address: SocketAddr) -> Result<SocketAddr, Errno> {
+    if address.port() == 0 {
+        address.set_port(1);
+    }
+    let probe = datagrams::flow_to(address)?;
     address::parse(&socket::name(probe.as_fd())?).ok_or(Errno::EBADMSG)
 }

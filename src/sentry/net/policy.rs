@@ -84,7 +84,7 @@ pub(super) fn is_special(address: IpAddr) -> bool {
 }
 
 /// Whether an address is the loopback, or means it (ip(7): a connection to 0.0.0.0 goes there).
-pub fn is_loopback(address: IpAddr) -> bool {
+pub(super) fn is_loopback(address: IpAddr) -> bool {
     let address = address.to_canonical();
     address.is_loopback() || address.is_unspecified()
 }

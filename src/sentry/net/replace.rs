@@ -7,8 +7,9 @@ use nix::errno::Errno;
 
 use super::guest_socket::{self, GuestSocket};
 use crate::notify::Trapped;
+use crate::sys::fdinfo::{FdInfo, Watched};
 use crate::sys::seccomp::{self, Place};
-use crate::sys::{descriptors, files, generated, process, spawn};
+use crate::sys::{descriptors, files, process, spawn};
 
 /// Puts `new` where the calling thread has `old`. (A process that does not share its descriptors with the caller keeps
 /// `old`: nothing can be installed in it, since it has not asked for anything.)
@@ -21,16 +22,16 @@ pub(super) fn put(
     let tid = trapped.received().tid;
     let found = Found::of(tid, old.inode)?;
     for number in &found.places {
-        let cloexec = closes_on_exec(tid, *number);
+        let flags = FdInfo::of(tid, *number).map_or(0, |info| info.flags as i32);
         let (listener, id) = (trapped.listener().as_fd(), trapped.received().id);
         let place = Place::At(number.cast_unsigned());
-        seccomp::add_fd(listener, id, new, place, cloexec, false)?;
+        seccomp::add_fd(listener, id, new, place, flags & libc::O_CLOEXEC != 0, false)?;
     }
     let mut watches = Vec::new();
     for epoll in &found.epolls {
-        let text = generated::text(format!("/proc/{tid}/fdinfo/{epoll}")).unwrap_or_default();
-        let about: Vec<Watch> = text.lines().filter_map(Watch::parse).collect();
-        let about: Vec<Watch> = about.into_iter().filter(|it| it.inode == old.inode).collect();
+        let mut about = FdInfo::of(tid, *epoll).and_then(|it| it.watched()).unwrap_or_default();
+        // (Sockets are all of one device.)
+        about.retain(|it| it.inode.1 == old.inode);
         if !about.is_empty() {
             watches.push((guest_socket::copy(trapped, *epoll)?, about));
         }
@@ -70,43 +71,7 @@ impl Found {
     }
 }
 
-/// Whether a descriptor of `tid` has FD_CLOEXEC (proc_pid_fdinfo(5): among the flags).
-fn closes_on_exec(tid: i32, number: RawFd) -> bool {
-    let text = generated::text(format!("/proc/{tid}/fdinfo/{number}")).unwrap_or_default();
-    let flags = text.lines().find_map(|line| line.strip_prefix("flags:"));
-    let flags = flags.and_then(|flags| i32::from_str_radix(flags.trim(), 8).ok());
-    flags.is_some_and(|flags| flags & libc::O_CLOEXEC != 0)
-}
-
-/// What an epoll instance watches.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Watch {
-    number: RawFd,
-    events: u32,
-    data: u64,
-    inode: u64,
-}
-
-impl Watch {
-    /// A line of /proc/PID/fdinfo (ep_show_fdinfo in fs/eventpoll.c):
-    /// `tfd:        5 events:       1d data: 7f00  pos:0 ino:1c2 sdev:9`.
-    fn parse(line: &str) -> Option<Watch> {
-        let field = |name: &str| {
-            let at = line.find(name)? + name.len();
-            line[at..].split_whitespace().next()
-        };
-        let hex = |name: &str| u64::from_str_radix(field(name)?, 16).ok();
-        line.starts_with("tfd:").then_some(())?;
-        Some(Watch {
-            number: field("tfd:")?.parse().ok()?,
-            events: hex("events:")? as u32,
-            data: hex("data:")?,
-            inode: hex("ino:")?,
-        })
-    }
-}
-
-type Order = (RawFd, Vec<(RawFd, Watch)>, mpsc::Sender<Result<(), Errno>>);
+type Order = (RawFd, Vec<(RawFd, Watched)>, mpsc::Sender<Result<(), Errno>>);
 
 /// Adds sockets to the epoll instances of guests.
 ///
@@ -144,7 +109,7 @@ impl Watchers {
     fn watch(
         &self,
         socket: BorrowedFd<'_>,
-        watches: &[(OwnedFd, Vec<Watch>)],
+        watches: &[(OwnedFd, Vec<Watched>)],
     ) -> Result<(), Errno> {
         let each = watches
             .iter()
@@ -158,24 +123,24 @@ impl Watchers {
 
 /// Carries an order out. `own` stands for this process in this thread's table; the numbers of the order are those of
 /// the other threads, which hold them open until it is answered.
-fn add(own: &mut RawFd, socket: RawFd, watches: &[(RawFd, Watch)]) -> Result<(), Errno> {
+fn add(own: &mut RawFd, socket: RawFd, watches: &[(RawFd, Watched)]) -> Result<(), Errno> {
     for (epoll, watch) in watches {
-        if *own == watch.number {
-            *own = files::leak(files::duplicate_above(*own, watch.number + 1)?);
-            files::close_now(watch.number)?;
+        let number = watch.number.cast_signed();
+        if *own == number {
+            *own = files::leak(files::duplicate_above(*own, number + 1)?);
+            files::close_now(number)?;
         }
         let copy = |fd| descriptors::copy_by_number(*own, fd);
         let placed = copy(socket)?;
-        if placed.as_raw_fd() == watch.number {
+        if placed.as_raw_fd() == number {
             files::leak(placed);
         } else {
-            files::place(placed.as_raw_fd(), watch.number)?;
+            files::place(placed.as_raw_fd(), number)?;
             drop(placed);
         }
-        let added = copy(*epoll).and_then(|epoll| {
-            descriptors::watch(epoll.as_fd(), watch.number, watch.events, watch.data)
-        });
-        files::close_now(watch.number)?;
+        let added = copy(*epoll)
+            .and_then(|epoll| descriptors::watch(epoll.as_fd(), number, watch.events, watch.data));
+        files::close_now(number)?;
         match added {
             Ok(()) | Err(Errno::EEXIST) => {}
             Err(errno) => return Err(errno),
@@ -191,20 +156,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_watched_is_read() {
-        let line = "tfd:       11 events: 8000201d data: 7f12a0b  pos:0 ino:1c2 sdev:9";
-        let watch = Watch { number: 11, events: 0x8000_201d, data: 0x7f1_2a0b, inode: 0x1c2 };
-        assert_eq!(Watch::parse(line), Some(watch));
-        assert_eq!(Watch::parse("pos:\t0"), None);
-    }
-
-    #[test]
     fn a_socket_is_watched_under_the_number_that_the_guest_gave_it() {
         let watchers = Watchers::start().unwrap();
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap();
         let (socket, peer) = std::os::unix::net::UnixStream::pair().unwrap();
         for number in [700, 3, 4, 5] {
-            let watch = Watch { number, events: libc::EPOLLIN as u32, data: 7, inode: 0 };
+            let watch = Watched { number, events: libc::EPOLLIN as u32, data: 7, inode: (0, 0) };
             let copy = epoll.0.try_clone().unwrap();
             watchers.watch(socket.as_fd(), &[(copy, vec![watch])]).unwrap();
         }
@@ -212,11 +169,8 @@ mod tests {
         let mut events = [EpollEvent::empty(); 8];
         assert_eq!(epoll.wait(&mut events, EpollTimeout::from(1000u16)), Ok(4));
         assert!(events[..4].iter().all(|it| it.data() == 7 && it.events() == EpollFlags::EPOLLIN));
-        let own = std::process::id();
-        let text =
-            std::fs::read_to_string(format!("/proc/{own}/fdinfo/{}", epoll.0.as_raw_fd())).unwrap();
-        let mut numbers: Vec<RawFd> =
-            text.lines().filter_map(Watch::parse).map(|watch| watch.number).collect();
+        let watched = FdInfo::of("self", epoll.0.as_raw_fd()).and_then(|it| it.watched()).unwrap();
+        let mut numbers: Vec<u32> = watched.iter().map(|watch| watch.number).collect();
         numbers.sort_unstable();
         assert_eq!(numbers, [3, 4, 5, 700]);
     }

@@ -174,8 +174,7 @@ impl Resolver {
             reply.set_flags(PacketFlag::RECURSION_DESIRED);
         }
         if query.opt().is_some() {
-            *reply.opt_mut() =
-                Some(OPT { opt_codes: Vec::new(), udp_packet_size: LONG, version: 0 });
+            *reply.opt_mut() = Some(extended());
         }
         reply.questions.clone_from(&query.questions);
         let [question] = query.questions.as_slice() else {
@@ -242,7 +241,7 @@ impl Resolver {
         crate::sys::random::fill(&mut id).ok()?;
         let mut query = Packet::new_query(u16::from_ne_bytes(id));
         query.set_flags(PacketFlag::RECURSION_DESIRED);
-        *query.opt_mut() = Some(OPT { opt_codes: Vec::new(), udp_packet_size: LONG, version: 0 });
+        *query.opt_mut() = Some(extended());
         query.questions.push(question.clone());
         let answer = Upstream::of_host().ask(&query.build_bytes_vec().ok()?).await?;
         let now = Instant::now();
@@ -322,6 +321,11 @@ impl Network {
                 verdict == Verdict::Outside
             })
     }
+}
+
+/// That longer datagrams are understood (RFC 6891).
+fn extended() -> OPT<'static> {
+    OPT { opt_codes: Vec::new(), udp_packet_size: LONG, version: 0 }
 }
 
 /// A name in lower case; `None`: it has other characters than names of hosts have.

@@ -8,7 +8,7 @@ use nix::errno::Errno;
 
 use super::guest_socket::GuestSocket;
 use super::rule::Transport;
-use super::{Network, Verdict, address, options, replace};
+use super::{Network, Verdict, address, options};
 use crate::notify::Answer;
 use crate::sentry::block::Interrupted;
 use crate::sentry::call::TaskCall;
@@ -48,10 +48,7 @@ async fn inside(call: &TaskCall, net: &Network, own: GuestSocket, target: Socket
         Ok(fd) => fd,
         Err(errno) => return Answer::Fail(errno),
     };
-    match dial(call, fd.as_fd(), target, waits).await {
-        Ok(done) => done.map(|()| 0).into(),
-        Err(interrupted) => interrupted.into(),
-    }
+    answer(dial(call, fd.as_fd(), target, waits).await)
 }
 
 /// The guest's socket if it is one of the guests' own network, else a new one, in its place.
@@ -61,7 +58,7 @@ fn own_network(call: &TaskCall, net: &Network, own: GuestSocket) -> Result<Owned
     }
     let fresh = net.inside.socket(own.family, libc::SOCK_STREAM, 0)?;
     take_over(&own, fresh.as_fd())?;
-    replace::put(call.trapped(), net.watchers()?, &own, fresh.as_fd())?;
+    net.replace(call.trapped(), &own, fresh.as_fd())?;
     Ok(fresh)
 }
 
@@ -70,10 +67,7 @@ async fn outside(call: &TaskCall, net: &Network, own: GuestSocket, target: Socke
     let waits = waits(own.fd.as_fd());
     if net.is_outside(&own) || own.is_taken() {
         // Already on the way, or back from a failure; or the kernel says what is wrong with it.
-        return match dial(call, own.fd.as_fd(), target, waits).await {
-            Ok(done) => done.map(|()| 0).into(),
-            Err(interrupted) => interrupted.into(),
-        };
+        return answer(dial(call, own.fd.as_fd(), target, waits).await);
     }
     let fresh = match socket::socket(own.family, libc::SOCK_STREAM, 0) {
         Ok(fresh) => fresh,
@@ -85,15 +79,19 @@ async fn outside(call: &TaskCall, net: &Network, own: GuestSocket, target: Socke
     };
     let is_on_its_way = matches!(outcome, Ok(Ok(()) | Err(Errno::EINPROGRESS)) | Err(_));
     if is_on_its_way {
-        let put = net
-            .watchers()
-            .and_then(|watchers| replace::put(call.trapped(), watchers, &own, fresh.as_fd()));
-        if let Err(errno) = put {
+        if let Err(errno) = net.replace(call.trapped(), &own, fresh.as_fd()) {
             return Answer::Fail(errno);
         }
         net.admitted(&call.kernel, call.received().tid, target, Transport::Tcp);
     }
-    match outcome {
+    answer(outcome)
+}
+
+/// How a connection was begun, if the guest has not been interrupted before.
+type Dialled = Result<Result<(), Errno>, Interrupted>;
+
+fn answer(dialled: Dialled) -> Answer {
+    match dialled {
         Ok(done) => done.map(|()| 0).into(),
         Err(interrupted) => interrupted.into(),
     }
@@ -137,7 +135,7 @@ async fn dial(
     fd: BorrowedFd<'_>,
     target: SocketAddr,
     waits: Option<Duration>,
-) -> Result<Result<(), Errno>, Interrupted> {
+) -> Dialled {
     let bytes = address::bytes(target);
     let first = try_to(fd, &bytes);
     let (Err(Errno::EINPROGRESS | Errno::EALREADY), Some(longest)) = (first, waits) else {

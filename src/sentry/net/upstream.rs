@@ -8,6 +8,7 @@ use simple_dns::{Packet, PacketFlag};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 
+use super::address;
 use crate::sys::socket;
 
 /// Where the host says which resolvers it has.
@@ -89,7 +90,7 @@ fn server(word: &str) -> Option<SocketAddr> {
 
 /// By a datagram; what is too long for one, by a stream.
 async fn ask_one(server: SocketAddr, query: &[u8]) -> Option<Vec<u8>> {
-    let any = super::address::any(if server.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 }, 0);
+    let any = address::any(address::family(server), 0);
     let socket = UdpSocket::bind(any).await.ok()?;
     socket.connect(server).await.ok()?;
     socket.send(query).await.ok()?;

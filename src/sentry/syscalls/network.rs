@@ -1,19 +1,16 @@
 //! Calls that name an address, where some may be reached (`--net allow`), and what only a socket of the guests' own
 //! network may do.
 
-use std::net::SocketAddr;
 use std::os::fd::AsFd;
 
 use nix::errno::Errno;
 
-use super::args::{
-    Fd, In, InBuf, InOut, Int, Len, MMsgHdr, MsgFlags, MsgHdr, OutBuf, SockAddr, SockLen, UInt,
-};
+use super::args::{Fd, In, InBuf, InOut, Int, Len, MMsgHdr, MsgFlags, MsgHdr, SockAddr, UInt};
 use super::reach;
 use crate::notify::{Answer, GuestMemory};
 use crate::sentry::Features;
 use crate::sentry::call::{Call, TaskCall};
-use crate::sentry::net::{self, GuestSocket, Network, Transport, Verdict};
+use crate::sentry::net::{self, GuestSocket};
 use crate::sys::socket;
 
 /// Serves connect(2).
@@ -40,7 +37,7 @@ pub async fn connect(call: TaskCall, fd: Fd, addr: In<SockAddr>, len: Int) -> An
     }
     drop(own);
     if let Some(target) = net::parse_address(&wanted) {
-        open_relay(&call, &network, target);
+        network.carry(&call.kernel, call.received().tid, target);
     }
     // No socket of any other kind belongs to the host's network, and one that another thread puts there meanwhile
     // cannot be connected by a guest (the module's words).
@@ -59,8 +56,8 @@ fn read_address(memory: &GuestMemory<'_>, at: u64, length: i32) -> Result<Vec<u8
 }
 
 /// Serves sendto(2) with an address.
-pub async fn sendto(
-    call: TaskCall,
+pub fn sendto(
+    call: &Call<'_>,
     _fd: Fd,
     _buf: InBuf,
     _len: Len,
@@ -69,7 +66,7 @@ pub async fn sendto(
     len: Int,
 ) -> Answer {
     if call.kernel.features().contains(Features::LEARN) {
-        reach::note(&call.kernel, &call.memory(), addr.address, len.0.into());
+        reach::note(call.kernel, &call.memory(), addr.address, len.0.into());
     }
     let Some(network) = call.kernel.network() else { return Answer::Continue };
     if connects(flags) {
@@ -78,26 +75,26 @@ pub async fn sendto(
     if let Ok(wanted) = read_address(&call.memory(), addr.address, len.0)
         && let Some(target) = net::parse_address(&wanted)
     {
-        open_relay(&call, network, target);
+        network.carry(call.kernel, call.received().tid, target);
     }
     Answer::Continue
 }
 
 /// Serves sendmsg(2).
-pub async fn sendmsg(call: TaskCall, _fd: Fd, message: In<MsgHdr>, flags: MsgFlags) -> Answer {
+pub fn sendmsg(call: &Call<'_>, _fd: Fd, message: In<MsgHdr>, flags: MsgFlags) -> Answer {
     let Some(network) = call.kernel.network() else { return Answer::Continue };
     if connects(flags) {
         return Answer::Fail(Errno::EOPNOTSUPP);
     }
     if let Some(target) = reach::of_message(&call.memory(), message.address) {
-        open_relay(&call, network, target);
+        network.carry(call.kernel, call.received().tid, target);
     }
     Answer::Continue
 }
 
 /// Serves sendmmsg(2).
-pub async fn sendmmsg(
-    call: TaskCall,
+pub fn sendmmsg(
+    call: &Call<'_>,
     _fd: Fd,
     messages: InOut<MMsgHdr>,
     count: UInt,
@@ -119,7 +116,7 @@ pub async fn sendmmsg(
             call.kernel.note_address(target);
         }
         if let Some(network) = call.kernel.network() {
-            open_relay(&call, network, target);
+            network.carry(call.kernel, call.received().tid, target);
         }
     }
     Answer::Continue
@@ -131,23 +128,9 @@ fn connects(flags: MsgFlags) -> bool {
     flags.0 as i32 & libc::MSG_FASTOPEN != 0
 }
 
-/// Sees to it that datagrams to `target` are carried, if they may be; else the guests' own network knows no way there.
-fn open_relay(call: &TaskCall, network: &Network, target: SocketAddr) {
-    match network.judge(target, Transport::Udp) {
-        Verdict::Outside => {
-            // Where the host has no way there, the guest's network has none.
-            let _ = network.relay(&call.kernel, call.received().tid, target);
-        }
-        Verdict::Inside => {}
-        Verdict::Refused(why) => {
-            network.refuse(&call.kernel, call.received().tid, target, Transport::Udp, why);
-        }
-    }
-}
-
-/// include/uapi/linux/tcp.h: what turns a socket into one of another kind, which the walls do not know (with SMC,
-/// smc_ulp_init in net/smc/af_smc.c). Programs that ask for TLS in the kernel go on without.
-pub const KINDS: &[u64] = &[31];
+/// TCP_ULP (include/uapi/linux/tcp.h): with SMC it makes another socket of one (smc_ulp_init in net/smc/af_smc.c). Programs
+/// that ask for TLS in the kernel go on without.
+pub const TCP_ULP: i32 = 31;
 /// IP_OPTIONS: routes of the sender's choice.
 pub const WAYS_V4: &[u64] = &[libc::IP_OPTIONS as u64];
 /// IPV6_RTHDR and IPV6_2292PKTOPTIONS (include/uapi/linux/in6.h), likewise.
@@ -156,42 +139,6 @@ pub const WAYS_V6: &[u64] = &[57, 6];
 pub const WAYS: &[u64] = &[libc::SO_BINDTODEVICE as u64, 62, libc::SO_DONTROUTE as u64];
 /// Since Linux 6.5 (include/uapi/asm-generic/socket.h).
 pub const SO_PEERPIDFD: i32 = 77;
-
-/// Serves setsockopt(2) of [`KINDS`]: this kernel has none of these.
-pub fn set_kind(
-    _call: &Call<'_>,
-    _fd: Fd,
-    _level: Int,
-    _name: Int,
-    _value: InBuf,
-    _length: Int,
-) -> Answer {
-    Answer::Fail(Errno::ENOENT)
-}
-
-/// Serves setsockopt(2) of what leads packets another way than their address says.
-pub fn set_way(
-    _call: &Call<'_>,
-    _fd: Fd,
-    _level: Int,
-    _name: Int,
-    _value: InBuf,
-    _length: Int,
-) -> Answer {
-    Answer::Fail(Errno::EPERM)
-}
-
-/// Serves getsockopt(2) of [`SO_PEERPIDFD`]: for a socket that the sentry has let listen it would be the sentry.
-pub fn peer(
-    _call: &Call<'_>,
-    _fd: Fd,
-    _level: Int,
-    _name: Int,
-    _value: OutBuf,
-    _length: InOut<SockLen>,
-) -> Answer {
-    Answer::Fail(Errno::ENOPROTOOPT)
-}
 
 /// Serves bind(2): of TCP on the very socket that is not one of the host's network, since that would hold a port there.
 pub fn bind(call: &Call<'_>, fd: Fd, addr: In<SockAddr>, len: Int) -> Answer {

@@ -6,11 +6,11 @@
 use nix::errno::Errno;
 
 use crate::save::capture::collector::Collector;
-use crate::save::capture::fdinfo::Watched;
 use crate::save::capture::known::{Known, Waiting};
 use crate::save::error::SaveError;
 use crate::save::state::FileKind;
 use crate::sys::descriptors;
+use crate::sys::fdinfo::Watched;
 
 pub(super) fn finish(collector: &mut Collector) -> Result<(), SaveError> {
     for epoll in std::mem::take(&mut collector.known.epolls) {

@@ -57,6 +57,7 @@ const RARE_FAMILIES: &[u64] = &families_without::<36>(&[
 /// What the sandbox's own messages are told by.
 const OWN_MESSAGE: u64 = message::FLAGS as u64;
 
+const OWN_WAY: &str = "leads packets another way than their address says";
 const SETUID: &str = "a setuid file would outlive the sandbox";
 const SET_OUTSIDE: &str = "give it the setuid bit outside the sandbox";
 const BEHIND_POINTER: &str =
@@ -215,8 +216,8 @@ syscalls! {
     SYS_sendto(
         sockfd: Fd, buf: InBuf, len: Len, flags: MsgFlags, dest_addr: In<SockAddr>, addrlen: Int
     ) => native, except {
-        addrlen has u32::MAX => handled(async network::sendto, LEARN | NETWORK),
-        flags has libc::MSG_FASTOPEN => handled(async network::sendto, NETWORK),
+        addrlen has u32::MAX => handled(sync network::sendto, LEARN | NETWORK),
+        flags has libc::MSG_FASTOPEN => handled(sync network::sendto, NETWORK),
     };
     SYS_recvfrom(
         sockfd: Fd, buf: OutBuf, len: Len, flags: MsgFlags, src_addr: Out<SockAddr>,
@@ -224,7 +225,7 @@ syscalls! {
     ) => native;
     // (Init hands the listener over by one with those flags, which say nothing to its kind of socket.)
     SYS_sendmsg(sockfd: Fd, msg: In<MsgHdr>, flags: MsgFlags) => native, except {
-        flags differs Own::Number(OWN_MESSAGE) => handled(async network::sendmsg, NETWORK),
+        flags differs Own::Number(OWN_MESSAGE) => handled(sync network::sendmsg, NETWORK),
     };
     SYS_recvmsg(sockfd: Fd, msg: InOut<MsgHdr>, flags: MsgFlags) => native;
     SYS_shutdown(sockfd: Fd, how: Operation) => native;
@@ -243,14 +244,14 @@ syscalls! {
     // What makes another kind of socket of one, or leads its packets another way.
     SYS_setsockopt(sockfd: Fd, level: Int, optname: Int, optval: InBuf, optlen: Int)
         => native, except {
-        level is libc::IPPROTO_TCP, optname in network::KINDS => handled(sync network::set_kind, NETWORK),
-        level is libc::IPPROTO_IP, optname in network::WAYS_V4 => handled(sync network::set_way, NETWORK),
-        level is libc::IPPROTO_IPV6, optname in network::WAYS_V6 => handled(sync network::set_way, NETWORK),
-        level is libc::SOL_SOCKET, optname in network::WAYS => handled(sync network::set_way, NETWORK),
+        level is libc::IPPROTO_TCP, optname is network::TCP_ULP => denied(ENOENT, "makes a socket of another kind of one", when NETWORK),
+        level is libc::IPPROTO_IP, optname in network::WAYS_V4 => denied(EPERM, OWN_WAY, when NETWORK),
+        level is libc::IPPROTO_IPV6, optname in network::WAYS_V6 => denied(EPERM, OWN_WAY, when NETWORK),
+        level is libc::SOL_SOCKET, optname in network::WAYS => denied(EPERM, OWN_WAY, when NETWORK),
     };
     SYS_getsockopt(sockfd: Fd, level: Int, optname: Int, optval: OutBuf, optlen: InOut<SockLen>)
         => native, except {
-        level is libc::SOL_SOCKET, optname is network::SO_PEERPIDFD => handled(sync network::peer, NETWORK),
+        level is libc::SOL_SOCKET, optname is network::SO_PEERPIDFD => denied(ENOPROTOOPT, "stands for the sentry, where that has let a socket listen", when NETWORK),
     };
     // The low byte of the flags is the signal that the child sends at its end, so this call cannot
     // make a time namespace: CLONE_NEWTIME is in that byte (clone(2)).
@@ -674,7 +675,7 @@ syscalls! {
         => handled(sync clocks::clock_adjtime, VIRTUAL_TIME);
     SYS_syncfs(fd: Fd) => handled(sync sync::syncfs, FAKE_SYNC);
     SYS_sendmmsg(sockfd: Fd, msgvec: InOut<MMsgHdr>, vlen: UInt, flags: MsgFlags)
-        => handled(async network::sendmmsg, LEARN | NETWORK);
+        => handled(sync network::sendmmsg, LEARN | NETWORK);
     SYS_setns(fd: Fd, nstype: CloneFlags) => refused(EPERM, "enters other namespaces", OUTSIDE);
     SYS_getcpu(cpu: Out<UIntCell>, node: Out<UIntCell>, tcache: Addr) => native;
     SYS_process_vm_readv(

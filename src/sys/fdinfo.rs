@@ -1,9 +1,12 @@
 //! What /proc/PID/fdinfo says of a descriptor (proc_pid_fdinfo(5)).
 //!
-//! Only reads the text; what it means for an image is the callers'. The kernel writes it, but guests
+//! Only reads the text; what it means is the callers'. The kernel writes it, but guests
 //! shape some of what is in it, and none of it is believed to be well-formed.
 
-use crate::save::state::Lock;
+use std::fmt::Display;
+use std::os::fd::RawFd;
+
+use super::generated;
 
 /// A descriptor's fdinfo.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -54,13 +57,26 @@ pub struct TimerInfo {
     pub remaining: u64,
 }
 
+/// What a lock is on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Locked {
+    /// flock(2), not fcntl(2).
+    pub whole: bool,
+    /// Exclusive.
+    pub write: bool,
+    /// First byte.
+    pub start: u64,
+    /// Number of bytes; 0: to the end.
+    pub length: u64,
+}
+
 /// A lock, as a "lock:" line tells of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Held {
     /// It belongs to the description.
-    Description(Lock),
-    /// It belongs to the process (and has no number of it yet).
-    Process(Lock),
+    Description(Locked),
+    /// It belongs to the process.
+    Process(Locked),
     /// A lease, or what this module does not know: its name.
     Other(String),
 }
@@ -75,6 +91,11 @@ fn hex(text: &str) -> Option<u64> {
 }
 
 impl FdInfo {
+    /// That of descriptor `fd` of process `pid`, or of `self`. None: there is none, or it is not understood.
+    pub fn of(pid: impl Display, fd: RawFd) -> Option<FdInfo> {
+        FdInfo::parse(generated::text(format!("/proc/{pid}/fdinfo/{fd}")).ok()?)
+    }
+
     /// Reads the text. None: it is not one.
     pub fn parse(text: String) -> Option<FdInfo> {
         let field = |name: &str| {
@@ -192,7 +213,7 @@ fn lock(line: &str) -> Held {
             "EOF" => 0,
             last => last.parse::<u64>().ok()?.checked_sub(start)?.checked_add(1)?,
         };
-        let lock = |whole| Lock { pid: 0, whole, write, start, length };
+        let lock = |whole| Locked { whole, write, start, length };
         match kind {
             "FLOCK" => Some(Held::Description(lock(true))),
             "OFDLCK" => Some(Held::Description(lock(false))),
@@ -263,7 +284,7 @@ mod tests {
         let lines = "lock:\t1: FLOCK  ADVISORY  WRITE 32261 fe:00:10011000 0 EOF\n\
                      lock:\t2: POSIX  ADVISORY  READ 32261 fe:00:10011000 5 14\n\
                      lock:\t3: LEASE  ACTIVE    WRITE 1 fe:00:1 0 EOF\n";
-        let lock = |whole, write, start, length| Lock { pid: 0, whole, write, start, length };
+        let lock = |whole, write, start, length| Locked { whole, write, start, length };
         let expected = vec![
             Held::Description(lock(true, true, 0, 0)),
             Held::Process(lock(false, false, 5, 10)),
