@@ -120,7 +120,9 @@ impl Kernel {
         loop {
             let found = before()?;
             self.pause_without_waits()?;
-            let at_vfork = self.on_tracer(Tracees::finish_calls)?;
+            let at_vfork = self.on_tracer(Tracees::finish_calls).inspect_err(|_| {
+                let _ = self.unpause();
+            })?;
             let is_over = {
                 let depth = self.pausing.lock();
                 let elsewhere = depth.in_vfork + at_vfork + depth.in_session;
@@ -141,17 +143,23 @@ impl Kernel {
         let sessions = self.time().sessions();
         sessions.give_up_waits();
         let paused = self.pause().and_then(|_| {
-            let mut depth = self.pausing.lock();
-            if depth.in_session > 0 && depth.asked + depth.own > 1 {
-                // All stood still before; those that have been let go are to be stopped again.
-                let stopped = self.stop_all()?;
-                *depth =
-                    Depth { asked: depth.asked, own: depth.own, since: depth.since, ..stopped };
-            }
-            Ok(())
+            self.stop_from_sessions().inspect_err(|_| {
+                // That pause has been counted. (The first failure is the one to tell.)
+                let _ = self.unpause();
+            })
         });
         sessions.yield_no_more();
         paused
+    }
+
+    /// Where all stood still before the pause in effect: stops those again that sessions have let go.
+    fn stop_from_sessions(&self) -> Result<(), KernelError> {
+        let mut depth = self.pausing.lock();
+        if depth.in_session > 0 && depth.asked + depth.own > 1 {
+            let stopped = self.stop_all()?;
+            *depth = Depth { asked: depth.asked, own: depth.own, since: depth.since, ..stopped };
+        }
+        Ok(())
     }
 
     /// Undoes one [`Kernel::pause`]; with the last, all go on.
