@@ -3,9 +3,11 @@
 //! To the kernel credentials belong to a thread; it is the C library that gives all threads of a process the same
 //! (nptl(7)). So the calls are made without it, and the other threads keep what they have.
 
-use libc::{c_int, c_long};
+use libc::c_long;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
+
+use super::capabilities::{self, Data};
 
 /// With whose rights.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,44 +32,9 @@ pub struct Disguise {
     _thread: std::marker::PhantomData<*const ()>,
 }
 
-/// struct __user_cap_header_struct.
-#[repr(C)]
-struct Header {
-    version: u32,
-    pid: c_int,
-}
-
-/// struct __user_cap_data_struct; version 3 has two.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, Default)]
-struct Data {
-    effective: u32,
-    permitted: u32,
-    inheritable: u32,
-}
-
-fn header() -> Header {
-    const VERSION_3: u32 = 0x2008_0522;
-    Header { version: VERSION_3, pid: 0 }
-}
-
-fn capabilities() -> Result<[Data; 2], Errno> {
-    let (header, mut data) = (header(), [Data::default(); 2]);
-    // SAFETY: version 3 takes a header and two data elements, which the kernel fills in.
-    let done = unsafe { libc::syscall(libc::SYS_capget, &raw const header, data.as_mut_ptr()) };
-    Errno::result(done).map(|_| data)
-}
-
 /// Whether the calling thread has any capability in effect (capabilities(7)).
 pub fn has_capabilities() -> Result<bool, Errno> {
-    Ok(capabilities()?.iter().any(|half| half.effective != 0))
-}
-
-fn set_capabilities(data: &[Data; 2]) -> Result<(), Errno> {
-    let header = header();
-    // SAFETY: version 3 takes a header and two data elements, which the kernel only reads.
-    let done = unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) };
-    Errno::result(done).map(drop)
+    Ok(capabilities::get()?.iter().any(|half| half.effective != 0))
 }
 
 /// Sets what counts for files (setfsuid(2), setfsgid(2)) and gives what it was.
@@ -83,15 +50,14 @@ fn set_groups(groups: &[u32]) -> Result<(), Errno> {
 }
 
 impl Disguise {
-    /// From here on files are opened as by `owner`, who has no capability. Costs nothing where the caller is that
-    /// user already and has none.
+    /// From here on files are opened as by `owner`, who has no capability.
     ///
     /// # Errors
     /// It cannot be: then nothing is changed.
     pub fn put_on(owner: &Owner) -> Result<Disguise, Errno> {
         let thread = std::marker::PhantomData;
         let mut worn = Disguise {
-            capabilities: capabilities()?,
+            capabilities: capabilities::get()?,
             uid: None,
             gid: None,
             groups: None,
@@ -119,7 +85,7 @@ impl Disguise {
             return Err(Errno::EPERM);
         }
         let none = worn.capabilities.map(|half| Data { effective: 0, ..half });
-        set_capabilities(&none)?;
+        capabilities::set(&none)?;
         Ok(worn)
     }
 }
@@ -127,11 +93,11 @@ impl Disguise {
 impl Drop for Disguise {
     fn drop(&mut self) {
         // What was permitted all the time can be made effective again; then the ids may change.
-        let _ = set_capabilities(&self.capabilities);
+        let _ = capabilities::set(&self.capabilities);
         if let Some(uid) = self.uid {
             set_id(libc::SYS_setfsuid, uid);
             // The kernel gives and takes capabilities with the user (cap_task_fix_setuid in security/commoncap.c).
-            let _ = set_capabilities(&self.capabilities);
+            let _ = capabilities::set(&self.capabilities);
         }
         if let Some(gid) = self.gid {
             set_id(libc::SYS_setfsgid, gid);

@@ -8,6 +8,7 @@
 pub mod agent;
 pub mod attributes;
 pub mod beneath;
+mod capabilities;
 pub mod clmul;
 pub mod clock;
 pub mod cpu;

@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use libc::{c_int, c_ulong, gid_t, pid_t, uid_t};
 use nix::errno::Errno;
 
+use super::capabilities::{self, Data};
 use super::strings::StringList;
 
 /// Makes a process which runs `child(argument)` on a copy of this one's memory, and gives its pid
@@ -161,61 +162,29 @@ pub fn limit_bounding_set(kept: u64) -> Result<(), Errno> {
     prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as c_ulong, 0).map(drop)
 }
 
-/// struct __user_cap_header_struct (capget(2)).
-#[repr(C)]
-struct CapabilityHeader {
-    version: u32,
-    pid: c_int,
-}
-
-/// struct __user_cap_data_struct; version 3 has two, the lower 32 capabilities first.
-#[repr(C)]
-#[derive(Clone, Copy, Default)]
-struct CapabilityData {
-    effective: u32,
-    permitted: u32,
-    inheritable: u32,
-}
-
-fn capability_header() -> CapabilityHeader {
-    const VERSION_3: u32 = 0x2008_0522;
-    CapabilityHeader { version: VERSION_3, pid: 0 }
-}
-
-fn set_capabilities(data: &[CapabilityData; 2]) -> Result<(), Errno> {
-    let header = capability_header();
-    // SAFETY: version 3 takes a header and two data elements.
-    let done = unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) };
-    Errno::result(done).map(drop)
-}
-
 /// Gives up every capability that the caller holds, but for those in `kept`: they are permitted, and
 /// effective only in what root executes. That no_new_privs is set does not take them (an exec gives
 /// what the bounding set has, as far as it was permitted before: cap_bprm_creds_from_file in
 /// security/commoncap.c).
 pub fn limit_capabilities(kept: u64) -> Result<(), Errno> {
-    let half = |permitted| CapabilityData { permitted, ..CapabilityData::default() };
-    set_capabilities(&[half(kept as u32), half((kept >> 32) as u32)])
+    let half = |permitted| Data { permitted, ..Data::default() };
+    capabilities::set(&[half(kept as u32), half((kept >> 32) as u32)])
 }
 
 /// Does something with the rights that the calling thread has without capabilities: those stay permitted, and are
 /// effective again afterwards. Where they cannot be put away, nothing is done.
 pub fn without_capabilities<T>(act: impl FnOnce() -> T) -> Result<T, Errno> {
-    struct Again([CapabilityData; 2]);
+    struct Again([Data; 2]);
     impl Drop for Again {
         fn drop(&mut self) {
-            let _ = set_capabilities(&self.0);
+            let _ = capabilities::set(&self.0);
         }
     }
-    let header = capability_header();
-    let mut data = [CapabilityData::default(); 2];
-    // SAFETY: version 3 takes a header and two data elements.
-    let done = unsafe { libc::syscall(libc::SYS_capget, &raw const header, data.as_mut_ptr()) };
-    Errno::result(done)?;
+    let data = capabilities::get()?;
     if data.iter().all(|half| half.effective == 0) {
         return Ok(act());
     }
-    set_capabilities(&data.map(|half| CapabilityData { effective: 0, ..half }))?;
+    capabilities::set(&data.map(|half| Data { effective: 0, ..half }))?;
     let _again = Again(data);
     Ok(act())
 }
@@ -225,16 +194,12 @@ pub fn without_capabilities<T>(act: impl FnOnce() -> T) -> Result<T, Errno> {
 /// inheritable that is not in it (cap_capset in security/commoncap.c). Child side.
 pub fn hold_capabilities() -> Result<(), Errno> {
     prctl(libc::PR_SET_KEEPCAPS, 1, 0)?;
-    let header = capability_header();
-    let mut data = [CapabilityData::default(); 2];
-    // SAFETY: version 3 takes a header and two data elements.
-    let done = unsafe { libc::syscall(libc::SYS_capget, &raw const header, data.as_mut_ptr()) };
-    Errno::result(done)?;
+    let mut data = capabilities::get()?;
     for half in &mut data {
         half.effective = half.permitted;
         half.inheritable = half.permitted;
     }
-    set_capabilities(&data)
+    capabilities::set(&data)
 }
 
 /// What the caller is permitted and may pass on stays with the program that it executes next
