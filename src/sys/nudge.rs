@@ -10,15 +10,15 @@ use nix::unistd::gettid;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Nudged(libc::pid_t);
 
-/// The signal: none that anything else in the supervisor uses (timers of CPU clocks have SIGRTMAX).
-fn signal() -> c_int {
+/// The signal: none that the supervisor uses for anything else (timers of CPU clocks have SIGRTMAX).
+pub(super) fn signal() -> c_int {
     libc::SIGRTMAX() - 1
 }
 
 extern "C" fn nothing(_: c_int) {}
 
 /// Whether the handler is there, which does nothing, but without which the signal would end the process.
-fn handle() -> Result<(), Errno> {
+pub(super) fn handle() -> Result<(), Errno> {
     static HANDLED: OnceLock<Result<(), Errno>> = OnceLock::new();
     *HANDLED.get_or_init(|| {
         // SAFETY: an all-zero sigaction is valid: no flags (so that calls end with EINTR), an empty mask.

@@ -5,56 +5,36 @@
 
 use std::os::fd::OwnedFd;
 use std::os::unix::thread::JoinHandleExt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use libc::c_int;
 use nix::errno::Errno;
 use tokio::sync::oneshot;
+
+use super::nudge;
 
 /// A call that is under way. Dropping it ends the call.
 #[derive(Debug)]
 pub struct Opening {
     result: oneshot::Receiver<Result<OwnedFd, Errno>>,
     thread: Option<std::thread::JoinHandle<()>>,
-    ended: Arc<AtomicBool>,
 }
 
 /// Between two signals, where the first came before the call had begun.
 const AGAIN: Duration = Duration::from_millis(1);
-
-extern "C" fn nothing(_: c_int) {}
-
-fn signal() -> c_int {
-    libc::SIGRTMIN() + 7
-}
-
-/// Has the signal end calls instead of the process.
-fn prepare() -> Result<(), Errno> {
-    // SAFETY: an all-zero sigaction is valid: no flags (no SA_RESTART), an empty mask.
-    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-    action.sa_sigaction = nothing as extern "C" fn(c_int) as usize;
-    // SAFETY: the handler does nothing, and so nothing that a handler may not do.
-    Errno::result(unsafe { libc::sigaction(signal(), &action, std::ptr::null_mut()) }).map(drop)
-}
 
 impl Opening {
     /// Has a thread make a call that opens something.
     pub fn begin(
         open: impl FnOnce() -> Result<OwnedFd, Errno> + Send + 'static,
     ) -> Result<Opening, Errno> {
-        prepare()?;
+        nudge::handle()?;
         let (sender, result) = oneshot::channel();
-        let ended = Arc::new(AtomicBool::new(false));
-        let own = Arc::clone(&ended);
         let thread = std::thread::Builder::new().name("open".into()).stack_size(128 << 10);
         let thread = thread.spawn(move || {
             let _ = sender.send(open());
-            own.store(true, Ordering::Release);
         });
         let thread = thread.map_err(|_| Errno::EAGAIN)?;
-        Ok(Opening { result, thread: Some(thread), ended })
+        Ok(Opening { result, thread: Some(thread) })
     }
 
     /// What was opened.
@@ -66,9 +46,9 @@ impl Opening {
 impl Drop for Opening {
     fn drop(&mut self) {
         let Some(thread) = self.thread.take() else { return };
-        while !self.ended.load(Ordering::Acquire) {
+        while !thread.is_finished() {
             // SAFETY: the thread has not been joined, so its number is valid.
-            unsafe { libc::pthread_kill(thread.as_pthread_t(), signal()) };
+            unsafe { libc::pthread_kill(thread.as_pthread_t(), nudge::signal()) };
             std::thread::sleep(AGAIN);
         }
         let _ = thread.join();
