@@ -69,6 +69,24 @@ pub fn compare_epoll(a: Place, epoll: Place, target: u32, which: u32) -> Result<
     kcmp(a.0, epoll.0, KCMP_EPOLL_TFD, a.1 as c_ulong, slot.as_ptr() as c_ulong)
 }
 
+/// As `binary_search_by` of a slice that is in the order of [`compare`] or [`compare_common`], which can fail: `compare`
+/// says how an entry compares to what is looked for.
+pub fn search<T, E>(
+    sorted: &[T],
+    compare: impl Fn(&T) -> Result<Ordering, E>,
+) -> Result<Result<usize, usize>, E> {
+    let (mut low, mut high) = (0, sorted.len());
+    while low < high {
+        let middle = low + (high - low) / 2;
+        match compare(&sorted[middle])? {
+            Ordering::Equal => return Ok(Ok(middle)),
+            Ordering::Less => low = middle + 1,
+            Ordering::Greater => high = middle,
+        }
+    }
+    Ok(Err(low))
+}
+
 /// A copy of another process's descriptor, close-on-exec (pidfd_getfd(2)).
 pub fn copy(pidfd: BorrowedFd<'_>, fd: RawFd) -> Result<OwnedFd, Errno> {
     copy_by_number(pidfd.as_raw_fd(), fd)
@@ -205,6 +223,11 @@ mod tests {
         let order = compare(at(&one), at(&other)).unwrap();
         assert_eq!(compare(at(&other), at(&one)), Ok(order.reverse()));
         assert_ne!(order, Ordering::Equal);
+        let by_kernel = |known: &&std::fs::File| compare(at(known), at(&other));
+        let place = usize::from(order == Ordering::Less);
+        assert_eq!(search(&[&one], by_kernel), Ok(Err(place)));
+        assert_eq!(search(&[&other], by_kernel), Ok(Ok(0)));
+        assert_eq!(search(&[0, 2, 4], |it| Err::<Ordering, i32>(*it)), Err(2));
         assert_eq!(owner(one.as_fd()), Ok((0, 0, 0)));
     }
 

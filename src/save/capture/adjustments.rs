@@ -6,16 +6,14 @@
 //! are above SEMAEM, by operations of which the last cannot be done in any case, until it is known. No value
 //! changes meanwhile, and no semaphore's last user.
 //!
-//! Who has adjustments at all is seen: its list is not the same as the one of a process that has none (kcmp(2)). A
+//! Who has adjustments at all is seen: its list is not the same as the one of a thread that has none (kcmp(2)). A
 //! list is also made with a process's first thread (copy_semundo), so to have one is no proof.
 
 use std::cmp::Ordering;
 use std::collections::HashSet;
-use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::sys::wait::{WaitPidFlag, waitpid};
-use nix::unistd::Pid;
+use nix::unistd::gettid;
 
 use super::kin::Kin;
 use super::{Found, filters, guest_number, instruction_of, lend, threads_of};
@@ -26,7 +24,7 @@ use crate::save::ipc::{Semaphores, adjusting, operation};
 use crate::save::sharing::Resource;
 use crate::sentry::{ProcessInfo, Tracees};
 use crate::sys::descriptors::{self, Common};
-use crate::sys::{files, process, spawn};
+use crate::sys::spawn;
 
 const GETPID: u64 = 11;
 
@@ -72,9 +70,16 @@ struct Holder<'g> {
     others: usize,
 }
 
+/// A thread that has none: the calling one, until it makes a thread or wants something undone itself. (What it shares
+/// with the other threads of the supervisor it leaves: CLONE_SYSVSEM in unshare(2).)
+pub fn one_without() -> Result<i32, Errno> {
+    spawn::unshare(libc::CLONE_SYSVSEM)?;
+    Ok(gettid().as_raw())
+}
+
 /// Those that may have some.
 fn holders<'g>(guests: &'g [ProcessInfo], kin: &Kin) -> Result<Vec<Holder<'g>>, SaveError> {
-    let other = Bystander::new().map_err(own)?;
+    let none = one_without().map_err(own)?;
     let mut holders = Vec::new();
     let mut seen = HashSet::new();
     for guest in guests.iter().filter(|guest| guest.state != 'Z') {
@@ -85,7 +90,7 @@ fn holders<'g>(guests: &'g [ProcessInfo], kin: &Kin) -> Result<Vec<Holder<'g>>, 
             if !is_task || class.is_some_and(|class| !seen.insert(class)) {
                 continue;
             }
-            let order = descriptors::compare_common(tid, other.pid, Common::Adjustments);
+            let order = descriptors::compare_common(tid, none, Common::Adjustments);
             if order.map_err(own)? == Ordering::Equal {
                 continue;
             }
@@ -232,31 +237,28 @@ fn unknown(hand: &mut Hand, set: &Semaphores, asked: &Asked<'_>) -> Result<bool,
     Ok(false)
 }
 
-/// A process that has never used a semaphore and has no threads: it does nothing until it is killed.
-#[derive(Debug)]
-pub struct Bystander {
-    /// Its number.
-    pub pid: i32,
-    process: OwnedFd,
-}
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+    use std::thread;
 
-impl Bystander {
-    /// Makes one, which ends with what is returned.
-    pub fn new() -> Result<Bystander, Errno> {
-        let (end, other) = files::pipe()?;
-        // It keeps both ends open itself, so that only a signal ends its read.
-        let (pid, process) = spawn::spawn(0, &end, |end| {
-            let _ = files::read_once(end.as_fd(), &mut [0]);
-            spawn::exit_now(0)
-        })?;
-        drop(other);
-        Ok(Bystander { pid, process })
-    }
-}
+    use super::*;
 
-impl Drop for Bystander {
-    fn drop(&mut self) {
-        let _ = process::pidfd_send_signal(self.process.as_fd(), libc::SIGKILL);
-        let _ = waitpid(Pid::from_raw(self.pid), Some(WaitPidFlag::__WALL));
+    #[test]
+    fn a_thread_that_gives_up_what_it_shares_has_no_adjustments() {
+        let (told, tid) = channel();
+        let (hold, end) = channel::<()>();
+        let other = thread::spawn(move || {
+            told.send(one_without().unwrap()).unwrap();
+            let _ = end.recv();
+        });
+        let (own, without) = (gettid().as_raw(), tid.recv().unwrap());
+        let compare = || descriptors::compare_common(own, without, Common::Adjustments).unwrap();
+        // It shares a list with what it has made (copy_semundo in ipc/sem.c).
+        assert_ne!(compare(), Ordering::Equal);
+        assert_eq!(one_without(), Ok(own));
+        assert_eq!(compare(), Ordering::Equal);
+        drop(hold);
+        other.join().unwrap();
     }
 }

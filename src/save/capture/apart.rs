@@ -19,18 +19,18 @@ impl Whose<'_> {
         streams: &Streams,
         found: &mut Found,
     ) -> Result<Apart, SaveError> {
+        let status = Status::read(tid)
+            .ok_or_else(|| SaveError::failed(self.who, "one of its threads has ended meanwhile"))?;
         let mut apart = Apart {
             adjustments: found.kin.is_apart(tid, Resource::Adjustments),
             ..Apart::default()
         };
         if found.kin.is_apart(tid, Resource::Directory) {
-            apart.place = Some(kin::place(tid, self.who)?);
+            apart.place = Some(kin::place(tid, &status, self.who)?);
         }
         if !found.kin.is_apart(tid, Resource::Descriptors) {
             return Ok(apart);
         }
-        let status = Status::read(tid)
-            .ok_or_else(|| SaveError::failed(self.who, "one of its threads has ended meanwhile"))?;
         let number = status.thread;
         let (mut borrowed, _) = self.lend(tracees, tid, Some((area, status)))?;
         let mut subject = Subject::new(pid, number, &mut borrowed.hand);

@@ -9,13 +9,13 @@ use std::collections::{HashMap, HashSet};
 use nix::errno::Errno;
 use serde_bytes::ByteBuf;
 
-use super::adjustments::Bystander;
+use super::adjustments::one_without;
+use super::status::Status;
 use super::{guest_number, threads_of};
 use crate::save::error::SaveError;
 use crate::save::sharing::{Place, Resource, Sharing};
 use crate::sentry::ProcessInfo;
 use crate::sys::descriptors::{self, Common};
-use crate::sys::generated;
 
 /// What is shared, by numbers of the host.
 #[derive(Debug, Default)]
@@ -74,39 +74,21 @@ impl Kin {
         for (guest, tids) in processes {
             let is_task = |(at, tid): &(usize, &i32)| *at == 0 || self.is_apart(**tid, what);
             for (_, tid) in tids.iter().enumerate().filter(is_task) {
-                let (mut low, mut high) = (0, sorted.len());
-                let mut class = None;
-                while low < high {
-                    let middle = low + (high - low) / 2;
-                    match compare(sorted[middle][0], *tid, what, guest)? {
-                        Ordering::Equal => {
-                            class = Some(middle);
-                            break;
-                        }
-                        Ordering::Less => low = middle + 1,
-                        Ordering::Greater => high = middle,
-                    }
-                }
-                match class {
-                    Some(class) => sorted[class].push(*tid),
-                    None => sorted.insert(low, vec![*tid]),
+                match descriptors::search(&sorted, |class| compare(class[0], *tid, what, guest))? {
+                    Ok(class) => sorted[class].push(*tid),
+                    Err(at) => sorted.insert(at, vec![*tid]),
                 }
             }
         }
         sorted.retain(|class| class.len() > 1);
         if what == Resource::Adjustments && !sorted.is_empty() {
             // Who has none at all has the same none.
-            let other = Bystander::new().map_err(cannot_tell)?;
-            let mut shared = Vec::new();
-            for class in sorted {
-                if descriptors::compare_common(class[0], other.pid, Common::Adjustments)
-                    .map_err(cannot_tell)?
-                    != Ordering::Equal
-                {
-                    shared.push(class);
-                }
+            let none = one_without().map_err(cannot_tell)?;
+            let order =
+                |class: &Vec<i32>| descriptors::compare_common(class[0], none, Common::Adjustments);
+            if let Ok(class) = descriptors::search(&sorted, order).map_err(cannot_tell)? {
+                sorted.remove(class);
             }
-            sorted = shared;
         }
         for class in sorted {
             let number = self.members.len();
@@ -177,16 +159,14 @@ fn compare(
     })
 }
 
-/// Where a task works (proc_pid_cwd(5), proc_pid_status(5)).
-pub fn place(tid: i32, who: &str) -> Result<Place, SaveError> {
+/// Where a task works (proc_pid_cwd(5)). `status`: what is known of it.
+pub fn place(tid: i32, status: &Status, who: &str) -> Result<Place, SaveError> {
     use std::os::unix::ffi::OsStringExt;
     let failed = |error: std::io::Error| {
         SaveError::failed(format!("{who}: the working directory of thread {tid}"), error)
     };
     let directory = std::fs::read_link(format!("/proc/{tid}/cwd")).map_err(failed)?;
-    let text = generated::text(format!("/proc/{tid}/status")).map_err(failed)?;
-    let umask = text.lines().find_map(|line| line.strip_prefix("Umask:"));
-    let umask = umask.and_then(|it| u32::from_str_radix(it.trim(), 8).ok());
+    let umask = status.umask;
     let umask = umask.ok_or_else(|| failed(std::io::Error::from_raw_os_error(libc::ENODATA)))?;
     Ok(Place { directory: ByteBuf::from(directory.into_os_string().into_vec()), umask })
 }

@@ -99,16 +99,8 @@ impl Known {
         compare: impl Fn(Place) -> Result<Ordering, Errno>,
     ) -> Result<Result<u32, usize>, Errno> {
         let group = self.groups.get(&inode).map_or(&[][..], Vec::as_slice);
-        let (mut low, mut high) = (0, group.len());
-        while low < high {
-            let middle = low + (high - low) / 2;
-            match compare(group[middle].0)? {
-                Ordering::Equal => return Ok(Ok(group[middle].1)),
-                Ordering::Less => low = middle + 1,
-                Ordering::Greater => high = middle,
-            }
-        }
-        Ok(Err(low))
+        let found = descriptors::search(group, |(known, _)| compare(*known))?;
+        Ok(found.map(|at| group[at].1))
     }
 
     /// Puts a description in where [`Known::find`] said.

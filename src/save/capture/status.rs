@@ -23,6 +23,8 @@ pub struct Status {
     pub acts: u64,
     /// Bytes of memory of its process's own, about; none where the kernel does not tell.
     pub memory: Option<u64>,
+    /// umask(2); none of one that has ended.
+    pub umask: Option<u32>,
     /// How many seccomp filters it has, those of the sandbox included.
     pub filters: usize,
 }
@@ -81,6 +83,10 @@ impl Status {
                     status.memory = Some(before.saturating_add(kilobytes * 1024));
                     continue;
                 }
+                b"Umask" => {
+                    status.umask = u32::from_str_radix(text()?, 8).ok();
+                    continue;
+                }
                 b"Seccomp_filters" => {
                     status.filters = text()?.parse().ok()?;
                     continue;
@@ -99,7 +105,7 @@ mod tests {
 
     #[test]
     fn what_is_said_is_read_by_field_whatever_the_name_is() {
-        let text = b"Name:\tUid: 5\\nGid:\\t6\nRssAnon:\t8 kB\nVmSwap:\t4 kB\nState:\tt (tracing stop)\nNStgid:\t900\t7\nNSpid:\t901\t8\n\
+        let text = b"Name:\tUid: 5\\nGid:\\t6\nUmask:\t0022\nRssAnon:\t8 kB\nVmSwap:\t4 kB\nState:\tt (tracing stop)\nNStgid:\t900\t7\nNSpid:\t901\t8\n\
             Uid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nGroups:\t9 10 \nSigPnd:\t0000000000000010\n\
             ShdPnd:\t0000000000000001\nSigIgn:\t0000000000000002\nSigCgt:\t0000000000000004\n\
             Seccomp_filters:\t3\n";
@@ -107,7 +113,7 @@ mod tests {
         assert_eq!((status.state, status.process, status.thread), (b't', 7, 8));
         assert_eq!(status.users, [[1, 2, 3, 4], [5, 6, 7, 8]]);
         assert_eq!((status.groups.as_slice(), status.filters), (&[9, 10][..], 3));
-        assert_eq!(status.memory, Some(12 << 10));
+        assert_eq!((status.memory, status.umask), (Some(12 << 10), Some(0o22)));
         assert_eq!((status.pending, status.shared_pending, status.acts), (16, 1, 6));
         assert_eq!(Status::parse(b"Name:\tit\nState:\tR\n"), None);
         let own = Status::read(std::process::id() as i32).unwrap();
