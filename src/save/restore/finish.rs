@@ -5,9 +5,9 @@ use super::{
     Plant, adjustments, apart, descriptors, first_and_rest, notices, overruns, process,
     rest_unless_alone, space_of, stops, threads, timers, waits,
 };
-use crate::save::capture::instruction::{instruction_in_vdso, note_vdso};
+use crate::save::capture::instruction;
 use crate::save::error::RestoreError;
-use crate::save::hand::{AREA, CODE, Hand, SLOTS, find_instruction, remote_call, to_a_signal};
+use crate::save::hand::{AREA, CODE, Hand, SLOTS, remote_call, to_a_signal};
 use crate::save::state::{Sandbox, Thread};
 use crate::sentry::Kernel;
 use crate::sys::ptrace::{Stop, Stopped};
@@ -93,9 +93,12 @@ fn complete(sandbox: &Sandbox, plant: &mut Plant<'_>) -> Result<(), RestoreError
 fn set(plant: Plant<'_>, kernel: &Kernel) -> Result<Vec<Stopped>, RestoreError> {
     let Plant { process, who, mut hand, others, own, .. } = plant;
     hand.rest().map_err(RestoreError::of(&who))?;
-    let instruction = instruction_of(&hand).ok_or_else(|| {
-        RestoreError::refused(format!("{who} has no code that could make a system call"))
-    })?;
+    // (Not the agent's, which goes.)
+    let instruction = instruction::find(hand.tid(), hand.area()..hand.area() + AREA)
+        .map_err(|errno| RestoreError::failed(format!("{who}: its mappings"), errno.desc()))?
+        .ok_or_else(|| {
+            RestoreError::refused(format!("{who} has no code that could make a system call"))
+        })?;
     let (area, room) = (hand.area(), hand.area() + CODE as u64);
     let mut hands = vec![hand];
     hands.extend(others);
@@ -129,25 +132,6 @@ fn set(plant: Plant<'_>, kernel: &Kernel) -> Result<Vec<Stopped>, RestoreError> 
     }
     let all = all.into_iter().zip(&process.threads).zip(waits);
     all.map(|((stopped, thread), wait)| threads::set(stopped, thread, wait, &who)).collect()
-}
-
-/// Where a `syscall` instruction is that is not the agent's.
-fn instruction_of(hand: &Hand) -> Option<u64> {
-    let agent = hand.area()..hand.area() + AREA;
-    // (Where the vDSO is the image says.)
-    if let Some(known) = instruction_in_vdso(hand.tid()).filter(|it| !agent.contains(it)) {
-        return Some(known);
-    }
-    let executable: Vec<(u64, u64, bool)> = crate::save::capture::maps::list(hand.tid())
-        .unwrap_or_default()
-        .iter()
-        .filter(|line| line.protection & libc::PROT_EXEC as u32 != 0)
-        .filter(|line| line.start != hand.area())
-        .map(|line| (line.start, line.end, line.name == b"[vdso]"))
-        .collect();
-    let found = find_instruction(hand.tid(), &executable);
-    note_vdso(found, &executable);
-    found
 }
 
 /// Takes the agent out of where it lies, by the first of the threads of a process. All of them can be set then.
