@@ -109,6 +109,15 @@ pub struct Place {
     pub umask: u32,
 }
 
+impl Process {
+    /// The threads that are apart in something, and in what: each with its place among those beside the first, and its
+    /// number.
+    pub fn apart(&self) -> impl Iterator<Item = (usize, i32, &Apart)> {
+        let others = self.threads.iter().skip(1).enumerate();
+        others.filter_map(|(at, thread)| Some((at, thread.tid, thread.apart.as_ref()?)))
+    }
+}
+
 /// Why an image's account of what is shared cannot be true.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Contradiction {
@@ -133,10 +142,8 @@ impl Classes {
         let mut tasks: HashMap<i32, Task<'_>> = HashMap::new();
         for process in processes.iter().filter(|it| it.zombie.is_none()) {
             tasks.insert(process.pid, Task { process, apart: None });
-            for thread in process.threads.iter().skip(1) {
-                if let Some(apart) = &thread.apart {
-                    tasks.insert(thread.tid, Task { process, apart: Some(apart) });
-                }
+            for (_, tid, apart) in process.apart() {
+                tasks.insert(tid, Task { process, apart: Some(apart) });
             }
         }
         for Sharing { what, tasks: members } in sharing {
@@ -156,14 +163,13 @@ impl Classes {
     }
 
     fn check(&self, tasks: &HashMap<i32, Task<'_>>) -> Result<(), Contradiction> {
-        let mut owners: HashMap<(Resource, u32), (i32, Option<usize>)> = HashMap::new();
+        let mut seen: HashMap<(Resource, u32), Option<usize>> = HashMap::new();
         for (number, task) in tasks {
             for what in [Resource::Memory, Resource::Descriptors] {
                 let Some(index) = task.index(what) else { continue };
                 let class = self.class(what, *number);
-                let (_, known) = *owners.entry((what, index)).or_insert((*number, class));
-                let is_first = owners.get(&(what, index)).is_some_and(|it| it.0 == *number);
-                if known != class || class.is_none() && !is_first {
+                let before = seen.insert((what, index), class);
+                if before.is_some_and(|before| before.is_none() || before != class) {
                     return Err(Contradiction { task: *number, what });
                 }
             }
@@ -189,10 +195,8 @@ impl Classes {
         let mut all = Classes { of: self.of.clone(), members: self.members.clone() };
         for process in processes {
             for what in Resource::LOOSE {
-                let apart =
-                    process.threads.iter().skip(1).filter_map(|it| Some((it, it.apart.as_ref()?)));
-                let with = apart.filter(|(_, apart)| !apart.is_in(what)).map(|(it, _)| it.tid);
-                let with: Vec<i32> = with.collect();
+                let with = process.apart().filter(|(.., apart)| !apart.is_in(what));
+                let with: Vec<i32> = with.map(|(_, tid, _)| tid).collect();
                 if with.is_empty() {
                     continue;
                 }

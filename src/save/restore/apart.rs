@@ -11,14 +11,8 @@ use super::courier::Courier;
 use super::{Plant, adjustments, descriptors};
 use crate::save::error::RestoreError;
 use crate::save::hand::Hand;
-use crate::save::sharing::{Apart, Place};
+use crate::save::sharing::Place;
 use crate::save::state::{Process, Sandbox};
-
-/// The threads that are apart, and how, with their places among the `others` of a process.
-fn threads(process: &Process) -> impl Iterator<Item = (usize, i32, &Apart)> {
-    let others = process.threads.iter().skip(1).enumerate();
-    others.filter_map(|(at, thread)| Some((at, thread.tid, thread.apart.as_ref()?)))
-}
 
 fn lost(who: &str) -> RestoreError {
     RestoreError::refused(format!("the image is damaged: {who}: its threads"))
@@ -26,7 +20,7 @@ fn lost(who: &str) -> RestoreError {
 
 /// They enter their working directories.
 pub(super) fn enter(others: &mut [Hand], process: &Process, who: &str) -> Result<(), RestoreError> {
-    for (at, tid, apart) in threads(process) {
+    for (at, tid, apart) in process.apart() {
         let Some(Place { directory, umask }) = &apart.place else { continue };
         let hand = others.get_mut(at).ok_or_else(|| lost(who))?;
         let show = String::from_utf8_lossy(directory);
@@ -48,7 +42,7 @@ pub(super) fn give_tables(
 ) -> Result<(), RestoreError> {
     let mut given: HashSet<u32> = plants.iter().filter_map(|it| it.process.table).collect();
     for Plant { process, who, hand, others, couriers, .. } in plants {
-        for (at, tid, apart) in threads(process) {
+        for (at, tid, apart) in process.apart() {
             let Some(index) = apart.table.filter(|it| given.insert(*it)) else { continue };
             let table = sandbox.tables.get(index as usize).ok_or_else(|| lost(who))?;
             hand.rest().map_err(RestoreError::of(&*who))?;
@@ -86,7 +80,7 @@ pub(super) fn adjust(
     process: &Process,
     who: &str,
 ) -> Result<(), RestoreError> {
-    for (at, tid, _) in threads(process).filter(|it| it.2.adjustments) {
+    for (at, tid, _) in process.apart().filter(|it| it.2.adjustments) {
         let hand = others.get_mut(at).ok_or_else(|| lost(who))?;
         adjustments::make(hand, sandbox, tid, who)?;
     }

@@ -54,12 +54,7 @@ pub fn plan(processes: &[Process], classes: &Classes, free: i32) -> Result<Vec<S
 }
 
 fn has_apart(processes: &[Process]) -> bool {
-    processes.iter().flat_map(apart_threads).next().is_some()
-}
-
-/// The threads of a process that are tasks of their own.
-fn apart_threads(process: &Process) -> impl Iterator<Item = i32> {
-    process.threads.iter().skip(1).filter(|it| it.apart.is_some()).map(|it| it.tid)
+    processes.iter().flat_map(Process::apart).next().is_some()
 }
 
 /// Who is not made by its parent but by a sibling that was made before, and by which.
@@ -82,7 +77,7 @@ fn besides(processes: &[Process], classes: &Classes) -> HashMap<i32, i32> {
         let maker = besides.get(&pid).copied().or(own);
         let top = maker.and_then(|it| tops.get(&it).copied()).unwrap_or(pid);
         tops.insert(pid, top);
-        tops.extend(apart_threads(process).map(|tid| (tid, top)));
+        tops.extend(process.apart().map(|(_, tid, _)| (tid, top)));
     }
     // What nobody has made is init's, which shares nothing.
     let first = |pid: i32| processes.iter().find(|it| it.pid == pid);
@@ -130,7 +125,7 @@ impl Family {
             }
         }
         for process in processes {
-            let threads: Vec<i32> = apart_threads(process).collect();
+            let threads: Vec<i32> = process.apart().map(|(_, tid, _)| tid).collect();
             family.makers.extend(threads.iter().map(|tid| (*tid, process.pid)));
             if !threads.is_empty() {
                 family.threads.insert(process.pid, threads);

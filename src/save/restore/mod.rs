@@ -173,7 +173,7 @@ pub fn grow(
     own_foreground(sandbox, &mut plants)?;
     rest(&mut plants)?;
     fill(&maker.sinks)?;
-    for plant in &plants {
+    for plant in plants.iter().filter(|it| it.own.space) {
         clock::renew(plant.hand.tid(), space_of(sandbox, plant)?, options, &plant.who)?;
     }
     furnish::furnish_all(sandbox, &mut plants, gate, &courier, lazy)?;
@@ -351,8 +351,8 @@ fn plants<'s>(
     let mut plants = Vec::with_capacity(sandbox.processes.len());
     for process in &sandbox.processes {
         let hand = hands.remove(&process.pid).ok_or_else(twice)?;
-        let threads = process.threads.iter().skip(1).filter(|it| it.apart.is_some());
-        let early = threads.filter_map(|it| Some((it.tid, hands.remove(&it.tid)?))).collect();
+        let early = process.apart().filter_map(|(_, tid, _)| Some((tid, hands.remove(&tid)?)));
+        let early = early.collect();
         plants.push(Plant {
             process,
             who: name(process),

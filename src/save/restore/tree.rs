@@ -109,6 +109,8 @@ struct Planner<'p> {
     /// See [`birthplaces`].
     birthplaces: HashMap<i32, Option<i32>>,
     alive: HashMap<i32, &'p Process>,
+    /// Who is made by a sibling, and by which.
+    siblings: &'p HashMap<i32, i32>,
     /// Those that a sibling makes, by that.
     besides: HashMap<i32, Vec<&'p Process>>,
     made: HashSet<i32>,
@@ -146,6 +148,7 @@ pub fn plan(
         birthplaces: birthplaces(processes, &children),
         children,
         alive,
+        siblings,
         besides,
         made: HashSet::new(),
         session: HashMap::from([(INIT, INIT)]),
@@ -209,7 +212,7 @@ impl<'p> Planner<'p> {
     }
 
     fn is_beside(&self, process: &Process) -> bool {
-        self.besides.values().flatten().any(|it| it.pid == process.pid)
+        self.siblings.contains_key(&process.pid)
     }
 
     fn make_by(&mut self, parent: i32, pid: i32, stands_in: bool, beside: bool) {
