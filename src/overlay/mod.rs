@@ -38,6 +38,6 @@ pub use front::fill_fronts;
 pub use layers::{Held, Layer, prepare};
 pub use places::{hidden_places, is_above_places};
 pub(crate) use remove::remove_directory;
-pub use restoring::{Place, Restoring, Wanted, WantedLayer};
+pub use restoring::{CONTENT_SUM, Place, Restoring, Wanted, WantedLayer};
 pub use saving::{Part, Saver, Spool, Whole};
 pub use store::{Kept, Store, usual_place};

@@ -31,7 +31,7 @@ use super::store::{self, Kept, Lock, Store, make_directory};
 use crate::config::{MountKind, RunSpec, quoted};
 
 /// Bytes of a sum over the content of files.
-const SUM: usize = 32;
+pub const CONTENT_SUM: usize = 32;
 /// The end of the name of one that has not got its own yet.
 const SUFFIX: &str = ".sandbox-restoring";
 
@@ -74,7 +74,7 @@ pub struct Place {
     /// Another one has the name, and goes.
     replaces: bool,
     /// If that may go because of what was saved of it: the sum of the content of its files.
-    content: Option<[u8; SUM]>,
+    content: Option<[u8; CONTENT_SUM]>,
     taken: AtomicBool,
     /// Guests have been let go in it: it stays, whatever happens.
     running: AtomicBool,
@@ -106,7 +106,7 @@ struct Guard {
 struct Before {
     _lock: Lock,
     /// See [`Place`].
-    content: Option<[u8; SUM]>,
+    content: Option<[u8; CONTENT_SUM]>,
 }
 
 impl Drop for Guard {
@@ -124,7 +124,7 @@ impl Place {
     ///
     /// # Errors
     /// What has the name had other content when it was saved; or the file system cannot do that in one step.
-    pub fn take(&self, content: &[u8; SUM]) -> Result<(), OverlayError> {
+    pub fn take(&self, content: &[u8; CONTENT_SUM]) -> Result<(), OverlayError> {
         if self.content.is_some_and(|saved| saved != *content) {
             return Err(refuse!(
                 "cannot restore it as {id}: files in the overlay that is kept of {id} were saved with other content \

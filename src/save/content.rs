@@ -12,8 +12,9 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
+use crate::overlay::CONTENT_SUM;
 use crate::save::capture::collector::Content;
-use crate::save::content_sum::{ContentSum, SUM};
+use crate::save::content_sum::ContentSum;
 use crate::save::error::SaveError;
 use crate::save::hand;
 use crate::save::image::{Fetch, ImageError, Pages, Writer};
@@ -141,7 +142,7 @@ pub fn write<W: Write>(
     contents: &[Content],
     layers: &HashSet<Object>,
     writer: &mut Writer<W>,
-) -> Result<[u8; SUM], SaveError> {
+) -> Result<[u8; CONTENT_SUM], SaveError> {
     let mut to = Streams { writer, layers, sum: ContentSum::default() };
     for alike in contents.chunk_by(|one, two| one.has_pages() && two.has_pages()) {
         if !alike[0].has_pages() {

@@ -2,10 +2,8 @@
 
 use sha2::{Digest, Sha256};
 
+use crate::overlay::CONTENT_SUM;
 use crate::save::state::Object;
-
-/// Bytes of it.
-pub const SUM: usize = 32;
 
 /// The SHA-256 of all parts of such content in the order of the image, each with its object, its place, and its
 /// length in front. It is in no image: who has written one, and who reads it, comes to the same.
@@ -22,7 +20,7 @@ impl ContentSum {
     }
 
     /// The sum of all of it.
-    pub fn finish(self) -> [u8; SUM] {
+    pub fn finish(self) -> [u8; CONTENT_SUM] {
         self.0.finalize().into()
     }
 }

@@ -107,7 +107,7 @@ fn only_what_the_image_has_or_nobody_would_miss_is_replaced() {
 
 /// What a save leaves, with a sum of such bytes.
 fn marked(sum: u8) -> Vec<u8> {
-    [&b"mark"[..], &[sum; SUM]].concat()
+    [&b"mark"[..], &[sum; CONTENT_SUM]].concat()
 }
 
 fn place(bench: &Bench, replaces: bool) -> Guard {
@@ -117,7 +117,7 @@ fn place(bench: &Bench, replaces: bool) -> Guard {
     fs::write(bench.base.join("store").join(&name).join("image"), "x").unwrap();
     let (taken, running) = (AtomicBool::new(false), AtomicBool::new(false));
     let (id, gone) = ("it".to_owned(), Mutex::new(false));
-    let content = replaces.then_some([5; SUM]);
+    let content = replaces.then_some([5; CONTENT_SUM]);
     let place = Place { store: own, name, id, replaces, content, taken, running, gone };
     Guard { place: Arc::new(place), _before: None }
 }
@@ -130,7 +130,7 @@ fn the_store_is_as_it_was_or_has_the_new_one() {
     drop(place(&bench, false));
     assert_eq!(bench.names(), [""; 0]);
     let guard = place(&bench, false);
-    guard.place.take(&[5; SUM]).unwrap();
+    guard.place.take(&[5; CONTENT_SUM]).unwrap();
     assert!(has("image"));
     guard.place.give_back();
     drop(guard);
@@ -138,13 +138,13 @@ fn the_store_is_as_it_was_or_has_the_new_one() {
     // Somebody had it.
     bench.keep("it", None);
     let guard = place(&bench, true);
-    guard.place.take(&[5; SUM]).unwrap();
+    guard.place.take(&[5; CONTENT_SUM]).unwrap();
     assert!(has("image") && !has("description"));
     drop(guard);
     assert_eq!(bench.names(), ["it"]);
     assert!(has("description") && !has("image"));
     let guard = place(&bench, true);
-    guard.place.take(&[5; SUM]).unwrap();
+    guard.place.take(&[5; CONTENT_SUM]).unwrap();
     guard.place.settle();
     assert_eq!(bench.names().len(), 2, "no guest runs yet");
     guard.place.begin();
@@ -159,7 +159,7 @@ fn the_store_is_as_it_was_or_has_the_new_one() {
     assert!(has("image"));
     // Once it is gone, the name may be another's.
     let guard = place(&bench, true);
-    guard.place.take(&[5; SUM]).unwrap();
+    guard.place.take(&[5; CONTENT_SUM]).unwrap();
     guard.place.begin();
     guard.place.settle();
     fs::create_dir(bench.base.join("store").join(&guard.place.name)).unwrap();
@@ -168,7 +168,7 @@ fn the_store_is_as_it_was_or_has_the_new_one() {
     fs::remove_dir(bench.base.join("store").join(format!(".it{SUFFIX}"))).unwrap();
     // The supervisor fails while guests run.
     let guard = place(&bench, true);
-    guard.place.take(&[5; SUM]).unwrap();
+    guard.place.take(&[5; CONTENT_SUM]).unwrap();
     guard.place.begin();
     let failed = std::thread::spawn(move || {
         let _guard = guard;
@@ -179,13 +179,13 @@ fn the_store_is_as_it_was_or_has_the_new_one() {
     assert!(has("image"));
     // Its files had other content than those of the image.
     let guard = place(&bench, true);
-    let error = guard.place.take(&[6; SUM]).unwrap_err().to_string();
+    let error = guard.place.take(&[6; CONTENT_SUM]).unwrap_err().to_string();
     assert!(error.contains("other content") && error.contains("--id"), "{error}");
     drop(guard);
     assert_eq!(bench.names(), ["it"]);
     // It has come into being meanwhile.
     let guard = place(&bench, false);
-    let error = guard.place.take(&[5; SUM]).unwrap_err().to_string();
+    let error = guard.place.take(&[5; CONTENT_SUM]).unwrap_err().to_string();
     assert!(error.contains("File exists"), "{error}");
     drop(guard);
     assert_eq!(bench.names(), ["it"]);

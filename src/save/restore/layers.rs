@@ -16,8 +16,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::config::Identity;
-use crate::overlay::{OverlayError, Place, Wanted, WantedLayer};
-use crate::save::content_sum::{ContentSum, SUM};
+use crate::overlay::{CONTENT_SUM, OverlayError, Place, Wanted, WantedLayer};
+use crate::save::content_sum::ContentSum;
 use crate::save::error::RestoreError;
 use crate::save::image::{Frame, Index, Reader};
 use crate::save::restore::trees;
@@ -191,7 +191,7 @@ pub struct Layers {
     /// By the directory of each.
     roots: Vec<(PathBuf, OwnedFd)>,
     /// The sum of what the image had for them.
-    content: [u8; SUM],
+    content: [u8; CONTENT_SUM],
 }
 
 impl Layers {
