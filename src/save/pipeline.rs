@@ -201,27 +201,30 @@ fn has_ended(kernel: &Kernel) -> bool {
 
 /// Refuses what can be told before anything is stopped.
 fn refuse_early(kernel: &Kernel) -> Result<(), SaveError> {
-    if kernel.features().contains(sentry::Features::NETWORK) {
-        return Err(SaveError::refused(
+    use sentry::Features;
+    let reasons = [
+        (
+            Features::NETWORK,
             "it reaches hosts outside (--net allow), whose connections an image does not carry; run it without",
-        ));
-    }
-    if kernel.features().contains(sentry::Features::NO_NAMESPACES) {
-        return Err(SaveError::refused(
+        ),
+        (
+            Features::NO_NAMESPACES,
             "it runs with --walls landlock in the host's namespaces, where its process numbers may be taken when it \
              is restored; run it without",
-        ));
-    }
-    if kernel.features().contains(sentry::Features::ROOT) {
-        return Err(SaveError::refused(
+        ),
+        (
+            Features::ROOT,
             "its programs are root inside (--root), and whom they have become is not in an image; run it without",
-        ));
-    }
-    if kernel.features().contains(sentry::Features::FILE_LOG) {
-        return Err(SaveError::refused(
+        ),
+        (
+            Features::FILE_LOG,
             "it is run with --record-files, or by sandbox learn, whose list of files an image does not carry; \
              run it without",
-        ));
+        ),
+    ];
+    let features = kernel.features();
+    if let Some((_, why)) = reasons.into_iter().find(|(feature, _)| features.contains(*feature)) {
+        return Err(SaveError::refused(why));
     }
     if kernel.has_later_programs() {
         return Err(SaveError::refused(
@@ -306,7 +309,7 @@ fn captured(
     earlier: Earlier,
     live: Option<Live>,
 ) -> Result<(Sandbox, Found), SaveError> {
-    // (A program may have been started, or a clock been set, while they went on in between.)
+    // (A program may have been started while they went on in between.)
     refuse_early(kernel)?;
     let guests = kernel.census_of_stopped()?;
     let program = kernel.program().ok_or(SaveError::refused("its program has ended"))?;

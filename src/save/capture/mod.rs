@@ -272,8 +272,9 @@ fn process_of(
         threads.extend(whose.threads(tracees, &others, area, told)?);
         for tid in found.kin.apart_of(&tids) {
             let apart = whose.apart(tracees, (tid, guest.pid), area, streams, found)?;
-            let its_own = threads.iter_mut().find(|(it, ..)| *it == tid);
-            its_own.into_iter().for_each(|(_, thread, _)| thread.apart = Some(apart.clone()));
+            if let Some((_, thread, _)) = threads.iter_mut().find(|(it, ..)| *it == tid) {
+                thread.apart = Some(apart);
+            }
         }
         Ok(threads)
     });
@@ -465,14 +466,14 @@ fn leader(
         process.space = Some(space);
         return Ok(());
     }
-    let is_small = found.is_small(memory);
+    let is_small = live.is_some() && found.is_small(memory);
     let copied = match live {
         Some(live) if !is_small => live.copy(&mut subject, gate, process, found)?,
         _ => None,
     };
     let from = found.collector.contents.len();
     let space = memory::capture(&mut subject, live.zip(copied), &mut found.collector)?;
-    if live.is_some() && is_small {
+    if is_small {
         content::read_pages(&mut found.collector.contents[from..])?;
     }
     let index = found.spaces.len() as u32;

@@ -64,7 +64,7 @@ impl Drop for Copied {
 /// Whether a mapping with these flags is not in a copy, or empty there (MADV_DONTFORK and
 /// MADV_WIPEONFORK of madvise(2)).
 pub fn is_lost(flags: &str) -> bool {
-    flags.split(' ').any(|flag| matches!(flag, "dc" | "wf"))
+    ["dc", "wf"].iter().any(|flag| maps::has_flag(flags, flag))
 }
 
 impl Live {

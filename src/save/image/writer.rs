@@ -322,8 +322,8 @@ impl<W: Write> Writer<W> {
 }
 
 impl<W: Write + Send + 'static> Writer<W> {
-    /// As [`Writer::begin`], but what follows is written by a thread of its own, while the caller
-    /// fetches and sorts. Pays where there is a second processor; costs three buffers of 8 MiB.
+    /// As [`Writer::begin_in`], without a place.
+    #[cfg(test)]
     pub fn begin_in_background(
         out: W,
         features: &Features,
@@ -333,8 +333,10 @@ impl<W: Write + Send + 'static> Writer<W> {
         Writer::begin_in(out, None, features, state, compression)
     }
 
-    /// As [`Writer::begin_in_background`]. If there is a place, it is what `out` writes to, at its beginning, and
-    /// [`Writer::many`] writes there with several threads.
+    /// As [`Writer::begin`], but what follows is written by a thread of its own, while the caller
+    /// fetches and sorts. Pays where there is a second processor; costs up to three buffers of 8 MiB.
+    /// If there is a place, it is what `out` writes to, at its beginning, and [`Writer::many`] writes there with
+    /// several threads.
     pub fn begin_in(
         mut out: W,
         place: Option<Arc<dyn Place>>,

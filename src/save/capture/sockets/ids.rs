@@ -1,6 +1,6 @@
 //! Numbers of users, groups and processes, from the host's to the guest's.
 
-use crate::sys::generated;
+use super::super::guest_number;
 use crate::sys::id_map::IdMap;
 
 /// Of one user namespace.
@@ -35,9 +35,6 @@ impl Ids {
 
     /// A process; 0: it has no number inside, or is gone.
     pub(super) fn process(pid: i32) -> i32 {
-        let status = generated::text(format!("/proc/{pid}/status")).unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
-        let last = line.and_then(|line| line.split_whitespace().last());
-        last.and_then(|pid| pid.parse().ok()).unwrap_or(0)
+        guest_number(pid).unwrap_or(0)
     }
 }
