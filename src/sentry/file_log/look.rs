@@ -14,16 +14,8 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2, readlink, readlinka
 use nix::sys::stat::{Mode, SFlag, fstat};
 
 use super::Touch;
+use crate::sentry::paths::Start;
 use crate::sys::generated;
-
-/// Where a relative path starts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Start {
-    /// The working directory.
-    Directory,
-    /// What a descriptor stands for.
-    Descriptor(i32),
-}
 
 /// What a path leads to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -16,7 +16,9 @@ pub use content::Content;
 use content::Hasher;
 pub(super) use look::View;
 use look::{Found, There};
-pub use look::{Kind, Start, touch_of_open};
+pub use look::{Kind, touch_of_open};
+
+use super::paths::Start;
 
 bitflags::bitflags! {
     /// What was done to a file.

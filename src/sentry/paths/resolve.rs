@@ -22,6 +22,16 @@ pub enum Start {
     Descriptor(i32),
 }
 
+impl Start {
+    /// Where the calls start that are given this descriptor or AT_FDCWD.
+    pub fn of(dirfd: i32) -> Start {
+        match dirfd {
+            libc::AT_FDCWD => Start::Directory,
+            fd => Start::Descriptor(fd),
+        }
+    }
+}
+
 /// Something that is there.
 #[derive(Debug)]
 pub struct Thing {

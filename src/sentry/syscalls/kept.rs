@@ -22,7 +22,8 @@ use crate::notify::{Answer, hand_over};
 use crate::sentry::Features;
 use crate::sentry::beliefs::flags_of;
 use crate::sentry::call::Call;
-use crate::sentry::file_log::{Start, View};
+use crate::sentry::file_log::View;
+use crate::sentry::paths::Start;
 use crate::sys::{attributes as kernel, spawn};
 
 const CURRENT: DirFd = DirFd(libc::AT_FDCWD);
@@ -349,10 +350,7 @@ pub(super) fn find(
             (_, fd) => handle(call, fd),
         };
     }
-    let start = match dirfd.0 {
-        libc::AT_FDCWD => Start::Directory,
-        fd => Start::Descriptor(fd),
-    };
+    let start = Start::of(dirfd.0);
     found(call, start, &text, flags & libc::AT_SYMLINK_NOFOLLOW == 0)
 }
 

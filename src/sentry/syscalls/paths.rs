@@ -121,10 +121,7 @@ fn with_guest<T>(
 }
 
 fn start(dirfd: DirFd) -> Start {
-    match dirfd.0 {
-        libc::AT_FDCWD => Start::Directory,
-        fd => Start::Descriptor(fd),
-    }
+    Start::of(dirfd.0)
 }
 
 /// Performs what answers with nothing but its success.

@@ -7,7 +7,8 @@ use super::args::{
 use crate::notify::{Answer, hand_over};
 use crate::sentry::Features;
 use crate::sentry::call::Call;
-use crate::sentry::file_log::{Caller, FileLog, Start, Touch, Use, touch_of_open};
+use crate::sentry::file_log::{Caller, FileLog, Touch, Use, touch_of_open};
+use crate::sentry::paths::Start;
 
 const CURRENT: DirFd = DirFd(libc::AT_FDCWD);
 
@@ -30,10 +31,7 @@ fn with_caller(call: &Call<'_>, what: impl FnOnce(&Caller<'_>)) {
 }
 
 fn start(dirfd: DirFd) -> Start {
-    match dirfd.0 {
-        libc::AT_FDCWD => Start::Directory,
-        fd => Start::Descriptor(fd),
-    }
+    Start::of(dirfd.0)
 }
 
 fn note(call: &Call<'_>, dirfd: DirFd, path: Path, how: Use) -> Answer {
