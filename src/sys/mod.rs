@@ -10,6 +10,7 @@ pub mod attributes;
 pub mod beneath;
 pub mod clmul;
 pub mod clock;
+pub mod copy;
 pub mod cpu;
 pub mod cpu_clock;
 pub mod descriptors;
