@@ -23,7 +23,7 @@ use nix::sys::statvfs::{FsFlags, fstatvfs};
 use nix::unistd::{getegid, geteuid};
 
 pub use belief::{Belief, Device, INSTEAD, MODE, NAME};
-pub(super) use place::{Spot, find, find_open, find_spot, flags_of};
+pub(super) use place::{Spot, find, find_open, find_spot, flags_of, place_of};
 
 use crate::sys::disguise::{Disguise, Owner};
 use crate::sys::{beneath, files, look};
