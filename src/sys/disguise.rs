@@ -83,8 +83,7 @@ fn set_groups(groups: &[u32]) -> Result<(), Errno> {
 }
 
 impl Disguise {
-    /// From here on files are opened as by `owner`, who has no capability. Costs nothing where the caller is that
-    /// user already and has none.
+    /// From here on files are opened as by `owner`, who has no capability.
     ///
     /// # Errors
     /// It cannot be: then nothing is changed.
