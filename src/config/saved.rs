@@ -27,6 +27,7 @@ use super::{
 };
 use super::{check_container, check_hostname, check_program, files, homes, identity};
 use crate::sentry::Features;
+use crate::sentry::credentials::GROUPS_MAX;
 use crate::sentry::net::Policy;
 pub use grants::grants;
 use wishes::{SavedLimits, SavedTime};
@@ -37,8 +38,6 @@ const MOUNTS_MAX: usize = 100_000;
 const WORDS_MAX: usize = 16 << 20;
 /// The name of a path at most (PATH_MAX, limits.h).
 const PATH_MAX: usize = 4096;
-/// Groups of a process at most (NGROUPS_MAX, limits.h).
-const GROUPS_MAX: usize = 65_536;
 
 /// [`RunSpec`] as an image carries it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -17,10 +17,10 @@ use nix::unistd::{Gid, Uid, fchownat, ftruncate, linkat, mkfifoat, symlinkat};
 
 use super::believed;
 use super::changes::{open_upper_file, set_mode};
-use super::copy::{Tell, copy_content};
 use super::entry::{self, Attributes, Type};
 use crate::sentry::beliefs::Belief;
 use crate::sys::beneath;
+use crate::sys::copy::{Tell, copy_content};
 use crate::sys::errno_of;
 
 /// Names longer than this (limits.h) lead nowhere for a program; it bounds how deep a copy goes.

@@ -3,7 +3,8 @@
 //! An ordinary user can give nothing away, so a commit of theirs applies of a belief the permissions alone; root's applies
 //! the owner, too. A set-id bit that the host's file had not is never applied.
 
-use std::os::fd::BorrowedFd;
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::errno::Errno;
 use nix::sys::stat::FileStat;
@@ -15,12 +16,16 @@ use crate::sys::{beneath, files};
 
 /// What is believed of a file of a layer, which `fd` stands for (O_PATH too).
 pub(super) fn of(fd: BorrowedFd<'_>, stat: &FileStat) -> Belief {
-    if stat.st_uid != geteuid().as_raw() || !matches!(Type::of(stat), Type::File | Type::Directory)
-    {
+    if !can_have(stat) {
         return Belief::default();
     }
     let value = beneath::attribute(&files::descriptor_path(fd), NAME).ok();
     value.and_then(|value| Belief::parse(&value)).unwrap_or_default()
+}
+
+/// Whether anything can be believed of it: by attributes, and of the user's own alone.
+fn can_have(stat: &FileStat) -> bool {
+    stat.st_uid == geteuid().as_raw() && matches!(Type::of(stat), Type::File | Type::Directory)
 }
 
 /// Owner, group and mode as guests saw them: the user is root there.
@@ -67,26 +72,18 @@ pub(super) fn words(stat: &FileStat, belief: &Belief) -> Option<String> {
 
 /// The names of attributes that only root can set, and that guests believed they had.
 pub(super) fn attributes(fd: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>, Errno> {
-    let names = match beneath::attribute_names(&files::descriptor_path(fd)) {
-        Ok(names) => names,
-        Err(Errno::EOPNOTSUPP) => return Ok(Vec::new()),
-        Err(errno) => return Err(errno),
-    };
     let rest = |name: Vec<u8>| name.strip_prefix(INSTEAD).map(<[u8]>::to_vec);
-    Ok(names.into_iter().filter_map(rest).collect())
+    Ok(entry::attribute_names(fd)?.into_iter().filter_map(rest).collect())
 }
 
-/// What has a name of a layer, and whether it is a device in belief, or stands for what nobody could read.
+/// What is believed of what has a name in a directory of a layer.
 pub(super) fn look(
     directory: BorrowedFd<'_>,
-    name: &std::ffi::OsStr,
+    name: &OsStr,
     stat: &FileStat,
 ) -> Result<Belief, Errno> {
-    match Type::of(stat) {
-        Type::File | Type::Directory => {
-            let place = entry::open_path(directory, name)?;
-            Ok(of(std::os::fd::AsFd::as_fd(&place), stat))
-        }
-        _ => Ok(Belief::default()),
+    if !can_have(stat) {
+        return Ok(Belief::default());
     }
+    Ok(of(entry::open_path(directory, name)?.as_fd(), stat))
 }

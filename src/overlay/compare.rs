@@ -1,15 +1,14 @@
 //! Whether what a layer has is what the host has.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
 use nix::errno::Errno;
 use nix::sys::stat::FileStat;
-use nix::sys::uio::pread;
 
 use super::changes::What;
 use super::{believed, entry};
 use crate::sentry::beliefs::Belief;
-use crate::sys::files::next_data;
+use crate::sys::files::{next_data, read_whole};
 
 /// Bytes that are compared at once.
 const PIECE: usize = 256 << 10;
@@ -53,23 +52,10 @@ pub(super) fn same_content(
     Ok(true)
 }
 
-/// As much as there is, up to the length of `room`.
-pub(super) fn read_whole(file: BorrowedFd<'_>, room: &mut [u8], from: u64) -> Result<usize, Errno> {
-    let mut count = 0;
-    while count < room.len() {
-        match pread(file.as_fd(), &mut room[count..], (from + count as u64) as i64) {
-            Ok(0) => break,
-            Ok(more) => count += more,
-            Err(Errno::EINTR) => {}
-            Err(errno) => return Err(errno),
-        }
-    }
-    Ok(count)
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs::File;
+    use std::os::fd::AsFd;
     use std::os::unix::fs::FileExt;
 
     use super::*;

@@ -16,6 +16,8 @@ use crate::sys::{beneath, files};
 
 /// Names of overlayfs's own attributes begin so, in a user namespace (OVL_XATTR_USER_PREFIX).
 const OWN: &[u8] = b"user.overlay.";
+/// A directory has it that hides what lower layers have in its place.
+pub(super) const OPAQUE: &CStr = c"user.overlay.opaque";
 /// What overlayfs makes of such a name that a guest sets itself (OVL_XATTR_ESCAPE_PREFIX, Linux 6.7).
 const ESCAPED: &[u8] = b"user.overlay.overlay.";
 
@@ -127,18 +129,21 @@ pub(super) fn capability(fd: BorrowedFd<'_>) -> Result<Attributes, Errno> {
     read_attributes(fd, |name| name == CAPABILITY)
 }
 
+/// The names of all that can be seen.
+pub(super) fn attribute_names(fd: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>, Errno> {
+    match beneath::attribute_names(&files::descriptor_path(fd)) {
+        Err(Errno::EOPNOTSUPP) => Ok(Vec::new()),
+        done => done,
+    }
+}
+
 fn read_attributes(
     fd: BorrowedFd<'_>,
     wanted: impl Fn(&[u8]) -> bool,
 ) -> Result<Attributes, Errno> {
     let path = files::descriptor_path(fd);
-    let names = match beneath::attribute_names(&path) {
-        Ok(names) => names,
-        Err(Errno::EOPNOTSUPP) => return Ok(Vec::new()),
-        Err(errno) => return Err(errno),
-    };
     let mut found = Vec::new();
-    for name in names.into_iter().filter(|name| wanted(name)) {
+    for name in attribute_names(fd)?.into_iter().filter(|name| wanted(name)) {
         let Ok(c_name) = CString::new(name.clone()) else { continue };
         match beneath::attribute(&path, &c_name) {
             Ok(value) => found.push((name, value)),
@@ -223,7 +228,7 @@ pub(super) fn is_whiteout(
 
 /// Whether a directory of a layer hides what the host has in its place.
 pub(super) fn is_opaque(directory: BorrowedFd<'_>) -> bool {
-    own_attribute(directory, c"user.overlay.opaque").is_some_and(|value| value == b"y")
+    own_attribute(directory, OPAQUE).is_some_and(|value| value == b"y")
 }
 
 /// A name as the kernel takes it.

@@ -21,11 +21,12 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use nix::dir::{Dir, Type};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
-use nix::sys::stat::{FileStat, Mode, fchmod, fstat, fstatat, futimens, mkdirat};
-use nix::sys::time::TimeSpec;
+use nix::sys::stat::{FileStat, Mode, fchmod, fstat, fstatat, mkdirat};
 use nix::unistd::{AccessFlags, faccessat, getegid, geteuid};
 
+use super::apply::{PATH_MAX, set_times};
 use super::changes::open_host;
+use super::entry::OPAQUE;
 use super::layers::Layer;
 use super::store::DIRECTORY;
 use crate::config::View;
@@ -105,7 +106,7 @@ pub(super) fn dress_root(host: &OwnedFd, upper: BorrowedFd<'_>) -> Result<(), Er
     let own = Own { uid: geteuid().as_raw(), gid: getegid().as_raw() };
     let stat = fstat(host)?;
     dress(own, upper, &stat, false)?;
-    set_times(upper, &stat)
+    set_times(upper, ".".as_ref(), &stat)
 }
 
 impl Walk<'_> {
@@ -152,7 +153,7 @@ impl Walk<'_> {
                 continue;
             }
             let below = at.join(name);
-            if below.as_os_str().len() > super::apply::PATH_MAX || (self.skip)(&below) {
+            if below.as_os_str().len() > PATH_MAX || (self.skip)(&below) {
                 continue;
             }
             let Ok(stat) = fstatat(&host, name, AtFlags::AT_SYMLINK_NOFOLLOW) else { continue };
@@ -165,7 +166,7 @@ impl Walk<'_> {
             }
         }
         if !at.as_os_str().is_empty() {
-            set_times(front.as_fd(), &stat)?;
+            set_times(front.as_fd(), ".".as_ref(), &stat)?;
         }
         Ok(found)
     }
@@ -190,8 +191,7 @@ impl Walk<'_> {
         }
         let looked_into = !is_closed && may(AccessFlags::R_OK);
         if !looked_into {
-            let made = openat(front, name, DIRECTORY, Mode::empty())?;
-            set_times(made.as_fd(), stat)?;
+            set_times(front.as_fd(), name, stat)?;
         }
         Ok(looked_into)
     }
@@ -214,14 +214,6 @@ fn dress(own: Own, made: BorrowedFd<'_>, stat: &FileStat, is_closed: bool) -> Re
         }
     }
     Ok(())
-}
-
-const OPAQUE: &std::ffi::CStr = c"user.overlay.opaque";
-
-fn set_times(made: BorrowedFd<'_>, stat: &FileStat) -> Result<(), Errno> {
-    let accessed = TimeSpec::new(stat.st_atime, stat.st_atime_nsec);
-    let modified = TimeSpec::new(stat.st_mtime, stat.st_mtime_nsec);
-    futimens(made, &accessed, &modified)
 }
 
 /// A directory below another, to be listed; `None` where there is none that can be.

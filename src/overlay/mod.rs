@@ -14,7 +14,6 @@ mod commit;
 mod compare;
 mod conflicts;
 mod content;
-mod copy;
 mod description;
 mod entry;
 mod error;

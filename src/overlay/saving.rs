@@ -16,12 +16,12 @@ use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use serde_bytes::ByteBuf;
 
-use super::copy::copy_content;
 use super::description::{Description, path};
 use super::entry;
 use super::error::{OverlayError, refuse};
 use super::layers::{Held, Layer};
 use super::store::open_closed;
+use crate::sys::copy::copy_content;
 use crate::sys::errno_of;
 
 /// Copies begin at multiples of this, so that a file system that can share blocks does: none has larger ones.

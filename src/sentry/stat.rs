@@ -47,16 +47,10 @@ impl Stat {
     }
 
     fn parse(text: &[u8]) -> Option<Stat> {
-        // The name is the guest's to choose and may hold anything; nothing behind it does.
-        let open = text.iter().position(|byte| *byte == b'(')?;
-        let close = text.iter().rposition(|byte| *byte == b')')?;
-        let comm = String::from_utf8_lossy(text.get(open + 1..close)?).into_owned();
-        let rest = std::str::from_utf8(text.get(close + 1..)?).ok()?;
-        // The first of these is field 3, the state.
-        let fields: Vec<&str> = rest.split_whitespace().collect();
-        let number = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
+        let (comm, fields) = split(text)?;
+        let number = |field: usize| fields.get(field - FIRST)?.parse::<u64>().ok();
         Some(Stat {
-            comm,
+            comm: String::from_utf8_lossy(comm).into_owned(),
             state: fields.first()?.chars().next()?,
             is_copy: number(9)? & 0x40 != 0,
             parent: fields.get(1)?.parse().ok()?,
@@ -65,6 +59,29 @@ impl Stat {
             start: number(22)?,
         })
     }
+}
+
+/// The numbers in other fields of `/proc/PID/stat`, by the places that proc_pid_stat(5) tells. `None`: there is no such
+/// process.
+pub(super) fn fields<const N: usize>(pid: i32, places: [usize; N]) -> Option<[u64; N]> {
+    let text = generated::contents(format!("/proc/{pid}/stat")).ok()?;
+    let (_, fields) = split(&text)?;
+    let mut found = [0; N];
+    for (into, place) in found.iter_mut().zip(places) {
+        *into = fields.get(place - FIRST)?.parse().ok()?;
+    }
+    Some(found)
+}
+
+/// What is behind the name begins with this field, the state.
+const FIRST: usize = 3;
+
+/// The name and what is behind it. The name is the guest's to choose and may hold anything; nothing behind it does.
+fn split(text: &[u8]) -> Option<(&[u8], Vec<&str>)> {
+    let open = text.iter().position(|byte| *byte == b'(')?;
+    let close = text.iter().rposition(|byte| *byte == b')')?;
+    let rest = std::str::from_utf8(text.get(close + 1..)?).ok()?;
+    Some((text.get(open + 1..close)?, rest.split_whitespace().collect()))
 }
 
 #[cfg(test)]

@@ -266,3 +266,17 @@ pub fn next_data(file: BorrowedFd<'_>, at: u64, size: u64) -> u64 {
     }
     .clamp(at, size)
 }
+
+/// Reads as much as there is from an offset on, up to the length of `room`.
+pub fn read_whole(file: BorrowedFd<'_>, room: &mut [u8], from: u64) -> Result<usize, Errno> {
+    let mut count = 0;
+    while count < room.len() {
+        match nix::sys::uio::pread(file, &mut room[count..], (from + count as u64) as i64) {
+            Ok(0) => break,
+            Ok(more) => count += more,
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(count)
+}

@@ -11,6 +11,7 @@ pub mod beneath;
 mod capabilities;
 pub mod clmul;
 pub mod clock;
+pub mod copy;
 pub mod cpu;
 pub mod cpu_clock;
 pub mod descriptors;

@@ -10,12 +10,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::PoisonError;
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, copy_file_range, openat, readlinkat, renameat};
+use nix::fcntl::{OFlag, openat, readlinkat, renameat};
 use nix::sys::stat::{FileStat, Mode, UtimensatFlags, fstat, utimensat};
 use nix::sys::time::TimeSpec;
-use nix::unistd::{UnlinkatFlags, read, symlinkat, unlinkat};
+use nix::unistd::{UnlinkatFlags, ftruncate, symlinkat, unlinkat};
 
 use super::{Belief, FileBeliefs, NAME, Real, Spot};
+use crate::sys::copy::copy_content;
 use crate::sys::{beneath, files, random};
 
 /// One that is being copied. Ends when this value does.
@@ -87,7 +88,11 @@ impl FileBeliefs {
                 let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
                 let to = openat(&spot.parent, temporary, flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
                 match files::open_descriptor(file.as_fd(), libc::O_RDONLY) {
-                    Ok(from) => copy_content(from.as_fd(), to.as_fd(), stat.st_size as u64)?,
+                    Ok(from) => {
+                        let size = stat.st_size as u64;
+                        ftruncate(&to, stat.st_size)?;
+                        copy_content(from.as_fd(), (to.as_fd(), 0), size, &mut |_| {})?;
+                    }
                     Err(Errno::EACCES | Errno::EPERM) => belief.hollow = true,
                     Err(errno) => return Err(errno),
                 }
@@ -104,7 +109,8 @@ impl FileBeliefs {
                 let to = openat(&spot.parent, temporary, flags, Mode::empty())?;
                 self.set(to.as_fd(), &belief)?;
             }
-            // Directories are made in the layer before the run; devices, pipes and sockets of others stay theirs.
+            // The user's own directories lie in front of those of others (`overlay::front`); devices, pipes and sockets
+            // of others stay theirs.
             _ => return Err(Errno::EPERM),
         }
         let accessed = TimeSpec::new(stat.st_atime, stat.st_atime_nsec);
@@ -126,50 +132,4 @@ fn copy_attributes(from: BorrowedFd<'_>, to: BorrowedFd<'_>) {
             let _ = beneath::set_attribute(&to, &name, &value);
         }
     }
-}
-
-/// Where the file system can, nothing is copied but shared (copy_file_range(2)). Holes are left out.
-fn copy_content(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64) -> Result<(), Errno> {
-    const PIECE: usize = 16 << 20;
-    nix::unistd::ftruncate(to, size as i64)?;
-    let mut at = 0;
-    while at < size {
-        at = files::next_data(from, at, size);
-        if at >= size {
-            break;
-        }
-        let hole = nix::unistd::lseek(from, at as i64, nix::unistd::Whence::SeekHole);
-        let end = hole.map_or(size, |end| end as u64).clamp(at + 1, size.max(at + 1));
-        let length = (end - at).min(PIECE as u64) as usize;
-        let (mut source, mut target) = (at as i64, at as i64);
-        let count = match copy_file_range(from, Some(&mut source), to, Some(&mut target), length) {
-            Ok(count) => count,
-            Err(Errno::EXDEV | Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ENOSYS) => {
-                copy_piece(from, to, at, length)?
-            }
-            Err(Errno::EINTR) => continue,
-            Err(errno) => return Err(errno),
-        };
-        if count == 0 {
-            break;
-        }
-        at += count as u64;
-    }
-    Ok(())
-}
-
-fn copy_piece(
-    from: BorrowedFd<'_>,
-    to: BorrowedFd<'_>,
-    at: u64,
-    length: usize,
-) -> Result<usize, Errno> {
-    let mut room = vec![0; length.min(256 << 10)];
-    nix::unistd::lseek(from, at as i64, nix::unistd::Whence::SeekSet)?;
-    let count = read(from, &mut room)?;
-    let mut done = 0;
-    while done < count {
-        done += nix::sys::uio::pwrite(to, &room[done..count], (at + done as u64) as i64)?;
-    }
-    Ok(count)
 }

@@ -23,9 +23,9 @@ use nix::sys::statvfs::{FsFlags, fstatvfs};
 use nix::unistd::{getegid, geteuid};
 
 pub use belief::{Belief, Device, INSTEAD, MODE, NAME};
-pub(super) use place::{Spot, find, find_open, find_spot, flags_of};
+pub(super) use place::{Spot, find, find_open, find_spot, flags_of, place_of};
 
-use crate::sys::disguise::{Disguise, Owner};
+use crate::sys::disguise::{self, Disguise, Owner};
 use crate::sys::{beneath, files, look};
 
 /// What the kernel says of a file, as far as a belief is about it.
@@ -75,8 +75,8 @@ pub(super) struct FileBeliefs {
     /// Who the guests are to the kernel. Immutable.
     user: u32,
     group: u32,
-    /// FileBeliefs of what takes no attribute: links, pipes, sockets, and all that is on file systems without any. They end
-    /// with the run. A leaf of the lock order.
+    /// What is believed of what takes no attribute: links, pipes, sockets, and all that is on file systems without any.
+    /// It ends with the run. A leaf of the lock order.
     table: Mutex<HashMap<Key, Belief>>,
     /// There is something in the table.
     any: AtomicBool,
@@ -88,8 +88,8 @@ pub(super) struct FileBeliefs {
     view: OnceLock<OwnedFd>,
     /// To look at a file in that view takes no other machine, and no program.
     fast: OnceLock<bool>,
-    /// With whose rights files are found and changed, where the sentry has more.
-    owner: OnceLock<Owner>,
+    /// With whose rights files are found and changed, where the sentry has more; none where it has not.
+    owner: OnceLock<Option<Owner>>,
 }
 
 impl Default for FileBeliefs {
@@ -120,22 +120,20 @@ impl FileBeliefs {
     }
 
     /// Has this thread act with the rights of the guests until the value is dropped; `owner` finds out who they are. An
-    /// ordinary user has those rights already. No thread may be made meanwhile: it would keep them.
+    /// ordinary user without capabilities has those rights already. No thread may be made meanwhile: it would keep them.
     pub(super) fn disguise(
         &self,
         owner: impl FnOnce() -> Result<Owner, Errno>,
     ) -> Result<Option<Disguise>, Errno> {
-        if !geteuid().is_root() {
-            return Ok(None);
-        }
         let owner = match self.owner.get() {
             Some(owner) => owner,
             None => {
-                let found = owner()?;
+                let has_more = geteuid().is_root() || disguise::has_capabilities()?;
+                let found = if has_more { Some(owner()?) } else { None };
                 self.owner.get_or_init(|| found)
             }
         };
-        Disguise::put_on(owner).map(Some)
+        owner.as_ref().map(Disguise::put_on).transpose()
     }
 
     /// The owner that a file of the host's number has inside.

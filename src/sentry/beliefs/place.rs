@@ -18,10 +18,10 @@ use crate::sys::{files, generated};
 
 const HANDLE: OFlag = OFlag::O_PATH.union(OFlag::O_CLOEXEC);
 
-/// Where a file is, and what it is.
+/// Where a file is, or could be made.
 #[derive(Debug)]
 pub(in crate::sentry) struct Spot {
-    /// The directory that it is in.
+    /// The directory.
     pub(in crate::sentry) parent: OwnedFd,
     /// Its name there.
     pub(in crate::sentry) name: OsString,
@@ -45,7 +45,7 @@ pub(in crate::sentry) fn find_open(tid: i32, fd: i32) -> Option<OwnedFd> {
 }
 
 /// The path by which the sentry knows a guest's descriptor, or its working directory.
-fn place_of(tid: i32, fd: i32) -> String {
+pub(in crate::sentry) fn place_of(tid: i32, fd: i32) -> String {
     match fd {
         libc::AT_FDCWD => format!("/proc/{tid}/cwd"),
         fd => format!("/proc/{tid}/fd/{fd}"),

@@ -24,9 +24,10 @@ use nix::errno::Errno;
 pub use capabilities::{ALL, Capability, CapabilitySets};
 pub use rules::{Change, Credentials, GROUPS_MAX, Ids};
 
-use super::stat::Stat;
+use super::census::numbers;
+use super::stat::{self, Stat};
 use super::task::Status;
-use crate::sys::{generated, process};
+use crate::sys::process;
 
 /// Different credentials at most, and supplementary groups in all of them together: a guest that makes up
 /// more is told that there is no memory.
@@ -153,8 +154,7 @@ impl Believed {
 
 impl Inner {
     fn of(&self, tid: i32, root: &Arc<Credentials>) -> Believed {
-        let own = self.threads.get(&tid).filter(|thread| is_there(tid, thread.start));
-        let believed = match own {
+        let believed = match self.remembered(tid) {
             Some(thread) => &thread.believed,
             None => match number_of(tid).and_then(|number| self.known.get(number)) {
                 Some(Some(believed)) => believed,
@@ -162,6 +162,11 @@ impl Inner {
             },
         };
         believed.now(tid)
+    }
+
+    /// What is remembered of a thread that is still there.
+    fn remembered(&self, tid: i32) -> Option<&Thread> {
+        self.threads.get(&tid).filter(|thread| is_there(tid, thread.start))
     }
 
     /// The number of these, a new one if need be. Number 0 is root's.
@@ -195,9 +200,8 @@ impl Inner {
 
     /// Frees the numbers that no process carries any more.
     fn free_unused(&mut self) {
-        let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-        let numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        let used: HashSet<usize> = numbers.filter_map(number_of).collect();
+        let Ok(processes) = numbers("/proc") else { return };
+        let used: HashSet<usize> = processes.filter_map(number_of).collect();
         for (at, known) in self.known.iter_mut().enumerate().filter(|(at, _)| !used.contains(at)) {
             if let Some(gone) = known.take() {
                 self.groups -= gone.credentials.groups.len();
@@ -227,7 +231,7 @@ impl Inner {
         }
         self.remember(tid, believed.clone())?;
         let same = |inner: &Inner, other: i32| {
-            let thread = inner.threads.get(&other).filter(|it| is_there(other, it.start));
+            let thread = inner.remembered(other);
             thread.is_some_and(|thread| thread.believed.credentials == believed.credentials)
         };
         if threads.iter().all(|other| same(self, *other)) {
@@ -240,9 +244,7 @@ impl Inner {
         if Status::read(tid).is_ok_and(|status| status.tgid == tid) {
             // New threads and processes are most likely made by this one; the others stay what they are.
             for other in threads.iter().filter(|other| **other != tid) {
-                let is_known =
-                    self.threads.get(other).is_some_and(|thread| is_there(*other, thread.start));
-                if !is_known {
+                if self.remembered(*other).is_none() {
                     let now = self.of(*other, root);
                     self.remember(*other, now)?;
                 }
@@ -283,8 +285,7 @@ const CARRIER: u32 = libc::RLIMIT_LOCKS;
 
 /// The threads of the process of a thread.
 fn threads_of(tid: i32) -> Vec<i32> {
-    let entries = std::fs::read_dir(format!("/proc/{tid}/task")).into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+    numbers(&format!("/proc/{tid}/task")).into_iter().flatten().collect()
 }
 
 fn is_there(tid: i32, start: u64) -> bool {
@@ -293,11 +294,5 @@ fn is_there(tid: i32, start: u64) -> bool {
 
 /// `None`: it is gone.
 fn image(tid: i32) -> Option<Image> {
-    let text = generated::contents(format!("/proc/{tid}/stat")).ok()?;
-    let close = text.iter().rposition(|byte| *byte == b')')?;
-    let rest = std::str::from_utf8(text.get(close + 1..)?).ok()?;
-    let fields: Vec<&str> = rest.split_whitespace().collect();
-    // The first of these is field 3.
-    let field = |number: usize| fields.get(number - 3)?.parse().ok();
-    Some([field(26)?, field(28)?, field(47)?, field(48)?, field(51)?])
+    stat::fields(tid, [26, 28, 47, 48, 51])
 }

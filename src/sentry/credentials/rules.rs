@@ -128,12 +128,6 @@ pub struct Credentials {
     pub securebits: Securebits,
 }
 
-impl Default for Credentials {
-    fn default() -> Self {
-        Credentials::root()
-    }
-}
-
 /// How ids are to change; [`NONE`] leaves one as it is where there are several.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {

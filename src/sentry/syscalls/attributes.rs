@@ -1,23 +1,25 @@
 //! Extended attributes, where the guest takes itself for root: setxattr(2) and its kin.
 //!
 //! What root alone may set (capabilities of files, attributes of security modules, trusted ones) is kept in an
-//! attribute of users with a longer name (`beliefs::INSTEAD`). The kernel never looks at those; beliefs themselves are hidden.
+//! attribute of users with a longer name (`beliefs::INSTEAD`). The kernel never looks at those; beliefs themselves are
+//! hidden.
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
 
-use super::args::{AtFlags, DirFd, Fd, Flags, In, InBuf, Len, OutBuf, Path, Str, XattrArgs};
+use super::args::{AtFlags, DirFd, Fd, Flags, InBuf, Len, OutBuf, Path, Str};
 use super::{believed, modes};
 use crate::notify::Answer;
 use crate::sentry::beliefs::{INSTEAD, NAME};
 use crate::sentry::call::Call;
 use crate::sentry::credentials::Capability;
-use crate::sys::{beneath, files};
+use crate::sys::{attributes, beneath, files};
 
 const CURRENT: DirFd = DirFd(libc::AT_FDCWD);
-const NO_FOLLOW: i32 = libc::AT_SYMLINK_NOFOLLOW;
+pub(super) const FOLLOW: AtFlags = AtFlags(0);
+pub(super) const NO_FOLLOW: AtFlags = AtFlags(libc::AT_SYMLINK_NOFOLLOW as u32);
 /// XATTR_SIZE_MAX and XATTR_NAME_MAX of include/uapi/linux/limits.h.
 const LONGEST_VALUE: u64 = 65536;
 const LONGEST_NAME: usize = 255;
@@ -26,7 +28,7 @@ const LONGEST_NAME: usize = 255;
 enum Kind {
     /// It is kept under this name.
     Instead(CString),
-    /// It is a belief: no guest sees it.
+    /// No guest sees it.
     Hidden,
     /// An access control list, by which permissions are set as well (acl(5)).
     List,
@@ -37,11 +39,13 @@ enum Kind {
 /// `None`: no name.
 fn kind(call: &Call<'_>, name: Str) -> Option<Kind> {
     let name = call.memory().read_string(name.0).ok()?;
+    if is_hidden(&name) {
+        return Some(Kind::Hidden);
+    }
     if name.is_empty() || name.len() > LONGEST_NAME - INSTEAD.len() {
         return Some(Kind::Kernels);
     }
     Some(match name.as_slice() {
-        name if name.starts_with(NAME.to_bytes()) => Kind::Hidden,
         name if name.starts_with(b"security.") || name.starts_with(b"trusted.") => {
             Kind::Instead(CString::new([INSTEAD, name].concat()).ok()?)
         }
@@ -50,58 +54,78 @@ fn kind(call: &Call<'_>, name: Str) -> Option<Kind> {
     })
 }
 
-type File<'f> = &'f dyn Fn() -> Option<OwnedFd>;
-
-fn of_path<'f>(call: &'f Call<'_>, path: Path, flags: i32) -> impl Fn() -> Option<OwnedFd> + 'f {
-    move || believed::target(call, CURRENT, path, flags)
+/// Whether a name begins as those of beliefs and of [`INSTEAD`] do.
+fn is_hidden(name: &[u8]) -> bool {
+    name.starts_with(NAME.to_bytes())
 }
 
-fn of_open<'f>(call: &'f Call<'_>, fd: Fd) -> impl Fn() -> Option<OwnedFd> + 'f {
-    move || modes::open_file(call, fd)
+/// The file that a call is about.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Subject {
+    /// What a path leads to; AT_SYMLINK_NOFOLLOW: what has that name itself.
+    Path(Path, AtFlags),
+    /// What is open.
+    Open(Fd),
 }
 
-/// The file as the user's own, to be changed.
-fn own(call: &Call<'_>, file: File<'_>) -> Option<Result<OwnedFd, Errno>> {
-    believed::own(call, call.kernel.beliefs()?, file()?)
+impl Subject {
+    fn find(self, call: &Call<'_>) -> Option<OwnedFd> {
+        match self {
+            Subject::Path(path, flags) => believed::target(call, CURRENT, path, flags.0 as i32),
+            Subject::Open(fd) => modes::open_file(call, fd),
+        }
+    }
+
+    /// As the user's own, to be changed.
+    fn own(self, call: &Call<'_>) -> Option<Result<OwnedFd, Errno>> {
+        believed::own(call, call.kernel.beliefs()?, self.find(call)?)
+    }
 }
 
-fn set(call: &Call<'_>, file: File<'_>, name: Str, value: (InBuf, Len), flags: Flags) -> Answer {
+/// The value that an attribute is to have.
+pub(super) fn value_of(call: &Call<'_>, value: InBuf, size: Len) -> Result<Vec<u8>, Errno> {
+    if size.0 > LONGEST_VALUE {
+        return Err(Errno::E2BIG);
+    }
+    let mut bytes = vec![0; size.0 as usize];
+    if !bytes.is_empty() {
+        call.memory().read(value.0, &mut bytes)?;
+    }
+    Ok(bytes)
+}
+
+/// What setxattr(2) and its kin do.
+pub(super) fn set(
+    call: &Call<'_>,
+    subject: Subject,
+    name: Str,
+    (value, size): (InBuf, Len),
+    flags: Flags,
+) -> Answer {
     let name = match kind(call, name) {
         Some(Kind::Instead(name)) => name,
         Some(Kind::Hidden) => return Answer::Fail(Errno::EPERM),
         Some(Kind::Kernels) => {
-            let _ = own(call, file);
+            let _ = subject.own(call);
             return Answer::Continue;
         }
-        Some(Kind::List) => return set_list(call, file, value),
+        Some(Kind::List) => return set_list(call, subject, (value, size)),
         None => return Answer::Continue,
     };
-    if value.1.0 > LONGEST_VALUE {
-        return Answer::Fail(Errno::E2BIG);
-    }
+    let bytes = match value_of(call, value, size) {
+        Ok(bytes) => bytes,
+        Err(errno) => return Answer::Fail(errno),
+    };
     if !believed::has(call, Capability::SetFCap) {
         return Answer::Fail(Errno::EPERM);
     }
-    let file = match own(call, file) {
-        None => return Answer::Continue,
-        Some(Err(errno)) => return Answer::Fail(errno),
-        Some(Ok(file)) => file,
-    };
-    let mut bytes = vec![0; value.1.0 as usize];
-    if let Err(errno) = call.memory().read(value.0.0, &mut bytes) {
-        return Answer::Fail(errno);
-    }
-    changed(call, || {
-        let path = files::descriptor_path(file.as_fd());
-        let is_there = beneath::attribute(&path, &name).is_ok();
-        match flags.0 as i32 {
-            libc::XATTR_CREATE if is_there => return Err(Errno::EEXIST),
-            libc::XATTR_REPLACE if !is_there => return Err(Errno::ENODATA),
-            0 | libc::XATTR_CREATE | libc::XATTR_REPLACE => {}
-            _ => return Err(Errno::EINVAL),
+    match subject.own(call) {
+        None => Answer::Continue,
+        Some(Err(errno)) => Answer::Fail(errno),
+        Some(Ok(file)) => {
+            changed(call, || attributes::set_extended(file.as_fd(), &name, &bytes, flags.0 as i32))
         }
-        beneath::set_attribute(&path, &name, &bytes)
-    })
+    }
 }
 
 /// Has `what` done to a file with the guest's rights.
@@ -111,8 +135,8 @@ fn changed(call: &Call<'_>, what: impl FnOnce() -> Result<(), Errno>) -> Answer 
 }
 
 /// One that says no more than permissions do becomes permissions. Any other is the kernel's.
-fn set_list(call: &Call<'_>, file: File<'_>, (value, size): (InBuf, Len)) -> Answer {
-    let Some(Ok(file)) = own(call, file) else { return Answer::Continue };
+fn set_list(call: &Call<'_>, subject: Subject, (value, size): (InBuf, Len)) -> Answer {
+    let Some(Ok(file)) = subject.own(call) else { return Answer::Continue };
     let mut bytes = vec![0; size.0.min(LONGEST_VALUE) as usize];
     let read = call.memory().read(value.0, &mut bytes);
     let (Ok(()), Some(beliefs), Some((mode, is_all))) =
@@ -152,13 +176,13 @@ fn permissions(list: &[u8]) -> Option<(u32, bool)> {
     Some((owner? << 6 | mask.or(group)? << 3 | others?, is_all))
 }
 
-fn get(call: &Call<'_>, file: File<'_>, name: Str, value: OutBuf, size: Len) -> Answer {
+fn get(call: &Call<'_>, subject: Subject, name: Str, value: OutBuf, size: Len) -> Answer {
     let name = match kind(call, name) {
         Some(Kind::Instead(name)) => name,
         Some(Kind::Hidden) => return Answer::Fail(Errno::ENODATA),
         _ => return Answer::Continue,
     };
-    let (Some(file), Some(beliefs)) = (file(), call.kernel.beliefs()) else {
+    let (Some(file), Some(beliefs)) = (subject.find(call), call.kernel.beliefs()) else {
         return Answer::Continue;
     };
     let path = files::descriptor_path(file.as_fd());
@@ -169,12 +193,13 @@ fn get(call: &Call<'_>, file: File<'_>, name: Str, value: OutBuf, size: Len) -> 
     }
 }
 
-fn remove(call: &Call<'_>, file: File<'_>, name: Str) -> Answer {
+/// What removexattr(2) and its kin do.
+pub(super) fn remove(call: &Call<'_>, subject: Subject, name: Str) -> Answer {
     let name = match kind(call, name) {
         Some(Kind::Instead(name)) => name,
         Some(Kind::Hidden) => return Answer::Fail(Errno::ENODATA),
         Some(Kind::Kernels | Kind::List) => {
-            let _ = own(call, file);
+            let _ = subject.own(call);
             return Answer::Continue;
         }
         None => return Answer::Continue,
@@ -182,7 +207,7 @@ fn remove(call: &Call<'_>, file: File<'_>, name: Str) -> Answer {
     if !believed::has(call, Capability::SetFCap) {
         return Answer::Fail(Errno::EPERM);
     }
-    match own(call, file) {
+    match subject.own(call) {
         None => Answer::Continue,
         Some(Err(errno)) => Answer::Fail(errno),
         Some(Ok(file)) => {
@@ -192,8 +217,8 @@ fn remove(call: &Call<'_>, file: File<'_>, name: Str) -> Answer {
     }
 }
 
-fn list(call: &Call<'_>, file: File<'_>, into: OutBuf, size: Len) -> Answer {
-    let (Some(file), Some(beliefs)) = (file(), call.kernel.beliefs()) else {
+fn list(call: &Call<'_>, subject: Subject, into: OutBuf, size: Len) -> Answer {
+    let (Some(file), Some(beliefs)) = (subject.find(call), call.kernel.beliefs()) else {
         return Answer::Continue;
     };
     let path = files::descriptor_path(file.as_fd());
@@ -212,7 +237,7 @@ fn shown(names: Vec<Vec<u8>>) -> Vec<u8> {
     for name in names {
         let name = match name.strip_prefix(INSTEAD) {
             Some(rest) => rest.to_vec(),
-            None if name == NAME.to_bytes() => continue,
+            None if is_hidden(&name) => continue,
             None => name,
         };
         if !seen.contains(&name) {
@@ -237,121 +262,34 @@ fn give(call: &Call<'_>, bytes: &[u8], into: OutBuf, size: Len) -> Answer {
     call.memory().write(into.0, bytes).map(|()| bytes.len() as i64).into()
 }
 
-/// Serves setxattr(2).
-pub fn setxattr(
-    call: &Call<'_>,
-    path: Path,
-    name: Str,
-    value: InBuf,
-    size: Len,
-    flags: Flags,
-) -> Answer {
-    set(call, &of_path(call, path, 0), name, (value, size), flags)
-}
-
-/// Serves lsetxattr(2).
-pub fn lsetxattr(
-    call: &Call<'_>,
-    path: Path,
-    name: Str,
-    value: InBuf,
-    size: Len,
-    flags: Flags,
-) -> Answer {
-    set(call, &of_path(call, path, NO_FOLLOW), name, (value, size), flags)
-}
-
-/// Serves fsetxattr(2).
-pub fn fsetxattr(
-    call: &Call<'_>,
-    fd: Fd,
-    name: Str,
-    value: InBuf,
-    size: Len,
-    flags: Flags,
-) -> Answer {
-    set(call, &of_open(call, fd), name, (value, size), flags)
-}
-
 /// Serves getxattr(2).
 pub fn getxattr(call: &Call<'_>, path: Path, name: Str, value: OutBuf, size: Len) -> Answer {
-    get(call, &of_path(call, path, 0), name, value, size)
+    get(call, Subject::Path(path, FOLLOW), name, value, size)
 }
 
 /// Serves lgetxattr(2).
 pub fn lgetxattr(call: &Call<'_>, path: Path, name: Str, value: OutBuf, size: Len) -> Answer {
-    get(call, &of_path(call, path, NO_FOLLOW), name, value, size)
+    get(call, Subject::Path(path, NO_FOLLOW), name, value, size)
 }
 
 /// Serves fgetxattr(2).
 pub fn fgetxattr(call: &Call<'_>, fd: Fd, name: Str, value: OutBuf, size: Len) -> Answer {
-    get(call, &of_open(call, fd), name, value, size)
+    get(call, Subject::Open(fd), name, value, size)
 }
 
 /// Serves listxattr(2).
 pub fn listxattr(call: &Call<'_>, path: Path, into: OutBuf, size: Len) -> Answer {
-    list(call, &of_path(call, path, 0), into, size)
+    list(call, Subject::Path(path, FOLLOW), into, size)
 }
 
 /// Serves llistxattr(2).
 pub fn llistxattr(call: &Call<'_>, path: Path, into: OutBuf, size: Len) -> Answer {
-    list(call, &of_path(call, path, NO_FOLLOW), into, size)
+    list(call, Subject::Path(path, NO_FOLLOW), into, size)
 }
 
 /// Serves flistxattr(2).
 pub fn flistxattr(call: &Call<'_>, fd: Fd, into: OutBuf, size: Len) -> Answer {
-    list(call, &of_open(call, fd), into, size)
-}
-
-/// Serves removexattr(2).
-pub fn removexattr(call: &Call<'_>, path: Path, name: Str) -> Answer {
-    remove(call, &of_path(call, path, 0), name)
-}
-
-/// Serves lremovexattr(2).
-pub fn lremovexattr(call: &Call<'_>, path: Path, name: Str) -> Answer {
-    remove(call, &of_path(call, path, NO_FOLLOW), name)
-}
-
-/// Serves fremovexattr(2).
-pub fn fremovexattr(call: &Call<'_>, fd: Fd, name: Str) -> Answer {
-    remove(call, &of_open(call, fd), name)
-}
-
-/// The same by directory and path (Linux 6.13): as on an older kernel programs take the calls above.
-pub fn at(
-    _call: &Call<'_>,
-    _dirfd: DirFd,
-    _path: Path,
-    _flags: AtFlags,
-    _name: Str,
-    _args: In<XattrArgs>,
-    _size: Len,
-) -> Answer {
-    Answer::Fail(Errno::ENOSYS)
-}
-
-/// Serves listxattrat(2), as the above.
-pub fn list_at(
-    _call: &Call<'_>,
-    _dirfd: DirFd,
-    _path: Path,
-    _flags: AtFlags,
-    _list: OutBuf,
-    _size: Len,
-) -> Answer {
-    Answer::Fail(Errno::ENOSYS)
-}
-
-/// Serves removexattrat(2), as the above.
-pub fn remove_at(
-    _call: &Call<'_>,
-    _dirfd: DirFd,
-    _path: Path,
-    _flags: AtFlags,
-    _name: Str,
-) -> Answer {
-    Answer::Fail(Errno::ENOSYS)
+    list(call, Subject::Open(fd), into, size)
 }
 
 #[cfg(test)]
@@ -380,6 +318,7 @@ mod tests {
         let names: Vec<Vec<u8>> = [
             "user.a",
             "user.sandbox.root",
+            "user.sandbox.rootless",
             "user.sandbox.root.security.capability",
             "security.capability",
         ]

@@ -14,7 +14,9 @@ use super::args::{AccessMode, AtFlags, DirFd, Path};
 use super::watch;
 use crate::notify::{Answer, hand_over};
 use crate::sentry::Features;
-use crate::sentry::beliefs::{FileBeliefs, Real, Shown, find, find_open};
+use crate::sentry::beliefs::{
+    FileBeliefs, Real, Shown, Spot, find, find_open, find_spot, place_of,
+};
 use crate::sentry::call::Call;
 use crate::sentry::credentials::Capability;
 use crate::sentry::paths::{Guest, owner_of};
@@ -50,18 +52,14 @@ fn subject(call: &Call<'_>, dirfd: i32, path: Option<Path>, flags: i32) -> Optio
         Some(Path(0)) => return None,
         Some(path) => call.memory().read_string(path.0).ok()?,
     };
-    let place = || match dirfd {
-        libc::AT_FDCWD => format!("/proc/{tid}/cwd"),
-        fd => format!("/proc/{tid}/fd/{fd}"),
-    };
     if text.is_empty() {
         if path.is_some() && flags & libc::AT_EMPTY_PATH == 0 {
             return None;
         }
-        return CString::new(place()).ok().map(Subject::Place);
+        return CString::new(place_of(tid, dirfd)).ok().map(Subject::Place);
     }
     if !text.contains(&b'/') && text != b".." {
-        let mut name = place().into_bytes();
+        let mut name = place_of(tid, dirfd).into_bytes();
         name.push(b'/');
         name.extend_from_slice(&text);
         return CString::new(name).ok().map(|name| Subject::Name(name, text));
@@ -222,12 +220,8 @@ fn ask(call: &Call<'_>, dirfd: DirFd, path: Path, mode: AccessMode, flags: AtFla
     let Some(beliefs) = call.kernel.beliefs().filter(|_| writes && known) else {
         return Answer::Continue;
     };
-    let tid = call.received().tid;
-    let Ok(text) = call.memory().read_string(path.0) else { return Answer::Continue };
-    let follow = flags.0 as i32 & libc::AT_SYMLINK_NOFOLLOW == 0;
-    may_take_long(call, beliefs);
-    let found = as_guest(call, beliefs, || Ok(find(tid, dirfd.0, &text, follow)));
-    let may = found.ok().flatten().is_some_and(|file| may_write(call, beliefs, &file, mode.0));
+    let file = target(call, dirfd, path, flags.0 as i32);
+    let may = file.is_some_and(|file| may_write(call, beliefs, &file, mode.0));
     if may { Answer::Return(0) } else { Answer::Continue }
 }
 
@@ -329,6 +323,18 @@ pub(super) fn target(call: &Call<'_>, dirfd: DirFd, path: Path, flags: i32) -> O
         false => find(tid, dirfd.0, &text, flags & libc::AT_SYMLINK_NOFOLLOW == 0),
     };
     valid(call, as_guest(call, beliefs, || Ok(find())).ok()?)
+}
+
+/// The directory that a path names something in, and the name.
+pub(super) fn spot(
+    call: &Call<'_>,
+    beliefs: &FileBeliefs,
+    dirfd: DirFd,
+    path: &[u8],
+) -> Option<Spot> {
+    let tid = call.received().tid;
+    may_take_long(call, beliefs);
+    valid(call, as_guest(call, beliefs, || Ok(find_spot(tid, dirfd.0, path))).ok()?)
 }
 
 /// What was found by a thread's number, if that was the caller's all the time.

@@ -13,10 +13,10 @@ use nix::sys::stat::{self, Mode as Bits};
 use nix::unistd;
 
 use super::args::{DirFd, Mode, Path};
-use super::believed::{as_guest, valid};
+use super::believed::as_guest;
 use super::{believed, watch};
 use crate::notify::{Answer, Descriptor};
-use crate::sentry::beliefs::{FileBeliefs, MODE, Spot, find, find_spot};
+use crate::sentry::beliefs::{FileBeliefs, MODE, Spot, find};
 use crate::sentry::call::Call;
 use crate::sys::generated;
 use crate::sys::seccomp::Place;
@@ -51,12 +51,9 @@ fn made(
 ) -> Option<Answer> {
     let beliefs = call.kernel.beliefs()?;
     let (uid, gid) = maker(call)?;
-    let tid = call.received().tid;
     let text = call.memory().read_string(path.0).ok()?;
-    let bits = Bits::from_bits_truncate(mode & 0o1777 & !umask_of(tid));
-    believed::may_take_long(call, beliefs);
-    let found = as_guest(call, beliefs, || Ok(find_spot(tid, dirfd.0, &text))).ok()?;
-    let spot = valid(call, found)?;
+    let bits = Bits::from_bits_truncate(mode & 0o1777 & !umask_of(call.received().tid));
+    let spot = believed::spot(call, beliefs, dirfd, &text)?;
     let done = believed::change(call, beliefs, || {
         make(spot.parent.as_fd(), &spot.name, bits)?;
         beliefs.give(spot.handle()?.as_fd(), uid, gid)
@@ -136,8 +133,7 @@ pub(super) fn create(
         return None;
     }
     let mode = mode & 0o1777 & !umask_of(tid);
-    let found = as_guest(call, beliefs, || Ok(find_spot(tid, dirfd.0, &text))).ok()?;
-    let spot = valid(call, found)?;
+    let spot = believed::spot(call, beliefs, dirfd, &text)?;
     let opened = believed::change(call, beliefs, || {
         let file = open_new(&spot, flags, mode)?;
         beliefs.give(file.as_fd(), uid, gid)?;

@@ -7,6 +7,7 @@ use nix::errno::Errno;
 use super::args::{
     CapData, CapHeader, Gid, GidCell, In, InOut, Int, Out, Path, PrctlOption, ULong, Uid, UidCell,
 };
+use super::believed;
 use crate::notify::{Answer, hand_over};
 use crate::sentry::Features;
 use crate::sentry::call::Call;
@@ -175,20 +176,18 @@ pub fn chroot(call: &Call<'_>, _path: Path) -> Answer {
         );
         return Answer::Fail(Errno::EPERM);
     }
-    match call.kernel.credentials().of(call.received().tid).has(Capability::SysChroot) {
-        true => {
-            // Who has another root sees fewer mounts.
-            hand_over();
-            let tid = call.received().tid;
-            if let Some(beliefs) = call.kernel.beliefs() {
-                beliefs.note_view(tid, || call.trapped().is_valid());
-                let _ = beliefs.is_fast(tid);
-            }
-            call.kernel.overlays().learn(tid);
-            Answer::Continue
-        }
-        false => Answer::Fail(Errno::EPERM),
+    if !believed::has(call, Capability::SysChroot) {
+        return Answer::Fail(Errno::EPERM);
     }
+    // Who has another root sees fewer mounts.
+    hand_over();
+    let tid = call.received().tid;
+    if let Some(beliefs) = call.kernel.beliefs() {
+        beliefs.note_view(tid, || call.trapped().is_valid());
+        let _ = beliefs.is_fast(tid);
+    }
+    call.kernel.overlays().learn(tid);
+    Answer::Continue
 }
 
 /// Serves prctl(2) with one of [`PRCTL`].

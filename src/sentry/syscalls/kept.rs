@@ -17,6 +17,7 @@ use super::args::{
     AtFlags, DirFd, Fd, Flags, Gid, In, InBuf, Len, Mode, Path, Str, TimespecPair, TimevalPair,
     Uid, Utimbuf,
 };
+use super::attributes::{FOLLOW, NO_FOLLOW, Subject};
 use super::{attributes, modes, own_copies, watch};
 use crate::notify::{Answer, hand_over};
 use crate::sentry::Features;
@@ -27,9 +28,6 @@ use crate::sentry::paths::Start;
 use crate::sys::{attributes as kernel, spawn};
 
 const CURRENT: DirFd = DirFd(libc::AT_FDCWD);
-const NO_FOLLOW: AtFlags = AtFlags(libc::AT_SYMLINK_NOFOLLOW as u32);
-/// XATTR_SIZE_MAX of include/uapi/linux/limits.h.
-const LARGEST_ATTRIBUTE: u64 = 64 << 10;
 
 /// Whether the sentry has to do these things.
 pub(super) fn are_ours(call: &Call<'_>) -> bool {
@@ -212,11 +210,7 @@ pub fn setxattr(
     size: Len,
     flags: Flags,
 ) -> Answer {
-    if !are_ours(call) {
-        return attributes::setxattr(call, path, name, value, size, flags);
-    }
-    let find = || find(call, CURRENT, path, AtFlags(0));
-    change(call, find, |file| set_extended(call, file, (name, value, size, flags)))
+    set_extended(call, Subject::Path(path, FOLLOW), name, (value, size), flags)
 }
 
 /// Serves lsetxattr(2).
@@ -228,11 +222,7 @@ pub fn lsetxattr(
     size: Len,
     flags: Flags,
 ) -> Answer {
-    if !are_ours(call) {
-        return attributes::lsetxattr(call, path, name, value, size, flags);
-    }
-    let find = || find(call, CURRENT, path, NO_FOLLOW);
-    change(call, find, |file| set_extended(call, file, (name, value, size, flags)))
+    set_extended(call, Subject::Path(path, NO_FOLLOW), name, (value, size), flags)
 }
 
 /// Serves fsetxattr(2).
@@ -244,57 +234,64 @@ pub fn fsetxattr(
     size: Len,
     flags: Flags,
 ) -> Answer {
-    if !are_ours(call) {
-        return attributes::fsetxattr(call, fd, name, value, size, flags);
-    }
-    change(call, || opened(call, fd), |file| set_extended(call, file, (name, value, size, flags)))
+    set_extended(call, Subject::Open(fd), name, (value, size), flags)
 }
 
 /// Serves removexattr(2).
 pub fn removexattr(call: &Call<'_>, path: Path, name: Str) -> Answer {
-    if !are_ours(call) {
-        return attributes::removexattr(call, path, name);
-    }
-    let find = || find(call, CURRENT, path, AtFlags(0));
-    change(call, find, |file| remove_extended(call, file, name))
+    remove_extended(call, Subject::Path(path, FOLLOW), name)
 }
 
 /// Serves lremovexattr(2).
 pub fn lremovexattr(call: &Call<'_>, path: Path, name: Str) -> Answer {
-    if !are_ours(call) {
-        return attributes::lremovexattr(call, path, name);
-    }
-    let find = || find(call, CURRENT, path, NO_FOLLOW);
-    change(call, find, |file| remove_extended(call, file, name))
+    remove_extended(call, Subject::Path(path, NO_FOLLOW), name)
 }
 
 /// Serves fremovexattr(2).
 pub fn fremovexattr(call: &Call<'_>, fd: Fd, name: Str) -> Answer {
-    if !are_ours(call) {
-        return attributes::fremovexattr(call, fd, name);
-    }
-    change(call, || opened(call, fd), |file| remove_extended(call, file, name))
+    remove_extended(call, Subject::Open(fd), name)
 }
 
 fn set_extended(
     call: &Call<'_>,
-    file: &OwnedFd,
-    (name, value, size, flags): (Str, InBuf, Len, Flags),
-) -> Result<(), Errno> {
-    let name = name_of_attribute(call, file, name)?;
-    if size.0 > LARGEST_ATTRIBUTE {
-        return Err(Errno::E2BIG);
+    subject: Subject,
+    name: Str,
+    (value, size): (InBuf, Len),
+    flags: Flags,
+) -> Answer {
+    if !are_ours(call) {
+        return attributes::set(call, subject, name, (value, size), flags);
     }
-    let mut bytes = vec![0; size.0 as usize];
-    if !bytes.is_empty() {
-        call.memory().read(value.0, &mut bytes)?;
-    }
-    kernel::set_extended(file.as_fd(), &name, &bytes, flags.0 as i32)
+    change(
+        call,
+        || subject_file(call, subject),
+        |file| {
+            let name = name_of_attribute(call, file, name)?;
+            let bytes = attributes::value_of(call, value, size)?;
+            kernel::set_extended(file.as_fd(), &name, &bytes, flags.0 as i32)
+        },
+    )
 }
 
-fn remove_extended(call: &Call<'_>, file: &OwnedFd, name: Str) -> Result<(), Errno> {
-    let name = name_of_attribute(call, file, name)?;
-    kernel::remove_extended(file.as_fd(), &name)
+fn remove_extended(call: &Call<'_>, subject: Subject, name: Str) -> Answer {
+    if !are_ours(call) {
+        return attributes::remove(call, subject, name);
+    }
+    change(
+        call,
+        || subject_file(call, subject),
+        |file| {
+            let name = name_of_attribute(call, file, name)?;
+            kernel::remove_extended(file.as_fd(), &name)
+        },
+    )
+}
+
+fn subject_file(call: &Call<'_>, subject: Subject) -> Result<OwnedFd, Errno> {
+    match subject {
+        Subject::Path(path, flags) => find(call, CURRENT, path, flags),
+        Subject::Open(fd) => opened(call, fd),
+    }
 }
 
 fn name_of_attribute(call: &Call<'_>, file: &OwnedFd, name: Str) -> Result<CString, Errno> {

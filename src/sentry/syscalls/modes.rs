@@ -13,7 +13,7 @@ use super::args::{AtFlags, Dev, DirFd, Fd, Mode, Path};
 use super::creations::{make_node, umask_of};
 use super::{believed, owners, watch};
 use crate::notify::Answer;
-use crate::sentry::beliefs::{Belief, Device, FileBeliefs, MODE, find_open, find_spot, flags_of};
+use crate::sentry::beliefs::{Belief, Device, FileBeliefs, MODE, find_open, flags_of};
 use crate::sentry::call::Call;
 use crate::sentry::credentials::Capability;
 
@@ -116,13 +116,10 @@ fn make(call: &Call<'_>, dirfd: DirFd, path: Path, mode: Mode, dev: Dev) -> Answ
     if !believed::has(call, Capability::MkNod) {
         return Answer::Fail(Errno::EPERM);
     }
-    let tid = call.received().tid;
     let Ok(text) = call.memory().read_string(path.0) else { return Answer::Continue };
+    let umask = umask_of(call.received().tid);
     // (Without a place the kernel says why; a device it makes none.)
-    let umask = umask_of(tid);
-    believed::may_take_long(call, beliefs);
-    let found = believed::as_guest(call, beliefs, || Ok(find_spot(tid, dirfd.0, &text)));
-    let Some(spot) = believed::valid(call, found.ok().flatten()) else {
+    let Some(spot) = believed::spot(call, beliefs, dirfd, &text) else {
         return kernels(mode, || None);
     };
     let made = believed::change(call, beliefs, || {

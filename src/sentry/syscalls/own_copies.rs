@@ -16,26 +16,24 @@ use super::creations::create;
 use super::modes::SET_ID;
 use super::{believed, watch};
 use crate::notify::{Answer, Descriptor};
-use crate::sentry::beliefs::{Real, find};
+use crate::sentry::beliefs::Real;
 use crate::sentry::call::Call;
 use crate::sys::files;
 use crate::sys::seccomp::Place;
 
 const CURRENT: DirFd = DirFd(libc::AT_FDCWD);
+const NO_FOLLOW: i32 = libc::AT_SYMLINK_NOFOLLOW;
 
 /// Makes what a path leads to the user's own. It decides nothing: the kernel makes the call in any case.
 fn prepare(call: &Call<'_>, dirfd: DirFd, path: Path, flags: i32) -> Option<OwnedFd> {
-    let beliefs = call.kernel.beliefs()?;
-    let text = call.memory().read_string(path.0).ok()?;
-    let (tid, follow) = (call.received().tid, flags & libc::AT_SYMLINK_NOFOLLOW == 0);
-    believed::may_take_long(call, beliefs);
-    let found = as_guest(call, beliefs, || Ok(find(tid, dirfd.0, &text, follow))).ok()?;
-    let file = believed::valid(call, found)?;
-    believed::own(call, beliefs, file)?.ok()
+    // (A descriptor alone, as with AT_EMPTY_PATH, stays one of the file that it has been opened for.)
+    let file = believed::target(call, dirfd, path, flags & NO_FOLLOW)?;
+    believed::own(call, call.kernel.beliefs()?, file)?.ok()
 }
 
-/// What open(2) and its kin are about, before the kernel opens it for writing. Gives an answer where the file stands
-/// for a device that guests have.
+/// Has what open(2) and its kin are about be the user's own, before the kernel opens it for writing. Gives an answer
+/// where the kernel is not to: a new file would be set-id, or is somebody else's than root's, or the file stands for a
+/// device that guests have.
 pub(super) fn before_open(
     call: &Call<'_>,
     dirfd: DirFd,
@@ -61,7 +59,7 @@ pub(super) fn before_open(
     if flags & NEW == NEW {
         return None;
     }
-    let follow = if flags & libc::O_NOFOLLOW != 0 { libc::AT_SYMLINK_NOFOLLOW } else { 0 };
+    let follow = if flags & libc::O_NOFOLLOW != 0 { NO_FOLLOW } else { 0 };
     let file = prepare(call, dirfd, path, follow)?;
     let real = Real::of(&fstat(&file).ok()?);
     let path = files::descriptor_path(file.as_fd());
@@ -104,8 +102,6 @@ macro_rules! preparing {
         }
     )*};
 }
-
-const NO_FOLLOW: i32 = libc::AT_SYMLINK_NOFOLLOW;
 
 preparing! {
     truncate(path: Path, length: Offset) => (CURRENT, path, 0);

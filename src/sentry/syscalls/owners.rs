@@ -11,6 +11,7 @@ use nix::sys::stat::fstat;
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 
 use super::args::{AtFlags, DirFd, Fd, Gid, Path, Uid};
+use super::modes::SET_ID;
 use super::{believed, kept, modes, watch};
 use crate::notify::{Answer, hand_over};
 use crate::sentry::beliefs::{FileBeliefs, Real, flags_of};
@@ -24,28 +25,14 @@ use crate::sys::id_map::IdMap;
 /// Serves chown(2).
 pub fn chown(call: &Call<'_>, path: Path, owner: Uid, group: Gid) -> Answer {
     watch::chown(call, path, owner, group);
-    let ids = (owner, group);
-    if kept::are_ours(call) {
-        return kept::change_owner(call, (CURRENT, path, AtFlags(0)), ids);
-    }
-    if let Some(done) = give(call, ids, || believed::target(call, CURRENT, path, 0)) {
-        return done;
-    }
-    answer(call, ids, |_| of_path(call, CURRENT, path, AtFlags(0)))
+    change_at(call, (CURRENT, path, AtFlags(0)), (owner, group))
 }
 
 /// Serves lchown(2).
 pub fn lchown(call: &Call<'_>, path: Path, owner: Uid, group: Gid) -> Answer {
     watch::lchown(call, path, owner, group);
     let flags = AtFlags(libc::AT_SYMLINK_NOFOLLOW as u32);
-    if kept::are_ours(call) {
-        return kept::change_owner(call, (CURRENT, path, flags), (owner, group));
-    }
-    let file = || believed::target(call, CURRENT, path, flags.0 as i32);
-    if let Some(done) = give(call, (owner, group), file) {
-        return done;
-    }
-    answer(call, (owner, group), |_| of_path(call, CURRENT, path, flags))
+    change_at(call, (CURRENT, path, flags), (owner, group))
 }
 
 /// Serves fchownat(2).
@@ -58,14 +45,16 @@ pub fn fchownat(
     flags: AtFlags,
 ) -> Answer {
     watch::fchownat(call, dirfd, path, owner, group, flags);
+    change_at(call, (dirfd, path, flags), (owner, group))
+}
+
+fn change_at(call: &Call<'_>, at: (DirFd, Path, AtFlags), ids: (Uid, Gid)) -> Answer {
     if kept::are_ours(call) {
-        return kept::change_owner(call, (dirfd, path, flags), (owner, group));
+        return kept::change_owner(call, at, ids);
     }
-    let file = || believed::target(call, dirfd, path, flags.0 as i32);
-    if let Some(done) = give(call, (owner, group), file) {
-        return done;
-    }
-    answer(call, (owner, group), |_| of_path(call, dirfd, path, flags))
+    let (dirfd, path, flags) = at;
+    give(call, ids, || believed::target(call, dirfd, path, flags.0 as i32))
+        .unwrap_or_else(|| answer(call, ids, |_| of_path(call, dirfd, path, flags)))
 }
 
 /// Serves fchown(2).
@@ -73,10 +62,9 @@ pub fn fchown(call: &Call<'_>, fd: Fd, owner: Uid, group: Gid) -> Answer {
     if kept::are_ours(call) {
         return kept::change_owner_of(call, fd, owner, group);
     }
-    if let Some(done) = give(call, (owner, group), || modes::open_file(call, fd)) {
-        return done;
-    }
-    answer(call, (owner, group), |tid| of_descriptor(tid, fd.0))
+    let ids = (owner, group);
+    give(call, ids, || modes::open_file(call, fd))
+        .unwrap_or_else(|| answer(call, ids, |tid| of_descriptor(tid, fd.0)))
 }
 
 const CURRENT: DirFd = DirFd(libc::AT_FDCWD);
@@ -90,13 +78,13 @@ fn give(
 ) -> Option<Answer> {
     let beliefs = call.kernel.beliefs()?;
     let file = file()?;
-    let is_foreign = !beliefs.is_users(&Real::of(&fstat(&file).ok()?));
+    let real = Real::of(&fstat(&file).ok()?);
+    let is_foreign = !beliefs.is_users(&real);
     if is_foreign {
         // Somebody else's, and already whose it is to be: nothing has to be copied for that.
-        let (path, real) = (descriptor_path(file.as_fd()), Real::of(&fstat(&file).ok()?));
-        let shown = beliefs.shown(&path, &real);
+        let shown = beliefs.shown(&descriptor_path(file.as_fd()), &real);
         let keeps = |wanted: u32, is: u32| wanted == u32::MAX || wanted == is;
-        let is_plain = shown.mode & (libc::S_ISUID | libc::S_ISGID) == 0;
+        let is_plain = shown.mode & SET_ID == 0;
         if keeps(owner.0, shown.uid)
             && keeps(group.0, shown.gid)
             && is_plain

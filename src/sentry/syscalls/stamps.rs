@@ -19,6 +19,7 @@ use super::believed::{self, Form};
 use super::watch;
 use crate::notify::{Answer, hand_over};
 use crate::sentry::Features;
+use crate::sentry::beliefs::place_of;
 use crate::sentry::call::Call;
 use crate::sentry::remake::{STAT, STATX, Stamps, show_stamps};
 use crate::timekeeping::SECOND;
@@ -118,17 +119,13 @@ pub(super) fn look(
     flags: i32,
 ) -> Result<FileStat, Errno> {
     let tid = call.received().tid;
-    let of_fd = |fd: i32| match fd {
-        libc::AT_FDCWD => format!("/proc/{tid}/cwd"),
-        fd => format!("/proc/{tid}/fd/{fd}"),
-    };
     let path = match path {
         // statx(2) takes a null path for an empty one (Linux 6.11).
         Some(Path(0)) | None => Vec::new(),
         Some(path) => call.memory().read_string(path.0)?,
     };
     if path.is_empty() {
-        return nix::sys::stat::stat(of_fd(dirfd).as_str());
+        return nix::sys::stat::stat(place_of(tid, dirfd).as_str());
     }
     // What these show depends on who looks.
     if path.starts_with(b"/proc") || path.starts_with(b"/dev") {
@@ -142,7 +139,7 @@ pub(super) fn look(
     // pass.
     let (base, resolve) = match path.starts_with(b"/") {
         true => (format!("/proc/{tid}/root"), ResolveFlag::RESOLVE_IN_ROOT),
-        false => (of_fd(dirfd), ResolveFlag::RESOLVE_NO_SYMLINKS),
+        false => (place_of(tid, dirfd), ResolveFlag::RESOLVE_NO_SYMLINKS),
     };
     let base = open_path(&base)?;
     let how = OpenHow::new().flags(how).resolve(resolve | ResolveFlag::RESOLVE_NO_MAGICLINKS);

@@ -84,6 +84,7 @@ const HIDDEN_FLAGS: &str =
     "its flags, which could ask for namespaces, lie behind a pointer; clone takes its place";
 const NEW_ATTRIBUTES: &str =
     "changes attributes of files past Landlock; older calls take its place";
+const XATTRS_AT: &str = "reaches extended attributes in a way that the sentry does not serve; older calls take its place";
 
 const OUTSIDE: &str = "run it outside the sandbox";
 const VIEW_FLAGS: &str = "--ro, --rw, --hide and --tmpfs shape the file view";
@@ -813,13 +814,14 @@ syscalls! {
     SYS_mseal(addr: Addr, size: Len, flags: WideFlags) => handled(async lazy::mseal, LAZY);
     SYS_setxattrat(
         dirfd: DirFd, pathname: Path, at_flags: AtFlags, name: Str, args: In<XattrArgs>, size: Len
-    ) => handled(sync attributes::at, ROOT | NO_NAMESPACES);
+    ) => denied(ENOSYS, XATTRS_AT, when ROOT | NO_NAMESPACES);
     SYS_getxattrat(
         dirfd: DirFd, pathname: Path, at_flags: AtFlags, name: Str, args: In<XattrArgs>, size: Len
-    ) => handled(sync attributes::at, ROOT);
+    ) => denied(ENOSYS, XATTRS_AT, when ROOT);
     SYS_listxattrat(dirfd: DirFd, pathname: Path, at_flags: AtFlags, list: OutBuf, size: Len)
-        => handled(sync attributes::list_at, ROOT);
-    SYS_removexattrat(dirfd: DirFd, pathname: Path, at_flags: AtFlags, name: Str) => handled(sync attributes::remove_at, ROOT | NO_NAMESPACES);
+        => denied(ENOSYS, XATTRS_AT, when ROOT);
+    SYS_removexattrat(dirfd: DirFd, pathname: Path, at_flags: AtFlags, name: Str)
+        => denied(ENOSYS, XATTRS_AT, when ROOT | NO_NAMESPACES);
     SYS_open_tree_attr(dirfd: DirFd, path: Path, flags: Flags, attr: In<MountAttr>, size: Len)
         => refused(EPERM, FIXED_VIEW, VIEW_FLAGS);
     SYS_file_getattr(

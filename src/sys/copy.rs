@@ -7,18 +7,20 @@ use nix::fcntl::copy_file_range;
 use nix::sys::uio::pwrite;
 use nix::unistd::{Whence, lseek};
 
-use super::compare::read_whole;
-use crate::sys::files::next_data;
+use super::files::{next_data, read_whole};
 
 /// Bytes that the kernel is asked to copy at once: progress is told between.
 const PIECE: u64 = 16 << 20;
 
 /// Tells that so many more bytes are done.
-pub(super) type Tell<'t> = dyn FnMut(u64) + 't;
+pub type Tell<'t> = dyn FnMut(u64) + 't;
 
 /// Copies what is data of `size` bytes to a place in another file, where nothing is yet; the rest stays a hole.
 /// Where the file system can, nothing is copied but shared (copy_file_range(2)).
-pub(super) fn copy_content(
+///
+/// # Errors
+/// EBUSY: it has become shorter meanwhile. Else what the file systems say.
+pub fn copy_content(
     from: BorrowedFd<'_>,
     to: (BorrowedFd<'_>, u64),
     size: u64,
@@ -38,7 +40,6 @@ pub(super) fn copy_content(
         let end = if end == at { (at + PIECE).min(size) } else { end };
         let count = copy_piece(from, to, at, (end - at) as usize, &mut by_kernel)?;
         if count == 0 {
-            // It has become shorter: nobody but its owner, outside, can do that.
             return Err(Errno::EBUSY);
         }
         tell(count);
@@ -78,4 +79,40 @@ fn copy_piece(
         }
     }
     Ok(count as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::{FileExt, MetadataExt};
+
+    use super::*;
+    use crate::sys::memfd::anonymous_file;
+
+    fn file(size: u64, pieces: &[(u64, &[u8])]) -> File {
+        let file = anonymous_file(c"copy").unwrap();
+        file.set_len(size).unwrap();
+        for (at, bytes) in pieces {
+            file.write_all_at(bytes, *at).unwrap();
+        }
+        file
+    }
+
+    #[test]
+    fn data_is_copied_to_its_place_and_holes_stay() {
+        let size = (1 << 30) + 3;
+        let from = file(size, &[(5, b"begin"), (1 << 30, b"end")]);
+        let to = file(4096 + size, &[]);
+        let mut told = 0;
+        let mut tell = |more| told += more;
+        copy_content(from.as_fd(), (to.as_fd(), 4096), size, &mut tell).unwrap();
+        assert_eq!(told, size);
+        let mut room = [0; 7];
+        to.read_exact_at(&mut room, 4096 + 4).unwrap();
+        assert_eq!(&room, b"\0begin\0");
+        to.read_exact_at(&mut room, 4096 + size - 7).unwrap();
+        assert_eq!(&room, b"\0\0\0\0end");
+        assert!(to.metadata().unwrap().blocks() * 512 < 1 << 20);
+    }
 }
