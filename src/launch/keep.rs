@@ -6,6 +6,7 @@
 //! last of that has ended.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal};
@@ -154,7 +155,9 @@ impl Keeping<'_> {
         match files::read_once(result.as_fd(), &mut failure).at(Stage::Process)? {
             0 => {
                 if let Some(patch) = patch {
-                    change_vdso(pid, patch, trapped).at(Stage::Clock)?;
+                    // Only the run's own program is the one that it was made for.
+                    let made = self.is_init.then_some(self.plan.begun);
+                    change_vdso(pid, patch, made, trapped).at(Stage::Clock)?;
                 }
                 let _ = Event::Started.send(self.socket, &[pidfd.as_fd()]);
                 if let Some(signal) = stopped {
@@ -383,11 +386,17 @@ fn is_stop(signal: i32) -> bool {
     matches!(signal, libc::SIGSTOP | libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU)
 }
 
-/// Waits for the stop at the end of the exec, changes the program's vDSO and lets it go.
+/// Waits for the stop at the end of the exec, changes the program's vDSO and lets it go. `made`: when the patch was
+/// made for this program.
 ///
 /// Whoever keeps the program does this: until the exec it is a copy of init, which the supervisor of an
 /// ordinary user may not trace.
-fn change_vdso(pid: i32, patch: &Patch, mut trapped: bool) -> Result<(), Errno> {
+fn change_vdso(
+    pid: i32,
+    patch: &Patch,
+    made: Option<Instant>,
+    mut trapped: bool,
+) -> Result<(), Errno> {
     while !trapped {
         match tracing::wait_child(pid)? {
             Stop::Signal(libc::SIGTRAP) => trapped = true,
@@ -396,7 +405,7 @@ fn change_vdso(pid: i32, patch: &Patch, mut trapped: bool) -> Result<(), Errno> 
             Stop::Event | Stop::Exec | Stop::Call => tracing::go_on(pid, 0)?,
         }
     }
-    patch.apply(pid)?;
+    patch.apply(pid, made.map_or(Duration::ZERO, |made| made.elapsed()))?;
     tracing::detach(pid, 0)
 }
 

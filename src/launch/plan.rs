@@ -9,6 +9,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use libc::c_int;
 
@@ -48,6 +49,8 @@ pub struct Plan {
     pub(super) time_namespace: Option<Vec<u8>>,
     /// What is changed in the vDSO of the program.
     pub(super) vdso: Option<Patch>,
+    /// When that was made.
+    pub(super) begun: Instant,
     /// Building the file view, in order.
     pub(super) steps: Vec<Step>,
     /// Detached mount trees between the step that makes them and the one that uses them.
@@ -162,6 +165,7 @@ impl Plan {
             },
             time_namespace: (!spec.without.contains(Without::TIME_NAMESPACES))
                 .then(|| time.keeper().namespace().offsets().into_bytes()),
+            begun: Instant::now(),
             vdso: vdso(spec, time)?,
             steps: view.steps,
             fronts,

@@ -6,6 +6,7 @@
 use std::collections::HashSet;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::errno::Errno;
 
@@ -76,7 +77,7 @@ fn give_clock(kernel: &Kernel, tid: i32) {
     let was_set = keeper.generation() > 0;
     let done = begin.and_then(|begin| {
         let patch = kernel.time().patch(begin).map_err(|_| Errno::ENOSYS)?;
-        patch.map_or(Ok(()), |patch| patch.apply(tid))
+        patch.map_or(Ok(()), |patch| patch.apply(tid, Duration::ZERO))
     });
     match done {
         // Set in between: whoever tells all programs of that may have come to this one too early.

@@ -229,7 +229,7 @@ pub struct Code {
 }
 
 /// The numbers as they lie behind the code.
-pub fn block(numbers: Numbers) -> Vec<u8> {
+fn block(numbers: Numbers) -> Vec<u8> {
     let Numbers { trapped, computed, original, generation, clocks } = numbers;
     let words =
         clocks.into_iter().flat_map(|Line { host, guest, guest_rate, host_rate, least }| {
@@ -247,6 +247,8 @@ pub const IDS: std::ops::Range<usize> = 0..8;
 pub const GENERATION: std::ops::Range<usize> = 16..24;
 /// See above.
 pub const REALTIME: std::ops::Range<usize> = 24..64;
+/// Where what MONOTONIC and BOOTTIME show at least ([`Line::least`]) lies among them, a whole word each.
+pub const LEAST: [u64; 2] = [96, 136];
 
 /// The code with these numbers.
 pub fn code(numbers: Numbers) -> Code {
@@ -282,4 +284,31 @@ pub fn own_image() -> Option<Vec<u8>> {
     }
     // SAFETY: the kernel has mapped these pages readable, and nothing in this program unmaps them.
     Some(unsafe { std::slice::from_raw_parts(begin as *const u8, last - first) }.to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_the_numbers_lie_where_they_are_said_to() {
+        let line = |first| {
+            let [host, guest, guest_rate, host_rate, least] =
+                std::array::from_fn(|at| first + at as i64);
+            Line { host, guest, guest_rate, host_rate, least }
+        };
+        let clocks = [line(10), line(20), line(30)];
+        let block = block(Numbers { trapped: 1, computed: 2, original: 3, generation: 4, clocks });
+        let word = |at: usize| i64::from_ne_bytes(block[at..at + 8].try_into().unwrap());
+        assert_eq!(block[IDS], [1, 0, 0, 0, 2, 0, 0, 0]);
+        assert_eq!(word(GENERATION.start), 4);
+        assert_eq!((word(REALTIME.start), word(REALTIME.end - 8)), (10, 14));
+        assert_eq!(LEAST.map(|at| word(at as usize)), [24, 34]);
+        // As whole words in a program, too.
+        assert_eq!(
+            code(Numbers { trapped: 1, computed: 2, original: 3, generation: 4, clocks }).numbers
+                % 8,
+            0
+        );
+    }
 }

@@ -126,9 +126,7 @@ impl Realtime {
         self.clocks.push((from, Some(clock)));
         self.current = clock;
     }
-}
 
-impl Realtime {
     /// The clock of the sandbox at a moment of the host, if it was there then.
     fn stamped_by(&self, host: i64) -> Option<Clock> {
         self.clocks.iter().rev().find(|(from, _)| *from <= host)?.1
@@ -143,7 +141,7 @@ struct Held {
 }
 
 /// Nanoseconds, see [`Timekeeper::repeating`]. Long enough for what programs do first on a busy machine; who waits
-/// by the clock in a program's first moments waits for up to a second longer.
+/// by the clock in a program's first moments waits for up to two seconds longer than that.
 const STANDING: i64 = SECOND;
 
 /// A guest that sets its clock over and over forgets how its oldest files were stamped.
@@ -187,7 +185,7 @@ impl Timekeeper {
     /// The same clocks for a run that is to do the same whenever it is done:
     ///
     /// - no file from before the run is newer than a second before the clock's start, whenever it was made;
-    /// - MONOTONIC and BOOTTIME stand still for [`STANDING`] at least when a program begins, with nanoseconds
+    /// - MONOTONIC and BOOTTIME stand still for about [`STANDING`] at least when a program begins, with nanoseconds
     ///   that are chosen for it. From those the C library makes the first name of a temporary file (glibc
     ///   2.34 and later, sysdeps/posix/tempname.c).
     pub fn repeating(mut self) -> Timekeeper {

@@ -9,10 +9,13 @@
 //! A fork inherits the changed pages; an exec gets fresh ones, so each exec is followed.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use sha2::{Digest, Sha256};
 
+use super::SECOND;
+use super::clock::Rate;
 use super::timekeeper::Timekeeper;
 use crate::sys::tracing;
 use crate::sys::vdso::{self, Code, Numbers};
@@ -26,6 +29,8 @@ pub struct Patch {
     ours: Option<(u64, Code)>,
     /// What the program is given as random bytes for its start (AT_RANDOM, getauxval(3)).
     random: Option<[u64; 2]>,
+    /// How fast steady clocks go on.
+    rate: Rate,
 }
 
 /// Why programs cannot be given other clocks on this host.
@@ -54,9 +59,9 @@ impl Patch {
         match vdso::own_image() {
             Some(image) => {
                 let patch = Patch::of(&image, numbers, time.repeats()).ok_or(NoVdso)?;
-                Ok(Patch { random, ..patch })
+                Ok(Patch { random, rate: time.rate(), ..patch })
             }
-            None => Ok(Patch { words: Vec::new(), ours: None, random }),
+            None => Ok(Patch { words: Vec::new(), ours: None, random, rate: time.rate() }),
         }
     }
 
@@ -82,7 +87,7 @@ impl Patch {
                 }
             }
             let ours = Some((room as u64, code));
-            return Some(Patch { words: bytes.words(), ours, random: None });
+            return Some(Patch { words: bytes.words(), ours, random: None, rate: Rate::ONE });
         }
         for (at, number) in [
             (clock_gettime?, libc::SYS_clock_gettime),
@@ -98,15 +103,16 @@ impl Patch {
             // have no state).
             bytes.write(at, &[0xb8, 0xda, 0xff, 0xff, 0xff, 0x48, 0x98, 0xc3]);
         }
-        Some(Patch { words: bytes.words(), ours: None, random: None })
+        Some(Patch { words: bytes.words(), ours: None, random: None, rate: Rate::ONE })
     }
 
     /// Changes a program that has been executed and has not run yet; the caller traces it and it is
-    /// stopped. A program without a vDSO needs no change of it. Child side.
+    /// stopped. A program without a vDSO needs no change of it. `passed`: how long ago the patch was
+    /// made, where it was made for this program: what is to stand at its start stands from now on. Child side.
     ///
     /// # Errors
     /// The program's memory cannot be changed, as that of one whose file may not be read.
-    pub fn apply(&self, tid: i32) -> Result<(), Errno> {
+    pub fn apply(&self, tid: i32, passed: Duration) -> Result<(), Errno> {
         if let Some(random) = self.random
             && let Some(at) = tracing::auxiliary(tid, libc::AT_RANDOM)?
         {
@@ -114,10 +120,23 @@ impl Patch {
             tracing::poke(tid, at + 8, random[1])?;
         }
         let Some(base) = tracing::auxiliary(tid, libc::AT_SYSINFO_EHDR)? else { return Ok(()) };
+        let later = self.later(passed);
+        let places = self.trapped().map(|numbers| vdso::LEAST.map(|at| numbers + at));
         for (offset, word) in &self.words {
-            tracing::poke(tid, base + offset, *word)?;
+            let moved = match places.is_some_and(|places| places.contains(offset)) {
+                true => word.wrapping_add(later.cast_unsigned()),
+                false => *word,
+            };
+            tracing::poke(tid, base + offset, moved)?;
         }
         Ok(())
+    }
+
+    /// By how much later steady clocks that stand first begin to move: whole seconds, which leave their nanoseconds
+    /// as they are. Less than a tenth of a second makes no difference. Child side.
+    fn later(&self, passed: Duration) -> i64 {
+        let passed = i64::try_from(passed.as_nanos()).unwrap_or(i64::MAX);
+        self.rate.to_guest(passed).saturating_add(SECOND * 9 / 10) / SECOND * SECOND
     }
 
     /// Where, from the beginning of a program's vDSO, the set of trapped clocks lies.
@@ -154,10 +173,8 @@ impl Patch {
         for range in [vdso::IDS, vdso::REALTIME] {
             numbers[range.clone()].copy_from_slice(&wanted[range]);
         }
-        let generation = &mut numbers[vdso::GENERATION];
-        let count =
-            generation.iter().rev().fold(0u64, |number, byte| number << 8 | u64::from(*byte));
-        generation.copy_from_slice(&count.wrapping_add(1).to_le_bytes());
+        let generation = numbers[vdso::GENERATION].first_chunk_mut::<8>()?;
+        *generation = u64::from_le_bytes(*generation).wrapping_add(1).to_le_bytes();
         Some(renewed)
     }
 }
@@ -313,6 +330,19 @@ mod tests {
         assert_eq!(patch.trapped(), None);
         let code = Symbols::of(image).unwrap().value("__vdso_time").unwrap() as u64;
         assert!(patch.words.iter().any(|(at, word)| *at == code && *word == 0xc3050f000000c9b8));
+    }
+
+    #[test]
+    fn clocks_that_stand_begin_to_move_whole_seconds_later_for_a_program_that_begins_late() {
+        let Some(image) = vdso::own_image() else { return };
+        let patch = Patch::of(&image, keeper("+3d").numbers(0), true).unwrap();
+        let later = |patch: &Patch, milliseconds| patch.later(Duration::from_millis(milliseconds));
+        for (milliseconds, seconds) in [(0, 0), (99, 0), (100, 1), (1099, 1), (1100, 2)] {
+            assert_eq!(later(&patch, milliseconds), seconds * SECOND, "{milliseconds}");
+        }
+        let fast = Patch { rate: Rate::new(10, 1).unwrap(), ..patch.clone() };
+        assert_eq!(later(&fast, 500), 5 * SECOND);
+        assert_eq!(patch.later(Duration::MAX) % SECOND, 0);
     }
 
     proptest::proptest! {
