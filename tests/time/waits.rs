@@ -39,6 +39,19 @@ fn processes_end_whatever_their_threads_wait_for() {
     }
 }
 
+/// What cannot be given the host's timeout is left to the kernel, once, and that is told.
+#[test]
+fn a_wait_with_no_room_below_its_stack_ends() {
+    let program = guest("time_edge").to_str().expect("a path in UTF-8").to_owned();
+    let workspace = Workspace::new("edge");
+    let native = workspace.native(&[&program]);
+    native.success().expect_out("slept: 0\n");
+    for options in [&["--time", "rate=10"][..], &["--deterministic", "--time", "rate=10"]] {
+        let outcome = workspace.inside_with(options, &[&program]);
+        outcome.success().expect_out("slept: 0\n").err_has("its memory cannot be changed");
+    }
+}
+
 /// An exec is traced until it has come to its end, and a thread may be quicker than who traces it.
 #[test]
 fn an_exec_that_fails_takes_no_call_its_clock() {
