@@ -28,37 +28,45 @@ pub fn getrandom(call: &Call<'_>, buffer: OutBuf, length: Len, flags: Flags) -> 
         return Answer::Fail(Errno::EINVAL);
     }
     hand_over();
-    if !has_stream(call, randomness) {
-        return Answer::Continue;
-    }
-    give(call, randomness, buffer.0, length.0.min(MOST)).into()
+    let given = match length.0.min(MOST) {
+        // (It has asked all the same.)
+        0 => drawn(call, randomness.prepare(call.kernel, call.received().tid)).map(|()| Ok(0)),
+        length => give(call, randomness, buffer.0, length),
+    };
+    given.map_or(Answer::Continue, Answer::from)
 }
 
-/// Whether the caller has a stream. If not, that is told, and it gets what the host has.
-fn has_stream(call: &Call<'_>, randomness: &Randomness) -> bool {
-    let tid = call.received().tid;
-    let prepared = randomness.prepare(call.kernel, tid);
-    if prepared.is_err() && call.trapped().is_valid() {
+/// What the caller has drawn from its stream. `None`: it has none; that is told, and it gets what the host has.
+fn drawn<T>(call: &Call<'_>, drawn: Result<T, Errno>) -> Option<T> {
+    if drawn.is_err() && call.trapped().is_valid() {
         let remedy = "it gets the host's; run it again";
-        call.kernel.let_through(tid, "random bytes", "whose they are cannot be found out", remedy);
+        let why = "whose they are cannot be found out";
+        call.kernel.let_through(call.received().tid, "random bytes", why, remedy);
     }
-    prepared.is_ok()
+    drawn.ok()
 }
 
-fn give(call: &Call<'_>, randomness: &Randomness, buffer: u64, length: u64) -> Result<i64, Errno> {
+/// Gives at least a byte. `None`: see [`drawn`].
+fn give(
+    call: &Call<'_>,
+    randomness: &Randomness,
+    buffer: u64,
+    length: u64,
+) -> Option<Result<i64, Errno>> {
     let mut piece = vec![0; PIECE.min(length as usize)];
     let mut given = 0;
     while given < length {
         let count = piece.len().min((length - given) as usize);
-        randomness.fill(call.kernel, call.received().tid, &mut piece[..count])?;
-        let at = buffer.checked_add(given).ok_or(Errno::EFAULT)?;
-        match call.memory().write(at, &piece[..count]) {
+        let filled = randomness.fill(call.kernel, call.received().tid, &mut piece[..count]);
+        drawn(call, filled)?;
+        let at = buffer.checked_add(given).ok_or(Errno::EFAULT);
+        match at.and_then(|at| call.memory().write(at, &piece[..count])) {
             Ok(()) => given += count as u64,
             Err(Errno::EFAULT) if given > 0 => break,
-            Err(errno) => return Err(errno),
+            Err(errno) => return Some(Err(errno)),
         }
     }
-    Ok(given as i64)
+    Some(Ok(given as i64))
 }
 
 /// What opening some paths for reading gives in place of what is there. `None`: the kernel opens it.
@@ -77,13 +85,9 @@ pub fn open(
         return None;
     }
     hand_over();
-    if !has_stream(call, randomness) {
-        return None;
-    }
+    let stream = drawn(call, randomness.open(call.kernel, call.received().tid))?;
     let nonblocking = flags.0 as i32 & libc::O_NONBLOCK != 0;
-    let opened = randomness
-        .open(call.kernel, call.received().tid)
-        .and_then(|stream| call.kernel.open_random(stream, nonblocking));
+    let opened = call.kernel.open_random(stream, nonblocking);
     Some(opened.map_or_else(Answer::Fail, |fd| descriptor(fd, flags)))
 }
 
@@ -118,14 +122,12 @@ fn identifier(
         _ => return None,
     };
     hand_over();
-    if !has_stream(call, randomness) {
-        return None;
-    }
-    if name == b"uuid"
-        && let Err(errno) = randomness.fill(call.kernel, call.received().tid, &mut bytes)
-    {
-        return Some(Answer::Fail(errno));
-    }
+    let tid = call.received().tid;
+    let asked = match name {
+        b"uuid" => randomness.fill(call.kernel, tid, &mut bytes),
+        _ => randomness.prepare(call.kernel, tid),
+    };
+    drawn(call, asked)?;
     let file = super::machine::file(&uuid(bytes));
     Some(file.map_or_else(Answer::Fail, |fd| descriptor(fd, flags)))
 }
