@@ -23,6 +23,8 @@ pub struct Time {
     pub(super) told: OnceLock<()>,
     /// Guests are put together from an image: what is executed is none of their programs.
     grows: AtomicBool,
+    /// See [`Time::trapped`]: once it is known.
+    trapped: OnceLock<Option<u64>>,
     /// `--time` was given. Immutable.
     own: bool,
     /// The guest is root inside and may set its clock. Immutable.
@@ -59,6 +61,11 @@ impl Time {
         }
     }
 
+    /// The same clocks for a run that is to do the same whenever it is done ([`Timekeeper::repeating`]).
+    pub fn repeating(self) -> Time {
+        Time { keeper: self.keeper.repeating(), ..self }
+    }
+
     fn with(keeper: Timekeeper, own: bool, root: bool) -> Time {
         Time {
             keeper,
@@ -66,6 +73,7 @@ impl Time {
             sessions: Sessions::default(),
             told: OnceLock::new(),
             grows: AtomicBool::new(false),
+            trapped: OnceLock::new(),
             own,
             root,
         }
@@ -94,11 +102,6 @@ impl Time {
 
     pub(super) fn is_growing(&self) -> bool {
         self.grows.load(Ordering::SeqCst)
-    }
-
-    /// The same for a run that is to do the same whenever it is done ([`Timekeeper::repeating`]).
-    pub fn repeating(self) -> Time {
-        Time { keeper: self.keeper.repeating(), ..self }
     }
 
     /// The host's clocks.
@@ -134,6 +137,11 @@ impl Time {
     pub fn patch(&self, begin: Option<Begin>) -> Result<Option<Patch>, NoVdso> {
         let begin = begin.map(|it| (it.random, it.nanoseconds));
         self.own.then(|| Patch::new(&self.keeper, begin)).transpose()
+    }
+
+    /// Where the set of trapped clocks lies in the vDSO of every program; `None`: nowhere.
+    pub(super) fn trapped(&self) -> Option<u64> {
+        *self.trapped.get_or_init(|| self.patch(None).ok()??.trapped())
     }
 }
 

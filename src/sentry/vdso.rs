@@ -125,10 +125,7 @@ impl Kernel {
         if time.keeper().generation() == 0 {
             return;
         }
-        let Ok(Some(offset)) = time.patch(None).map(|patch| patch.and_then(|it| it.trapped()))
-        else {
-            return;
-        };
+        let Some(offset) = time.trapped() else { return };
         let trapped = time.keeper().numbers(0).trapped;
         // Its memory is another one's while it executes a program, which is told by who follows that.
         let told = (0..3).any(|_| tell(pid, offset, trapped).is_ok());
