@@ -21,23 +21,16 @@ impl Overlays {
     /// Whether a descriptor of a guest thread stands for an open file in one.
     pub(super) fn has(&self, tid: i32, fd: i32) -> bool {
         let Ok(text) = generated::text(format!("/proc/{tid}/fdinfo/{fd}")) else { return false };
-        let field =
-            |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
         // What is opened with O_PATH cannot be written to the disk.
-        let flags = field("flags:").and_then(|flags| i32::from_str_radix(flags, 8).ok());
-        if flags.is_none_or(|flags| flags & libc::O_PATH != 0) {
-            return false;
-        }
-        let mount = field("mnt_id:").and_then(|mount| mount.parse().ok());
-        self.is_one(tid, mount)
+        let flags = field(&text, "flags:").and_then(|flags| i32::from_str_radix(flags, 8).ok());
+        flags.is_some_and(|flags| flags & libc::O_PATH == 0) && self.is_one(tid, &text)
     }
 
     /// Whether what a descriptor of the sentry's own stands for lies in one, as a guest sees it.
     pub(super) fn holds(&self, tid: i32, file: BorrowedFd<'_>) -> bool {
         let path = format!("/proc/self/fdinfo/{}", file.as_raw_fd());
         let Ok(text) = generated::text(path) else { return false };
-        let mount = text.lines().find_map(|line| line.strip_prefix("mnt_id:"));
-        self.is_one(tid, mount.and_then(|mount| mount.trim().parse().ok()))
+        self.is_one(tid, &text)
     }
 
     /// Finds out which there are, as long as a guest thread sees all of them.
@@ -45,7 +38,9 @@ impl Overlays {
         let _ = self.mounts(tid);
     }
 
-    fn is_one(&self, tid: i32, mount: Option<u64>) -> bool {
+    /// Whether the mount that a descriptor's fdinfo names is one.
+    fn is_one(&self, tid: i32, info: &str) -> bool {
+        let mount = field(info, "mnt_id:").and_then(|mount| mount.parse().ok());
         mount.is_some_and(|mount| self.mounts(tid).is_some_and(|all| all.contains(&mount)))
     }
 
@@ -57,6 +52,11 @@ impl Overlays {
         let host = generated::text("/proc/self/mountinfo").ok()?;
         Some(self.mounts.get_or_init(|| made_here(&guests, &host)))
     }
+}
+
+/// What a descriptor's fdinfo says (proc_pid_fdinfo(5)).
+fn field<'i>(info: &'i str, name: &str) -> Option<&'i str> {
+    info.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
 }
 
 /// The overlays among the mounts of the guests whose devices the host does not know (proc_pid_mountinfo(5)).
