@@ -36,12 +36,12 @@ bitflags::bitflags! {
         const LEARN = 1 << 20;
         /// The run is to do the same whenever it is done: `--deterministic`. Never without VIRTUAL_TIME.
         const DETERMINISTIC = 1 << 21;
-        /// Some hosts may be reached: `--net allow`.
-        const NETWORK = 1 << 26;
         /// The guests are root and believe in ids and owners that the kernel does not have: `--root`.
         const ROOT = 1 << 22;
         /// Rules are about names that may come to be: a pattern of `--hide`, `--deny`, `--ro`.
         const PATTERNS = 1 << 24;
+        /// Some hosts may be reached: `--net allow`.
+        const NETWORK = 1 << 26;
         /// The guests have no network, and no network namespace for it: `--walls landlock`. Never without NO_NAMESPACES.
         const NO_LOOPBACK = 1 << 29;
         /// The guests live in the host's namespaces: `--walls landlock`.

@@ -1,20 +1,4 @@
-//! The root of the state.
-//!
-//! Lock order, outermost first; a lock is only taken while none further right or below is held:
-//!
-//! ```text
-//! Accounting::clock        (held while /proc is read)
-//! Pause::depth
-//!   Kernel::lifecycle
-//!     Listings::turns      (one of them)
-//!       Listings::large
-//!     TaskSet::inner
-//!       Task::filters
-//!         Undelivered::results, Refusals::kinds, Keepers::all, Accounting::notes, Group::found,
-//!         RunTime, Load::inner, Tracer::thread, Progress::running, Gate::inner, Events::limit, Events::recent,
-//!         KernelLog::ring, Timekeeper::realtime, Remade::inner, Lazy::failed, Paths::renames,
-//!         Sessions::inner, Starts::inner, Listings::inner, Randomness::inner, Beliefs::inner, FileBeliefs::*  (leaves)
-//! ```
+//! The root of the state. In what order its locks are taken: ARCHITECTURE.md, "Lock order".
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};

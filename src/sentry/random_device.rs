@@ -43,7 +43,7 @@ type Feeders = HashMap<(u64, u64), Weak<Mutex<Feeder>>>;
 #[derive(Debug)]
 pub(super) struct Readers {
     permits: Arc<Semaphore>,
-    /// The feeders, by the pipe: device and inode. A leaf of the lock order.
+    /// The feeders, by the pipe: device and inode. Before each of them in the lock order.
     feeders: Mutex<Feeders>,
     /// Held while a pipe is filled, and by who looks into all of them. Nothing else is held when it is waited for.
     still: Arc<Turn<()>>,

@@ -66,12 +66,6 @@ const SHORTEST_NUDGE: Duration = Duration::from_millis(1);
 const TRIES: u32 = 100;
 
 impl Sessions {
-    /// The same for a call that is to be made again: none begins while all are given up.
-    pub(super) fn seize_to_remake(&self, call: &Call<'_>) -> Result<(), Unseized> {
-        let yields = self.lock().yields;
-        if yields { Err(Unseized::Sentry) } else { self.seize(call) }
-    }
-
     /// Begins to trace the thread of a call.
     pub(super) fn seize(&self, call: &Call<'_>) -> Result<(), Unseized> {
         let tid = call.received().tid;
@@ -93,6 +87,12 @@ impl Sessions {
             }
         }
         Err(Unseized::Guest)
+    }
+
+    /// The same for a call that is to be made again: none begins while all are given up.
+    pub(super) fn seize_to_remake(&self, call: &Call<'_>) -> Result<(), Unseized> {
+        let yields = self.lock().yields;
+        if yields { Err(Unseized::Sentry) } else { self.seize(call) }
     }
 
     /// Asks a traced thread to stop when it next leaves the kernel.
