@@ -69,11 +69,14 @@ impl Namespace {
         Namespace { monotonic: -hindmost, boottime: -read(ClockId::CLOCK_BOOTTIME) }
     }
 
-    /// One whose clocks stand at these values now.
+    /// One whose clocks stand at these values now; that of MONOTONIC that goes by ticks and lags does, so that it does
+    /// not run backwards.
     pub fn standing_at(monotonic: i64, boottime: i64) -> Namespace {
+        let tick = read(ClockId::CLOCK_MONOTONIC_COARSE);
+        let lag = read(ClockId::CLOCK_MONOTONIC) - tick;
         Namespace {
-            monotonic: monotonic.saturating_sub(read(ClockId::CLOCK_MONOTONIC)),
-            boottime: boottime.saturating_sub(read(ClockId::CLOCK_BOOTTIME)),
+            monotonic: monotonic.saturating_sub(tick),
+            boottime: boottime.saturating_sub(read(ClockId::CLOCK_BOOTTIME) - lag),
         }
     }
 
@@ -203,6 +206,22 @@ impl Timekeeper {
     pub fn now(&self, kind: ClockKind) -> i64 {
         let realtime = self.lock();
         self.clock(&realtime, kind).at(self.moment(&realtime, kind))
+    }
+
+    /// What the clock shows that goes by ticks (CLOCK_REALTIME_COARSE, time(2)): as programs that read it themselves
+    /// see it, it lags by up to one, but not behind what the clock was set to. BOOTTIME has no such clock.
+    pub fn now_by_ticks(&self, kind: ClockKind) -> i64 {
+        let realtime = self.lock();
+        let tick = match kind {
+            ClockKind::Realtime => read(ClockId::CLOCK_REALTIME_COARSE),
+            ClockKind::Monotonic => {
+                read(ClockId::CLOCK_MONOTONIC_COARSE) + self.namespace.monotonic
+            }
+            ClockKind::Boottime => self.kernel_now(kind),
+        };
+        let clock = self.clock(&realtime, kind);
+        let [set, _] = clock.bases();
+        clock.at(tick.max(set).min(self.moment(&realtime, kind)))
     }
 
     /// When, on the clock of the guest's kernel, a guest's deadline is reached; not before zero,
@@ -516,6 +535,23 @@ mod tests {
         assert_eq!(keeper.now(ClockKind::Realtime), first);
         keeper.resume_updates();
         assert!(keeper.now(ClockKind::Realtime) > first);
+    }
+
+    #[test]
+    fn ticks_lag_and_never_run_backwards() {
+        let keeper = keeper("+3d");
+        let mut last = 0;
+        for round in 0..1000 {
+            if round % 100 == 50 {
+                keeper.pause_updates();
+            }
+            let now = keeper.now_by_ticks(ClockKind::Realtime);
+            assert!((last..=keeper.now(ClockKind::Realtime)).contains(&now), "{round}");
+            last = now;
+            keeper.resume_updates();
+        }
+        keeper.set(7 * DAY);
+        assert!(keeper.now_by_ticks(ClockKind::Realtime) >= 7 * DAY);
     }
 
     #[test]

@@ -45,14 +45,16 @@ static void wrong(const char *what, long long a, long long b)
 }
 
 static const int ids[] = { CLOCK_REALTIME, CLOCK_MONOTONIC, CLOCK_BOOTTIME, CLOCK_MONOTONIC_RAW,
-			   CLOCK_REALTIME_COARSE };
+			   CLOCK_REALTIME_COARSE, CLOCK_MONOTONIC_COARSE };
+
+enum { CLOCKS = sizeof ids / sizeof *ids };
 
 static void *read_them(void *is_first)
 {
-	long long last[5] = { 0 };
+	long long last[CLOCKS] = { 0 };
 
 	while (!done) {
-		for (int i = 0; i < 5; i++) {
+		for (int i = 0; i < CLOCKS; i++) {
 			long long it = now(ids[i]);
 
 			if (it < last[i])

@@ -32,7 +32,11 @@ pub const STEADY: &[u64] = &[
 /// Serves clock_gettime(2).
 pub fn clock_gettime(call: &Call<'_>, clockid: ClockId, tp: Out<Timespec>) -> Answer {
     let Some(kind) = ClockKind::of(clockid.0) else { return Answer::Continue };
-    let mut now = call.kernel.time().keeper().now(kind);
+    let keeper = call.kernel.time().keeper();
+    let mut now = match clockid.0 {
+        libc::CLOCK_REALTIME_COARSE | libc::CLOCK_MONOTONIC_COARSE => keeper.now_by_ticks(kind),
+        _ => keeper.now(kind),
+    };
     if clockid.0 == libc::CLOCK_TAI {
         now = now.saturating_add(leap_seconds() * SECOND);
     }
@@ -58,7 +62,8 @@ pub fn gettimeofday(call: &Call<'_>, tv: Out<Timeval>, tz: Out<Timezone>) -> Ans
 
 /// Serves time(2).
 pub fn time(call: &Call<'_>, tloc: Out<Time>) -> Answer {
-    let seconds = call.kernel.time().keeper().now(ClockKind::Realtime).div_euclid(SECOND);
+    // (ktime_get_real_seconds in kernel/time/timekeeping.c.)
+    let seconds = call.kernel.time().keeper().now_by_ticks(ClockKind::Realtime).div_euclid(SECOND);
     if tloc.address != 0
         && let Err(errno) = call.memory().write(tloc.address, &seconds.to_ne_bytes())
     {
