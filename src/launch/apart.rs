@@ -21,8 +21,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
+use super::confine;
 use super::plan::{PlanError, c_path};
-use crate::config::{HOST_SOCKET, MountKind, RunSpec, Why, Without, quoted};
+use crate::config::{HOST_SOCKET, MountKind, RunSpec, Why, quoted};
 use crate::overlay::remove_directory;
 use crate::sentry::Grounds;
 use crate::sys::landlock::{self, Access, Ruleset};
@@ -60,10 +61,7 @@ impl Apart {
     /// # Errors
     /// Landlock cannot be a wall here; a descriptor would lead out; there is no place for the directory.
     pub fn new(spec: &RunSpec) -> Result<Apart, PlanError> {
-        let abi = match spec.without.contains(Without::LANDLOCK) {
-            true => 0,
-            false => landlock::abi(),
-        };
+        let abi = confine::abi(spec);
         if abi < ABI {
             return Err(PlanError::new(format!(
                 "cannot use --walls landlock: this kernel has {}, and signals stay inside only from ABI {ABI} on; \
