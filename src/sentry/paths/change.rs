@@ -205,9 +205,9 @@ impl Paths {
         self.with(guest, |resolver| {
             let (thing, verdict) = resolver.thing(start, path, true)?;
             verdict.permit(true)?;
-            // The limit is the guest's, and the signal that goes with it would be sent to the sentry
-            // (inode_newsize_ok in fs/attr.c).
-            if length as u64 > largest(guest.tid)? {
+            // A file that grows has a limit, which is the guest's, and the signal that goes with it would be sent to
+            // the sentry (inode_newsize_ok in fs/attr.c).
+            if length > thing.stat.st_size && length as u64 > largest(guest.tid)? {
                 return Err(Errno::EFBIG);
             }
             if own::is_in_proc(&thing.handle) {
