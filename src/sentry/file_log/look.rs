@@ -14,16 +14,8 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2, readlink, readlinka
 use nix::sys::stat::{Mode, SFlag, fstat};
 
 use super::Touch;
+use crate::sentry::paths::Start;
 use crate::sys::generated;
-
-/// Where a relative path starts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Start {
-    /// The working directory.
-    Directory,
-    /// What a descriptor stands for.
-    Descriptor(i32),
-}
 
 /// What a path leads to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -198,10 +190,10 @@ pub(super) fn reopen(handle: &OwnedFd) -> Option<File> {
 }
 
 /// The descriptor of the looking process itself that a path stands for.
-fn own_descriptor(path: &[u8]) -> Option<u32> {
+pub(in crate::sentry) fn own_descriptor(path: &[u8]) -> Option<i32> {
     const PLACES: [&[u8]; 3] = [b"/proc/self/fd/", b"/proc/thread-self/fd/", b"/dev/fd/"];
     let number = PLACES.iter().find_map(|place| path.strip_prefix(*place))?;
-    std::str::from_utf8(number).ok()?.parse().ok()
+    std::str::from_utf8(number).ok()?.parse().ok().filter(|fd| *fd >= 0)
 }
 
 /// Device and number of a file.

@@ -22,6 +22,16 @@ pub enum Start {
     Descriptor(i32),
 }
 
+impl Start {
+    /// What openat(2) and its kin are told.
+    pub fn of(dirfd: i32) -> Start {
+        match dirfd {
+            libc::AT_FDCWD => Start::Directory,
+            fd => Start::Descriptor(fd),
+        }
+    }
+}
+
 /// Something that is there.
 #[derive(Debug)]
 pub struct Thing {

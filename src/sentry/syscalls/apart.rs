@@ -21,7 +21,7 @@ use super::{kept, network, timeouts};
 use crate::notify::{Answer, Descriptor, hand_over};
 use crate::sentry::Features;
 use crate::sentry::call::{Call, TaskCall};
-use crate::sentry::file_log::Start;
+use crate::sentry::paths::Start;
 use crate::sentry::task::Status;
 use crate::sys::seccomp::Place;
 use crate::sys::{descriptors, process, ready, socket, terminal};

@@ -22,7 +22,8 @@ use crate::notify::{Answer, hand_over};
 use crate::sentry::Features;
 use crate::sentry::beliefs::flags_of;
 use crate::sentry::call::Call;
-use crate::sentry::file_log::{Start, View};
+use crate::sentry::file_log::{View, own_descriptor};
+use crate::sentry::paths::Start;
 use crate::sys::{attributes as kernel, spawn};
 
 const CURRENT: DirFd = DirFd(libc::AT_FDCWD);
@@ -349,11 +350,7 @@ pub(super) fn find(
             (_, fd) => handle(call, fd),
         };
     }
-    let start = match dirfd.0 {
-        libc::AT_FDCWD => Start::Directory,
-        fd => Start::Descriptor(fd),
-    };
-    found(call, start, &text, flags & libc::AT_SYMLINK_NOFOLLOW == 0)
+    found(call, Start::of(dirfd.0), &text, flags & libc::AT_SYMLINK_NOFOLLOW == 0)
 }
 
 /// The same of a path that has been read.
@@ -376,13 +373,6 @@ pub(super) fn found(
     View::of(tid)
         .and_then(|view| view.handle_of(tid, start, text, follow))
         .unwrap_or(Err(Errno::EACCES))
-}
-
-/// The descriptor of the caller itself that a path stands for.
-fn own_descriptor(path: &[u8]) -> Option<i32> {
-    const PLACES: [&[u8]; 3] = [b"/proc/self/fd/", b"/proc/thread-self/fd/", b"/dev/fd/"];
-    let number = PLACES.iter().find_map(|place| path.strip_prefix(*place))?;
-    std::str::from_utf8(number).ok()?.parse().ok().filter(|fd| *fd >= 0)
 }
 
 /// What stands for the file behind a descriptor of the caller's.

@@ -16,7 +16,8 @@ use crate::notify::{Answer, hand_over};
 use crate::sentry::beliefs::{FileBeliefs, Real, flags_of};
 use crate::sentry::call::Call;
 use crate::sentry::credentials::Capability;
-use crate::sentry::file_log::{Start, View};
+use crate::sentry::file_log::View;
+use crate::sentry::paths::Start;
 use crate::sys::files::descriptor_path;
 use crate::sys::id_map::IdMap;
 
@@ -161,10 +162,7 @@ fn answer(
 /// What is wrong with the file that a path leads to.
 pub(super) fn of_path(call: &Call<'_>, dirfd: DirFd, path: Path, flags: AtFlags) -> Option<Errno> {
     let tid = call.received().tid;
-    let start = match dirfd.0 {
-        libc::AT_FDCWD => Start::Directory,
-        fd => Start::Descriptor(fd),
-    };
+    let start = Start::of(dirfd.0);
     let flags = flags.0 as i32;
     if flags & !(libc::AT_SYMLINK_NOFOLLOW | libc::AT_EMPTY_PATH) != 0 {
         return Some(Errno::EINVAL);

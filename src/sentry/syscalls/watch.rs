@@ -7,7 +7,8 @@ use super::args::{
 use crate::notify::{Answer, hand_over};
 use crate::sentry::Features;
 use crate::sentry::call::Call;
-use crate::sentry::file_log::{Caller, FileLog, Start, Touch, Use, touch_of_open};
+use crate::sentry::file_log::{Caller, FileLog, Touch, Use, touch_of_open};
+use crate::sentry::paths::Start;
 
 const CURRENT: DirFd = DirFd(libc::AT_FDCWD);
 
@@ -29,18 +30,11 @@ fn with_caller(call: &Call<'_>, what: impl FnOnce(&Caller<'_>)) {
     what(&Caller { tid: call.received().tid, is_valid: &is_valid });
 }
 
-fn start(dirfd: DirFd) -> Start {
-    match dirfd.0 {
-        libc::AT_FDCWD => Start::Directory,
-        fd => Start::Descriptor(fd),
-    }
-}
-
 fn note(call: &Call<'_>, dirfd: DirFd, path: Path, how: Use) -> Answer {
     if let Some(log) = log(call)
         && let Some(path) = path_of(call, path)
     {
-        with_caller(call, |caller| log.note(caller, start(dirfd), &path, how));
+        with_caller(call, |caller| log.note(caller, Start::of(dirfd.0), &path, how));
     }
     Answer::Continue
 }
@@ -56,7 +50,7 @@ pub fn note_exec(call: &Call<'_>, dirfd: DirFd, path: Path) {
     if let Some(log) = log(call)
         && let Some(path) = path_of(call, path)
     {
-        with_caller(call, |caller| log.note_exec(caller, start(dirfd), &path));
+        with_caller(call, |caller| log.note_exec(caller, Start::of(dirfd.0), &path));
     }
 }
 
@@ -159,7 +153,7 @@ fn moved(call: &Call<'_>, from: DirFd, old: Path, to: DirFd, new: Path) -> Answe
     if let Some(log) = log(call)
         && let (Some(old), Some(new)) = (path_of(call, old), path_of(call, new))
     {
-        let (from, to) = ((start(from), &old[..]), (start(to), &new[..]));
+        let (from, to) = ((Start::of(from.0), &old[..]), (Start::of(to.0), &new[..]));
         with_caller(call, |caller| log.note_moved(caller, from, to));
     }
     Answer::Continue
