@@ -12,9 +12,9 @@ use nix::sys::stat::Mode;
 use super::own;
 use super::resolve::{Landing, Resolver, Start, Thing, patient};
 use super::{Guest, HANDLE, Paths, Verdict, os, take_umask};
+use crate::sentry::stat::Stat;
 use crate::sys::disguise::{Disguise, Owner};
 use crate::sys::files::descriptor_path;
-use crate::sys::generated;
 use crate::sys::opening::Opening;
 
 /// How something is to be opened.
@@ -222,9 +222,7 @@ impl Resolver<'_> {
 
     /// A guest's own terminal. (What is opened is the terminal itself: fstat(2) tells.)
     fn open_terminal(&self, wish: Wish) -> Result<Opened, Errno> {
-        let text = generated::contents(format!("/proc/{}/stat", self.tid));
-        let text = text.map_err(|_| Errno::ESRCH)?;
-        let number = terminal_of(&text).ok_or(Errno::EPROTO)?;
+        let number = Stat::read(self.tid).ok_or(Errno::ESRCH)?.terminal;
         // Those of devpts (Documentation/admin-guide/devices.txt), eight majors of them.
         const FIRST: u64 = 136;
         let device = number as u64;
@@ -278,13 +276,6 @@ fn numbers(thing: &Thing) -> (u64, u64) {
     (libc::major(device) as u64, libc::minor(device) as u64)
 }
 
-/// tty_nr of proc_pid_stat(5): an int with the kernel's own layout, that of st_rdev for small numbers.
-fn terminal_of(stat: &[u8]) -> Option<i32> {
-    let close = stat.iter().rposition(|byte| *byte == b')')?;
-    let rest = std::str::from_utf8(stat.get(close + 1..)?).ok()?;
-    rest.split_whitespace().nth(4)?.parse().ok()
-}
-
 /// A handle for what has this name, for those who act on it by descriptor.
 pub(super) fn handle(parent: &OwnedFd, name: &[u8]) -> Result<OwnedFd, Errno> {
     let how = OpenHow::new().flags(HANDLE | OFlag::O_NOFOLLOW);
@@ -304,11 +295,5 @@ mod wishes {
         assert_eq!(of(libc::O_TMPFILE), Err(Errno::EINVAL));
         assert_eq!(of(TMPFILE | libc::O_RDWR), Err(Errno::EINVAL));
         assert_eq!(of(libc::O_TMPFILE | libc::O_RDWR), Ok(Some(MODES)));
-    }
-
-    #[test]
-    fn a_terminal_is_found_behind_any_name() {
-        assert_eq!(terminal_of(b"7 (a) b) S 1 2 3 34817 9"), Some(34817));
-        assert_eq!(terminal_of(b"7 (a"), None);
     }
 }

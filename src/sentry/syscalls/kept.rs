@@ -6,7 +6,7 @@
 //! user and by a descriptor: memory is read once, and what was looked at is what is changed.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use libc::timespec;
 use nix::errno::Errno;
@@ -393,9 +393,4 @@ fn opened(call: &Call<'_>, fd: Fd) -> Result<OwnedFd, Errno> {
 fn is_link(file: &OwnedFd) -> Result<bool, Errno> {
     let format = SFlag::from_bits_truncate(fstat(file.as_fd())?.st_mode) & SFlag::S_IFMT;
     Ok(format == SFlag::S_IFLNK)
-}
-
-/// A symbolic link to what a handle stands for.
-pub(super) fn name_of(handle: &OwnedFd) -> String {
-    format!("/proc/self/fd/{}", handle.as_raw_fd())
 }
