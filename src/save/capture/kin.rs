@@ -14,8 +14,8 @@ use super::{guest_number, threads_of};
 use crate::save::error::SaveError;
 use crate::save::sharing::{Place, Resource, Sharing};
 use crate::sentry::ProcessInfo;
+use crate::sentry::paths::umask_of;
 use crate::sys::descriptors::{self, Common};
-use crate::sys::generated;
 
 /// What is shared, by numbers of the host.
 #[derive(Debug, Default)]
@@ -184,9 +184,6 @@ pub fn place(tid: i32, who: &str) -> Result<Place, SaveError> {
         SaveError::failed(format!("{who}: the working directory of thread {tid}"), error)
     };
     let directory = std::fs::read_link(format!("/proc/{tid}/cwd")).map_err(failed)?;
-    let text = generated::text(format!("/proc/{tid}/status")).map_err(failed)?;
-    let umask = text.lines().find_map(|line| line.strip_prefix("Umask:"));
-    let umask = umask.and_then(|it| u32::from_str_radix(it.trim(), 8).ok());
-    let umask = umask.ok_or_else(|| failed(std::io::Error::from_raw_os_error(libc::ENODATA)))?;
+    let umask = umask_of(tid).map_err(|errno| failed(errno.into()))?;
     Ok(Place { directory: ByteBuf::from(directory.into_os_string().into_vec()), umask })
 }

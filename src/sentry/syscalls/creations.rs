@@ -18,7 +18,7 @@ use super::{believed, watch};
 use crate::notify::{Answer, Descriptor};
 use crate::sentry::beliefs::{FileBeliefs, MODE, Spot, find, find_spot};
 use crate::sentry::call::Call;
-use crate::sys::generated;
+use crate::sentry::paths::umask_of;
 use crate::sys::seccomp::Place;
 
 const CURRENT: DirFd = DirFd(libc::AT_FDCWD);
@@ -31,13 +31,6 @@ fn maker(call: &Call<'_>) -> Option<(u32, u32)> {
     let credentials = call.kernel.credentials().of(call.received().tid);
     let ids = (credentials.uid.fs, credentials.gid.fs);
     (ids != (0, 0)).then_some(ids)
-}
-
-/// The file mode creation mask of a process (proc_pid_status(5)).
-pub(super) fn umask_of(tid: i32) -> u32 {
-    let text = generated::text(format!("/proc/{tid}/status")).unwrap_or_default();
-    let mask = text.lines().find_map(|line| line.strip_prefix("Umask:"));
-    mask.and_then(|mask| u32::from_str_radix(mask.trim(), 8).ok()).unwrap_or(0o022)
 }
 
 /// Makes what a path names, as `make` does with the place and the permissions, and whoever asks for it its owner. `None`:
@@ -53,7 +46,7 @@ fn made(
     let (uid, gid) = maker(call)?;
     let tid = call.received().tid;
     let text = call.memory().read_string(path.0).ok()?;
-    let bits = Bits::from_bits_truncate(mode & 0o1777 & !umask_of(tid));
+    let bits = Bits::from_bits_truncate(mode & 0o1777 & !umask_of(tid).ok()?);
     believed::may_take_long(call, beliefs);
     let found = as_guest(call, beliefs, || Ok(find_spot(tid, dirfd.0, &text))).ok()?;
     let spot = valid(call, found)?;
@@ -135,7 +128,7 @@ pub(super) fn create(
     if !is_exclusive && as_guest(call, beliefs, is_there).ok()? {
         return None;
     }
-    let mode = mode & 0o1777 & !umask_of(tid);
+    let mode = mode & 0o1777 & !umask_of(tid).ok()?;
     let found = as_guest(call, beliefs, || Ok(find_spot(tid, dirfd.0, &text))).ok()?;
     let spot = valid(call, found)?;
     let opened = believed::change(call, beliefs, || {

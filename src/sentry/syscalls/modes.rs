@@ -10,12 +10,13 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{self as nix_stat, fstat};
 
 use super::args::{AtFlags, Dev, DirFd, Fd, Mode, Path};
-use super::creations::{make_node, umask_of};
+use super::creations::make_node;
 use super::{believed, owners, watch};
 use crate::notify::Answer;
 use crate::sentry::beliefs::{Belief, Device, FileBeliefs, MODE, find_open, find_spot, flags_of};
 use crate::sentry::call::Call;
 use crate::sentry::credentials::Capability;
+use crate::sentry::paths::umask_of;
 
 const CURRENT: DirFd = DirFd(libc::AT_FDCWD);
 /// What gives rights to whoever executes a file.
@@ -118,8 +119,8 @@ fn make(call: &Call<'_>, dirfd: DirFd, path: Path, mode: Mode, dev: Dev) -> Answ
     }
     let tid = call.received().tid;
     let Ok(text) = call.memory().read_string(path.0) else { return Answer::Continue };
+    let Ok(umask) = umask_of(tid) else { return Answer::Continue };
     // (Without a place the kernel says why; a device it makes none.)
-    let umask = umask_of(tid);
     believed::may_take_long(call, beliefs);
     let found = believed::as_guest(call, beliefs, || Ok(find_spot(tid, dirfd.0, &text)));
     let Some(spot) = believed::valid(call, found.ok().flatten()) else {
