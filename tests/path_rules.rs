@@ -283,6 +283,11 @@ echo "$0" "$@"
 ' > run; chmod +x run; ./run 1 2; ./a; ./none; (ulimit -n 5; cat 3< run 4< run)
 timeout 0.2 cat a/p; echo $?
 python3 -c "import signal; signal.signal(14, lambda *a: print('alarm') or 1 / 0); signal.setitimer(0, .05); open('a/p')" 2>&1 | grep -v line
+head -c 3000 /dev/zero > big; ulimit -f 1; python3 -c "
+import os
+for length in (2000, 2500, 100, 400):
+    try: print(os.truncate('big', length), os.stat('big').st_size)
+    except OSError as error: print(error.errno)"
 true
 "#;
     workspace.same_with(&["--hide", "./**/.none"], &["sh", "-c", script]);

@@ -21,12 +21,13 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
+use super::confine;
 use super::plan::{PlanError, c_path};
-use crate::config::{HOST_SOCKET, MountKind, RunSpec, Why, Without, quoted};
+use crate::config::{HOST_SOCKET, MountKind, RunSpec, Why, quoted};
 use crate::overlay::remove_directory;
-use crate::sentry::Grounds;
+use crate::sentry::{Grounds, Stat};
 use crate::sys::landlock::{self, Access, Ruleset};
-use crate::sys::{files, generated, socket, spawn};
+use crate::sys::{files, socket, spawn};
 
 /// Landlock with scopes for signals (Linux 6.12). Before, nothing keeps signals in that the kernel sends in a
 /// process's name (F_SETOWN in fcntl(2)).
@@ -60,10 +61,7 @@ impl Apart {
     /// # Errors
     /// Landlock cannot be a wall here; a descriptor would lead out; there is no place for the directory.
     pub fn new(spec: &RunSpec) -> Result<Apart, PlanError> {
-        let abi = match spec.without.contains(Without::LANDLOCK) {
-            true => 0,
-            false => landlock::abi(),
-        };
+        let abi = confine::abi(spec);
         if abi < ABI {
             return Err(PlanError::new(format!(
                 "cannot use --walls landlock: this kernel has {}, and signals stay inside only from ABI {ABI} on; \
@@ -239,18 +237,12 @@ impl Drop for Others {
     }
 }
 
-/// The caller's children (field 4 of proc_pid_stat(5)).
+/// The caller's children.
 fn children() -> impl Iterator<Item = i32> {
-    let own = std::process::id().to_string();
+    let own = std::process::id() as i32;
     let all = fs::read_dir("/proc").into_iter().flatten().flatten();
     let numbers = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    numbers.filter(move |pid: &i32| {
-        let text = generated::contents(format!("/proc/{pid}/stat")).unwrap_or_default();
-        // The name ends with the last bracket.
-        let text = String::from_utf8_lossy(&text).into_owned();
-        let rest = text.rsplit_once(')').map_or("", |(_, rest)| rest);
-        rest.split_whitespace().nth(1) == Some(&own)
-    })
+    numbers.filter(move |pid: &i32| Stat::read(*pid).is_some_and(|stat| stat.parent == own))
 }
 
 /// Makes sure that a signal to all processes would leave the supervisor alone. Child side.

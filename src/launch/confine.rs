@@ -9,7 +9,7 @@
 //! (`--walls landlock`) it is the wall for files; then `apart` makes its rules.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -38,35 +38,39 @@ pub(super) struct Confinement {
 }
 
 impl Confinement {
-    /// That of a run, which inherits these descriptors.
+    /// That of a run. `terminals`: which of the standard streams a terminal replaces.
     pub(super) fn of(
         spec: &RunSpec,
         apart: Option<&Apart>,
-        descriptors: &[RawFd],
+        terminals: Option<&[bool; 3]>,
     ) -> Result<Confinement, PlanError> {
-        let abi = match spec.without.contains(Without::LANDLOCK) {
-            true => 0,
-            false => landlock::abi(),
-        };
-        let inherited = descriptors.iter().map(|fd| (*fd, access_of(*fd))).collect();
         if let Some(apart) = apart {
             return Ok(Confinement {
                 files: Access::all(),
                 network: if spec.network == Network::None { landlock::TCP } else { 0 },
                 scopes: true,
                 rules: apart.rules()?,
-                inherited,
+                inherited: inherited(spec, terminals),
             });
         }
-        let (mut files, mut rules) = (Access::known(abi) & SECOND_WALL, second_wall(spec)?);
-        // (Without REFER nothing could be moved from one directory to another.)
-        if !spec.landlock || !files.contains(Access::REFER) {
-            files = Access::empty();
-            rules.clear();
-        }
+        let abi = abi(spec);
+        let files = Access::known(abi) & SECOND_WALL;
         // (`Plan::new` has looked whether the host has it.)
         let network = if spec.network == Network::Allow { landlock::TCP } else { 0 };
-        Ok(Confinement { files, network, scopes: abi >= 6, rules, inherited })
+        let mut confinement = Confinement {
+            files: Access::empty(),
+            network,
+            scopes: abi >= 6,
+            rules: Vec::new(),
+            inherited: Vec::new(),
+        };
+        // (Without REFER nothing could be moved from one directory to another.)
+        if spec.landlock && files.contains(Access::REFER) {
+            confinement.files = files;
+            confinement.rules = second_wall(spec)?;
+            confinement.inherited = inherited(spec, terminals);
+        }
+        Ok(confinement)
     }
 
     /// Puts it in force for the caller and all that it makes. `terminal`: that of the program. With `grows` files are
@@ -100,6 +104,14 @@ impl Confinement {
             }
         }
         ruleset.restrict()
+    }
+}
+
+/// The Landlock ABI that a run can count on; 0: none.
+pub(super) fn abi(spec: &RunSpec) -> i32 {
+    match spec.without.contains(Without::LANDLOCK) {
+        true => 0,
+        false => landlock::abi(),
     }
 }
 
@@ -164,11 +176,12 @@ fn second_wall(spec: &RunSpec) -> Result<Vec<(CString, Access)>, PlanError> {
     Ok(rules)
 }
 
-/// The descriptors that a program may open again, beside those that a terminal replaces.
-pub(super) fn inherited(spec: &RunSpec, terminals: Option<&[bool; 3]>) -> Vec<RawFd> {
+/// The descriptors that a program may open again, beside those that a terminal replaces, and as what each is open.
+fn inherited(spec: &RunSpec, terminals: Option<&[bool; 3]>) -> Vec<(RawFd, Access)> {
     let streams = (0..3).filter(|fd| !terminals.is_some_and(|streams| streams[*fd as usize]));
     streams
         .chain(spec.descriptors.iter().copied())
-        .filter(|fd| std::fs::metadata(format!("/proc/self/fd/{}", fd.as_raw_fd())).is_ok())
+        .filter(|fd| std::fs::metadata(format!("/proc/self/fd/{fd}")).is_ok())
+        .map(|fd| (fd, access_of(fd)))
         .collect()
 }

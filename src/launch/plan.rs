@@ -132,9 +132,7 @@ impl Plan {
         time: &Time,
         apart: Option<&Apart>,
     ) -> Result<Plan, PlanError> {
-        if spec.network == Network::Allow
-            && (spec.without.contains(Without::LANDLOCK) || crate::sys::landlock::abi() < 4)
-        {
+        if spec.network == Network::Allow && confine::abi(spec) < 4 {
             return Err(PlanError::new(
                 "cannot use --allow-net: it needs Landlock of ABI 4 (Linux 6.7, with landlock among the kernel's lsm=), \
                  so that no program connects past it; use --net host, or --net none"
@@ -143,6 +141,7 @@ impl Plan {
         }
         let mut view = View::default();
         let terminals = terminal.as_ref().map(|(_, streams)| streams);
+        // (For a run apart, too: it refuses directories and block devices.)
         let mut reopened = inherited_descriptors(&mut view, spec, terminals)?;
         let is_apart = apart.is_some();
         match is_apart {
@@ -155,7 +154,6 @@ impl Plan {
         }
         let fronts = layers.iter().filter(|layer| layer.front.is_some()).cloned().collect();
         let own_network = spec.network != Network::Host && !is_apart;
-        let inherited = confine::inherited(spec, terminals);
         let program =
             Program { argv: &spec.argv, environment: &spec.environment, workdir: &spec.workdir };
         Ok(Plan {
@@ -179,7 +177,7 @@ impl Plan {
             keep_addresses: spec.deterministic.is_some(),
             cpus: spec.limits.cpus.as_deref().map(CpuMask::new),
             rlimits: resource_limits(&spec.limits, spec.root),
-            confinement: Confinement::of(spec, apart, &inherited)?,
+            confinement: Confinement::of(spec, apart, terminals)?,
             apart: is_apart,
             confined: Cell::new(false),
             wait_killable: !spec.without.contains(Without::WAIT_KILLABLE)

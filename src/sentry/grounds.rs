@@ -4,12 +4,14 @@
 //! extended attributes, connections to sockets, watches: landlock(7), "Current limitations") the sentry does in the
 //! guest's place, for files that these grounds hold.
 
-use std::fs::read_link;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::readlink;
 use nix::sys::stat::fstat;
+
+use crate::sys::files::descriptor_path;
 
 /// The places, as the host names them. Immutable.
 #[derive(Debug, Clone, Default)]
@@ -44,7 +46,7 @@ impl Grounds {
     }
 
     fn name_of(&self, file: &impl AsFd) -> Option<PathBuf> {
-        read_link(format!("/proc/self/fd/{}", file.as_fd().as_raw_fd())).ok()
+        readlink(&*descriptor_path(file.as_fd())).ok().map(PathBuf::from)
     }
 }
 

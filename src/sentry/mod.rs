@@ -76,6 +76,7 @@ pub use refusals::{Refusal, Refusals};
 pub use remade::InterruptedWait;
 pub use repeatable::SavedRepeat;
 pub use starts::Starting;
+pub use stat::Stat;
 pub use stats::{LimitState, Stats};
 pub use task::{RecordedFilter, Task, ThreadGroup};
 pub use task_set::TaskSet;

@@ -14,10 +14,13 @@ pub(super) fn ticks(count: u64) -> Duration {
 
 /// What `/proc/PID/stat` says of a process or thread (proc_pid_stat(5)).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Stat {
+pub struct Stat {
     pub(super) comm: String,
     pub(super) state: char,
-    pub(super) parent: i32,
+    /// The number of its parent.
+    pub parent: i32,
+    /// The device that its terminal is, as st_rdev says it of small numbers; 0: it has none.
+    pub(super) terminal: i32,
     /// Of all threads; in whole ticks.
     pub(super) cpu: Duration,
     /// How many threads it has; a zombie counts as one.
@@ -30,7 +33,7 @@ pub(super) struct Stat {
 
 impl Stat {
     /// `None`: there is no such process.
-    pub(super) fn read(pid: i32) -> Option<Stat> {
+    pub fn read(pid: i32) -> Option<Stat> {
         let text = generated::contents(format!("/proc/{pid}/stat")).ok()?;
         Stat::parse(&text)
     }
@@ -54,6 +57,7 @@ impl Stat {
             state: fields.first()?.chars().next()?,
             is_copy: number(9)? & 0x40 != 0,
             parent: fields.get(1)?.parse().ok()?,
+            terminal: fields.get(4)?.parse().ok()?,
             cpu: ticks(number(14)? + number(15)?),
             threads: number(20)?,
             start: number(22)?,
@@ -97,5 +101,12 @@ mod tests {
         assert_eq!((stat.cpu, stat.threads, stat.start), (ticks(200), 1, 12345));
         assert_eq!(Stat::parse(b"41 (x) S 40"), None);
         assert_eq!(Stat::parse(b") 41 ("), None);
+    }
+
+    #[test]
+    fn a_terminal_is_found_behind_any_name() {
+        let text = b"7 (a) b) S 1 2 3 34817 9 0 1 2 3 4 150 50 9 9 20 0 1 0 12345 8 9";
+        assert_eq!(Stat::parse(text).unwrap().terminal, 34817);
+        assert_eq!(Stat::parse(b"7 (a"), None);
     }
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::sys::process;
+use crate::sys::{descriptors, process};
 
 /// One guest thread. Kept only for threads of which something has to be remembered.
 #[derive(Debug)]
@@ -91,6 +91,17 @@ impl Task {
     pub fn filters(&self) -> Vec<RecordedFilter> {
         self.filters.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
+}
+
+/// A copy of a descriptor of a thread. It is that thread's if the number `tid` still is.
+pub(super) fn copy_descriptor(tid: i32, fd: i32) -> Result<OwnedFd, Errno> {
+    // Threads can have descriptors of their own (clone(2) without CLONE_FILES).
+    let thread = match process::pidfd_open(tid, true) {
+        // Linux before 6.9 has descriptors of processes only.
+        Err(Errno::EINVAL) => process::pidfd_open(Status::read(tid)?.tgid, false),
+        done => done,
+    }?;
+    descriptors::copy(thread.as_fd(), fd)
 }
 
 /// What `/proc/<tid>/status` says of a thread (proc_pid_status(5)).

@@ -1,19 +1,16 @@
 //! Attributes of a file that a descriptor stands for, be it by O_PATH alone.
 
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use libc::{c_int, timespec};
 use nix::errno::Errno;
 
-/// What opens, and names, the file behind a descriptor (proc_pid_fd(5)).
-fn link(file: BorrowedFd<'_>) -> Result<CString, Errno> {
-    CString::new(format!("/proc/self/fd/{}", file.as_raw_fd())).map_err(|_| Errno::EINVAL)
-}
+use super::files::descriptor_path;
 
 /// chmod(2).
 pub fn set_mode(file: BorrowedFd<'_>, mode: u32) -> Result<(), Errno> {
-    let link = link(file)?;
+    let link = descriptor_path(file);
     // SAFETY: `link` is NUL-terminated and outlives the call.
     Errno::result(unsafe { libc::chmod(link.as_ptr(), mode) }).map(drop)
 }
@@ -44,7 +41,7 @@ pub fn set_extended(
     value: &[u8],
     flags: c_int,
 ) -> Result<(), Errno> {
-    let link = link(file)?;
+    let link = descriptor_path(file);
     // SAFETY: both strings are NUL-terminated; pointer and length are those of a valid slice.
     let done = unsafe {
         libc::setxattr(link.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), flags)
@@ -54,14 +51,14 @@ pub fn set_extended(
 
 /// removexattr(2).
 pub fn remove_extended(file: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
-    let link = link(file)?;
+    let link = descriptor_path(file);
     // SAFETY: both strings are NUL-terminated and outlive the call.
     Errno::result(unsafe { libc::removexattr(link.as_ptr(), name.as_ptr()) }).map(drop)
 }
 
 /// Watches what `file` stands for by an inotify(7) descriptor.
 pub fn watch(inotify: BorrowedFd<'_>, file: BorrowedFd<'_>, mask: u32) -> Result<c_int, Errno> {
-    let link = link(file)?;
+    let link = descriptor_path(file);
     // SAFETY: `link` is NUL-terminated and outlives the call.
     Errno::result(unsafe { libc::inotify_add_watch(inotify.as_raw_fd(), link.as_ptr(), mask) })
 }

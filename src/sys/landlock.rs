@@ -85,11 +85,9 @@ impl Access {
 
 /// Signals and abstract unix sockets (LANDLOCK_SCOPE_*, ABI 6).
 pub const SCOPES: u64 = 3;
-/// Connecting TCP sockets, whatever the address and the network namespace (LANDLOCK_ACCESS_NET_CONNECT_TCP, ABI 4);
-/// to end a connection is none (hook_socket_connect in security/landlock/net.c).
-pub const CONNECT_TCP: u64 = 2;
-/// Binding and connecting TCP sockets (LANDLOCK_ACCESS_NET_*, ABI 4).
-pub const TCP: u64 = 1 | CONNECT_TCP;
+/// Binding and connecting TCP sockets, whatever the address and the network namespace (LANDLOCK_ACCESS_NET_*, ABI 4);
+/// to end a connection is none of it (hook_socket_connect in security/landlock/net.c).
+pub const TCP: u64 = 3;
 
 /// The Landlock ABI of this kernel; 0 where it is missing or switched off.
 pub fn abi() -> i32 {

@@ -32,10 +32,11 @@ impl State {
     fn then(self, kind: RuleKind) -> State {
         match (self, kind) {
             (State::Covered { .. }, RuleKind::Allow) => State::Plain,
+            // What is covered stays as it is, but for an exception.
+            (state @ State::Covered { .. }, _) => state,
             (state, RuleKind::Allow) => state,
             (_, RuleKind::Hide) => State::Covered { denied: false },
             (_, RuleKind::Deny) => State::Covered { denied: true },
-            (State::Covered { denied }, _) => State::Covered { denied },
             (_, kind) => State::As(kind),
         }
     }
@@ -62,11 +63,6 @@ impl Coming {
         Coming { view, patterns, roots }
     }
 
-    /// Whether a pattern is about what is in the directory `above`.
-    fn is_within(&self, above: &Path, pattern: &Pattern) -> bool {
-        pattern.start.is_some() || self.roots.hold(above, pattern.kind)
-    }
-
     fn standing(&self, path: &Path) -> Standing {
         let mut places: Vec<u64> = self.patterns.iter().map(Pattern::before).collect();
         let mut state = State::Plain;
@@ -75,7 +71,7 @@ impl Coming {
             let mut best: Option<&Pattern> = None;
             for (pattern, places) in self.patterns.iter().zip(&mut places) {
                 *places = pattern.after(*places, name.as_bytes());
-                if *places & pattern.whole() != 0 && self.is_within(&at, pattern) {
+                if *places & pattern.whole() != 0 && self.roots.concern(&at, pattern) {
                     best = Some(stronger(best, pattern));
                 }
             }
@@ -88,7 +84,7 @@ impl Coming {
         }
         let open = self.patterns.iter().zip(&places).enumerate();
         let open = open.filter(|(_, (pattern, places))| {
-            **places & !pattern.whole() != 0 && self.is_within(&at, pattern)
+            **places & !pattern.whole() != 0 && self.roots.concern(&at, pattern)
         });
         let places = open.map(|(number, (pattern, places))| (number, places & !pattern.whole()));
         Standing { state, places: places.collect() }
@@ -155,6 +151,7 @@ mod tests {
         let work = |name: &str| format!("/home/me/project/{name}");
         let [env, example, deep, key, below] =
             [".env", ".env.example", "a/b/.env", "a/x.pem", "x.pem/in"].map(work);
+        let [denied, hidden] = ["x.pem/.env", ".env.d/x.pem"].map(work);
         check(
             &["--hide .env*", "--allow **/.env.example", "--deny ./**/*.pem"],
             &[
@@ -163,6 +160,8 @@ mod tests {
                 (&deep, Verdict::Hidden),
                 (&key, Verdict::Denied),
                 (&below, Verdict::Denied),
+                (&denied, Verdict::Denied),
+                (&hidden, Verdict::Hidden),
                 ("/usr/x.pem", Verdict::Plain),
                 ("/usr/.env", Verdict::Plain),
                 ("/home/me/.env", Verdict::Hidden),

@@ -246,7 +246,9 @@ impl Plan<'_> {
         let found = search.run()?;
         let unused: Vec<String> = search.unused().map(|pattern| pattern.flag.clone()).collect();
         self.idle.extend(unused.into_iter().map(|flag| format!("{flag} matches nothing")));
-        let before = self.view.clone();
+        let closes =
+            |it: &Pattern| matches!(it.kind, RuleKind::Hide | RuleKind::Deny | RuleKind::ReadOnly);
+        let before = self.patterns.iter().any(closes).then(|| self.view.clone());
         for found in found {
             let Pattern { kind, flag, .. } = &self.patterns[found.pattern];
             let (kind, why) = (*kind, Why::Derived(flag.clone()));
@@ -257,9 +259,7 @@ impl Plan<'_> {
                 kind => self.show_match(found, why, kind),
             }
         }
-        let closes =
-            |it: &Pattern| matches!(it.kind, RuleKind::Hide | RuleKind::Deny | RuleKind::ReadOnly);
-        if self.patterns.iter().any(closes) {
+        if let Some(before) = before {
             let patterns = std::mem::take(&mut self.patterns);
             self.coming = Some(Arc::new(Coming::new(before, patterns, roots)));
         }

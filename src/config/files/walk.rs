@@ -46,11 +46,11 @@ impl Roots {
         self.own.iter().chain(&self.others)
     }
 
-    /// Whether a rule of `kind` about a pattern that begins nowhere is about what is in `path`.
-    pub(super) fn hold(&self, path: &Path, kind: RuleKind) -> bool {
-        let closes = matches!(kind, RuleKind::Hide | RuleKind::Deny);
+    /// Whether a pattern is about what is in the directory `above`.
+    pub(super) fn concern(&self, above: &Path, pattern: &Pattern) -> bool {
+        let closes = matches!(pattern.kind, RuleKind::Hide | RuleKind::Deny);
         let others = self.others.iter().filter(|_| closes);
-        self.own.iter().chain(others).any(|root| path.starts_with(root))
+        pattern.start.is_some() || self.own.iter().chain(others).any(|root| above.starts_with(root))
     }
 }
 
@@ -169,10 +169,7 @@ impl<'a> Search<'a> {
             roots,
             objects,
             made_up: made_up.map(|(place, _)| place.clone()).collect(),
-            seeds: starts
-                .chain(mounts)
-                .chain(roots.own.iter().chain(&roots.others).cloned())
-                .collect(),
+            seeds: starts.chain(mounts).chain(roots.all().cloned()).collect(),
             used: patterns.iter().map(|_| AtomicBool::new(false)).collect(),
             names: AtomicUsize::new(0),
         }
@@ -218,9 +215,6 @@ impl<'a> Search<'a> {
     /// `path` itself, where a pattern that begins there stands for it, too (`/data/**`).
     fn seed(&self, path: &Path) -> Result<(Option<Item>, Option<Match>), ConfigError> {
         let Some(host) = self.host_of(path) else { return Ok((None, None)) };
-        let within = |path: &Path, pattern: &Pattern| {
-            pattern.start.is_some() || self.roots.hold(path, pattern.kind)
-        };
         let mut active: Vec<(usize, u64)> =
             self.patterns.iter().map(Pattern::before).enumerate().collect();
         let (mut state, mut secret) = (State::Plain, false);
@@ -232,7 +226,7 @@ impl<'a> Search<'a> {
             for (number, places) in &mut active {
                 let pattern = &self.patterns[*number];
                 *places = pattern.after(*places, name.as_bytes());
-                let counts = at.parent().is_some_and(|above| within(above, pattern));
+                let counts = at.parent().is_some_and(|above| self.roots.concern(above, pattern));
                 if *places & pattern.whole() != 0 && counts {
                     self.weigh(&mut best, *number);
                 }
@@ -254,7 +248,7 @@ impl<'a> Search<'a> {
         active.retain_mut(|(number, places)| {
             let pattern = &self.patterns[*number];
             *places &= !pattern.whole();
-            *places != 0 && within(path, pattern)
+            *places != 0 && self.roots.concern(path, pattern)
         });
         if secret {
             return Ok((None, None));

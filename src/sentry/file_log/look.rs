@@ -5,7 +5,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::FileExt;
 
@@ -14,8 +14,8 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2, readlink, readlinka
 use nix::sys::stat::{Mode, SFlag, fstat};
 
 use super::Touch;
-use crate::sentry::paths::Start;
-use crate::sys::generated;
+use crate::sentry::paths::{Guest, Start, owner_of};
+use crate::sys::files::{descriptor_path, open_descriptor};
 
 /// What a path leads to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -184,16 +184,15 @@ impl View {
 
 /// Opens what a handle stands for, for reading: nobody waits for the other end of a FIFO there.
 pub(super) fn reopen(handle: &OwnedFd) -> Option<File> {
-    let path = format!("/proc/self/fd/{}", handle.as_raw_fd());
-    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
-    open(path.as_str(), flags, Mode::empty()).ok().map(File::from)
+    let flags = libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOCTTY;
+    open_descriptor(handle.as_fd(), flags).ok().map(File::from)
 }
 
 /// The descriptor of the looking process itself that a path stands for.
-fn own_descriptor(path: &[u8]) -> Option<u32> {
+pub(in crate::sentry) fn own_descriptor(path: &[u8]) -> Option<i32> {
     const PLACES: [&[u8]; 3] = [b"/proc/self/fd/", b"/proc/thread-self/fd/", b"/dev/fd/"];
     let number = PLACES.iter().find_map(|place| path.strip_prefix(*place))?;
-    std::str::from_utf8(number).ok()?.parse().ok()
+    std::str::from_utf8(number).ok()?.parse().ok().filter(|fd| *fd >= 0)
 }
 
 /// Device and number of a file.
@@ -207,19 +206,12 @@ pub(super) fn may_read(tid: i32, file: &OwnedFd) -> bool {
     if !nix::unistd::geteuid().is_root() {
         return true;
     }
-    let text = generated::text(format!("/proc/{tid}/status")).unwrap_or_default();
-    let field = |name: &str| -> Vec<u32> {
-        let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
-        line.split_whitespace().filter_map(|it| it.parse().ok()).collect()
-    };
     let Ok(stat) = fstat(file.as_fd()) else { return false };
-    // Real, effective, saved, and the one that counts for files (proc_pid_status(5)).
-    let is_owner = field("Uid:").get(3) == Some(&stat.st_uid);
-    let is_group =
-        field("Gid:").get(3) == Some(&stat.st_gid) || field("Groups:").contains(&stat.st_gid);
-    let bit = match (is_owner, is_group) {
-        (true, _) => libc::S_IRUSR,
-        (_, true) => libc::S_IRGRP,
+    let bit = match owner_of(Guest { tid, is_valid: &|| true }) {
+        Ok(reader) if reader.uid == stat.st_uid => libc::S_IRUSR,
+        Ok(reader) if reader.gid == stat.st_gid || reader.groups.contains(&stat.st_gid) => {
+            libc::S_IRGRP
+        }
         _ => libc::S_IROTH,
     };
     stat.st_mode & bit != 0
@@ -242,8 +234,7 @@ fn there(file: OwnedFd) -> Option<There> {
     let format = SFlag::from_bits_truncate(fstat(file.as_fd()).ok()?.st_mode) & SFlag::S_IFMT;
     // By whatever path: such files have no end, or do something when they are opened.
     if is_made_up(&file) {
-        let path = readlink(format!("/proc/self/fd/{}", file.as_raw_fd()).as_str()).ok()?;
-        return kernels(path.into_vec());
+        return kernels(name_of(&file)?);
     }
     let kind = match format {
         SFlag::S_IFREG => Kind::File,
@@ -256,8 +247,11 @@ fn there(file: OwnedFd) -> Option<There> {
         Kind::Link => readlinkat(file.as_fd(), c"").ok().map(OsStringExt::into_vec),
         _ => None,
     };
-    let path = readlink(format!("/proc/self/fd/{}", file.as_raw_fd()).as_str()).ok()?;
-    Some(There { path: path.into_vec(), kind, file: Some(file), target })
+    Some(There { path: name_of(&file)?, kind, file: Some(file), target })
+}
+
+fn name_of(file: &OwnedFd) -> Option<Vec<u8>> {
+    readlink(&*descriptor_path(file.as_fd())).ok().map(OsStringExt::into_vec)
 }
 
 /// Whether it lies in procfs, sysfs or their like.

@@ -14,9 +14,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use content::Content;
 use content::Hasher;
-pub(super) use look::View;
 use look::{Found, There};
 pub use look::{Kind, touch_of_open};
+pub(super) use look::{View, own_descriptor};
 
 use super::paths::Start;
 

@@ -7,8 +7,8 @@ use nix::errno::Errno;
 
 use super::address;
 use crate::notify::Trapped;
-use crate::sentry::task::Status;
-use crate::sys::{descriptors, files, process, socket};
+use crate::sentry::task::copy_descriptor;
+use crate::sys::{files, socket};
 
 /// Since Linux 5.14 (include/uapi/asm-generic/socket.h).
 const SO_NETNS_COOKIE: c_int = 71;
@@ -96,10 +96,6 @@ fn word(bytes: &[u8]) -> c_int {
 
 /// A copy of a descriptor of the calling thread.
 pub(super) fn copy(trapped: &Trapped, number: RawFd) -> Result<OwnedFd, Errno> {
-    let tid = trapped.received().tid;
-    // A thread that shares its descriptors with nobody is only found by its own number (Linux 6.9).
-    let pidfd = process::pidfd_open(tid, true)
-        .or_else(|_| process::pidfd_open(Status::read(tid)?.tgid, false))?;
-    let copied = descriptors::copy(pidfd.as_fd(), number);
+    let copied = copy_descriptor(trapped.received().tid, number);
     if trapped.is_valid() { copied } else { Err(Errno::ESRCH) }
 }

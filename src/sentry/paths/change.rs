@@ -9,8 +9,8 @@ use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::stat::{Mode, SFlag, mkdirat, mknodat};
 use nix::unistd::{UnlinkatFlags, linkat, symlinkat, truncate, unlinkat};
 
-use super::resolve::{Landing, Resolver, Start, Thing, patient};
-use super::{Guest, Paths, Verdict, joined, mount_of, open, os, own, take_umask};
+use super::resolve::{Landing, Resolver, Start, Thing, look_up, patient};
+use super::{Guest, Paths, Verdict, is_dots, joined, mount_of, os, own, plain, take_umask};
 use crate::sys::files::descriptor_path;
 use crate::sys::generated;
 
@@ -57,15 +57,14 @@ impl Name {
 impl Resolver<'_> {
     fn name(&self, (start, path): Spot<'_>) -> Result<Name, Errno> {
         let (parent, name) = self.parent(start, path)?;
-        let end = name.iter().rposition(|byte| *byte != b'/').map_or(0, |at| at + 1);
-        let plain = &name[..end];
+        let plain = plain(&name);
         // Neither is made, removed or renamed: the kernel has an error for each call.
-        if [&b""[..], b".", b".."].contains(&plain) {
+        if is_dots(plain) {
             let (path, verdict) = (Vec::new(), Verdict::Plain);
             return Ok(Name { parent, name, path, verdict, found: None, covered: false });
         }
         let path = joined(&self.root.path_of(&parent)?, plain);
-        let found = match open::handle(&parent, plain) {
+        let found = match look_up(&parent, plain) {
             Ok(found) => Some(Thing::of(found)?),
             Err(Errno::ENOENT) => None,
             // What cannot be looked at cannot be judged, and may be another thing by the time of the call.
@@ -205,9 +204,9 @@ impl Paths {
         self.with(guest, |resolver| {
             let (thing, verdict) = resolver.thing(start, path, true)?;
             verdict.permit(true)?;
-            // The limit is the guest's, and the signal that goes with it would be sent to the sentry
-            // (inode_newsize_ok in fs/attr.c).
-            if length as u64 > largest(guest.tid)? {
+            // A file that grows has a limit, which is the guest's, and the signal that goes with it would be sent to
+            // the sentry (inode_newsize_ok in fs/attr.c).
+            if length > thing.stat.st_size && length as u64 > largest(guest.tid)? {
                 return Err(Errno::EFBIG);
             }
             if own::is_in_proc(&thing.handle) {

@@ -44,8 +44,8 @@ pub(super) struct Paths {
     rules: Arc<dyn Rules>,
     /// The root of all guests, which none can change; known from the first call on.
     root: OnceLock<Root>,
-    /// The user of all guests, which none can change either.
-    owner: OnceLock<Owner>,
+    /// Whose rights have to be taken on, if any: those of all guests, which none can change either.
+    owner: OnceLock<Option<Owner>>,
     /// Held while something is given another name, so that what was decided by the names is still true. A leaf
     /// of the lock order.
     renames: Mutex<()>,
@@ -131,23 +131,30 @@ impl Paths {
     }
 
     /// Whose rights have to be taken on, if any: an ordinary user has those of the guests.
-    fn owner(&self, Guest { tid, is_valid }: Guest<'_>) -> Result<Option<&Owner>, Errno> {
-        if !nix::unistd::geteuid().is_root() && !disguise::has_capabilities()? {
-            return Ok(None);
-        }
+    fn owner(&self, guest: Guest<'_>) -> Result<Option<&Owner>, Errno> {
         if let Some(owner) = self.owner.get() {
-            return Ok(Some(owner));
+            return Ok(owner.as_ref());
         }
-        let owner = owner_of(Guest { tid, is_valid })?;
-        Ok(Some(self.owner.get_or_init(|| owner)))
+        let has_more = nix::unistd::geteuid().is_root() || disguise::has_capabilities()?;
+        let owner = if has_more { Some(owner_of(guest)?) } else { None };
+        Ok(self.owner.get_or_init(|| owner).as_ref())
     }
 }
 
 /// Who a guest thread is to files.
 pub(super) fn owner_of(Guest { tid, is_valid }: Guest<'_>) -> Result<Owner, Errno> {
-    let status = generated::text(format!("/proc/{tid}/status")).map_err(|_| Errno::ESRCH)?;
-    let owner = own::owner(&status).ok_or(Errno::EPROTO)?;
+    let owner = own::owner(&own::status(tid)?).ok_or(Errno::EPROTO)?;
     if is_valid() { Ok(owner) } else { Err(Errno::ESRCH) }
+}
+
+/// The file mode creation mask of a thread (proc_pid_status(5)).
+///
+/// # Errors
+/// ESRCH: there is none; EPROTO: it is not told.
+pub fn umask_of(tid: i32) -> Result<u32, Errno> {
+    let status = own::status(tid)?;
+    let mask = own::field(&status, "Umask").and_then(|text| u32::from_str_radix(text, 8).ok());
+    mask.ok_or(Errno::EPROTO)
 }
 
 thread_local! {
@@ -162,14 +169,23 @@ fn take_umask(tid: i32) -> Result<(), Errno> {
         disguise::own_umask()?;
         OWN_UMASK.set(true);
     }
-    let status = generated::text(format!("/proc/{tid}/status")).map_err(|_| Errno::ESRCH)?;
-    let mask = own::field(&status, "Umask").and_then(|text| u32::from_str_radix(text, 8).ok());
-    nix::sys::stat::umask(Mode::from_bits_truncate(mask.ok_or(Errno::EPROTO)?));
+    nix::sys::stat::umask(Mode::from_bits_truncate(umask_of(tid)?));
     Ok(())
 }
 
 fn os(bytes: &[u8]) -> &OsStr {
     OsStr::from_bytes(bytes)
+}
+
+/// A name without the slashes behind it.
+fn plain(name: &[u8]) -> &[u8] {
+    let end = name.iter().rposition(|byte| *byte != b'/').map_or(0, |at| at + 1);
+    &name[..end]
+}
+
+/// Whether a plain name is of what is not looked up by one.
+fn is_dots(plain: &[u8]) -> bool {
+    [&b""[..], b".", b".."].contains(&plain)
 }
 
 /// A path with another name at its end.

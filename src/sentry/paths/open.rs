@@ -11,10 +11,10 @@ use nix::sys::stat::Mode;
 
 use super::own;
 use super::resolve::{Landing, Resolver, Start, Thing, patient};
-use super::{Guest, HANDLE, Paths, Verdict, os, take_umask};
+use super::{Guest, Paths, Verdict, is_dots, os, plain, take_umask};
+use crate::sentry::stat::Stat;
 use crate::sys::disguise::{Disguise, Owner};
 use crate::sys::files::descriptor_path;
-use crate::sys::generated;
 use crate::sys::opening::Opening;
 
 /// How something is to be opened.
@@ -119,7 +119,7 @@ impl Paths {
         path: &[u8],
         wish: Wish,
     ) -> Result<Opened, Errno> {
-        let owner = self.owner(guest)?.cloned();
+        let owner = self.owner(guest)?;
         self.with(guest, |resolver| resolver.open(start, path, wish, owner))
     }
 }
@@ -134,14 +134,14 @@ impl Resolver<'_> {
         start: Start,
         path: &[u8],
         wish: Wish,
-        owner: Option<Owner>,
+        owner: Option<&Owner>,
     ) -> Result<Opened, Errno> {
         let exclusive = wish.creates() && wish.has(libc::O_EXCL);
         let follow = !wish.has(libc::O_NOFOLLOW) && !exclusive;
         if wish.creates() && path.ends_with(b"/") {
             let (_, name) = self.parent(start, path)?;
             // Whatever is there (open_last_lookups).
-            if !is_dots(&name) {
+            if !is_dots(plain(&name)) {
                 return Err(Errno::EISDIR);
             }
         }
@@ -189,7 +189,7 @@ impl Resolver<'_> {
         thing: Thing,
         verdict: Verdict,
         wish: Wish,
-        owner: Option<Owner>,
+        owner: Option<&Owner>,
     ) -> Result<Opened, Errno> {
         verdict.permit(wish.changes())?;
         if wish.creates() {
@@ -222,9 +222,7 @@ impl Resolver<'_> {
 
     /// A guest's own terminal. (What is opened is the terminal itself: fstat(2) tells.)
     fn open_terminal(&self, wish: Wish) -> Result<Opened, Errno> {
-        let text = generated::contents(format!("/proc/{}/stat", self.tid));
-        let text = text.map_err(|_| Errno::ESRCH)?;
-        let number = terminal_of(&text).ok_or(Errno::EPROTO)?;
+        let number = Stat::read(self.tid).ok_or(Errno::ESRCH)?.terminal;
         // Those of devpts (Documentation/admin-guide/devices.txt), eight majors of them.
         const FIRST: u64 = 136;
         let device = number as u64;
@@ -254,11 +252,12 @@ fn again(handle: &OwnedFd, wish: Wish) -> Result<OwnedFd, Errno> {
     patient(|| open(&*path, flags, Mode::from_bits_retain(mode)))
 }
 
-fn open_fifo(thing: Thing, wish: Wish, owner: Option<Owner>) -> Result<Opened, Errno> {
+fn open_fifo(thing: Thing, wish: Wish, owner: Option<&Owner>) -> Result<Opened, Errno> {
     if wish.has(libc::O_NONBLOCK) || wish.flags & libc::O_ACCMODE == libc::O_RDWR {
         return again(&thing.handle, wish).map(Opened::Now);
     }
     let flags = wish.flags(libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW);
+    let owner = owner.cloned();
     Opening::begin(move || {
         let _worn = owner.as_ref().map(Disguise::put_on).transpose()?;
         // (A signal ends the wait: then nobody asks for the result.)
@@ -267,28 +266,9 @@ fn open_fifo(thing: Thing, wish: Wish, owner: Option<Owner>) -> Result<Opened, E
     .map(Opened::Later)
 }
 
-/// Whether a path ends in what is not looked up by a name.
-fn is_dots(name: &[u8]) -> bool {
-    let end = name.iter().rposition(|byte| *byte != b'/').map_or(0, |at| at + 1);
-    [&b""[..], b".", b".."].contains(&&name[..end])
-}
-
 fn numbers(thing: &Thing) -> (u64, u64) {
     let device = thing.stat.st_rdev;
     (libc::major(device) as u64, libc::minor(device) as u64)
-}
-
-/// tty_nr of proc_pid_stat(5): an int with the kernel's own layout, that of st_rdev for small numbers.
-fn terminal_of(stat: &[u8]) -> Option<i32> {
-    let close = stat.iter().rposition(|byte| *byte == b')')?;
-    let rest = std::str::from_utf8(stat.get(close + 1..)?).ok()?;
-    rest.split_whitespace().nth(4)?.parse().ok()
-}
-
-/// A handle for what has this name, for those who act on it by descriptor.
-pub(super) fn handle(parent: &OwnedFd, name: &[u8]) -> Result<OwnedFd, Errno> {
-    let how = OpenHow::new().flags(HANDLE | OFlag::O_NOFOLLOW);
-    patient(|| openat2(parent.as_fd(), os(name), how))
 }
 
 #[cfg(test)]
@@ -304,11 +284,5 @@ mod wishes {
         assert_eq!(of(libc::O_TMPFILE), Err(Errno::EINVAL));
         assert_eq!(of(TMPFILE | libc::O_RDWR), Err(Errno::EINVAL));
         assert_eq!(of(libc::O_TMPFILE | libc::O_RDWR), Ok(Some(MODES)));
-    }
-
-    #[test]
-    fn a_terminal_is_found_behind_any_name() {
-        assert_eq!(terminal_of(b"7 (a) b) S 1 2 3 34817 9"), Some(34817));
-        assert_eq!(terminal_of(b"7 (a"), None);
     }
 }

@@ -13,7 +13,7 @@ use nix::sys::stat::fstat;
 use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 
 use super::resolve::{Resolver, Thing, open_in, patient, text_of};
-use super::{HANDLE, os};
+use super::{HANDLE, joined, os};
 use crate::sys::disguise::Owner;
 use crate::sys::{files, generated};
 
@@ -75,14 +75,15 @@ pub(super) fn field<'t>(text: &'t str, name: &str) -> Option<&'t str> {
 
 /// Who a process is to files (proc_pid_status(5): real, effective, saved, and the one that counts for files).
 pub(super) fn owner(status: &str) -> Option<Owner> {
-    let numbers = |name: &str| -> Option<Vec<u32>> {
-        field(status, name)?.split_whitespace().map(|word| word.parse().ok()).collect()
-    };
     Some(Owner {
-        uid: *numbers("Uid")?.get(3)?,
-        gid: *numbers("Gid")?.get(3)?,
-        groups: numbers("Groups")?,
+        uid: *ids(status, "Uid")?.get(3)?,
+        gid: *ids(status, "Gid")?.get(3)?,
+        groups: ids(status, "Groups")?,
     })
+}
+
+fn ids(status: &str, name: &str) -> Option<Vec<u32>> {
+    field(status, name)?.split_whitespace().map(|word| word.parse().ok()).collect()
 }
 
 /// The user of a guest thread, as the host numbers it.
@@ -90,7 +91,8 @@ pub(super) fn user(tid: i32) -> Result<u32, Errno> {
     owner(&status(tid)?).map(|owner| owner.uid).ok_or(Errno::EPROTO)
 }
 
-fn status(tid: i32) -> Result<String, Errno> {
+/// What proc_pid_status(5) says of a thread.
+pub(super) fn status(tid: i32) -> Result<String, Errno> {
     generated::text(format!("/proc/{tid}/status")).map_err(|_| Errno::ESRCH)
 }
 
@@ -114,7 +116,7 @@ pub(super) fn link(
         return text_of(&found.handle).map(Link::Text);
     }
     if fstat(at)?.st_ino == PROC_ROOT {
-        let (process, thread) = numbers(resolver.tid)?;
+        let (process, thread) = numbers(&status(resolver.tid)?)?;
         return match name {
             b"self" => Ok(Link::Text(process.to_string().into())),
             b"thread-self" => Ok(Link::Text(format!("{process}/task/{thread}").into())),
@@ -125,10 +127,7 @@ pub(super) fn link(
     if process_of(&path).is_none() {
         return text_of(&found.handle).map(Link::Text);
     }
-    let mut whole = path;
-    whole.push(b'/');
-    whole.extend_from_slice(name);
-    may_look(resolver, &whole)?;
+    may_look(resolver, &joined(&path, name))?;
     let how = OpenHow::new().flags(HANDLE);
     Thing::of(patient(|| openat2(at.as_fd(), os(name), how))?).map(Link::Thing)
 }
@@ -138,9 +137,8 @@ pub(super) fn is_in_proc(file: &OwnedFd) -> bool {
 }
 
 /// Process and thread as they know themselves.
-fn numbers(tid: i32) -> Result<(i32, i32), Errno> {
-    let status = status(tid)?;
-    let last = |name: &str| field(&status, name)?.split_whitespace().next_back()?.parse().ok();
+fn numbers(status: &str) -> Result<(i32, i32), Errno> {
+    let last = |name: &str| field(status, name)?.split_whitespace().next_back()?.parse().ok();
     last("NStgid").zip(last("NSpid")).ok_or(Errno::EPROTO)
 }
 
@@ -165,40 +163,42 @@ pub(super) fn may_look(resolver: &Resolver<'_>, path: &[u8]) -> Result<(), Errno
         parts => parts,
     };
     let Some(part) = parts.first().filter(|part| PRIVATE.contains(*part)) else { return Ok(()) };
-    if numbers(resolver.tid)?.0 == number {
+    let mine = status(resolver.tid)?;
+    if numbers(&mine)?.0 == number {
         return Ok(());
     }
-    other_process(resolver, number, *part == b"mem")
+    other_process(resolver, &mine, number, *part == b"mem")
 }
 
-/// What ptrace_may_access asks: the same user throughout, a process that may be looked at, and for its memory what
-/// Yama asks (proc_sys_kernel(5), ptrace_scope) as far as it can be told: its tracer.
-fn other_process(resolver: &Resolver<'_>, number: i32, memory: bool) -> Result<(), Errno> {
+/// What ptrace_may_access asks of a guest whose status is `mine`: the same user throughout, a process that may be looked
+/// at, and for its memory what Yama asks (proc_sys_kernel(5), ptrace_scope) as far as it can be told: its tracer.
+fn other_process(
+    resolver: &Resolver<'_>,
+    mine: &str,
+    number: i32,
+    memory: bool,
+) -> Result<(), Errno> {
     let place = format!("proc/{number}");
     let proc = open_in(&resolver.root.handle, place.as_bytes())?;
     let how = OpenHow::new().flags(HANDLE);
     let handle = patient(|| openat2(proc.as_fd(), "status", how))?;
     let theirs = generated::text(&*files::descriptor_path(handle.as_fd()).to_string_lossy());
     let theirs = theirs.map_err(|_| Errno::ESRCH)?;
-    let (own_number, _) = numbers(resolver.tid)?;
+    let (own_number, _) = numbers(mine)?;
     let number_of =
         |name: &str| field(&theirs, name)?.split_whitespace().next()?.parse::<i32>().ok();
     // (The number may be a thread's.)
     if number_of("Tgid") == Some(own_number) {
         return Ok(());
     }
-    let mine = status(resolver.tid)?;
-    let ids = |text: &str, name: &str| -> Option<Vec<u32>> {
-        field(text, name)?.split_whitespace().map(|word| word.parse().ok()).collect()
-    };
     let same = |name: &str| {
-        let own = ids(&mine, name)?.get(3).copied()?;
+        let own = ids(mine, name)?.get(3).copied()?;
         Some(ids(&theirs, name)?.iter().take(3).all(|id| *id == own))
     };
     // What belongs to a process that may not be looked at belongs to root (proc_pid(5)), which is what root's guests
     // are, too. Init and keepers run the sandbox's own program.
     // (Directories that all may enter are the user's in any case: task_dump_owner in fs/proc/base.c.)
-    let is_open = fstat(&handle)?.st_uid == owner(&mine).ok_or(Errno::EPROTO)?.uid;
+    let is_open = fstat(&handle)?.st_uid == owner(mine).ok_or(Errno::EPROTO)?.uid;
     let program = fstat(patient(|| openat2(proc.as_fd(), "exe", how))?)?;
     let is_guest = number != 1 && !is_own_program((program.st_dev, program.st_ino));
     if same("Uid") != Some(true) || same("Gid") != Some(true) || !is_guest || !is_open {

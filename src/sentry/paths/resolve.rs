@@ -183,14 +183,14 @@ impl<'r> Resolver<'r> {
         path: &'p [u8],
     ) -> Result<Option<(OwnedFd, &'p [u8])>, Errno> {
         let (directory, last) = split(path);
-        let inner = directory.iter().position(|byte| *byte != b'/').map(|at| &directory[at..]);
-        let Some(inner) = inner else { return Ok(None) };
-        if last.is_empty() || inner.split(|byte| *byte == b'/').any(|part| part == b"..") {
+        let names_none = directory.iter().all(|byte| *byte == b'/');
+        if names_none
+            || last.is_empty()
+            || directory.split(|byte| *byte == b'/').any(|part| part == b"..")
+        {
             return Ok(None);
         }
-        let resolve = ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS;
-        let how = OpenHow::new().flags(HANDLE | OFlag::O_DIRECTORY).resolve(resolve);
-        match patient(|| openat2(from.as_fd(), os(inner), how)) {
+        match open_in(from, directory) {
             Ok(parent) => Ok(Some((parent, last))),
             Err(Errno::ELOOP) => Ok(None),
             Err(errno) => Err(errno),
@@ -215,7 +215,7 @@ impl<'r> Resolver<'r> {
                 at = self.up(&at, &name)?;
                 continue;
             }
-            let found = match self.look_up(&at, &name) {
+            let found = match look_up(&at, &name) {
                 Err(Errno::ENOENT) if last => {
                     return Ok(Landing::Name { parent: at, name, slash, found: None });
                 }
@@ -241,10 +241,7 @@ impl<'r> Resolver<'r> {
                 }
                 continue;
             }
-            if last && !slash {
-                return Ok(Landing::Name { parent: at, name, slash, found: Some(found) });
-            }
-            if !found.is_directory() {
+            if slash && !found.is_directory() {
                 return Err(Errno::ENOTDIR);
             }
             if last {
@@ -252,11 +249,6 @@ impl<'r> Resolver<'r> {
             }
             at = found.handle;
         }
-    }
-
-    fn look_up(&self, at: &OwnedFd, name: &[u8]) -> Result<OwnedFd, Errno> {
-        let how = OpenHow::new().flags(HANDLE | OFlag::O_NOFOLLOW);
-        patient(|| openat2(at.as_fd(), os(name), how))
     }
 
     /// `.` and `..`.
@@ -344,7 +336,13 @@ impl<'r> Resolver<'r> {
     }
 }
 
-/// A directory below a root, by its own path.
+/// A handle for what has this name.
+pub(super) fn look_up(at: &OwnedFd, name: &[u8]) -> Result<OwnedFd, Errno> {
+    let how = OpenHow::new().flags(HANDLE | OFlag::O_NOFOLLOW);
+    patient(|| openat2(at.as_fd(), os(name), how))
+}
+
+/// A directory below another one, by a path over no link.
 pub(super) fn open_in(root: &OwnedFd, path: &[u8]) -> Result<OwnedFd, Errno> {
     let inner = path.iter().position(|byte| *byte != b'/').map(|at| &path[at..]);
     let resolve = ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS;

@@ -22,9 +22,10 @@ use crate::notify::{Answer, Descriptor, hand_over};
 use crate::sentry::Features;
 use crate::sentry::call::{Call, TaskCall};
 use crate::sentry::paths::Start;
-use crate::sentry::task::Status;
+use crate::sentry::task::{Status, copy_descriptor};
+use crate::sys::files::descriptor_path;
 use crate::sys::seccomp::Place;
-use crate::sys::{descriptors, process, ready, socket, terminal};
+use crate::sys::{ready, socket, terminal};
 
 /// include/uapi/linux/ioprio.h
 const IOPRIO_WHO_PROCESS: c_int = 1;
@@ -180,7 +181,7 @@ pub async fn connect(call: TaskCall, sockfd: Fd, addr: In<SockAddr>, addrlen: In
         return network::connect(call, sockfd, addr, addrlen).await;
     }
     let prepared = {
-        let call = Call::new(&call.kernel, call.row, call.trapped());
+        let call = call.as_call();
         kept::as_guest(|| prepare(&call, sockfd, addr, addrlen))
     };
     match prepared {
@@ -222,8 +223,7 @@ fn prepare(
     };
     if let Some(file) = &file {
         address.truncate(2);
-        address.extend_from_slice(kept::name_of(file).as_bytes());
-        address.push(0);
+        address.extend_from_slice(descriptor_path(file.as_fd()).to_bytes_with_nul());
     }
     match call.trapped().is_valid() {
         true => Ok(Prepared { socket, address, _file: file }),
@@ -316,11 +316,7 @@ async fn finish(call: &TaskCall, socket: OwnedFd) -> Answer {
 
 /// A copy of a guest's descriptor. Where a filter around the sandbox refuses that, so does this: EACCES.
 fn copy(tid: i32, fd: i32) -> Result<OwnedFd, Errno> {
-    let thread = process::pidfd_open(tid, true).or_else(|_| {
-        let group = Status::read(tid)?.tgid;
-        process::pidfd_open(group, false)
-    })?;
-    match descriptors::copy(thread.as_fd(), fd) {
+    match copy_descriptor(tid, fd) {
         Err(Errno::EPERM | Errno::ENOSYS) => Err(Errno::EACCES),
         done => done,
     }

@@ -18,7 +18,7 @@ use super::{believed, watch};
 use crate::notify::{Answer, Descriptor};
 use crate::sentry::beliefs::{FileBeliefs, MODE, Spot, find};
 use crate::sentry::call::Call;
-use crate::sys::generated;
+use crate::sentry::paths::umask_of;
 use crate::sys::seccomp::Place;
 
 const CURRENT: DirFd = DirFd(libc::AT_FDCWD);
@@ -33,13 +33,6 @@ fn maker(call: &Call<'_>) -> Option<(u32, u32)> {
     (ids != (0, 0)).then_some(ids)
 }
 
-/// The file mode creation mask of a process (proc_pid_status(5)).
-pub(super) fn umask_of(tid: i32) -> u32 {
-    let text = generated::text(format!("/proc/{tid}/status")).unwrap_or_default();
-    let mask = text.lines().find_map(|line| line.strip_prefix("Umask:"));
-    mask.and_then(|mask| u32::from_str_radix(mask.trim(), 8).ok()).unwrap_or(0o022)
-}
-
 /// Makes what a path names, as `make` does with the place and the permissions, and whoever asks for it its owner. `None`:
 /// the kernel is to do it.
 fn made(
@@ -52,7 +45,7 @@ fn made(
     let beliefs = call.kernel.beliefs()?;
     let (uid, gid) = maker(call)?;
     let text = call.memory().read_string(path.0).ok()?;
-    let bits = Bits::from_bits_truncate(mode & 0o1777 & !umask_of(call.received().tid));
+    let bits = Bits::from_bits_truncate(mode & 0o1777 & !umask_of(call.received().tid).ok()?);
     let spot = believed::spot(call, beliefs, dirfd, &text)?;
     let done = believed::change(call, beliefs, || {
         make(spot.parent.as_fd(), &spot.name, bits)?;
@@ -132,7 +125,7 @@ pub(super) fn create(
     if !is_exclusive && as_guest(call, beliefs, is_there).ok()? {
         return None;
     }
-    let mode = mode & 0o1777 & !umask_of(tid);
+    let mode = mode & 0o1777 & !umask_of(tid).ok()?;
     let spot = believed::spot(call, beliefs, dirfd, &text)?;
     let opened = believed::change(call, beliefs, || {
         let file = open_new(&spot, flags, mode)?;

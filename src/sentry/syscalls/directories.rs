@@ -1,7 +1,7 @@
 //! getdents(2) and getdents64(2) in runs that repeat (`--deterministic`): names come sorted
 //! (`sentry::listings`).
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 
 use nix::errno::Errno;
 use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
@@ -10,8 +10,7 @@ use super::args::{Dirent, Dirent64, Fd, Out, UInt};
 use crate::notify::{Answer, hand_over};
 use crate::sentry::call::Call;
 use crate::sentry::listings::Form;
-use crate::sentry::task::Status;
-use crate::sys::{descriptors, process};
+use crate::sentry::task::copy_descriptor;
 
 /// At once at most: programs ask for 32 KiB, or for a MiB.
 const MOST: u32 = 4 << 20;
@@ -32,7 +31,7 @@ fn serve(call: &Call<'_>, fd: Fd, address: u64, count: UInt, form: Form) -> Answ
     let tid = call.received().tid;
     let refuse = |why, remedy| call.kernel.refuse(tid, "a sorted directory", why, remedy);
     let let_through = |why, remedy| call.kernel.let_through(tid, "a sorted directory", why, remedy);
-    let directory = match copy(tid, fd.0) {
+    let directory = match copy_descriptor(tid, fd.0) {
         Ok(directory) => directory,
         Err(errno @ (Errno::EBADF | Errno::ESRCH | Errno::EMFILE | Errno::ENFILE)) => {
             return Answer::Fail(errno);
@@ -64,15 +63,4 @@ fn serve(call: &Call<'_>, fd: Fd, address: u64, count: UInt, form: Form) -> Answ
         }
         Err(errno) => Answer::Fail(errno),
     }
-}
-
-/// The guest's own open directory, by another descriptor.
-fn copy(tid: i32, fd: i32) -> Result<OwnedFd, Errno> {
-    // Threads can have descriptors of their own (clone(2) without CLONE_FILES).
-    let thread = match process::pidfd_open(tid, true) {
-        // Linux before 6.9 has descriptors of processes only.
-        Err(Errno::EINVAL) => process::pidfd_open(Status::read(tid)?.tgid, false),
-        done => done,
-    }?;
-    descriptors::copy(thread.as_fd(), fd)
 }

@@ -6,7 +6,7 @@
 //! user and by a descriptor: memory is read once, and what was looked at is what is changed.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use libc::timespec;
 use nix::errno::Errno;
@@ -23,7 +23,7 @@ use crate::notify::{Answer, hand_over};
 use crate::sentry::Features;
 use crate::sentry::beliefs::flags_of;
 use crate::sentry::call::Call;
-use crate::sentry::file_log::View;
+use crate::sentry::file_log::{View, own_descriptor};
 use crate::sentry::paths::Start;
 use crate::sys::{attributes as kernel, spawn};
 
@@ -347,8 +347,7 @@ pub(super) fn find(
             (_, fd) => handle(call, fd),
         };
     }
-    let start = Start::of(dirfd.0);
-    found(call, start, &text, flags & libc::AT_SYMLINK_NOFOLLOW == 0)
+    found(call, Start::of(dirfd.0), &text, flags & libc::AT_SYMLINK_NOFOLLOW == 0)
 }
 
 /// The same of a path that has been read.
@@ -373,13 +372,6 @@ pub(super) fn found(
         .unwrap_or(Err(Errno::EACCES))
 }
 
-/// The descriptor of the caller itself that a path stands for.
-fn own_descriptor(path: &[u8]) -> Option<i32> {
-    const PLACES: [&[u8]; 3] = [b"/proc/self/fd/", b"/proc/thread-self/fd/", b"/dev/fd/"];
-    let number = PLACES.iter().find_map(|place| path.strip_prefix(*place))?;
-    std::str::from_utf8(number).ok()?.parse().ok().filter(|fd| *fd >= 0)
-}
-
 /// What stands for the file behind a descriptor of the caller's.
 fn handle(call: &Call<'_>, fd: i32) -> Result<OwnedFd, Errno> {
     let link = format!("/proc/{}/fd/{fd}", call.received().tid);
@@ -398,9 +390,4 @@ fn opened(call: &Call<'_>, fd: Fd) -> Result<OwnedFd, Errno> {
 fn is_link(file: &OwnedFd) -> Result<bool, Errno> {
     let format = SFlag::from_bits_truncate(fstat(file.as_fd())?.st_mode) & SFlag::S_IFMT;
     Ok(format == SFlag::S_IFLNK)
-}
-
-/// A symbolic link to what a handle stands for.
-pub(super) fn name_of(handle: &OwnedFd) -> String {
-    format!("/proc/self/fd/{}", handle.as_raw_fd())
 }

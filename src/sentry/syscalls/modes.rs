@@ -10,12 +10,13 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{self as nix_stat, fstat};
 
 use super::args::{AtFlags, Dev, DirFd, Fd, Mode, Path};
-use super::creations::{make_node, umask_of};
+use super::creations::make_node;
 use super::{believed, owners, watch};
 use crate::notify::Answer;
 use crate::sentry::beliefs::{Belief, Device, FileBeliefs, MODE, find_open, flags_of};
 use crate::sentry::call::Call;
 use crate::sentry::credentials::Capability;
+use crate::sentry::paths::umask_of;
 
 const CURRENT: DirFd = DirFd(libc::AT_FDCWD);
 /// What gives rights to whoever executes a file.
@@ -117,7 +118,7 @@ fn make(call: &Call<'_>, dirfd: DirFd, path: Path, mode: Mode, dev: Dev) -> Answ
         return Answer::Fail(Errno::EPERM);
     }
     let Ok(text) = call.memory().read_string(path.0) else { return Answer::Continue };
-    let umask = umask_of(call.received().tid);
+    let Ok(umask) = umask_of(call.received().tid) else { return Answer::Continue };
     // (Without a place the kernel says why; a device it makes none.)
     let Some(spot) = believed::spot(call, beliefs, dirfd, &text) else {
         return kernels(mode, || None);

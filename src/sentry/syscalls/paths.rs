@@ -85,13 +85,14 @@ async fn perform_open(
 
 fn begin_open(call: &Call<'_>, dirfd: DirFd, path: Path, wish: Wish) -> Result<Opened, Answer> {
     let (paths, path) = begin(call, path)?;
-    with_guest(call, |guest| paths.open(guest, start(dirfd), &path, wish)).map_err(Answer::Fail)
+    with_guest(call, |guest| paths.open(guest, Start::of(dirfd.0), &path, wish))
+        .map_err(Answer::Fail)
 }
 
 /// What performs the call, and the path that it is about.
 fn begin<'c>(call: &Call<'c>, path: Path) -> Result<(&'c Paths, Vec<u8>), Answer> {
-    // A file system of the host may take its time.
     let paths = call.kernel.paths().ok_or(Answer::Continue)?;
+    // A file system of the host may take its time.
     hand_over();
     Ok((paths, text(call, path)?))
 }
@@ -118,10 +119,6 @@ fn with_guest<T>(
     what: impl FnOnce(Guest<'_>) -> Result<T, Errno>,
 ) -> Result<T, Errno> {
     what(Guest { tid: call.received().tid, is_valid: &|| call.trapped().is_valid() })
-}
-
-fn start(dirfd: DirFd) -> Start {
-    Start::of(dirfd.0)
 }
 
 /// Performs what answers with nothing but its success.
@@ -192,7 +189,9 @@ pub fn mknodat(call: &Call<'_>, dirfd: DirFd, path: Path, mode: Mode, dev: Dev) 
 }
 
 fn make(call: &Call<'_>, watched: Answer, dirfd: DirFd, path: Path, new: New<'_>) -> Answer {
-    perform(call, watched, path, |paths, guest, path| paths.make(guest, (start(dirfd), path), new))
+    perform(call, watched, path, |paths, guest, path| {
+        paths.make(guest, (Start::of(dirfd.0), path), new)
+    })
 }
 
 /// Serves symlink(2).
@@ -207,7 +206,7 @@ pub fn symlinkat(call: &Call<'_>, target: Path, dirfd: DirFd, path: Path) -> Ans
 
 fn linked_to(call: &Call<'_>, watched: Answer, target: Path, dirfd: DirFd, path: Path) -> Answer {
     perform_two(call, watched, (target, path), |paths, guest, target, path| {
-        paths.make(guest, (start(dirfd), path), New::Link(target))
+        paths.make(guest, (Start::of(dirfd.0), path), New::Link(target))
     })
 }
 
@@ -233,7 +232,7 @@ pub fn unlinkat(call: &Call<'_>, dirfd: DirFd, path: Path, flags: AtFlags) -> An
 
 fn remove(call: &Call<'_>, watched: Answer, dirfd: DirFd, path: Path, directory: bool) -> Answer {
     perform(call, watched, path, |paths, guest, path| {
-        paths.remove(guest, (start(dirfd), path), directory)
+        paths.remove(guest, (Start::of(dirfd.0), path), directory)
     })
 }
 
@@ -268,7 +267,7 @@ fn renamed(
     flags: u32,
 ) -> Answer {
     perform_two(call, watched, (old, new), |paths, guest, old, new| {
-        paths.rename(guest, (start(from), old), (start(to), new), flags)
+        paths.rename(guest, (Start::of(from.0), old), (Start::of(to.0), new), flags)
     })
 }
 
@@ -298,7 +297,7 @@ fn linked(
     flags: i32,
 ) -> Answer {
     perform_two(call, watched, (old, new), |paths, guest, old, new| {
-        paths.link(guest, (start(from), old), (start(to), new), flags)
+        paths.link(guest, (Start::of(from.0), old), (Start::of(to.0), new), flags)
     })
 }
 
@@ -311,7 +310,7 @@ pub(super) fn refuses_program(
     flags: AtFlags,
 ) -> Option<Errno> {
     let (paths, path) = begin(call, path).ok()?;
-    let spot = (start(dirfd), &path[..]);
+    let spot = (Start::of(dirfd.0), &path[..]);
     let permitted = with_guest(call, |guest| paths.permit_program(guest, spot, flags.0 as i32));
     permitted.err().filter(|errno| matches!(errno, Errno::ENOENT | Errno::EACCES))
 }

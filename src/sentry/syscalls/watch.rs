@@ -30,15 +30,11 @@ fn with_caller(call: &Call<'_>, what: impl FnOnce(&Caller<'_>)) {
     what(&Caller { tid: call.received().tid, is_valid: &is_valid });
 }
 
-fn start(dirfd: DirFd) -> Start {
-    Start::of(dirfd.0)
-}
-
 fn note(call: &Call<'_>, dirfd: DirFd, path: Path, how: Use) -> Answer {
     if let Some(log) = log(call)
         && let Some(path) = path_of(call, path)
     {
-        with_caller(call, |caller| log.note(caller, start(dirfd), &path, how));
+        with_caller(call, |caller| log.note(caller, Start::of(dirfd.0), &path, how));
     }
     Answer::Continue
 }
@@ -54,7 +50,7 @@ pub fn note_exec(call: &Call<'_>, dirfd: DirFd, path: Path) {
     if let Some(log) = log(call)
         && let Some(path) = path_of(call, path)
     {
-        with_caller(call, |caller| log.note_exec(caller, start(dirfd), &path));
+        with_caller(call, |caller| log.note_exec(caller, Start::of(dirfd.0), &path));
     }
 }
 
@@ -157,7 +153,7 @@ fn moved(call: &Call<'_>, from: DirFd, old: Path, to: DirFd, new: Path) -> Answe
     if let Some(log) = log(call)
         && let (Some(old), Some(new)) = (path_of(call, old), path_of(call, new))
     {
-        let (from, to) = ((start(from), &old[..]), (start(to), &new[..]));
+        let (from, to) = ((Start::of(from.0), &old[..]), (Start::of(to.0), &new[..]));
         with_caller(call, |caller| log.note_moved(caller, from, to));
     }
     Answer::Continue
