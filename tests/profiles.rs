@@ -18,6 +18,9 @@ impl Desk {
     fn new(test: &str) -> Desk {
         let workspace = Workspace::new(test);
         fs::create_dir_all(workspace.path().join("home/project/part")).expect("make a project");
+        fs::create_dir(workspace.path().join("run")).expect("make a directory of state");
+        fs::set_permissions(workspace.path().join("run"), Permissions::from_mode(0o700))
+            .expect("change a mode");
         Desk { workspace }
     }
 
@@ -34,6 +37,7 @@ impl Desk {
         let mut command = self.workspace.sandbox();
         command.current_dir(self.path("project")).env("HOME", self.path(""));
         command.env_remove("XDG_CONFIG_HOME").env_remove("XDG_STATE_HOME");
+        command.env("XDG_RUNTIME_DIR", self.workspace.path().join("run"));
         command
     }
 
