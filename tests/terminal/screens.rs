@@ -130,6 +130,7 @@ fn lines_begin_at_the_left() {
     screen.enters(
         "clear; $S -- seq 5; (sleep 0.1; seq 6 8) | $S -- cat; $S -- sh -c 'seq 9 10 >&2' | cat",
     );
+    screen.waits("the last number", |text| text.lines().any(|line| line.trim() == "10"));
     let text = screen.prompts();
     let shown: Vec<&str> = text.lines().collect();
     let numbers: Vec<String> = (1..=10).map(|number| number.to_string()).collect();

@@ -90,8 +90,8 @@ fn of_threads(pid: u32, file: &str) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
-    use std::time::Duration;
+    use std::io::{Read, Write};
+    use std::process::{Command, Stdio};
 
     use super::*;
 
@@ -108,9 +108,19 @@ mod tests {
 
     #[test]
     fn a_thread_that_sleeps_is_switched() {
-        let before = switches(std::process::id());
-        std::thread::sleep(Duration::from_millis(1));
-        assert!(switches(std::process::id()) > before);
+        // (Threads of this process come and go, and take what they have counted along.)
+        let mut child = Command::new("cat");
+        let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("cat");
+        let (mut to, mut from) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        let mut turn = || {
+            to.write_all(b"x").unwrap();
+            from.read_exact(&mut [0]).unwrap();
+            switches(child.id())
+        };
+        let before = turn();
+        assert!((0..100).any(|_| turn() > before));
+        drop(to);
+        child.wait().expect("end of cat");
     }
 
     #[test]
