@@ -64,7 +64,7 @@ impl Control {
         }
     }
 
-    /// The program has ended with this exit status: what is to be remembered of it is.
+    /// The program has ended with this exit status: what is to be remembered of it is, and the id is free.
     pub fn ended(&mut self, status: i32) {
         self.claim.ended(status);
     }

@@ -433,8 +433,7 @@ pub fn forget(id: &str, info: &Info) {
     }
 }
 
-/// The state of a run, held by its supervisor. Dropping it removes the state, unless that is to be
-/// remembered.
+/// The state of a run, held by its supervisor. Dropped, it is removed unless it is to be remembered.
 #[derive(Debug)]
 pub struct Claim {
     id: String,
@@ -445,7 +444,8 @@ pub struct Claim {
     listener: Option<UnixListener>,
     /// What makes the sandbox a living one.
     _lock: Flock<OwnedFd>,
-    remembered: bool,
+    /// It is remembered, or nothing of it is left.
+    settled: bool,
 }
 
 impl Claim {
@@ -459,9 +459,8 @@ impl Claim {
         detached: bool,
     ) -> Result<Claim, StateError> {
         id.map_or(Ok(()), check_id)?;
-        let locked = Base::lock(true)?;
         let none = || StateError::NoPlace(PathBuf::from("sandbox"), "it is missing".to_owned());
-        let locked = locked.ok_or_else(none)?;
+        let locked = Base::lock(true)?.ok_or_else(none)?;
         let info = Info { pid: std::process::id() as i32, command, started: now(), detached };
         let claimed = match id {
             Some(id) => locked.claim(id, &info),
@@ -508,30 +507,31 @@ impl Claim {
     }
 
     /// The sandbox has ended with this exit status. A detached one is remembered, until somebody has
-    /// asked for the status.
+    /// asked for the status; the id is free from here on.
     pub fn ended(&mut self, status: i32) {
         if !self.info.detached {
-            return;
+            return self.remove();
         }
         let Ok(Some(locked)) = Base::lock(false) else { return };
-        let directory = self.directory.as_fd();
-        let ended = Ended { status, ended: now() };
-        self.remembered = locked.is(&self.id, directory)
+        let (directory, ended) = (self.directory.as_fd(), Ended { status, ended: now() });
+        self.settled = locked.is(&self.id, directory)
             && write_json(directory, "status", &ended).is_ok()
             && unlinkat(directory, "control", UnlinkatFlags::NoRemoveDir).is_ok();
+    }
+
+    /// Removes the state, if the id still stands for it.
+    fn remove(&mut self) {
+        let Ok(Some(locked)) = Base::lock(false) else { return };
+        let (id, directory) = (&self.id, self.directory.as_fd());
+        self.settled = locked.is(id, directory) && locked.remove(id, directory).is_ok();
+        locked.sweep();
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        if self.remembered {
-            return;
-        }
-        if let Ok(Some(locked)) = Base::lock(false) {
-            if locked.is(&self.id, self.directory.as_fd()) {
-                let _ = locked.remove(&self.id, self.directory.as_fd());
-            }
-            locked.sweep();
+        if !self.settled {
+            self.remove();
         }
     }
 }
@@ -576,7 +576,7 @@ impl Locked {
             directory,
             listener: Some(listener),
             _lock: lock,
-            remembered: false,
+            settled: false,
         })
     }
 

@@ -12,6 +12,7 @@ mod passing;
 mod programs;
 mod repeats;
 mod sharing;
+mod soon;
 mod waits;
 
 #[path = "../common/mod.rs"]

@@ -133,7 +133,16 @@ impl Saving {
             Ok(Ok((Request::Commit, _))) => drop(commit.send(())),
             _ => drop(commit),
         }
-        ended(work.await)
+        let done = ended(work.await);
+        if done.is_ok() && !leave_running {
+            // Whoever hears of it may restore it at once: by then the id is free, and so is an overlay.
+            tokio::select! {
+                biased;
+                _ = self.kernel.wait_exited() => {}
+                () = gone(stream) => {}
+            }
+        }
+        done
     }
 }
 
