@@ -16,6 +16,7 @@ use crate::notify::filter;
 use crate::notify::{Engine, Listener, Options};
 use crate::overlay::{Layer, Saver};
 use crate::save::pipeline::{Facts, ItsTerminal};
+use crate::save::restore::Grown;
 use crate::save::spec;
 use crate::sentry::file_log::Report;
 use crate::sentry::net;
@@ -331,8 +332,13 @@ impl<'r> Supervisor<'r> {
         image: Option<(Restored, u64)>,
     ) -> Result<Finished, Error> {
         if let Some((image, area)) = image {
-            let program = image.grow(area, &self.behind, &self.kernel).await?;
+            let Grown { program, kept } = image.grow(area, &self.behind, &self.kernel).await?;
             self.started(Some(program))?;
+            for kept in kept {
+                let followed = self.later.resume(kept);
+                followed
+                    .map_err(|error| Error::Own("follow what sandbox exec had started", error))?;
+            }
             if terminal.is_some() {
                 // Whatever it had drawn is not on this terminal, which may have another size.
                 self.behind.order(Order::Group(libc::SIGWINCH))?;

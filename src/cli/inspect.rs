@@ -309,6 +309,9 @@ fn described(kind: &FileKind) -> (&'static str, String) {
             Some((path, _)) => ("stream", format!("{stream} of the caller: {}", lossy(path))),
             None => ("stream", format!("{stream} of the caller")),
         },
+        FileKind::LaterStream(stream) => {
+            ("stream", format!("{stream} of a later program's caller"))
+        }
         FileKind::OwnTerminal => ("terminal", "of the run".to_owned()),
         FileKind::Memory(index) => ("memfd", index.to_string()),
         FileKind::Pipe(index) => ("pipe", index.to_string()),

@@ -404,7 +404,7 @@ impl Behind {
     }
 }
 
-/// Has init plant processes, on any thread. Nothing else may be heard from init meanwhile.
+/// Has init plant processes, or a keeper, on any thread. Nothing else may be heard from it meanwhile.
 #[derive(Debug)]
 pub struct Planter {
     socket: OwnedFd,
@@ -425,10 +425,31 @@ impl Planter {
         }
     }
 
-    /// Everything has grown: init gives up what it planted with, and keeps this one, as the guest
-    /// numbers it, as the program of the run.
-    pub fn adopt(&self, program: i32) -> Result<(), Errno> {
-        Order::Adopt(program).send(self.socket.as_fd(), &[])?;
+    /// Has init make a keeper of this number, with a session of its own. Gives its number on the host, a
+    /// descriptor that stands for it, and what plants below it.
+    pub fn shelter(&self, pid: i32) -> Result<(i32, OwnedFd, Planter), Errno> {
+        let (socket, theirs) = message::pair()?;
+        Order::Shelter(pid).send(self.socket.as_fd(), &[theirs.as_fd()])?;
+        match self.hear()? {
+            (Event::Planted, [Some(pidfd), ..]) => {
+                let pid = crate::sys::process::pid_of(pidfd.as_fd()).ok_or(Errno::ESRCH)?;
+                Ok((pid, pidfd, Planter { socket }))
+            }
+            (Event::Fault(_, _, errno), _) => Err(Errno::from_raw(errno)),
+            _ => Err(Errno::EBADMSG),
+        }
+    }
+
+    /// Speaks to the keeper that it has planted with from here on.
+    pub fn into_keeper(self) -> Result<Keeper, Errno> {
+        fcntl(&self.socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        Ok(Keeper { socket: self.socket })
+    }
+
+    /// Everything has grown: who planted gives up what that took, and keeps this one, as the guest numbers
+    /// it, as its program (0: none). `hang_up`: which is to hear that its terminal is gone.
+    pub fn adopt(&self, program: i32, hang_up: bool) -> Result<(), Errno> {
+        Order::Adopt { program, hang_up }.send(self.socket.as_fd(), &[])?;
         match self.hear()? {
             (Event::Started, _) => Ok(()),
             (Event::Fault(_, _, errno), _) => Err(Errno::from_raw(errno)),

@@ -135,7 +135,7 @@ fn live(plan: &Plan, socket: BorrowedFd<'_>) -> Result<(), Fault> {
     };
     if plan.seed.is_some() {
         return match plant::serve(plan, socket)? {
-            Some(program) => keeping.adopt(program),
+            Some(grown) => keeping.adopt(grown.program),
             None => Ok(()),
         };
     }

@@ -265,7 +265,7 @@ fn keep(task: &KeeperTask<'_>) -> Result<(), Fault> {
 }
 
 /// Puts /dev/null in place of all standard streams: their numbers are never free in a keeper.
-fn occupy_streams() -> Result<(), Errno> {
+pub(super) fn occupy_streams() -> Result<(), Errno> {
     let null = files::open(c"/dev/null", libc::O_RDWR, 0)?;
     for fd in 0..3 {
         files::place(null.as_raw_fd(), fd)?;

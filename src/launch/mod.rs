@@ -18,6 +18,7 @@ mod plant;
 mod program;
 mod protocol;
 mod resolver;
+mod shelter;
 mod view;
 
 pub use apart::Apart;

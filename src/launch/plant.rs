@@ -2,7 +2,8 @@
 //!
 //! A seed (`save::restore::seed`) is executed with all capabilities that init still has, so that it can
 //! make processes and threads of given numbers; it gives them up before it is whole. What it grows into
-//! is the supervisor's business.
+//! is the supervisor's business. The keepers of programs that were started later plant as init does
+//! ([`super::shelter`]).
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
@@ -11,6 +12,7 @@ use nix::errno::Errno;
 use super::init::{At, Fault};
 use super::plan::Plan;
 use super::protocol::{Event, Order, Stage};
+use super::shelter;
 use crate::sys::{files, spawn};
 
 /// The first descriptor of a seed beside the standard streams: what came with the order.
@@ -24,17 +26,30 @@ struct Seed<'s> {
     report: BorrowedFd<'s>,
 }
 
+/// What was planted has grown.
+pub(super) struct Grown {
+    /// The number of the program to be kept; 0: there is none.
+    pub(super) program: i32,
+    /// It is to hear that its terminal is gone.
+    pub(super) hang_up: bool,
+}
+
 /// Plants until it is told which of them to keep; `None`: the supervisor is gone.
-pub(super) fn serve(plan: &Plan, socket: BorrowedFd<'_>) -> Result<Option<i32>, Fault> {
+pub(super) fn serve(plan: &Plan, socket: BorrowedFd<'_>) -> Result<Option<Grown>, Fault> {
     loop {
         match Order::receive(socket) {
             Ok((Order::Plant(pid), [Some(first), ..])) => {
                 let pidfd = plant(plan, pid, first.as_fd()).at_index(Stage::Seed, pid as usize)?;
                 let _ = Event::Planted.send(socket, &[pidfd.as_fd()]);
             }
-            Ok((Order::Adopt(program), _)) => {
+            Ok((Order::Shelter(pid), [Some(theirs), ..])) => {
+                let pidfd = shelter::make(plan, pid, socket, theirs.as_fd());
+                let pidfd = pidfd.at_index(Stage::Seed, pid as usize)?;
+                let _ = Event::Planted.send(socket, &[pidfd.as_fd()]);
+            }
+            Ok((Order::Adopt { program, hang_up }, _)) => {
                 spawn::limit_capabilities(plan.capabilities).at(Stage::Identity)?;
-                return Ok(Some(program));
+                return Ok(Some(Grown { program, hang_up }));
             }
             Ok(_) => {}
             Err(_) => return Ok(None),

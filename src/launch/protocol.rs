@@ -36,8 +36,15 @@ pub enum Order {
     /// Make a process of this number that executes the seed, to grow into one of an image. Carries what
     /// its first descriptor beside the standard streams is.
     Plant(i32),
-    /// All that was planted has grown: keep this one as the program of the run.
-    Adopt(i32),
+    /// All that was planted has grown: keep this one as the program.
+    Adopt {
+        /// Its number; 0: it has ended, and others that it has left behind have not.
+        program: i32,
+        /// Its terminal is gone: it is told so, as by one that hangs up.
+        hang_up: bool,
+    },
+    /// Make a keeper of this number, which plants below itself. Carries its end of a socket.
+    Shelter(i32),
 }
 
 /// What a keeper is to start, besides what lies in the program's lists.
@@ -195,7 +202,8 @@ impl Order {
             Order::Resume { foreground } => words([4, u32::from(foreground)]),
             Order::Signal(signal) => words([6, signal as u32]),
             Order::Plant(pid) => words([7, pid as u32]),
-            Order::Adopt(pid) => words([8, pid as u32]),
+            Order::Adopt { program, hang_up } => words([8, program as u32, u32::from(hang_up)]),
+            Order::Shelter(pid) => words([9, pid as u32]),
             Order::Keep(Later { words: count, open, terminal }) => {
                 words([5, count, bits(open), bits(terminal)])
             }
@@ -215,7 +223,8 @@ impl Order {
             6 => Order::Signal(a as i32),
             5 => Order::Keep(Later { words: a, open: flags(b), terminal: flags(c) }),
             7 => Order::Plant(a as i32),
-            8 => Order::Adopt(a as i32),
+            8 => Order::Adopt { program: a as i32, hang_up: b != 0 },
+            9 => Order::Shelter(a as i32),
             _ => return Err(Errno::EBADMSG),
         };
         Ok((order, descriptors))
@@ -297,7 +306,8 @@ mod tests {
             Order::Signal(10),
             Order::Resume { foreground: false },
             Order::Plant(7),
-            Order::Adopt(2),
+            Order::Adopt { program: 2, hang_up: true },
+            Order::Shelter(9),
             Order::Keep(Later {
                 words: 9,
                 open: [true, false, true],
@@ -370,7 +380,7 @@ mod tests {
 
             let (ours, theirs) = arrived();
             let order = Order::receive(theirs.as_fd());
-            assert_eq!(order.is_ok(), tag <= 8 && length == LENGTH);
+            assert_eq!(order.is_ok(), tag <= 9 && length == LENGTH);
             match order {
                 Ok((order, _)) => {
                     order.send(ours.as_fd(), &[]).unwrap();

@@ -21,7 +21,8 @@ use tokio::time::{sleep, timeout};
 use crate::config::{RunSpec, check_container};
 use crate::control::protocol::Exec;
 use crate::launch::{Behind, End, Event, Keeper, LaunchError, Order, Program};
-use crate::sentry::{self, Kernel, Starting};
+use crate::save::restore::keepers::Kept;
+use crate::sentry::{self, GivenStream, Kernel, LaterProgram, Starting};
 use crate::sys::process::exit_status;
 use crate::sys::ready::watch_readable;
 use crate::sys::{message, process};
@@ -153,6 +154,38 @@ impl Later {
         }
     }
 
+    /// Follows what has been restored with a run, as if it had been started in it; nobody has asked for it.
+    ///
+    /// # Errors
+    /// Its keeper cannot be heard.
+    pub fn resume(&self, kept: Kept) -> std::io::Result<()> {
+        let Kept { keeper, host, pidfd, program, saved } = kept;
+        let heard = watch_readable(keeper.socket())?;
+        let open = saved.opens_container.then(|| Arc::clone(&self.containers));
+        let mut names = self.containers.lock().unwrap_or_else(PoisonError::into_inner);
+        // (One that has ended has nothing but what is about to end.)
+        names.insert(saved.container.clone());
+        drop(names);
+        let follower = Follower {
+            kernel: Arc::clone(&self.kernel),
+            keeper,
+            heard,
+            place: Place { name: saved.container, open },
+            made: Some((host, pidfd)),
+            pid: program.unwrap_or(0),
+            path: saved.path,
+            given: [None; 3],
+            starting: None,
+        };
+        follower.tell_kernel(program);
+        match program {
+            Some(_) => follower.emit_started(),
+            None => follower.close_container(),
+        }
+        tokio::spawn(follower.follow(None));
+        Ok(())
+    }
+
     /// The container of a wish: one that there is, or a new one.
     fn enter(&self, wish: &Wish) -> Result<Place, String> {
         let name = wish.container.as_deref().unwrap_or(self.kernel.container()).to_owned();
@@ -211,6 +244,8 @@ struct Follower {
     /// The program's process; 0 until it runs.
     pid: i32,
     path: String,
+    /// What it was given as standard streams.
+    given: [Option<GivenStream>; 3],
     /// While it is being started.
     starting: Option<Starting>,
 }
@@ -227,7 +262,8 @@ impl Follower {
             .map_err(|error| format!("the program's keeper cannot be heard: {error}"))?;
         let path = wish.argv[0].to_string_lossy().into_owned();
         let starting = Some(starting);
-        Ok(Follower { kernel, keeper, heard, place, made: None, pid: 0, path, starting })
+        let given = wish.streams.each_ref().map(|it| it.as_ref().and_then(GivenStream::of));
+        Ok(Follower { kernel, keeper, heard, place, made: None, pid: 0, path, given, starting })
     }
 
     /// Waits until the keeper is there, and goes on following it.
@@ -240,6 +276,7 @@ impl Follower {
                     let pid = process::pid_of(pidfd.as_fd()).unwrap_or(0);
                     self.kernel.add_keeper(pid, &self.place.name);
                     self.made = Some((pid, pidfd));
+                    self.tell_kernel(None);
                 }
                 Ok((Event::Ready, [given, ..])) => (ready, master) = (true, given),
                 Ok((Event::Fault(stage, _, errno), _)) => {
@@ -265,15 +302,28 @@ impl Follower {
         let asker = Keeper::at(ours);
         let asked = watch_readable(asker.socket()).map_err(|error| error.to_string())?;
         self.order(Order::Start { foreground: wish.foreground });
-        tokio::spawn(self.follow(asker, asked));
+        tokio::spawn(self.follow(Some((asker, asked))));
         Ok(Started { session, master })
     }
 
-    /// Passes on what happens, until all that the program leaves behind has ended.
-    async fn follow(mut self, asker: Keeper, asked: AsyncFd<OwnedFd>) {
-        // Both together: whoever asked sees the end of its socket only when both are closed.
-        let mut asker = Some((asker, asked));
-        let mut overdue = Some(Box::pin(sleep(LONGEST_STEP)));
+    /// What there is to be saved of it. `program`: as the host numbers it, while it runs.
+    fn tell_kernel(&self, program: Option<i32>) {
+        let Some((keeper, _)) = &self.made else { return };
+        self.kernel.keeps(LaterProgram {
+            keeper: *keeper,
+            program,
+            path: self.path.clone(),
+            container: self.place.name.clone(),
+            opens_container: self.place.open.is_some(),
+            streams: self.given,
+        });
+    }
+
+    /// Passes on what happens, to whoever asked for it if anybody is there, until all that the program leaves
+    /// behind has ended.
+    async fn follow(mut self, mut asker: Option<(Keeper, AsyncFd<OwnedFd>)>) {
+        // (Of those two the one who asked sees the end of its socket only when both are closed.)
+        let mut overdue = self.starting.is_some().then(|| Box::pin(sleep(LONGEST_STEP)));
         loop {
             let orders = async {
                 match &asker {
@@ -319,18 +369,17 @@ impl Follower {
     /// Tells the kernel.
     fn note(&mut self, event: Event, descriptors: &[Option<OwnedFd>]) {
         let container = self.place.name.clone();
-        // Whatever is told now, it is no copy of init any more.
-        self.starting = None;
         match event {
             Event::Started => {
                 let pidfd = descriptors.first().and_then(Option::as_ref);
                 self.pid = pidfd.and_then(|pidfd| process::pid_of(pidfd.as_fd())).unwrap_or(0);
                 self.kernel.tell_of_clock(self.pid);
-                let path = self.path.clone();
+                self.tell_kernel((self.pid > 0).then_some(self.pid));
                 self.kernel.note_activity();
-                self.kernel.emit(&sentry::Event::Started { pid: self.pid, path, container });
+                self.emit_started();
             }
             Event::Ended(End { status, cpu_us, peak_kib }) => {
+                self.tell_kernel(None);
                 self.kernel.emit(&sentry::Event::Exited {
                     pid: self.pid,
                     container,
@@ -341,6 +390,13 @@ impl Follower {
             }
             _ => {}
         }
+        // Whatever was told, it is no copy of init any more.
+        self.starting = None;
+    }
+
+    fn emit_started(&self) {
+        let (path, container) = (self.path.clone(), self.place.name.clone());
+        self.kernel.emit(&sentry::Event::Started { pid: self.pid, path, container });
     }
 
     /// A container ends with the program that opened it: so does what is left in it.

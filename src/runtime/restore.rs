@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::Write;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::launch::{Behind, Plan};
 use crate::save::error::RestoreError;
 use crate::save::restore::lazy::Lazy;
 use crate::save::restore::maker::Sink;
-use crate::save::restore::{self, Options, ptys, seed};
+use crate::save::restore::{self, Grown, Options, ptys, seed};
 use crate::save::state::Sandbox;
 use crate::sentry::{Features, Kernel, KernelError, Level, RecordedFilter, Time};
 use crate::sys::memfd::anonymous_file;
@@ -67,13 +67,13 @@ impl Restored {
         Ok(area)
     }
 
-    /// Puts the guests together and lets them go; what stands for the run's program.
+    /// Puts the guests together and lets them go.
     pub(super) async fn grow(
         self,
         area: u64,
         behind: &Behind,
         kernel: &Arc<Kernel>,
-    ) -> Result<OwnedFd, Error> {
+    ) -> Result<Grown, Error> {
         let Restored { sandbox, mut fill, mut options, lazy, tell, .. } = self;
         ptys::require_terminal(&sandbox, behind.master.is_some())?;
         if let (Some(own), Some(master)) = (&sandbox.terminal, &behind.master) {
@@ -126,10 +126,10 @@ impl Restored {
         let lost = |_| Error::Own("restore the image", std::io::ErrorKind::Other.into());
         let grown = grown.await;
         kernel.time().grow(false);
-        let program = grown.map_err(lost)???;
+        let grown = grown.map_err(lost)???;
         if let Some((lazy, mapped)) = lazy.zip(mapped) {
             lazy::check(kernel, lazy, &mapped);
         }
-        Ok(program)
+        Ok(grown)
     }
 }

@@ -226,12 +226,6 @@ fn refuse_early(kernel: &Kernel) -> Result<(), SaveError> {
     if let Some((_, why)) = reasons.into_iter().find(|(feature, _)| features.contains(*feature)) {
         return Err(SaveError::refused(why));
     }
-    if kernel.has_later_programs() {
-        return Err(SaveError::refused(
-            "programs that sandbox exec or --container started still run in it, whose callers an image \
-             cannot carry; end them first (sandbox ps shows them)",
-        ));
-    }
     Ok(())
 }
 
@@ -309,8 +303,6 @@ fn captured(
     earlier: Earlier,
     live: Option<Live>,
 ) -> Result<(Sandbox, Found), SaveError> {
-    // (A program may have been started while they went on in between.)
-    refuse_early(kernel)?;
     let guests = kernel.census_of_stopped()?;
     let program = kernel.program().ok_or(SaveError::refused("its program has ended"))?;
     let program = guests
@@ -323,13 +315,14 @@ fn captured(
     let still = kernel.still_devices();
     let devices = kernel.saved_devices(&still);
     let groups: Vec<(i32, i32)> = guests.iter().map(|it| (it.pid, it.guest_pid)).collect();
-    let own = facts.clone();
+    let (own, later) = (facts.clone(), kernel.later_programs());
     let log = Arc::clone(kernel);
     let work = move |tracees: &mut _| {
         let before = filter_count(log.init_pid()).unwrap_or(0);
         let filters = Filters { log: log.filters(), before, gate: &gate };
         let mut found = Found::new(earlier, options.strict);
         found.collector.known.devices = devices;
+        found.later = later;
         let done = capture::sandbox(tracees, filters, &guests, &own, live.as_ref(), &mut found);
         if done.is_err() {
             // Another attempt is not to meet them.
@@ -362,6 +355,7 @@ fn captured(
         repeat,
         spaces: std::mem::take(&mut found.spaces),
         processes: std::mem::take(&mut found.processes),
+        keepers: std::mem::take(&mut found.keepers),
         sharing: std::mem::take(&mut found.sharing),
         files: std::mem::take(&mut collector.files),
         tables: std::mem::take(&mut found.tables),

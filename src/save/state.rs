@@ -37,6 +37,9 @@ pub struct Sandbox {
     pub spaces: Vec<Space>,
     /// The processes; a parent comes before its children.
     pub processes: Vec<Process>,
+    /// Those that keep programs which were started later: parents of processes that are not in here themselves.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub keepers: Vec<Keeper>,
     /// What tasks share that others do not.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sharing: Vec<Sharing>,
@@ -254,7 +257,7 @@ pub enum SharedKind {
 pub struct Process {
     /// Its number.
     pub pid: i32,
-    /// Its parent's; 1 for what belongs to init.
+    /// Its parent's; 1 for what belongs to init, the number of a keeper for what belongs to that.
     pub parent: i32,
     /// Process group.
     pub group: i32,
@@ -303,6 +306,24 @@ pub struct Process {
     pub container: String,
     /// Its filters (seccomp(2)), in order: flags and instructions, as bytes.
     pub filters: Vec<(u32, ByteBuf)>,
+}
+
+/// Who keeps a program of `sandbox exec`, or one that opened a container: leads its session, and is the parent of
+/// what it leaves behind.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Keeper {
+    /// Its number, which is that of its session.
+    pub number: i32,
+    /// The number of its program; 0: that has ended, and others that it has left behind have not.
+    pub program: i32,
+    /// What was executed, as it was asked for.
+    pub path: String,
+    /// The container of what it keeps.
+    pub container: String,
+    /// That ends with the program.
+    pub opens_container: bool,
+    /// The session had a terminal, which nobody shows any more: the program is to hear that.
+    pub hang_up: bool,
 }
 
 /// A thread.
@@ -439,6 +460,9 @@ pub enum FileKind {
         /// It is another description of the same than the caller's.
         reopened: bool,
     },
+    /// A standard stream that whoever asked for a later program gave to it. There is nobody any more: there is
+    /// nothing to be read, and what is written goes where the run's own output does.
+    LaterStream(u32),
     /// The terminal of the run's program ([`Sandbox::terminal`]).
     OwnTerminal,
     /// A memfd: index in [`Sandbox::shared`].
@@ -480,6 +504,13 @@ pub enum FileKind {
     MessageQueue(ByteBuf),
     /// A namespace of the guest's own: the link of /proc/self/ns.
     Namespace(String),
+}
+
+impl FileKind {
+    /// Whether it is a standard stream of somebody outside: what takes its place is shared with others.
+    pub fn is_stream(&self) -> bool {
+        matches!(self, FileKind::Stream { .. } | FileKind::LaterStream(_))
+    }
 }
 
 /// A pipe or FIFO.

@@ -27,6 +27,7 @@ pub(crate) fn empty() -> Sandbox {
         repeat: None,
         spaces: Vec::new(),
         processes: Vec::new(),
+        keepers: Vec::new(),
         sharing: Vec::new(),
         files: Vec::new(),
         tables: Vec::new(),

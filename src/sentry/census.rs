@@ -149,12 +149,7 @@ impl Kernel {
     /// The keeper `pid` has ended, or is about to.
     pub fn remove_keeper(&self, pid: i32) {
         self.keepers.remove(pid);
-    }
-
-    /// Whether programs that were started later, or what they have left behind, may still be there.
-    pub fn has_later_programs(&self) -> bool {
-        let init = self.init_pid();
-        self.keepers.lock().iter().any(|(pid, kept)| *pid != init && !kept.ending)
+        self.later.forget(pid);
     }
 
     /// Whether `pid` (as the host numbers it) is a keeper.

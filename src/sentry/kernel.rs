@@ -85,6 +85,7 @@ pub struct Kernel {
     /// With [`Features::NETWORK`]; set before the first guest is served.
     network: OnceLock<Arc<Network>>,
     pub(super) keepers: Keepers,
+    pub(super) later: super::later::LaterPrograms,
     /// Where files may be changed, in a run without a file view. Set once, before anything runs.
     grounds: OnceLock<super::grounds::Grounds>,
     pub(super) accounting: Accounting,
@@ -142,6 +143,7 @@ impl Kernel {
             repeatable: Repeatable::default(),
             network: OnceLock::new(),
             keepers,
+            later: super::later::LaterPrograms::default(),
             grounds: OnceLock::new(),
             accounting: Accounting::new(args.init_pid),
             pausing: Pause::default(),

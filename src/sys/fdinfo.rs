@@ -111,6 +111,11 @@ impl FdInfo {
         self.text.lines().find_map(|line| Some(line.strip_prefix(name)?.strip_prefix(':')?.trim()))
     }
 
+    /// The number of the mount that it was opened through.
+    pub fn mount(&self) -> Option<u64> {
+        self.field("mnt_id")?.parse().ok()
+    }
+
     /// Value and, since Linux 6.5, whether it is a semaphore.
     pub fn event(&self) -> Option<(u64, Option<bool>)> {
         let semaphore = self.field("eventfd-semaphore").map(|it| it != "0");

@@ -7,6 +7,7 @@ mod desk;
 mod likeness;
 mod failures;
 mod ipc;
+mod later;
 mod lazy;
 mod passing;
 mod programs;

@@ -60,7 +60,7 @@ pub(super) fn table_of(
 
 /// Who restores it comes to where they are: refused otherwise, while nothing has been lost.
 pub(super) fn can_share_again(found: &Found) -> Result<(), SaveError> {
-    if found.sharing.is_empty() {
+    if found.sharing.is_empty() && found.keepers.is_empty() {
         return Ok(());
     }
     let impossible = |why: String| {
@@ -71,7 +71,8 @@ pub(super) fn can_share_again(found: &Found) -> Result<(), SaveError> {
         impossible(format!("task {} shares {what} with tasks that have ended in part", it.task))
     })?;
     let free = i32::MAX / 2;
-    commons::plan(&found.processes, &classes, free)
+    let keepers: Vec<i32> = found.keepers.iter().map(|it| it.number).collect();
+    commons::plan(&found.processes, &keepers, &classes, free)
         .map(drop)
         .map_err(|why| impossible(why.to_string()))
 }

@@ -17,7 +17,7 @@ mod watches;
 use std::fs::Metadata;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::sync::Arc;
 
 use nix::errno::Errno;
@@ -271,7 +271,12 @@ impl Capture<'_, '_> {
             (Err(_), stream) => {
                 let kind = match stream {
                     Some((stream, reopened)) => self.streams.kind(stream, reopened),
-                    None => self.kind(found)?,
+                    None => match self.streams.given_later(found) {
+                        // (Devices are those of the guest's own /dev. Of a pipe it is not known yet whether
+                        // anybody has its other end.)
+                        Some(stream) if is_theirs(found) => FileKind::LaterStream(stream),
+                        given => self.kind(found, given)?,
+                    },
                 };
                 self.flush(found, &kind)?;
                 self.add(found, kind)?
@@ -286,7 +291,7 @@ impl Capture<'_, '_> {
 
     /// What is written to it is on the disk from here on, if it is a file that the image only names.
     fn flush(&mut self, found: &Found, kind: &FileKind) -> Result<(), SaveError> {
-        let is_named = matches!(kind, FileKind::Path { .. } | FileKind::Stream { .. });
+        let is_named = matches!(kind, FileKind::Path { .. }) || kind.is_stream();
         let is_written = is_named && found.stat.is_file() && found.access()[1];
         if !is_written || !self.collector.synced.is_new(found.inode()) {
             return Ok(());
@@ -361,15 +366,15 @@ impl Capture<'_, '_> {
         Ok(Some((kind, id, signal)))
     }
 
-    /// What it is open on.
-    fn kind(&mut self, found: &Found) -> Result<FileKind, SaveError> {
+    /// What it is open on. `given`: and which stream of a later program it is.
+    fn kind(&mut self, found: &Found, given: Option<u32>) -> Result<FileKind, SaveError> {
         let link = String::from_utf8_lossy(&found.link).into_owned();
         if link.starts_with('/') {
             return self.on_file_system(found);
         }
         let (kind, rest) = link.split_once(':').unwrap_or((&link, ""));
         match (kind, rest) {
-            ("pipe", _) => self.pipe(found, false).map(FileKind::Pipe),
+            ("pipe", _) => self.pipe(found, false, given).map(FileKind::Pipe),
             ("socket", _) => self.socket(found),
             ("pidfd", _) | ("anon_inode", "[pidfd]") => self.process(found),
             ("anon_inode", _) if found.is_path_only() => {
@@ -388,6 +393,12 @@ impl Capture<'_, '_> {
             (name, _) => self.namespace(found, name, &link),
         }
     }
+}
+
+/// What cannot be but somebody else's, if it was opened through a mount of the host.
+fn is_theirs(found: &Found) -> bool {
+    let kind = found.stat.file_type();
+    kind.is_file() || kind.is_socket() || kind.is_fifo() && found.link.starts_with(b"/")
 }
 
 /// A lock of the task `pid`, or of the description (0).

@@ -61,6 +61,8 @@ pub(super) struct PipeEnds {
     pub(super) open: [bool; 2],
     /// It has a name: outsiders may come and go.
     pub(super) named: bool,
+    /// Which stream of a later program it is.
+    pub(super) given: Option<u32>,
 }
 
 /// A description that is completed at the end.

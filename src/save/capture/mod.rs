@@ -16,8 +16,8 @@ use crate::save::error::SaveError;
 use crate::save::hand::{Area, Borrowed, SLOTS};
 use crate::save::pipeline::Facts;
 use crate::save::sharing::{Resource, Sharing};
-use crate::save::state::{Clocks, Process, Table, Thread};
-use crate::sentry::{Carried, ProcessInfo, Tracees, Used};
+use crate::save::state::{Clocks, Keeper, Process, Table, Thread};
+use crate::sentry::{Carried, LaterProgram, ProcessInfo, Tracees, Used};
 use crate::sys::agent::Data;
 use crate::sys::errno_of;
 use crate::sys::ptrace::{Stop, signal_bytes};
@@ -30,6 +30,7 @@ pub mod filters;
 pub mod flush;
 pub mod instruction;
 pub mod ipc;
+mod keepers;
 pub mod kin;
 pub mod known;
 pub mod layers;
@@ -76,6 +77,10 @@ pub struct Found {
     pub ipc: crate::save::ipc::Ipc,
     /// Everything shared, and where content is.
     pub collector: Collector,
+    /// Programs that were started later, as the sentry knows them.
+    pub later: Vec<LaterProgram>,
+    /// Their keepers, as an image knows them.
+    pub keepers: Vec<Keeper>,
     /// What processes and threads share.
     pub kin: kin::Kin,
     /// The same, as an image knows it.
@@ -150,7 +155,8 @@ fn all_of(
         return Err(SaveError::refused("nothing runs in it any more"));
     };
     found.kin = kin::Kin::find(guests)?;
-    let streams = facts.streams(any.pid)?;
+    let mut streams = facts.streams(any.pid)?;
+    streams.later = found.later.iter().flat_map(LaterProgram::given).collect();
     if let Some(saver) = &facts.overlay {
         // The first, so that whoever restores has it before anything else is made.
         found.overlay = Some(layers::capture(any.pid, saver, &mut found.collector)?);
@@ -161,6 +167,7 @@ fn all_of(
         process.stop_unheard = found.unheard.contains(&process.pid);
         found.processes.push(process);
     }
+    found.keepers = keepers::capture(&found.later, guests, &found.processes);
     found.sharing = found.kin.sharing()?;
     apart::can_share_again(found)?;
     shared::finish(&mut found.collector, &mut found.spaces);

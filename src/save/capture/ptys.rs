@@ -4,8 +4,9 @@
 //! descriptors have been seen, [`finish`] takes down what each pseudo-terminal is like. What waits in
 //! one is taken out for that and put back ([`crate::save::queues`]).
 //!
-//! Refused by name: terminals of the host; one whose master no guest holds (a `sandbox exec` with a
-//! terminal); notices of a master in packet mode that wait to be read. Not carried: input that waits
+//! One whose master no guest holds is shown by a `sandbox exec`, which is in no image: it has hung up for who is
+//! restored. Refused by name: terminals of the host; notices of a master in packet mode that wait to be read.
+//! Not carried: input that waits
 //! where the slave was never opened, the column of the cursor, lock bits of settings (TIOCSLCKTRMIOS).
 
 use std::collections::BTreeMap;
@@ -42,7 +43,6 @@ struct Found {
     who: String,
     master: Option<OwnedFd>,
     slave: Option<OwnedFd>,
-    hung_up: bool,
 }
 
 /// What a descriptor on /dev/ptmx, /dev/pts/N or /dev/tty is. `own`: the number of the terminal of the
@@ -90,7 +90,6 @@ pub fn capture_copy(
         (_, Err(_)) if device.0 == SLAVES => device.1 as u32,
         (_, Err(errno)) => return Err(failed(errno)),
     };
-    let hung_up = is_master.is_err() && pty_state::settings(copy.as_fd()).is_err();
     let (session, foreground) = fd.map_or((0, 0), |fd| session(subject, fd));
     // (/dev/tty is kept as what it stands for.)
     if own == Some(index) && is_master.is_err() {
@@ -100,9 +99,8 @@ pub fn capture_copy(
     let found = ptys.0.entry(index).or_insert_with(|| {
         terminals.push(Pty { index, ..Pty::default() });
         let slot = terminals.len() as u32 - 1;
-        Found { slot, who, master: None, slave: None, hung_up: false }
+        Found { slot, who, master: None, slave: None }
     });
-    found.hung_up |= hung_up;
     let pty = &mut terminals[found.slot as usize];
     pty.session = pty.session.max(session);
     pty.foreground = pty.foreground.max(foreground);
@@ -146,16 +144,7 @@ pub fn finish(collector: &mut Collector) -> Result<(), SaveError> {
 }
 
 fn refuse(index: u32, found: &Found) -> Result<(), SaveError> {
-    let Some(master) = &found.master else {
-        if found.hung_up {
-            return Ok(());
-        }
-        return Err(SaveError::refused(format!(
-            "{} uses the terminal {index} (/dev/pts/{index}), whose other end no program of the sandbox \
-             holds: what was started with `sandbox exec` on a terminal cannot be saved; end it first",
-            found.who
-        )));
-    };
+    let Some(master) = &found.master else { return Ok(()) };
     let notices = is(master, PollFlags::POLLPRI)
         .map_err(|errno| SaveError::failed(format!("the terminal {index}"), errno.desc()))?;
     if notices {

@@ -40,13 +40,19 @@ impl std::fmt::Display for Impossible {
     }
 }
 
-/// The steps for these processes. `free`: from here on numbers are nobody's.
-pub fn plan(processes: &[Process], classes: &Classes, free: i32) -> Result<Vec<Step>, Impossible> {
+/// The steps for these processes. `keepers` are there already; `free`: from here on numbers are nobody's.
+pub fn plan(
+    processes: &[Process],
+    keepers: &[i32],
+    classes: &Classes,
+    free: i32,
+) -> Result<Vec<Step>, Impossible> {
+    let plan =
+        |besides: &_| tree::plan(processes, keepers, besides, free).map_err(Impossible::Session);
     if classes.is_empty() && !has_apart(processes) {
-        return tree::plan(processes, &HashMap::new(), free).map_err(Impossible::Session);
+        return plan(&HashMap::new());
     }
-    let besides = besides(processes, classes);
-    let steps = tree::plan(processes, &besides, free).map_err(Impossible::Session)?;
+    let steps = plan(&besides(processes, keepers, classes))?;
     let classes = classes.with_threads(processes);
     let mut family = Family::of(&steps, processes);
     family.carry(&classes)?;
@@ -58,15 +64,18 @@ fn has_apart(processes: &[Process]) -> bool {
 }
 
 /// Who is not made by its parent but by a sibling that was made before, and by which.
-fn besides(processes: &[Process], classes: &Classes) -> HashMap<i32, i32> {
+fn besides(processes: &[Process], keepers: &[i32], classes: &Classes) -> HashMap<i32, i32> {
     let alive: HashSet<i32> = processes.iter().map(|it| it.pid).collect();
     let parent = |it: &Process| alive.contains(&it.parent).then_some(it.parent);
+    let keeper = |it: &Process| keepers.contains(&it.parent).then_some(it.parent);
     let mut besides: HashMap<i32, i32> = HashMap::new();
     // The process at the top of whose offspring each is, parents first.
     let mut tops: HashMap<i32, i32> = HashMap::new();
     for (at, process) in processes.iter().enumerate() {
         let (pid, own) = (process.pid, parent(process));
-        let is_like = |it: &&Process| parent(it) == own && it.exit_signal == process.exit_signal;
+        let is_like = |it: &&Process| {
+            (parent(it), keeper(it), it.exit_signal) == (own, keeper(process), process.exit_signal)
+        };
         let memory = |other| classes.have_in_common(Resource::Memory, pid, other);
         if classes.class(Resource::Memory, pid).is_some() && !own.is_some_and(memory) {
             let mut siblings = processes[..at].iter().filter(is_like);
@@ -79,7 +88,7 @@ fn besides(processes: &[Process], classes: &Classes) -> HashMap<i32, i32> {
         tops.insert(pid, top);
         tops.extend(process.apart().map(|(_, tid, _)| (tid, top)));
     }
-    // What nobody has made is init's, which shares nothing.
+    // What nobody has made is init's or a keeper's, which share nothing.
     let first = |pid: i32| processes.iter().find(|it| it.pid == pid);
     for process in processes.iter().filter(|it| parent(it).is_none()) {
         if besides.contains_key(&process.pid) {
@@ -90,7 +99,8 @@ fn besides(processes: &[Process], classes: &Classes) -> HashMap<i32, i32> {
         let mut others = crossing.flat_map(|(_, all)| all.iter().filter(|it| !inside(it)));
         let top = others.find_map(|task| {
             let top = first(*tops.get(task)?)?;
-            (top.exit_signal == process.exit_signal).then_some(top.pid)
+            let like = (top.exit_signal, keeper(top)) == (process.exit_signal, keeper(process));
+            like.then_some(top.pid)
         });
         if let Some(top) = top {
             // (What is below this one is below that one from here on: no circle.)

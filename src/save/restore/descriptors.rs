@@ -66,6 +66,7 @@ pub fn make_files(
             FileKind::Stream { stream, reopened, .. } => {
                 streams.make(maker, *stream, *reopened, file)?
             }
+            FileKind::LaterStream(stream) => streams.of_later(maker, *stream, file)?,
             FileKind::OwnTerminal => streams.own_terminal(file)?,
             FileKind::Memory(index) => maker.memory(*index, file)?,
             FileKind::Pipe(pipe) => pipes.end(maker, *pipe, file)?,
@@ -131,7 +132,7 @@ fn is_late(file: &OpenFile) -> bool {
 /// What all kinds have in common.
 fn common(made: &OwnedFd, file: &OpenFile) -> Result<(), RestoreError> {
     let flags = file.flags as i32;
-    if flags & libc::O_PATH != 0 || matches!(file.kind, FileKind::Stream { .. }) {
+    if flags & libc::O_PATH != 0 || file.kind.is_stream() {
         return Ok(());
     }
     if file.position > 0
@@ -172,6 +173,7 @@ fn describe(file: &OpenFile) -> String {
         FileKind::Path { path, .. } => shown(path),
         FileKind::Deleted { path, .. } => format!("{} (deleted)", shown(path)),
         FileKind::Stream { stream, .. } => format!("standard stream {stream}"),
+        FileKind::LaterStream(stream) => format!("standard stream {stream} of a later program"),
         FileKind::OwnTerminal => "the terminal".to_owned(),
         FileKind::ControllingTerminal => "/dev/tty".to_owned(),
         FileKind::Memory(_) => "a memfd".to_owned(),

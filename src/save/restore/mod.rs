@@ -36,6 +36,7 @@ pub mod fill;
 mod finish;
 mod furnish;
 pub mod ipc;
+pub mod keepers;
 pub mod layers;
 pub mod lazy;
 pub mod maker;
@@ -58,6 +59,7 @@ pub mod waits;
 
 use courier::Courier;
 use descriptors::{FilesPolicy, RestoreStreams};
+use keepers::{Kept, Shelter};
 use layers::Layers;
 use lazy::Lazy;
 use maker::{Maker, Sink};
@@ -104,6 +106,15 @@ struct Plant<'s> {
     own: Own,
 }
 
+/// What goes on.
+#[derive(Debug)]
+pub struct Grown {
+    /// Stands for the run's program.
+    pub program: OwnedFd,
+    /// Who keeps programs that were started later.
+    pub kept: Vec<Kept>,
+}
+
 /// Where a seed for these processes may lie.
 pub fn area(sandbox: &Sandbox) -> Result<u64, RestoreError> {
     let mappings = sandbox.spaces.iter().flat_map(|space| &space.mappings);
@@ -114,7 +125,7 @@ pub fn area(sandbox: &Sandbox) -> Result<u64, RestoreError> {
 
 /// Puts all processes together and lets them go. `planter`: see there; `area`: where its seeds lie; `lazy`:
 /// what is mapped, and not filled.
-/// Gives a descriptor that stands for the run's program.
+/// Gives what there is to be followed.
 pub fn grow(
     planter: &Planter,
     gate: &Gate,
@@ -123,11 +134,12 @@ pub fn grow(
     options: &Options,
     (fill, lazy): (&mut Fill<'_>, Option<&Lazy>),
     kernel: &Kernel,
-) -> Result<OwnedFd, RestoreError> {
+) -> Result<Grown, RestoreError> {
     let (courier, theirs) = courier::pair(FIRST)
         .map_err(|errno| RestoreError::failed("a socket to the new processes", errno.desc()))?;
-    let garden = Garden { planter, gate, area, theirs, free: free_number(sandbox) };
-    let (mut maker_hand, _) = garden.plant(garden.free, "the maker")?;
+    let keepers = keepers::make(planter, sandbox, kernel)?;
+    let garden = Garden { planter, keepers, gate, area, theirs, free: free_number(sandbox) };
+    let (mut maker_hand, _) = garden.plant(tree::INIT, garden.free, "the maker")?;
     let mut maker = Maker {
         hand: &mut maker_hand,
         courier: &courier,
@@ -161,7 +173,8 @@ pub fn grow(
         trees: &options.trees,
         files: &maker.files,
     };
-    let hosts = plants.iter().map(|plant| (plant.process.pid, plant.hand.tid())).collect();
+    let hosts: HashMap<i32, i32> =
+        plants.iter().map(|plant| (plant.process.pid, plant.hand.tid())).collect();
     let (zombies, mut plants): (Vec<_>, Vec<_>) =
         plants.into_iter().partition(|plant| plant.process.zombie.is_some());
     furnish::map_all(sandbox, &mut plants, &sources)?;
@@ -195,8 +208,9 @@ pub fn grow(
     kernel.carried().bring(brought(sandbox, &hosts, &plants));
     let ready = finish::complete_all(sandbox, plants, kernel)?;
     gate.pass_no_more();
+    let kept = keepers::adopt(garden.keepers, &hosts)?;
     planter
-        .adopt(sandbox.run.program)
+        .adopt(sandbox.run.program, false)
         .map_err(|errno| RestoreError::failed("init does not keep the program", errno.desc()))?;
     let layers = options.layers.as_deref();
     layers.map_or(Ok(()), |layers| layers.take_place(sandbox))?;
@@ -206,7 +220,7 @@ pub fn grow(
         (Err(_), Some(layers)) => layers.give_back(),
         (_, None) => {}
     }
-    gone.map(|()| program)
+    gone.map(|()| Grown { program, kept })
 }
 
 /// Content that is where it belongs: that of layers.
@@ -276,12 +290,15 @@ fn own_foreground(sandbox: &Sandbox, plants: &mut [Plant<'_>]) -> Result<(), Res
 fn free_number(sandbox: &Sandbox) -> i32 {
     let threads = sandbox.processes.iter().flat_map(|process| &process.threads);
     let processes = sandbox.processes.iter().flat_map(|it| [it.pid, it.group, it.session]);
+    let processes = processes.chain(sandbox.keepers.iter().map(|it| it.number));
     processes.chain(threads.map(|thread| thread.tid)).max().unwrap_or(1) + 1
 }
 
 /// What seeds are planted with.
 struct Garden<'g> {
     planter: &'g Planter,
+    /// By number: who plants what is below it.
+    keepers: HashMap<i32, Shelter<'g>>,
     gate: &'g Gate,
     area: u64,
     /// The other end of the courier's socket.
@@ -291,15 +308,31 @@ struct Garden<'g> {
 }
 
 impl Garden<'_> {
-    /// A seed of init's, stopped and settled.
-    fn plant(&self, pid: i32, who: &str) -> Result<(Hand, OwnedFd), RestoreError> {
+    /// Init, or a keeper.
+    fn is_planter(&self, pid: i32) -> bool {
+        pid == tree::INIT || self.keepers.contains_key(&pid)
+    }
+
+    /// Whether one process makes both, one after the other.
+    fn are_alike(&self, one: &Step, next: &Step) -> bool {
+        match (one, next) {
+            (Step::Make { parent, pid, .. }, Step::Make { parent: other, .. }) => {
+                !self.is_planter(*parent) && parent == other && next.like(*pid) == *one
+            }
+            _ => false,
+        }
+    }
+
+    /// A seed of init's or of a keeper's, stopped and settled.
+    fn plant(&self, parent: i32, pid: i32, who: &str) -> Result<(Hand, OwnedFd), RestoreError> {
         use std::os::fd::AsFd;
         let failed = |what: &'static str| {
             move |errno: Errno| {
                 RestoreError::failed(format!("{who}: it cannot be {what}"), errno.desc())
             }
         };
-        let (host, pidfd) = self.planter.plant(pid, self.theirs.as_fd()).map_err(failed("made"))?;
+        let planter = self.keepers.get(&parent).map_or(self.planter, |it| &it.planter);
+        let (host, pidfd) = planter.plant(pid, self.theirs.as_fd()).map_err(failed("made"))?;
         self.gate.pass(host);
         ptrace::seize(host).and_then(|it| it.interrupt()).map_err(failed("stopped"))?;
         let stopped = ptrace::wait_for(host).map_err(failed("stopped"))?;
@@ -326,11 +359,12 @@ fn skeleton(
     sandbox: &Sandbox,
     classes: &Classes,
 ) -> Result<(HashMap<i32, Hand>, OwnedFd), RestoreError> {
-    let steps = commons::plan(&sandbox.processes, classes, garden.free + 1)
+    let keepers: Vec<i32> = sandbox.keepers.iter().map(|it| it.number).collect();
+    let steps = commons::plan(&sandbox.processes, &keepers, classes, garden.free + 1)
         .map_err(|it| RestoreError::refused(it.to_string()))?;
     let mut hands: HashMap<i32, Hand> = HashMap::new();
     let mut program = None;
-    for steps in steps.chunk_by(are_alike) {
+    for steps in steps.chunk_by(|one, next| garden.are_alike(one, next)) {
         carry_out(garden, steps, &mut hands, |pid, pidfd| {
             if pid == sandbox.run.program {
                 program = Some(pidfd);
@@ -376,16 +410,6 @@ fn name(process: &Process) -> String {
     }
 }
 
-/// Whether one process makes both, one after the other.
-fn are_alike(one: &Step, next: &Step) -> bool {
-    match (one, next) {
-        (Step::Make { parent, pid, .. }, Step::Make { parent: other, .. }) => {
-            *parent != 1 && parent == other && next.like(*pid) == *one
-        }
-        _ => false,
-    }
-}
-
 /// One step of the plan, or several that are alike. `planted` is told of what init has planted.
 fn carry_out(
     garden: &Garden<'_>,
@@ -400,8 +424,8 @@ fn carry_out(
     }
     let Some(step) = steps.first() else { return Ok(()) };
     match *step {
-        Step::Make { parent: 1, pid, .. } => {
-            let (made, pidfd) = garden.plant(pid, &format!("process {pid}"))?;
+        Step::Make { parent, pid, .. } if garden.is_planter(parent) => {
+            let (made, pidfd) = garden.plant(parent, pid, &format!("process {pid}"))?;
             planted(pid, pidfd);
             hands.insert(pid, made);
         }
@@ -440,8 +464,8 @@ fn carry_out(
             let ending =
                 hands.remove(&pid).ok_or_else(|| RestoreError::refused("a stand-in is lost"))?;
             end(ending)?;
-            // (Init waits for whatever it is left.)
-            if parent != 1 {
+            // (Init and keepers wait for whatever they are left.)
+            if !garden.is_planter(parent) {
                 let arguments = [pid as u64, 0, libc::__WALL as u64, 0];
                 hand(hands, parent)?.call(libc::SYS_wait4, arguments).map_err(of(pid))?;
             }

@@ -50,17 +50,17 @@ fn own(index: u32) -> impl Fn(Errno) -> RestoreError {
 pub fn restore(maker: &mut Maker<'_>) -> Result<Ptys, RestoreError> {
     let terminals = &maker.sandbox.terminals;
     let mut order: Vec<usize> = (0..terminals.len()).collect();
-    order.sort_by_key(|slot| terminals[*slot].index);
-    let mut made: Vec<Option<Arc<OwnedFd>>> = vec![None; terminals.len()];
+    // Those that have hung up last: their numbers are nobody's any more, and may be taken.
+    order.sort_by_key(|slot| (terminals[*slot].ends == Ends::HungUp, terminals[*slot].index));
+    let mut made: Vec<Option<(u32, Arc<OwnedFd>)>> = vec![None; terminals.len()];
     let mut gaps = Vec::new();
     for slot in order {
-        let master = make(maker, terminals[slot].index, &mut gaps)?;
+        let (index, master) = make(maker, &terminals[slot], &mut gaps)?;
         set_up(&master, &terminals[slot])?;
-        made[slot] = Some(Arc::new(master));
+        made[slot] = Some((index, Arc::new(master)));
     }
     drop(gaps);
-    let made = terminals.iter().zip(made).filter_map(|(pty, it)| Some((pty.index, it?)));
-    let ptys = Ptys { made: made.collect() };
+    let ptys = Ptys { made: made.into_iter().flatten().collect() };
     for (pty, (_, master)) in terminals.iter().zip(&ptys.made) {
         if pty.ends == Ends::HungUp {
             continue;
@@ -79,12 +79,13 @@ pub fn restore(maker: &mut Maker<'_>) -> Result<Ptys, RestoreError> {
     Ok(ptys)
 }
 
-/// The master with this number; those before it that were free go to `gaps`.
+/// The master with the number that it had, and that number; those before it that were free go to `gaps`.
 fn make(
     maker: &mut Maker<'_>,
-    index: u32,
+    pty: &Pty,
     gaps: &mut Vec<OwnedFd>,
-) -> Result<OwnedFd, RestoreError> {
+) -> Result<(u32, OwnedFd), RestoreError> {
+    let index = pty.index;
     let taken = || {
         let what = format!("cannot make the terminal {index} again: its number is taken");
         RestoreError::refused(what)
@@ -96,7 +97,9 @@ fn make(
         let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
         let master = maker.open(b"/dev/ptmx", flags, 0).map_err(failed(index))?;
         match pty_state::ask(master.as_fd(), Question::Index).map_err(own(index))? {
-            found if found == index => return Ok(master),
+            found if found == index || found > index && pty.ends == Ends::HungUp => {
+                return Ok((found, master));
+            }
             found if found > index => return Err(taken()),
             _ => gaps.push(master),
         }

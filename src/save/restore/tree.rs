@@ -11,12 +11,12 @@ use std::collections::{HashMap, HashSet};
 use crate::save::state::Process;
 
 /// Init, by its number.
-const INIT: i32 = 1;
+pub(super) const INIT: i32 = 1;
 
 /// One step. Processes are named by number; stand-ins have numbers too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// `parent` makes `pid`; with `parent` 1, init plants it.
+    /// `parent` makes `pid`; with `parent` 1, init plants it, and a keeper what is its own.
     Make {
         /// Who makes it.
         parent: i32,
@@ -105,6 +105,8 @@ pub struct Impossible {
 
 struct Planner<'p> {
     processes: &'p [Process],
+    /// Keepers, which lead a session each.
+    keepers: &'p [i32],
     children: HashMap<i32, Vec<&'p Process>>,
     /// See [`birthplaces`].
     birthplaces: HashMap<i32, Option<i32>>,
@@ -125,10 +127,12 @@ struct Planner<'p> {
     steps: Vec<Step>,
 }
 
-/// The steps for these processes, all of them with a parent among them or init. `siblings`: who is made by one
-/// that was made before it, in place of its parent. `free`: from here on numbers are nobody's.
+/// The steps for these processes, all of them with a parent among them, one of `keepers`, which are there
+/// already, or init. `siblings`: who is made by one that was made before it, in place of its parent. `free`:
+/// from here on numbers are nobody's.
 pub fn plan(
     processes: &[Process],
+    keepers: &[i32],
     siblings: &HashMap<i32, i32>,
     free: i32,
 ) -> Result<Vec<Step>, Impossible> {
@@ -139,25 +143,26 @@ pub fn plan(
         if let Some(sibling) = siblings.get(&process.pid) {
             besides.entry(*sibling).or_default().push(process);
         }
-        // A parent that is not there is init's business, as for the kernel.
-        let parent = if alive.contains_key(&process.parent) { process.parent } else { INIT };
-        children.entry(parent).or_default().push(process);
+        children.entry(home(process, &alive, keepers)).or_default().push(process);
     }
+    let roots = || keepers.iter().chain([&INIT]).map(|root| (*root, *root));
     let mut planner = Planner {
         processes,
+        keepers,
         birthplaces: birthplaces(processes, &children),
         children,
         alive,
         siblings,
         besides,
         made: HashSet::new(),
-        session: HashMap::from([(INIT, INIT)]),
-        group: HashMap::from([(INIT, INIT)]),
+        session: roots().collect(),
+        group: roots().collect(),
         standing_in: Vec::new(),
         next_free: free,
         steps: Vec::new(),
     };
     planner.children_of(INIT);
+    keepers.iter().for_each(|keeper| planner.children_of(*keeper));
     planner.orphans();
     if let Some(left) = processes.iter().find(|it| !planner.made.contains(&it.pid)) {
         return Err(Impossible { pid: left.pid, session: left.session });
@@ -166,6 +171,12 @@ pub fn plan(
     planner.groups()?;
     planner.end_stand_ins();
     Ok(planner.steps)
+}
+
+/// Whose child a process is. A parent that is not there is init's business, as for the kernel.
+fn home(process: &Process, alive: &HashMap<i32, &Process>, keepers: &[i32]) -> i32 {
+    let parent = process.parent;
+    if alive.contains_key(&parent) || keepers.contains(&parent) { parent } else { INIT }
 }
 
 /// The session that each process has to be born into: its own, or, where it has started one since, that of
@@ -190,6 +201,15 @@ fn birthplaces(
 }
 
 impl<'p> Planner<'p> {
+    fn home(&self, process: &Process) -> i32 {
+        home(process, &self.alive, self.keepers)
+    }
+
+    /// It is there before all others, and leads its session.
+    fn is_root(&self, pid: i32) -> bool {
+        pid == INIT || self.keepers.contains(&pid)
+    }
+
     fn make(&mut self, parent: i32, pid: i32, stands_in: bool) {
         self.make_by(parent, pid, stands_in, false);
     }
@@ -281,8 +301,8 @@ impl<'p> Planner<'p> {
     fn orphans(&mut self) {
         loop {
             let orphan = self.processes.iter().find(|it| {
-                let parent = if self.alive.contains_key(&it.parent) { it.parent } else { INIT };
-                let is_next = parent == INIT || self.made.contains(&parent);
+                let parent = self.home(it);
+                let is_next = self.is_root(parent) || self.made.contains(&parent);
                 is_next && !self.made.contains(&it.pid) && !self.is_beside(it)
             });
             let Some(orphan) = orphan else { return };
@@ -301,7 +321,11 @@ impl<'p> Planner<'p> {
         if leader_stands_in {
             return Some(session);
         }
-        let parent = if self.alive.contains_key(&orphan.parent) { orphan.parent } else { INIT };
+        let parent = self.home(orphan);
+        if self.is_root(session) {
+            // What is left behind there goes to that one, whose own have been made.
+            return None;
+        }
         if self.alive.contains_key(&session) {
             // By the leader: what that stand-in leaves behind goes to the next subreaper above, or init.
             if self.session.get(&session) != Some(&session) || self.heir(session) != parent {
@@ -324,7 +348,7 @@ impl<'p> Planner<'p> {
             }
             at = Some(process.parent);
         }
-        INIT
+        at.filter(|pid| self.is_root(*pid)).unwrap_or(INIT)
     }
 
     fn end_stand_ins(&mut self) {
@@ -355,7 +379,7 @@ impl<'p> Planner<'p> {
         let group = process.group;
         let members = self.processes.iter().filter(|it| self.group.get(&it.pid) == Some(&group));
         let members = members.collect::<Vec<_>>();
-        if members.iter().any(|it| it.group == group) {
+        if self.is_root(group) || members.iter().any(|it| it.group == group) {
             return Ok(());
         }
         match (self.alive.get(&group).copied(), members.first()) {
@@ -405,8 +429,14 @@ mod tests {
     use crate::save::state::testing::process;
 
     /// Carries the steps out as the kernel would: (parent, session, group) of each that is left.
-    fn carry_out(steps: &[Step], subreapers: &[i32]) -> HashMap<i32, (i32, i32, i32)> {
+    fn carry_out(
+        steps: &[Step],
+        keepers: &[i32],
+        subreapers: &[i32],
+    ) -> HashMap<i32, (i32, i32, i32)> {
         let mut all = HashMap::from([(1, (0, 1, 1))]);
+        all.extend(keepers.iter().map(|keeper| (*keeper, (1, *keeper, *keeper))));
+        let subreapers = &[keepers, subreapers].concat();
         for step in steps {
             match *step {
                 Step::Make { parent, pid, .. } => {
@@ -436,11 +466,19 @@ mod tests {
                 }
             }
         }
-        all.remove(&1);
+        all.retain(|pid, _| *pid != 1 && !keepers.contains(pid));
         all
     }
 
     fn check(wanted: &[(i32, i32, i32, i32)], subreapers: &[i32]) -> Vec<Step> {
+        check_below(&[], wanted, subreapers)
+    }
+
+    fn check_below(
+        keepers: &[i32],
+        wanted: &[(i32, i32, i32, i32)],
+        subreapers: &[i32],
+    ) -> Vec<Step> {
         let processes: Vec<Process> = wanted
             .iter()
             .map(|(pid, parent, session, group)| {
@@ -449,8 +487,8 @@ mod tests {
                 it
             })
             .collect();
-        let steps = plan(&processes, &HashMap::new(), 1000).unwrap();
-        let found = carry_out(&steps, subreapers);
+        let steps = plan(&processes, keepers, &HashMap::new(), 1000).unwrap();
+        let found = carry_out(&steps, keepers, subreapers);
         let wanted: HashMap<_, _> = wanted
             .iter()
             .map(|(pid, parent, session, group)| (*pid, (*parent, *session, *group)))
@@ -488,10 +526,24 @@ mod tests {
     }
 
     #[test]
+    fn what_keepers_keep_is_made_below_them() {
+        // A program with a pipeline, and another one whose daemon has been left behind.
+        let run = [(2, 1, 1, 2), (3, 2, 1, 2)];
+        let first = [(5, 4, 4, 5), (6, 5, 4, 6), (7, 5, 4, 6)];
+        let second = [(9, 8, 8, 9), (11, 8, 10, 10), (12, 8, 8, 9), (13, 8, 8, 8)];
+        check_below(&[4, 8], &[&run[..], &first, &second].concat(), &[]);
+        // The program has ended, and so has one that led a session.
+        check_below(&[4], &[(2, 1, 1, 2), (6, 4, 4, 5), (7, 4, 9, 9), (8, 7, 9, 7)], &[]);
+        // A keeper that has ended is nobody.
+        check_below(&[], &[(2, 1, 1, 2), (5, 1, 4, 5), (6, 5, 4, 6)], &[]);
+    }
+
+    #[test]
     fn what_no_kernel_can_have_made_is_named() {
         // Its session is led by a process that its parent has nothing to do with.
         let processes = [process(2, 1, 1, 2), process(5, 2, 5, 5), process(6, 2, 5, 5)];
-        assert_eq!(plan(&processes, &HashMap::new(), 100), Err(Impossible { pid: 6, session: 5 }));
+        let planned = plan(&processes, &[], &HashMap::new(), 100);
+        assert_eq!(planned, Err(Impossible { pid: 6, session: 5 }));
     }
 
     proptest::proptest! {
@@ -531,6 +583,11 @@ mod tests {
             let mut wanted: Vec<_> = all.iter().map(|(pid, it)| (*pid, it.0, it.1, it.2)).collect();
             wanted.sort_unstable();
             check(&wanted, &[]);
+            // The same below a keeper, beside a run that has one process.
+            let below = |pid: i32| if pid == 1 { 101 } else { pid };
+            let below = wanted.iter().map(|it| (it.0, below(it.1), below(it.2), below(it.3)));
+            let beside = [(102, 1, 1, 102)].into_iter().chain(below).collect::<Vec<_>>();
+            check_below(&[101], &beside, &[]);
         }
     }
 }

@@ -74,9 +74,9 @@ impl Capture<'_, '_> {
             libc::S_IFIFO => {
                 if !self.holder.leads_to(&found.link, found.inode()) {
                     // Nobody finds it any more: it is as good as a pipe.
-                    return self.pipe(found, false).map(FileKind::Pipe);
+                    return self.pipe(found, false, None).map(FileKind::Pipe);
                 }
-                let pipe = self.pipe(found, true)?;
+                let pipe = self.pipe(found, true, None)?;
                 self.by_path(found, Some(pipe))
             }
             libc::S_IFCHR if self.streams.terminal == Some(found.inode()) => {

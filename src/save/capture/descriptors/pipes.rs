@@ -1,5 +1,6 @@
 //! Pipes and FIFOs, with what waits in them.
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
@@ -12,19 +13,26 @@ use super::{Capture, Found};
 use crate::save::capture::collector::Collector;
 use crate::save::capture::known::PipeEnds;
 use crate::save::error::SaveError;
-use crate::save::state::Pipe;
+use crate::save::state::{FileKind, Pipe};
 use crate::sys::descriptors;
 
 impl Capture<'_, '_> {
-    /// The index of a pipe, of which this is an end.
-    pub(super) fn pipe(&mut self, found: &Found, named: bool) -> Result<u32, SaveError> {
-        if !self.collector.known.pipes.contains_key(&found.inode()) {
+    /// The index of a pipe, of which this is an end. `named`: a FIFO; `given`: as a stream of a later program.
+    pub(super) fn pipe(
+        &mut self,
+        found: &Found,
+        named: bool,
+        given: Option<u32>,
+    ) -> Result<u32, SaveError> {
+        let inode = found.inode();
+        if !self.collector.known.pipes.contains_key(&inode) {
             let pipe = self.look_into(found)?;
             let index = self.collector.pipes.len() as u32;
             self.collector.pipes.push(pipe);
             let holder = self.holder.name.clone();
-            let ends = PipeEnds { index, holder, found: [false; 2], open: [false; 2], named };
-            self.collector.known.pipes.insert(found.inode(), ends);
+            let (found, open) = ([false; 2], [false; 2]);
+            let ends = PipeEnds { index, holder, found, open, named, given };
+            self.collector.known.pipes.insert(inode, ends);
         }
         let open = if found.is_path_only() { [false; 2] } else { self.open_ends(found)? };
         let Some(ends) = self.collector.known.pipes.get_mut(&found.inode()) else { return Ok(0) };
@@ -108,13 +116,22 @@ fn read_out(reader: &OwnedFd, waiting: usize) -> Result<Peeked, Errno> {
     Ok((content, packets))
 }
 
-/// A pipe whose other end somebody outside has would lead nowhere.
-pub(super) fn check_ends(collector: &Collector) -> Result<(), SaveError> {
+/// A pipe whose other end somebody outside has would lead nowhere. One that a later program was given ends where
+/// what has been written to it ends; if it is to be written to, another stream takes its place.
+pub(super) fn check_ends(collector: &mut Collector) -> Result<(), SaveError> {
     let known = &collector.known;
+    let mut replaced = HashMap::new();
     let is_others = |inode, ends: &PipeEnds| !ends.named && !known.devices.contains_key(inode);
     for (_, ends) in known.pipes.iter().filter(|(inode, ends)| is_others(inode, ends)) {
         for (at, end) in ["reads", "writes"].into_iter().enumerate() {
-            if ends.open[at] && !ends.found[at] {
+            if !ends.open[at] || ends.found[at] {
+                continue;
+            }
+            if let Some(stream) = ends.given {
+                if at == 0 {
+                    replaced.insert(ends.index, stream);
+                }
+            } else {
                 return Err(SaveError::refused(format!(
                     "{} holds a pipe which somebody outside the sandbox {end}; \
                      end the program that was started with it first",
@@ -122,6 +139,17 @@ pub(super) fn check_ends(collector: &Collector) -> Result<(), SaveError> {
                 )));
             }
         }
+    }
+    for file in &mut collector.files {
+        if let FileKind::Pipe(index) = file.kind
+            && let Some(stream) = replaced.get(&index)
+        {
+            file.kind = FileKind::LaterStream(*stream);
+        }
+    }
+    for index in replaced.keys() {
+        // Whoever reads it has that, or will.
+        collector.pipes[*index as usize].content.clear();
     }
     Ok(())
 }

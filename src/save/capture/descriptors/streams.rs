@@ -12,6 +12,7 @@ use serde_bytes::ByteBuf;
 use super::{Found, Holder, identity};
 use crate::save::error::SaveError;
 use crate::save::state::{FileKind, Identity};
+use crate::sentry::GivenStream;
 use crate::sys::descriptors;
 
 /// The caller's standard streams, as the supervisor holds them, and the terminal that the guest got in
@@ -21,6 +22,8 @@ pub struct Streams {
     own: Vec<Stream>,
     /// Device and inode of the guest's own terminal.
     pub terminal: Option<(u64, u64)>,
+    /// What programs that were started later were given, by number.
+    pub later: Vec<(u32, GivenStream)>,
 }
 
 #[derive(Debug)]
@@ -46,7 +49,7 @@ impl Streams {
             };
             Ok(Stream { number: *number, file, inode: (stat.dev(), stat.ino()), regular })
         });
-        Ok(Streams { own: own.collect::<io::Result<_>>()?, terminal: None })
+        Ok(Streams { own: own.collect::<io::Result<_>>()?, ..Streams::default() })
     }
 
     /// Which stream a descriptor stands for, and whether by another description than the caller's.
@@ -82,6 +85,18 @@ impl Streams {
             return Ok(None);
         }
         Ok(Some((number, !found.stat.is_file() || i64::from(found.fd) != i64::from(number))))
+    }
+
+    /// Which stream of a later program a descriptor stands for.
+    pub(super) fn given_later(&self, found: &Found) -> Option<u32> {
+        let mount = found.info.mount()?;
+        let own = GivenStream { inode: found.inode(), mount };
+        let all = self.later.iter().filter(|(_, given)| *given == own).map(|(number, _)| *number);
+        // What can be written to is rather for output, whatever else it is.
+        let writes = found.access()[1];
+        all.min_by_key(|number| {
+            (writes != (*number > 0), i64::from(*number) != i64::from(found.fd))
+        })
     }
 
     pub(super) fn kind(&self, number: u32, reopened: bool) -> FileKind {

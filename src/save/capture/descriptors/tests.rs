@@ -142,6 +142,7 @@ fn sandbox(table: &Table, collector: &Collector) -> Sandbox {
         repeat: None,
         spaces: Vec::new(),
         processes: Vec::new(),
+        keepers: Vec::new(),
         sharing: Vec::new(),
         files: collector.files.clone(),
         tables: vec![table.clone()],

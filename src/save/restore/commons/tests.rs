@@ -155,7 +155,7 @@ impl World {
     fn check(&self) -> Result<(), Impossible> {
         let (processes, sharing) = self.image();
         let classes = Classes::of(&processes, &sharing).unwrap();
-        let steps = plan(&processes, &classes, 1000)?;
+        let steps = plan(&processes, &[], &classes, 1000)?;
         let again = self.again(&steps);
         for what in Resource::ALL {
             assert_eq!(again.sharing(what), self.sharing(what), "{what:?}: {steps:?}");
@@ -229,7 +229,7 @@ fn what_nobody_can_have_made_is_named() {
     processes[2].space = Some(0);
     let sharing = [Sharing { what: Resource::Memory, tasks: vec![2, 4] }];
     let classes = Classes::of(&processes, &sharing).unwrap();
-    let impossible = plan(&processes, &classes, 100).unwrap_err();
+    let impossible = plan(&processes, &[], &classes, 100).unwrap_err();
     assert!(matches!(impossible, Impossible::Sharing { what: Resource::Memory, .. }));
 }
 

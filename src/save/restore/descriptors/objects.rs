@@ -159,7 +159,7 @@ impl Maker<'_> {
     pub(super) fn set_owner(&mut self, index: usize, file: &OpenFile) -> Result<(), RestoreError> {
         const F_SETSIG: u64 = 10;
         const F_SETOWN_EX: u64 = 15;
-        if matches!(file.kind, FileKind::Stream { .. }) {
+        if file.kind.is_stream() {
             return Ok(());
         }
         let made = self.made(index as u32)?.try_clone();

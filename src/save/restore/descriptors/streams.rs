@@ -49,6 +49,28 @@ impl RestoreStreams {
         Ok(copy)
     }
 
+    /// What a later program has in place of what whoever asked for it gave: nothing to be read, and the run's own
+    /// streams for output.
+    pub(super) fn of_later(
+        &self,
+        maker: &mut Maker<'_>,
+        stream: u32,
+        file: &OpenFile,
+    ) -> Result<OwnedFd, RestoreError> {
+        let own = match stream {
+            0 => {
+                let flags = file.flags as i32 & libc::O_ACCMODE | libc::O_CLOEXEC;
+                let null = maker.open(b"/dev/null", flags, 0);
+                return null.map_err(RestoreError::of("cannot open /dev/null"));
+            }
+            1 | 2 => &self.own[stream as usize],
+            _ => return Err(RestoreError::refused("the image is damaged: a standard stream")),
+        };
+        own.try_clone().map_err(|error| {
+            RestoreError::failed(format!("cannot copy standard stream {stream}"), error)
+        })
+    }
+
     pub(super) fn own_terminal(&self, file: &OpenFile) -> Result<OwnedFd, RestoreError> {
         let Some(terminal) = &self.terminal else {
             return Err(RestoreError::refused(

@@ -44,7 +44,7 @@ impl Maker<'_> {
             for (number, target, events, data) in disarmed.into_iter().chain(armed) {
                 let stream = matches!(
                     sandbox.files.get(target as usize),
-                    Some(it) if matches!(it.kind, FileKind::Stream { .. })
+                    Some(it) if it.kind.is_stream()
                 );
                 let target = self.copy_of(target)?;
                 match self.watch(&epoll, &target, number, (events, data)) {

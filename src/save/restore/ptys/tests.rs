@@ -255,14 +255,17 @@ fn sessions_and_foreground_groups_are_known() {
 }
 
 #[test]
-fn terminals_without_a_master_inside_are_refused_by_name() {
+fn terminals_without_a_master_inside_have_hung_up_for_an_image() {
     let mut guest = Guest::new();
     let master = guest.master();
     let slave = guest.slave(0);
-    let _held = pty_state::copy_of(guest.hand.tid(), master).unwrap();
+    let held = pty_state::copy_of(guest.hand.tid(), master).unwrap();
     guest.close(master);
-    let error = guest.taken(&[slave]).unwrap_err().to_string();
-    assert!(error.contains("/dev/pts/0") && error.contains("sandbox exec"), "{error}");
+    let before = pty_state::settings(held.as_fd()).unwrap();
+    let (_, found) = guest.taken(&[slave]).unwrap();
+    assert_eq!(found.iter().map(|it| it.ends).collect::<Vec<_>>(), [Ends::HungUp]);
+    // Who goes on has noticed nothing.
+    assert_eq!(pty_state::settings(held.as_fd()).unwrap(), before);
 }
 
 #[test]

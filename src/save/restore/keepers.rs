@@ -1,0 +1,97 @@
+//! Keepers of programs that were started later, made again by init before everything else: what is theirs is
+//! planted by them, so that it is in their session and below them.
+
+use std::collections::{HashMap, HashSet};
+use std::os::fd::OwnedFd;
+
+use nix::errno::Errno;
+
+use crate::launch::{self, Planter};
+use crate::save::error::RestoreError;
+use crate::save::state::{Keeper, Sandbox};
+use crate::sentry::Kernel;
+
+/// One in the making.
+pub(super) struct Shelter<'s> {
+    saved: &'s Keeper,
+    /// What plants below it.
+    pub(super) planter: Planter,
+    /// As the host numbers it, and what stands for it.
+    host: i32,
+    pidfd: OwnedFd,
+}
+
+/// One that keeps a program, or what one has left behind.
+#[derive(Debug)]
+pub struct Kept {
+    /// Speaks to it.
+    pub keeper: launch::Keeper,
+    /// As the host numbers it.
+    pub host: i32,
+    /// Stands for it.
+    pub pidfd: OwnedFd,
+    /// Its program as the host numbers it, if that has not ended.
+    pub program: Option<i32>,
+    /// What it is to the image.
+    pub saved: Keeper,
+}
+
+/// Makes all, by number.
+pub(super) fn make<'s>(
+    planter: &Planter,
+    sandbox: &'s Sandbox,
+    kernel: &Kernel,
+) -> Result<HashMap<i32, Shelter<'s>>, RestoreError> {
+    check(sandbox)?;
+    let mut all = HashMap::with_capacity(sandbox.keepers.len());
+    for saved in &sandbox.keepers {
+        let (host, pidfd, planter) =
+            planter.shelter(saved.number).map_err(failed(saved, "made"))?;
+        kernel.add_keeper(host, &saved.container);
+        all.insert(saved.number, Shelter { saved, planter, host, pidfd });
+    }
+    Ok(all)
+}
+
+/// Each is nothing else, and its program is its own.
+fn check(sandbox: &Sandbox) -> Result<(), RestoreError> {
+    let processes = || sandbox.processes.iter();
+    let threads = processes().flat_map(|it| it.threads.iter().map(|thread| thread.tid));
+    let mut numbers: HashSet<i32> = processes().map(|it| it.pid).chain(threads).collect();
+    for keeper in &sandbox.keepers {
+        let is_own = |pid: i32| processes().any(|it| (it.pid, it.parent) == (pid, keeper.number));
+        let is_right = keeper.number > 1
+            && numbers.insert(keeper.number)
+            && (keeper.program == 0 || is_own(keeper.program))
+            && crate::config::check_container(&keeper.container).is_ok();
+        if !is_right {
+            let number = keeper.number;
+            return Err(RestoreError::refused(format!(
+                "the image is damaged: what process {number} keeps"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// All that they have planted has grown: they keep it from here on. `hosts`: the numbers of processes for the
+/// host, by those for the guest.
+pub(super) fn adopt(
+    shelters: HashMap<i32, Shelter<'_>>,
+    hosts: &HashMap<i32, i32>,
+) -> Result<Vec<Kept>, RestoreError> {
+    let mut all = Vec::with_capacity(shelters.len());
+    for shelter in shelters.into_values() {
+        let Shelter { saved, planter, host, pidfd } = shelter;
+        let adopted = planter.adopt(saved.program, saved.hang_up);
+        let keeper = adopted.and_then(|()| planter.into_keeper()).map_err(failed(saved, "kept"))?;
+        let program = hosts.get(&saved.program).copied();
+        all.push(Kept { keeper, host, pidfd, program, saved: saved.clone() });
+    }
+    Ok(all)
+}
+
+fn failed(keeper: &Keeper, what: &'static str) -> impl Fn(Errno) -> RestoreError {
+    let who = format!("the keeper {} of {}", keeper.number, keeper.path);
+    move |errno| RestoreError::failed(format!("{who} cannot be {what}"), errno.desc())
+}
