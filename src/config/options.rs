@@ -13,6 +13,7 @@ use super::paths::{parse_pair, quoted};
 use super::profile::{Origin, Setting};
 use super::{Network, Voice, Walls, Without};
 use crate::sentry::net::Policy;
+use crate::sentry::net::publish::Wish;
 
 /// The wishes of one run.
 #[derive(Debug, Clone)]
@@ -57,6 +58,8 @@ pub struct Options {
     pub landlock: bool,
     /// What may be reached, and what not whatever else says so.
     pub reach: Policy,
+    /// Ports of the host that are to lead inside.
+    pub publish: Vec<Wish>,
     /// Descriptors to inherit.
     pub descriptors: Vec<RawFd>,
     /// What the run may use.
@@ -98,6 +101,7 @@ impl Default for Options {
             walls: Walls::Namespaces,
             landlock: false,
             reach: Policy::default(),
+            publish: Vec::new(),
             descriptors: Vec::new(),
             limits: LimitWishes::default(),
             without: Without::empty(),

@@ -6,6 +6,8 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod publish;
+
 use std::path::{Path, PathBuf};
 
 use common::{
