@@ -188,12 +188,14 @@ pub enum RuleKind {
     Deny,
     /// `--allow`
     Allow,
+    /// `--unix`
+    Socket,
 }
 
 impl RuleKind {
     /// Its path may be a pattern.
     pub(crate) fn takes_patterns(self) -> bool {
-        !matches!(self, RuleKind::Tmpfs | RuleKind::Overlay)
+        !matches!(self, RuleKind::Tmpfs | RuleKind::Overlay | RuleKind::Socket)
     }
 
     /// The flag's name.
@@ -206,6 +208,7 @@ impl RuleKind {
             RuleKind::Overlay => "--overlay",
             RuleKind::Deny => "--deny",
             RuleKind::Allow => "--allow",
+            RuleKind::Socket => "--unix",
         }
     }
 }

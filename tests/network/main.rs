@@ -7,6 +7,7 @@
 mod common;
 
 mod publish;
+mod unix;
 
 use std::path::{Path, PathBuf};
 

@@ -331,7 +331,7 @@ fn what_cannot_be_published_is_said_before_anything_runs() {
         refused(&["--publish", "1:80"], &["ports below 1024", "root"]);
     }
     // A file of the project's widens nothing.
-    workspace.write("sandbox.toml", "publish = '8080'\n");
+    workspace.write("sandbox.toml", "publish = '8080'\nunix = '/none'\n");
     let told = workspace.inside(&["true"]);
-    told.success().err_has("publish");
+    told.success().err_has("publish").err_has("unix");
 }

@@ -341,6 +341,10 @@ pub static KEYS: &[Key] = &[
         "Lead HOSTPORT of the host (of 127.0.0.1, if no ADDR is named; 0: any that is free) to PORT inside, of /tcp or \
          /udp; see sandbox port",
     ),
+    Key::new("unix", Form::Paths, Project::LeftOut, Group::Network, "", |o, s| {
+        place(o, s, RuleKind::Socket)
+    })
+    .help("PATH", "Let the program connect to this unix socket of the host"),
     Key::new("walls", Form::Word, Project::LeftOut, Group::Network, "namespaces", |o, s| {
         o.walls = if s.word() == "landlock" { Walls::Landlock } else { Walls::Namespaces };
         Ok(())
