@@ -20,6 +20,7 @@ use crate::save::restore::Grown;
 use crate::save::spec;
 use crate::sentry::file_log::Report;
 use crate::sentry::net;
+use crate::sentry::net::publish::{Doors, Publisher};
 use crate::sentry::{self, Kernel, KernelArgs, KernelError, Measured, Randomness, Starting, Time};
 use crate::sys::descriptors;
 use crate::sys::message::Descriptors;
@@ -122,6 +123,8 @@ fn begin(
             if spec.deterministic.is_some() { time.repeating() } else { time }
         }
     };
+    // Whoever cannot have a port is told before anything is made.
+    let doors = Doors::open(&spec.publish)?;
     let mut plan = Plan::new(spec, beside.layers, settings, signals.before, &time, apart.as_ref())?;
     let mut image = image;
     if let Some(image) = &mut image {
@@ -146,9 +149,10 @@ fn begin(
         let job = Job::new(terminal.as_ref());
         let starting = kernel.begin_start().await?;
         // Before the program, which may look a name up at once.
-        if let Some(outpost) = launch.behind().take_outpost() {
-            join_network(spec, &kernel, outpost)?;
-        }
+        let publisher = match launch.behind().take_outpost() {
+            Some(outpost) => join_network(spec, &kernel, outpost, doors)?,
+            None => None,
+        };
         // Init need not wait for the supervisor once more: what a guest asks before somebody receives
         // is kept by the kernel, and the guest waits.
         if image.is_none() {
@@ -159,7 +163,7 @@ fn begin(
             .flatten();
         let behind = launch.finish()?;
         let supervisor = Supervisor::new(spec, &plan, behind, kernel, job, starting)?;
-        let mut supervisor = Supervisor { packets, at_end: beside.at_end, ..supervisor };
+        let mut supervisor = Supervisor { packets, publisher, at_end: beside.at_end, ..supervisor };
         supervisor.serve(control.as_deref_mut(), terminal.as_ref(), beside.saver)?;
         supervisor.run(signals, terminal, image.zip(area)).await
     });
@@ -203,6 +207,7 @@ struct Supervisor<'r> {
     starting: Option<Starting>,
     job: Job,
     packets: Option<RefusedPackets>,
+    publisher: Option<Publisher>,
     /// Signals that arrived before the program was known to run.
     early: Vec<i32>,
     /// See [`Beside`].
@@ -234,16 +239,30 @@ fn make_kernel(spec: &RunSpec, behind: &mut Behind, time: Time) -> Result<Arc<Ke
     Ok(kernel)
 }
 
-/// Lets the guests reach what they may.
-fn join_network(spec: &RunSpec, kernel: &Arc<Kernel>, outpost: OwnedFd) -> Result<(), Error> {
-    let inside = net::Inside::new(outpost);
-    let network = net::Network::new(spec.reach.clone(), inside).map(Arc::new);
-    let joined = network.and_then(|network| {
-        net::Resolver::start(kernel, &network)?;
-        kernel.connect(network);
-        Ok(())
-    });
-    joined.map_err(|errno| Error::Own("join the sandbox's network", errno.into()))
+/// Lets the guests reach what they may, and be reached where they are to be.
+fn join_network(
+    spec: &RunSpec,
+    kernel: &Arc<Kernel>,
+    outpost: OwnedFd,
+    doors: Doors,
+) -> Result<Option<Publisher>, Error> {
+    let inside = Arc::new(net::Inside::new(outpost));
+    if spec.network == Network::Allow {
+        let network =
+            net::Network::new(spec.reach.clone(), Arc::clone(&inside), spec.lowest_port());
+        let joined = network.map(Arc::new).and_then(|network| {
+            net::Resolver::start(kernel, &network)?;
+            kernel.connect(network);
+            Ok(())
+        });
+        joined.map_err(|errno| Error::Own("join the sandbox's network", errno.into()))?;
+    }
+    if doors.is_empty() {
+        return Ok(None);
+    }
+    kernel.publish(doors.published());
+    let publisher = Publisher::start(doors, inside);
+    publisher.map(Some).map_err(|error| Error::Own("publish ports", error))
 }
 
 impl<'r> Supervisor<'r> {
@@ -285,6 +304,7 @@ impl<'r> Supervisor<'r> {
             starting: Some(starting),
             job,
             packets: None,
+            publisher: None,
             early: Vec::new(),
             at_end: None,
             noted: None,
@@ -505,6 +525,9 @@ impl<'r> Supervisor<'r> {
         let status = end.status;
         measured.iter_mut().for_each(|measured| measure::complete(measured, &end));
         self.behind.wait();
+        if let Some(publisher) = self.publisher.take() {
+            publisher.finish().await;
+        }
         self.kernel.look_at_limits();
         self.kernel.emit(&sentry::Event::Exited {
             pid: self.pid,

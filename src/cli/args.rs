@@ -124,6 +124,8 @@ pub(super) enum Verb {
     },
     /// Print what a sandbox has used
     Stats(super::stats::Command),
+    /// Print which ports of the host lead to a sandbox (--publish)
+    Port(super::port::Command),
     /// Watch what the sandboxes use, or the processes of one (q ends it)
     Top(super::top::Command),
     /// Print what a detached sandbox has printed

@@ -100,7 +100,14 @@ fn network(spec: &RunSpec) -> Vec<String> {
         let rules: Vec<String> = rules.iter().map(ToString::to_string).collect();
         (!rules.is_empty()).then(|| format!("{word} {}", rules.join(", ")))
     };
-    match spec.network {
+    let published = spec.publish.iter().map(|wish| {
+        let host = match wish.host.port() {
+            0 => format!("any free port of {}", wish.host.ip()),
+            _ => wish.host.to_string(),
+        };
+        format!("{host} leads to {}/{} (--publish)", wish.guest, wish.transport)
+    });
+    let mut lines = match spec.network {
         Network::None if spec.walls == Walls::Landlock => {
             vec!["none, not even a loopback (--net host for the host's)".to_owned()]
         }
@@ -112,7 +119,9 @@ fn network(spec: &RunSpec) -> Vec<String> {
             .chain(rules("reaches", &spec.reach.allow))
             .chain(rules("never", &spec.reach.deny))
             .collect(),
-    }
+    };
+    lines.extend(published);
+    lines
 }
 
 fn files(mounts: &[Mount], apart: bool) -> Vec<String> {

@@ -18,6 +18,7 @@ mod learn;
 mod logs;
 mod options;
 mod pause;
+mod port;
 mod profile;
 mod progress;
 mod ps;
@@ -87,6 +88,7 @@ fn dispatch(line: CommandLine, words: &[OsString]) -> i32 {
         Some(Verb::Discard(command)) => discard::run(&command),
         Some(Verb::Wait { id }) => wait::run(&id),
         Some(Verb::Stats(command)) => stats::run(&command),
+        Some(Verb::Port(command)) => port::run(&command),
         Some(Verb::Top(command)) => top::run(&command),
         Some(Verb::Logs(command)) => logs::run(&command),
         Some(Verb::Dmesg(command)) => dmesg::run(&command),
@@ -148,6 +150,7 @@ const RESERVED: &[&str] = &[
     "inspect",
     "wait",
     "stats",
+    "port",
     "top",
     "sockets",
     "dmesg",

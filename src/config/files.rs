@@ -10,6 +10,7 @@ mod exceptions;
 mod objects;
 mod overlays;
 mod patterns;
+mod sockets;
 mod sources;
 mod walk;
 
@@ -167,6 +168,7 @@ impl Plan<'_> {
                 let kind = MountKind::Overlay { source: source.clone(), skeleton: false };
                 Mount { target: source, kind, why }
             }
+            RuleKind::Socket => self.socket(&flag, &path)?,
             RuleKind::Tmpfs | RuleKind::Hide | RuleKind::Deny | RuleKind::Allow => {
                 check(rule.kind.flag(), &path)?;
                 let place = match self.find(&flag, &path) {

@@ -18,6 +18,7 @@ mod listing;
 mod options;
 mod paths;
 pub mod profile;
+mod publish;
 mod root;
 mod saved;
 mod secrets;
@@ -83,6 +84,7 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
     let time = TimeSpec::parse(&options.time).map_err(|error| refuse!("{error}"))?;
     let limits = limits::choose(&options.limits, host, &identity)?;
     let network = network(options)?;
+    let publish = publish::choose(options, network)?;
     let mut features =
         features(options, network, &limits, time.as_ref(), host) | syncs(options, &view)?;
     // What root believes comes before such a rule is asked, and what the sentry opens Landlock does not look at:
@@ -105,6 +107,7 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
         walls: options.walls,
         landlock: options.landlock,
         reach: options.reach.clone(),
+        publish,
         features,
         mounts: view.into_mounts(),
         idle,

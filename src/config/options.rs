@@ -13,6 +13,7 @@ use super::paths::{parse_pair, quoted};
 use super::profile::{Origin, Setting};
 use super::{Network, Voice, Walls, Without};
 use crate::sentry::net::Policy;
+use crate::sentry::net::publish::Wish;
 
 /// The wishes of one run.
 #[derive(Debug, Clone)]
@@ -57,6 +58,8 @@ pub struct Options {
     pub landlock: bool,
     /// What may be reached, and what not whatever else says so.
     pub reach: Policy,
+    /// Ports of the host that are to lead inside.
+    pub publish: Vec<Wish>,
     /// Descriptors to inherit.
     pub descriptors: Vec<RawFd>,
     /// What the run may use.
@@ -98,6 +101,7 @@ impl Default for Options {
             walls: Walls::Namespaces,
             landlock: false,
             reach: Policy::default(),
+            publish: Vec::new(),
             descriptors: Vec::new(),
             limits: LimitWishes::default(),
             without: Without::empty(),
@@ -184,12 +188,14 @@ pub enum RuleKind {
     Deny,
     /// `--allow`
     Allow,
+    /// `--unix`
+    Socket,
 }
 
 impl RuleKind {
     /// Its path may be a pattern.
     pub(crate) fn takes_patterns(self) -> bool {
-        !matches!(self, RuleKind::Tmpfs | RuleKind::Overlay)
+        !matches!(self, RuleKind::Tmpfs | RuleKind::Overlay | RuleKind::Socket)
     }
 
     /// The flag's name.
@@ -202,6 +208,7 @@ impl RuleKind {
             RuleKind::Overlay => "--overlay",
             RuleKind::Deny => "--deny",
             RuleKind::Allow => "--allow",
+            RuleKind::Socket => "--unix",
         }
     }
 }

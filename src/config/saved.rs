@@ -230,6 +230,7 @@ impl SavedSpec {
             walls: super::Walls::Namespaces,
             landlock: false,
             reach: Policy::default(),
+            publish: Vec::new(),
             descriptors: Vec::new(),
             limits,
             features,

@@ -12,8 +12,12 @@ use super::deterministic::Deterministic;
 use super::limits::Limits;
 use crate::sentry::Features;
 use crate::sentry::net::Policy;
+use crate::sentry::net::publish::Wish;
 use crate::sentry::paths::Rules;
 use crate::timekeeping::TimeSpec;
+
+/// From where on anybody may listen in a new network (ip_unprivileged_port_start in ip(7)).
+const UNPRIVILEGED: u16 = 1024;
 
 /// One run, complete. Immutable once [`crate::config::resolve`] has returned it.
 #[derive(Debug, Clone)]
@@ -47,6 +51,8 @@ pub struct RunSpec {
     pub landlock: bool,
     /// What may be reached from it, with [`Network::Allow`].
     pub reach: Policy,
+    /// Ports of the host that lead inside; none with [`Network::Host`].
+    pub publish: Vec<Wish>,
     /// The file view, in the order in which it is mounted (later entries lie over earlier ones).
     pub mounts: Vec<Mount>,
     /// Rules about files that say nothing here, as sentences.
@@ -77,6 +83,16 @@ impl RunSpec {
             self.mounts.iter().filter(named).map(|mount| mount.target.clone()).collect();
         all.sort();
         all
+    }
+
+    /// Whether the sentry needs sockets in the guests' own network.
+    pub fn needs_outpost(&self) -> bool {
+        self.network == Network::Allow || !self.publish.is_empty()
+    }
+
+    /// The first port that guests may listen at without any rights: published ones are for them.
+    pub fn lowest_port(&self) -> u16 {
+        self.publish.iter().map(|wish| wish.guest).fold(UNPRIVILEGED, u16::min)
     }
 
     /// Where file systems in memory are that the sandbox has for itself.

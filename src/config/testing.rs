@@ -137,6 +137,7 @@ pub(crate) fn options(rules: &[&str]) -> Options {
             RuleKind::Overlay,
             RuleKind::Deny,
             RuleKind::Allow,
+            RuleKind::Socket,
         ];
         Rule::new(kinds.into_iter().find(|kind| kind.flag() == flag).unwrap(), text)
     };

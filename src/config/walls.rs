@@ -2,8 +2,8 @@
 
 use super::error::refuse;
 use super::{
-    ConfigError, HOST_SOCKET, Host, Means, Mount, MountKind, Network, Options, RunSpec, View,
-    Walls, Why, quoted,
+    ConfigError, HOST_SOCKET, Host, Means, Mount, MountKind, Network, Options, RuleKind, RunSpec,
+    View, Walls, Why, quoted,
 };
 
 /// Refuses what needs namespaces where there are to be none.
@@ -34,10 +34,16 @@ fn first_wish(
     let reaches = spec.network == Network::Allow;
     let by_name = reaches && !options.reach.allow.is_empty();
     let hosts = "a network with some hosts takes a network namespace";
+    let names_socket = options.rules.iter().any(|rule| rule.kind == RuleKind::Socket);
     let wishes = [
         (options.root, "--root", "to be root inside takes a user namespace"),
         (by_name, "--allow-net", hosts),
         (reaches, "--net allow", hosts),
+        (
+            names_socket,
+            "--unix",
+            "the sentry connects programs to what lies in writable places alone",
+        ),
         (!is_own || options.user.is_some(), "--user", "another user takes a user namespace"),
         (
             options.deterministic.is_some(),

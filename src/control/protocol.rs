@@ -8,6 +8,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_bytes::ByteBuf;
 
+use crate::sentry::net::publish::Published;
 use crate::sentry::{ProcessInfo, Record, Stats};
 
 /// The version of the protocol. Raised whenever a message changes its meaning or shape.
@@ -47,6 +48,8 @@ pub enum Request {
     Wait,
     /// What it has used: [`Reply::Stats`].
     Stats,
+    /// Which ports of the host lead to it: [`Reply::Ports`].
+    Ports,
     /// Its kernel log: [`Reply::Log`], once or as it grows, then [`Reply::Done`].
     Log {
         /// Until the sandbox ends.
@@ -148,6 +151,8 @@ pub enum Reply {
     },
     /// What it has used.
     Stats(Stats),
+    /// The ports of the host that lead to it.
+    Ports(Vec<Published>),
     /// The program is about to be started. Brings the socket on which its events arrive, and the master
     /// of its terminal if it has one.
     Kept,
@@ -316,6 +321,7 @@ mod tests {
         for request in [
             Request::Standing,
             Request::Wait,
+            Request::Ports,
             Request::Log { follow: true },
             Request::Signal { target: Target::Program, signal: 15 },
             Request::Signal { target: Target::Container("x".into()), signal: 64 },

@@ -17,7 +17,7 @@ use super::plan::{Plan, PlanError};
 use super::program::Program;
 use super::protocol::{Event, Later, Order, Stage};
 use super::view::Step;
-use crate::config::{IdRange, Network, RunSpec, View, Without};
+use crate::config::{IdRange, RunSpec, View, Without};
 use crate::overlay::fill_fronts;
 use crate::sys::errno_of;
 use crate::sys::memfd::anonymous_file;
@@ -198,7 +198,8 @@ impl<'p> Launch<'p> {
         if !plan.apart {
             init.map_ids(spec)?;
         }
-        let outpost = (spec.network == Network::Allow).then(|| Outpost::send(init.pid)).transpose();
+        let outpost = spec.needs_outpost().then(|| Outpost::send(init.pid, spec.lowest_port()));
+        let outpost = outpost.transpose();
         let outpost = outpost.map_err(|e| LaunchError::Own("reach the sandbox's network", e))?;
         init.order(Order::Go)?;
         if !plan.fronts.is_empty() {

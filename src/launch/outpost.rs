@@ -14,6 +14,9 @@ use nix::unistd::Pid;
 use crate::sentry::net;
 use crate::sys::{errno_of, files, message, spawn};
 
+/// From where on anybody may listen in a new network (ip_unprivileged_port_start in ip(7)).
+const UNPRIVILEGED: u16 = 1024;
+
 /// The process, as the supervisor holds it. Dropping it ends it.
 #[derive(Debug)]
 pub(super) struct Outpost {
@@ -27,17 +30,23 @@ struct Start {
     user: File,
     network: File,
     end: RawFd,
+    /// The first port that anybody may listen at, in decimal, if it is not the kernel's own choice.
+    lowest_port: Option<String>,
 }
 
 impl Outpost {
     /// Sends one to the namespaces of `init`, which has made them and cannot be looked into any more once it has begun
-    /// (PR_SET_DUMPABLE). The caller must have no other thread yet.
-    pub(super) fn send(init: Pid) -> Result<Outpost, Errno> {
+    /// (PR_SET_DUMPABLE). The caller must have no other thread yet. Guests may listen at ports from `lowest_port` on.
+    pub(super) fn send(init: Pid, lowest_port: u16) -> Result<Outpost, Errno> {
         let namespace =
             |name| File::open(format!("/proc/{init}/ns/{name}")).map_err(|error| errno_of(&error));
         let (ours, theirs) = message::pair()?;
-        let start =
-            Start { user: namespace("user")?, network: namespace("net")?, end: theirs.as_raw_fd() };
+        let start = Start {
+            user: namespace("user")?,
+            network: namespace("net")?,
+            end: theirs.as_raw_fd(),
+            lowest_port: (lowest_port < UNPRIVILEGED).then(|| lowest_port.to_string()),
+        };
         let (pid, _) = spawn::spawn(0, &start, main)?;
         Ok(Outpost { pid: Pid::from_raw(pid), socket: Some(ours) })
     }
@@ -62,6 +71,7 @@ fn main(start: &Start) -> ! {
         .and_then(|()| setns(start.network.as_fd(), CloneFlags::CLONE_NEWNET))
         // Init does so too, later maybe: what is bound to the loopback needs it.
         .and_then(|()| spawn::raise_loopback())
+        .map(|()| open_ports(start))
         .and_then(|()| files::close_all_but(start.end))
         // (Only now: a change of ids or capabilities would undo it.)
         .and_then(|()| spawn::forbid_tracing())
@@ -71,4 +81,14 @@ fn main(start: &Start) -> ! {
         net::serve(end.as_fd());
     }
     spawn::exit_now(0)
+}
+
+/// Lets guests listen at the ports that are published. Where the host shows its /proc/sys read-only (in a container), they
+/// are as they were. Child side.
+fn open_ports(start: &Start) {
+    const FILE: &std::ffi::CStr = c"/proc/sys/net/ipv4/ip_unprivileged_port_start";
+    let Some(lowest) = &start.lowest_port else { return };
+    if let Ok(file) = files::open(FILE, libc::O_WRONLY, 0) {
+        let _ = files::write_whole(file.as_fd(), lowest.as_bytes());
+    }
 }

@@ -8,12 +8,15 @@ use crate::launch::{LaunchError, PlanError, host};
 use crate::notify::filter::FilterError;
 use crate::save::error::RestoreError;
 use crate::sentry::KernelError;
+use crate::sentry::net::publish::DoorError;
 
 /// Why there was no run: one sentence with operation, object, cause and remedy.
 #[derive(Debug)]
 pub enum Error {
     /// There is no plan.
     Plan(PlanError),
+    /// A port of the host cannot be had.
+    Door(DoorError),
     /// No sandbox came up.
     Launch(LaunchError),
     /// No filter could be made.
@@ -49,6 +52,7 @@ impl std::fmt::Display for Error {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Error::Plan(error) => error.fmt(f),
+            Error::Door(error) => error.fmt(f),
             Error::Launch(error) => error.fmt(f),
             Error::Filter(error) => error.fmt(f),
             Error::Kernel(error) => error.fmt(f),
@@ -93,6 +97,7 @@ macro_rules! from {
 }
 from!(
     Plan(PlanError),
+    Door(DoorError),
     Launch(LaunchError),
     Filter(FilterError),
     Kernel(KernelError),

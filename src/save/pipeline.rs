@@ -226,6 +226,11 @@ fn refuse_early(kernel: &Kernel) -> Result<(), SaveError> {
     if let Some((_, why)) = reasons.into_iter().find(|(feature, _)| features.contains(*feature)) {
         return Err(SaveError::refused(why));
     }
+    if !kernel.published().is_empty() {
+        return Err(SaveError::refused(
+            "ports of the host lead to it (--publish), whose connections an image does not carry; run it without",
+        ));
+    }
     Ok(())
 }
 

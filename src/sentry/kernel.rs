@@ -18,6 +18,7 @@ use super::file_log::FileLog;
 use super::kernel_error::KernelError;
 use super::log::{KernelLog, Level};
 use super::net::Network;
+use super::net::publish::Published;
 use super::paths::{Paths, Rules};
 use super::pause::Pause;
 use super::refusals::Refusals;
@@ -84,6 +85,8 @@ pub struct Kernel {
     pub(super) repeatable: Repeatable,
     /// With [`Features::NETWORK`]; set before the first guest is served.
     network: OnceLock<Arc<Network>>,
+    /// Set before the first guest is served.
+    published: OnceLock<Vec<Published>>,
     pub(super) keepers: Keepers,
     pub(super) later: super::later::LaterPrograms,
     /// Where files may be changed, in a run without a file view. Set once, before anything runs.
@@ -142,6 +145,7 @@ impl Kernel {
             paths: OnceLock::new(),
             repeatable: Repeatable::default(),
             network: OnceLock::new(),
+            published: OnceLock::new(),
             keepers,
             later: super::later::LaterPrograms::default(),
             grounds: OnceLock::new(),
@@ -235,6 +239,16 @@ impl Kernel {
     /// What some hosts can be reached by, if that is so.
     pub fn network(&self) -> Option<&Arc<Network>> {
         self.network.get()
+    }
+
+    /// These ports of the host lead inside. Once, before there are guests.
+    pub fn publish(&self, published: Vec<Published>) {
+        let _ = self.published.set(published);
+    }
+
+    /// Which ports of the host lead inside.
+    pub fn published(&self) -> &[Published] {
+        self.published.get().map_or(&[], Vec::as_slice)
     }
 
     /// What guests believe of files, if they take themselves for root.

@@ -6,6 +6,9 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod publish;
+mod unix;
+
 use std::path::{Path, PathBuf};
 
 use common::{

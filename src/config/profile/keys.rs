@@ -332,6 +332,19 @@ pub static KEYS: &[Key] = &[
         Ok(())
     })
     .help("HOST[:PORT]", "Do not let it reach this, whatever --allow-net says"),
+    Key::new("publish", Form::Words, Project::LeftOut, Group::Network, "", |o, s| {
+        o.publish.extend(published(s)?);
+        Ok(())
+    })
+    .help(
+        "[[ADDR:]HOSTPORT:]PORT",
+        "Lead HOSTPORT of the host (of 127.0.0.1, if no ADDR is named; 0: any that is free) to PORT inside, of /tcp or \
+         /udp; see sandbox port",
+    ),
+    Key::new("unix", Form::Paths, Project::LeftOut, Group::Network, "", |o, s| {
+        place(o, s, RuleKind::Socket)
+    })
+    .help("PATH", "Let the program connect to this unix socket of the host"),
     Key::new("walls", Form::Word, Project::LeftOut, Group::Network, "namespaces", |o, s| {
         o.walls = if s.word() == "landlock" { Walls::Landlock } else { Walls::Namespaces };
         Ok(())
@@ -453,6 +466,13 @@ fn reached(setting: &Setting) -> Result<net::Rule, ConfigError> {
             setting.key.name,
             quoted(std::ffi::OsStr::new(text))
         )
+    })
+}
+
+fn published(setting: &Setting) -> Result<Vec<net::publish::Wish>, ConfigError> {
+    let text = setting.text()?;
+    net::publish::parse(text).map_err(|error| {
+        refuse!("cannot use --publish {}: it {error}", quoted(std::ffi::OsStr::new(text)))
     })
 }
 

@@ -220,7 +220,7 @@ pub fn markdown() -> String {
         };
         let project = match key.project {
             Project::Taken => "taken",
-            Project::LeftOut => "left out",
+            Project::LeftOut | Project::Place(super::RuleKind::Socket) => "left out",
             Project::On => "`true` is taken",
             Project::Off => "`false` is taken",
             Project::Lower => "taken if it is not above yours",

@@ -19,6 +19,7 @@ mod guest_socket;
 mod inside;
 mod options;
 mod policy;
+pub mod publish;
 mod replace;
 mod resolver;
 mod rule;
@@ -27,7 +28,7 @@ mod upstream;
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use nix::errno::Errno;
@@ -55,7 +56,9 @@ pub struct Network {
     policy: Policy,
     /// What the resolver has found. A leaf of the lock order.
     known: Mutex<Known>,
-    inside: Inside,
+    inside: Arc<Inside>,
+    /// The first port that guests may listen at. Immutable.
+    lowest_port: u16,
     /// What tells sockets of the host's network from those of the guests'. Immutable.
     outside: u64,
     relays: Relays,
@@ -70,8 +73,9 @@ const OWN_V4: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 0, 8));
 const OWN_V6: IpAddr = IpAddr::V6(std::net::Ipv6Addr::new(0xfd5b, 0x73a6, 0x0e62, 0, 0, 0, 0, 1));
 
 impl Network {
-    /// A network under `policy`, whose sockets inside come from `inside`.
-    pub fn new(policy: Policy, inside: Inside) -> Result<Network, Errno> {
+    /// A network under `policy`, whose sockets inside come from `inside`, and in which guests may listen at ports from
+    /// `lowest_port` on.
+    pub fn new(policy: Policy, inside: Arc<Inside>, lowest_port: u16) -> Result<Network, Errno> {
         let outside = guest_socket::own_cookie()?;
         inside.change_address(OWN_V4, true)?;
         if has_v6() {
@@ -82,6 +86,7 @@ impl Network {
             policy,
             known: Mutex::default(),
             inside,
+            lowest_port,
             outside,
             relays: Relays::default(),
             watchers: OnceLock::new(),
@@ -91,6 +96,11 @@ impl Network {
     /// What the run was told.
     pub fn policy(&self) -> &Policy {
         &self.policy
+    }
+
+    /// The first port that guests may listen at without rights (ip_unprivileged_port_start in ip(7)).
+    pub fn lowest_port(&self) -> u16 {
+        self.lowest_port
     }
 
     /// `name` was found to stand for `address`.

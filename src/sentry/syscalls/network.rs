@@ -153,7 +153,9 @@ pub fn bind(call: &Call<'_>, fd: Fd, addr: In<SockAddr>, len: Int) -> Answer {
         let wanted = read_address(&call.memory(), addr.address, len.0)?;
         // The sentry might, the guest may not (ip_unprivileged_port_start in ip(7)).
         let port = net::parse_address(&wanted).map_or(0, |address| address.port());
-        if (1..1024).contains(&port) && !call.kernel.features().contains(Features::ROOT) {
+        if (1..network.lowest_port()).contains(&port)
+            && !call.kernel.features().contains(Features::ROOT)
+        {
             return Err(Errno::EACCES);
         }
         socket::bind(own.fd.as_fd(), &wanted).map(|()| true)

@@ -20,6 +20,7 @@ mod peers;
 mod process;
 mod processes;
 mod project;
+mod publish;
 mod report;
 mod row;
 mod running;
@@ -67,8 +68,9 @@ struct Group {
 }
 
 /// All of them, in the order of the table.
-const GROUPS: [Group; 8] = [
+const GROUPS: [Group; 9] = [
     Group { name: exec::NAME, measure: exec::measure },
+    Group { name: publish::NAME, measure: publish::measure },
     Group { name: pause::NAME, measure: pause::measure },
     Group { name: files::NAME, measure: files::measure },
     Group { name: save::NAME, measure: save::measure },

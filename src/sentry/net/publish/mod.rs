@@ -1,0 +1,134 @@
+//! Ports of the host that lead to programs inside (`--publish`).
+//!
+//! The sentry listens on the host ([`Doors`]). For each connection that comes it makes one in the guests' own network, to
+//! the loopback there, and the kernel moves the bytes from one to the other (`pump`): they never come into a program's
+//! memory on the way. All of that is done by one thread, "publish", with a runtime of its own, so that no traffic
+//! holds the sentry up. No call of a guest is trapped for it.
+
+mod doors;
+mod packets;
+mod pump;
+mod streams;
+mod wish;
+
+use std::cell::Cell;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::task::{JoinSet, LocalSet};
+
+pub use doors::{DoorError, Doors};
+pub use wish::{MOST, Wish, parse};
+
+use super::inside::Inside;
+use super::rule::Transport;
+use pump::Pipes;
+
+/// A port of the host that leads inside, as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Published {
+    /// The port inside.
+    pub guest: u16,
+    /// What carries the bytes.
+    pub transport: Transport,
+    /// Where the host listens.
+    pub host: SocketAddr,
+}
+
+/// What is under way when the guests have ended is still brought to whoever takes some of it within so long.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Connections at a time, where descriptors allow that.
+const MOST_CONNECTIONS: u64 = 4096;
+/// Descriptors of a connection at most: two sockets, and a pipe for each way.
+const DESCRIPTORS: u64 = 6;
+
+/// The published ports of a run, while they lead inside. Dropping it ends them at once.
+#[derive(Debug)]
+pub struct Publisher {
+    /// Set to true when the guests have ended.
+    ending: watch::Sender<bool>,
+    /// The thread has ended.
+    over: oneshot::Receiver<()>,
+}
+
+/// What all connections have in common. It stays in the thread.
+struct Shared {
+    inside: Arc<Inside>,
+    pipes: Pipes,
+    places: Arc<Semaphore>,
+    ending: watch::Receiver<bool>,
+    /// Bytes that were carried, to see whether any are.
+    moved: Cell<u64>,
+}
+
+impl Publisher {
+    /// Begins to lead connections from the doors inside.
+    ///
+    /// # Errors
+    /// There is no thread for it.
+    pub fn start(doors: Doors, inside: Arc<Inside>) -> io::Result<Publisher> {
+        let (ending, seen) = watch::channel(false);
+        let (done, over) = oneshot::channel();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let thread = std::thread::Builder::new().name("publish".into()).stack_size(512 << 10);
+        thread.spawn(move || {
+            let local = LocalSet::new();
+            runtime.block_on(local.run_until(serve(doors, inside, seen)));
+            drop(local);
+            let _ = done.send(());
+        })?;
+        Ok(Publisher { ending, over })
+    }
+
+    /// The guests have ended: nobody is let in any more, and returns when what they had sent is on its way.
+    pub async fn finish(self) {
+        let _ = self.ending.send(true);
+        let _ = self.over.await;
+    }
+}
+
+/// The thread's work.
+async fn serve(doors: Doors, inside: Arc<Inside>, ending: watch::Receiver<bool>) {
+    let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE);
+    // (The sentry needs some itself, for what it does for guests.)
+    let places = limit.map_or(0, |(soft, _)| soft / 2 / DESCRIPTORS).clamp(8, MOST_CONNECTIONS);
+    let shared = Rc::new(Shared {
+        inside,
+        pipes: Pipes::default(),
+        places: Arc::new(Semaphore::new(places as usize)),
+        ending: ending.clone(),
+        moved: Cell::new(0),
+    });
+    // Whoever has one of these is not done; nothing is ever sent.
+    let (busy, mut idle) = mpsc::channel::<()>(1);
+    let mut open = JoinSet::new();
+    for (fd, Published { guest, transport, .. }) in doors.into_parts() {
+        match transport {
+            Transport::Tcp => {
+                open.spawn_local(streams::serve(fd, guest, Rc::clone(&shared), busy.clone()));
+            }
+            Transport::Udp => {
+                open.spawn_local(packets::serve(fd, guest, Rc::clone(&shared)));
+            }
+        }
+    }
+    drop(busy);
+    let mut told = ending;
+    if told.wait_for(|ending| *ending).await.is_err() {
+        return;
+    }
+    open.shutdown().await;
+    loop {
+        let before = shared.moved.get();
+        match tokio::time::timeout(PATIENCE, idle.recv()).await {
+            Err(_) if shared.moved.get() != before => {}
+            _ => return,
+        }
+    }
+}

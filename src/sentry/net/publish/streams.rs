@@ -1,0 +1,94 @@
+//! Connections of TCP that come to a published port.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+
+use super::super::address::family;
+use super::{Shared, pump};
+use crate::sys::{errno_of, socket};
+
+/// Where programs inside listen: at one of these, or at all addresses.
+pub(super) const LOOPBACKS: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+
+/// Lets connections in. `busy`: held for as long as one lasts.
+pub(super) async fn serve(fd: OwnedFd, guest: u16, shared: Rc<Shared>, busy: mpsc::Sender<()>) {
+    let Ok(door) = TcpListener::from_std(fd.into()) else { return };
+    loop {
+        // Who comes too early waits in the kernel's queue. (It is never closed.)
+        let Ok(place) = Arc::clone(&shared.places).acquire_owned().await else { return };
+        match door.accept().await {
+            Ok((outer, _)) => {
+                let (shared, busy) = (Rc::clone(&shared), busy.clone());
+                tokio::task::spawn_local(lead(outer, guest, shared, (place, busy)));
+            }
+            // Who has gone before it was let in.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            // Out of descriptors or memory: what others hold comes back.
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
+}
+
+/// Leads one connection inside, until it ends. Where nobody listens there, it is reset.
+async fn lead(
+    outer: TcpStream,
+    guest: u16,
+    shared: Rc<Shared>,
+    held: (OwnedSemaphorePermit, mpsc::Sender<()>),
+) {
+    let mut ending = shared.ending.clone();
+    let reached = tokio::select! {
+        reached = reach(guest, &shared) => reached.ok(),
+        _ = ending.wait_for(|ending| *ending) => None,
+    };
+    match reached {
+        Some(inner) if prepare(&outer, &inner).is_ok() => {
+            pump::carry(outer, inner, &shared).await;
+        }
+        _ => pump::reset(outer),
+    }
+    drop(held);
+}
+
+fn prepare(outer: &TcpStream, inner: &TcpStream) -> Result<(), Errno> {
+    pump::prepare(outer)?;
+    pump::prepare(inner)?;
+    // What a program inside asks for of its own socket finds out whether the sentry is there, which it always is.
+    let on = 1i32.to_ne_bytes();
+    socket::set_option(outer.as_fd(), libc::SOL_SOCKET, libc::SO_KEEPALIVE, &on)
+}
+
+/// A connection to a port inside.
+async fn reach(guest: u16, shared: &Shared) -> Result<TcpStream, Errno> {
+    let mut failed = Errno::ECONNREFUSED;
+    for address in LOOPBACKS {
+        let address = SocketAddr::new(address, guest);
+        let made =
+            shared.inside.socket(family(address), libc::SOCK_STREAM | libc::SOCK_NONBLOCK, 0);
+        let fd = match made {
+            Ok(fd) => fd,
+            // A kernel without IPv6.
+            Err(Errno::EAFNOSUPPORT) => continue,
+            Err(errno) => return Err(errno),
+        };
+        match TcpSocket::from_std_stream(fd.into()).connect(address).await {
+            // Where nobody listens, a socket that happens to have that very port would be connected with itself.
+            Ok(stream) if stream.local_addr().is_ok_and(|own| own != address) => return Ok(stream),
+            Ok(_) => failed = Errno::ECONNREFUSED,
+            Err(error) => failed = errno_of(&error),
+        }
+        if !matches!(failed, Errno::ECONNREFUSED | Errno::EADDRNOTAVAIL | Errno::ENETUNREACH) {
+            break;
+        }
+    }
+    Err(failed)
+}
