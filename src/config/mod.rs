@@ -84,9 +84,8 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
     let network = network(options)?;
     let mut features =
         features(options, network, &limits, time.as_ref(), host) | syncs(options, &view)?;
-    // What root believes comes before such a rule is asked, and what the sentry opens Landlock does not look at:
-    // there, names that are there at the start have to do.
-    let coming = coming.filter(|_| !options.root && options.walls == Walls::Namespaces);
+    // What the sentry opens Landlock does not look at: there, names that are there at the start have to do.
+    let coming = coming.filter(|_| options.walls == Walls::Namespaces);
     features.set(Features::PATTERNS, coming.is_some());
     let spec = RunSpec {
         argv: options.argv.clone(),

@@ -103,7 +103,7 @@ fn a_package_brings_a_user_of_its_own() {
 fn what_only_the_hosts_root_reaches_needs_no_cover() {
     use std::os::unix::fs::{PermissionsExt, chown};
     if !super::common::is_root() {
-        return skip("a directory of somebody else's");
+        return skip("other users");
     }
     let workspace = Workspace::new("root-closed");
     let closed = workspace.path().join("closed");

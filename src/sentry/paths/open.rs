@@ -29,6 +29,8 @@ pub struct Wish {
 pub enum Opened {
     /// It is open.
     Now(OwnedFd),
+    /// It is open, and has been made.
+    New(OwnedFd),
     /// It is when this is done.
     Later(Opening),
 }
@@ -111,16 +113,20 @@ impl Wish {
 }
 
 impl Paths {
-    /// Opens what a guest's path leads to.
+    /// Opens what a guest's path leads to, and does something with it `then` if it has been made.
     pub(in crate::sentry) fn open(
         &self,
         guest: Guest<'_>,
         start: Start,
         path: &[u8],
         wish: Wish,
+        then: impl FnOnce(&OwnedFd) -> Result<(), Errno>,
     ) -> Result<Opened, Errno> {
         let owner = self.owner(guest)?;
-        self.with(guest, |resolver| resolver.open(start, path, wish, owner))
+        self.with(guest, |resolver| match resolver.open(start, path, wish, owner)? {
+            Opened::New(made) => then(&made).map(|()| Opened::Now(made)),
+            opened => Ok(opened),
+        })
     }
 }
 
@@ -166,7 +172,7 @@ impl Resolver<'_> {
             verdict.permit(true)?;
             match self.make(&parent, &name, wish) {
                 Err(Errno::EEXIST) if !exclusive => {}
-                done => return done.map(Opened::Now),
+                done => return done.map(Opened::New),
             }
         }
         Err(Errno::ENOENT)
@@ -212,7 +218,7 @@ impl Resolver<'_> {
             _ => {}
         }
         if own::is_in_proc(&thing.handle) {
-            own::may_look(self, &self.root.path_of(&thing.handle)?)?;
+            own::may_look(self, &self.view.path_of(&thing.handle)?)?;
         }
         if wish.has(TMPFILE) {
             take_umask(self.tid)?;

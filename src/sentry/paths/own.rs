@@ -123,11 +123,12 @@ pub(super) fn link(
             _ => text_of(&found.handle).map(Link::Text),
         };
     }
-    let path = resolver.root.path_of(at)?;
+    let path = resolver.view.path_of(at)?;
+    let whole = joined(&path, name);
+    may_look(resolver, &whole)?;
     if process_of(&path).is_none() {
         return text_of(&found.handle).map(Link::Text);
     }
-    may_look(resolver, &joined(&path, name))?;
     let how = OpenHow::new().flags(HANDLE);
     Thing::of(patient(|| openat2(at.as_fd(), os(name), how))?).map(Link::Thing)
 }
@@ -151,6 +152,9 @@ fn process_of(path: &[u8]) -> Option<(i32, Vec<&[u8]>)> {
 
 /// Whether a guest may see what is at this path of procfs, as far as the sentry could and it could not.
 pub(super) fn may_look(resolver: &Resolver<'_>, path: &[u8]) -> Result<(), Errno> {
+    if !path.starts_with(b"/proc/") && path != b"/proc" {
+        return may_look_elsewhere(path);
+    }
     let is_at = |place: &&[u8]| {
         path.strip_prefix(*place).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
     };
@@ -170,6 +174,24 @@ pub(super) fn may_look(resolver: &Resolver<'_>, path: &[u8]) -> Result<(), Errno
     other_process(resolver, &mine, number, *part == b"mem")
 }
 
+/// The same where procfs is at another place: nothing tells whose processes its numbers mean, so what is private is
+/// nobody's.
+fn may_look_elsewhere(path: &[u8]) -> Result<(), Errno> {
+    let of_namespaces = |place: &&[u8]| {
+        let place = [&place[b"/proc".len()..], b"/"].concat();
+        let path = joined(path, b"");
+        path.windows(place.len()).any(|part| part == place)
+    };
+    if OF_NAMESPACES.iter().any(of_namespaces) {
+        return Err(Errno::ENOENT);
+    }
+    let parts: Vec<&[u8]> = path.split(|byte| *byte == b'/').collect();
+    let is_private = |pair: &[&[u8]]| {
+        !pair[0].is_empty() && pair[0].iter().all(u8::is_ascii_digit) && PRIVATE.contains(&pair[1])
+    };
+    if parts.windows(2).any(is_private) { Err(Errno::EACCES) } else { Ok(()) }
+}
+
 /// What ptrace_may_access asks of a guest whose status is `mine`: the same user throughout, a process that may be looked
 /// at, and for its memory what Yama asks (proc_sys_kernel(5), ptrace_scope) as far as it can be told: its tracer.
 fn other_process(
@@ -179,7 +201,7 @@ fn other_process(
     memory: bool,
 ) -> Result<(), Errno> {
     let place = format!("proc/{number}");
-    let proc = open_in(&resolver.root.handle, place.as_bytes())?;
+    let proc = open_in(&resolver.view.handle, place.as_bytes())?;
     let how = OpenHow::new().flags(HANDLE);
     let handle = patient(|| openat2(proc.as_fd(), "status", how))?;
     let theirs = generated::text(&*files::descriptor_path(handle.as_fd()).to_string_lossy());
@@ -219,4 +241,21 @@ fn is_own_program(program: (u64, u64)) -> bool {
 fn restricts_tracing() -> bool {
     let scope = generated::text("/proc/sys/kernel/yama/ptrace_scope");
     scope.is_ok_and(|scope| scope.trim() != "0")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_private_stays_so_in_a_procfs_at_another_place() {
+        let of = |path: &str| may_look_elsewhere(path.as_bytes());
+        assert_eq!(of("/root/tree/proc/cpuinfo"), Ok(()));
+        assert_eq!(of("/tree/proc/12/status"), Ok(()));
+        assert_eq!(of("/tree/proc/12/mem"), Err(Errno::EACCES));
+        assert_eq!(of("/tree/proc/12/task/13/fd/1"), Err(Errno::EACCES));
+        assert_eq!(of("/tree/proc/sys/net/core/somaxconn"), Err(Errno::ENOENT));
+        assert_eq!(of("/tree/p/sysvipc"), Err(Errno::ENOENT));
+        assert_eq!(of("/tree/proc/sys/network"), Ok(()));
+    }
 }
