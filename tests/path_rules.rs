@@ -256,7 +256,8 @@ fn a_path_that_changes_while_it_is_used_leads_nowhere_else() {
 fn changing_paths(who: &str) {
     let workspace = Workspace::new("later-flips");
     let victim = workspace.path().join("token.pem");
-    let script = format!("{} {} 3000", common::guest("flip_path").display(), victim.display());
+    let rounds = if who.is_empty() { 3000 } else { 500 };
+    let script = format!("{} {} {rounds}", common::guest("flip_path").display(), victim.display());
     let outcome =
         meanwhile(who, &workspace, &script, || drop(workspace.write("token.pem", "secret\n")));
     outcome.success().expect_out("opened own\n");
@@ -292,6 +293,47 @@ print('end')
     let outcome = meanwhile(who, &workspace, script, || drop(workspace.write("k.pem", "SECRET\n")));
     outcome.success().expect_out("end\n");
     assert!(!workspace.has("other"));
+}
+
+/// Who opens a file that somebody holds a lease on waits for that one, and nobody else does.
+#[test]
+fn leases_are_waited_for_by_those_who_open() {
+    let workspace = Workspace::new("later-leases");
+    if !common::have("python3") {
+        return common::skip("no python3");
+    }
+    let script = r#"
+import fcntl, os, signal, threading
+class Alarm(Exception): pass
+def wake(*_): raise Alarm
+open('f', 'w').write('text'); ready, go = os.pipe(), os.pipe()
+holder = os.fork()
+if not holder:
+    signal.signal(signal.SIGIO, lambda *_: None)
+    fd = os.open('f', os.O_RDWR); fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK); os.write(ready[1], b'x')
+    while True:
+        try: os.read(go[0], 1); break
+        except InterruptedError: pass
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK); os._exit(0)
+os.read(ready[0], 1)
+try: os.open('f', os.O_RDONLY | os.O_NONBLOCK)
+except BlockingIOError: print('held')
+signal.signal(signal.SIGALRM, wake); signal.setitimer(signal.ITIMER_REAL, 0.05)
+try: os.open('f', os.O_RDONLY)
+except Alarm: print('alarm')
+opened = []
+def use():
+    fd = os.open('f', os.O_RDWR | os.O_CREAT)
+    opened.append((os.read(fd, 9), fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_NONBLOCK))
+users = [threading.Thread(target=use) for _ in range(40)]
+for user in users: user.start()
+for it in range(200): open('other%d' % it, 'w').close()
+print(len(opened)); os.write(go[1], b'x')
+for user in users: user.join()
+print(len(opened), set(opened)); os.wait()
+"#;
+    // (A holder who does not answer is given 45 seconds.)
+    workspace.same_with(&["--hide", "./**/.none"], &["python3", "-c", script]);
 }
 
 #[test]

@@ -105,6 +105,43 @@ pub(super) fn protects_links() -> bool {
     })
 }
 
+/// Whether what is in a directory may be opened by a call that would also make it: not what others have put into a
+/// directory like /tmp, for who does not expect it there (may_create_in_sticky in fs/namei.c).
+pub(super) fn may_take(
+    resolver: &Resolver<'_>,
+    parent: &OwnedFd,
+    found: &Thing,
+) -> Result<(), Errno> {
+    let directory = fstat(parent)?;
+    if directory.st_mode & libc::S_ISVTX == 0 || found.stat.st_uid == directory.st_uid {
+        return Ok(());
+    }
+    let level = protection(found.kind());
+    match takes_from_others(level, directory.st_mode) && user(resolver.tid)? != found.stat.st_uid {
+        true => Err(Errno::EACCES),
+        false => Ok(()),
+    }
+}
+
+/// How far this host protects files of this type so (proc_sys_fs(5), fs.protected_fifos and fs.protected_regular).
+fn protection(kind: u32) -> u32 {
+    static LEVELS: [OnceLock<u32>; 2] = [const { OnceLock::new() }; 2];
+    let (at, name) = match kind {
+        libc::S_IFIFO => (0, "fifos"),
+        libc::S_IFREG => (1, "regular"),
+        _ => return 0,
+    };
+    *LEVELS[at].get_or_init(|| {
+        let text = generated::text(format!("/proc/sys/fs/protected_{name}")).unwrap_or_default();
+        // (What cannot be read is as strict as it can be; before Linux 4.19 there is none.)
+        text.trim().parse().unwrap_or(2)
+    })
+}
+
+fn takes_from_others(level: u32, mode: u32) -> bool {
+    level >= 1 && mode & libc::S_IWOTH != 0 || level >= 2 && mode & libc::S_IWGRP != 0
+}
+
 /// Where a link leads that was found by this name.
 pub(super) fn link(
     resolver: &Resolver<'_>,
@@ -246,6 +283,15 @@ fn restricts_tracing() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shared_directories_are_protected_as_far_as_the_host_says() {
+        let of = |level, mode| takes_from_others(level, libc::S_ISVTX | mode);
+        assert!(!of(0, 0o777) && of(1, 0o777) && of(2, 0o777));
+        assert!(!of(1, 0o775) && of(2, 0o775));
+        assert!(!of(2, 0o755));
+        assert!(protection(libc::S_IFDIR) == 0 && protection(libc::S_IFREG) <= 2);
+    }
 
     #[test]
     fn what_is_private_stays_so_in_a_procfs_at_another_place() {
