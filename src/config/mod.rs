@@ -65,8 +65,7 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
     check_program(&options.argv)?;
     let (identity, account) = who(options, host)?;
     let homes = homes(host, account.as_ref());
-    let files::Arranged { view, workdir, idle, coming } =
-        files::arrange(host, &options.rules, options.workdir.as_deref(), &homes)?;
+    let files::Arranged { view, workdir, idle, coming } = arrange(options, host, &homes)?;
     let (mut environment, withheld) =
         environment::choose(&host.environment, options.clear_env, &options.env, |name, value| {
             unusable_directory(&view, host, name, value)
@@ -87,9 +86,8 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
     let publish = publish::choose(options, network)?;
     let mut features =
         features(options, network, &limits, time.as_ref(), host) | syncs(options, &view)?;
-    // What root believes comes before such a rule is asked, and what the sentry opens Landlock does not look at:
-    // there, names that are there at the start have to do.
-    let coming = coming.filter(|_| !options.root && options.walls == Walls::Namespaces);
+    // What the sentry opens Landlock does not look at: there, names that are there at the start have to do.
+    let coming = coming.filter(|_| options.walls == Walls::Namespaces);
     features.set(Features::PATTERNS, coming.is_some());
     let spec = RunSpec {
         argv: options.argv.clone(),
@@ -132,8 +130,19 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
 pub fn file_view(options: &Options, host: &Host) -> Result<View, ConfigError> {
     let (_, account) = who(options, host)?;
     let homes = homes(host, account.as_ref());
-    let arranged = files::arrange(host, &options.rules, options.workdir.as_deref(), &homes)?;
-    Ok(arranged.view)
+    Ok(arrange(options, host, &homes)?.view)
+}
+
+fn arrange(
+    options: &Options,
+    host: &Host,
+    homes: &[PathBuf],
+) -> Result<files::Arranged, ConfigError> {
+    let mut arranged = files::arrange(host, &options.rules, options.workdir.as_deref(), homes)?;
+    if options.root {
+        root::give_proc(&mut arranged.view);
+    }
+    Ok(arranged)
 }
 
 /// Who the guest is, and the account that was chosen for it.

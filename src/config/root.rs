@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use super::environment::Variables;
 use super::error::refuse;
 use super::paths::quoted;
-use super::{ConfigError, Host, IdRange, Identity, Options, replace};
+use super::{ConfigError, Host, IdRange, Identity, Mount, MountKind, Options, View, replace};
 use crate::sentry::credentials::Capability;
 
 /// What root inside is allowed by the kernel, in the sandbox's user namespace. docs/root.md says why these, and
@@ -48,6 +48,17 @@ fn identity(host: &Host) -> Identity {
         groups: (host.uid == 0).then(Vec::new),
         uid_map: own(host.uid),
         gid_map: own(host.gid),
+    }
+}
+
+/// Has `--ro /proc:DST` show the sandbox's own procfs at DST: a tree that is to be a root directory (chroot(2)) needs one,
+/// mount(2) is refused inside, and the host's would tell of the host's processes.
+pub(super) fn give_proc(view: &mut View) {
+    let proc = Path::new("/proc");
+    let is_whole = |mount: &&Mount| mount.kind == MountKind::ReadOnly { source: proc.into() };
+    let places: Vec<Mount> = view.mounts().filter(is_whole).cloned().collect();
+    for place in places.into_iter().filter(|place| place.target != proc) {
+        view.insert(Mount { kind: MountKind::Proc, ..place });
     }
 }
 
@@ -112,6 +123,20 @@ mod tests {
         wishes.env = vec!["PATH=/sbin:/bin".into(), "USER".into()];
         assert_eq!(value(&wishes, "PATH"), Some("/sbin:/bin".into()));
         assert_eq!(value(&wishes, "USER"), Some("me".into()));
+    }
+
+    #[test]
+    fn another_root_directory_gets_a_proc_of_the_sandboxs_own() {
+        let host = TestHost::ordinary();
+        host.directory("/home/me/project/tree/proc");
+        let wishes = options(&["--ro /proc:/home/me/project/tree/proc"]);
+        let shown = |wishes: &Options| {
+            let spec = host.resolve(wishes).unwrap();
+            let is_it = |mount: &&Mount| mount.target.ends_with("tree/proc");
+            spec.mounts.iter().find(is_it).unwrap().kind.clone()
+        };
+        assert_eq!(shown(&wishes), MountKind::ReadOnly { source: "/proc".into() });
+        assert_eq!(shown(&Options { root: true, ..wishes }), MountKind::Proc);
     }
 
     #[test]

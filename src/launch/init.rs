@@ -144,14 +144,25 @@ fn live(plan: &Plan, socket: BorrowedFd<'_>) -> Result<(), Fault> {
 }
 
 impl Need {
-    /// What `done` means for the whole.
-    fn of(self, done: Result<(), Errno>) -> Result<(), Errno> {
+    /// What `done` at `target` means for the whole.
+    fn of(self, target: &CStr, done: Result<(), Errno>) -> Result<(), Errno> {
         match (self, done) {
             (Need::Optional, Err(_)) | (Need::UnlessGone, Err(Errno::ENOENT)) => Ok(()),
             (Need::UnlessReplaced, Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP)) => Ok(()),
+            (Need::UnlessGone | Need::UnlessReplaced, Err(Errno::EACCES))
+                if is_out_of_reach(target) =>
+            {
+                Ok(())
+            }
             (_, done) => done,
         }
     }
+}
+
+/// Whether it lies in a directory of somebody who is not there inside, and whom it is closed to: then it is to every
+/// guest, who is the same user with fewer capabilities. (As with `--root` for the host's root, who sees such places.)
+fn is_out_of_reach(target: &CStr) -> bool {
+    files::open(target, libc::O_PATH | libc::O_NOFOLLOW, 0).is_err_and(|it| it == Errno::EACCES)
 }
 
 /// How the path of a step leads to its place.
@@ -219,26 +230,34 @@ fn build(plan: &Plan, step: &Step, way: Way) -> Result<(), Errno> {
             None => Err(Errno::EBADF),
         },
         Step::Attach { tree, target, need } => match plan.trees[*tree].take() {
-            Some(fd) => need.of(attach(fd.as_fd(), target)),
+            Some(fd) => need.of(target, attach(fd.as_fd(), target)),
             None => Err(Errno::EBADF),
         },
         Step::Bind { source, target, need } => {
-            need.of(way.at(source, |source| way.at(target, |target| mount::bind(source, target))))
+            let bind = |source: &CStr| way.at(target, |target| mount::bind(source, target));
+            need.of(target, way.at(source, bind))
         }
-        Step::Nowhere { source, target, need } => need.of(way.make(source, |source| {
-            let link = mount::clone_link(source)?;
-            let attributes = mount::ATTR_RDONLY | mount::ATTR_NOSUID | mount::ATTR_NODEV;
-            mount::set_tree_attributes(link.as_fd(), attributes)?;
-            attach(link.as_fd(), target)
-        })),
+        Step::Nowhere { source, target, need } => need.of(
+            target,
+            way.make(source, |source| {
+                let link = mount::clone_link(source)?;
+                let attributes = mount::ATTR_RDONLY | mount::ATTR_NOSUID | mount::ATTR_NODEV;
+                mount::set_tree_attributes(link.as_fd(), attributes)?;
+                attach(link.as_fd(), target)
+            }),
+        ),
         Step::Attributes { target, recursive, attributes } => {
             way.at(target, |target| mount::set_attributes(target, *recursive, *attributes))
         }
         Step::Writable { target } => {
             way.at(target, |target| mount::clear_attributes(target, mount::ATTR_RDONLY))
         }
-        Step::Mount { kind, target, flags, data, need } => need.of(way
-            .at(target, |target| mount::mount(Some(kind), target, Some(kind), *flags, Some(data)))),
+        Step::Mount { kind, target, flags, data, need } => need.of(
+            target,
+            way.at(target, |target| {
+                mount::mount(Some(kind), target, Some(kind), *flags, Some(data))
+            }),
+        ),
         Step::Directory { path, mode } => way.make(path, |path| files::make_directory(path, *mode)),
         Step::File { path } => way.make(path, files::make_file),
         Step::Content { path, content } => {

@@ -218,7 +218,7 @@ impl Kernel {
 
     /// Rules are about names that may come to be. Once, before there are guests.
     pub fn judge_names(&self, rules: Arc<dyn Rules>) {
-        let _ = self.paths.set(Paths::new(rules));
+        let _ = self.paths.set(Paths::new(rules, self.features().contains(Features::ROOT)));
     }
 
     /// What performs calls on paths, if that is the sentry.

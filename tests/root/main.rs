@@ -4,6 +4,8 @@ mod escapes;
 mod files;
 mod identity;
 mod programs;
+mod rules;
+mod systems;
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -8,13 +8,14 @@
 
 mod belief;
 mod copy;
+mod gone;
 mod place;
+mod table;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::ffi::CStr;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
+use std::sync::{Condvar, Mutex, OnceLock};
 
 use nix::errno::Errno;
 use nix::fcntl::AT_FDCWD;
@@ -25,8 +26,9 @@ use nix::unistd::{getegid, geteuid};
 pub use belief::{Belief, Device, INSTEAD, MODE, NAME};
 pub(super) use place::{Spot, find, find_open, find_spot, flags_of, place_of};
 
+use self::table::{Key, MOST, Table};
 use crate::sys::disguise::{self, Disguise, Owner};
-use crate::sys::{beneath, files, look};
+use crate::sys::{beneath, files};
 
 /// What the kernel says of a file, as far as a belief is about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,12 +65,6 @@ pub(super) struct Shown {
     pub(super) device: Option<u64>,
 }
 
-/// A file where no attribute can be, as long as it is there: device, inode, and when it was made.
-type Key = (u64, u64, (i64, u32));
-
-/// More in the table would cost the sentry too much memory.
-const MOST: usize = 1 << 18;
-
 /// What is believed, and of what.
 #[derive(Debug)]
 pub(super) struct FileBeliefs {
@@ -76,16 +72,16 @@ pub(super) struct FileBeliefs {
     user: u32,
     group: u32,
     /// What is believed of what takes no attribute: links, pipes, sockets, and all that is on file systems without any.
-    /// It ends with the run. A leaf of the lock order.
-    table: Mutex<HashMap<Key, Belief>>,
-    /// There is something in the table.
-    any: AtomicBool,
+    /// It ends with the run.
+    table: Table,
     /// Files that are being copied. A leaf of the lock order.
     copying: Mutex<HashSet<(u64, u64)>>,
     /// One of them has been.
     copied: Condvar,
     /// The root of the guests' file view, which none of them can leave.
     view: OnceLock<OwnedFd>,
+    /// What is mounted there to be written to.
+    writable: OnceLock<Vec<Vec<u8>>>,
     /// To look at a file in that view takes no other machine, and no program.
     fast: OnceLock<bool>,
     /// With whose rights files are found and changed, where the sentry has more; none where it has not.
@@ -97,11 +93,11 @@ impl Default for FileBeliefs {
         FileBeliefs {
             user: geteuid().as_raw(),
             group: getegid().as_raw(),
-            table: Mutex::default(),
-            any: AtomicBool::new(false),
+            table: Table::with(MOST),
             copying: Mutex::default(),
             copied: Condvar::new(),
             view: OnceLock::new(),
+            writable: OnceLock::new(),
             fast: OnceLock::new(),
             owner: OnceLock::new(),
         }
@@ -158,11 +154,11 @@ impl FileBeliefs {
         {
             return Belief::parse(&value).unwrap_or_default();
         }
-        if !self.any.load(Ordering::Relaxed) {
+        if self.table.is_empty() {
             return Belief::default();
         }
-        let Ok(key) = key(path) else { return Belief::default() };
-        self.lock().get(&key).copied().unwrap_or_default()
+        let Ok(key) = Key::of(path) else { return Belief::default() };
+        self.table.get(&key).unwrap_or_default()
     }
 
     /// What guests are shown of the file at `path`.
@@ -192,17 +188,14 @@ impl FileBeliefs {
                 done => return done,
             }
         }
-        let key = key(&path)?;
-        let mut table = self.lock();
-        if table.len() >= MOST && !table.contains_key(&key) {
-            return Err(Errno::ENOSPC);
+        let key = Key::of(&path)?;
+        match self.table.set(key, belief) {
+            Err(Errno::ENOSPC) => {
+                self.table.forget(|all| self.gone(all))?;
+                self.table.set(key, belief)
+            }
+            done => done,
         }
-        match belief.is_nothing() {
-            true => drop(table.remove(&key)),
-            false => drop(table.insert(key, belief)),
-        }
-        self.any.store(!table.is_empty(), Ordering::Relaxed);
-        Ok(())
     }
 
     fn set_attribute(
@@ -280,10 +273,6 @@ impl FileBeliefs {
         }
         self.set(file, &belief)
     }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Belief>> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// What the user always may do with a file of their own, as root may with any.
@@ -312,11 +301,4 @@ fn is_descriptor(path: &CStr) -> bool {
     let mut parts = path.to_bytes().split(|byte| *byte == b'/').skip(3);
     let parts = (parts.next(), parts.next(), parts.next());
     matches!(parts, (Some(b"cwd"), None, _) | (Some(b"fd"), Some(_), None))
-}
-
-fn key(path: &CStr) -> Result<Key, Errno> {
-    let flags = if is_descriptor(path) { 0 } else { libc::AT_SYMLINK_NOFOLLOW };
-    let found = look::statx(path, flags, libc::STATX_INO | libc::STATX_BTIME)?;
-    let device = libc::makedev(found.stx_dev_major, found.stx_dev_minor);
-    Ok((device, found.stx_ino, (found.stx_btime.tv_sec, found.stx_btime.tv_nsec)))
 }

@@ -227,12 +227,27 @@ impl FileBeliefs {
 
     /// Notes the root of the file view, while no guest has another one. `is_valid`: the thread is a guest still.
     pub(in crate::sentry) fn note_view(&self, tid: i32, is_valid: impl FnOnce() -> bool) {
-        if self.view.get().is_none()
-            && let Some(root) = root(tid).filter(|_| is_valid())
-        {
+        if self.view.get().is_some() {
+            return;
+        }
+        let mounts = generated::contents(format!("/proc/{tid}/mountinfo")).unwrap_or_default();
+        if let Some(root) = root(tid).filter(|_| is_valid()) {
+            let _ =
+                self.writable.set(mounts.split(|it| *it == b'\n').filter_map(writable).collect());
             let _ = self.view.set(root);
         }
     }
+}
+
+/// Where a mount is that files can be made or changed in, by its line of mountinfo (proc_pid_mountinfo(5)).
+fn writable(line: &[u8]) -> Option<Vec<u8>> {
+    const OF_THE_KERNEL: [&[u8]; 8] =
+        [b"proc", b"sysfs", b"cgroup", b"cgroup2", b"debugfs", b"tracefs", b"securityfs", b"bpf"];
+    let mut words = line.split(|byte| *byte == b' ');
+    let (place, options) = (words.nth(4)?, words.next()?);
+    let kind = words.skip_while(|word| *word != b"-").nth(1)?;
+    let is_writable = options.split(|byte| *byte == b',').any(|option| option == b"rw");
+    (is_writable && !OF_THE_KERNEL.contains(&kind)).then(|| generated::unescape(place))
 }
 
 /// Whether a line of mountinfo (proc_pid_mountinfo(5)) is of a file system on a disk, in memory or in the kernel.
@@ -300,6 +315,16 @@ mod tests {
     fn what_may_take_long_is_told_by_its_type() {
         assert!(is_fast("22 1 0:25 / / rw shared:1 - ext4 /dev/sda rw"));
         assert!(!is_fast("22 1 0:25 / / rw - fuse.sshfs host:/ rw") && !is_fast("no line of it"));
+    }
+
+    #[test]
+    fn what_is_mounted_to_be_written_to_is_known() {
+        let of = |line: &str| writable(line.as_bytes());
+        let place = Some(b"/a b".to_vec());
+        assert_eq!(of(r"22 1 0:25 / /a\040b rw,nosuid shared:1 - ext4 /dev/sda ro"), place);
+        assert_eq!(of("22 1 0:25 / /a ro,nosuid - ext4 /dev/sda rw"), None);
+        assert_eq!(of("22 1 0:25 / /proc rw - proc proc rw"), None);
+        assert_eq!(of(""), None);
     }
 
     #[test]

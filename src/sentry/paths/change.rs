@@ -63,7 +63,7 @@ impl Resolver<'_> {
             let (path, verdict) = (Vec::new(), Verdict::Plain);
             return Ok(Name { parent, name, path, verdict, found: None, covered: false });
         }
-        let path = joined(&self.root.path_of(&parent)?, plain);
+        let path = joined(&self.view.path_of(&parent)?, plain);
         let found = match look_up(&parent, plain) {
             Ok(found) => Some(Thing::of(found)?),
             Err(Errno::ENOENT) => None,
@@ -80,18 +80,20 @@ impl Resolver<'_> {
 }
 
 impl Paths {
-    /// mkdir(2), mknod(2), symlink(2).
+    /// mkdir(2), mknod(2), symlink(2), and `then` something with what has been made.
     pub(in crate::sentry) fn make(
         &self,
         guest: Guest<'_>,
         at: Spot<'_>,
         new: New<'_>,
+        then: impl FnOnce(&OwnedFd) -> Result<(), Errno>,
     ) -> Result<(), Errno> {
         self.with(guest, |resolver| {
             let Name { parent, name, verdict, .. } = resolver.name(at)?;
             verdict.permit(true)?;
             take_umask(guest.tid)?;
-            match new {
+            let end = name.iter().rposition(|byte| *byte != b'/').map_or(0, |at| at + 1);
+            let made = match new {
                 New::Directory(mode) => {
                     mkdirat(parent.as_fd(), os(&name), Mode::from_bits_retain(mode & 0o7777))
                 }
@@ -102,7 +104,8 @@ impl Paths {
                 }
                 New::Link([]) => Err(Errno::ENOENT),
                 New::Link(text) => symlinkat(os(text), parent.as_fd(), os(&name)),
-            }
+            };
+            made.and_then(|()| then(&look_up(&parent, &name[..end])?))
         })
     }
 
@@ -191,6 +194,16 @@ impl Paths {
         })
     }
 
+    /// Whether something that has been found may be changed.
+    pub(in crate::sentry) fn permit_change(
+        &self,
+        guest: Guest<'_>,
+        found: &OwnedFd,
+    ) -> Result<(), Errno> {
+        let handle = found.try_clone().map_err(|_| Errno::EMFILE)?;
+        self.with(guest, |resolver| resolver.verdict_of(&Thing::of(handle)?)?.permit(true))
+    }
+
     /// truncate(2).
     pub(in crate::sentry) fn truncate(
         &self,
@@ -245,7 +258,7 @@ impl Paths {
         let guest = Guest { tid, is_valid: &|| true };
         let judged = self.with(guest, |resolver| {
             let forbids = |path: &[u8]| {
-                let path = resolver.root.known(generated::unescape(path));
+                let path = resolver.view.known(generated::unescape(path));
                 resolver.of_path_or_removed(&path).permit(false).is_err()
             };
             Ok(maps.split(|byte| *byte == b'\n').filter_map(mapped).any(forbids))

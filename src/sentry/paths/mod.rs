@@ -42,8 +42,10 @@ const HANDLE: OFlag = OFlag::O_PATH.union(OFlag::O_CLOEXEC);
 pub(super) struct Paths {
     /// Immutable.
     rules: Arc<dyn Rules>,
-    /// The root of all guests, which none can change; known from the first call on.
+    /// The root of all guests, which none can change for all; known from the first call on.
     root: OnceLock<Root>,
+    /// A guest can have a root of its own. Immutable.
+    apart: bool,
     /// Whose rights have to be taken on, if any: those of all guests, which none can change either.
     owner: OnceLock<Option<Owner>>,
     /// Held while something is given another name, so that what was decided by the names is still true. A leaf
@@ -105,8 +107,19 @@ fn name_of(handle: &OwnedFd) -> Result<Vec<u8>, Errno> {
 }
 
 impl Paths {
-    pub(super) fn new(rules: Arc<dyn Rules>) -> Paths {
-        Paths { rules, root: OnceLock::new(), owner: OnceLock::new(), renames: Mutex::new(()) }
+    /// `apart`: guests may call chroot(2).
+    pub(super) fn new(rules: Arc<dyn Rules>, apart: bool) -> Paths {
+        let renames = Mutex::new(());
+        Paths { rules, root: OnceLock::new(), apart, owner: OnceLock::new(), renames }
+    }
+
+    /// The root of all guests. It has to be known before one has another.
+    pub(super) fn view(&self, Guest { tid, is_valid }: Guest<'_>) -> Result<&Root, Errno> {
+        if let Some(root) = self.root.get() {
+            return Ok(root);
+        }
+        let root = Root::of(tid)?;
+        if is_valid() { Ok(self.root.get_or_init(|| root)) } else { Err(Errno::ESRCH) }
     }
 
     /// Has `what` done for a guest thread, with its rights.
@@ -116,18 +129,14 @@ impl Paths {
         what: impl FnOnce(&Resolver<'_>) -> Result<T, Errno>,
     ) -> Result<T, Errno> {
         let Guest { tid, is_valid } = guest;
-        let root = match self.root.get() {
-            Some(root) => root,
-            None => {
-                let root = Root::of(tid)?;
-                if !is_valid() {
-                    return Err(Errno::ESRCH);
-                }
-                self.root.get_or_init(|| root)
-            }
-        };
+        let view = self.view(guest)?;
+        let own = self.apart.then(|| Root::of(tid)).transpose()?;
+        if own.is_some() && !is_valid() {
+            return Err(Errno::ESRCH);
+        }
         let _worn = self.owner(guest)?.map(Disguise::put_on).transpose()?;
-        what(&Resolver::new(tid, root, &*self.rules, is_valid))
+        let root = own.as_ref().unwrap_or(view);
+        what(&Resolver::new(tid, root, &*self.rules, is_valid).within(view))
     }
 
     /// Whose rights have to be taken on, if any: an ordinary user has those of the guests.

@@ -1,12 +1,13 @@
 //! open(2) at the end of a path: do_open and open_last_lookups in fs/namei.c.
 //!
 //! What is there is opened by its handle, so that it is what was judged; what is not there is made under the name
-//! that was judged. Nothing here waits for another guest: a FIFO's other end is waited for by an [`Opening`].
+//! that was judged. Nothing here waits for another guest: a FIFO's other end, and who holds a
+//! lease, are waited for by an [`Opening`].
 
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::fcntl::{FcntlArg, OFlag, OpenHow, ResolveFlag, fcntl, open, openat2};
 use nix::sys::stat::Mode;
 
 use super::own;
@@ -29,6 +30,8 @@ pub struct Wish {
 pub enum Opened {
     /// It is open.
     Now(OwnedFd),
+    /// It is open, and has been made.
+    New(OwnedFd),
     /// It is when this is done.
     Later(Opening),
 }
@@ -111,16 +114,20 @@ impl Wish {
 }
 
 impl Paths {
-    /// Opens what a guest's path leads to.
+    /// Opens what a guest's path leads to, and does something with it `then` if it has been made.
     pub(in crate::sentry) fn open(
         &self,
         guest: Guest<'_>,
         start: Start,
         path: &[u8],
         wish: Wish,
+        then: impl FnOnce(&OwnedFd) -> Result<(), Errno>,
     ) -> Result<Opened, Errno> {
         let owner = self.owner(guest)?;
-        self.with(guest, |resolver| resolver.open(start, path, wish, owner))
+        self.with(guest, |resolver| match resolver.open(start, path, wish, owner)? {
+            Opened::New(made) => then(&made).map(|()| Opened::Now(made)),
+            opened => Ok(opened),
+        })
     }
 }
 
@@ -149,7 +156,7 @@ impl Resolver<'_> {
             let (parent, name, slash, found) = match self.walk(start, path, follow)? {
                 Landing::Thing(thing) => {
                     let verdict = self.verdict_of(&thing)?;
-                    return self.open_thing(thing, verdict, wish, owner);
+                    return self.open_thing(None, thing, verdict, wish, owner);
                 }
                 Landing::Name { parent, name, slash, found } => (parent, name, slash, found),
             };
@@ -158,7 +165,7 @@ impl Resolver<'_> {
                 return Err(verdict.permit(true).err().unwrap_or(Errno::EISDIR));
             }
             if let Some(thing) = found {
-                return self.open_thing(thing, verdict, wish, owner);
+                return self.open_thing(Some(&parent), thing, verdict, wish, owner);
             }
             if !wish.creates() {
                 return Err(Errno::ENOENT);
@@ -166,7 +173,7 @@ impl Resolver<'_> {
             verdict.permit(true)?;
             match self.make(&parent, &name, wish) {
                 Err(Errno::EEXIST) if !exclusive => {}
-                done => return done.map(Opened::Now),
+                done => return done.map(Opened::New),
             }
         }
         Err(Errno::ENOENT)
@@ -186,6 +193,7 @@ impl Resolver<'_> {
 
     fn open_thing(
         &self,
+        parent: Option<&OwnedFd>,
         thing: Thing,
         verdict: Verdict,
         wish: Wish,
@@ -198,6 +206,9 @@ impl Resolver<'_> {
             }
             if thing.is_directory() {
                 return Err(Errno::EISDIR);
+            }
+            if let Some(parent) = parent {
+                own::may_take(self, parent, &thing)?;
             }
         }
         if wish.has(libc::O_DIRECTORY) && !thing.is_directory() {
@@ -212,7 +223,9 @@ impl Resolver<'_> {
             _ => {}
         }
         if own::is_in_proc(&thing.handle) {
-            own::may_look(self, &self.root.path_of(&thing.handle)?)?;
+            own::may_look(self, &self.view.path_of(&thing.handle)?)?;
+        } else if thing.kind() == libc::S_IFREG {
+            return open_unleased(thing, wish, owner);
         }
         if wish.has(TMPFILE) {
             take_umask(self.tid)?;
@@ -252,10 +265,34 @@ fn again(handle: &OwnedFd, wish: Wish) -> Result<OwnedFd, Errno> {
     patient(|| open(&*path, flags, Mode::from_bits_retain(mode)))
 }
 
+/// A plain file. If somebody holds a lease on it (fcntl(2), F_SETLEASE) the kernel waits until that is given up, 45
+/// seconds at most; with O_NONBLOCK, which says nothing else about such a file, it asks for it and does not wait
+/// (break_lease in include/linux/filelock.h).
+fn open_unleased(thing: Thing, wish: Wish, owner: Option<&Owner>) -> Result<Opened, Errno> {
+    if wish.has(libc::O_NONBLOCK) {
+        return again(&thing.handle, wish).map(Opened::Now);
+    }
+    let at_once = Wish { flags: wish.flags | libc::O_NONBLOCK, ..wish };
+    match again(&thing.handle, at_once) {
+        Ok(file) => {
+            let flags = OFlag::from_bits_retain(fcntl(&file, FcntlArg::F_GETFL)?);
+            fcntl(&file, FcntlArg::F_SETFL(flags & !OFlag::O_NONBLOCK))?;
+            Ok(Opened::Now(file))
+        }
+        Err(Errno::EAGAIN) => open_later(thing, wish, owner),
+        Err(errno) => Err(errno),
+    }
+}
+
 fn open_fifo(thing: Thing, wish: Wish, owner: Option<&Owner>) -> Result<Opened, Errno> {
     if wish.has(libc::O_NONBLOCK) || wish.flags & libc::O_ACCMODE == libc::O_RDWR {
         return again(&thing.handle, wish).map(Opened::Now);
     }
+    open_later(thing, wish, owner)
+}
+
+/// Opens what somebody else has to do something for first.
+fn open_later(thing: Thing, wish: Wish, owner: Option<&Owner>) -> Result<Opened, Errno> {
     let flags = wish.flags(libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW);
     let owner = owner.cloned();
     Opening::begin(move || {

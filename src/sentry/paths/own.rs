@@ -105,6 +105,43 @@ pub(super) fn protects_links() -> bool {
     })
 }
 
+/// Whether what is in a directory may be opened by a call that would also make it: not what others have put into a
+/// directory like /tmp, for who does not expect it there (may_create_in_sticky in fs/namei.c).
+pub(super) fn may_take(
+    resolver: &Resolver<'_>,
+    parent: &OwnedFd,
+    found: &Thing,
+) -> Result<(), Errno> {
+    let directory = fstat(parent)?;
+    if directory.st_mode & libc::S_ISVTX == 0 || found.stat.st_uid == directory.st_uid {
+        return Ok(());
+    }
+    let level = protection(found.kind());
+    match takes_from_others(level, directory.st_mode) && user(resolver.tid)? != found.stat.st_uid {
+        true => Err(Errno::EACCES),
+        false => Ok(()),
+    }
+}
+
+/// How far this host protects files of this type so (proc_sys_fs(5), fs.protected_fifos and fs.protected_regular).
+fn protection(kind: u32) -> u32 {
+    static LEVELS: [OnceLock<u32>; 2] = [const { OnceLock::new() }; 2];
+    let (at, name) = match kind {
+        libc::S_IFIFO => (0, "fifos"),
+        libc::S_IFREG => (1, "regular"),
+        _ => return 0,
+    };
+    *LEVELS[at].get_or_init(|| {
+        let text = generated::text(format!("/proc/sys/fs/protected_{name}")).unwrap_or_default();
+        // (What cannot be read is as strict as it can be; before Linux 4.19 there is none.)
+        text.trim().parse().unwrap_or(2)
+    })
+}
+
+fn takes_from_others(level: u32, mode: u32) -> bool {
+    level >= 1 && mode & libc::S_IWOTH != 0 || level >= 2 && mode & libc::S_IWGRP != 0
+}
+
 /// Where a link leads that was found by this name.
 pub(super) fn link(
     resolver: &Resolver<'_>,
@@ -123,11 +160,12 @@ pub(super) fn link(
             _ => text_of(&found.handle).map(Link::Text),
         };
     }
-    let path = resolver.root.path_of(at)?;
+    let path = resolver.view.path_of(at)?;
+    let whole = joined(&path, name);
+    may_look(resolver, &whole)?;
     if process_of(&path).is_none() {
         return text_of(&found.handle).map(Link::Text);
     }
-    may_look(resolver, &joined(&path, name))?;
     let how = OpenHow::new().flags(HANDLE);
     Thing::of(patient(|| openat2(at.as_fd(), os(name), how))?).map(Link::Thing)
 }
@@ -151,6 +189,9 @@ fn process_of(path: &[u8]) -> Option<(i32, Vec<&[u8]>)> {
 
 /// Whether a guest may see what is at this path of procfs, as far as the sentry could and it could not.
 pub(super) fn may_look(resolver: &Resolver<'_>, path: &[u8]) -> Result<(), Errno> {
+    if !path.starts_with(b"/proc/") && path != b"/proc" {
+        return may_look_elsewhere(path);
+    }
     let is_at = |place: &&[u8]| {
         path.strip_prefix(*place).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
     };
@@ -170,6 +211,24 @@ pub(super) fn may_look(resolver: &Resolver<'_>, path: &[u8]) -> Result<(), Errno
     other_process(resolver, &mine, number, *part == b"mem")
 }
 
+/// The same where procfs is at another place: nothing tells whose processes its numbers mean, so what is private is
+/// nobody's.
+fn may_look_elsewhere(path: &[u8]) -> Result<(), Errno> {
+    let of_namespaces = |place: &&[u8]| {
+        let place = [&place[b"/proc".len()..], b"/"].concat();
+        let path = joined(path, b"");
+        path.windows(place.len()).any(|part| part == place)
+    };
+    if OF_NAMESPACES.iter().any(of_namespaces) {
+        return Err(Errno::ENOENT);
+    }
+    let parts: Vec<&[u8]> = path.split(|byte| *byte == b'/').collect();
+    let is_private = |pair: &[&[u8]]| {
+        !pair[0].is_empty() && pair[0].iter().all(u8::is_ascii_digit) && PRIVATE.contains(&pair[1])
+    };
+    if parts.windows(2).any(is_private) { Err(Errno::EACCES) } else { Ok(()) }
+}
+
 /// What ptrace_may_access asks of a guest whose status is `mine`: the same user throughout, a process that may be looked
 /// at, and for its memory what Yama asks (proc_sys_kernel(5), ptrace_scope) as far as it can be told: its tracer.
 fn other_process(
@@ -179,7 +238,7 @@ fn other_process(
     memory: bool,
 ) -> Result<(), Errno> {
     let place = format!("proc/{number}");
-    let proc = open_in(&resolver.root.handle, place.as_bytes())?;
+    let proc = open_in(&resolver.view.handle, place.as_bytes())?;
     let how = OpenHow::new().flags(HANDLE);
     let handle = patient(|| openat2(proc.as_fd(), "status", how))?;
     let theirs = generated::text(&*files::descriptor_path(handle.as_fd()).to_string_lossy());
@@ -219,4 +278,30 @@ fn is_own_program(program: (u64, u64)) -> bool {
 fn restricts_tracing() -> bool {
     let scope = generated::text("/proc/sys/kernel/yama/ptrace_scope");
     scope.is_ok_and(|scope| scope.trim() != "0")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shared_directories_are_protected_as_far_as_the_host_says() {
+        let of = |level, mode| takes_from_others(level, libc::S_ISVTX | mode);
+        assert!(!of(0, 0o777) && of(1, 0o777) && of(2, 0o777));
+        assert!(!of(1, 0o775) && of(2, 0o775));
+        assert!(!of(2, 0o755));
+        assert!(protection(libc::S_IFDIR) == 0 && protection(libc::S_IFREG) <= 2);
+    }
+
+    #[test]
+    fn what_is_private_stays_so_in_a_procfs_at_another_place() {
+        let of = |path: &str| may_look_elsewhere(path.as_bytes());
+        assert_eq!(of("/root/tree/proc/cpuinfo"), Ok(()));
+        assert_eq!(of("/tree/proc/12/status"), Ok(()));
+        assert_eq!(of("/tree/proc/12/mem"), Err(Errno::EACCES));
+        assert_eq!(of("/tree/proc/12/task/13/fd/1"), Err(Errno::EACCES));
+        assert_eq!(of("/tree/proc/sys/net/core/somaxconn"), Err(Errno::ENOENT));
+        assert_eq!(of("/tree/p/sysvipc"), Err(Errno::ENOENT));
+        assert_eq!(of("/tree/proc/sys/network"), Ok(()));
+    }
 }

@@ -62,7 +62,10 @@ pub enum Landing {
 /// Follows paths of one guest thread for one call.
 pub struct Resolver<'r> {
     pub(super) tid: i32,
+    /// Where its absolute paths begin.
     pub(super) root: &'r Root,
+    /// The root of all guests, by which rules know names.
+    pub(super) view: &'r Root,
     rules: &'r dyn Rules,
     /// Whether the number still is that thread's.
     is_valid: &'r dyn Fn() -> bool,
@@ -92,14 +95,19 @@ impl Thing {
 }
 
 impl<'r> Resolver<'r> {
-    /// For a thread whose root this is.
+    /// For a thread whose root this is, as all others' is.
     pub fn new(
         tid: i32,
         root: &'r Root,
         rules: &'r dyn Rules,
         is_valid: &'r dyn Fn() -> bool,
     ) -> Resolver<'r> {
-        Resolver { tid, root, rules, is_valid }
+        Resolver { tid, root, view: root, rules, is_valid }
+    }
+
+    /// The same for one that may have a root of its own (chroot(2)); this is that of all.
+    pub(super) fn within(self, view: &'r Root) -> Resolver<'r> {
+        Resolver { view, ..self }
     }
 
     /// Follows a path to its end. `follow`: over a symbolic link at its end, too.
@@ -287,7 +295,7 @@ impl<'r> Resolver<'r> {
         name: &[u8],
         found: Option<&Thing>,
     ) -> Result<Verdict, Errno> {
-        let directory = self.root.path_of(parent)?;
+        let directory = self.view.path_of(parent)?;
         let verdict = self.of_path(&joined(&directory, name));
         if verdict == Verdict::Plain {
             return Ok(verdict);
@@ -300,7 +308,7 @@ impl<'r> Resolver<'r> {
 
     /// What they say of something that was reached by no name.
     pub(super) fn verdict_of(&self, thing: &Thing) -> Result<Verdict, Errno> {
-        let path = self.root.path_of(&thing.handle)?;
+        let path = self.view.path_of(&thing.handle)?;
         if !path.starts_with(b"/") {
             return Ok(Verdict::Plain);
         }
@@ -309,7 +317,7 @@ impl<'r> Resolver<'r> {
             return Ok(verdict);
         }
         let (directory, _) = split(&path);
-        let above = open_in(&self.root.handle, directory);
+        let above = open_in(&self.view.handle, directory);
         match above {
             Ok(above) if mount_of(&above)? != mount_of(&thing.handle)? => Ok(Verdict::Plain),
             _ => Ok(verdict),

@@ -62,7 +62,7 @@ fn ours(root: &Root, directory: &File, path: &[u8], flags: i32) -> Answer {
     let wish = Wish::of(flags | libc::O_NONBLOCK, 0o640)?.unwrap();
     let start = Start::Descriptor(directory.as_raw_fd());
     match resolver(root).open(start, path, wish, Option::None)? {
-        Opened::Now(fd) => seen(Ok(fd)),
+        Opened::Now(fd) | Opened::New(fd) => seen(Ok(fd)),
         Opened::Later(_) => panic!("something waits"),
     }
 }

@@ -316,6 +316,7 @@ pub(super) fn target(call: &Call<'_>, dirfd: DirFd, path: Path, flags: i32) -> O
     let tid = call.received().tid;
     let beliefs = call.kernel.beliefs()?;
     let text = call.memory().read_string(path.0).ok()?;
+    beliefs.note_view(tid, || call.trapped().is_valid());
     may_take_long(call, beliefs);
     let find = || match text.is_empty() {
         true if flags & libc::AT_EMPTY_PATH != 0 => find_open(tid, dirfd.0),
@@ -333,6 +334,7 @@ pub(super) fn spot(
     path: &[u8],
 ) -> Option<Spot> {
     let tid = call.received().tid;
+    beliefs.note_view(tid, || call.trapped().is_valid());
     may_take_long(call, beliefs);
     valid(call, as_guest(call, beliefs, || Ok(find_spot(tid, dirfd.0, path))).ok()?)
 }

@@ -33,6 +33,15 @@ fn maker(call: &Call<'_>) -> Option<(u32, u32)> {
     (ids != (0, 0)).then_some(ids)
 }
 
+/// Has a file that the sentry has made for a guest belong to whoever has asked for it. To be called with the guest's
+/// rights (`Paths::with`).
+pub(super) fn give_to_maker(call: &Call<'_>, made: &OwnedFd) -> Result<(), Errno> {
+    match call.kernel.beliefs().zip(maker(call)) {
+        Some((beliefs, (uid, gid))) => beliefs.give(made.as_fd(), uid, gid),
+        None => Ok(()),
+    }
+}
+
 /// Makes what a path names, as `make` does with the place and the permissions, and whoever asks for it its owner. `None`:
 /// the kernel is to do it.
 fn made(
@@ -42,7 +51,8 @@ fn made(
     mode: u32,
     make: impl FnOnce(BorrowedFd<'_>, &OsStr, Bits) -> Result<(), Errno>,
 ) -> Option<Answer> {
-    let beliefs = call.kernel.beliefs()?;
+    // (Where rules are about names, it is made by those who ask them: `paths`.)
+    let beliefs = call.kernel.beliefs().filter(|_| call.kernel.paths().is_none())?;
     let (uid, gid) = maker(call)?;
     let text = call.memory().read_string(path.0).ok()?;
     let bits = Bits::from_bits_truncate(mode & 0o1777 & !umask_of(call.received().tid).ok()?);
@@ -115,7 +125,7 @@ pub(super) fn create(
     flags: i32,
     mode: u32,
 ) -> Option<Answer> {
-    let (uid, gid) = maker(call)?;
+    let (uid, gid) = maker(call).filter(|_| call.kernel.paths().is_none())?;
     let tid = call.received().tid;
     let text = call.memory().read_string(path.0).ok().filter(|text| !text.ends_with(b"/"))?;
     let is_exclusive = flags & libc::O_EXCL != 0;

@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use super::args::{
     CapData, CapHeader, Gid, GidCell, In, InOut, Int, Out, Path, PrctlOption, ULong, Uid, UidCell,
 };
-use super::believed;
+use super::{believed, paths};
 use crate::notify::{Answer, hand_over};
 use crate::sentry::Features;
 use crate::sentry::call::Call;
@@ -187,7 +187,10 @@ pub fn chroot(call: &Call<'_>, _path: Path) -> Answer {
         let _ = beliefs.is_fast(tid);
     }
     call.kernel.overlays().learn(tid);
-    Answer::Continue
+    match paths::note_view(call) {
+        Ok(()) => Answer::Continue,
+        Err(errno) => Answer::Fail(errno),
+    }
 }
 
 /// Serves prctl(2) with one of [`PRCTL`].

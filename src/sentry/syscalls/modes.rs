@@ -11,7 +11,7 @@ use nix::sys::stat::{self as nix_stat, fstat};
 
 use super::args::{AtFlags, Dev, DirFd, Fd, Mode, Path};
 use super::creations::make_node;
-use super::{believed, owners, watch};
+use super::{believed, owners, paths, watch};
 use crate::notify::Answer;
 use crate::sentry::beliefs::{Belief, Device, FileBeliefs, MODE, find_open, flags_of};
 use crate::sentry::call::Call;
@@ -119,6 +119,12 @@ fn make(call: &Call<'_>, dirfd: DirFd, path: Path, mode: Mode, dev: Dev) -> Answ
     }
     let Ok(text) = call.memory().read_string(path.0) else { return Answer::Continue };
     let Ok(umask) = umask_of(call.received().tid) else { return Answer::Continue };
+    let device = Device { is_block, number: number(dev) };
+    let bits = mode.0 & MODE & !umask;
+    let become_it = |made: &OwnedFd| become_device(beliefs, made, bits, device);
+    if let Some(answer) = paths::make_plain(call, (dirfd, path), 0o600, become_it) {
+        return answer;
+    }
     // (Without a place the kernel says why; a device it makes none.)
     let Some(spot) = believed::spot(call, beliefs, dirfd, &text) else {
         return kernels(mode, || None);
@@ -127,8 +133,7 @@ fn make(call: &Call<'_>, dirfd: DirFd, path: Path, mode: Mode, dev: Dev) -> Answ
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
         let own = nix_stat::Mode::S_IRUSR | nix_stat::Mode::S_IWUSR;
         let file = openat(&spot.parent, spot.name.as_os_str(), flags, own)?;
-        let mode = mode.0 & MODE & !umask;
-        become_device(beliefs, &file, mode, Device { is_block, number: number(dev) })
+        become_device(beliefs, &file, bits, device)
     });
     made.map(|()| 0).into()
 }

@@ -14,7 +14,7 @@ use super::args::{
 use super::believed::as_guest;
 use super::creations::create;
 use super::modes::SET_ID;
-use super::{believed, watch};
+use super::{believed, paths, watch};
 use crate::notify::{Answer, Descriptor};
 use crate::sentry::beliefs::Real;
 use crate::sentry::call::Call;
@@ -28,6 +28,9 @@ const NO_FOLLOW: i32 = libc::AT_SYMLINK_NOFOLLOW;
 fn prepare(call: &Call<'_>, dirfd: DirFd, path: Path, flags: i32) -> Option<OwnedFd> {
     // (A descriptor alone, as with AT_EMPTY_PATH, stays one of the file that it has been opened for.)
     let file = believed::target(call, dirfd, path, flags & NO_FOLLOW)?;
+    if paths::refuses_change(call, &file) {
+        return None;
+    }
     believed::own(call, call.kernel.beliefs()?, file)?.ok()
 }
 

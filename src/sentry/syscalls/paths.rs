@@ -2,6 +2,8 @@
 //! a path that was looked at could be another one by the time the kernel reads it. What else looks at such calls
 //! comes first (`machine`, `watch`, and what root inside believes: `own_copies`, `creations`, `modes`).
 
+use std::os::fd::OwnedFd;
+
 use nix::errno::Errno;
 
 use super::args::{
@@ -65,7 +67,7 @@ async fn perform_open(
         Err(answer) => return answer,
     };
     let fd = match opened {
-        Opened::Now(fd) => Ok(fd),
+        Opened::Now(fd) | Opened::New(fd) => Ok(fd),
         Opened::Later(mut opening) => match call.block(opening.done()).await {
             Ok(done) => done,
             Err(interrupted) => return interrupted.into(),
@@ -85,7 +87,8 @@ async fn perform_open(
 
 fn begin_open(call: &Call<'_>, dirfd: DirFd, path: Path, wish: Wish) -> Result<Opened, Answer> {
     let (paths, path) = begin(call, path)?;
-    with_guest(call, |guest| paths.open(guest, Start::of(dirfd.0), &path, wish))
+    let then = |made: &OwnedFd| creations::give_to_maker(call, made);
+    with_guest(call, |guest| paths.open(guest, Start::of(dirfd.0), &path, wish, then))
         .map_err(Answer::Fail)
 }
 
@@ -190,8 +193,35 @@ pub fn mknodat(call: &Call<'_>, dirfd: DirFd, path: Path, mode: Mode, dev: Dev) 
 
 fn make(call: &Call<'_>, watched: Answer, dirfd: DirFd, path: Path, new: New<'_>) -> Answer {
     perform(call, watched, path, |paths, guest, path| {
-        paths.make(guest, (Start::of(dirfd.0), path), new)
+        let then = |made: &OwnedFd| creations::give_to_maker(call, made);
+        paths.make(guest, (Start::of(dirfd.0), path), new, then)
     })
+}
+
+/// Makes a plain file, where rules are about names, and does something with it `then`. `None`: there are no such rules.
+pub(super) fn make_plain(
+    call: &Call<'_>,
+    (dirfd, path): (DirFd, Path),
+    mode: u32,
+    then: impl FnOnce(&OwnedFd) -> Result<(), Errno>,
+) -> Option<Answer> {
+    call.kernel.paths()?;
+    let new = New::Node(libc::S_IFREG | mode, 0);
+    Some(perform(call, Answer::Continue, path, |paths, guest, path| {
+        paths.make(guest, (Start::of(dirfd.0), path), new, then)
+    }))
+}
+
+/// Whether rules are against changing something that has been found.
+pub(super) fn refuses_change(call: &Call<'_>, found: &OwnedFd) -> bool {
+    let refuses = |paths: &Paths| with_guest(call, |guest| paths.permit_change(guest, found));
+    call.kernel.paths().is_some_and(|paths| refuses(paths).is_err())
+}
+
+/// Has the root of all guests known before one gets another.
+pub(super) fn note_view(call: &Call<'_>) -> Result<(), Errno> {
+    let Some(paths) = call.kernel.paths() else { return Ok(()) };
+    with_guest(call, |guest| paths.view(guest).map(drop))
 }
 
 /// Serves symlink(2).
@@ -206,7 +236,8 @@ pub fn symlinkat(call: &Call<'_>, target: Path, dirfd: DirFd, path: Path) -> Ans
 
 fn linked_to(call: &Call<'_>, watched: Answer, target: Path, dirfd: DirFd, path: Path) -> Answer {
     perform_two(call, watched, (target, path), |paths, guest, target, path| {
-        paths.make(guest, (Start::of(dirfd.0), path), New::Link(target))
+        let then = |made: &OwnedFd| creations::give_to_maker(call, made);
+        paths.make(guest, (Start::of(dirfd.0), path), New::Link(target), then)
     })
 }
 
