@@ -1,5 +1,6 @@
 //! The story of one run: plan, launch, take the listener, serve, reap, status.
 
+use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
@@ -80,6 +81,8 @@ pub struct Beside<'b> {
     pub layers: &'b [Layer],
     /// What a save needs of them.
     pub saver: Option<Arc<Saver>>,
+    /// What its network decides is recorded here.
+    pub net_log: Option<File>,
     /// Done once the guests have ended, and before anybody is told: who waits for the end finds it done.
     pub at_end: Option<AtEnd<'b>>,
 }
@@ -146,7 +149,7 @@ fn begin(
         let starting = kernel.begin_start().await?;
         // Before the program, which may look a name up at once.
         if let Some(outpost) = launch.behind().take_outpost() {
-            join_network(spec, &kernel, outpost)?;
+            join_network(spec, &kernel, outpost, beside.net_log)?;
         }
         // Init need not wait for the supervisor once more: what a guest asks before somebody receives
         // is kept by the kernel, and the guest waits.
@@ -234,9 +237,16 @@ fn make_kernel(spec: &RunSpec, behind: &mut Behind, time: Time) -> Result<Arc<Ke
 }
 
 /// Lets the guests reach what they may.
-fn join_network(spec: &RunSpec, kernel: &Arc<Kernel>, outpost: OwnedFd) -> Result<(), Error> {
+fn join_network(
+    spec: &RunSpec,
+    kernel: &Arc<Kernel>,
+    outpost: OwnedFd,
+    log: Option<File>,
+) -> Result<(), Error> {
     let inside = net::Inside::new(outpost);
-    let network = net::Network::new(spec.reach.clone(), inside).map(Arc::new);
+    let log = log.map(net::NetLog::start).transpose();
+    let log = log.map_err(|error| Error::Own("start the thread of --net-log", error))?;
+    let network = net::Network::new(spec.reach.clone(), inside, log).map(Arc::new);
     let joined = network.and_then(|network| {
         net::Resolver::start(kernel, &network)?;
         kernel.connect(network);
@@ -507,6 +517,7 @@ impl<'r> Supervisor<'r> {
             cpu_us: end.cpu_us,
             peak_memory: end.peak_kib * 1024,
         });
+        let unrecorded = self.kernel.network().and_then(|network| network.finish().err());
         let report = self.list_files().await;
         let done = self.at_end.take().map_or(Ok(Vec::new()), |at_end| at_end(report.as_ref()));
         let (kept, undone) = match done {
@@ -532,6 +543,10 @@ impl<'r> Supervisor<'r> {
         let refusals = refusals.iter().map(ToString::to_string);
         let notes = farewell.into_iter().chain(self.kernel.limit_notes()).chain(refusals);
         let notes = notes.chain(self.kernel.repeat_note());
+        let unrecorded = unrecorded.map(|error| {
+            format!("the record of --net-log is not whole: {error}; name a file with room for it")
+        });
+        let notes = notes.chain(unrecorded);
         let notes = notes.chain(kept).collect();
         Finished { status: exit_status(status), notes, interrupted, undone, measured }
     }

@@ -124,6 +124,8 @@ pub(super) enum Verb {
     },
     /// Print what a sandbox has used
     Stats(super::stats::Command),
+    /// List the sockets of a sandbox: where they lead, who holds them, what they have carried
+    Sockets(super::sockets::Command),
     /// Watch what the sandboxes use, or the processes of one (q ends it)
     Top(super::top::Command),
     /// Print what a detached sandbox has printed

@@ -25,6 +25,7 @@ mod record;
 mod restore;
 mod run;
 mod save;
+mod sockets;
 mod stats;
 pub mod syscalls;
 mod table;
@@ -87,6 +88,7 @@ fn dispatch(line: CommandLine, words: &[OsString]) -> i32 {
         Some(Verb::Discard(command)) => discard::run(&command),
         Some(Verb::Wait { id }) => wait::run(&id),
         Some(Verb::Stats(command)) => stats::run(&command),
+        Some(Verb::Sockets(command)) => sockets::run(&command),
         Some(Verb::Top(command)) => top::run(&command),
         Some(Verb::Logs(command)) => logs::run(&command),
         Some(Verb::Dmesg(command)) => dmesg::run(&command),

@@ -55,6 +55,8 @@ pub struct Options {
     pub walls: Walls,
     /// Landlock behind the mounts.
     pub landlock: bool,
+    /// Record what the network decides, in this file.
+    pub net_log: Option<PathBuf>,
     /// What may be reached, and what not whatever else says so.
     pub reach: Policy,
     /// Descriptors to inherit.
@@ -97,6 +99,7 @@ impl Default for Options {
             network: Network::None,
             walls: Walls::Namespaces,
             landlock: false,
+            net_log: None,
             reach: Policy::default(),
             descriptors: Vec::new(),
             limits: LimitWishes::default(),

@@ -8,10 +8,10 @@ use std::fmt;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_bytes::ByteBuf;
 
-use crate::sentry::{ProcessInfo, Record, Stats};
+use crate::sentry::{ProcessInfo, Record, Sockets, Stats};
 
 /// The version of the protocol. Raised whenever a message changes its meaning or shape.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// Bytes in a request at most.
 ///
 /// As much as a program's arguments and environment may have together (execve(2): 2 MiB where the stack
@@ -47,6 +47,8 @@ pub enum Request {
     Wait,
     /// What it has used: [`Reply::Stats`].
     Stats,
+    /// Its sockets: [`Reply::Sockets`].
+    Sockets,
     /// Its kernel log: [`Reply::Log`], once or as it grows, then [`Reply::Done`].
     Log {
         /// Until the sandbox ends.
@@ -148,6 +150,8 @@ pub enum Reply {
     },
     /// What it has used.
     Stats(Stats),
+    /// Its sockets.
+    Sockets(Sockets),
     /// The program is about to be started. Brings the socket on which its events arrive, and the master
     /// of its terminal if it has one.
     Kept,

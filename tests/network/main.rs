@@ -6,6 +6,8 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod accounts;
+
 use std::path::{Path, PathBuf};
 
 use common::{
@@ -48,6 +50,10 @@ impl Outside {
             workspace.native(&["chown", "-R", "65534:65534", "own", "home"]).success();
         }
         Some(Outside { workspace, who })
+    }
+
+    fn is_nobody(&self) -> bool {
+        self.who == Who::Nobody
     }
 
     fn path(&self, name: &str) -> PathBuf {

@@ -332,6 +332,11 @@ pub static KEYS: &[Key] = &[
         Ok(())
     })
     .help("HOST[:PORT]", "Do not let it reach this, whatever --allow-net says"),
+    Key::new("net-log", Form::Path, Project::LeftOut, Group::Network, "none", |o, s| {
+        o.net_log = Some(PathBuf::from(s.word()));
+        Ok(())
+    })
+    .help("FILE", "Add a line of JSON to FILE for every name and host that it was let or refused to reach"),
     Key::new("walls", Form::Word, Project::LeftOut, Group::Network, "namespaces", |o, s| {
         o.walls = if s.word() == "landlock" { Walls::Landlock } else { Walls::Namespaces };
         Ok(())

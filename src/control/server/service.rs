@@ -91,6 +91,7 @@ impl Service {
                 run(&self.blocking, &self.kernel, send).await
             }
             Request::Stats => self.blocking(|kernel| Ok(Reply::Stats(kernel.stats()))).await,
+            Request::Sockets => self.blocking(|kernel| kernel.sockets().map(Reply::Sockets)).await,
             Request::Pause => {
                 let held = Arc::clone(&self.held);
                 run(&self.pausing, &self.kernel, move |kernel| pause(kernel, &held)).await
