@@ -517,7 +517,10 @@ impl<'r> Supervisor<'r> {
             cpu_us: end.cpu_us,
             peak_memory: end.peak_kib * 1024,
         });
-        let unrecorded = self.kernel.network().and_then(|network| network.finish().err());
+        let unrecorded = match self.kernel.network() {
+            Some(network) => network.finish().await.err(),
+            None => None,
+        };
         let report = self.list_files().await;
         let done = self.at_end.take().map_or(Ok(Vec::new()), |at_end| at_end(report.as_ref()));
         let (kept, undone) = match done {

@@ -145,6 +145,12 @@ print(socket.socket().connect_ex((\"203.0.113.2\", 80)))'"
             .sh("$sandbox --net allow --net-log /dev/stdout -- python3 -c 'import socket
 print(socket.socket().connect_ex((\"203.0.113.2\", 80)))' | cat");
         shown.success().out_has("\"decision\":\"refused\"").out_has("13\n");
+        // A program that ends with its connection: the kernel tells of that when the program has gone.
+        let page = "$sandbox --allow-net 203.0.113.2 --net-log log -- python3 -c 'import socket
+s = socket.socket(); s.connect((\"203.0.113.2\", 80)); s.send(b\"x\" * 500)' && tail -n 1 log";
+        let page = outside.sh(page);
+        page.success().out_has("\"event\":\"closed\"").out_has("\"bytes_out\":500,");
+        page.out_has("\"complete\":true");
         // What is there stays.
         outside.workspace.write("own/old", "old\n");
         if outside.is_nobody() {

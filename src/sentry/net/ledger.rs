@@ -10,10 +10,12 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
+use tokio::sync::Notify;
 
 use super::log::{NetLog, Record};
 use crate::sentry::sockets::diag::{self, Carried};
@@ -81,6 +83,8 @@ struct Flow {
 const MOST_HOSTS: usize = 1024;
 /// Connections at a time of which is known where they go.
 const MOST_FLOWS: usize = 16 << 10;
+/// How long the end of a run waits for what the kernel has to tell of connections that have just ended.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The counters of a run.
 #[derive(Debug)]
@@ -89,6 +93,8 @@ pub(super) struct Ledger {
     /// Whether the ends of connections are told: asked for with the first one.
     listens: OnceLock<bool>,
     log: Option<Arc<NetLog>>,
+    /// A connection has ended.
+    changed: Notify,
 }
 
 /// A leaf of the lock order.
@@ -112,7 +118,8 @@ impl Inner {
 
 impl Ledger {
     pub(super) fn new(log: Option<Arc<NetLog>>) -> Arc<Ledger> {
-        Arc::new(Ledger { inner: Mutex::default(), listens: OnceLock::new(), log })
+        let (listens, changed) = (OnceLock::new(), Notify::new());
+        Arc::new(Ledger { inner: Mutex::default(), listens, log, changed })
     }
 
     pub(super) fn allowed(&self, key: &Key) {
@@ -152,17 +159,24 @@ impl Ledger {
     }
 
     async fn listen(self: Arc<Self>, told: AsyncFd<OwnedFd>) {
+        /// Messages in a row: the whole host's are among them, and others want to run, too.
+        const MOST: usize = 64;
         while let Ok(mut guard) = told.readable().await {
-            loop {
+            for _ in 0..MOST {
                 match socket::receive(told.get_ref().as_fd(), 64 << 10, libc::MSG_DONTWAIT) {
                     Ok(message) => {
                         diag::ended(&message.bytes, |cookie, carried| self.ended(cookie, carried));
                     }
-                    Err(Errno::EAGAIN) => break guard.clear_ready(),
                     // Some were lost; whose they were is not known.
-                    Err(_) => {}
+                    Err(Errno::ENOBUFS) => {}
+                    Err(Errno::EAGAIN) => {
+                        guard.clear_ready();
+                        break;
+                    }
+                    Err(_) => return,
                 }
             }
+            tokio::task::yield_now().await;
         }
     }
 
@@ -174,6 +188,7 @@ impl Ledger {
             flow
         };
         self.tell(&flow, carried, true);
+        self.changed.notify_one();
     }
 
     fn tell(&self, flow: &Flow, carried: Carried, is_final: bool) {
@@ -244,12 +259,19 @@ impl Ledger {
         each.collect()
     }
 
-    /// The guests have ended. What is known of connections that have not is told.
-    pub(super) fn finish(&self) {
+    /// The guests have ended. What the kernel is about to tell of their connections is waited for, and what is known of
+    /// those that it still brings to their end is told.
+    pub(super) async fn finish(&self) {
         if self.log.is_none() {
             return;
         }
-        self.look();
+        let live = self.look();
+        let all_told = async {
+            while self.lock().flows.keys().any(|cookie| !live.contains(cookie)) {
+                self.changed.notified().await;
+            }
+        };
+        let _ = tokio::time::timeout(PATIENCE, all_told).await;
         let flows = std::mem::take(&mut self.lock().flows);
         flows.values().for_each(|flow| self.tell(flow, flow.seen, false));
     }

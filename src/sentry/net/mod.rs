@@ -289,8 +289,8 @@ impl Network {
     ///
     /// # Errors
     /// It is not whole.
-    pub fn finish(&self) -> std::io::Result<()> {
-        self.ledger.finish();
+    pub async fn finish(&self) -> std::io::Result<()> {
+        self.ledger.finish().await;
         self.log.as_ref().map_or(Ok(()), |log| log.finish())
     }
 

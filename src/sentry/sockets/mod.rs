@@ -66,7 +66,7 @@ pub struct SocketInfo {
 }
 
 /// More are counted, and not told: a reply has an end.
-const MOST: usize = 16 << 10;
+const MOST: usize = 8 << 10;
 
 impl Kernel {
     /// The sockets of the sandbox. Blocks: it reads /proc.
@@ -76,16 +76,16 @@ impl Kernel {
         let network = self.network().map(|network| &**network);
         let mut listing =
             Listing { held, network, found: Sockets::default(), seen: HashSet::new() };
-        let own_network = network_of("self");
-        let inside = processes.iter().find(|it| {
-            let theirs = network_of(&it.pid.to_string());
-            theirs.is_some() && theirs != own_network
-        });
+        // (One that has just ended has no network any more.)
+        let theirs =
+            processes.iter().find_map(|it| Some((it.pid, network_of(&it.pid.to_string())?)));
+        let Some((guest, theirs)) = theirs else { return Ok(Sockets::default()) };
+        let has_own_network = Some(theirs) != network_of("self");
         let own = holders::own_inodes();
-        if let Some(guest) = inside {
+        if has_own_network {
             let netlink = match network {
                 Some(network) => network.diag_socket(),
-                None => visit::open(guest.pid),
+                None => visit::open(guest),
             };
             let netlink = netlink.map_err(KernelError::Sockets)?;
             listing.take(netlink.as_fd(), &CLASSES, "inside", &own, |_, _| true)?;
@@ -100,8 +100,7 @@ impl Kernel {
                 is_held || made.contains(&it.cookie) || is_carrier
             })?;
         }
-        let network = if inside.is_some() { "inside" } else { "outside" };
-        listing.add_unlisted(network);
+        listing.add_unlisted(if has_own_network { "inside" } else { "outside" });
         Ok(listing.finish())
     }
 }
