@@ -8,6 +8,7 @@ use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::super::census::{ProcessInfo, numbers};
+use super::super::stat::{Stat, ticks};
 use crate::sys::descriptors::{Common, compare_common};
 use crate::sys::socket;
 
@@ -34,6 +35,12 @@ impl Holder {
     }
 }
 
+/// Whether a process is there, and none that has got its number.
+pub(super) fn is_still(process: &ProcessInfo) -> bool {
+    let start = Stat::read(process.pid).map(|stat| ticks(stat.start).as_micros() as u64);
+    start == Some(process.started_us)
+}
+
 /// Sockets by inode.
 #[derive(Debug, Default)]
 pub(super) struct Held {
@@ -45,16 +52,23 @@ impl Held {
     pub(super) fn of(processes: &[ProcessInfo]) -> Held {
         let mut held = Held::default();
         for process in processes {
+            let mut found = Vec::new();
             for tid in tables(process.pid) {
-                for (fd, inode) in sockets_of(&tid.to_string()) {
-                    held.by_inode.entry(inode).or_default().push(Holder {
-                        pid: process.pid,
-                        guest_pid: process.guest_pid,
-                        comm: process.comm.clone(),
-                        fd,
-                        tid,
-                    });
-                }
+                let each = sockets_of(&tid.to_string()).into_iter();
+                found.extend(each.map(|(fd, inode)| (tid, fd, inode)));
+            }
+            // What was read of a number that is another one's meanwhile is not this one's.
+            if !is_still(process) {
+                continue;
+            }
+            for (tid, fd, inode) in found {
+                held.by_inode.entry(inode).or_default().push(Holder {
+                    pid: process.pid,
+                    guest_pid: process.guest_pid,
+                    comm: process.comm.clone(),
+                    fd,
+                    tid,
+                });
             }
         }
         held

@@ -77,8 +77,7 @@ impl Kernel {
         let mut listing =
             Listing { held, network, found: Sockets::default(), seen: HashSet::new() };
         // (One that has just ended has no network any more.)
-        let theirs =
-            processes.iter().find_map(|it| Some((it.pid, network_of(&it.pid.to_string())?)));
+        let theirs = processes.iter().find_map(|it| Some((it, network_of(&it.pid.to_string())?)));
         let Some((guest, theirs)) = theirs else { return Ok(Sockets::default()) };
         let has_own_network = Some(theirs) != network_of("self");
         let own = holders::own_inodes();

@@ -12,7 +12,9 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
+use super::super::census::ProcessInfo;
 use super::diag;
+use super::holders::is_still;
 use crate::sys::{errno_of, files, spawn};
 
 struct Errand {
@@ -21,11 +23,16 @@ struct Errand {
     into: RawFd,
 }
 
-/// A socket that asks about the network of process `pid`, a guest: whoever made the sandbox may enter its user namespace.
-pub(super) fn open(pid: i32) -> Result<OwnedFd, Errno> {
-    let namespace =
-        |name| File::open(format!("/proc/{pid}/ns/{name}")).map_err(|error| errno_of(&error));
+/// A socket that asks about the network of a guest: whoever made the sandbox may enter its user namespace. ESRCH: it has
+/// ended.
+pub(super) fn open(guest: &ProcessInfo) -> Result<OwnedFd, Errno> {
+    let namespace = |name| {
+        File::open(format!("/proc/{}/ns/{name}", guest.pid)).map_err(|error| errno_of(&error))
+    };
     let (user, network) = (namespace("user")?, namespace("net")?);
+    if !is_still(guest) {
+        return Err(Errno::ESRCH);
+    }
     // What this is does not matter: it keeps the number.
     let place = diag::open()?;
     let errand = Errand { user, network, into: place.as_raw_fd() };
