@@ -1,5 +1,6 @@
 //! The story of one run: plan, launch, take the listener, serve, reap, status.
 
+use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
@@ -82,6 +83,8 @@ pub struct Beside<'b> {
     pub layers: &'b [Layer],
     /// What a save needs of them.
     pub saver: Option<Arc<Saver>>,
+    /// What its network decides is recorded here.
+    pub net_log: Option<File>,
     /// Done once the guests have ended, and before anybody is told: who waits for the end finds it done.
     pub at_end: Option<AtEnd<'b>>,
 }
@@ -150,7 +153,7 @@ fn begin(
         let starting = kernel.begin_start().await?;
         // Before the program, which may look a name up at once.
         let publisher = match launch.behind().take_outpost() {
-            Some(outpost) => join_network(spec, &kernel, outpost, doors)?,
+            Some(outpost) => join_network(spec, &kernel, outpost, doors, beside.net_log)?,
             None => None,
         };
         // Init need not wait for the supervisor once more: what a guest asks before somebody receives
@@ -245,11 +248,14 @@ fn join_network(
     kernel: &Arc<Kernel>,
     outpost: OwnedFd,
     doors: Doors,
+    log: Option<File>,
 ) -> Result<Option<Publisher>, Error> {
     let inside = Arc::new(net::Inside::new(outpost));
     if spec.network == Network::Allow {
+        let log = log.map(net::NetLog::start).transpose();
+        let log = log.map_err(|error| Error::Own("start the thread of --net-log", error))?;
         let network =
-            net::Network::new(spec.reach.clone(), Arc::clone(&inside), spec.lowest_port());
+            net::Network::new(spec.reach.clone(), Arc::clone(&inside), spec.lowest_port(), log);
         let joined = network.map(Arc::new).and_then(|network| {
             net::Resolver::start(kernel, &network)?;
             kernel.connect(network);
@@ -536,6 +542,10 @@ impl<'r> Supervisor<'r> {
             cpu_us: end.cpu_us,
             peak_memory: end.peak_kib * 1024,
         });
+        let unrecorded = match self.kernel.network() {
+            Some(network) => network.finish().await.err(),
+            None => None,
+        };
         let report = self.list_files().await;
         let done = self.at_end.take().map_or(Ok(Vec::new()), |at_end| at_end(report.as_ref()));
         let (kept, undone) = match done {
@@ -561,6 +571,10 @@ impl<'r> Supervisor<'r> {
         let refusals = refusals.iter().map(ToString::to_string);
         let notes = farewell.into_iter().chain(self.kernel.limit_notes()).chain(refusals);
         let notes = notes.chain(self.kernel.repeat_note());
+        let unrecorded = unrecorded.map(|error| {
+            format!("the record of --net-log is not whole: {error}; name a file with room for it")
+        });
+        let notes = notes.chain(unrecorded);
         let notes = notes.chain(kept).collect();
         Finished { status: exit_status(status), notes, interrupted, undone, measured }
     }

@@ -126,6 +126,8 @@ pub(super) enum Verb {
     Stats(super::stats::Command),
     /// Print which ports of the host lead to a sandbox (--publish)
     Port(super::port::Command),
+    /// List the sockets of a sandbox: where they lead, who holds them, what they have carried
+    Sockets(super::sockets::Command),
     /// Watch what the sandboxes use, or the processes of one (q ends it)
     Top(super::top::Command),
     /// Print what a detached sandbox has printed

@@ -26,6 +26,7 @@ mod record;
 mod restore;
 mod run;
 mod save;
+mod sockets;
 mod stats;
 pub mod syscalls;
 mod table;
@@ -89,6 +90,7 @@ fn dispatch(line: CommandLine, words: &[OsString]) -> i32 {
         Some(Verb::Wait { id }) => wait::run(&id),
         Some(Verb::Stats(command)) => stats::run(&command),
         Some(Verb::Port(command)) => port::run(&command),
+        Some(Verb::Sockets(command)) => sockets::run(&command),
         Some(Verb::Top(command)) => top::run(&command),
         Some(Verb::Logs(command)) => logs::run(&command),
         Some(Verb::Dmesg(command)) => dmesg::run(&command),

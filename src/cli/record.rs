@@ -9,13 +9,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, RenameFlags, open, openat, renameat2};
+use nix::fcntl::{FcntlArg, OFlag, RenameFlags, fcntl, open, openat, renameat2};
 use nix::sys::stat::Mode;
 use nix::unistd::{AccessFlags, UnlinkatFlags, faccessat, unlinkat};
 use serde::Serialize;
 
 use crate::sentry::file_log::{Content, Kind, Report, Touch, Touched};
-use crate::sys::random;
+use crate::sys::{errno_of, random};
 
 /// Raised when a name changes its meaning.
 const VERSION: u32 = 1;
@@ -96,6 +96,39 @@ impl Destination {
         let file = openat(self.directory.as_fd(), name.as_os_str(), flags, mode)?;
         Ok((name, File::from(file)))
     }
+}
+
+/// Opens the file of `--net-log`, which grows while the run lasts. A link that leads to a file is not followed: a program
+/// may have put it there.
+pub(super) fn append(path: &Path) -> Result<File, String> {
+    let failed = |errno: Errno| {
+        format!(
+            "cannot write --net-log {}: {}; name a file that you may write",
+            path.display(),
+            errno.desc()
+        )
+    };
+    let flags = OFlag::O_WRONLY | OFlag::O_APPEND | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
+    // (A pipe that nobody reads is told at once, and does not wait for somebody: fifo(7).)
+    let flags = flags | OFlag::O_NONBLOCK;
+    let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+    let file = match open(path, flags | OFlag::O_CREAT | OFlag::O_NOFOLLOW, mode) {
+        // /dev/stderr and its like.
+        Err(Errno::ELOOP) => {
+            // (To look a file up opens nothing yet.)
+            if path.metadata().map_err(|it| failed(errno_of(&it)))?.is_file() {
+                return Err(failed(Errno::ELOOP));
+            }
+            let file = File::from(open(path, flags, Mode::empty()).map_err(failed)?);
+            if file.metadata().is_ok_and(|it| it.is_file()) {
+                return Err(failed(Errno::ELOOP));
+            }
+            file
+        }
+        opened => File::from(opened.map_err(failed)?),
+    };
+    fcntl(&file, FcntlArg::F_SETFL(OFlag::O_APPEND)).map_err(failed)?;
+    Ok(file)
 }
 
 fn write_to(file: &File, report: &Report) -> std::io::Result<()> {

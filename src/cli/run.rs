@@ -241,13 +241,19 @@ pub(super) fn attempt(
     if spec.voice == Voice::Verbose {
         let _ = write!(std::io::stderr(), "{}", explain::decisions(&spec));
     }
+    let net_log = options.net_log.as_deref().map(super::record::append).transpose();
+    let net_log = net_log.map_err(|sentence| (OWN_ERROR, sentence))?;
     let named = options.id.is_some();
     let mut held = held(&spec, store, named, control.as_deref()).map_err(|error| own(&error))?;
     let layers = held.as_ref().map_or_else(Vec::new, |held| held.layers().to_vec());
     let saver = held.as_ref().map(Held::saver).transpose().map_err(|error| own(&error))?;
     let at_end = |report: Option<&Report>| ending.come(held.take(), report);
-    let beside =
-        Beside { layers: &layers, saver: saver.map(Arc::new), at_end: Some(Box::new(at_end)) };
+    let beside = Beside {
+        layers: &layers,
+        saver: saver.map(Arc::new),
+        net_log,
+        at_end: Some(Box::new(at_end)),
+    };
     let done = runtime::run(&spec, beside, control);
     // What has never run has changed nothing.
     held.and_then(Held::finish);

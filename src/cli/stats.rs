@@ -4,12 +4,12 @@ use std::fmt::Write;
 
 use clap::Args;
 
-use super::table::{bytes, cpu, span};
+use super::table::{bytes, cpu, plain, span};
 use super::{fail, print};
 use crate::control::ClientError;
 use crate::control::client::Sandbox;
 use crate::control::protocol::{Reply, Request};
-use crate::sentry::{LimitState, Stats};
+use crate::sentry::{HostTraffic, LimitState, Stats};
 
 /// The words of `sandbox stats`.
 #[derive(Debug, Args)]
@@ -56,6 +56,24 @@ fn text(stats: &Stats) -> String {
     }
     for limit in &stats.limits {
         let _ = writeln!(text, "limit     {}", limit_words(limit));
+    }
+    for host in &stats.hosts {
+        let _ = writeln!(text, "host      {}", host_words(host));
+    }
+    text
+}
+
+/// What went to a host.
+fn host_words(host: &HostTraffic) -> String {
+    let port = host.port.map_or_else(String::new, |port| format!(":{port}"));
+    let mut text = format!("{}{port}/{}", plain(&host.host), host.transport);
+    let _ = write!(text, " {} allowed, {} refused", host.allowed, host.refused);
+    if host.transport != "dns" {
+        let (out, back) = (bytes(host.bytes_out), bytes(host.bytes_in));
+        let _ = write!(text, ", {} open, {out} out, {back} in", host.open);
+    }
+    if host.unmeasured > 0 {
+        let _ = write!(text, " ({} not measured to the end)", host.unmeasured);
     }
     text
 }

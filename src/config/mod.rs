@@ -209,6 +209,14 @@ pub(crate) fn network(options: &Options) -> Result<Network, ConfigError> {
              place of it"
         )),
         (Network::None, Some(_), _) => Ok(Network::Allow),
+        (network @ (Network::None | Network::Host), ..) if options.net_log.is_some() => {
+            let path = options.net_log.as_deref().unwrap_or(Path::new("")).as_os_str();
+            let what = if network == Network::Host { "host" } else { "none" };
+            Err(refuse!(
+                "cannot use --net-log {} with --net {what}, where nothing is looked at; add --net allow",
+                quoted(path)
+            ))
+        }
         (network, ..) => Ok(network),
     }
 }

@@ -56,6 +56,8 @@ pub struct Options {
     pub walls: Walls,
     /// Landlock behind the mounts.
     pub landlock: bool,
+    /// Record what the network decides, in this file.
+    pub net_log: Option<PathBuf>,
     /// What may be reached, and what not whatever else says so.
     pub reach: Policy,
     /// Ports of the host that are to lead inside.
@@ -100,6 +102,7 @@ impl Default for Options {
             network: Network::None,
             walls: Walls::Namespaces,
             landlock: false,
+            net_log: None,
             reach: Policy::default(),
             publish: Vec::new(),
             descriptors: Vec::new(),

@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_bytes::ByteBuf;
 
 use crate::sentry::net::publish::Published;
-use crate::sentry::{ProcessInfo, Record, Stats};
+use crate::sentry::{ProcessInfo, Record, Sockets, Stats};
 
 /// The version of the protocol. Raised whenever a message changes its meaning or shape.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// Bytes in a request at most.
 ///
 /// As much as a program's arguments and environment may have together (execve(2): 2 MiB where the stack
@@ -50,6 +50,8 @@ pub enum Request {
     Stats,
     /// Which ports of the host lead to it: [`Reply::Ports`].
     Ports,
+    /// Its sockets: [`Reply::Sockets`].
+    Sockets,
     /// Its kernel log: [`Reply::Log`], once or as it grows, then [`Reply::Done`].
     Log {
         /// Until the sandbox ends.
@@ -153,6 +155,8 @@ pub enum Reply {
     Stats(Stats),
     /// The ports of the host that lead to it.
     Ports(Vec<Published>),
+    /// Its sockets.
+    Sockets(Sockets),
     /// The program is about to be started. Brings the socket on which its events arrive, and the master
     /// of its terminal if it has one.
     Kept,

@@ -47,6 +47,8 @@ pub enum KernelError {
     Storm,
     /// There is no thread that could trace.
     Tracer(Errno),
+    /// The sockets could not be listed.
+    Sockets(Errno),
 }
 
 impl std::fmt::Display for KernelError {
@@ -96,6 +98,11 @@ impl std::fmt::Display for KernelError {
             KernelError::Tracer(errno) => {
                 write!(f, "cannot trace the sandbox's threads: {}", errno.desc())
             }
+            KernelError::Sockets(errno) => write!(
+                f,
+                "cannot ask the host's kernel for the sandbox's sockets: {}; it takes one with sock_diag (CONFIG_INET_DIAG)",
+                errno.desc()
+            ),
             KernelError::Census(errno) => write!(
                 f,
                 "cannot list the sandbox's processes in /proc: {}; mount a proc of this pid namespace there",

@@ -106,10 +106,10 @@ impl Kernel {
             }
             b"/proc/stat" => {
                 let cpus = limits.cpus.as_deref()?;
-                Some(stat(&host("/proc/stat")?, cpus, self.stats().running))
+                Some(stat(&host("/proc/stat")?, cpus, self.usage().running))
             }
             b"/proc/loadavg" => {
-                let stats = self.stats();
+                let stats = self.usage();
                 let loads = self.load(&stats).map(|load| format!("{load:.2}")).join(" ");
                 let Stats { running, tasks, processes, .. } = stats;
                 Some(format!("{loads} {}/{tasks} {processes}\n", running.max(1)))
@@ -122,7 +122,7 @@ impl Kernel {
     pub(super) fn system_info(&self) -> Option<SystemInfo> {
         let limits = self.accounting.limits()?;
         let host = nix::sys::sysinfo::sysinfo().ok()?;
-        let stats = self.stats();
+        let stats = self.usage();
         let mut info = SystemInfo {
             uptime: host.uptime().as_secs(),
             loads: self.load(&stats),
@@ -150,7 +150,7 @@ impl Kernel {
         let group = self.accounting.limits().and_then(|limits| limits.memory_group.as_ref());
         group
             .and_then(|group| memory::unreclaimable(&group.path))
-            .unwrap_or_else(|| self.stats().memory)
+            .unwrap_or_else(|| self.usage().memory)
     }
 }
 

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::kernel::Kernel;
 use super::memory;
+use super::net::HostTraffic;
 
 /// What a sandbox uses.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -32,6 +33,8 @@ pub struct Stats {
     pub traps: u64,
     /// Limits of the run.
     pub limits: Vec<LimitState>,
+    /// What went to which host, with `--net allow`.
+    pub hosts: Vec<HostTraffic>,
 }
 
 /// One limit of a run.
@@ -48,8 +51,14 @@ pub struct LimitState {
 }
 
 impl Kernel {
-    /// What the sandbox uses now. Blocks: it reads /proc.
+    /// What the sandbox uses now. Blocks: it reads /proc, and asks the host's kernel for connections.
     pub fn stats(&self) -> Stats {
+        let hosts = self.network().map(|network| network.traffic()).unwrap_or_default();
+        Stats { hosts, ..self.usage() }
+    }
+
+    /// The same without what went to which host. Blocks: it reads /proc.
+    pub(super) fn usage(&self) -> Stats {
         let (cpu, processes) = {
             let mut clock = self.accounting.clock();
             let cpu = clock.look().unwrap_or_default();
@@ -83,6 +92,7 @@ impl Kernel {
             peak_memory: peak.unwrap_or(peak_seen),
             traps: self.trap_counts().iter().map(|(_, count)| count).sum(),
             limits: limits.map(|limits| limits.states(of_limit)).unwrap_or_default(),
+            hosts: Vec::new(),
         }
     }
 }

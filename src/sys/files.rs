@@ -132,6 +132,12 @@ pub fn close_now(fd: RawFd) -> Result<(), Errno> {
     Errno::result(unsafe { libc::close(fd) }).map(drop)
 }
 
+/// As [`place`], in one step, and `target` is closed at an exec (dup3(2)). The two are not the same. Child side.
+pub fn place_closed(source: RawFd, target: RawFd) -> Result<(), Errno> {
+    // SAFETY: plain numbers; whoever owns `target` lets it stand for another file.
+    Errno::result(unsafe { libc::dup3(source, target, libc::O_CLOEXEC) }).map(drop)
+}
+
 /// Gives up the ownership of a descriptor: its number is all that is left of it.
 pub fn leak(fd: OwnedFd) -> RawFd {
     std::os::fd::IntoRawFd::into_raw_fd(fd)

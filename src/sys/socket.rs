@@ -246,6 +246,18 @@ pub fn bound_file(fd: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(file) })
 }
 
+/// What the kernel calls the protocol of another process's socket (sockfs_xattr_get in net/socket.c).
+pub fn protocol_name(pid: pid_t, fd: RawFd) -> Result<String, Errno> {
+    let link = std::ffi::CString::new(format!("/proc/{pid}/fd/{fd}")).map_err(|_| Errno::EINVAL)?;
+    let (name, mut value) = (c"system.sockprotoname", [0u8; 64]);
+    // SAFETY: both strings are NUL-terminated, and the kernel writes at most what `value` has room for.
+    let length = Errno::result(unsafe {
+        libc::getxattr(link.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len())
+    })?;
+    let name = value.get(..length as usize).unwrap_or_default();
+    Ok(String::from_utf8_lossy(name).trim_end_matches('\0').to_ascii_lowercase())
+}
+
 /// What is the matter with a socket now (poll(2)), all events asked for.
 pub fn events(fd: BorrowedFd<'_>) -> Result<libc::c_short, Errno> {
     let asked = libc::POLLIN | libc::POLLOUT | libc::POLLRDHUP;

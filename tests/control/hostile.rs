@@ -32,9 +32,9 @@ fn frame(body: &[u8]) -> Vec<u8> {
     [&(body.len() as u32).to_be_bytes(), body].concat()
 }
 
-/// `{"version": 3, "request": "wait"}`
+/// `{"version": 4, "request": "wait"}`
 fn wait_request() -> Vec<u8> {
-    frame(b"\xa2\x67version\x03\x67request\x64wait")
+    frame(b"\xa2\x67version\x04\x67request\x64wait")
 }
 
 #[test]
@@ -46,8 +46,8 @@ fn malformed_requests_are_refused_in_words() {
         (frame(b""), "cannot be understood"),
         (frame(b"\xff\xff\xff"), "cannot be understood"),
         (frame(&nested), "cannot be understood"),
-        (frame(b"\xa2\x67version\x03\x67request\x64what"), "cannot be understood"),
-        (frame(b"\xa2\x67version\x04\x67request\x64what"), "version 4"),
+        (frame(b"\xa2\x67version\x04\x67request\x64what"), "cannot be understood"),
+        (frame(b"\xa2\x67version\x05\x67request\x64what"), "version 5"),
         (u32::MAX.to_be_bytes().to_vec(), "too many"),
         ([wait_request(), b"x".to_vec()].concat(), "cannot be understood"),
     ] {

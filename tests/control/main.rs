@@ -15,4 +15,5 @@ mod live;
 mod memory;
 mod pauses;
 mod saves;
+mod sockets;
 mod verbs;

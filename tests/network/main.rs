@@ -8,6 +8,7 @@ mod common;
 
 mod publish;
 mod unix;
+mod accounts;
 
 use std::path::{Path, PathBuf};
 
@@ -51,6 +52,10 @@ impl Outside {
             workspace.native(&["chown", "-R", "65534:65534", "own", "home"]).success();
         }
         Some(Outside { workspace, who })
+    }
+
+    fn is_nobody(&self) -> bool {
+        self.who == Who::Nobody
     }
 
     fn path(&self, name: &str) -> PathBuf {

@@ -26,7 +26,7 @@ pub(super) struct Carried {
 }
 
 /// Flags that are about the run in which is learned alone.
-const OF_THIS_RUN: [&str; 3] = ["overlay-dir", "record-files", "fake-fsync"];
+const OF_THIS_RUN: [&str; 4] = ["overlay-dir", "record-files", "fake-fsync", "net-log"];
 
 impl Carried {
     /// That of a run, for a profile that is written to `file`.

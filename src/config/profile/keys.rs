@@ -345,6 +345,11 @@ pub static KEYS: &[Key] = &[
         place(o, s, RuleKind::Socket)
     })
     .help("PATH", "Let the program connect to this unix socket of the host"),
+    Key::new("net-log", Form::Path, Project::LeftOut, Group::Network, "none", |o, s| {
+        o.net_log = Some(PathBuf::from(s.word()));
+        Ok(())
+    })
+    .help("FILE", "Add a line of JSON to FILE for every name and host that it was let or refused to reach"),
     Key::new("walls", Form::Word, Project::LeftOut, Group::Network, "namespaces", |o, s| {
         o.walls = if s.word() == "landlock" { Walls::Landlock } else { Walls::Namespaces };
         Ok(())

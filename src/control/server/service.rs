@@ -92,6 +92,7 @@ impl Service {
             }
             Request::Stats => self.blocking(|kernel| Ok(Reply::Stats(kernel.stats()))).await,
             Request::Ports => Ok(Reply::Ports(self.kernel.published().to_vec())),
+            Request::Sockets => self.blocking(|kernel| kernel.sockets().map(Reply::Sockets)).await,
             Request::Pause => {
                 let held = Arc::clone(&self.held);
                 run(&self.pausing, &self.kernel, move |kernel| pause(kernel, &held)).await

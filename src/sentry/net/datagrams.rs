@@ -7,6 +7,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,7 @@ use tokio::task::JoinHandle;
 
 use super::address::{self, family};
 use super::inside::Inside;
+use super::ledger::Datagrams;
 use crate::sys::{errno_of, socket};
 
 /// Relays that are open at a time: the one that was opened first makes way.
@@ -50,7 +52,12 @@ impl Relays {
     /// Opens a relay for `address`, which may be reached; `false`: there is one. What the host's network refuses, it
     /// refuses with the host's error, and the guests' own network knows no way there. EADDRINUSE: a program inside has
     /// that port of all addresses, and would get what it sends itself.
-    pub(super) fn open(&self, inside: &Inside, address: SocketAddr) -> Result<bool, Errno> {
+    pub(super) fn open(
+        &self,
+        inside: &Inside,
+        address: SocketAddr,
+        counts: &Arc<Datagrams>,
+    ) -> Result<bool, Errno> {
         if self.has(address) || address.port() == 0 {
             return Ok(false);
         }
@@ -62,11 +69,11 @@ impl Relays {
             self.forget(inside, address.ip());
             return Err(errno);
         }
-        let listening = adopt(listening)?;
+        let carried = carry(Arc::new(adopt(listening)?), address, Arc::clone(counts));
         let oldest = {
             let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
             open.order.push_back(address);
-            open.by_address.insert(address, tokio::spawn(carry(Arc::new(listening), address)));
+            open.by_address.insert(address, tokio::spawn(carried));
             let oldest = (open.order.len() > MOST_RELAYS).then(|| open.order.pop_front()).flatten();
             oldest.map(|oldest| (oldest, open.by_address.remove(&oldest)))
         };
@@ -101,7 +108,7 @@ pub(super) fn flow_to(address: SocketAddr) -> Result<OwnedFd, Errno> {
 }
 
 /// A relay's life.
-async fn carry(inside: Arc<UdpSocket>, address: SocketAddr) {
+async fn carry(inside: Arc<UdpSocket>, address: SocketAddr, counts: Arc<Datagrams>) {
     let mut flows: HashMap<SocketAddr, Flow> = HashMap::new();
     let mut datagram = vec![0; ROOM];
     loop {
@@ -117,13 +124,16 @@ async fn carry(inside: Arc<UdpSocket>, address: SocketAddr) {
             }
             let Ok(out) = flow_to(address).and_then(adopt) else { continue };
             let (out, last) = (Arc::new(out), Arc::new(Mutex::new(Instant::now())));
-            let back = bring_back(Arc::clone(&out), Arc::clone(&inside), guest, Arc::clone(&last));
+            let (last_back, counts) = (Arc::clone(&last), Arc::clone(&counts));
+            let back = bring_back(Arc::clone(&out), Arc::clone(&inside), guest, last_back, counts);
             flows.insert(guest, Flow { out, last, back: Ends(tokio::spawn(back)) });
         }
         if let Some(flow) = flows.get(&guest) {
             note(&flow.last);
             // (What the host cannot send is lost, as on any way.)
-            let _ = flow.out.send(&datagram[..length]).await;
+            if flow.out.send(&datagram[..length]).await.is_ok() {
+                counts.sent.fetch_add(length as u64, Ordering::Relaxed);
+            }
         }
     }
 }
@@ -161,12 +171,14 @@ async fn bring_back(
     inside: Arc<UdpSocket>,
     guest: SocketAddr,
     last: Arc<Mutex<Instant>>,
+    counts: Arc<Datagrams>,
 ) {
     let mut datagram = vec![0; ROOM];
     loop {
         match tokio::time::timeout(IDLE, out.recv(&mut datagram)).await {
             Ok(Ok(length)) => {
                 note(&last);
+                counts.received.fetch_add(length as u64, Ordering::Relaxed);
                 let _ = inside.send_to(&datagram[..length], guest).await;
             }
             // (An error is about one datagram.)

@@ -17,6 +17,8 @@ mod address;
 mod datagrams;
 mod guest_socket;
 mod inside;
+mod ledger;
+mod log;
 mod options;
 mod policy;
 pub mod publish;
@@ -26,8 +28,9 @@ mod rule;
 mod tcp;
 mod upstream;
 
+use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -37,6 +40,10 @@ pub use address::{LONGEST, parse as parse_address};
 use datagrams::Relays;
 pub use guest_socket::GuestSocket;
 pub use inside::{Inside, serve};
+pub use ledger::HostTraffic;
+use ledger::{Key, Ledger};
+pub use log::NetLog;
+use log::{Record, Who};
 use policy::{Known, is_loopback};
 pub use policy::{Policy, Verdict};
 pub use resolver::{RESOLVERS, Resolver};
@@ -64,6 +71,15 @@ pub struct Network {
     relays: Relays,
     /// Made when the first socket is replaced that an epoll instance watches.
     watchers: OnceLock<Option<Watchers>>,
+    ledger: Arc<Ledger>,
+    /// What is decided is written down here. Immutable.
+    log: Option<Arc<NetLog>>,
+}
+
+/// Who asks for something.
+struct Asked<'k> {
+    kernel: &'k Kernel,
+    tid: i32,
 }
 
 /// The only address that a guest's interfaces have beside the loopback's: programs that ask whether there is a network
@@ -75,14 +91,22 @@ const OWN_V6: IpAddr = IpAddr::V6(std::net::Ipv6Addr::new(0xfd5b, 0x73a6, 0x0e62
 impl Network {
     /// A network under `policy`, whose sockets inside come from `inside`, and in which guests may listen at ports from
     /// `lowest_port` on.
-    pub fn new(policy: Policy, inside: Arc<Inside>, lowest_port: u16) -> Result<Network, Errno> {
+    pub fn new(
+        policy: Policy,
+        inside: Arc<Inside>,
+        lowest_port: u16,
+        log: Option<NetLog>,
+    ) -> Result<Network, Errno> {
         let outside = guest_socket::own_cookie()?;
         inside.change_address(OWN_V4, true)?;
         if has_v6() {
             // (The guests' own kernel may be without: then programs see none.)
             let _ = inside.change_address(OWN_V6, true);
         }
+        let log = log.map(Arc::new);
         Ok(Network {
+            ledger: Ledger::new(log.clone()),
+            log,
             policy,
             known: Mutex::default(),
             inside,
@@ -110,36 +134,84 @@ impl Network {
     }
 
     /// What `address` is known by.
-    fn names(&self, address: IpAddr) -> Vec<String> {
+    pub(super) fn names(&self, address: IpAddr) -> Vec<String> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.names(address, Instant::now())
     }
 
-    /// What becomes of what is sent to `address`.
-    pub fn judge(&self, address: SocketAddr, transport: Transport) -> Verdict {
+    /// What becomes of what is sent to `address`, and where that is recorded, the rule that says so.
+    fn judge(&self, address: SocketAddr, transport: Transport) -> (Verdict, Option<String>) {
         let address = address::canonical(address);
         let ip = address.ip();
         if [OWN_V4, OWN_V6].contains(&ip) {
-            return Verdict::Inside;
+            return (Verdict::Inside, None);
         }
         // (The loopback is the sandbox's own unless a rule says else, whosever else it is.)
         let own = !is_loopback(ip) && is_own(address);
-        self.policy.judge(address, transport, &self.names(ip), own)
+        let names = self.names(ip);
+        let (verdict, rule) = self.policy.decide(address, transport, &names, own);
+        let flag = if verdict == Verdict::Outside { "--allow-net" } else { "--deny-net" };
+        let rule = rule.filter(|_| self.log.is_some()).map(|rule| format!("{flag} {rule}"));
+        (verdict, rule)
+    }
+
+    /// Whom something that goes to `address` is counted for.
+    fn key(&self, address: SocketAddr, transport: Transport) -> Key {
+        let name = self.names(address.ip()).into_iter().next();
+        Key {
+            host: name.unwrap_or_else(|| address.ip().to_canonical().to_string()),
+            port: Some(address.port()),
+            transport: transport.word(),
+        }
+    }
+
+    /// Writes down what was decided about `address`.
+    fn record(&self, tid: i32, address: SocketAddr, transport: Transport, record: Record<'_>) {
+        if let Some(log) = &self.log {
+            let name = self.names(address.ip()).into_iter().next();
+            log.write(&Record {
+                event: if transport == Transport::Tcp { "connect" } else { "datagrams" },
+                who: Who::of(tid),
+                name: name.as_ref(),
+                address: Some(address.ip().to_canonical()),
+                port: Some(address.port()),
+                protocol: Some(transport.word()),
+                ..record
+            });
+        }
+    }
+
+    /// A connection to `address` is about to be made with this socket, which a guest will get.
+    fn begin(&self, tid: i32, address: SocketAddr, rule: Option<String>, fresh: BorrowedFd<'_>) {
+        let address = address::canonical(address);
+        let key = self.key(address, Transport::Tcp);
+        self.ledger.allowed(&key);
+        let allowed = Record { decision: Some("allowed"), rule, ..Record::default() };
+        self.record(tid, address, Transport::Tcp, allowed);
+        // (Every socket has one.)
+        let cookie = socket::option(fresh, libc::SOL_SOCKET, libc::SO_COOKIE, 8).ok();
+        if let Some(cookie) = cookie.and_then(|it| it.try_into().ok()).map(u64::from_ne_bytes) {
+            self.ledger.opened(cookie, key, address);
+        }
     }
 
     /// Tells of a refusal, once for each address.
     fn refuse(
         &self,
-        kernel: &Kernel,
-        tid: i32,
+        asked: &Asked<'_>,
         address: SocketAddr,
         transport: Transport,
         why: &'static str,
+        rule: Option<String>,
     ) {
+        self.ledger.refused(&self.key(address, transport));
+        let refused =
+            Record { decision: Some("refused"), rule, reason: Some(why), ..Record::default() };
+        self.record(asked.tid, address, transport, refused);
         let names = self.names(address.ip());
         let name = names.first().map(|name| format!(" ({name})")).unwrap_or_default();
-        kernel.refuse_one_of_many(
-            tid,
+        asked.kernel.refuse_one_of_many(
+            asked.tid,
             &format!("the address {address}/{transport}{name}"),
             why,
             "--allow-net HOST:PORT, or ADDRESS:PORT, allows it",
@@ -169,15 +241,72 @@ impl Network {
         if self.relays.has(address) {
             return;
         }
-        match self.judge(address, Transport::Udp) {
+        let (verdict, rule) = self.judge(address, Transport::Udp);
+        match verdict {
             Verdict::Outside => {
-                if self.relays.open(&self.inside, address) == Ok(true) {
+                let key = self.key(address, Transport::Udp);
+                let counts = self.ledger.datagrams(&key);
+                if self.relays.open(&self.inside, address, &counts) == Ok(true) {
+                    self.ledger.allowed(&key);
+                    let allowed = Record { decision: Some("allowed"), rule, ..Record::default() };
+                    self.record(tid, address, Transport::Udp, allowed);
                     self.admitted(kernel, tid, address, Transport::Udp);
                 }
             }
             Verdict::Inside => {}
-            Verdict::Refused(why) => self.refuse(kernel, tid, address, Transport::Udp, why),
+            Verdict::Refused(why) => {
+                self.refuse(&Asked { kernel, tid }, address, Transport::Udp, why, rule);
+            }
         }
+    }
+
+    /// A name was looked up. `answers`: `None`, it was refused for this reason.
+    fn looked_up(&self, name: &str, answers: Result<Option<&[u8]>, &'static str>) {
+        let key = Key { host: name.to_owned(), port: None, transport: "dns" };
+        match answers {
+            Ok(_) => self.ledger.allowed(&key),
+            Err(_) => self.ledger.refused(&key),
+        }
+        let Some(log) = &self.log else { return };
+        let (is_allowed, rule) = self.policy.decide_name(name);
+        let flag = if is_allowed { "--allow-net" } else { "--deny-net" };
+        let mut found = answers.map(|message| message.map(resolver::addresses).unwrap_or_default());
+        let more = found.as_ref().map_or(0, |found| found.len().saturating_sub(log::MOST_ANSWERS));
+        let _ = found.as_mut().map(|found| found.truncate(log::MOST_ANSWERS));
+        log.write(&Record {
+            event: "lookup",
+            decision: Some(if found.is_ok() { "allowed" } else { "refused" }),
+            rule: rule.map(|rule| format!("{flag} {rule}")),
+            reason: found.as_ref().err().copied(),
+            name: Some(&key.host),
+            answers: found.ok(),
+            more: (more > 0).then_some(more),
+            ..Record::default()
+        });
+    }
+
+    /// What went where so far. Blocks: it asks the host's kernel for all connections.
+    pub(super) fn traffic(&self) -> Vec<HostTraffic> {
+        self.ledger.traffic()
+    }
+
+    /// The cookies of the connections that guests were given.
+    pub(super) fn flow_cookies(&self) -> HashSet<u64> {
+        self.ledger.cookies()
+    }
+
+    /// A socket that asks about the guests' network (sock_diag(7)).
+    pub(super) fn diag_socket(&self) -> Result<OwnedFd, Errno> {
+        self.inside.socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_SOCK_DIAG)
+    }
+
+    /// The guests have ended: the record is completed.
+    ///
+    /// # Errors
+    /// It is not whole.
+    pub async fn finish(&self) -> std::io::Result<()> {
+        self.ledger.finish().await;
+        self.log.as_ref().map_or(Ok(()), |log| log.finish())
     }
 
     /// Puts `new` in the place of a guest's socket.

@@ -28,8 +28,8 @@ pub enum Verdict {
     Refused(&'static str),
 }
 
-const UNLISTED: &str = "no rule allows it";
-const DENIED: &str = "a rule denies it";
+pub(super) const UNLISTED: &str = "no rule allows it";
+pub(super) const DENIED: &str = "a rule denies it";
 const SPECIAL: &str =
     "it is an address of the host or of networks near it, which no name stands for";
 
@@ -99,6 +99,17 @@ impl Policy {
         names: &[String],
         own: bool,
     ) -> Verdict {
+        self.decide(address, transport, names, own).0
+    }
+
+    /// As [`Policy::judge`], with the rule that says so, if one does.
+    pub fn decide(
+        &self,
+        address: SocketAddr,
+        transport: Transport,
+        names: &[String],
+        own: bool,
+    ) -> (Verdict, Option<&Rule>) {
         let address = SocketAddr::new(address.ip().to_canonical(), address.port());
         let takes = |rule: &Rule| {
             rule.takes_address(address, transport)
@@ -109,30 +120,38 @@ impl Policy {
             rule.target == Target::Everything && rule.takes(address.port(), transport)
         };
         let loopback = is_loopback(address.ip());
-        if self.deny.iter().any(|rule| takes(rule) || everywhere(rule)) {
+        if let Some(rule) = self.deny.iter().find(|rule| takes(rule) || everywhere(rule)) {
             // Its own loopback is nobody's to deny.
-            return if loopback { Verdict::Inside } else { Verdict::Refused(DENIED) };
+            let refused = (Verdict::Refused(DENIED), Some(rule));
+            return if loopback { (Verdict::Inside, None) } else { refused };
         }
         if own || is_special(address.ip()) {
-            let outright = self.allow.iter().any(|rule| {
+            let outright = self.allow.iter().find(|rule| {
                 rule.takes_address(address, transport) && names_outright(rule, address.ip())
             });
             return match (outright, loopback) {
-                (true, _) => Verdict::Outside,
-                (false, true) => Verdict::Inside,
-                (false, false) => Verdict::Refused(SPECIAL),
+                (Some(rule), _) => (Verdict::Outside, Some(rule)),
+                (None, true) => (Verdict::Inside, None),
+                (None, false) => (Verdict::Refused(SPECIAL), None),
             };
         }
-        match self.allow.iter().any(|rule| takes(rule) || everywhere(rule)) {
-            true => Verdict::Outside,
-            false => Verdict::Refused(UNLISTED),
+        match self.allow.iter().find(|rule| takes(rule) || everywhere(rule)) {
+            Some(rule) => (Verdict::Outside, Some(rule)),
+            None => (Verdict::Refused(UNLISTED), None),
         }
     }
 
     /// Whether a name (in lower case, without a dot at its end) may be resolved.
     pub fn resolves(&self, name: &str) -> bool {
-        self.allow.iter().any(|rule| rule.target.takes_name(name))
-            && !self.deny.iter().any(|rule| rule.is_about_all() && rule.target.takes_name(name))
+        self.decide_name(name).0
+    }
+
+    /// As [`Policy::resolves`], with the rule that says so, if one does.
+    pub fn decide_name(&self, name: &str) -> (bool, Option<&Rule>) {
+        let denies = |rule: &&Rule| rule.is_about_all() && rule.target.takes_name(name);
+        let denied = self.deny.iter().find(denies);
+        let allowed = self.allow.iter().find(|rule| rule.target.takes_name(name));
+        (allowed.is_some() && denied.is_none(), denied.or(allowed))
     }
 }
 

@@ -17,7 +17,7 @@ use tokio::sync::Semaphore;
 
 use super::rule::Transport;
 use super::upstream::Upstream;
-use super::{Network, Verdict, address};
+use super::{Network, Verdict, address, policy};
 use crate::sentry::kernel::Kernel;
 use crate::sys::{errno_of, socket};
 
@@ -211,23 +211,33 @@ impl Resolver {
         }
         if !self.network.policy().resolves(&name) {
             self.refuse(&name);
+            let denied = self.network.policy().decide_name(&name).1.is_some();
+            let why = if denied { policy::DENIED } else { policy::UNLISTED };
+            self.network.looked_up(&name, Err(why));
             return (RCODE::NameError, None);
         }
+        let found = self.find(&name, question).await;
+        self.network.looked_up(&name, Ok(found.1.as_deref()));
+        found
+    }
+
+    /// What is to be answered to a question about a name that may be resolved.
+    async fn find(&self, name: &str, question: &Question<'_>) -> (RCODE, Option<Vec<u8>>) {
         match question.qtype {
             // Their hints would be addresses that nobody has looked at.
             QTYPE::TYPE(TYPE::HTTPS | TYPE::SVCB) => return (RCODE::NoError, None),
             QTYPE::TYPE(_) => {}
             _ => return (RCODE::NotImplemented, None),
         }
-        if let Some(addresses) = self.hosts.get(&name)
+        if let Some(addresses) = self.hosts.get(name)
             && matches!(question.qtype, QTYPE::TYPE(TYPE::A | TYPE::AAAA))
         {
             return (RCODE::NoError, made(question, addresses));
         }
-        let Some(cached) = self.fetch(&name, question).await else {
+        let Some(cached) = self.fetch(name, question).await else {
             return (RCODE::ServerFailure, None);
         };
-        self.admit(&name, &cached)
+        self.admit(name, &cached)
     }
 
     /// Asks the host's resolvers, unless the answer is still known.
@@ -350,6 +360,17 @@ fn made(question: &Question<'_>, addresses: &[IpAddr]) -> Option<Vec<u8>> {
         message.answers.push(ResourceRecord::new(question.qname.clone(), CLASS::IN, 60, data));
     }
     message.build_bytes_vec().ok()
+}
+
+/// The addresses in an answer.
+pub(super) fn addresses(answer: &[u8]) -> Vec<IpAddr> {
+    let Ok(message) = Packet::parse(answer) else { return Vec::new() };
+    let each = message.answers.iter().filter_map(|record| match &record.rdata {
+        RData::A(a) => Some(Ipv4Addr::from_bits(a.address).into()),
+        RData::AAAA(aaaa) => Some(Ipv6Addr::from_bits(aaaa.address).into()),
+        _ => None,
+    });
+    each.collect()
 }
 
 /// How long an answer holds; `None`: it is no message.

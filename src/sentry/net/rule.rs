@@ -17,6 +17,16 @@ pub enum Transport {
     Udp,
 }
 
+impl Transport {
+    /// Its name.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Transport::Tcp => "tcp",
+            Transport::Udp => "udp",
+        }
+    }
+}
+
 /// One rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
@@ -242,10 +252,7 @@ impl std::fmt::Display for Rule {
 
 impl std::fmt::Display for Transport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Transport::Tcp => "tcp",
-            Transport::Udp => "udp",
-        })
+        f.write_str(self.word())
     }
 }
 

@@ -8,7 +8,7 @@ use nix::errno::Errno;
 
 use super::guest_socket::GuestSocket;
 use super::rule::Transport;
-use super::{Network, Verdict, address, options};
+use super::{Asked, Network, Verdict, address, options};
 use crate::notify::Answer;
 use crate::sentry::block::Interrupted;
 use crate::sentry::call::TaskCall;
@@ -17,12 +17,14 @@ use crate::sys::{descriptors, errno_of, ready, socket};
 /// Serves connect(2) of a stream socket of the internet. `wanted`: the address as the guest gave it, copied once.
 pub async fn connect(call: &TaskCall, net: &Network, own: GuestSocket, wanted: &[u8]) -> Answer {
     let Some(target) = address::parse(wanted) else { return other(call, net, own, wanted) };
-    match net.judge(target, Transport::Tcp) {
-        Verdict::Outside => outside(call, net, own, target).await,
+    let (verdict, rule) = net.judge(target, Transport::Tcp);
+    match verdict {
+        Verdict::Outside => outside(call, net, own, target, rule).await,
         Verdict::Inside => inside(call, net, own, target).await,
         Verdict::Refused(_) if own.is_taken() => Answer::Fail(Errno::EISCONN),
         Verdict::Refused(why) => {
-            net.refuse(&call.kernel, call.received().tid, target, Transport::Tcp, why);
+            let who = Asked { kernel: &call.kernel, tid: call.received().tid };
+            net.refuse(&who, target, Transport::Tcp, why, rule);
             Answer::Fail(Errno::EACCES)
         }
     }
@@ -63,7 +65,13 @@ fn own_network(call: &TaskCall, net: &Network, own: GuestSocket) -> Result<Owned
 }
 
 /// A connection in the host's network.
-async fn outside(call: &TaskCall, net: &Network, own: GuestSocket, target: SocketAddr) -> Answer {
+async fn outside(
+    call: &TaskCall,
+    net: &Network,
+    own: GuestSocket,
+    target: SocketAddr,
+    rule: Option<String>,
+) -> Answer {
     let waits = waits(own.fd.as_fd());
     if net.is_outside(&own) || own.is_taken() {
         // Already on the way, or back from a failure; or the kernel says what is wrong with it.
@@ -73,6 +81,7 @@ async fn outside(call: &TaskCall, net: &Network, own: GuestSocket, target: Socke
         Ok(fresh) => fresh,
         Err(errno) => return Answer::Fail(errno),
     };
+    net.begin(call.received().tid, target, rule, fresh.as_fd());
     let outcome = match take_over(&own, fresh.as_fd()) {
         Ok(()) => dial(call, fresh.as_fd(), target, waits).await,
         Err(errno) => return Answer::Fail(errno),
