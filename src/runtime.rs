@@ -20,7 +20,6 @@ use crate::save::pipeline::{Facts, ItsTerminal};
 use crate::save::restore::Grown;
 use crate::save::spec;
 use crate::sentry::file_log::Report;
-use crate::sentry::net;
 use crate::sentry::net::publish::{Doors, Publisher};
 use crate::sentry::{self, Kernel, KernelArgs, KernelError, Measured, Randomness, Starting, Time};
 use crate::sys::descriptors;
@@ -42,7 +41,7 @@ mod restore;
 mod sources;
 
 use job::{Job, Reaction, Signals};
-use network::RefusedPackets;
+use network::{RefusedPackets, join_network};
 use sources::{Next, Sources};
 
 pub use attend::Caller;
@@ -240,35 +239,6 @@ fn make_kernel(spec: &RunSpec, behind: &mut Behind, time: Time) -> Result<Arc<Ke
         .limit(limits::of(spec, behind))
         .map_err(|error| Error::Own("put the limits in force", error))?;
     Ok(kernel)
-}
-
-/// Lets the guests reach what they may, and be reached where they are to be.
-fn join_network(
-    spec: &RunSpec,
-    kernel: &Arc<Kernel>,
-    outpost: OwnedFd,
-    doors: Doors,
-    log: Option<File>,
-) -> Result<Option<Publisher>, Error> {
-    let inside = Arc::new(net::Inside::new(outpost));
-    if spec.network == Network::Allow {
-        let log = log.map(net::NetLog::start).transpose();
-        let log = log.map_err(|error| Error::Own("start the thread of --net-log", error))?;
-        let network =
-            net::Network::new(spec.reach.clone(), Arc::clone(&inside), spec.lowest_port(), log);
-        let joined = network.map(Arc::new).and_then(|network| {
-            net::Resolver::start(kernel, &network)?;
-            kernel.connect(network);
-            Ok(())
-        });
-        joined.map_err(|errno| Error::Own("join the sandbox's network", errno.into()))?;
-    }
-    if doors.is_empty() {
-        return Ok(None);
-    }
-    kernel.publish(doors.published());
-    let publisher = Publisher::start(doors, inside);
-    publisher.map(Some).map_err(|error| Error::Own("publish ports", error))
 }
 
 impl<'r> Supervisor<'r> {

@@ -1,13 +1,49 @@
-//! What the guests' empty network refused, counted by the kernel at no cost to anybody.
+//! The guests' network, as far as the supervisor is concerned: what they may reach and where they are reached, and what
+//! an empty network has refused, which the kernel counts at no cost to anybody.
 //!
 //! A connect or send to an address without a route fails in the network namespace itself, which
 //! the sentry does not see; but the namespace counts such packets (OutNoRoutes: tcp_v4_connect,
 //! udp_sendmsg, ip6_dst_lookup_tail).
 
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
-use crate::sentry::Refusals;
+use super::Error;
+use crate::config::{Network, RunSpec};
+use crate::sentry::net::publish::{Doors, Publisher};
+use crate::sentry::net::{self, Inside, NetLog, Resolver};
+use crate::sentry::{Kernel, Refusals};
+
+/// Lets the guests reach what they may, and be reached where they are to be.
+pub(super) fn join_network(
+    spec: &RunSpec,
+    kernel: &Arc<Kernel>,
+    outpost: OwnedFd,
+    doors: Doors,
+    log: Option<File>,
+) -> Result<Option<Publisher>, Error> {
+    let inside = Arc::new(Inside::new(outpost));
+    if spec.network == Network::Allow {
+        let log = log.map(NetLog::start).transpose();
+        let log = log.map_err(|error| Error::Own("start the thread of --net-log", error))?;
+        let network =
+            net::Network::new(spec.reach.clone(), Arc::clone(&inside), spec.lowest_port(), log);
+        let joined = network.map(Arc::new).and_then(|network| {
+            Resolver::start(kernel, &network)?;
+            kernel.connect(network);
+            Ok(())
+        });
+        joined.map_err(|errno| Error::Own("join the sandbox's network", errno.into()))?;
+    }
+    if doors.is_empty() {
+        return Ok(None);
+    }
+    kernel.publish(doors.published());
+    let publisher = Publisher::start(doors, inside);
+    publisher.map(Some).map_err(|error| Error::Own("publish ports", error))
+}
 
 /// The counters of one network namespace, held open beyond its last process.
 #[derive(Debug)]
