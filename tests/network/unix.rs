@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::common::{Workspace, have, wait_for};
 
@@ -31,7 +31,7 @@ fn a_socket_that_is_named_is_reached_and_no_other() {
         (Workspace::new("unix"), Workspace::new("u"), Workspace::in_tmp("u"));
     workspace.write("ask.py", ASK);
     // (A name of a socket has 107 bytes at most: they are bound by a short one.)
-    let link = PathBuf::from(format!("/tmp/u{}", std::process::id()));
+    let link = hidden.path().join("s");
     std::os::unix::fs::symlink(shown.path(), &link).unwrap();
     for name in ["a", "b"] {
         listen(&link.join(name), "hello", usize::MAX);
@@ -90,5 +90,4 @@ fn a_socket_that_is_named_is_reached_and_no_other() {
     std::fs::remove_file(&of_hidden).unwrap();
     let shows = ["--ro", hidden.path().to_str().unwrap()];
     again(&hidden, &of_hidden, &shows, "hello\nagain\n");
-    std::fs::remove_file(link).unwrap();
 }
