@@ -321,6 +321,9 @@ except BlockingIOError: print('held')
 signal.signal(signal.SIGALRM, wake); signal.setitimer(signal.ITIMER_REAL, 0.05)
 try: os.open('f', os.O_RDONLY)
 except Alarm: print('alarm')
+signal.setitimer(signal.ITIMER_REAL, 0.05)
+try: os.truncate('f', 2)
+except Alarm: print('alarm', os.stat('f').st_size)
 opened = []
 def use():
     fd = os.open('f', os.O_RDWR | os.O_CREAT)
@@ -331,6 +334,10 @@ for it in range(200): open('other%d' % it, 'w').close()
 print(len(opened)); os.write(go[1], b'x')
 for user in users: user.join()
 print(len(opened), set(opened)); os.wait()
+os.truncate('f', 3); print(os.stat('f').st_size)
+for it in '.', '/dev/null', 'none':
+    try: os.truncate(it, 0)
+    except OSError as error: print(error.errno)
 "#;
     // (A holder who does not answer is given 45 seconds.)
     workspace.same_with(&["--hide", "./**/.none"], &["python3", "-c", script]);

@@ -349,7 +349,7 @@ fn private(kind: &MountKind, target: &Path, path: &Path, host: &Host) -> Verdict
         )
     };
     match kind {
-        MountKind::Proc if path.starts_with("/proc/sys") => own(false),
+        MountKind::Proc if path.starts_with(target.join("sys")) => own(false),
         MountKind::Proc => own(true),
         MountKind::Sys => own(false),
         MountKind::Dev if exact || is_minimal_device(path) => own(true),

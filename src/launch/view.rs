@@ -181,6 +181,12 @@ impl View {
             let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
             let own = super::machine::files(cpus, &cpuinfo);
             files.extend(own.into_iter().map(|(path, content)| (path.into(), content)));
+            // A procfs at another place shows the same.
+            let other = |mount: &&Mount| mount.kind == MountKind::Proc && mount.target != *"/proc";
+            for mount in spec.mounts.iter().filter(other) {
+                let text = files.iter().find(|it| it.0 == *"/proc/cpuinfo").map(|it| it.1.clone());
+                files.extend(text.map(|text| (mount.target.join("cpuinfo"), text)));
+            }
         }
         files.extend(self.resolver(spec.network)?);
         if !files.is_empty() {
@@ -422,6 +428,7 @@ impl View {
     }
 
     fn proc(&mut self, target: &Path) -> Result<(), PlanError> {
+        self.make_in_memory(target, true)?;
         let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
         self.mount("proc", target, flags, "", Need::Required)?;
         // What is bound from a mount takes its attributes over (clone_mnt in fs/namespace.c): the whole is

@@ -109,7 +109,8 @@ fn what_is_read_only_is_not_made_ones_own() {
         "--ro",
         "./**/*.lock",
     ]);
-    let script = "touch wait; read line; echo x >> d/a.lock; mv d/a.lock d/b; echo x >> d/c";
+    let script = "touch wait; read line; echo x >> d/a.lock; chmod 640 d/a.lock; chown 7 d/a.lock
+        chmod 640 d/c; mv d/a.lock d/b; echo x >> d/c";
     command.args(["--", "sh", "-c", script]).stdin(std::process::Stdio::piped());
     let words = command_line(&command);
     let child = start(command);

@@ -16,7 +16,9 @@ use crate::sys::{files, listing};
 /// Looks through so many names at most; where there are more, nothing is known to be gone.
 const MOST_NAMES: usize = 5_000_000;
 /// In one directory, whose names are all held at once.
-const MOST_AT_ONCE: usize = 1_000_000;
+const MOST_AT_ONCE: usize = 200_000;
+/// Of the paths that are left to be looked through, in bytes.
+const MOST_LEFT: usize = 64 << 20;
 
 /// Places and their links are the guests': none is followed.
 const STAY: ResolveFlag = ResolveFlag::RESOLVE_NO_SYMLINKS
@@ -53,11 +55,17 @@ impl Search {
         let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW);
         let resolve = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_SYMLINKS;
         let found = openat2(view.as_fd(), OsStr::from_bytes(place), how.resolve(resolve));
-        // (What is covered by another mount is out of everybody's sight.)
-        let Ok(root) = found else { return Ok(()) };
+        let root = match found {
+            Ok(root) => root,
+            // (What is covered by another mount is out of everybody's sight.)
+            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => return Ok(()),
+            Err(errno) => return Err(errno),
+        };
         self.look(&files::descriptor_path(root.as_fd()));
         let mut left = vec![b".".to_vec()];
+        let mut bytes = 1;
         while let Some(path) = left.pop() {
+            bytes -= path.len();
             let Some(directory) = self.open(&root, &path)? else { continue };
             let here = files::descriptor_path(directory.as_fd());
             for entry in listing::entries(directory.as_fd(), MOST_AT_ONCE)? {
@@ -72,7 +80,12 @@ impl Search {
                     self.look(&name);
                 }
                 if matches!(entry.kind, libc::DT_DIR | libc::DT_UNKNOWN) {
-                    left.push([&path[..], &entry.name].join(&b'/'));
+                    let path = [&path[..], &entry.name].join(&b'/');
+                    bytes += path.len();
+                    if bytes > MOST_LEFT {
+                        return Err(Errno::E2BIG);
+                    }
+                    left.push(path);
                 }
             }
         }

@@ -230,7 +230,11 @@ impl FileBeliefs {
         if self.view.get().is_some() {
             return;
         }
+        // (A thread that has ended tells nothing.)
         let mounts = generated::contents(format!("/proc/{tid}/mountinfo")).unwrap_or_default();
+        if mounts.is_empty() {
+            return;
+        }
         if let Some(root) = root(tid).filter(|_| is_valid()) {
             let _ =
                 self.writable.set(mounts.split(|it| *it == b'\n').filter_map(writable).collect());

@@ -7,9 +7,10 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, RenameFlags, renameat2};
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::stat::{Mode, SFlag, mkdirat, mknodat};
-use nix::unistd::{UnlinkatFlags, linkat, symlinkat, truncate, unlinkat};
+use nix::unistd::{UnlinkatFlags, linkat, symlinkat, unlinkat};
 
-use super::resolve::{Landing, Resolver, Start, Thing, look_up, patient};
+use super::open::{Opened, open_to_cut};
+use super::resolve::{Landing, Resolver, Start, Thing, look_up};
 use super::{Guest, Paths, Verdict, is_dots, joined, mount_of, os, own, plain, take_umask};
 use crate::sys::files::descriptor_path;
 use crate::sys::generated;
@@ -204,16 +205,17 @@ impl Paths {
         self.with(guest, |resolver| resolver.verdict_of(&Thing::of(handle)?)?.permit(true))
     }
 
-    /// truncate(2).
+    /// Opens what truncate(2) is about, so that whoever holds a lease on it can be waited for; the caller cuts it.
     pub(in crate::sentry) fn truncate(
         &self,
         guest: Guest<'_>,
         (start, path): Spot<'_>,
         length: i64,
-    ) -> Result<(), Errno> {
+    ) -> Result<Opened, Errno> {
         if length < 0 {
             return Err(Errno::EINVAL);
         }
+        let owner = self.owner(guest)?;
         self.with(guest, |resolver| {
             let (thing, verdict) = resolver.thing(start, path, true)?;
             verdict.permit(true)?;
@@ -225,7 +227,12 @@ impl Paths {
             if own::is_in_proc(&thing.handle) {
                 return Err(Errno::EACCES);
             }
-            patient(|| truncate(&*descriptor_path(thing.handle.as_fd()), length))
+            // (vfs_truncate in fs/open.c.)
+            match thing.kind() {
+                libc::S_IFREG => open_to_cut(thing, owner),
+                libc::S_IFDIR => Err(Errno::EISDIR),
+                _ => Err(Errno::EINVAL),
+            }
         })
     }
 

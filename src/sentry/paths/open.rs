@@ -284,6 +284,11 @@ fn open_unleased(thing: Thing, wish: Wish, owner: Option<&Owner>) -> Result<Open
     }
 }
 
+/// A plain file whose size is to be another one.
+pub(super) fn open_to_cut(thing: Thing, owner: Option<&Owner>) -> Result<Opened, Errno> {
+    open_unleased(thing, Wish { flags: libc::O_WRONLY, mode: 0 }, owner)
+}
+
 fn open_fifo(thing: Thing, wish: Wish, owner: Option<&Owner>) -> Result<Opened, Errno> {
     if wish.has(libc::O_NONBLOCK) || wish.flags & libc::O_ACCMODE == libc::O_RDWR {
         return again(&thing.handle, wish).map(Opened::Now);

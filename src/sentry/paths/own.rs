@@ -133,8 +133,8 @@ fn protection(kind: u32) -> u32 {
     };
     *LEVELS[at].get_or_init(|| {
         let text = generated::text(format!("/proc/sys/fs/protected_{name}")).unwrap_or_default();
-        // (What cannot be read is as strict as it can be; before Linux 4.19 there is none.)
-        text.trim().parse().unwrap_or(2)
+        // (Most kernels let root alone read them: namei_sysctls in fs/namei.c. What they say then is mostly this.)
+        text.trim().parse().unwrap_or(1)
     })
 }
 
@@ -190,7 +190,7 @@ fn process_of(path: &[u8]) -> Option<(i32, Vec<&[u8]>)> {
 /// Whether a guest may see what is at this path of procfs, as far as the sentry could and it could not.
 pub(super) fn may_look(resolver: &Resolver<'_>, path: &[u8]) -> Result<(), Errno> {
     if !path.starts_with(b"/proc/") && path != b"/proc" {
-        return may_look_elsewhere(path);
+        return may_look_elsewhere(below_root(resolver, path).unwrap_or(path));
     }
     let is_at = |place: &&[u8]| {
         path.strip_prefix(*place).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
@@ -209,6 +209,17 @@ pub(super) fn may_look(resolver: &Resolver<'_>, path: &[u8]) -> Result<(), Errno
         return Ok(());
     }
     other_process(resolver, &mine, number, *part == b"mem")
+}
+
+/// What of a path is below the root of the procfs that it leads into, where that can be found.
+fn below_root<'p>(resolver: &Resolver<'_>, path: &'p [u8]) -> Option<&'p [u8]> {
+    let slashes = path.iter().enumerate().skip(1).filter(|(_, byte)| **byte == b'/');
+    let is_root = |end: &usize| {
+        let found = open_in(&resolver.view.handle, &path[..*end]);
+        found.is_ok_and(|it| is_in_proc(&it) && fstat(&it).is_ok_and(|it| it.st_ino == PROC_ROOT))
+    };
+    let mut ends = slashes.map(|(at, _)| at).chain([path.len()]);
+    ends.find(is_root).map(|end| &path[end..])
 }
 
 /// The same where procfs is at another place: nothing tells whose processes its numbers mean, so what is private is

@@ -251,6 +251,10 @@ pub(super) fn own(
         // (The group counts where the kernel copies alone.)
         return beliefs.is_users(&real).then_some(Ok(file));
     }
+    // (A copy has a name of its own for a moment, about which rules with patterns say nothing.)
+    if super::paths::refuses_change(call, &file) {
+        return None;
+    }
     beliefs.note_view(tid, || call.trapped().is_valid());
     // It takes as long as the file is large.
     hand_over();

@@ -66,14 +66,7 @@ async fn perform_open(
         Ok(opened) => opened,
         Err(answer) => return answer,
     };
-    let fd = match opened {
-        Opened::Now(fd) | Opened::New(fd) => Ok(fd),
-        Opened::Later(mut opening) => match call.block(opening.done()).await {
-            Ok(done) => done,
-            Err(interrupted) => return interrupted.into(),
-        },
-    };
-    match fd {
+    match arrived(&call, opened).await {
         // A copy that is closed late would hold a lock, an end of a pipe, or a program that is to be executed.
         Ok(fd) => Answer::Descriptor(Descriptor {
             fd,
@@ -81,7 +74,18 @@ async fn perform_open(
             cloexec: flags & libc::O_CLOEXEC != 0,
             sole: true,
         }),
-        Err(errno) => Answer::Fail(errno),
+        Err(answer) => answer,
+    }
+}
+
+/// Waits for what is not open yet.
+async fn arrived(call: &TaskCall, opened: Opened) -> Result<OwnedFd, Answer> {
+    match opened {
+        Opened::Now(fd) | Opened::New(fd) => Ok(fd),
+        Opened::Later(mut opening) => match call.block(opening.done()).await {
+            Ok(done) => done.map_err(Answer::Fail),
+            Err(interrupted) => Err(interrupted.into()),
+        },
     }
 }
 
@@ -163,10 +167,27 @@ fn perform_with(
 }
 
 /// Serves truncate(2).
-pub fn truncate(call: &Call<'_>, path: Path, length: Offset) -> Answer {
-    perform(call, own_copies::truncate(call, path, length), path, |paths, guest, path| {
-        paths.truncate(guest, (Start::Directory, path), length.0)
-    })
+pub async fn truncate(call: TaskCall, path: Path, length: Offset) -> Answer {
+    let opened = match begin_truncate(&call.as_call(), path, length) {
+        Ok(opened) => opened,
+        Err(answer) => return answer,
+    };
+    let file = match arrived(&call, opened).await {
+        Ok(file) => file,
+        Err(answer) => return answer,
+    };
+    hand_over();
+    nix::unistd::ftruncate(&file, length.0).map(|()| 0).into()
+}
+
+fn begin_truncate(call: &Call<'_>, path: Path, length: Offset) -> Result<Opened, Answer> {
+    let watched = own_copies::truncate(call, path, length);
+    if !matches!(watched, Answer::Continue) {
+        return Err(watched);
+    }
+    let (paths, path) = begin(call, path)?;
+    with_guest(call, |guest| paths.truncate(guest, (Start::Directory, &path), length.0))
+        .map_err(Answer::Fail)
 }
 
 /// Serves mkdir(2).

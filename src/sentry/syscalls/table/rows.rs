@@ -289,7 +289,7 @@ syscalls! {
     SYS_flock(fd: Fd, operation: Operation) => native;
     SYS_fsync(fd: Fd) => handled(sync sync::fsync, FAKE_SYNC);
     SYS_fdatasync(fd: Fd) => handled(sync sync::fdatasync, FAKE_SYNC);
-    SYS_truncate(path: Path, length: Offset) => handled(sync paths::truncate, FILE_LOG | ROOT | PATTERNS);
+    SYS_truncate(path: Path, length: Offset) => handled(async paths::truncate, FILE_LOG | ROOT | PATTERNS);
     SYS_ftruncate(fd: Fd, length: Offset) => native;
     SYS_getdents(fd: Fd, dirp: Out<Dirent>, count: UInt)
         => handled(sync directories::getdents, DETERMINISTIC);
