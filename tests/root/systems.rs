@@ -64,6 +64,15 @@ fn a_directory_gets_a_proc_of_the_sandboxs_own() {
     let shown: usize = done.success().out().lines().next().unwrap().parse().unwrap();
     assert!((2..20).contains(&shown), "{shown} processes");
     done.out_has("no\n");
+    // In memory its place is made; what is around it makes nothing private; and it tells of no other processors.
+    let place = |name: &str| workspace.path().join(name).display().to_string();
+    let (memory, shows) = (place("tree"), format!("/proc:{}", place("tree/7/fd/proc")));
+    let words =
+        ["--root", "--cpus", "1", "--hide", "./other/**/.none", "--tmpfs", &memory, "--ro", &shows];
+    let script = "cd tree/7/fd/proc && grep -c ^processor cpuinfo; grep -c ^Name self/status
+        cat self/environ || cat $$/maps || echo no";
+    let done = workspace.inside_with(&words, &["sh", "-c", script]);
+    done.success().expect_out("1\n1\nno\n");
 }
 
 /// A daemon's package: its script makes a user and gives it a directory.
