@@ -40,6 +40,9 @@ pub(super) fn join_network(
     if doors.is_empty() {
         return Ok(None);
     }
+    // Once it answers, the guests' network is there.
+    let reached = inside.socket(libc::AF_INET, libc::SOCK_DGRAM, 0);
+    reached.map_err(|errno| Error::Own("reach the sandbox's network", errno.into()))?;
     kernel.publish(doors.published());
     let publisher = Publisher::start(doors, inside);
     publisher.map(Some).map_err(|error| Error::Own("publish ports", error))

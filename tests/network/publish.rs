@@ -5,6 +5,7 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::sys::socket::{MsgFlags, send, setsockopt, sockopt};
@@ -305,6 +306,46 @@ c, _ = s.accept(); c.sendall(bytes(4 << 20))";
     assert_eq!(all.len(), 4 << 20);
     // Its end is not held up by who does not go.
     served.sandbox(&["wait", "served"]).success();
+}
+
+#[test]
+fn who_floods_a_port_holds_up_neither_others_nor_the_end() {
+    let Some(served) = Served::new("publish-flood") else { return };
+    // (What nobody takes inside costs most: whether somebody is there is asked for each.)
+    served.serve(&["--publish", "8080", "--publish", "8081/udp"], "127.0.0.1", 8080);
+    let (at, flooded) = (served.at("8080"), served.at("8081/udp"));
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let end = UdpSocket::bind(("127.0.0.1", 0)).unwrap();
+                while !over.load(Ordering::Relaxed) {
+                    let _ = end.send_to(b"x", flooded);
+                }
+            });
+        }
+        let said = std::panic::catch_unwind(|| ask(at, "echo\n", b"x "));
+        let killed = served.command(&["kill", "served", "KILL"]).output();
+        let ended = std::panic::catch_unwind(|| served.sandbox(&["wait", "served"]));
+        over.store(true, Ordering::Relaxed);
+        assert_eq!(said.unwrap(), "x end");
+        assert!(killed.unwrap().status.success() && ended.is_ok());
+    });
+}
+
+#[test]
+fn ports_to_which_nobody_comes_take_no_place() {
+    let Some(served) = Served::new("publish-places") else { return };
+    // So few files that there are more ports than connections at a time.
+    let mut command = served.workspace.command("sh");
+    command.args(["-c", "ulimit -n 200; exec \"$0\" \"$@\""]);
+    command.arg(crate::common::sandbox_program());
+    command.args(["run", "--detach", "--id", "served", "--publish", "8001-8040", "--"]);
+    command.args(["python3", "ports.py", "127.0.0.1", "8040", "ready"]);
+    command.env("XDG_RUNTIME_DIR", served.runtime.path());
+    run(command, b"", LIMIT).success();
+    wait_for("the server", || served.workspace.has("ready"));
+    assert_eq!(ask(served.at("8040"), "echo\n", b"x "), "x end");
 }
 
 #[test]

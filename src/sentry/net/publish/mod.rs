@@ -21,6 +21,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::{JoinSet, LocalSet};
+use tokio::time::Instant;
 
 pub use doors::{DoorError, Doors};
 pub use wish::{MOST, Wish, parse};
@@ -43,10 +44,14 @@ pub struct Published {
 
 /// What is under way when the guests have ended is still brought to whoever takes some of it within so long.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Nor does any of it, however much is taken, hold a run up for longer than this.
+const LONGEST: Duration = Duration::from_secs(10);
 /// Connections at a time, where descriptors allow that.
 const MOST_CONNECTIONS: u64 = 4096;
 /// Descriptors of a connection at most: two sockets, and a pipe for each way.
 const DESCRIPTORS: u64 = 6;
+/// Flows of datagrams of a port at a time, where descriptors allow that.
+const MOST_FLOWS: u64 = 256;
 
 /// The published ports of a run, while they lead inside. Dropping it ends them at once.
 #[derive(Debug)]
@@ -62,6 +67,8 @@ struct Shared {
     inside: Arc<Inside>,
     pipes: Pipes,
     places: Arc<Semaphore>,
+    /// Flows of datagrams that each port may have.
+    flows: usize,
     ending: watch::Receiver<bool>,
     /// Bytes that were carried, to see whether any are.
     moved: Cell<u64>,
@@ -86,29 +93,35 @@ impl Publisher {
         Ok(Publisher { ending, over })
     }
 
-    /// The guests have ended: nobody is let in any more, and returns when what they had sent is on its way.
+    /// The guests have ended: nobody is let in any more, and returns when what they had sent is on its way, or
+    /// after a dozen seconds.
     pub async fn finish(self) {
         let _ = self.ending.send(true);
-        let _ = self.over.await;
+        let _ = tokio::time::timeout(LONGEST + PATIENCE, self.over).await;
     }
 }
 
 /// The thread's work.
 async fn serve(doors: Doors, inside: Arc<Inside>, ending: watch::Receiver<bool>) {
     let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE);
+    let doors = doors.into_parts();
+    let udp = doors.iter().filter(|(_, door)| door.transport == Transport::Udp).count();
     // (The sentry needs some itself, for what it does for guests.)
-    let places = limit.map_or(0, |(soft, _)| soft / 2 / DESCRIPTORS).clamp(8, MOST_CONNECTIONS);
+    let left = limit.map_or(0, |(soft, _)| soft).saturating_sub(doors.len() as u64);
+    let places = (left / 2 / DESCRIPTORS).clamp(8, MOST_CONNECTIONS);
+    let flows = (left / 4 / (udp as u64).max(1)).clamp(1, MOST_FLOWS);
     let shared = Rc::new(Shared {
         inside,
         pipes: Pipes::default(),
         places: Arc::new(Semaphore::new(places as usize)),
+        flows: flows as usize,
         ending: ending.clone(),
         moved: Cell::new(0),
     });
     // Whoever has one of these is not done; nothing is ever sent.
     let (busy, mut idle) = mpsc::channel::<()>(1);
     let mut open = JoinSet::new();
-    for (fd, Published { guest, transport, .. }) in doors.into_parts() {
+    for (fd, Published { guest, transport, .. }) in doors {
         match transport {
             Transport::Tcp => {
                 open.spawn_local(streams::serve(fd, guest, Rc::clone(&shared), busy.clone()));
@@ -124,10 +137,12 @@ async fn serve(doors: Doors, inside: Arc<Inside>, ending: watch::Receiver<bool>)
         return;
     }
     open.shutdown().await;
+    let until = Instant::now() + LONGEST;
     loop {
         let before = shared.moved.get();
-        match tokio::time::timeout(PATIENCE, idle.recv()).await {
-            Err(_) if shared.moved.get() != before => {}
+        let pause = PATIENCE.min(until.saturating_duration_since(Instant::now()));
+        match tokio::time::timeout(pause, idle.recv()).await {
+            Err(_) if shared.moved.get() != before && Instant::now() < until => {}
             _ => return,
         }
     }

@@ -19,6 +19,7 @@ use nix::sys::socket::{
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::task::AbortHandle;
+use tokio::task::coop::consume_budget;
 use tokio::time::Instant;
 
 use super::super::address::{self, family};
@@ -26,8 +27,6 @@ use super::Shared;
 use super::streams::LOOPBACKS;
 use crate::sys::{errno_of, socket};
 
-/// Flows of a port at a time: the one that has been silent for longest makes way.
-const MOST_FLOWS: usize = 256;
 /// A flow that has carried nothing for so long ends (RFC 4787, REQ-5).
 const IDLE: Duration = Duration::from_secs(300);
 /// The longest datagram.
@@ -70,6 +69,8 @@ pub(super) async fn serve(fd: OwnedFd, guest: u16, shared: Rc<Shared>) {
     let (door, room) = (Rc::new(door), Rc::new(RefCell::new(vec![0; ROOM])));
     let mut flows: HashMap<Peer, Flow> = HashMap::new();
     loop {
+        // Neither what waits nor what tries takes any of a turn: who floods this port would never let others have one.
+        consume_budget().await;
         if door.readable().await.is_err() {
             return;
         }
@@ -78,7 +79,8 @@ pub(super) async fn serve(fd: OwnedFd, guest: u16, shared: Rc<Shared>) {
         let Ok((length, peer)) = received else { continue };
         flows.retain(|_, flow| !flow.back.is_finished());
         if !flows.contains_key(&peer) {
-            if flows.len() >= MOST_FLOWS {
+            if flows.len() >= shared.flows {
+                // The one that has been silent for longest makes way.
                 let silent = flows.iter().min_by_key(|(_, flow)| flow.last.get());
                 let silent = silent.map(|(peer, _)| *peer);
                 silent.and_then(|silent| flows.remove(&silent));
@@ -146,6 +148,7 @@ async fn bring_back(
     room: Room,
 ) {
     loop {
+        consume_budget().await;
         match tokio::time::timeout_at(last.get() + IDLE, inner.readable()).await {
             Ok(Ok(())) => {
                 let mut room = room.borrow_mut();
@@ -172,9 +175,12 @@ fn receive(door: &UdpSocket, into: &mut [u8]) -> io::Result<(usize, Peer)> {
     let message =
         recvmsg::<SockaddrStorage>(door.as_raw_fd(), &mut vectors, Some(&mut control), flags)?;
     let to = message.cmsgs()?.find_map(|control| match control {
+        // (Not ipi_addr: nothing is sent from an address of many, as a broadcast's is.)
         ControlMessageOwned::Ipv4PacketInfo(info) => {
-            Some(Own::V4(info.ipi_addr.s_addr.to_ne_bytes()))
+            Some(Own::V4(info.ipi_spec_dst.s_addr.to_ne_bytes()))
         }
+        // What was sent to many is answered from what address the host chooses.
+        ControlMessageOwned::Ipv6PacketInfo(info) if info.ipi6_addr.s6_addr[0] == 0xff => None,
         ControlMessageOwned::Ipv6PacketInfo(info) => {
             Some(Own::V6(info.ipi6_addr.s6_addr, info.ipi6_ifindex))
         }

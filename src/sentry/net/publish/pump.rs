@@ -102,9 +102,10 @@ pub(super) async fn carry(outer: TcpStream, inner: TcpStream, shared: &Shared) {
     let lost = async {
         guest_is_silent.notified().await;
         let mut ending = shared.ending.clone();
+        // Nobody inside hears any more, and all that was said is passed on: the kernel still brings it to the other side
+        // behind a close, where a reset would throw it away, and itself resets who goes on to speak.
         tokio::select! {
-            _ = inner.ready(Interest::ERROR) => End::Broken,
-            // Nobody inside hears any more, and all that was said is passed on.
+            _ = inner.ready(Interest::ERROR) => End::Whole,
             _ = ending.wait_for(|ending| *ending) => End::Whole,
         }
     };

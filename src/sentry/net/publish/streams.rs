@@ -23,10 +23,12 @@ pub(super) const LOOPBACKS: [IpAddr; 2] =
 pub(super) async fn serve(fd: OwnedFd, guest: u16, shared: Rc<Shared>, busy: mpsc::Sender<()>) {
     let Ok(door) = TcpListener::from_std(fd.into()) else { return };
     loop {
-        // Who comes too early waits in the kernel's queue. (It is never closed.)
-        let Ok(place) = Arc::clone(&shared.places).acquire_owned().await else { return };
         match door.accept().await {
             Ok((outer, _)) => {
+                // One waits here and others in the kernel's queue; a port to which nobody comes takes no place. (They
+                // are never closed.)
+                let places = Arc::clone(&shared.places);
+                let Ok(place) = places.acquire_owned().await else { return };
                 let (shared, busy) = (Rc::clone(&shared), busy.clone());
                 tokio::task::spawn_local(lead(outer, guest, shared, (place, busy)));
             }

@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use crate::sentry::net::Transport;
 
-/// Ports of one run at most.
-pub const MOST: usize = 1024;
+/// Ports of one run at most: each takes a descriptor, of which many users may have 1024.
+pub const MOST: usize = 512;
 
 /// One port that is to be published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,6 +139,7 @@ mod tests {
         assert_eq!(words("[::]::80/udp"), ["[::]:0:80/udp"]);
         assert_eq!(words("8000-8001:80-81"), ["127.0.0.1:8000:80/tcp", "127.0.0.1:8001:81/tcp"]);
         assert_eq!(words("65534-65535:1-2").len(), 2);
+        assert_eq!(words("1001-1512:1-512").len(), MOST);
         assert_eq!(words("80-81"), ["127.0.0.1:0:80/tcp", "127.0.0.1:0:81/tcp"]);
     }
 
@@ -161,6 +162,7 @@ mod tests {
             ("82-81:80-81", "ends before"),
             ("0-1:80-81", "begins at port 0"),
             ("1-65535:1-65535", "more than"),
+            ("1001-1513:1-513", "more than 512 ports"),
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.contains(word), "{text}: {error}");
