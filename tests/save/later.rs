@@ -2,6 +2,9 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Stdio};
 
 use serde_json::Value;
@@ -136,6 +139,60 @@ fn a_python_job_goes_on() {
     desk.touch("go");
     wait_for("the end of the job", || desk.workspace.has("out-job"));
     assert_eq!(desk.workspace.read("out-job"), "True got word [] ''");
+    desk.touch("end");
+    desk.sandbox(&["wait", "it"]).expect_status(3);
+    desk.is_clean();
+}
+
+/// Locks its output, and watches its input once there is `go`.
+const SERVER: &str = "
+import fcntl, os, select, sys, time
+name = sys.argv[1]
+fcntl.lockf(1, fcntl.LOCK_EX)
+os.set_blocking(0, False)
+open('up-' + name, 'w').close()
+while not os.path.exists('go'):
+    time.sleep(0.001)
+poll = select.epoll()
+poll.register(0, select.EPOLLIN)
+open('part-' + name, 'w').write(f'{len(poll.poll())} {os.read(0, 9)} {os.get_blocking(0)}')
+os.rename('part-' + name, 'out-' + name)
+print(name, 'ends')
+";
+
+#[test]
+fn an_input_that_is_gone_can_be_watched_and_locks_on_outputs_are_gone() {
+    if !have("python3") {
+        return;
+    }
+    let desk = begin("later-server");
+    desk.workspace.write("server.py", SERVER);
+    let names = ["one", "two"];
+    let asked = names.map(|name| {
+        let mut asked = desk.command(&["exec", "it", "--", "python3", "server.py", name]);
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let file = fs::File::create(desk.workspace.path().join(format!("log-{name}"))).unwrap();
+        let asked = asked
+            .stdin(OwnedFd::from(theirs))
+            .stdout(file)
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        wait_for(name, || desk.workspace.has(&format!("up-{name}")));
+        (asked, ours)
+    });
+    desk.save(Way::RestoredTwice);
+    for (asked, _ours) in asked {
+        finish(asked, "whoever asked".into(), b"", LIMIT).expect_status(137);
+    }
+    desk.touch("go");
+    wait_for("the end of both", || ended(&desk, 0) == 2);
+    let logs = desk.sandbox(&["logs", "it"]);
+    for name in names {
+        assert_eq!(desk.workspace.read(&format!("out-{name}")), "1 b'' False");
+        logs.out_has(&format!("{name} ends\n"));
+    }
     desk.touch("end");
     desk.sandbox(&["wait", "it"]).expect_status(3);
     desk.is_clean();

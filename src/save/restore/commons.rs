@@ -67,6 +67,7 @@ fn has_apart(processes: &[Process]) -> bool {
 fn besides(processes: &[Process], keepers: &[i32], classes: &Classes) -> HashMap<i32, i32> {
     let alive: HashSet<i32> = processes.iter().map(|it| it.pid).collect();
     let parent = |it: &Process| alive.contains(&it.parent).then_some(it.parent);
+    let keepers: HashSet<i32> = keepers.iter().copied().collect();
     let keeper = |it: &Process| keepers.contains(&it.parent).then_some(it.parent);
     let mut besides: HashMap<i32, i32> = HashMap::new();
     // The process at the top of whose offspring each is, parents first.

@@ -6,9 +6,10 @@ use std::os::fd::OwnedFd;
 
 use nix::errno::Errno;
 
+use crate::config::quoted;
 use crate::launch::{self, Planter};
 use crate::save::error::RestoreError;
-use crate::save::state::{Keeper, Sandbox};
+use crate::save::state::{Keeper, Process, Sandbox};
 use crate::sentry::Kernel;
 
 /// One in the making.
@@ -42,7 +43,8 @@ pub(super) fn make<'s>(
     sandbox: &'s Sandbox,
     kernel: &Kernel,
 ) -> Result<HashMap<i32, Shelter<'s>>, RestoreError> {
-    check(sandbox)?;
+    let parents = parents(&sandbox.processes)?;
+    check(sandbox, &parents)?;
     let mut all = HashMap::with_capacity(sandbox.keepers.len());
     for saved in &sandbox.keepers {
         let (host, pidfd, planter) =
@@ -53,13 +55,26 @@ pub(super) fn make<'s>(
     Ok(all)
 }
 
+/// The parent of each process, by number. Each is there once, and after its parent, as whoever plans with them
+/// relies on: no chain of parents is a circle.
+fn parents(processes: &[Process]) -> Result<HashMap<i32, i32>, RestoreError> {
+    let all: HashSet<i32> = processes.iter().map(|it| it.pid).collect();
+    let mut parents = HashMap::with_capacity(processes.len());
+    for Process { pid, parent, .. } in processes {
+        let is_early = all.contains(parent) && !parents.contains_key(parent);
+        if *pid <= 1 || is_early || parents.insert(*pid, *parent).is_some() {
+            return Err(RestoreError::refused(format!("the image is damaged: process {pid}")));
+        }
+    }
+    Ok(parents)
+}
+
 /// Each is nothing else, and its program is its own.
-fn check(sandbox: &Sandbox) -> Result<(), RestoreError> {
-    let processes = || sandbox.processes.iter();
-    let threads = processes().flat_map(|it| it.threads.iter().map(|thread| thread.tid));
-    let mut numbers: HashSet<i32> = processes().map(|it| it.pid).chain(threads).collect();
+fn check(sandbox: &Sandbox, parents: &HashMap<i32, i32>) -> Result<(), RestoreError> {
+    let threads = sandbox.processes.iter().flat_map(|it| &it.threads).map(|thread| thread.tid);
+    let mut numbers: HashSet<i32> = parents.keys().copied().chain(threads).collect();
     for keeper in &sandbox.keepers {
-        let is_own = |pid: i32| processes().any(|it| (it.pid, it.parent) == (pid, keeper.number));
+        let is_own = |pid: i32| parents.get(&pid) == Some(&keeper.number);
         let is_right = keeper.number > 1
             && numbers.insert(keeper.number)
             && (keeper.program == 0 || is_own(keeper.program))
@@ -92,6 +107,37 @@ pub(super) fn adopt(
 }
 
 fn failed(keeper: &Keeper, what: &'static str) -> impl Fn(Errno) -> RestoreError {
-    let who = format!("the keeper {} of {}", keeper.number, keeper.path);
+    let who = format!("the keeper {} of {}", keeper.number, quoted(&keeper.path));
     move |errno| RestoreError::failed(format!("{who} cannot be {what}"), errno.desc())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::save::state::testing::process;
+
+    /// (process, parent, session, group)
+    fn checked(all: &[(i32, i32, i32, i32)]) -> Result<HashMap<i32, i32>, String> {
+        let all = all
+            .iter()
+            .map(|(pid, parent, session, group)| process(*pid, *parent, *session, *group));
+        parents(&all.collect::<Vec<_>>()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn parents_come_first_and_nobody_twice() {
+        let fine = checked(&[(2, 1, 1, 2), (9, 7, 7, 9), (3, 9, 7, 9), (4, 2, 1, 2)]).unwrap();
+        assert_eq!(fine, HashMap::from([(2, 1), (9, 7), (3, 9), (4, 2)]));
+        let damaged: [&[(i32, i32, i32, i32)]; 5] = [
+            &[(2, 1, 1, 2), (5, 1, 5, 5), (5, 5, 5, 5), (6, 1, 5, 5)],
+            &[(2, 1, 1, 2), (5, 5, 5, 5)],
+            &[(2, 1, 1, 2), (5, 6, 1, 2), (6, 5, 1, 2)],
+            &[(1, 0, 1, 1), (2, 1, 1, 2)],
+            &[(-4, 1, 1, 2)],
+        ];
+        for (all, number) in damaged.iter().zip([5, 5, 5, 1, -4]) {
+            let refused = checked(all).unwrap_err();
+            assert!(refused.contains(&format!("damaged: process {number}")), "{refused}");
+        }
+    }
 }

@@ -14,6 +14,7 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::config::quoted;
 use crate::launch::{FIRST, Planter};
 use crate::notify::Gate;
 use crate::save::error::RestoreError;
@@ -402,9 +403,11 @@ fn plants<'s>(
 }
 
 fn name(process: &Process) -> String {
+    use std::os::unix::ffi::OsStrExt;
     match process.threads.first() {
         Some(first) => {
-            format!("process {} ({})", process.pid, String::from_utf8_lossy(&first.name))
+            let name = std::ffi::OsStr::from_bytes(&first.name);
+            format!("process {} ({})", process.pid, quoted(name))
         }
         None => format!("process {}", process.pid),
     }
@@ -426,7 +429,10 @@ fn carry_out(
     match *step {
         Step::Make { parent, pid, .. } if garden.is_planter(parent) => {
             let (made, pidfd) = garden.plant(parent, pid, &format!("process {pid}"))?;
-            planted(pid, pidfd);
+            // (The run's program is init's: none of a keeper's is ever taken for it.)
+            if parent == tree::INIT {
+                planted(pid, pidfd);
+            }
             hands.insert(pid, made);
         }
         Step::Make { parent, beside, exit_signal, flags, .. } => {

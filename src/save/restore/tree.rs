@@ -106,7 +106,7 @@ pub struct Impossible {
 struct Planner<'p> {
     processes: &'p [Process],
     /// Keepers, which lead a session each.
-    keepers: &'p [i32],
+    keepers: HashSet<i32>,
     children: HashMap<i32, Vec<&'p Process>>,
     /// See [`birthplaces`].
     birthplaces: HashMap<i32, Option<i32>>,
@@ -128,7 +128,7 @@ struct Planner<'p> {
 }
 
 /// The steps for these processes, all of them with a parent among them, one of `keepers`, which are there
-/// already, or init. `siblings`: who is made by one that was made before it, in place of its parent. `free`:
+/// already, or init, and behind it. `siblings`: who is made by one that was made before it, in place of its parent. `free`:
 /// from here on numbers are nobody's.
 pub fn plan(
     processes: &[Process],
@@ -139,16 +139,17 @@ pub fn plan(
     let mut children: HashMap<i32, Vec<&Process>> = HashMap::new();
     let mut besides: HashMap<i32, Vec<&Process>> = HashMap::new();
     let alive: HashMap<i32, &Process> = processes.iter().map(|it| (it.pid, it)).collect();
+    let by_number: HashSet<i32> = keepers.iter().copied().collect();
     for process in processes {
         if let Some(sibling) = siblings.get(&process.pid) {
             besides.entry(*sibling).or_default().push(process);
         }
-        children.entry(home(process, &alive, keepers)).or_default().push(process);
+        children.entry(home(process, &alive, &by_number)).or_default().push(process);
     }
     let roots = || keepers.iter().chain([&INIT]).map(|root| (*root, *root));
     let mut planner = Planner {
         processes,
-        keepers,
+        keepers: by_number,
         birthplaces: birthplaces(processes, &children),
         children,
         alive,
@@ -174,7 +175,7 @@ pub fn plan(
 }
 
 /// Whose child a process is. A parent that is not there is init's business, as for the kernel.
-fn home(process: &Process, alive: &HashMap<i32, &Process>, keepers: &[i32]) -> i32 {
+fn home(process: &Process, alive: &HashMap<i32, &Process>, keepers: &HashSet<i32>) -> i32 {
     let parent = process.parent;
     if alive.contains_key(&parent) || keepers.contains(&parent) { parent } else { INIT }
 }
@@ -202,7 +203,7 @@ fn birthplaces(
 
 impl<'p> Planner<'p> {
     fn home(&self, process: &Process) -> i32 {
-        home(process, &self.alive, self.keepers)
+        home(process, &self.alive, &self.keepers)
     }
 
     /// It is there before all others, and leads its session.

@@ -38,19 +38,30 @@ pub(super) fn make(maker: &mut Maker<'_>) -> Result<Pipes, RestoreError> {
             continue;
         }
         let saved = saved(maker, index)?;
-        let mut table = maker.hand.table();
-        let both = table.room(8);
-        table.call(libc::SYS_pipe2, [both.address, libc::O_NONBLOCK as u64]);
-        let failed = || RestoreError::of("cannot make a pipe");
-        let done = maker.hand.run(&table).map_err(failed())?;
-        let [reader, writer] = [done.half(both, 0) as i32, done.half(both, 1) as i32];
-        let mut take = |fd| maker.take_and_close(fd).map_err(failed());
-        let ends = Ends { reader: take(reader)?, writer: take(writer)?, unused: [true; 2] };
+        let [reader, writer] = both_ends(maker, libc::O_NONBLOCK)?;
+        let ends = Ends { reader, writer, unused: [true; 2] };
         fill(&ends.writer, saved)
             .map_err(|errno| RestoreError::failed("cannot fill a pipe again", errno.desc()))?;
         pipes.ends.insert(index, ends);
     }
     Ok(pipes)
+}
+
+/// The reading and the writing end of a new pipe.
+fn both_ends(maker: &mut Maker<'_>, flags: i32) -> Result<[OwnedFd; 2], RestoreError> {
+    let mut table = maker.hand.table();
+    let both = table.room(8);
+    table.call(libc::SYS_pipe2, [both.address, flags as u64]);
+    let failed = || RestoreError::of("cannot make a pipe");
+    let done = maker.hand.run(&table).map_err(failed())?;
+    let [reader, writer] = [done.half(both, 0) as i32, done.half(both, 1) as i32];
+    let mut take = |fd| maker.take_and_close(fd).map_err(failed());
+    Ok([take(reader)?, take(writer)?])
+}
+
+/// The reading end of a pipe that nobody writes to. `flags`: those of pipe2(2).
+pub(super) fn ended(maker: &mut Maker<'_>, flags: i32) -> Result<OwnedFd, RestoreError> {
+    both_ends(maker, flags).map(|[reader, _]| reader)
 }
 
 fn saved<'s>(maker: &Maker<'s>, index: u32) -> Result<&'s Pipe, RestoreError> {

@@ -1,11 +1,12 @@
 //! The restoring caller's standard streams, in place of those of the caller at the save.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 
-use super::{Maker, NOT_AGAIN, failed};
+use super::{Maker, NOT_AGAIN, failed, pipes};
 use crate::save::error::RestoreError;
 use crate::save::state::OpenFile;
 use crate::sys::descriptors;
@@ -57,15 +58,25 @@ impl RestoreStreams {
         stream: u32,
         file: &OpenFile,
     ) -> Result<OwnedFd, RestoreError> {
+        let flags = file.flags as i32;
         let own = match stream {
+            // It may be watched, which /dev/null cannot be (EPERM of epoll_ctl(2)).
+            0 if flags & libc::O_PATH == 0 && flags & libc::O_ACCMODE != libc::O_WRONLY => {
+                return pipes::ended(maker, flags & libc::O_NONBLOCK);
+            }
             0 => {
-                let flags = file.flags as i32 & libc::O_ACCMODE | libc::O_CLOEXEC;
+                let flags = flags & (libc::O_ACCMODE | libc::O_PATH) | libc::O_CLOEXEC;
                 let null = maker.open(b"/dev/null", flags, 0);
                 return null.map_err(RestoreError::of("cannot open /dev/null"));
             }
             1 | 2 => &self.own[stream as usize],
             _ => return Err(RestoreError::refused("the image is damaged: a standard stream")),
         };
+        if flags & (libc::O_NONBLOCK | libc::O_PATH) == libc::O_NONBLOCK
+            && let Ok(made) = without_waiting(own)
+        {
+            return Ok(made);
+        }
         own.try_clone().map_err(|error| {
             RestoreError::failed(format!("cannot copy standard stream {stream}"), error)
         })
@@ -79,10 +90,23 @@ impl RestoreStreams {
             ));
         };
         // Another description of it: each may have flags of its own.
-        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(terminal));
+        let path = format!("/proc/self/fd/{}", terminal.as_raw_fd());
         let flags = OFlag::from_bits_truncate(file.flags as i32 & !NOT_AGAIN)
             | OFlag::O_NOCTTY
             | OFlag::O_CLOEXEC;
         open(path.as_str(), flags, Mode::empty()).map_err(failed("open another description", file))
     }
+}
+
+/// Another description of a pipe, one that does not wait: with the flag on `own` itself the run's own program, which
+/// shares that, would lose output. (Other kinds stay as they are: another description of a file has another offset,
+/// sockets have none, and that of a pseudo-terminal's master is another terminal.)
+fn without_waiting(own: &OwnedFd) -> nix::Result<OwnedFd> {
+    let stat = nix::sys::stat::fstat(own)?;
+    if stat.st_mode & libc::S_IFMT != libc::S_IFIFO {
+        return Err(Errno::ENOTSUP);
+    }
+    let has = descriptors::status(own.as_fd())? & (libc::O_ACCMODE | libc::O_PATH);
+    let flags = OFlag::from_bits_retain(has | libc::O_NONBLOCK | libc::O_CLOEXEC);
+    open(format!("/proc/self/fd/{}", own.as_raw_fd()).as_str(), flags, Mode::empty())
 }

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use crate::save::error::RestoreError;
 use crate::save::hand::Hand;
 use crate::save::restore::courier::Courier;
-use crate::save::state::{Descriptor, Sandbox, Table};
+use crate::save::state::{Descriptor, FileKind, Sandbox, Table};
 use crate::sys::agent;
 use crate::sys::descriptors::range_lock_bytes;
 
@@ -147,6 +147,10 @@ pub fn take_locks(
 ) -> Result<(), RestoreError> {
     for descriptor in &table.descriptors {
         let Some(file) = sandbox.files.get(descriptor.file as usize) else { continue };
+        // What takes its place is another file, and may be that of several.
+        if matches!(file.kind, FileKind::LaterStream(_)) {
+            continue;
+        }
         for lock in file.locks.iter().filter(|it| it.pid == pid && pid != 0) {
             let bytes = range_lock_bytes(lock.write, (lock.start, lock.length));
             let arguments = |at| [descriptor.fd as u64, libc::F_SETLK as u64, at];
