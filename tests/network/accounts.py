@@ -1,5 +1,6 @@
 # Reaches some of what it may and some of what it may not, tells that it has, and waits. For the test of what is counted.
 import errno
+import select
 import socket
 
 ADDRESS, OTHER = "203.0.113.2", "203.0.113.3"
@@ -22,6 +23,17 @@ with socket.socket() as s:
     while s.recv(100):
         pass
 assert socket.socket().connect_ex((ADDRESS, 81)) == errno.ECONNREFUSED
+# What has failed, and goes elsewhere then, is another connection.
+moved = socket.socket()
+moved.setblocking(False)
+assert moved.connect_ex((ADDRESS, 81)) == errno.EINPROGRESS
+select.select([], [moved], [])
+assert moved.connect_ex((ADDRESS, 80)) == errno.ECONNREFUSED
+moved.setblocking(True)
+moved.connect((ADDRESS, 80))
+assert moved.connect_ex((ADDRESS, 81)) == errno.EISCONN
+moved.send(b"moved")
+moved.close()
 datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 datagrams.sendto(b"abc", (ADDRESS, 7))
 assert datagrams.recv(100) == b"echo abc"

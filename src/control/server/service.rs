@@ -28,6 +28,8 @@ pub(super) struct Service {
     /// Who starts programs.
     programs: mpsc::Sender<ExecCall>,
     blocking: Arc<Semaphore>,
+    /// One list of sockets after the other: guests decide how long one takes.
+    listing: Arc<Semaphore>,
     /// One pause or resume after the other: each may take as long as a task takes to stop.
     pausing: Arc<Semaphore>,
     /// Whether `sandbox pause` holds the kernel. Changed with the permit of `pausing` only.
@@ -46,6 +48,7 @@ impl Service {
             kernel,
             programs,
             blocking: Arc::new(Semaphore::new(BLOCKING_MAX)),
+            listing: Arc::new(Semaphore::new(1)),
             pausing: Arc::new(Semaphore::new(1)),
             held: Arc::default(),
         }
@@ -92,7 +95,12 @@ impl Service {
             }
             Request::Stats => self.blocking(|kernel| Ok(Reply::Stats(kernel.stats()))).await,
             Request::Ports => Ok(Reply::Ports(self.kernel.published().to_vec())),
-            Request::Sockets => self.blocking(|kernel| kernel.sockets().map(Reply::Sockets)).await,
+            Request::Sockets => {
+                let list = |kernel: &Kernel| {
+                    kernel.sockets().map(Reply::Sockets).map_err(|error| error.to_string())
+                };
+                run(&self.listing, &self.kernel, list).await
+            }
             Request::Pause => {
                 let held = Arc::clone(&self.held);
                 run(&self.pausing, &self.kernel, move |kernel| pause(kernel, &held)).await

@@ -81,6 +81,8 @@ struct Flow {
 
 /// Hosts that are kept apart: guests choose them.
 const MOST_HOSTS: usize = 1024;
+/// Of these, hosts that were met first by a refusal.
+const MOST_REFUSED: usize = MOST_HOSTS / 4;
 /// Connections at a time of which is known where they go.
 const MOST_FLOWS: usize = 16 << 10;
 /// How long the end of a run waits for what the kernel has to tell of connections that have just ended.
@@ -103,12 +105,18 @@ struct Inner {
     hosts: BTreeMap<Key, Totals>,
     /// By cookie, which grows.
     flows: BTreeMap<u64, Flow>,
+    /// How many of `hosts` were met first by a refusal.
+    refused: usize,
 }
 
 impl Inner {
-    fn totals(&mut self, key: &Key) -> &mut Totals {
+    fn totals(&mut self, key: &Key, is_refused: bool) -> &mut Totals {
         let is_new = !self.hosts.contains_key(key);
-        let key = match is_new && self.hosts.len() >= MOST_HOSTS {
+        let is_full = self.hosts.len() >= MOST_HOSTS || is_refused && self.refused >= MOST_REFUSED;
+        if is_new && is_refused && !is_full {
+            self.refused += 1;
+        }
+        let key = match is_new && is_full {
             true => Key { host: "(others)".to_owned(), port: None, transport: key.transport },
             false => key.clone(),
         };
@@ -123,16 +131,16 @@ impl Ledger {
     }
 
     pub(super) fn allowed(&self, key: &Key) {
-        self.lock().totals(key).allowed += 1;
+        self.lock().totals(key, false).allowed += 1;
     }
 
     pub(super) fn refused(&self, key: &Key) {
-        self.lock().totals(key).refused += 1;
+        self.lock().totals(key, true).refused += 1;
     }
 
     /// What counts datagrams.
     pub(super) fn datagrams(&self, key: &Key) -> Arc<Datagrams> {
-        Arc::clone(&self.lock().totals(key).datagrams)
+        Arc::clone(&self.lock().totals(key, false).datagrams)
     }
 
     /// A connection to `address` is about to be made with a socket of this cookie. Needs a tokio context.
@@ -142,15 +150,26 @@ impl Ledger {
                 .and_then(|fd| ready::watch_socket(fd).map_err(|it| crate::sys::errno_of(&it)));
             told.map(|told| tokio::spawn(Arc::clone(self).listen(told))).is_ok()
         });
-        let mut inner = self.lock();
-        if inner.flows.len() >= MOST_FLOWS
-            && let Some((_, oldest)) = inner.flows.pop_first()
-        {
-            let totals = inner.totals(&oldest.key);
-            totals.unmeasured += 1;
-            totals.carried.add(oldest.seen);
+        let oldest = {
+            let mut inner = self.lock();
+            let is_full = inner.flows.len() >= MOST_FLOWS;
+            let oldest = if is_full { inner.flows.pop_first() } else { None };
+            if let Some((_, oldest)) = &oldest {
+                let totals = inner.totals(&oldest.key, false);
+                totals.unmeasured += 1;
+                totals.carried.add(oldest.seen);
+            }
+            inner.flows.insert(cookie, Flow { key, address, seen: Carried::default() });
+            oldest
+        };
+        if let Some((_, oldest)) = oldest {
+            self.tell(&oldest, oldest.seen, false);
         }
-        inner.flows.insert(cookie, Flow { key, address, seen: Carried::default() });
+    }
+
+    /// Where a connection goes.
+    pub(super) fn address(&self, cookie: u64) -> Option<SocketAddr> {
+        self.lock().flows.get(&cookie).map(|flow| flow.address)
     }
 
     /// The cookies of all connections.
@@ -161,14 +180,16 @@ impl Ledger {
     async fn listen(self: Arc<Self>, told: AsyncFd<OwnedFd>) {
         /// Messages in a row: the whole host's are among them, and others want to run, too.
         const MOST: usize = 64;
+        /// More than a message has (inet_sk_diag_fill in net/ipv4/inet_diag.c).
+        const ROOM: usize = 4 << 10;
         while let Ok(mut guard) = told.readable().await {
             for _ in 0..MOST {
-                match socket::receive(told.get_ref().as_fd(), 64 << 10, libc::MSG_DONTWAIT) {
+                match socket::receive(told.get_ref().as_fd(), ROOM, libc::MSG_DONTWAIT) {
                     Ok(message) => {
                         diag::ended(&message.bytes, |cookie, carried| self.ended(cookie, carried));
                     }
                     // Some were lost; whose they were is not known.
-                    Err(Errno::ENOBUFS) => {}
+                    Err(Errno::ENOBUFS | Errno::ENOMEM) => {}
                     Err(Errno::EAGAIN) => {
                         guard.clear_ready();
                         break;
@@ -184,7 +205,7 @@ impl Ledger {
         let flow = {
             let mut inner = self.lock();
             let Some(flow) = inner.flows.remove(&cookie) else { return };
-            inner.totals(&flow.key).carried.add(carried);
+            inner.totals(&flow.key, false).carried.add(carried);
             flow
         };
         self.tell(&flow, carried, true);
@@ -294,9 +315,15 @@ mod tests {
         let ledger = Ledger::new(None);
         (0..MOST_HOSTS * 2).for_each(|n| ledger.refused(&key(&n.to_string())));
         let traffic = ledger.traffic();
-        assert_eq!(traffic.len(), MOST_HOSTS + 1);
+        assert_eq!(traffic.len(), MOST_REFUSED + 1);
         let others = traffic.iter().find(|it| it.host == "(others)").unwrap();
-        assert_eq!((others.refused, others.port), (MOST_HOSTS as u64, None));
+        assert_eq!((others.refused, others.port), ((MOST_HOSTS * 2 - MOST_REFUSED) as u64, None));
+        // Those that are allowed have their places all the same.
+        (0..MOST_HOSTS * 2).for_each(|n| ledger.allowed(&key(&format!("a{n}"))));
+        let traffic = ledger.traffic();
+        // (The others are one of these.)
+        assert_eq!(traffic.iter().filter(|it| it.allowed > 0).count(), MOST_HOSTS - MOST_REFUSED);
+        assert_eq!(traffic.len(), MOST_HOSTS);
     }
 
     #[tokio::test]

@@ -188,11 +188,14 @@ impl Network {
         self.ledger.allowed(&key);
         let allowed = Record { decision: Some("allowed"), rule, ..Record::default() };
         self.record(tid, address, Transport::Tcp, allowed);
-        // (Every socket has one.)
-        let cookie = socket::option(fresh, libc::SOL_SOCKET, libc::SO_COOKIE, 8).ok();
-        if let Some(cookie) = cookie.and_then(|it| it.try_into().ok()).map(u64::from_ne_bytes) {
+        if let Some(cookie) = cookie(fresh) {
             self.ledger.opened(cookie, key, address);
         }
+    }
+
+    /// Where the connection goes that was begun with this socket. `None`: not known any more.
+    fn recorded(&self, socket: BorrowedFd<'_>) -> Option<SocketAddr> {
+        self.ledger.address(cookie(socket)?)
     }
 
     /// Tells of a refusal, once for each address.
@@ -306,7 +309,9 @@ impl Network {
     /// It is not whole.
     pub async fn finish(&self) -> std::io::Result<()> {
         self.ledger.finish().await;
-        self.log.as_ref().map_or(Ok(()), |log| log.finish())
+        let Some(log) = self.log.clone() else { return Ok(()) };
+        let done = tokio::task::spawn_blocking(move || log.finish()).await;
+        done.unwrap_or_else(|error| Err(std::io::Error::other(error)))
     }
 
     /// Puts `new` in the place of a guest's socket.
@@ -319,6 +324,12 @@ impl Network {
         let watchers = self.watchers.get_or_init(|| Watchers::start().ok());
         replace::put(trapped, watchers.as_ref().ok_or(Errno::EAGAIN)?, old, new)
     }
+}
+
+/// The number of a socket for as long as the host runs. (Every socket has one.)
+fn cookie(socket: BorrowedFd<'_>) -> Option<u64> {
+    let cookie = socket::option(socket, libc::SOL_SOCKET, libc::SO_COOKIE, 8).ok()?;
+    cookie.try_into().ok().map(u64::from_ne_bytes)
 }
 
 /// Whether this is an address of the host's own: an interface has it, or what is sent there comes from it, as the kernel

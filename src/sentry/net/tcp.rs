@@ -73,10 +73,17 @@ async fn outside(
     rule: Option<String>,
 ) -> Answer {
     let waits = waits(own.fd.as_fd());
-    if net.is_outside(&own) || own.is_taken() {
-        // Already on the way, or back from a failure; or the kernel says what is wrong with it.
-        return answer(dial(call, own.fd.as_fd(), target, waits).await);
+    let is_outside = net.is_outside(&own);
+    if own.is_taken() {
+        // Already on the way to where it was allowed to go (which is what is recorded of it, whatever is named now); or the
+        // kernel says what is wrong with it.
+        let recorded = if is_outside { net.recorded(own.fd.as_fd()) } else { None };
+        return answer(dial(call, own.fd.as_fd(), recorded.unwrap_or(target), waits).await);
     }
+    if is_outside && let Some(told) = failure(&own) {
+        return told;
+    }
+    // (One that has failed does not go elsewhere itself: it stands for what is recorded of it.)
     let fresh = match socket::socket(own.family, libc::SOCK_STREAM, 0) {
         Ok(fresh) => fresh,
         Err(errno) => return Answer::Fail(errno),
@@ -94,6 +101,21 @@ async fn outside(
         net.admitted(&call.kernel, call.received().tid, target, Transport::Tcp);
     }
     answer(outcome)
+}
+
+/// What connect(2) says of a socket without a connection before it begins another one. An address that is too short is
+/// looked at only where one can be begun (__inet_stream_connect in net/ipv4/af_inet.c, tcp_v4_connect, tcp_v6_connect).
+fn failure(own: &GuestSocket) -> Option<Answer> {
+    match socket::connect(own.fd.as_fd(), &(own.family as u16).to_ne_bytes()) {
+        Err(Errno::EINVAL) => {}
+        told => return Some(told.map(|()| 0).into()),
+    }
+    // (Or a security module has looked first: selinux_socket_connect_helper. What a shutdown leaves is told to nobody:
+    // tcp_disconnect in net/ipv4/tcp.c.)
+    let error = socket::option(own.fd.as_fd(), libc::SOL_SOCKET, libc::SO_ERROR, 4).ok()?;
+    let error = Errno::from_raw(i32::from_ne_bytes(error.try_into().ok()?));
+    let is_none = [Errno::UnknownErrno, Errno::ECONNRESET].contains(&error);
+    (!is_none).then_some(Answer::Fail(error))
 }
 
 /// How a connection was begun, if the guest has not been interrupted before.

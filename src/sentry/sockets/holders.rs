@@ -3,13 +3,14 @@
 use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
 use std::os::fd::RawFd;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::super::census::{ProcessInfo, numbers};
 use super::super::stat::{Stat, ticks};
-use crate::sys::descriptors::{Common, compare_common};
+use crate::sys::descriptors::{Common, compare_common, search};
 use crate::sys::socket;
 
 /// A descriptor of a guest that stands for a socket.
@@ -41,37 +42,65 @@ pub(super) fn is_still(process: &ProcessInfo) -> bool {
     start == Some(process.started_us)
 }
 
+/// Holders of a socket that are told.
+const MOST_HOLDERS: usize = 8;
+/// How long is looked for them: guests decide how many descriptors there are.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Who holds a socket.
+#[derive(Debug, Default)]
+pub(super) struct Holders {
+    /// The first few.
+    pub(super) first: Vec<Holder>,
+    /// How many there are.
+    pub(super) count: u64,
+}
+
 /// Sockets by inode.
 #[derive(Debug, Default)]
 pub(super) struct Held {
-    by_inode: HashMap<u64, Vec<Holder>>,
+    by_inode: HashMap<u64, Holders>,
+    /// There was no time for some.
+    pub(super) is_cut: bool,
 }
 
 impl Held {
     /// All that these processes hold.
     pub(super) fn of(processes: &[ProcessInfo]) -> Held {
         let mut held = Held::default();
+        let deadline = Instant::now() + PATIENCE;
         for process in processes {
-            let mut found = Vec::new();
-            for tid in tables(process.pid) {
-                let each = sockets_of(&tid.to_string()).into_iter();
-                found.extend(each.map(|(fd, inode)| (tid, fd, inode)));
+            for tid in tables(process.pid, deadline) {
+                if Instant::now() >= deadline {
+                    break;
+                }
+                let found = sockets_of(&tid.to_string());
+                // What was read of a number that is another one's meanwhile is not this one's.
+                if !is_still(process) {
+                    break;
+                }
+                found.into_iter().for_each(|(fd, inode)| held.add(process, tid, fd, inode));
             }
-            // What was read of a number that is another one's meanwhile is not this one's.
-            if !is_still(process) {
-                continue;
-            }
-            for (tid, fd, inode) in found {
-                held.by_inode.entry(inode).or_default().push(Holder {
-                    pid: process.pid,
-                    guest_pid: process.guest_pid,
-                    comm: process.comm.clone(),
-                    fd,
-                    tid,
-                });
+            if Instant::now() >= deadline {
+                held.is_cut = true;
+                break;
             }
         }
         held
+    }
+
+    fn add(&mut self, process: &ProcessInfo, tid: i32, fd: RawFd, inode: u64) {
+        let holders = self.by_inode.entry(inode).or_default();
+        holders.count += 1;
+        if holders.first.len() < MOST_HOLDERS {
+            holders.first.push(Holder {
+                pid: process.pid,
+                guest_pid: process.guest_pid,
+                comm: process.comm.clone(),
+                fd,
+                tid,
+            });
+        }
     }
 
     /// Whether somebody holds it.
@@ -85,26 +114,43 @@ impl Held {
     }
 
     /// Who holds this one.
-    pub(super) fn of_socket(&self, inode: u64) -> &[Holder] {
-        self.by_inode.get(&inode).map_or(&[], |holders| holders)
+    pub(super) fn of_socket(&self, inode: u64) -> &Holders {
+        const NONE: &Holders = &Holders { first: Vec::new(), count: 0 };
+        self.by_inode.get(&inode).unwrap_or(NONE)
     }
 }
 
 /// One thread for each table of descriptors that the threads of a process have: one, mostly. (Its leader may have ended
-/// before the others, and has none then.)
-fn tables(pid: i32) -> Vec<i32> {
+/// before the others, and has none then.) Those that were found until the deadline.
+fn tables(pid: i32, deadline: Instant) -> Vec<i32> {
+    // In the kernel's order.
     let mut tables: Vec<i32> = Vec::new();
     for tid in numbers(&format!("/proc/{pid}/task")).into_iter().flatten() {
-        // (Where the kernel cannot compare, a process has one.)
-        let is_known = tables.iter().any(|known| {
-            let compared = compare_common(*known, tid, Common::Descriptors);
-            compared.is_ok_and(Ordering::is_eq) || compared == Err(Errno::ENOSYS)
-        });
-        if !is_known {
-            tables.push(tid);
+        if Instant::now() >= deadline {
+            break;
+        }
+        if let Err(at) = place(&tables, tid) {
+            tables.insert(at, tid);
         }
     }
     tables
+}
+
+/// Where among these is a thread that has the same table as this one, or else where this one belongs.
+fn place(tables: &[i32], tid: i32) -> Result<usize, usize> {
+    let same = |one: i32, other: i32| compare_common(one, other, Common::Descriptors);
+    match search(tables, |known| same(*known, tid)) {
+        Ok(place) => place,
+        // Nobody needs one that has ended. If another one has, those beside it are asked one by one.
+        Err(Errno::ESRCH) if same(tid, tid).is_err() => Ok(0),
+        Err(Errno::ESRCH) => {
+            let found = tables.iter().position(|known| same(*known, tid) == Ok(Ordering::Equal));
+            let before = |known: &i32| same(*known, tid) == Ok(Ordering::Less);
+            found.ok_or_else(|| tables.iter().rposition(before).map_or(0, |at| at + 1))
+        }
+        // Where the kernel does not compare, a process has one.
+        Err(_) => Ok(0),
+    }
 }
 
 /// The sockets among the descriptors of a thread: number and inode.

@@ -76,6 +76,10 @@ impl Kernel {
         let network = self.network().map(|network| &**network);
         let mut listing =
             Listing { held, network, found: Sockets::default(), seen: HashSet::new() };
+        if listing.held.is_cut {
+            let what = "all that hold sockets: the programs have too many descriptors to be looked at in time";
+            listing.found.untold.push(what.to_owned());
+        }
         // (One that has just ended has no network any more.)
         let theirs = processes.iter().find_map(|it| Some((it, network_of(&it.pid.to_string())?)));
         let Some((guest, theirs)) = theirs else { return Ok(Sockets::default()) };
@@ -87,14 +91,15 @@ impl Kernel {
                 None => visit::open(guest),
             };
             let netlink = netlink.map_err(KernelError::Sockets)?;
-            listing.take(netlink.as_fd(), &CLASSES, "inside", &own, |_, _| true)?;
+            // (Not so many that those outside find no place.)
+            listing.take(netlink.as_fd(), MOST / 2, "inside", &own, |_, _| true)?;
         }
         // What guests hold of the host's network, what was made for them there, and what carries their datagrams.
         let made = network.map(Network::flow_cookies).unwrap_or_default();
         let has_flows = network.is_some();
         if has_flows || listing.lacks_some() {
             let netlink = diag::open().map_err(KernelError::Sockets)?;
-            listing.take(netlink.as_fd(), &CLASSES, "outside", &own, |it, is_held| {
+            listing.take(netlink.as_fd(), MOST, "outside", &own, |it, is_held| {
                 let is_carrier = has_flows && it.class != Class::Unix && own.contains(&it.inode);
                 is_held || made.contains(&it.cookie) || is_carrier
             })?;
@@ -109,36 +114,38 @@ struct Listing<'n> {
     held: Held,
     network: Option<&'n Network>,
     found: Sockets,
-    /// The inodes of those that were listed.
+    /// The inodes of those that were listed, or counted.
     seen: HashSet<u64>,
 }
 
 impl Listing<'_> {
-    /// Adds what one network lists, if it `belongs` to the sandbox; that is told whether a guest holds it, too.
+    /// Adds what one network lists, if it `belongs` to the sandbox; that is told whether a guest holds it, too. When there
+    /// are `most`, more are counted.
     fn take(
         &mut self,
         netlink: BorrowedFd<'_>,
-        classes: &[Class],
+        most: usize,
         network: &str,
         own: &HashSet<u64>,
         belongs: impl Fn(&Listed, bool) -> bool,
     ) -> Result<(), KernelError> {
         let mut all = Vec::new();
-        for class in classes {
-            let dumped = diag::dump(netlink, *class, |it| {
+        for class in CLASSES {
+            let dumped = diag::dump(netlink, class, |it| {
                 let is_held =
                     it.inode != 0 && self.held.has(it.inode) && !self.seen.contains(&it.inode);
                 if !belongs(&it, is_held) {
-                } else if self.found.sockets.len() + all.len() < MOST {
+                } else if self.found.sockets.len() + all.len() < most {
                     all.push(it);
                 } else {
                     self.found.more += 1;
+                    self.seen.insert(it.inode);
                 }
             });
             match dumped {
                 Ok(()) => {}
                 // (inet_diag_lock_handler in net/ipv4/inet_diag.c, sock_diag_rcv_msg in net/core/sock_diag.c)
-                Err(Errno::ENOENT) => self.lacks(*class),
+                Err(Errno::ENOENT) => self.lacks(class),
                 Err(errno) => return Err(KernelError::Sockets(errno)),
             }
         }
@@ -201,9 +208,9 @@ impl Listing<'_> {
             inode: it.inode,
             bytes_out: it.carried.map(|it| it.sent),
             bytes_in: it.carried.map(|it| it.received),
-            own: own && holders.is_empty(),
-            held: holders.len() as u64,
-            holders: holders.iter().take(MOST_HOLDERS).cloned().collect(),
+            own: own && holders.count == 0,
+            held: holders.count,
+            holders: holders.first.clone(),
         }
     }
 
@@ -218,7 +225,7 @@ impl Listing<'_> {
             }
             let holders = self.held.of_socket(inode);
             // (Gone meanwhile, most likely.)
-            let Some(kind) = holders.iter().find_map(Holder::protocol_name) else { continue };
+            let Some(kind) = holders.first.iter().find_map(Holder::protocol_name) else { continue };
             self.found.sockets.push(SocketInfo {
                 kind: kind.strip_suffix("v6").unwrap_or(&kind).to_owned(),
                 state: "UNCONN".to_owned(),
@@ -232,8 +239,8 @@ impl Listing<'_> {
                 bytes_out: None,
                 bytes_in: None,
                 own: false,
-                held: holders.len() as u64,
-                holders: holders.iter().take(MOST_HOLDERS).cloned().collect(),
+                held: holders.count,
+                holders: holders.first.clone(),
             });
         }
     }
@@ -245,9 +252,6 @@ impl Listing<'_> {
         self.found
     }
 }
-
-/// Holders of a socket that are told.
-const MOST_HOLDERS: usize = 8;
 
 /// What tells network namespaces apart.
 fn network_of(pid: &str) -> Option<std::path::PathBuf> {

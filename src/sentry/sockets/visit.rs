@@ -47,6 +47,8 @@ pub(super) fn open(guest: &ProcessInfo) -> Result<OwnedFd, Errno> {
 /// Child side. Its descriptors are the caller's: it closes none but its own.
 fn run(errand: &Errand) -> ! {
     let done = setns(errand.user.as_fd(), CloneFlags::CLONE_NEWUSER)
+        // (Whoever has rights in that user namespace; to enter it has made it what the host says: commit_creds.)
+        .and_then(|()| spawn::forbid_tracing())
         .and_then(|()| setns(errand.network.as_fd(), CloneFlags::CLONE_NEWNET))
         .and_then(|()| diag::open())
         .and_then(|made| {
