@@ -5,7 +5,7 @@
 //! own. A keeper is a subreaper: what its program leaves behind stays below it, and it lasts until the
 //! last of that has ended.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -210,30 +210,40 @@ struct KeeperTask<'k> {
     not_its_own: [i32; 2],
 }
 
-/// A keeper's whole life.
 fn keeper(task: &KeeperTask<'_>) -> ! {
+    live(task.plan, task.socket, &task.not_its_own, || keep(task))
+}
+
+/// A keeper's whole life, of which `keep` is what it is there for. `not_its_own`: init's own descriptors, of which it is a
+/// copy.
+pub(super) fn live(
+    plan: &Plan,
+    socket: BorrowedFd<'_>,
+    not_its_own: &[RawFd],
+    keep: impl FnOnce() -> Result<(), Fault>,
+) -> ! {
     spawn::set_name(c"sandbox-keeper");
-    let status = match keep(task) {
+    let status = match settle(plan, not_its_own).and_then(|()| keep()) {
         Ok(()) => 0,
         Err(Fault { stage, index, errno }) => {
-            let _ = Event::Fault(stage, index, errno as i32).send(task.socket, &[]);
+            let _ = Event::Fault(stage, index, errno as i32).send(socket, &[]);
             1
         }
     };
     spawn::exit_now(status)
 }
 
-fn keep(task: &KeeperTask<'_>) -> Result<(), Fault> {
-    for fd in task.not_its_own {
-        let _ = files::close_now(fd);
-    }
+fn settle(plan: &Plan, not_its_own: &[RawFd]) -> Result<(), Fault> {
     // Descriptors that the run's own program was given are not for later ones.
-    for fd in &task.plan.descriptors {
+    for fd in not_its_own.iter().chain(&plan.descriptors) {
         let _ = files::close_now(*fd);
     }
     occupy_streams().at(Stage::Stream)?;
     spawn::become_subreaper().at(Stage::Process)?;
-    spawn::new_session().at(Stage::Terminal)?;
+    spawn::new_session().at(Stage::Terminal)
+}
+
+fn keep(task: &KeeperTask<'_>) -> Result<(), Fault> {
     let terminal = take_streams(task)?;
     // They are in their places: a pipe is not held open beyond that (see below).
     for fd in task.streams.iter().flatten() {
@@ -265,7 +275,7 @@ fn keep(task: &KeeperTask<'_>) -> Result<(), Fault> {
 }
 
 /// Puts /dev/null in place of all standard streams: their numbers are never free in a keeper.
-pub(super) fn occupy_streams() -> Result<(), Errno> {
+fn occupy_streams() -> Result<(), Errno> {
     let null = files::open(c"/dev/null", libc::O_RDWR, 0)?;
     for fd in 0..3 {
         files::place(null.as_raw_fd(), fd)?;

@@ -8,12 +8,12 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 
-use super::init::{At, Fault};
-use super::keep::{Keeping, occupy_streams};
+use super::init::Fault;
+use super::keep::{Keeping, live};
 use super::plan::Plan;
 use super::plant;
 use super::program::Lists;
-use super::protocol::{Event, Stage};
+use super::protocol::Event;
 use crate::sys::{files, spawn};
 
 /// What such a keeper begins with.
@@ -38,28 +38,11 @@ pub(super) fn make(
     spawn::spawn_as(pid, &task, keeper)
 }
 
-/// Its whole life.
 fn keeper(task: &Shelter<'_>) -> ! {
-    spawn::set_name(c"sandbox-keeper");
-    let status = match keep(task) {
-        Ok(()) => 0,
-        Err(Fault { stage, index, errno }) => {
-            let _ = Event::Fault(stage, index, errno as i32).send(task.socket, &[]);
-            1
-        }
-    };
-    spawn::exit_now(status)
+    live(task.plan, task.socket, &[task.not_its_own], || keep(task))
 }
 
 fn keep(task: &Shelter<'_>) -> Result<(), Fault> {
-    let _ = files::close_now(task.not_its_own);
-    // Descriptors that the run's own program was given are not for later ones.
-    for fd in &task.plan.descriptors {
-        let _ = files::close_now(*fd);
-    }
-    occupy_streams().at(Stage::Stream)?;
-    spawn::become_subreaper().at(Stage::Process)?;
-    spawn::new_session().at(Stage::Terminal)?;
     let Some(grown) = plant::serve(task.plan, task.socket)? else { return Ok(()) };
     if grown.hang_up && grown.program > 0 {
         // As it is when whoever held the other end lets go (see `look_around` in keep.rs).
