@@ -200,17 +200,16 @@ fn features(
 /// Which network the run lives in: to name hosts is to ask for one from which they can be reached.
 pub(crate) fn network(options: &Options) -> Result<Network, ConfigError> {
     let Policy { allow, deny } = &options.reach;
-    match (options.network, allow.first(), deny.first()) {
-        (Network::Host, Some(rule), _) => Err(refuse!(
+    match (options.network, allow.first(), deny.first(), &options.net_log) {
+        (Network::Host, Some(rule), ..) => Err(refuse!(
             "cannot use --allow-net {rule} with --net host, which reaches everything; leave one of them out"
         )),
-        (Network::Host, None, Some(rule)) => Err(refuse!(
+        (Network::Host, None, Some(rule), _) => Err(refuse!(
             "cannot use --deny-net {rule} with --net host, where nothing is looked at; use --allow-net '*' in \
              place of it"
         )),
-        (Network::None, Some(_), _) => Ok(Network::Allow),
-        (network @ (Network::None | Network::Host), ..) if options.net_log.is_some() => {
-            let path = options.net_log.as_deref().unwrap_or(Path::new("")).as_os_str();
+        (Network::None, Some(_), ..) => Ok(Network::Allow),
+        (network @ (Network::None | Network::Host), _, _, Some(path)) => {
             let what = if network == Network::Host { "host" } else { "none" };
             Err(refuse!(
                 "cannot use --net-log {} with --net {what}, where nothing is looked at; add --net allow",

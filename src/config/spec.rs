@@ -11,13 +11,10 @@ use std::sync::Arc;
 use super::deterministic::Deterministic;
 use super::limits::Limits;
 use crate::sentry::Features;
-use crate::sentry::net::Policy;
 use crate::sentry::net::publish::Wish;
+use crate::sentry::net::{Policy, UNPRIVILEGED};
 use crate::sentry::paths::Rules;
 use crate::timekeeping::TimeSpec;
-
-/// From where on anybody may listen in a new network (ip_unprivileged_port_start in ip(7)).
-const UNPRIVILEGED: u16 = 1024;
 
 /// One run, complete. Immutable once [`crate::config::resolve`] has returned it.
 #[derive(Debug, Clone)]

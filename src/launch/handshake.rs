@@ -416,14 +416,7 @@ impl Planter {
     /// [`super::FIRST`]. Gives its number on the host and a descriptor that stands for it.
     pub fn plant(&self, pid: i32, first: BorrowedFd<'_>) -> Result<(i32, OwnedFd), Errno> {
         Order::Plant(pid).send(self.socket.as_fd(), &[first])?;
-        match self.hear()? {
-            (Event::Planted, [Some(pidfd), ..]) => {
-                let pid = crate::sys::process::pid_of(pidfd.as_fd()).ok_or(Errno::ESRCH)?;
-                Ok((pid, pidfd))
-            }
-            (Event::Fault(_, _, errno), _) => Err(Errno::from_raw(errno)),
-            _ => Err(Errno::EBADMSG),
-        }
+        self.planted()
     }
 
     /// Has init make a keeper of this number, with a session of its own. Gives its number on the host, a
@@ -431,10 +424,16 @@ impl Planter {
     pub fn shelter(&self, pid: i32) -> Result<(i32, OwnedFd, Planter), Errno> {
         let (socket, theirs) = message::pair()?;
         Order::Shelter(pid).send(self.socket.as_fd(), &[theirs.as_fd()])?;
+        let (pid, pidfd) = self.planted()?;
+        Ok((pid, pidfd, Planter { socket }))
+    }
+
+    /// What has been made: its number on the host, and a descriptor that stands for it.
+    fn planted(&self) -> Result<(i32, OwnedFd), Errno> {
         match self.hear()? {
             (Event::Planted, [Some(pidfd), ..]) => {
                 let pid = crate::sys::process::pid_of(pidfd.as_fd()).ok_or(Errno::ESRCH)?;
-                Ok((pid, pidfd, Planter { socket }))
+                Ok((pid, pidfd))
             }
             (Event::Fault(_, _, errno), _) => Err(Errno::from_raw(errno)),
             _ => Err(Errno::EBADMSG),

@@ -14,9 +14,6 @@ use nix::unistd::Pid;
 use crate::sentry::net;
 use crate::sys::{errno_of, files, message, spawn};
 
-/// From where on anybody may listen in a new network (ip_unprivileged_port_start in ip(7)).
-const UNPRIVILEGED: u16 = 1024;
-
 /// The process, as the supervisor holds it. Dropping it ends it.
 #[derive(Debug)]
 pub(super) struct Outpost {
@@ -45,7 +42,7 @@ impl Outpost {
             user: namespace("user")?,
             network: namespace("net")?,
             end: theirs.as_raw_fd(),
-            lowest_port: (lowest_port < UNPRIVILEGED).then(|| lowest_port.to_string()),
+            lowest_port: (lowest_port < net::UNPRIVILEGED).then(|| lowest_port.to_string()),
         };
         let (pid, _) = spawn::spawn(0, &start, main)?;
         Ok(Outpost { pid: Pid::from_raw(pid), socket: Some(ours) })

@@ -368,7 +368,6 @@ impl Follower {
 
     /// Tells the kernel.
     fn note(&mut self, event: Event, descriptors: &[Option<OwnedFd>]) {
-        let container = self.place.name.clone();
         match event {
             Event::Started => {
                 let pidfd = descriptors.first().and_then(Option::as_ref);
@@ -382,7 +381,7 @@ impl Follower {
                 self.tell_kernel(None);
                 self.kernel.emit(&sentry::Event::Exited {
                     pid: self.pid,
-                    container,
+                    container: self.place.name.clone(),
                     status: exit_status(status),
                     cpu_us,
                     peak_memory: peak_kib * 1024,

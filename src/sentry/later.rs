@@ -3,12 +3,12 @@
 //! What a keeper is to a census is in [`super::census`]; who follows it tells here what it keeps.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::kernel::Kernel;
 use crate::sys::fdinfo::FdInfo;
+use crate::sys::files;
 
 /// A later program.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -48,9 +48,9 @@ impl LaterProgram {
 impl GivenStream {
     /// What a descriptor is open on; `None`: that cannot be told.
     pub fn of(fd: &OwnedFd) -> Option<GivenStream> {
-        let stat = std::fs::metadata(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok()?;
-        let info = FdInfo::of("self", fd.as_raw_fd())?;
-        Some(GivenStream { inode: (stat.dev(), stat.ino()), mount: info.mount()? })
+        let inode = files::identity(fd.as_fd()).ok()?;
+        let mount = FdInfo::of("self", fd.as_raw_fd())?.mount()?;
+        Some(GivenStream { inode, mount })
     }
 }
 

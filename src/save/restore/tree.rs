@@ -342,14 +342,14 @@ impl<'p> Planner<'p> {
 
     /// Who takes over what a child of `pid` leaves behind.
     fn heir(&self, pid: i32) -> i32 {
-        let mut at = Some(pid);
-        while let Some(process) = at.and_then(|pid| self.alive.get(&pid)) {
+        let mut at = pid;
+        while let Some(process) = self.alive.get(&at) {
             if process.subreaper {
-                return process.pid;
+                return at;
             }
-            at = Some(process.parent);
+            at = process.parent;
         }
-        at.filter(|pid| self.is_root(*pid)).unwrap_or(INIT)
+        if self.is_root(at) { at } else { INIT }
     }
 
     fn end_stand_ins(&mut self) {

@@ -27,7 +27,7 @@ pub use belief::{Belief, Device, INSTEAD, MODE, NAME};
 pub(super) use place::{Spot, find, find_open, find_spot, flags_of, place_of};
 
 use self::table::{Key, MOST, Table};
-use crate::sys::disguise::{self, Disguise, Owner};
+use crate::sys::disguise::{Disguise, Owner};
 use crate::sys::{beneath, files};
 
 /// What the kernel says of a file, as far as a belief is about it.
@@ -115,17 +115,16 @@ impl FileBeliefs {
         self.is_users(real) && real.gid == self.group
     }
 
-    /// Has this thread act with the rights of the guests until the value is dropped; `owner` finds out who they are. An
-    /// ordinary user without capabilities has those rights already. No thread may be made meanwhile: it would keep them.
+    /// Has this thread act with the rights of the guests until the value is dropped; `owner` finds out whose those are, if
+    /// they are not its own already. No thread may be made meanwhile: it would keep them.
     pub(super) fn disguise(
         &self,
-        owner: impl FnOnce() -> Result<Owner, Errno>,
+        owner: impl FnOnce() -> Result<Option<Owner>, Errno>,
     ) -> Result<Option<Disguise>, Errno> {
         let owner = match self.owner.get() {
             Some(owner) => owner,
             None => {
-                let has_more = geteuid().is_root() || disguise::has_capabilities()?;
-                let found = if has_more { Some(owner()?) } else { None };
+                let found = owner()?;
                 self.owner.get_or_init(|| found)
             }
         };

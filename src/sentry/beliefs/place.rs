@@ -14,6 +14,7 @@ use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open, openat, openat2, re
 use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
 
 use super::FileBeliefs;
+use crate::sys::fdinfo::FdInfo;
 use crate::sys::{files, generated};
 
 const HANDLE: OFlag = OFlag::O_PATH.union(OFlag::O_CLOEXEC);
@@ -189,9 +190,7 @@ fn own_place(tid: i32, path: &[u8], follow: bool) -> Option<(String, &[u8])> {
 
 /// With what flags a descriptor is open, if it is (proc_pid_fdinfo(5)).
 pub(in crate::sentry) fn flags_of(tid: i32, fd: i32) -> Option<i32> {
-    let text = generated::text(format!("/proc/{tid}/fdinfo/{fd}")).ok()?;
-    let octal = text.lines().find_map(|line| line.strip_prefix("flags:"))?;
-    i32::from_str_radix(octal.trim(), 8).ok()
+    FdInfo::of(tid, fd).map(|info| info.flags as i32)
 }
 
 impl FileBeliefs {

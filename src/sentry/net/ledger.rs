@@ -7,19 +7,20 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv};
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 
 use super::log::{NetLog, Record};
 use crate::sentry::sockets::diag::{self, Carried};
-use crate::sys::{ready, socket};
+use crate::sys::ready;
 
 /// What went to one port of a host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -182,14 +183,16 @@ impl Ledger {
         const MOST: usize = 64;
         /// More than a message has (inet_sk_diag_fill in net/ipv4/inet_diag.c).
         const ROOM: usize = 4 << 10;
+        let mut room = vec![0; ROOM];
         while let Ok(mut guard) = told.readable().await {
             for _ in 0..MOST {
-                match socket::receive(told.get_ref().as_fd(), ROOM, libc::MSG_DONTWAIT) {
-                    Ok(message) => {
-                        diag::ended(&message.bytes, |cookie, carried| self.ended(cookie, carried));
+                match recv(told.get_ref().as_raw_fd(), &mut room, MsgFlags::MSG_DONTWAIT) {
+                    Ok(length) => {
+                        let message = &room[..length.min(ROOM)];
+                        diag::ended(message, |cookie, carried| self.ended(cookie, carried));
                     }
                     // Some were lost; whose they were is not known.
-                    Err(Errno::ENOBUFS | Errno::ENOMEM) => {}
+                    Err(Errno::ENOBUFS | Errno::ENOMEM | Errno::EINTR) => {}
                     Err(Errno::EAGAIN) => {
                         guard.clear_ready();
                         break;
@@ -334,8 +337,7 @@ mod tests {
         let listening = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listening.local_addr().unwrap();
         let mut one = TcpStream::connect(address).unwrap();
-        let cookie = socket::option(one.as_fd(), libc::SOL_SOCKET, libc::SO_COOKIE, 8).unwrap();
-        let cookie = u64::from_ne_bytes(cookie.try_into().unwrap());
+        let cookie = super::super::cookie(one.as_fd()).unwrap();
         ledger.allowed(&key("a"));
         ledger.opened(cookie, key("a"), address);
         one.write_all(&[0; 500]).unwrap();

@@ -56,6 +56,9 @@ use crate::notify::Trapped;
 use crate::sys::socket;
 use replace::Watchers;
 
+/// From where on anybody may listen in a new network (ip_unprivileged_port_start in ip(7)), and on most hosts.
+pub const UNPRIVILEGED: u16 = 1024;
+
 /// The network of one run.
 #[derive(Debug)]
 pub struct Network {
@@ -134,9 +137,14 @@ impl Network {
     }
 
     /// What `address` is known by.
-    pub(super) fn names(&self, address: IpAddr) -> Vec<String> {
+    fn names(&self, address: IpAddr) -> Vec<String> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.names(address, Instant::now())
+    }
+
+    /// The first name that `address` is known by.
+    pub(super) fn name(&self, address: IpAddr) -> Option<String> {
+        self.names(address).into_iter().next()
     }
 
     /// What becomes of what is sent to `address`, and where that is recorded, the rule that says so.
@@ -157,7 +165,7 @@ impl Network {
 
     /// Whom something that goes to `address` is counted for.
     fn key(&self, address: SocketAddr, transport: Transport) -> Key {
-        let name = self.names(address.ip()).into_iter().next();
+        let name = self.name(address.ip());
         Key {
             host: name.unwrap_or_else(|| address.ip().to_canonical().to_string()),
             port: Some(address.port()),
@@ -168,7 +176,7 @@ impl Network {
     /// Writes down what was decided about `address`.
     fn record(&self, tid: i32, address: SocketAddr, transport: Transport, record: Record<'_>) {
         if let Some(log) = &self.log {
-            let name = self.names(address.ip()).into_iter().next();
+            let name = self.name(address.ip());
             log.write(&Record {
                 event: if transport == Transport::Tcp { "connect" } else { "datagrams" },
                 who: Who::of(tid),
@@ -228,7 +236,7 @@ impl Network {
             comm: comm(tid).unwrap_or_default(),
             address: address.to_string(),
             transport: transport.to_string(),
-            name: self.names(address.ip()).into_iter().next(),
+            name: self.name(address.ip()),
         });
     }
 
@@ -263,7 +271,7 @@ impl Network {
         }
     }
 
-    /// A name was looked up. `answers`: `None`, it was refused for this reason.
+    /// A name was looked up. `answers`: the message that came, if one did; an error: it was refused, for this reason.
     fn looked_up(&self, name: &str, answers: Result<Option<&[u8]>, &'static str>) {
         let key = Key { host: name.to_owned(), port: None, transport: "dns" };
         match answers {

@@ -209,10 +209,10 @@ impl Resolver {
             let own = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
             return (RCODE::NoError, made(question, &own));
         }
-        if !self.network.policy().resolves(&name) {
+        let (is_allowed, rule) = self.network.policy().decide_name(&name);
+        if !is_allowed {
             self.refuse(&name);
-            let denied = self.network.policy().decide_name(&name).1.is_some();
-            let why = if denied { policy::DENIED } else { policy::UNLISTED };
+            let why = if rule.is_some() { policy::DENIED } else { policy::UNLISTED };
             self.network.looked_up(&name, Err(why));
             return (RCODE::NameError, None);
         }

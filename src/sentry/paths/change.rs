@@ -93,7 +93,6 @@ impl Paths {
             let Name { parent, name, verdict, .. } = resolver.name(at)?;
             verdict.permit(true)?;
             take_umask(guest.tid)?;
-            let end = name.iter().rposition(|byte| *byte != b'/').map_or(0, |at| at + 1);
             let made = match new {
                 New::Directory(mode) => {
                     mkdirat(parent.as_fd(), os(&name), Mode::from_bits_retain(mode & 0o7777))
@@ -106,7 +105,7 @@ impl Paths {
                 New::Link([]) => Err(Errno::ENOENT),
                 New::Link(text) => symlinkat(os(text), parent.as_fd(), os(&name)),
             };
-            made.and_then(|()| then(&look_up(&parent, &name[..end])?))
+            made.and_then(|()| then(&look_up(&parent, plain(&name))?))
         })
     }
 

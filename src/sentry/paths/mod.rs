@@ -139,15 +139,21 @@ impl Paths {
         what(&Resolver::new(tid, root, &*self.rules, is_valid).within(view))
     }
 
-    /// Whose rights have to be taken on, if any: an ordinary user has those of the guests.
+    /// Whose rights have to be taken on, if any ([`rights_to_take`]).
     fn owner(&self, guest: Guest<'_>) -> Result<Option<&Owner>, Errno> {
         if let Some(owner) = self.owner.get() {
             return Ok(owner.as_ref());
         }
-        let has_more = nix::unistd::geteuid().is_root() || disguise::has_capabilities()?;
-        let owner = if has_more { Some(owner_of(guest)?) } else { None };
+        let owner = rights_to_take(guest)?;
         Ok(self.owner.get_or_init(|| owner).as_ref())
     }
+}
+
+/// Whose rights the sentry has to take on to act for a guest thread, if any: an ordinary user without capabilities has
+/// those already.
+pub(super) fn rights_to_take(guest: Guest<'_>) -> Result<Option<Owner>, Errno> {
+    let has_more = nix::unistd::geteuid().is_root() || disguise::has_capabilities()?;
+    has_more.then(|| owner_of(guest)).transpose()
 }
 
 /// Who a guest thread is to files.

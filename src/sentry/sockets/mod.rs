@@ -187,9 +187,7 @@ impl Listing<'_> {
     ) -> SocketInfo {
         let holders = self.held.of_socket(it.inode);
         let peer_name = match &it.peer {
-            End::Address(peer) => {
-                self.network.and_then(|it| it.names(peer.ip()).into_iter().next())
-            }
+            End::Address(peer) => self.network.and_then(|it| it.name(peer.ip())),
             _ => None,
         };
         let peer = match &it.peer {

@@ -19,7 +19,7 @@ use crate::sentry::beliefs::{
 };
 use crate::sentry::call::Call;
 use crate::sentry::credentials::Capability;
-use crate::sentry::paths::{Guest, owner_of};
+use crate::sentry::paths::{Guest, rights_to_take};
 use crate::sys::disguise::Disguise;
 use crate::sys::{files, look};
 use crate::timekeeping::SECOND;
@@ -271,7 +271,7 @@ pub(super) fn may_take_long(call: &Call<'_>, beliefs: &FileBeliefs) {
 
 fn worn(call: &Call<'_>, beliefs: &FileBeliefs) -> Result<Option<Disguise>, Errno> {
     let guest = Guest { tid: call.received().tid, is_valid: &|| call.trapped().is_valid() };
-    beliefs.disguise(|| owner_of(guest))
+    beliefs.disguise(|| rights_to_take(guest))
 }
 
 /// Has `what` done to files with the guest's rights. It must not hand over: a thread that is made in it would keep them.

@@ -13,6 +13,7 @@ use crate::notify::Answer;
 use crate::sentry::Features;
 use crate::sentry::call::Call;
 use crate::sentry::remake::{Argument, Change, GivenBack, When, remake};
+use crate::sys::fdinfo::FdInfo;
 use crate::timekeeping::timeout::{Form, Timeout};
 use crate::timekeeping::{ClockKind, SECOND};
 
@@ -490,9 +491,7 @@ pub fn alarm(call: &Call<'_>, seconds: UInt) -> Answer {
 
 /// The clock of a timerfd (proc_pid_fdinfo(5)).
 fn clock_of_timerfd(tid: i32, fd: RawFd) -> Option<i32> {
-    let info = std::fs::read_to_string(format!("/proc/{tid}/fdinfo/{fd}")).ok()?;
-    let line = info.lines().find_map(|line| line.strip_prefix("clockid:"))?;
-    line.trim().parse().ok()
+    FdInfo::of(tid, fd)?.field("clockid")?.parse().ok()
 }
 
 /// The clock of a POSIX timer (proc_pid_timers(5), with CONFIG_CHECKPOINT_RESTORE).

@@ -1,18 +1,17 @@
 //! Pipes and FIFOs, filled again.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
-use nix::sys::stat::Mode;
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::unistd::write;
 
 use super::Maker;
 use crate::save::error::RestoreError;
 use crate::save::state::{FileKind, OpenFile, Pipe, Sandbox};
 use crate::sentry::SavedDevice;
-use crate::sys::descriptors;
+use crate::sys::{descriptors, files};
 
 /// Both ends of the pipes, until all of their descriptions are made.
 #[derive(Debug, Default)]
@@ -112,9 +111,8 @@ impl Pipes {
                     RestoreError::refused("the image names a random device that it does not have")
                 })?;
                 // A description that no guest shares: it must not wait.
-                let path = format!("/proc/self/fd/{}", ends.writer.as_raw_fd());
-                let flags = OFlag::O_WRONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-                let writer = open(path.as_str(), flags, Mode::empty())
+                let flags = libc::O_WRONLY | libc::O_NONBLOCK;
+                let writer = files::open_descriptor(ends.writer.as_fd(), flags)
                     .map_err(|errno| RestoreError::failed("a random device", errno.desc()))?;
                 Ok((device.clone(), writer))
             })

@@ -1,15 +1,13 @@
 //! The restoring caller's standard streams, in place of those of the caller at the save.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
-use nix::sys::stat::Mode;
 
 use super::{Maker, NOT_AGAIN, failed, pipes};
 use crate::save::error::RestoreError;
 use crate::save::state::OpenFile;
-use crate::sys::descriptors;
+use crate::sys::{descriptors, files};
 
 /// What takes the place of the streams.
 #[derive(Debug)]
@@ -90,11 +88,9 @@ impl RestoreStreams {
             ));
         };
         // Another description of it: each may have flags of its own.
-        let path = format!("/proc/self/fd/{}", terminal.as_raw_fd());
-        let flags = OFlag::from_bits_truncate(file.flags as i32 & !NOT_AGAIN)
-            | OFlag::O_NOCTTY
-            | OFlag::O_CLOEXEC;
-        open(path.as_str(), flags, Mode::empty()).map_err(failed("open another description", file))
+        let flags = file.flags as i32 & !NOT_AGAIN | libc::O_NOCTTY;
+        files::open_descriptor(terminal.as_fd(), flags)
+            .map_err(failed("open another description", file))
     }
 }
 
@@ -107,6 +103,5 @@ fn without_waiting(own: &OwnedFd) -> nix::Result<OwnedFd> {
         return Err(Errno::ENOTSUP);
     }
     let has = descriptors::status(own.as_fd())? & (libc::O_ACCMODE | libc::O_PATH);
-    let flags = OFlag::from_bits_retain(has | libc::O_NONBLOCK | libc::O_CLOEXEC);
-    open(format!("/proc/self/fd/{}", own.as_raw_fd()).as_str(), flags, Mode::empty())
+    files::open_descriptor(own.as_fd(), has | libc::O_NONBLOCK)
 }

@@ -9,14 +9,11 @@ use nix::sys::socket::{setsockopt, sockopt};
 
 use super::super::address::{self, family};
 use super::{Published, Wish};
-use crate::sentry::net::Transport;
+use crate::sentry::net::{Transport, UNPRIVILEGED};
 use crate::sys::socket;
 
 /// Connections that may wait to be taken up: as many as the host lets (net.core.somaxconn, listen(2)).
 const BACKLOG: u32 = 4096;
-/// From where on ports are everybody's, if the host does not say.
-const UNPRIVILEGED: u16 = 1024;
-
 /// The doors of a run.
 #[derive(Debug, Default)]
 pub struct Doors {

@@ -1,5 +1,5 @@
 //! Carrying a connection's bytes from one network to the other, both ways, by splice(2): pages go from socket to socket
-//! through a pipe, and nobody reads them.
+//! through a pipe, and nobody reads them, but for what splice(2) stops at (`fill`).
 //!
 //! A pipe is lent only while something is in it, so connections that say nothing hold none. What comes faster than it is
 //! taken waits in the sockets, whose sender then waits too, as on any way.
