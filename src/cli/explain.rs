@@ -233,6 +233,13 @@ fn limits(limits: &Limits) -> Vec<String> {
         let how = format!("SIGXCPU, SIGKILL at {}; {counted}", Span(budget.hard));
         row("cpu-time", Span(budget.soft).to_string(), &how);
     }
+    if let (Some(inward), Some(outward)) = (limits.network.rate_in, limits.network.rate_out) {
+        let rate = format!("{} in, {} out", Bytes(inward.get()), Bytes(outward.get()));
+        row("net-rate", rate, "a second; the sentry carries what goes out");
+    }
+    if let Some(total) = limits.network.total {
+        row("net-total", Bytes(total.get()).to_string(), "both ways; then connections are reset");
+    }
     if let Some(timeout) = limits.timeout {
         row("timeout", Span(timeout).to_string(), "SIGTERM, SIGKILL 5 s later");
     }

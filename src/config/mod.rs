@@ -83,6 +83,12 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
     let time = TimeSpec::parse(&options.time).map_err(|error| refuse!("{error}"))?;
     let limits = limits::choose(&options.limits, host, &identity)?;
     let network = network(options)?;
+    if network == Network::Host && limits.network.is_limited() {
+        return Err(refuse!(
+            "cannot use --net-rate or --net-total with --net host, where nothing is looked at; use --allow-net '*' in \
+             place of it"
+        ));
+    }
     let publish = publish::choose(options, network)?;
     let mut features =
         features(options, network, &limits, time.as_ref(), host) | syncs(options, &view)?;

@@ -226,6 +226,12 @@ fn refuse_early(kernel: &Kernel) -> Result<(), SaveError> {
     if let Some((_, why)) = reasons.into_iter().find(|(feature, _)| features.contains(*feature)) {
         return Err(SaveError::refused(why));
     }
+    if kernel.network().is_some_and(|network| network.is_limited()) {
+        return Err(SaveError::refused(
+            "what it carries is limited (--net-rate, --net-total), and connections are carried for that, which an image \
+             does not; run it without",
+        ));
+    }
     if !kernel.published().is_empty() {
         return Err(SaveError::refused(
             "ports of the host lead to it (--publish), whose connections an image does not carry; run it without",

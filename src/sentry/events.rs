@@ -97,7 +97,7 @@ pub enum Event {
     Resumed,
     /// A limit of the run was reached.
     Limit {
-        /// Which, as its flag names it: `cpu-time`, `timeout`, `memory`, `pids`.
+        /// Which, as its flag names it: `cpu-time`, `timeout`, `memory`, `pids`, `net-total`.
         limit: String,
         /// What that meant, in words.
         consequence: String,

@@ -6,6 +6,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod metered;
 mod publish;
 mod unix;
 mod accounts;

@@ -417,6 +417,20 @@ pub static KEYS: &[Key] = &[
         "DURATION",
         "End all processes after this much time: SIGTERM, and SIGKILL five seconds later",
     ),
+    Key::new("net-rate", Form::Number, Project::Lower, Group::Limits, "none", |o, s| {
+        o.limits.net_rate = limit(s)?;
+        Ok(())
+    })
+    .help(
+        "IN[:OUT]",
+        "Let no more bytes a second come from the network's hosts and published ports, and go there (the same, if no OUT is \
+         named)",
+    ),
+    Key::new("net-total", Form::Number, Project::Lower, Group::Limits, "none", |o, s| {
+        o.limits.net_total = limit(s)?;
+        Ok(())
+    })
+    .help("SIZE", "Let no more than this come and go in all; then connections are broken off"),
     Key::new("without", Form::Words, Project::LeftOut, Group::Command, "", |o, s| {
         o.without |= Without::named(s.text()?);
         Ok(())

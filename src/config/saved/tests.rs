@@ -78,6 +78,9 @@ fn a_run_with_everything_comes_back() {
         file_size: Some("1g".into()),
         cpu_time: Some("1.5s:2m".into()),
         timeout: Some("1h".into()),
+        // (These are about a network of its own.)
+        net_rate: None,
+        net_total: None,
     };
     let spec = host.resolve(&options).unwrap();
     let image = encoded(&SavedSpec::of(&spec));
@@ -93,6 +96,18 @@ fn a_run_with_everything_comes_back() {
         ["--rw /data", "--ro /data/in:/srv/work", "--ro /home/me/.ssh", "--net host"]
     );
     assert!(grants(&back, None).contains(&"--workdir /home/me/project".to_owned()));
+}
+
+#[test]
+fn limits_of_the_network_come_back() {
+    let host = TestHost::ordinary();
+    let mut options = options(&[]);
+    options.limits.net_rate = Some("2m:500k".into());
+    options.limits.net_total = Some("1g".into());
+    let spec = host.resolve(&options).unwrap();
+    let back = restored(&host, &decoded(&encoded(&SavedSpec::of(&spec))).unwrap()).unwrap();
+    assert_eq!(back.limits, spec.limits);
+    assert!(back.limits.network.is_limited());
 }
 
 #[test]

@@ -19,6 +19,8 @@ mod guest_socket;
 mod inside;
 mod ledger;
 mod log;
+mod metered;
+mod meter;
 mod options;
 mod policy;
 pub mod publish;
@@ -26,6 +28,7 @@ mod replace;
 mod resolver;
 mod rule;
 mod tcp;
+mod unreachable;
 mod upstream;
 
 use std::collections::HashSet;
@@ -37,13 +40,15 @@ use std::time::Instant;
 use nix::errno::Errno;
 
 pub use address::{LONGEST, parse as parse_address};
-use datagrams::Relays;
+use datagrams::{Carried, Relays};
 pub use guest_socket::GuestSocket;
 pub use inside::{Inside, serve};
 pub use ledger::HostTraffic;
 use ledger::{Key, Ledger};
 pub use log::NetLog;
 use log::{Record, Who};
+pub use meter::{Allowance, Meter};
+pub use metered::Metered;
 use policy::{Known, is_loopback};
 pub use policy::{Policy, Verdict};
 pub use resolver::{RESOLVERS, Resolver};
@@ -75,9 +80,14 @@ pub struct Network {
     /// Made when the first socket is replaced that an epoll instance watches.
     watchers: OnceLock<Option<Watchers>>,
     ledger: Arc<Ledger>,
+    /// Carries what goes out, where that is limited. Immutable.
+    metered: Option<Metered>,
     /// What is decided is written down here. Immutable.
     log: Option<Arc<NetLog>>,
 }
+
+/// Why nothing goes out any more.
+const USED_UP: &str = "all that --net-total allows has been carried";
 
 /// Who asks for something.
 struct Asked<'k> {
@@ -93,11 +103,12 @@ const OWN_V6: IpAddr = IpAddr::V6(std::net::Ipv6Addr::new(0xfd5b, 0x73a6, 0x0e62
 
 impl Network {
     /// A network under `policy`, whose sockets inside come from `inside`, and in which guests may listen at ports from
-    /// `lowest_port` on.
+    /// `lowest_port` on. `metered`: what it carries is limited.
     pub fn new(
         policy: Policy,
         inside: Arc<Inside>,
         lowest_port: u16,
+        metered: Option<Metered>,
         log: Option<NetLog>,
     ) -> Result<Network, Errno> {
         let outside = guest_socket::own_cookie()?;
@@ -114,10 +125,16 @@ impl Network {
             known: Mutex::default(),
             inside,
             lowest_port,
+            metered,
             outside,
             relays: Relays::default(),
             watchers: OnceLock::new(),
         })
+    }
+
+    /// Whether what it carries is limited.
+    pub fn is_limited(&self) -> bool {
+        self.metered.is_some()
     }
 
     /// What the run was told.
@@ -215,10 +232,7 @@ impl Network {
         why: &'static str,
         rule: Option<String>,
     ) {
-        self.ledger.refused(&self.key(address, transport));
-        let refused =
-            Record { decision: Some("refused"), rule, reason: Some(why), ..Record::default() };
-        self.record(asked.tid, address, transport, refused);
+        self.count_refusal(asked.tid, address, transport, why, rule);
         let names = self.names(address.ip());
         let name = names.first().map(|name| format!(" ({name})")).unwrap_or_default();
         asked.kernel.refuse_one_of_many(
@@ -227,6 +241,33 @@ impl Network {
             why,
             "--allow-net HOST:PORT, or ADDRESS:PORT, allows it",
         );
+    }
+
+    /// Tells that nothing goes out any more.
+    fn refuse_more(
+        &self,
+        metered: &Metered,
+        tid: i32,
+        address: SocketAddr,
+        transport: Transport,
+        rule: Option<String>,
+    ) {
+        self.count_refusal(tid, address, transport, USED_UP, rule);
+        metered.meter().tell_of_end();
+    }
+
+    fn count_refusal(
+        &self,
+        tid: i32,
+        address: SocketAddr,
+        transport: Transport,
+        why: &'static str,
+        rule: Option<String>,
+    ) {
+        self.ledger.refused(&self.key(address, transport));
+        let refused =
+            Record { decision: Some("refused"), rule, reason: Some(why), ..Record::default() };
+        self.record(tid, address, transport, refused);
     }
 
     /// A connection or a flow of datagrams was allowed.
@@ -256,7 +297,12 @@ impl Network {
         match verdict {
             Verdict::Outside => {
                 let key = self.key(address, Transport::Udp);
-                let counts = self.ledger.datagrams(&key);
+                let full = self.metered.as_ref().filter(|metered| metered.meter().is_used_up());
+                if let Some(full) = full {
+                    return self.refuse_more(full, tid, address, Transport::Udp, rule);
+                }
+                let meter = self.metered.as_ref().map(|metered| Arc::clone(metered.meter()));
+                let counts = Carried { counts: self.ledger.datagrams(&key), meter };
                 if self.relays.open(&self.inside, address, &counts) == Ok(true) {
                     self.ledger.allowed(&key);
                     let allowed = Record { decision: Some("allowed"), rule, ..Record::default() };

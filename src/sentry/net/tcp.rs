@@ -7,6 +7,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 use super::guest_socket::GuestSocket;
+use super::metered::{self, Metered};
 use super::rule::Transport;
 use super::{Asked, Network, Verdict, address, options};
 use crate::notify::Answer;
@@ -74,6 +75,11 @@ async fn outside(
 ) -> Answer {
     let waits = waits(own.fd.as_fd());
     let is_outside = net.is_outside(&own);
+    if let Some(metered) = &net.metered
+        && !own.is_taken()
+    {
+        return carried(call, net, metered, own, target, rule).await;
+    }
     if own.is_taken() {
         // Already on the way to where it was allowed to go (which is what is recorded of it, whatever is named now); or the
         // kernel says what is wrong with it.
@@ -103,6 +109,62 @@ async fn outside(
     answer(outcome)
 }
 
+/// A connection in the host's network that the sentry carries, since what it carries is limited.
+async fn carried(
+    call: &TaskCall,
+    net: &Network,
+    metered: &Metered,
+    own: GuestSocket,
+    target: SocketAddr,
+    rule: Option<String>,
+) -> Answer {
+    if metered.meter().is_used_up() {
+        net.refuse_more(metered, call.received().tid, target, Transport::Tcp, rule);
+        return Answer::Fail(Errno::EACCES);
+    }
+    let waits = waits(own.fd.as_fd());
+    let begun = own_plain(call, net, own).and_then(|own| {
+        if let Some(told) = failure(&own) {
+            return Ok(Err(told));
+        }
+        let place = metered.place()?;
+        let outer = socket::socket(own.family, libc::SOCK_STREAM | libc::SOCK_NONBLOCK, 0)?;
+        net.begin(call.received().tid, target, rule, outer.as_fd());
+        metered::prepare(&own, outer.as_fd())?;
+        let bytes = address::bytes(target);
+        match socket::connect(outer.as_fd(), &bytes) {
+            Ok(()) | Err(Errno::EINPROGRESS) => {}
+            Err(errno) => return Err(errno),
+        }
+        let begin = || try_to(own.fd.as_fd(), &bytes);
+        Ok(Ok((metered.begin(own.fd.as_fd(), outer, target, place, begin), own)))
+    });
+    match begun {
+        Ok(Ok((Err(Errno::EINPROGRESS), own))) => {
+            net.admitted(&call.kernel, call.received().tid, target, Transport::Tcp);
+            if waits.is_none() {
+                return Answer::Fail(Errno::EINPROGRESS);
+            }
+            answer(dial(call, own.fd.as_fd(), target, waits).await)
+        }
+        Ok(Ok((other, _))) => other.map(|()| 0).into(),
+        Ok(Err(told)) => told,
+        Err(errno) => Answer::Fail(errno),
+    }
+}
+
+/// The guest's socket if it is one of TCP alone; else, in its place, a new one that is. (MPTCP would ask for more than one way.)
+fn own_plain(call: &TaskCall, net: &Network, own: GuestSocket) -> Result<GuestSocket, Errno> {
+    if own.protocol == libc::IPPROTO_TCP {
+        return Ok(own);
+    }
+    let fresh = net.inside.socket(own.family, libc::SOCK_STREAM, 0)?;
+    take_over(&own, fresh.as_fd())?;
+    net.replace(call.trapped(), &own, fresh.as_fd())?;
+    let inode = crate::sys::files::identity(fresh.as_fd())?.1;
+    Ok(GuestSocket { fd: fresh, protocol: libc::IPPROTO_TCP, inode, ..own })
+}
+
 /// What connect(2) says of a socket without a connection before it begins another one. An address that is too short is
 /// looked at only where one can be begun (__inet_stream_connect in net/ipv4/af_inet.c, tcp_v4_connect, tcp_v6_connect).
 fn failure(own: &GuestSocket) -> Option<Answer> {
@@ -129,7 +191,7 @@ fn answer(dialled: Dialled) -> Answer {
 }
 
 /// Gives a new socket what the guest has told its own.
-fn take_over(own: &GuestSocket, fresh: BorrowedFd<'_>) -> Result<(), Errno> {
+pub(super) fn take_over(own: &GuestSocket, fresh: BorrowedFd<'_>) -> Result<(), Errno> {
     options::copy(own.fd.as_fd(), fresh);
     // A port below these would say something of who connects (rcmd(3)).
     const LOWEST: u16 = 1024;
