@@ -6,6 +6,7 @@ mod clocks;
 mod desk;
 mod likeness;
 mod failures;
+mod forks;
 mod ipc;
 mod later;
 mod lazy;

@@ -1,6 +1,7 @@
 //! Processes that have been made get their memory, what they have beside that, and their threads.
 
 use super::courier::Courier;
+use super::heritage::Heritage;
 use super::lazy::Lazy;
 use super::space::{self, Sources};
 use super::{
@@ -11,11 +12,12 @@ use crate::save::error::RestoreError;
 use crate::save::hand::{Hand, SLOTS};
 use crate::save::state::{Sandbox, Thread};
 
-/// All get their mappings. Those that are alone open the files meanwhile that they have mapped.
+/// All get their mappings, but for what they have from those that made them. Those that are alone open the files meanwhile that they have mapped.
 pub(super) fn map_all(
     sandbox: &Sandbox,
     plants: &mut [Plant<'_>],
     sources: &Sources<'_>,
+    heritage: &Heritage,
 ) -> Result<(), RestoreError> {
     let mut alone = Vec::with_capacity(plants.len());
     for plant in plants.iter_mut() {
@@ -24,16 +26,17 @@ pub(super) fn map_all(
             continue;
         }
         let space = space_of(sandbox, plant)?;
-        let opening = space::clear(&mut plant.hand, space)?;
+        let stays = heritage.stays(plant.process.pid, space);
+        let opening = space::clear(&mut plant.hand, space, &stays)?;
         if plant.own.alone {
-            alone.push((plant, space, opening));
+            alone.push((plant, space, opening, stays));
             continue;
         }
-        space::map(&mut plant.hand, (space, &opening), sources, &plant.who)?;
+        space::map(&mut plant.hand, (space, &opening), sources, &stays, &plant.who)?;
         plant.take_turns()?;
     }
-    for (plant, space, opening) in alone {
-        space::map(&mut plant.hand, (space, &opening), sources, &plant.who)?;
+    for (plant, space, opening, stays) in alone {
+        space::map(&mut plant.hand, (space, &opening), sources, &stays, &plant.who)?;
     }
     Ok(())
 }
