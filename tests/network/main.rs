@@ -9,6 +9,7 @@ mod common;
 mod publish;
 mod unix;
 mod accounts;
+mod asking;
 
 use std::path::{Path, PathBuf};
 

@@ -46,17 +46,19 @@ impl Relays {
     /// Whether there is a relay for `address`.
     pub(super) fn has(&self, address: SocketAddr) -> bool {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.by_address.contains_key(&address)
+        open.by_address.get(&address).is_some_and(|relay| !relay.is_finished())
     }
 
     /// Opens a relay for `address`, which may be reached; `false`: there is one. What the host's network refuses, it
     /// refuses with the host's error, and the guests' own network knows no way there. EADDRINUSE: a program inside has
-    /// that port of all addresses, and would get what it sends itself.
+    /// that port of all addresses, and would get what it sends itself. One that `ends` does so when nothing has gone either
+    /// way for a while.
     pub(super) fn open(
         &self,
         inside: &Inside,
         address: SocketAddr,
         counts: &Arc<Datagrams>,
+        ends: bool,
     ) -> Result<bool, Errno> {
         if self.has(address) || address.port() == 0 {
             return Ok(false);
@@ -69,9 +71,11 @@ impl Relays {
             self.forget(inside, address.ip());
             return Err(errno);
         }
-        let carried = carry(Arc::new(adopt(listening)?), address, Arc::clone(counts));
+        let carried = carry(Arc::new(adopt(listening)?), address, Arc::clone(counts), ends);
         let oldest = {
             let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+            // (It may have ended before.)
+            open.order.retain(|it| *it != address);
             open.order.push_back(address);
             open.by_address.insert(address, tokio::spawn(carried));
             let oldest = (open.order.len() > MOST_RELAYS).then(|| open.order.pop_front()).flatten();
@@ -108,12 +112,26 @@ pub(super) fn flow_to(address: SocketAddr) -> Result<OwnedFd, Errno> {
 }
 
 /// A relay's life.
-async fn carry(inside: Arc<UdpSocket>, address: SocketAddr, counts: Arc<Datagrams>) {
+async fn carry(inside: Arc<UdpSocket>, address: SocketAddr, counts: Arc<Datagrams>, ends: bool) {
     let mut flows: HashMap<SocketAddr, Flow> = HashMap::new();
     let mut datagram = vec![0; ROOM];
     loop {
+        let received = inside.recv_from(&mut datagram);
+        let received = match ends {
+            true => match tokio::time::timeout(IDLE, received).await {
+                Ok(received) => received,
+                Err(_) => {
+                    flows.retain(|_, flow| !flow.back.0.is_finished());
+                    if flows.is_empty() {
+                        return;
+                    }
+                    continue;
+                }
+            },
+            false => received.await,
+        };
         // (An error is about one datagram: nobody took what was sent before.)
-        let Ok((length, guest)) = inside.recv_from(&mut datagram).await else { continue };
+        let Ok((length, guest)) = received else { continue };
         flows.retain(|_, flow| !flow.back.0.is_finished());
         if !flows.contains_key(&guest) {
             if flows.len() >= MOST_FLOWS {

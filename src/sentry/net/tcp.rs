@@ -8,7 +8,7 @@ use nix::errno::Errno;
 
 use super::guest_socket::GuestSocket;
 use super::rule::Transport;
-use super::{Asked, Network, Verdict, address, options};
+use super::{Asked, Network, Said, Verdict, address, options};
 use crate::notify::Answer;
 use crate::sentry::block::Interrupted;
 use crate::sentry::call::TaskCall;
@@ -19,10 +19,24 @@ pub async fn connect(call: &TaskCall, net: &Network, own: GuestSocket, wanted: &
     let Some(target) = address::parse(wanted) else { return other(call, net, own, wanted) };
     let (verdict, rule) = net.judge(target, Transport::Tcp);
     match verdict {
-        Verdict::Outside => outside(call, net, own, target, rule).await,
+        Verdict::Outside => outside(call, net, own, target, (rule, None)).await,
         Verdict::Inside => inside(call, net, own, target).await,
+        // (What was allowed once is on its way to there, whatever becomes of it.)
+        Verdict::Refused(_) if own.is_taken() && net.goes_to(&own, target) => {
+            outside(call, net, own, target, (rule, None)).await
+        }
         Verdict::Refused(_) if own.is_taken() => Answer::Fail(Errno::EISCONN),
         Verdict::Refused(why) => {
+            let why = match net.ask(call, (target, Transport::Tcp), why, true).await {
+                Ok(Ok(granted)) => {
+                    let answer = Some(granted.choice);
+                    let answer = outside(call, net, own, target, (None, answer)).await;
+                    granted.settle();
+                    return answer;
+                }
+                Ok(Err(why)) => why,
+                Err(interrupted) => return interrupted.into(),
+            };
             let who = Asked { kernel: &call.kernel, tid: call.received().tid };
             net.refuse(&who, target, Transport::Tcp, why, rule);
             Answer::Fail(Errno::EACCES)
@@ -70,7 +84,7 @@ async fn outside(
     net: &Network,
     own: GuestSocket,
     target: SocketAddr,
-    rule: Option<String>,
+    said: Said,
 ) -> Answer {
     let waits = waits(own.fd.as_fd());
     let is_outside = net.is_outside(&own);
@@ -88,7 +102,7 @@ async fn outside(
         Ok(fresh) => fresh,
         Err(errno) => return Answer::Fail(errno),
     };
-    net.begin(call.received().tid, target, rule, fresh.as_fd());
+    net.begin(call.received().tid, target, said, fresh.as_fd());
     let outcome = match take_over(&own, fresh.as_fd()) {
         Ok(()) => dial(call, fresh.as_fd(), target, waits).await,
         Err(errno) => return Answer::Fail(errno),
