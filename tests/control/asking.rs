@@ -169,7 +169,7 @@ fn what_cannot_be_is_said_and_nobody_is_waited_for_long() {
         asked.desk.sandbox(&words).one_line_error(125, parts);
     };
     refused(&["--ask", "files", "--root"], &["--ask files with --root"]);
-    refused(&["--ask", "files", "--hide", "*.x"], &["--ask files with --hide *.x", "pattern"]);
+    refused(&["--ask", "files", "--hide", "*.x"], &["--ask files with --hide '*.x'", "pattern"]);
     refused(&["--ask", "net", "--net", "host"], &["--ask net with --net host"]);
     refused(&["--ask-save", "x"], &["--ask-save x", "add --ask net"]);
     refused(&["--ask", "files", "--ask-save", "x"], &["the program can change what lies there"]);

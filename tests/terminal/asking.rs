@@ -36,7 +36,9 @@ impl User {
     /// a matter of time alone.)
     #[track_caller]
     fn answers(&mut self, question: &str, key: &str) {
-        self.wait_for(question);
+        if !question.is_empty() {
+            self.wait_for(question);
+        }
         self.wait_for("not now? ");
         std::thread::sleep(Duration::from_millis(400));
         self.types(key);
@@ -52,9 +54,8 @@ fn a_hidden_file_is_read_if_the_user_says_so() {
     user.enters(cat, "cat (2) wants to read the hidden file ");
     for key in ["o", "o"] {
         user.answers("/home/.ssh/key", key);
-        user.wait_for("once\r\n");
+        user.wait_for("once\r\nsecret\r\n");
     }
-    user.wait_for("secret\r\nsecret\r\n");
     user.wait_for(PROMPT);
     assert_eq!(user.modes(), before);
     user.enters(cat, "wants to read");
@@ -76,7 +77,6 @@ fn a_hidden_file_is_read_if_the_user_says_so() {
     user.wait_for("secret\r\n");
     user.wait_for(PROMPT);
     // What a guest writes moves nothing.
-    user.enters("$S --ask files -- cat ~/.ssh/odd*key", "ready> ");
     user.enters("$S --ask files -- cat ~/.ssh/odd$'\\x1b'[2Jkey", "odd\\u{1b}[2Jkey");
     user.answers("", "o");
     user.wait_for("odd\r\n");
@@ -102,7 +102,7 @@ fn what_can_only_be_read_is_changed_if_the_user_says_so() {
         ("old\nmore\n".into(), "new\n".into())
     );
     // Rules that somebody has written are not asked about, nor what is no plain file.
-    user.enters("$S --ask files --ro $B --hide ~/.ssh/key -- sh -c 'echo >$B/x; cat ~/.ssh/key; ls -A ~/.ssh'", "");
+    user.types("$S --ask files --ro $B --hide ~/.ssh/key -- sh -c 'echo >$B/x; cat ~/.ssh/key'\r");
     let said = user.wait_for(PROMPT);
     assert!(said.contains("Read-only file system") && !said.contains("wants to"), "{said}");
 }
