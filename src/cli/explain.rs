@@ -26,6 +26,11 @@ pub(super) fn decisions(spec: &RunSpec) -> String {
     }
     let apart = spec.walls == Walls::Landlock;
     text.group("network", network(spec));
+    if !spec.asks.about.is_empty() {
+        let about: Vec<String> =
+            spec.asks.about.iter_names().map(|(name, _)| name.to_lowercase()).collect();
+        text.group("asks", vec![format!("about {} that no rule names", about.join(" and "))]);
+    }
     text.group("files", files(&spec.mounts, apart));
     text.group("idle rules", spec.idle.iter().cloned());
     text.group("environment", environment(spec));

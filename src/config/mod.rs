@@ -4,6 +4,7 @@
 //! the defaults, and every refusal that can be given before anything is started. It reads the host
 //! through [`Host`] only and changes nothing on it; carrying the description out is `launch`'s work.
 
+mod asking;
 mod cgroups;
 mod deterministic;
 mod environment;
@@ -34,6 +35,7 @@ use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+pub use asking::add_answer;
 pub use deterministic::Deterministic;
 pub use error::ConfigError;
 pub(crate) use files::{HOST_SOCKET, absolute};
@@ -45,10 +47,12 @@ pub(crate) use paths::{Found, Kind, quoted, walk};
 pub use root::{ROOT_CAPABILITIES, root_capabilities};
 pub use saved::{SavedKind, SavedSpec, grants};
 pub use spec::{
-    IdRange, Identity, Mount, MountKind, Network, RunSpec, Voice, Walls, Why, Withheld, Without,
+    Asks, IdRange, Identity, Mount, MountKind, Network, RunSpec, Voice, Walls, Why, Withheld,
+    Without,
 };
 pub use view::{Shown, View};
 
+use crate::sentry::asking::About;
 use crate::sentry::net::Policy;
 use crate::sentry::{FIRST_CONTAINER, Features};
 use crate::timekeeping::TimeSpec;
@@ -90,11 +94,14 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
         ));
     }
     let publish = publish::choose(options, network)?;
+    let ask = asking::choose(options, network)?;
     let mut features =
         features(options, network, &limits, time.as_ref(), host) | syncs(options, &view)?;
     // What the sentry opens Landlock does not look at: there, names that are there at the start have to do.
     let coming = coming.filter(|_| options.walls == Walls::Namespaces);
     features.set(Features::PATTERNS, coming.is_some());
+    features.set(Features::ASK_FILES, ask.contains(About::FILES));
+    let asks = asking::asks(ask, &view, options);
     let spec = RunSpec {
         argv: options.argv.clone(),
         environment,
@@ -111,6 +118,7 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
         walls: options.walls,
         landlock: options.landlock,
         reach: options.reach.clone(),
+        asks,
         publish,
         features,
         mounts: view.into_mounts(),
@@ -125,6 +133,7 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
     };
     let spec = spec.with_deterministic(chosen);
     walls::check(&spec, options, host)?;
+    asking::check_file(&spec, options, host)?;
     Ok(spec)
 }
 
@@ -215,6 +224,7 @@ pub(crate) fn network(options: &Options) -> Result<Network, ConfigError> {
              place of it"
         )),
         (Network::None, Some(_), ..) => Ok(Network::Allow),
+        (Network::None, ..) if options.ask.contains(About::NET) => Ok(Network::Allow),
         (network @ (Network::None | Network::Host), _, _, Some(path)) => {
             let what = if network == Network::Host { "host" } else { "none" };
             Err(refuse!(

@@ -12,6 +12,7 @@ use super::limits::LimitWishes;
 use super::paths::{parse_pair, quoted};
 use super::profile::{Origin, Setting};
 use super::{Network, Voice, Walls, Without};
+use crate::sentry::asking::About;
 use crate::sentry::net::Policy;
 use crate::sentry::net::publish::Wish;
 
@@ -58,6 +59,10 @@ pub struct Options {
     pub landlock: bool,
     /// Record what the network decides, in this file.
     pub net_log: Option<PathBuf>,
+    /// What is asked about.
+    pub ask: About,
+    /// Answers can be written to this profile.
+    pub ask_save: Option<PathBuf>,
     /// What may be reached, and what not whatever else says so.
     pub reach: Policy,
     /// Ports of the host that are to lead inside.
@@ -103,6 +108,8 @@ impl Default for Options {
             walls: Walls::Namespaces,
             landlock: false,
             net_log: None,
+            ask: About::empty(),
+            ask_save: None,
             reach: Policy::default(),
             publish: Vec::new(),
             descriptors: Vec::new(),

@@ -28,7 +28,6 @@ use super::{
 use super::{check_container, check_hostname, check_program, files, homes, identity};
 use crate::sentry::Features;
 use crate::sentry::credentials::GROUPS_MAX;
-use crate::sentry::net::Policy;
 pub use grants::grants;
 use wishes::{SavedLimits, SavedTime};
 
@@ -163,10 +162,7 @@ impl SavedSpec {
             host_network: spec.network == Network::Host,
             mounts: spec.mounts.iter().filter_map(SavedMount::of).collect(),
             limits: SavedLimits::of(&spec.limits),
-            features: spec
-                .features
-                .difference(Features::RESTORED | Features::LAZY | Features::PATTERNS)
-                .bits(),
+            features: spec.features.difference(Features::OF_THIS_RUN).bits(),
             without: spec.without.bits(),
             voice: match spec.voice {
                 Voice::Quiet => 0,
@@ -229,7 +225,8 @@ impl SavedSpec {
             network: if self.host_network { Network::Host } else { Network::None },
             walls: super::Walls::Namespaces,
             landlock: false,
-            reach: Policy::default(),
+            reach: Default::default(),
+            asks: Default::default(),
             publish: Vec::new(),
             descriptors: Vec::new(),
             limits,

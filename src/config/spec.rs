@@ -11,6 +11,7 @@ use std::sync::Arc;
 use super::deterministic::Deterministic;
 use super::limits::Limits;
 use crate::sentry::Features;
+use crate::sentry::asking::{About, Places};
 use crate::sentry::net::publish::Wish;
 use crate::sentry::net::{Policy, UNPRIVILEGED};
 use crate::sentry::paths::Rules;
@@ -48,6 +49,8 @@ pub struct RunSpec {
     pub landlock: bool,
     /// What may be reached from it, with [`Network::Allow`].
     pub reach: Policy,
+    /// What is asked about.
+    pub asks: Asks,
     /// Ports of the host that lead inside; none with [`Network::Host`].
     pub publish: Vec<Wish>,
     /// The file view, in the order in which it is mounted (later entries lie over earlier ones).
@@ -68,6 +71,17 @@ pub struct RunSpec {
     pub without: Without,
     /// How much is said on stderr.
     pub voice: Voice,
+}
+
+/// What is asked about (`--ask`).
+#[derive(Debug, Clone, Default)]
+pub struct Asks {
+    /// Names and hosts, or files.
+    pub about: About,
+    /// Which files.
+    pub places: Option<Arc<dyn Places>>,
+    /// Somebody is likely to come who answers: the run has an id that a person knows.
+    pub awaited: bool,
 }
 
 impl RunSpec {

@@ -42,11 +42,21 @@ bitflags::bitflags! {
         const PATTERNS = 1 << 24;
         /// Some hosts may be reached: `--net allow`.
         const NETWORK = 1 << 26;
+        /// Files that no rule names are asked about: `--ask files`.
+        const ASK_FILES = 1 << 27;
         /// The guests have no network, and no network namespace for it: `--walls landlock`. Never without NO_NAMESPACES.
         const NO_LOOPBACK = 1 << 29;
         /// The guests live in the host's namespaces: `--walls landlock`.
         const NO_NAMESPACES = 1 << 30;
     }
+}
+
+impl Features {
+    /// What is found anew, or is not there, where a run is restored.
+    pub const OF_THIS_RUN: Features = Features::RESTORED
+        .union(Features::LAZY)
+        .union(Features::PATTERNS)
+        .union(Features::ASK_FILES);
 }
 
 impl Default for Features {

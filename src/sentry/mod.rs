@@ -5,6 +5,7 @@
 //! above, as arguments of [`Kernel::new`].
 
 mod accounting;
+pub mod asking;
 mod block;
 mod budget;
 pub mod call;

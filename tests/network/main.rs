@@ -10,6 +10,7 @@ mod metered;
 mod publish;
 mod unix;
 mod accounts;
+mod asking;
 
 use std::path::{Path, PathBuf};
 

@@ -15,6 +15,7 @@ use super::super::{
     check_hostname, quoted,
 };
 use super::setting::Setting;
+use crate::sentry::asking::About;
 use crate::sentry::net;
 use crate::timekeeping::TimeSpec;
 
@@ -350,6 +351,25 @@ pub static KEYS: &[Key] = &[
         Ok(())
     })
     .help("FILE", "Add a line of JSON to FILE for every name and host that it was let or refused to reach"),
+    Key::new("ask", Form::Words, Project::LeftOut, Group::Network, "none", |o, s| {
+        o.ask |= match s.text()? {
+            "net" => About::NET,
+            "files" => About::FILES,
+            _ => About::empty(),
+        };
+        Ok(())
+    })
+    .one_of(&["none", "net", "files"])
+    .merged(Merge::Source)
+    .help(
+        "net,files",
+        "Ask you, at the terminal or by sandbox ask, about hosts and files that no rule names, while the program waits",
+    ),
+    Key::new("ask-save", Form::Path, Project::LeftOut, Group::Network, "none", |o, s| {
+        o.ask_save = Some(PathBuf::from(s.word()));
+        Ok(())
+    })
+    .help("FILE", "Let answers be written to this profile, as rules"),
     Key::new("walls", Form::Word, Project::LeftOut, Group::Network, "namespaces", |o, s| {
         o.walls = if s.word() == "landlock" { Walls::Landlock } else { Walls::Namespaces };
         Ok(())

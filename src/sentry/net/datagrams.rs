@@ -43,10 +43,10 @@ struct Open {
     order: VecDeque<SocketAddr>,
 }
 
-/// One that is open.
+/// One that was opened.
 #[derive(Debug)]
 struct Relay {
-    _task: Ends,
+    task: Ends,
     _address: Option<Lent>,
 }
 
@@ -54,17 +54,19 @@ impl Relays {
     /// Whether there is a relay for `address`.
     pub(super) fn has(&self, address: SocketAddr) -> bool {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.by_address.contains_key(&address)
+        open.by_address.get(&address).is_some_and(|relay| !relay.task.0.is_finished())
     }
 
     /// Opens a relay for `address`, which may be reached; `false`: there is one. What the host's network refuses, it
     /// refuses with the host's error, and the guests' own network knows no way there. EADDRINUSE: a program inside has
-    /// that port of all addresses, and would get what it sends itself.
+    /// that port of all addresses, and would get what it sends itself. One that `ends` does so when nothing has gone either
+    /// way for a while.
     pub(super) fn open(
         &self,
         inside: &Arc<Inside>,
         address: SocketAddr,
         counts: &Carried,
+        ends: bool,
     ) -> Result<bool, Errno> {
         if self.has(address) || address.port() == 0 {
             return Ok(false);
@@ -74,11 +76,13 @@ impl Relays {
             inside.socket(family(address), libc::SOCK_DGRAM | libc::SOCK_NONBLOCK, 0)?;
         let lent = inside.lend(address.ip())?;
         socket::bind(listening.as_fd(), &address::bytes(address))?;
-        let carried = carry(Arc::new(adopt(listening)?), address, counts.clone());
-        let relay = Relay { _task: Ends(tokio::spawn(carried)), _address: lent };
+        let carried = carry(Arc::new(adopt(listening)?), address, counts.clone(), ends);
+        let relay = Relay { task: Ends(tokio::spawn(carried)), _address: lent };
         // (What makes way gives its address back, which is not for under the lock.)
         let _gone = {
             let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+            // (It may have ended before.)
+            open.order.retain(|it| *it != address);
             open.order.push_back(address);
             let replaced = open.by_address.insert(address, relay);
             let oldest = (open.order.len() > MOST_RELAYS).then(|| open.order.pop_front()).flatten();
@@ -117,12 +121,26 @@ pub(super) fn flow_to(address: SocketAddr) -> Result<OwnedFd, Errno> {
 }
 
 /// A relay's life.
-async fn carry(inside: Arc<UdpSocket>, address: SocketAddr, carried: Carried) {
+async fn carry(inside: Arc<UdpSocket>, address: SocketAddr, carried: Carried, ends: bool) {
     let mut flows: HashMap<SocketAddr, Flow> = HashMap::new();
     let mut datagram = vec![0; ROOM];
     loop {
+        let received = inside.recv_from(&mut datagram);
+        let received = match ends {
+            true => match tokio::time::timeout(IDLE, received).await {
+                Ok(received) => received,
+                Err(_) => {
+                    flows.retain(|_, flow| !flow.back.0.is_finished());
+                    if flows.is_empty() {
+                        return;
+                    }
+                    continue;
+                }
+            },
+            false => received.await,
+        };
         // (An error is about one datagram: nobody took what was sent before.)
-        let Ok((length, guest)) = inside.recv_from(&mut datagram).await else { continue };
+        let Ok((length, guest)) = received else { continue };
         flows.retain(|_, flow| !flow.back.0.is_finished());
         if !flows.contains_key(&guest) {
             if flows.len() >= MOST_FLOWS {

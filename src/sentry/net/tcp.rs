@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use super::guest_socket::GuestSocket;
 use super::metered::{self, Metered};
 use super::rule::Transport;
-use super::{Asked, Network, Verdict, address, options};
+use super::{Asked, Network, Said, Verdict, address, options};
 use crate::notify::Answer;
 use crate::sentry::block::Interrupted;
 use crate::sentry::call::TaskCall;
@@ -20,10 +20,27 @@ pub async fn connect(call: &TaskCall, net: &Network, own: GuestSocket, wanted: &
     let Some(target) = address::parse(wanted) else { return other(call, net, own, wanted) };
     let (verdict, rule) = net.judge(target, Transport::Tcp);
     match verdict {
-        Verdict::Outside => outside(call, net, own, target, rule).await,
+        Verdict::Outside => outside(call, net, own, target, (rule, None)).await,
         Verdict::Inside => inside(call, net, own, target).await,
+        // (What was allowed once is on its way to there, whatever becomes of it.)
+        // (And what is carried goes nowhere by being asked once more.)
+        Verdict::Refused(_)
+            if own.is_taken() && (net.goes_to(&own, target) || net.is_limited()) =>
+        {
+            outside(call, net, own, target, (rule, None)).await
+        }
         Verdict::Refused(_) if own.is_taken() => Answer::Fail(Errno::EISCONN),
         Verdict::Refused(why) => {
+            let why = match net.ask(call, (target, Transport::Tcp), why, true).await {
+                Ok(Ok(granted)) => {
+                    let answer = Some(granted.choice);
+                    let answer = outside(call, net, own, target, (None, answer)).await;
+                    granted.settle();
+                    return answer;
+                }
+                Ok(Err(why)) => why,
+                Err(interrupted) => return interrupted.into(),
+            };
             let who = Asked { kernel: &call.kernel, tid: call.received().tid };
             net.refuse(&who, target, Transport::Tcp, why, rule);
             Answer::Fail(Errno::EACCES)
@@ -71,14 +88,14 @@ async fn outside(
     net: &Network,
     own: GuestSocket,
     target: SocketAddr,
-    rule: Option<String>,
+    said: Said,
 ) -> Answer {
     let waits = waits(own.fd.as_fd());
     let is_outside = net.is_outside(&own);
     if let Some(metered) = &net.metered
         && !own.is_taken()
     {
-        return carried(call, net, metered, own, target, rule).await;
+        return carried(call, net, metered, own, target, said).await;
     }
     if own.is_taken() {
         // Already on the way to where it was allowed to go (which is what is recorded of it, whatever is named now); or the
@@ -94,7 +111,7 @@ async fn outside(
         Ok(fresh) => fresh,
         Err(errno) => return Answer::Fail(errno),
     };
-    net.begin(call.received().tid, target, rule, fresh.as_fd());
+    net.begin(call.received().tid, target, said, fresh.as_fd());
     let outcome = match take_over(&own, fresh.as_fd()) {
         Ok(()) => dial(call, fresh.as_fd(), target, waits).await,
         Err(errno) => return Answer::Fail(errno),
@@ -116,10 +133,10 @@ async fn carried(
     metered: &Metered,
     own: GuestSocket,
     target: SocketAddr,
-    rule: Option<String>,
+    said: Said,
 ) -> Answer {
     if metered.meter().is_used_up() {
-        net.refuse_more(metered, call.received().tid, target, Transport::Tcp, rule);
+        net.refuse_more(metered, call.received().tid, target, Transport::Tcp, said.0);
         return Answer::Fail(Errno::EACCES);
     }
     let waits = waits(own.fd.as_fd());
@@ -129,7 +146,7 @@ async fn carried(
         }
         let place = metered.place()?;
         let outer = socket::socket(own.family, libc::SOCK_STREAM | libc::SOCK_NONBLOCK, 0)?;
-        net.begin(call.received().tid, target, rule, outer.as_fd());
+        net.begin(call.received().tid, target, said, outer.as_fd());
         metered::prepare(&own, outer.as_fd())?;
         let bytes = address::bytes(target);
         match socket::connect(outer.as_fd(), &bytes) {

@@ -10,6 +10,7 @@
 //! at all in it, are judged besides.
 
 mod change;
+mod granted;
 mod open;
 mod own;
 mod resolve;
@@ -28,9 +29,10 @@ use nix::fcntl::{OFlag, open as open_file, readlink};
 use nix::sys::stat::Mode;
 
 pub(super) use change::New;
+pub(super) use granted::{could_open, open_granted};
 pub use open::{Opened, Wish};
 pub use resolve::{Landing, Resolver, Start, Thing};
-pub use rules::{Rules, Verdict};
+pub use rules::{NoRules, Rules, Verdict};
 
 use crate::sys::disguise::{self, Disguise, Owner};
 use crate::sys::{files, generated};

@@ -28,6 +28,20 @@ impl Verdict {
     }
 }
 
+/// None at all.
+#[derive(Debug)]
+pub struct NoRules;
+
+impl Rules for NoRules {
+    fn verdict(&self, _: &[u8]) -> Verdict {
+        Verdict::Plain
+    }
+
+    fn same_below(&self, _: &[u8], _: &[u8]) -> bool {
+        true
+    }
+}
+
 /// Rules about paths that may come to be. Paths are absolute, as guests know them, without `.`, `..` and links.
 pub trait Rules: std::fmt::Debug + Send + Sync {
     /// What they say of a path.
