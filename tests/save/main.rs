@@ -12,6 +12,7 @@ mod lazy;
 mod passing;
 mod programs;
 mod repeats;
+mod rooted;
 mod sharing;
 mod soon;
 mod waits;
