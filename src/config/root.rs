@@ -39,7 +39,7 @@ pub(super) fn choose(options: &Options, host: &Host) -> Result<Identity, ConfigE
 
 /// Root alone exists inside, and is the caller. For the host's root, too: so that what a guest believes
 /// is the same whoever runs it, and no file of the host gets another owner.
-fn identity(host: &Host) -> Identity {
+pub(super) fn identity(host: &Host) -> Identity {
     let own = |outside| vec![IdRange { inside: 0, outside, count: 1 }];
     Identity {
         uid: 0,

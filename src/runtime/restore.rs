@@ -93,6 +93,11 @@ impl Restored {
         if sandbox.repeat.is_some() != kernel.features().contains(Features::DETERMINISTIC) {
             return Err(RestoreError::refused("the image is damaged: what it repeats").into());
         }
+        let root = sandbox.root.as_ref();
+        let is_root = kernel.features().contains(Features::ROOT);
+        if root.is_some() != is_root || root.is_some_and(|root| !root.is_sound()) {
+            return Err(RestoreError::refused("the image is damaged: what root believes").into());
+        }
         kernel.begin_cpu_time_at(Duration::from_micros(sandbox.run.cpu_us));
         let mut mapped = None;
         let lazy = lazy.filter(|lazy| match lazy::keep(kernel, lazy) {

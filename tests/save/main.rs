@@ -13,6 +13,7 @@ mod lazy;
 mod passing;
 mod programs;
 mod repeats;
+mod rooted;
 mod sharing;
 mod soon;
 mod waits;

@@ -70,18 +70,18 @@ pub(super) fn furnish_all(
 
 /// Where it works, and its threads.
 fn furnish(plant: &mut Plant<'_>, gate: &Gate) -> Result<(), RestoreError> {
-    let Plant { process, who, hand, others, early, .. } = plant;
+    let Plant { process, who, hand, others, early, kept, .. } = plant;
     process::settle(hand, process, who)?;
     let (first, rest) = first_and_rest(process, who)?;
     *others = threads::make(hand, rest, early, who)?;
     others.iter().for_each(|other| gate.pass(other.tid()));
     apart::enter(others, process, who)?;
     if !rest.is_empty() {
-        threads::equip(hand, first, false, who)?;
+        threads::equip(hand, first, None, who)?;
         rest_unless_alone(hand, process, who)?;
     }
-    let is_last = process::is_furnished_for_good(process);
-    let equip = |hand: &mut Hand, thread: &Thread| threads::equip(hand, thread, is_last, who);
+    let kept = process::is_furnished_for_good(process).then_some(*kept);
+    let equip = |hand: &mut Hand, thread: &Thread| threads::equip(hand, thread, kept, who);
     threads::side_by_side((others, rest), SLOTS, who, equip)?;
     plant.take_turns()
 }

@@ -29,6 +29,7 @@ use crate::timekeeping::Patch;
 pub mod adjustments;
 mod apart;
 mod batch;
+mod believed;
 mod clock;
 pub mod commons;
 pub mod courier;
@@ -141,6 +142,10 @@ struct Plant<'s> {
     couriers: Vec<(usize, i32)>,
     /// What it has not in common with a process before it.
     own: Own,
+    /// The places, in `others`, of those who have root directories for themselves.
+    roots: Vec<usize>,
+    /// The capabilities that its programs have.
+    kept: u64,
 }
 
 /// What goes on.
@@ -176,6 +181,7 @@ pub fn grow(
     let keepers = keepers::make(planter, sandbox, kernel)?;
     let garden = Garden { planter, keepers, gate, area, theirs, free: free_number(sandbox) };
     let (mut maker_hand, _) = garden.plant(tree::INIT, garden.free, "the maker")?;
+    kernel.note_whole_view(maker_hand.tid());
     let mut maker = Maker {
         hand: &mut maker_hand,
         courier: &courier,
@@ -239,17 +245,17 @@ pub fn grow(
         plant.take_turns()?;
     }
     repeat::resume(&mut maker, &hosts, kernel)?;
+    believed::resume_files(&maker, kernel)?;
     give_tables(sandbox, &mut plants, &courier, &maker.files)?;
     drop(maker);
     end(maker_hand)?;
     zombies.into_iter().try_for_each(die)?;
     kernel.carried().bring(brought(sandbox, &hosts, &plants));
+    let tasks = believed::tasks(&plants);
     let ready = finish::complete_all(sandbox, plants, kernel)?;
+    believed::resume_guests(sandbox, &tasks, kernel)?;
+    let kept = keepers::adopt((planter, garden.keepers), gate, &hosts, (sandbox, kernel))?;
     gate.pass_no_more();
-    let kept = keepers::adopt(garden.keepers, &hosts)?;
-    planter
-        .adopt(sandbox.run.program, false)
-        .map_err(|errno| RestoreError::failed("init does not keep the program", errno.desc()))?;
     let layers = options.layers.as_deref();
     layers.map_or(Ok(()), |layers| layers.take_place(sandbox))?;
     let gone = ready.into_iter().rev().flatten().try_for_each(let_go);
@@ -377,6 +383,8 @@ fn plants<'s>(
             courier: FIRST,
             couriers: Vec::new(),
             own: Own::of(process, sandbox, classes),
+            roots: own::with_own_directory(process, sandbox, classes),
+            kept: sandbox.capabilities(),
         });
     }
     Ok(plants)
