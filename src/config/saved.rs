@@ -223,7 +223,7 @@ impl SavedSpec {
                 None => None,
             },
             identity,
-            root: false,
+            root: super::Root::No,
             time,
             deterministic: None,
             network: if self.host_network { Network::Host } else { Network::None },
