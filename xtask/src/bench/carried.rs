@@ -27,14 +27,15 @@ fn rows(bench: &Bench) -> Result<Vec<Row>, Failure> {
     carried(bench, &places, &program)
 }
 fn carried(bench: &Bench, places: &Places, program: &str) -> Result<Vec<Row>, Failure> {
-    let (layers, tree) = (places.layers.to_string_lossy(), places.tree.to_string_lossy());
+    let layers = places.layers.to_string_lossy();
     let sh = |script: &str| {
         let argv: Vec<OsString> = ["sh", "-c", script].iter().map(Into::into).collect();
         bench.runner.run(&argv, &places.tree, LIMIT, Output::Discard)
     };
+    let count = bench.pick("20000", "1000");
     let run = format!(
         "{program} run --quiet --id bench --overlay . --overlay-dir {layers} -- \
-         sh -c 'mkdir new && tar xf ../small.tar -C new'"
+         ../scatter new {count}"
     );
     let diff = format!("{program} diff --overlay-dir {layers} bench >/dev/null || test $? = 1");
     let commit = format!("{program} commit --overlay-dir {layers} bench >/dev/null");
@@ -55,7 +56,7 @@ fn carried(bench: &Bench, places: &Places, program: &str) -> Result<Vec<Row>, Fa
         time(1, &commit)?;
         sh("rm -r new")?;
         if has_rsync {
-            sh(&format!("mkdir ../from && tar xf ../small.tar -C ../from; test -d {tree}"))?;
+            sh(&format!("../scatter ../from {count}"))?;
             time(2, "rsync -an --itemize-changes ../from/ new/ >/dev/null")?;
             time(3, "rsync -a ../from/ new/")?;
             sh("rm -r new ../from")?;
@@ -70,7 +71,6 @@ fn carried(bench: &Bench, places: &Places, program: &str) -> Result<Vec<Row>, Fa
         }
         columns
     };
-    let count = places.count;
     let filled = |name: &str, columns, notes| Row {
         columns,
         ..row(format!("{name} of {count} files"), "rsync", Target::Ratio(1.0), notes)

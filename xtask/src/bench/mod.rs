@@ -50,7 +50,7 @@ pub(crate) struct Options {
     /// Measure only what has one of these words in its name (with the rows that share its runs).
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     only: Vec<String>,
-    /// Fewer rounds and smaller inputs: about two minutes instead of a quarter of an hour.
+    /// Fewer rounds and smaller inputs: minutes instead of the better part of an hour.
     #[arg(long)]
     quick: bool,
     /// A CRIU binary, whose dumps and restores are measured beside our saves (root only).
