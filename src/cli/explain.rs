@@ -5,8 +5,8 @@
 use std::fmt::Write;
 
 use crate::config::{
-    Bytes, IdRange, Identity, Limits, Means, Mount, MountKind, Network, ROOT_CAPABILITIES, RunSpec,
-    Span, View, Walls, Why, Without, quoted,
+    Bytes, IdRange, Identity, Limits, Means, Mount, MountKind, Network, Root, RunSpec, Span, View,
+    Walls, Why, Without, quoted,
 };
 use crate::sentry::net;
 
@@ -95,8 +95,12 @@ fn identity(spec: &RunSpec) -> Vec<String> {
     let host =
         format!("on the host: uid {}, gid {}", outside(*uid, uid_map), outside(*gid, gid_map));
     match spec.root {
-        true => vec!["root, and anybody that it becomes (--root)".to_owned(), host],
-        false => vec![format!("uid {uid}, gid {gid}, {groups}"), host],
+        Root::Believed => vec!["root, and anybody that it becomes (--root)".to_owned(), host],
+        Root::Mapped => {
+            let others = "root, and anybody that it becomes, as one of your subordinate ids (--root=sub-ids)";
+            vec![others.to_owned(), host]
+        }
+        Root::No => vec![format!("uid {uid}, gid {gid}, {groups}"), host],
     }
 }
 
@@ -268,12 +272,12 @@ fn walls(spec: &RunSpec) -> Vec<String> {
     }
     let mut lines = vec![
         format!("namespaces: {}", namespaces.join(" ")),
-        match spec.root {
-            true => {
-                let names = ROOT_CAPABILITIES.map(|(_, name)| name).join(" ");
-                format!("capabilities inside: {names}")
+        match spec.root.capabilities() {
+            [] => "no capabilities".to_owned(),
+            all => {
+                let names: Vec<&str> = all.iter().map(|(_, name)| *name).collect();
+                format!("capabilities inside: {}", names.join(" "))
             }
-            false => "no capabilities".to_owned(),
         } + ", no new privileges, a seccomp filter",
     ];
     if spec.landlock && !lacks(Without::LANDLOCK) {

@@ -60,7 +60,7 @@ pub(super) fn choose(options: &Options, network: Network) -> Result<About, Confi
         if options.walls == Walls::Landlock {
             return with("--walls landlock", "what is refused there the sentry does not see");
         }
-        if options.root {
+        if options.root.is_root() {
             return with("--root", "owners that are only believed in are noted on files");
         }
         if options.learn {

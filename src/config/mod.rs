@@ -24,6 +24,7 @@ mod root;
 mod saved;
 mod secrets;
 mod spec;
+mod sub_ids;
 #[cfg(test)]
 pub(crate) mod testing;
 mod view;
@@ -44,12 +45,13 @@ pub use host::{Account, Accounts, Host};
 pub use limits::{Bound, Bytes, CgroupPlan, CpuBudget, CpuFile, LimitWishes, Limits, Means, Span};
 pub use options::{Options, Rule, RuleKind};
 pub(crate) use paths::{Found, Kind, quoted, walk};
-pub use root::{ROOT_CAPABILITIES, root_capabilities};
+pub use root::ROOT_CAPABILITIES;
 pub use saved::{SavedKind, SavedSpec, grants};
 pub use spec::{
-    Asks, IdRange, Identity, Mount, MountKind, Network, RunSpec, Voice, Walls, Why, Withheld,
+    Asks, IdRange, Identity, Mount, MountKind, Network, Root, RunSpec, Voice, Walls, Why, Withheld,
     Without,
 };
+pub use sub_ids::{LEAST_SUB_IDS, MAPPED_CAPABILITIES, ranges as sub_id_ranges};
 pub use view::{Shown, View};
 
 use crate::sentry::asking::About;
@@ -78,7 +80,7 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
     if let Some(account) = account.filter(|_| changes_user) {
         follow_account(&mut environment, &account, &options.env);
     }
-    if options.root {
+    if options.root.is_root() {
         root::follow(&mut environment, &options.env);
     }
     follow_workdir(&mut environment, &workdir, host, &options.env);
@@ -134,6 +136,9 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
     let spec = spec.with_deterministic(chosen);
     walls::check(&spec, options, host)?;
     asking::check_file(&spec, options, host)?;
+    if spec.root == Root::Mapped {
+        sub_ids::check(&spec, options)?;
+    }
     Ok(spec)
 }
 
@@ -154,7 +159,7 @@ fn arrange(
     homes: &[PathBuf],
 ) -> Result<files::Arranged, ConfigError> {
     let mut arranged = files::arrange(host, &options.rules, options.workdir.as_deref(), homes)?;
-    if options.root {
+    if options.root.is_root() {
         root::give_proc(&mut arranged.view);
     }
     Ok(arranged)
@@ -162,7 +167,7 @@ fn arrange(
 
 /// Who the guest is, and the account that was chosen for it.
 fn who(options: &Options, host: &Host) -> Result<(Identity, Option<Account>), ConfigError> {
-    match options.root {
+    match options.root.is_root() {
         true => Ok((root::choose(options, host)?, None)),
         false => identity::choose(host, options.user.as_deref()),
     }
@@ -203,8 +208,10 @@ fn features(
     features.set(Features::NO_LOOPBACK, apart && network == Network::None);
     features.set(Features::NETWORK, network == Network::Allow);
     // (Without a user namespace all ids are there.)
-    features.set(Features::FOREIGN_IDS, host.uid != 0 && !apart);
-    features.set(Features::ROOT, options.root);
+    let is_mapped = options.root == Root::Mapped;
+    features.set(Features::FOREIGN_IDS, host.uid != 0 && !apart && !is_mapped);
+    features.set(Features::SUB_IDS, is_mapped);
+    features.set(Features::ROOT, options.root == Root::Believed);
     features.set(Features::FILE_LOG, options.record_files.is_some() || options.learn);
     if options.learn {
         features |= Features::LEARN | Features::CPU_CLOCK;

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use super::limits::LimitWishes;
 use super::paths::{parse_pair, quoted};
 use super::profile::{Origin, Setting};
-use super::{Network, Voice, Walls, Without};
+use super::{Network, Root, Voice, Walls, Without};
 use crate::sentry::asking::About;
 use crate::sentry::net::Policy;
 use crate::sentry::net::publish::Wish;
@@ -37,8 +37,8 @@ pub struct Options {
     pub hostname: Option<OsString>,
     /// `UID[:GID]` or the name of a user.
     pub user: Option<OsString>,
-    /// Be root inside.
-    pub root: bool,
+    /// Who is root inside.
+    pub root: Root,
     /// What the sandbox's clock shows (`--time`), word by word.
     pub time: Vec<String>,
     /// Do the same whenever it is done; the seed of random bytes.
@@ -97,7 +97,7 @@ impl Default for Options {
             container: None,
             hostname: None,
             user: None,
-            root: false,
+            root: Root::No,
             time: Vec::new(),
             deterministic: None,
             kmsg: false,

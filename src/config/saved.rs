@@ -23,7 +23,9 @@ use serde_bytes::ByteBuf;
 use super::error::refuse;
 use super::files::DENIED_BUT;
 use super::paths::{Kind, check, quoted};
-use super::{ConfigError, Host, Mount, MountKind, Network, RuleKind, RunSpec, Voice, Why, Without};
+use super::{
+    ConfigError, Host, Mount, MountKind, Network, Root, RuleKind, RunSpec, Voice, Why, Without,
+};
 use super::{check_container, check_hostname, check_program, files, homes, root};
 use crate::sentry::Features;
 pub use grants::grants;
@@ -139,7 +141,7 @@ impl SavedSpec {
             container: spec.container.clone(),
             hostname: spec.hostname.as_ref().map(bytes),
             identity: SavedIdentity::of(&spec.identity),
-            root: spec.root,
+            root: spec.root == Root::Believed,
             host_network: spec.network == Network::Host,
             mounts: spec.mounts.iter().filter_map(SavedMount::of).collect(),
             limits: SavedLimits::of(&spec.limits),
@@ -201,7 +203,7 @@ impl SavedSpec {
                 None => None,
             },
             identity,
-            root: self.root,
+            root: if self.root { Root::Believed } else { Root::No },
             time,
             deterministic: None,
             network: if self.host_network { Network::Host } else { Network::None },

@@ -10,8 +10,10 @@ use std::sync::Arc;
 
 use super::deterministic::Deterministic;
 use super::limits::Limits;
+use super::{MAPPED_CAPABILITIES, ROOT_CAPABILITIES};
 use crate::sentry::Features;
 use crate::sentry::asking::{About, Places};
+use crate::sentry::credentials::Capability;
 use crate::sentry::net::publish::Wish;
 use crate::sentry::net::{Policy, UNPRIVILEGED};
 use crate::sentry::paths::Rules;
@@ -35,8 +37,8 @@ pub struct RunSpec {
     pub hostname: Option<OsString>,
     /// Who the guest is.
     pub identity: Identity,
-    /// It is root inside (`--root`).
-    pub root: bool,
+    /// Who is root inside (`--root`).
+    pub root: Root,
     /// The sandbox's own clock; `None` is the host's.
     pub time: Option<TimeSpec>,
     /// It does the same whenever it is done (`--deterministic`).
@@ -135,13 +137,46 @@ pub struct Identity {
     pub uid: u32,
     /// See `uid`.
     pub gid: u32,
-    /// Supplementary groups to set (only where the caller is root: an ordinary user may not change
-    /// them, see user_namespaces(7) on `setgroups`).
+    /// Supplementary groups to set (only where the caller is root, or has subordinate groups: an ordinary user may
+    /// not change them, see user_namespaces(7) on `setgroups`).
     pub groups: Option<Vec<u32>>,
     /// Lines of uid_map.
     pub uid_map: Vec<IdRange>,
     /// Lines of gid_map.
     pub gid_map: Vec<IdRange>,
+}
+
+/// Who is root inside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Root {
+    /// Nobody: the program is the user, or another one, without rights.
+    #[default]
+    No,
+    /// The program is, and the kernel knows no other id inside: others are believed (`--root`).
+    Believed,
+    /// The program is, and other ids are the user's subordinate ones (`--root=sub-ids`).
+    Mapped,
+}
+
+impl Root {
+    /// The program is.
+    pub fn is_root(self) -> bool {
+        self != Root::No
+    }
+
+    /// What it is allowed by the kernel, in the sandbox's user namespace, with names.
+    pub fn capabilities(self) -> &'static [(Capability, &'static str)] {
+        match self {
+            Root::No => &[],
+            Root::Believed => &ROOT_CAPABILITIES,
+            Root::Mapped => &MAPPED_CAPABILITIES,
+        }
+    }
+
+    /// The same, as a set of bits.
+    pub fn capability_bits(self) -> u64 {
+        self.capabilities().iter().fold(0, |set, (it, _)| set | it.bit())
+    }
 }
 
 /// One line of a uid_map or gid_map (user_namespaces(7)).

@@ -20,8 +20,6 @@ pub(super) fn text(host: &str, patient: bool) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
     #[test]
     fn only_the_resolvers_are_others() {
         let host = "# x\nnameserver 192.0.2.1\nsearch a.example b\noptions ndots:2\n";

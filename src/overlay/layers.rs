@@ -23,14 +23,14 @@ use nix::unistd::{AccessFlags, Gid, Uid, eaccess, fchown};
 
 use super::apply::Upper;
 use super::changes::{Changes, Kind, open_host};
-use super::description::{Description, Note, Stamp, bytes, path};
+use super::description::{Description, Ids, Note, Stamp, bytes, path};
 use super::entry;
 use super::error::{OverlayError, refuse};
 use super::front;
 use super::remove::remove_tree;
 use super::restoring;
 use super::store::{self, Kept, Lock, OVERLAYFS_SUPER_MAGIC, Store, make_directory, open_closed};
-use crate::config::{IdRange, Identity, Mount, MountKind, RunSpec, View, quoted};
+use crate::config::{IdRange, Identity, Mount, MountKind, Root, RunSpec, View, quoted};
 use crate::sys::errno_of;
 use crate::sys::{beneath, files};
 
@@ -88,8 +88,9 @@ pub fn prepare(
             starts: Vec::new(),
             layers: Vec::new(),
             saved: None,
+            ids: Ids::of(spec),
         },
-        false => found_again(id, &store, directory.as_fd(), &overlays)?,
+        false => found_again(id, &store, directory.as_fd(), &overlays, Ids::of(spec).as_ref())?,
     };
     let made = Maker { store: &store, id, name: id, spec, directory: directory.as_fd() }
         .make(&mut description)
@@ -149,6 +150,7 @@ fn found_again(
     store: &Store,
     directory: BorrowedFd<'_>,
     overlays: &[PathBuf],
+    ids: Option<&Ids>,
 ) -> Result<Description, OverlayError> {
     let word = store::word(store, id);
     let description = Description::read(directory).map_err(|cause| {
@@ -162,6 +164,11 @@ fn found_again(
              {word} removes it, or choose another --id",
             list(&before),
             list(overlays)
+        ));
+    }
+    if let Some(cause) = Ids::difference(description.ids.as_ref(), ids) {
+        return Err(refuse!(
+            "cannot go on with the overlay {id}: {cause}; sandbox discard {word} removes it, or choose another --id"
         ));
     }
     if matches!(entry::look(directory, "journal".as_ref()), Ok(Some(_))) {
@@ -264,7 +271,7 @@ impl Maker<'_> {
 
     /// Guests take themselves for root, and have no ids but their own.
     fn is_believed(&self) -> bool {
-        self.spec.root
+        self.spec.root == Root::Believed
     }
 
     fn failed(&self, errno: Errno) -> OverlayError {
@@ -370,8 +377,12 @@ impl Maker<'_> {
 
     fn is_foreign(&self, found: &Metadata) -> bool {
         let Identity { uid_map, gid_map, .. } = &self.spec.identity;
+        // (Subordinate ids are there inside, and this process can give nothing to them.)
+        let count = if self.spec.root == Root::Mapped { 1 } else { usize::MAX };
         let known = |id: u32, map: &[IdRange]| {
-            map.iter().any(|range| id.checked_sub(range.outside).is_some_and(|n| n < range.count))
+            map.iter()
+                .take(count)
+                .any(|range| id.checked_sub(range.outside).is_some_and(|n| n < range.count))
         };
         !known(found.uid(), uid_map) || !known(found.gid(), gid_map)
     }
@@ -559,9 +570,11 @@ fn count(kept: &Kept) -> Option<String> {
         match change.map(|change| change.kind) {
             Ok(Kind::Added) => added += 1,
             Ok(Kind::Deleted) => deleted += 1,
+            // What belongs to others inside is closed to this process.
+            Err(_) if kept.ids().is_some() => more = " and more",
             _ => others += 1,
         }
-        if begin.elapsed() > LONGEST {
+        if begin.elapsed() > LONGEST || !more.is_empty() {
             more = " and more";
             break;
         }
@@ -569,7 +582,10 @@ fn count(kept: &Kept) -> Option<String> {
     let words = [(added, "added"), (others, "modified"), (deleted, "deleted")];
     let words = words.iter().filter(|(number, _)| *number > 0);
     let words: Vec<String> = words.map(|(number, what)| format!("{number} {what}")).collect();
-    (!words.is_empty()).then(|| words.join(", ") + more)
+    match words.is_empty() {
+        true => (!more.is_empty()).then(|| "of files of others".to_owned()),
+        false => Some(words.join(", ") + more),
+    }
 }
 
 /// Removes what was made for a run alone.

@@ -213,6 +213,10 @@ fn refuse_early(kernel: &Kernel) -> Result<(), SaveError> {
              is restored; run it without",
         ),
         (
+            Features::SUB_IDS,
+            "its ids are subordinate ones (--root=sub-ids), which an image does not carry; run it without",
+        ),
+        (
             Features::FILE_LOG,
             "it is run with --record-files, or by sandbox learn, whose list of files an image does not carry; \
              run it without",

@@ -8,6 +8,7 @@
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
+use crate::config::Root;
 use crate::save::sharing::{Apart, Sharing};
 use crate::save::timers::Timer;
 use crate::sentry::{SavedRepeat, SavedRoot};
@@ -70,7 +71,7 @@ pub struct Sandbox {
 impl Sandbox {
     /// The capabilities that its guests have in their user namespace, as a set of bits.
     pub fn capabilities(&self) -> u64 {
-        self.root.as_ref().map_or(0, |_| crate::config::root_capabilities())
+        self.root.as_ref().map_or(0, |_| Root::Believed.capability_bits())
     }
 }
 

@@ -38,6 +38,8 @@ bitflags::bitflags! {
         const DETERMINISTIC = 1 << 21;
         /// The guests are root and believe in ids and owners that the kernel does not have: `--root`.
         const ROOT = 1 << 22;
+        /// Other ids inside are the user's subordinate ones, and the kernel's business: `--root=sub-ids`. Never with ROOT.
+        const SUB_IDS = 1 << 23;
         /// Rules are about names that may come to be: a pattern of `--hide`, `--deny`, `--ro`.
         const PATTERNS = 1 << 24;
         /// Some hosts may be reached: `--net allow`.

@@ -10,6 +10,7 @@ use super::super::environment;
 use super::super::error::refuse;
 use super::super::limits;
 use super::super::paths::{check, parse_pair};
+use super::super::root;
 use super::super::{
     ConfigError, Network, Options, Rule, RuleKind, Voice, Walls, Without, check_container,
     check_hostname, quoted,
@@ -276,11 +277,15 @@ pub static KEYS: &[Key] = &[
         Ok(())
     })
     .help("UID[:GID]|NAME", "Be this user inside"),
-    Key::new("root", Form::Switch, Project::LeftOut, Group::Who, "false", |o, s| {
-        o.root = s.is_on();
+    Key::new("root", Form::Choice, Project::LeftOut, Group::Who, "false", |o, s| {
+        o.root = root::wish(s.word())?;
         Ok(())
     })
-    .help("", "Be root inside, who may own files as anybody and become any user"),
+    .help(
+        "sub-ids",
+        "Be root inside, who may own files as anybody and become any user; with sub-ids these are your \
+         subordinate ids (subuid(5)), to the kernel as well",
+    ),
     Key::new("time", Form::Words, Project::Taken, Group::Who, "the host's", |o, s| {
         let word = s.text()?;
         TimeSpec::parse(&[word]).map_err(|error| refuse!("{error}"))?;

@@ -9,7 +9,7 @@ use super::super::{MountKind, Network, RunSpec, Why};
 /// decide by it whether they trust an image.
 pub fn grants(spec: &RunSpec, cwd: Option<&Path>) -> Vec<String> {
     let mut grants = Vec::new();
-    if spec.root {
+    if spec.root.is_root() {
         grants.push("--root".to_owned());
     }
     for mount in &spec.mounts {

@@ -115,13 +115,13 @@ fn root_inside_is_no_more_than_a_run_of_the_same_user_has() {
     for (host, outside) in [(TestHost::ordinary(), 1000), (TestHost::root(), 0)] {
         host.directory("/home/me/project/tree/proc");
         let words = ["--overlay /", "--ro /proc:/home/me/project/tree/proc"];
-        let wishes = Options { root: true, ..options(&words) };
+        let wishes = Options { root: Root::Believed, ..options(&words) };
         let spec = host.resolve(&wishes).unwrap();
         let image = SavedSpec::of(&spec);
         let back = restored(&host, &decoded(&encoded(&image)).unwrap()).unwrap();
         assert_eq!(SavedSpec::of(&back), image);
         assert_eq!((&back.identity, &back.mounts), (&spec.identity, &spec.mounts));
-        assert!(back.root && back.features.contains(Features::ROOT));
+        assert!(back.root == Root::Believed && back.features.contains(Features::ROOT));
         assert_eq!(back.identity.uid_map, [IdRange { inside: 0, outside, count: 1 }]);
         assert!(grants(&back, None).contains(&"--root".to_owned()));
         // Features alone make nobody root, and nobody else is.

@@ -15,7 +15,9 @@ fn subject(name: &str) -> Subject {
 }
 
 fn attended() -> State {
-    State { attending: 1, ..State::default() }
+    let mut state = State::default();
+    state.attending = 1;
+    state
 }
 
 fn wait(met: Met) -> (u64, u64, tokio::sync::oneshot::Receiver<Choice>, bool) {

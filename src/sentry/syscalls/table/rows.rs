@@ -413,7 +413,7 @@ syscalls! {
     SYS_adjtimex(buf: InOut<Timex>) => handled(sync clocks::adjtimex, VIRTUAL_TIME);
     SYS_setrlimit(resource: Resource, rlim: In<Rlimit>) => native;
     SYS_chroot(path: Path)
-        => refused(EPERM, FIXED_VIEW, CHROOT_FLAG, unless sync identity::chroot, ROOT);
+        => refused(EPERM, FIXED_VIEW, CHROOT_FLAG, unless sync identity::chroot, ROOT | SUB_IDS);
     SYS_sync() => handled(sync sync::sync, FAKE_SYNC_ALL);
     SYS_acct(filename: Path) => refused(EPERM, "switches the host's process accounting", OUTSIDE);
     SYS_settimeofday(tv: In<Timeval>, tz: In<Timezone>)
