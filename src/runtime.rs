@@ -41,7 +41,7 @@ mod restore;
 mod sources;
 
 use job::{Job, Reaction, Signals};
-use network::{RefusedPackets, join_network};
+use network::{Entrance, RefusedPackets, answer_lookups, make_network};
 use sources::{Next, Sources};
 
 pub use attend::Caller;
@@ -84,6 +84,8 @@ pub struct Beside<'b> {
     pub saver: Option<Arc<Saver>>,
     /// What its network decides is recorded here.
     pub net_log: Option<File>,
+    /// Its published ports, where these are taken already.
+    pub doors: Option<Doors>,
     /// Done once the guests have ended, and before anybody is told: who waits for the end finds it done.
     pub at_end: Option<AtEnd<'b>>,
 }
@@ -126,7 +128,10 @@ fn begin(
         }
     };
     // Whoever cannot have a port is told before anything is made.
-    let doors = Doors::open(&spec.publish)?;
+    let doors = match beside.doors {
+        Some(doors) => doors,
+        None => Doors::open(&spec.publish)?,
+    };
     let mut plan = Plan::new(spec, beside.layers, settings, signals.before, &time, apart.as_ref())?;
     let mut image = image;
     if let Some(image) = &mut image {
@@ -150,11 +155,16 @@ fn begin(
         }
         let job = Job::new(terminal.as_ref());
         let starting = kernel.begin_start().await?;
-        // Before the program, which may look a name up at once.
-        let publisher = match launch.behind().take_outpost() {
-            Some(outpost) => join_network(spec, &kernel, outpost, doors, beside.net_log)?,
+        let mut entrance = match launch.behind().take_outpost() {
+            Some(outpost) => Some(make_network(spec, &kernel, outpost, doors, beside.net_log)?),
             None => None,
         };
+        // Before the program, which may look a name up at once. Sockets of an image come before both.
+        let mut publisher = None;
+        if image.is_none() {
+            answer_lookups(&kernel)?;
+            publisher = entrance.take().map(|it| it.open(&kernel)).transpose()?.flatten();
+        }
         // Init need not wait for the supervisor once more: what a guest asks before somebody receives
         // is kept by the kernel, and the guest waits.
         if image.is_none() {
@@ -165,7 +175,8 @@ fn begin(
             .flatten();
         let behind = launch.finish()?;
         let supervisor = Supervisor::new(spec, &plan, behind, kernel, job, starting)?;
-        let mut supervisor = Supervisor { packets, publisher, at_end: beside.at_end, ..supervisor };
+        let mut supervisor =
+            Supervisor { packets, entrance, publisher, at_end: beside.at_end, ..supervisor };
         supervisor.serve(control.as_deref_mut(), terminal.as_ref(), beside.saver)?;
         supervisor.run(signals, terminal, image.zip(area)).await
     });
@@ -209,6 +220,8 @@ struct Supervisor<'r> {
     starting: Option<Starting>,
     job: Job,
     packets: Option<RefusedPackets>,
+    /// Published ports that nobody is let in at yet, and those that lead inside.
+    entrance: Option<Entrance>,
     publisher: Option<Publisher>,
     /// Signals that arrived before the program was known to run.
     early: Vec<i32>,
@@ -280,6 +293,7 @@ impl<'r> Supervisor<'r> {
             starting: Some(starting),
             job,
             packets: None,
+            entrance: None,
             publisher: None,
             early: Vec::new(),
             at_end: None,
@@ -329,6 +343,8 @@ impl<'r> Supervisor<'r> {
     ) -> Result<Finished, Error> {
         if let Some((image, area)) = image {
             let Grown { program, kept } = image.grow(area, &self.behind, &self.kernel).await?;
+            let entrance = self.entrance.take();
+            self.publisher = entrance.map(|it| it.open(&self.kernel)).transpose()?.flatten();
             self.started(Some(program))?;
             for kept in kept {
                 let followed = self.later.resume(kept);

@@ -75,6 +75,9 @@ struct ImageReport {
     group: u32,
     /// What it was allowed beyond a default run.
     network: &'static str,
+    /// As `--allow-net` and `--publish` are written.
+    allowed: Vec<String>,
+    published: Vec<String>,
     shows: Vec<Shown>,
     overlays: Vec<OverlayRow>,
     /// Microseconds.
@@ -188,7 +191,13 @@ fn image(path: &Path) -> Result<ImageReport, String> {
         workdir: lossy(&saved.workdir),
         user: saved.identity.uid,
         group: saved.identity.gid,
-        network: if saved.host_network { "host" } else { "none" },
+        network: match (saved.host_network, &saved.reach) {
+            (true, _) => "host",
+            (false, Some(_)) => "allow",
+            (false, None) => "none",
+        },
+        allowed: saved.reach.as_ref().map(|it| it.allow.clone()).unwrap_or_default(),
+        published: saved.publish.clone(),
         shows: shows(&saved),
         overlays: overlays(&saved, &sandbox),
         ran_us: sandbox.run.ran_us,

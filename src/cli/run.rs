@@ -241,7 +241,7 @@ pub(super) fn attempt(
     if spec.voice == Voice::Verbose {
         let _ = write!(std::io::stderr(), "{}", explain::decisions(&spec));
     }
-    let net_log = options.net_log.as_deref().map(super::record::append).transpose();
+    let net_log = spec.net_log.as_deref().map(super::record::append).transpose();
     let net_log = net_log.map_err(|sentence| (OWN_ERROR, sentence))?;
     let named = options.id.is_some();
     let mut held = held(&spec, store, named, control.as_deref()).map_err(|error| own(&error))?;
@@ -252,6 +252,7 @@ pub(super) fn attempt(
         layers: &layers,
         saver: saver.map(Arc::new),
         net_log,
+        doors: None,
         at_end: Some(Box::new(at_end)),
     };
     let done = runtime::run(&spec, beside, control);

@@ -42,6 +42,7 @@ pub use host::{Account, Accounts, Host};
 pub use limits::{Bound, Bytes, CgroupPlan, CpuBudget, CpuFile, LimitWishes, Limits, Means, Span};
 pub use options::{Options, Rule, RuleKind};
 pub(crate) use paths::{Found, Kind, quoted, walk};
+pub use publish::choose as chosen_ports;
 pub use root::{ROOT_CAPABILITIES, root_capabilities};
 pub use saved::{SavedKind, SavedSpec, grants};
 pub use spec::{
@@ -83,7 +84,7 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
     let time = TimeSpec::parse(&options.time).map_err(|error| refuse!("{error}"))?;
     let limits = limits::choose(&options.limits, host, &identity)?;
     let network = network(options)?;
-    let publish = publish::choose(options, network)?;
+    let publish = publish::choose(&options.publish, options.walls, network)?;
     let mut features =
         features(options, network, &limits, time.as_ref(), host) | syncs(options, &view)?;
     // What the sentry opens Landlock does not look at: there, names that are there at the start have to do.
@@ -105,6 +106,7 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
         walls: options.walls,
         landlock: options.landlock,
         reach: options.reach.clone(),
+        net_log: options.net_log.as_deref().map(|log| absolute(host, log)).transpose()?,
         publish,
         features,
         mounts: view.into_mounts(),

@@ -12,7 +12,7 @@ use crate::launch::{Behind, Plan};
 use crate::save::error::RestoreError;
 use crate::save::restore::lazy::Lazy;
 use crate::save::restore::maker::Sink;
-use crate::save::restore::{self, Grown, Options, ptys, seed};
+use crate::save::restore::{self, Grown, Options, network, ptys, seed};
 use crate::save::state::Sandbox;
 use crate::sentry::{Features, Kernel, KernelError, Level, RecordedFilter, Time};
 use crate::sys::memfd::anonymous_file;
@@ -89,6 +89,9 @@ impl Restored {
         }
         if sandbox.repeat.is_some() != kernel.features().contains(Features::DETERMINISTIC) {
             return Err(RestoreError::refused("the image is damaged: what it repeats").into());
+        }
+        if let Some(network) = kernel.network() {
+            network::prepare(&sandbox, network)?;
         }
         kernel.begin_cpu_time_at(Duration::from_micros(sandbox.run.cpu_us));
         let mut mapped = None;

@@ -10,7 +10,7 @@ use serde_bytes::ByteBuf;
 
 use crate::save::sharing::{Apart, Sharing};
 use crate::save::timers::Timer;
-use crate::sentry::SavedRepeat;
+use crate::sentry::{SavedNetwork, SavedRepeat};
 use crate::timekeeping::SavedClocks;
 
 mod trees;
@@ -33,6 +33,9 @@ pub struct Sandbox {
     /// What a run with `--deterministic` goes on with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub repeat: Option<SavedRepeat>,
+    /// What a network of allowed hosts goes on with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<SavedNetwork>,
     /// The address spaces.
     pub spaces: Vec<Space>,
     /// The processes; a parent comes before its children.

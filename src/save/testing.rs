@@ -25,6 +25,7 @@ pub(crate) fn empty() -> Sandbox {
         clocks: Clocks::default(),
         own_clocks: None,
         repeat: None,
+        network: None,
         spaces: Vec::new(),
         processes: Vec::new(),
         keepers: Vec::new(),
@@ -56,6 +57,7 @@ pub(crate) fn with_maker<T>(sandbox: &Sandbox, work: impl FnOnce(&mut Maker<'_>)
         hands: Default::default(),
         gate: &gate,
         devices: Vec::new(),
+        kernel: None,
     };
     let result = work(&mut maker);
     child.kill().unwrap();

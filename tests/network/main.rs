@@ -7,6 +7,7 @@
 mod common;
 
 mod publish;
+mod saves;
 mod unix;
 mod accounts;
 

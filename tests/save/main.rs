@@ -9,6 +9,7 @@ mod failures;
 mod ipc;
 mod later;
 mod lazy;
+mod network;
 mod passing;
 mod programs;
 mod repeats;

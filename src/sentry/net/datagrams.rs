@@ -21,7 +21,7 @@ use super::ledger::Datagrams;
 use crate::sys::{errno_of, socket};
 
 /// Relays that are open at a time: the one that was opened first makes way.
-const MOST_RELAYS: usize = 128;
+pub(super) const MOST_RELAYS: usize = 128;
 /// Flows of a relay at a time.
 const MOST_FLOWS: usize = 64;
 /// A flow that has carried nothing for so long ends; what is sent later begins another (RFC 4787, REQ-5).
@@ -47,6 +47,12 @@ impl Relays {
     pub(super) fn has(&self, address: SocketAddr) -> bool {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         open.by_address.contains_key(&address)
+    }
+
+    /// Where there are relays, the one that was opened first in front.
+    pub(super) fn addresses(&self) -> Vec<SocketAddr> {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.order.iter().copied().collect()
     }
 
     /// Opens a relay for `address`, which may be reached; `false`: there is one. What the host's network refuses, it

@@ -25,6 +25,7 @@ pub mod publish;
 mod replace;
 mod resolver;
 mod rule;
+mod saved;
 mod tcp;
 mod upstream;
 
@@ -48,6 +49,7 @@ use policy::{Known, is_loopback};
 pub use policy::{Policy, Verdict};
 pub use resolver::{RESOLVERS, Resolver};
 pub use rule::{Rule, Transport};
+pub use saved::{SavedName, SavedNetwork};
 pub use tcp::connect;
 
 use super::kernel::Kernel;

@@ -210,14 +210,14 @@ fn restore(
         hands: Default::default(),
         gate: &gate,
         devices: Vec::new(),
+        kernel: None,
     };
     let _ended = Ended(maker_child);
     make_files(&mut maker, &restore_streams, FilesPolicy::Strict)?;
     make_late_files(&mut maker, FilesPolicy::Strict)?;
     pour(contents, &mut maker.sinks);
-    for finish in std::mem::take(&mut maker.finishes) {
-        finish(&mut maker)?;
-    }
+    let finishes = std::mem::take(&mut maker.finishes);
+    finishes.into_iter().try_for_each(|finish| finish(&mut maker))?;
     let files = std::mem::take(&mut maker.files);
     drop(maker);
     let (child, mut hand, courier) = plant();
