@@ -86,16 +86,15 @@ fn connections_outside_are_found_reset_and_all_else_goes_on() {
     let reset = "epoll ['0x2019']\nshared True 1\nwritten ECONNRESET\nerror ECONNRESET (0, True, 'end')\n\
                  many 100000 True ECONNRESET\n";
     let expected = native.replace(lines, reset);
-    assert_eq!(told(&desk, Some(Way::PausedAndRestored)), expected);
     assert_eq!(told(&desk, Some(Way::RestoredTwice)), expected);
     desk.is_clean();
 }
 
 /// Has somebody outside count, and connects again when the connection is reset.
 const COUNTER: &str = "
-import os, socket, sys
+import os, socket, sys, time
 count, connection, resets = 0, None, 0
-while count < 1000:
+while count < 200:
     try:
         if not connection:
             connection = socket.create_connection(('127.0.0.1', int(sys.argv[1])))
@@ -103,8 +102,8 @@ while count < 1000:
         count = int(connection.recv(100) or b'x')
         open('count', 'w').write(str(count))
         open('up', 'w').close()
-        while count == 500 and not os.path.exists('go'):
-            pass
+        while count == 100 and not os.path.exists('go'):
+            time.sleep(0.01)
     except ConnectionResetError:
         connection, resets = None, resets + 1
 open('out', 'w').write(f'{count} {resets}')
@@ -148,12 +147,13 @@ fn a_client_that_connects_again_counts_on_over_saves() {
     desk.save(Way::Restored);
     desk.touch("go");
     desk.sandbox(&["wait", "it"]).success();
-    assert_eq!(desk.workspace.read("out"), "1000 2");
+    assert_eq!(desk.workspace.read("out"), "200 2");
     // It was recorded on in the same file; another one can be named.
     assert_eq!(fs::read_to_string(&log).unwrap().matches("\"connect\"").count(), 3);
     let inspected = desk.sandbox(&["inspect", "image"]);
     inspected.success().out_has(&format!("reaches   {rule}\n"));
-    desk.sandbox(&["restore", "image", "--id", "it", "--net-log", "other"]).success();
+    let again = ["restore", "image", "--id", "it", "--files", "changed-ok", "--net-log", "other"];
+    desk.sandbox(&again).success();
     assert!(desk.workspace.read("other").contains("\"connect\""));
     desk.is_clean();
 }
@@ -172,7 +172,8 @@ def datagrams():
     it.bind(('127.0.0.1', 81))
     open('up', 'w').close()
     while True:
-        it.sendto(up(), it.recvfrom(100)[1])
+        peer = it.recvfrom(100)[1]
+        it.sendto(up(), peer)
 def serve(connection):
     try:
         while connection.recv(100):
@@ -277,9 +278,9 @@ fn a_socket_of_the_host_is_shown_again() {
             let _ = stream.unwrap().write_all(b"hello");
         }
     });
-    let ask = "import os, socket, sys
+    let ask = "import os, socket, sys, time
 open('up', 'w').close()
-while not os.path.exists('go'): pass
+while not os.path.exists('go'): time.sleep(0.01)
 it = socket.socket(socket.AF_UNIX)
 it.connect(sys.argv[1])
 open('out', 'w').write(it.recv(9).decode())";
