@@ -17,7 +17,7 @@ use crate::save::restore::descriptors::{
 };
 use crate::save::restore::maker::{Maker, Sink};
 use crate::save::restore::seed::tests::plant;
-use crate::save::state::{Clocks, Run, Sandbox};
+use crate::save::state::{Clocks, Sandbox};
 use crate::sys::ptrace;
 
 /// A program that has set its descriptors up and stands still.
@@ -127,32 +127,15 @@ fn clocks() -> Clocks {
 }
 
 fn sandbox(table: &Table, collector: &Collector) -> Sandbox {
+    let mut sandbox = crate::save::testing::empty();
+    sandbox.run.program = 2;
     Sandbox {
-        run: Run {
-            spec: Default::default(),
-            id: String::new(),
-            log: String::new(),
-            program: 2,
-            ran_us: 0,
-            saved_us: 0,
-            cpu_us: 0,
-        },
         clocks: clocks(),
-        own_clocks: None,
-        repeat: None,
-        spaces: Vec::new(),
-        processes: Vec::new(),
-        keepers: Vec::new(),
-        sharing: Vec::new(),
         files: collector.files.clone(),
         tables: vec![table.clone()],
         shared: collector.shared.clone(),
-        trees: Vec::new(),
-        overlay: None,
-        ipc: Default::default(),
         pipes: collector.pipes.clone(),
-        terminals: Vec::new(),
-        terminal: None,
+        ..sandbox
     }
 }
 
