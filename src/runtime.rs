@@ -44,7 +44,7 @@ mod sources;
 
 use asking::Desk;
 use job::{Job, Reaction, Signals};
-use network::{RefusedPackets, join_network};
+use network::{Entrance, RefusedPackets, answer_lookups, make_network};
 use sources::{Next, Sources};
 
 pub use attend::Caller;
@@ -89,6 +89,8 @@ pub struct Beside<'b> {
     pub net_log: Option<File>,
     /// Writes answers down (`--ask-save`).
     pub scribe: Option<Scribe>,
+    /// Its published ports, where these are taken already.
+    pub doors: Option<Doors>,
     /// Done once the guests have ended, and before anybody is told: who waits for the end finds it done.
     pub at_end: Option<AtEnd<'b>>,
 }
@@ -131,7 +133,10 @@ fn begin(
         }
     };
     // Whoever cannot have a port is told before anything is made.
-    let doors = Doors::open(&spec.publish)?;
+    let doors = match beside.doors {
+        Some(doors) => doors,
+        None => Doors::open(&spec.publish)?,
+    };
     let mut plan = Plan::new(spec, beside.layers, settings, signals.before, &time, apart.as_ref())?;
     let mut image = image;
     if let Some(image) = &mut image {
@@ -156,11 +161,16 @@ fn begin(
         asking::begin(spec, &kernel, beside.scribe);
         let job = Job::new(terminal.as_ref());
         let starting = kernel.begin_start().await?;
-        // Before the program, which may look a name up at once.
-        let publisher = match launch.behind().take_outpost() {
-            Some(outpost) => join_network(spec, &kernel, outpost, doors, beside.net_log)?,
+        let mut entrance = match launch.behind().take_outpost() {
+            Some(outpost) => Some(make_network(spec, &kernel, outpost, doors, beside.net_log)?),
             None => None,
         };
+        // Before the program, which may look a name up at once. Sockets of an image come before both.
+        let mut publisher = None;
+        if image.is_none() {
+            answer_lookups(&kernel)?;
+            publisher = entrance.take().map(|it| it.open(&kernel)).transpose()?.flatten();
+        }
         // Init need not wait for the supervisor once more: what a guest asks before somebody receives
         // is kept by the kernel, and the guest waits.
         if image.is_none() {
@@ -172,8 +182,9 @@ fn begin(
         let behind = launch.finish()?;
         let supervisor = Supervisor::new(spec, &plan, behind, kernel, job, starting)?;
         let desk = Desk::new(&supervisor.kernel, terminal.is_some());
+        let at_end = beside.at_end;
         let mut supervisor =
-            Supervisor { packets, publisher, desk, at_end: beside.at_end, ..supervisor };
+            Supervisor { packets, entrance, publisher, desk, at_end, ..supervisor };
         supervisor.serve(control.as_deref_mut(), terminal.as_ref(), beside.saver)?;
         supervisor.run(signals, terminal, image.zip(area)).await
     });
@@ -217,6 +228,8 @@ struct Supervisor<'r> {
     starting: Option<Starting>,
     job: Job,
     packets: Option<RefusedPackets>,
+    /// Published ports that nobody is let in at yet, and those that lead inside.
+    entrance: Option<Entrance>,
     publisher: Option<Publisher>,
     /// Where the user is asked.
     desk: Option<Desk>,
@@ -290,6 +303,7 @@ impl<'r> Supervisor<'r> {
             starting: Some(starting),
             job,
             packets: None,
+            entrance: None,
             publisher: None,
             desk: None,
             early: Vec::new(),
@@ -340,6 +354,8 @@ impl<'r> Supervisor<'r> {
     ) -> Result<Finished, Error> {
         if let Some((image, area)) = image {
             let Grown { program, kept } = image.grow(area, &self.behind, &self.kernel).await?;
+            let entrance = self.entrance.take();
+            self.publisher = entrance.map(|it| it.open(&self.kernel)).transpose()?.flatten();
             self.started(Some(program))?;
             for kept in kept {
                 let followed = self.later.resume(kept);

@@ -241,7 +241,7 @@ pub(super) fn attempt(
     if spec.voice == Voice::Verbose {
         let _ = write!(std::io::stderr(), "{}", explain::decisions(&spec));
     }
-    let net_log = options.net_log.as_deref().map(super::record::append).transpose();
+    let net_log = spec.net_log.as_deref().map(super::record::append).transpose();
     let net_log = net_log.map_err(|sentence| (OWN_ERROR, sentence))?;
     let scribe = options.ask_save.clone().map(super::ask::scribe).transpose();
     let scribe = scribe.map_err(|sentence| (OWN_ERROR, sentence))?;
@@ -255,6 +255,7 @@ pub(super) fn attempt(
         saver: saver.map(Arc::new),
         net_log,
         scribe,
+        doors: None,
         at_end: Some(Box::new(at_end)),
     };
     let done = runtime::run(&spec, beside, control);

@@ -58,6 +58,7 @@ pub use descriptors::Streams;
 use filters::Filters;
 pub(in crate::save) use instruction::instruction_of;
 use snapshot::{Copied, Live};
+use sockets::Around;
 use status::Status;
 
 /// What was found.
@@ -109,10 +110,10 @@ pub struct Earlier {
 }
 
 impl Found {
-    /// Nothing yet. `strict`: connections that go outside are refused.
-    pub fn new(earlier: Earlier, strict: bool) -> Found {
+    /// Nothing yet.
+    pub fn new(earlier: Earlier, around: Around) -> Found {
         let mut found = Found { earlier, ..Found::default() };
-        found.collector.sockets.strict = strict;
+        found.collector.sockets.around = around;
         found
     }
 
