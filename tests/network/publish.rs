@@ -210,7 +210,11 @@ fn what_is_bounded_is_what_it_is_natively_until_it_is_used_up() {
     let at = served.at("8080");
     let words = "send 10\n";
     let left = (100 << 10) - words.len();
-    assert_eq!(rest(open(at, words)), format!("ConnectionReset after {left} bytes"));
+    // (What is under way when it is reset is lost.)
+    let broken = rest(open(at, words));
+    let came =
+        broken.strip_prefix("ConnectionReset after ").and_then(|it| it.strip_suffix(" bytes"));
+    assert!(came.is_some_and(|came| came.parse::<usize>().unwrap() <= left), "{broken}");
     assert_eq!(rest(open(at, words)), "ConnectionReset after 0 bytes");
 }
 
@@ -306,7 +310,6 @@ fn who_comes_too_early_is_sent_away_and_who_comes_to_a_paused_one_waits() {
     waiting.set_read_timeout(Some(LIMIT)).unwrap();
     served.sandbox(&["resume", "served"]).success();
     assert_eq!(rest(waiting), "words end");
-    served.sandbox(&["save", "served", "-o", "image"]).one_line_error(125, &["--publish"]);
 }
 
 #[test]
