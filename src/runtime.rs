@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use crate::config::{Network, RunSpec, Voice, Walls, Without};
 use crate::control::{Control, ExecCall, Server};
-use crate::launch::{Apart, Behind, End, Event, Launch, LaunchError, Order, Plan};
+use crate::launch::{Apart, Behind, End, Event, Launch, LaunchError, Order, Plan, Program};
 use crate::notify::filter;
 use crate::notify::{Engine, Listener, Options};
 use crate::overlay::{Layer, Saver};
@@ -21,7 +21,9 @@ use crate::save::restore::Grown;
 use crate::save::spec;
 use crate::sentry::file_log::Report;
 use crate::sentry::net::publish::{Doors, Publisher};
-use crate::sentry::{self, Kernel, KernelArgs, KernelError, Measured, Randomness, Starting, Time};
+use crate::sentry::{
+    self, Content, Kernel, KernelArgs, KernelError, Measured, Randomness, Starting, Time,
+};
 use crate::sys::descriptors;
 use crate::sys::message::Descriptors;
 use crate::sys::process::{self, exit_status};
@@ -48,6 +50,9 @@ pub use attend::Caller;
 pub use error::Error;
 pub use later::{Later, Started, Wish};
 pub use restore::{Fill, Restored};
+
+/// What could not be done where [`fetch_program`] fails.
+const NO_CONTENT: &str = "fetch the content of the program for its overlay";
 
 /// How a run ended.
 #[derive(Debug, Default)]
@@ -80,6 +85,8 @@ pub fn run(
 pub struct Beside<'b> {
     /// Layers of its overlays.
     pub layers: &'b [Layer],
+    /// What fetches content of files in them, where the kernel makes no overlays.
+    pub content: Option<Arc<dyn Content>>,
     /// What a save needs of them.
     pub saver: Option<Arc<Saver>>,
     /// What its network decides is recorded here.
@@ -128,6 +135,11 @@ fn begin(
     // Whoever cannot have a port is told before anything is made.
     let doors = Doors::open(&spec.publish)?;
     let mut plan = Plan::new(spec, beside.layers, settings, signals.before, &time, apart.as_ref())?;
+    if let (Some(content), None) = (&beside.content, &image) {
+        let program =
+            Program { argv: &spec.argv, environment: &spec.environment, workdir: &spec.workdir };
+        fetch_program(&**content, &program).map_err(|e| Error::Own(NO_CONTENT, e.into()))?;
+    }
     let mut image = image;
     if let Some(image) = &mut image {
         image.options.terminal = terminal.as_ref().map(Terminal::streams);
@@ -144,7 +156,7 @@ fn begin(
         .build()
         .map_err(|error| Error::Own("start the runtime", error))?;
     let finished = runtime.block_on(async {
-        let kernel = make_kernel(spec, launch.behind(), time)?;
+        let kernel = make_kernel(spec, launch.behind(), time, beside.content)?;
         if let Some(apart) = &apart {
             kernel.confine(apart.grounds());
         }
@@ -172,6 +184,12 @@ fn begin(
     // A parked future of a task that was killed has nobody to answer.
     runtime.shutdown_background();
     finished
+}
+
+/// Fetches the content of a program that is about to be executed by a copy of init, if it is one that lacks it.
+fn fetch_program(content: &dyn Content, program: &Program<'_>) -> Result<(), Errno> {
+    let mut places = program.candidates().into_iter().map(|it| program.workdir.join(it));
+    places.try_for_each(|place| content.fetch_program(&place))
 }
 
 /// Ends this process and its job by SIGINT, as the key would have without a sandbox. Returns only
@@ -219,7 +237,12 @@ struct Supervisor<'r> {
 }
 
 /// The kernel, with the limits in force.
-fn make_kernel(spec: &RunSpec, behind: &mut Behind, time: Time) -> Result<Arc<Kernel>, Error> {
+fn make_kernel(
+    spec: &RunSpec,
+    behind: &mut Behind,
+    time: Time,
+    content: Option<Arc<dyn Content>>,
+) -> Result<Arc<Kernel>, Error> {
     let kernel = Kernel::new(KernelArgs {
         features: spec.features,
         init: behind.take_init(),
@@ -229,8 +252,8 @@ fn make_kernel(spec: &RunSpec, behind: &mut Behind, time: Time) -> Result<Arc<Ke
         announce: spec.voice == Voice::Verbose,
         time,
     })?;
-    if let Some(rules) = &spec.coming {
-        kernel.judge_names(Arc::clone(rules));
+    if spec.coming.is_some() || content.is_some() {
+        kernel.perform_paths(spec.coming.clone(), content);
     }
     if let Some(chosen) = &spec.deterministic {
         kernel.draw_from(Randomness::new(&chosen.seed, spec.workdir.clone()));

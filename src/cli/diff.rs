@@ -95,6 +95,7 @@ pub(super) fn words(path: &Path) -> (String, Option<Vec<u8>>) {
 pub(super) fn run(command: &Command) -> i32 {
     let Some(what) = &command.what else { return list(command) };
     let found = Kept::find(what, command.overlay_dir.as_deref())
+        .and_then(|mut kept| kept.settle().map(|()| kept))
         .and_then(|kept| sorted(&kept).map(|changes| (kept, changes)));
     let (kept, changes) = match found {
         Ok(found) => found,

@@ -350,7 +350,8 @@ fn attempt(
     };
     let (layers, saver) = (std::mem::take(&mut overlays.layers), overlays.saver.take());
     let at_end = |_: Option<&Report>| Ok(overlays.end().into_iter().collect());
-    let beside = Beside { layers: &layers, saver, net_log: None, at_end: Some(Box::new(at_end)) };
+    let beside =
+        Beside { layers: &layers, saver, at_end: Some(Box::new(at_end)), ..Beside::default() };
     let done = runtime::restore(&spec, restored, beside, Some(control));
     // What has never run leaves the store as it was.
     overlays.end();

@@ -163,10 +163,7 @@ impl SavedSpec {
             host_network: spec.network == Network::Host,
             mounts: spec.mounts.iter().filter_map(SavedMount::of).collect(),
             limits: SavedLimits::of(&spec.limits),
-            features: spec
-                .features
-                .difference(Features::RESTORED | Features::LAZY | Features::PATTERNS)
-                .bits(),
+            features: spec.features.difference(Features::NOT_SAVED).bits(),
             without: spec.without.bits(),
             voice: match spec.voice {
                 Voice::Quiet => 0,
@@ -290,7 +287,7 @@ impl SavedSpec {
     fn without(&self) -> Result<Without, ConfigError> {
         let saved = Without::from_bits(self.without);
         let saved = saved.ok_or_else(|| unknown("the facilities", self.without))?;
-        Ok(saved - Without::LANDLOCK)
+        Ok(saved - Without::LANDLOCK - Without::OVERLAYFS)
     }
 
     /// The file view, arranged anew of the user's rules; with what was hidden besides.

@@ -130,6 +130,16 @@ pub struct Identity {
     pub gid_map: Vec<IdRange>,
 }
 
+impl Identity {
+    /// Whether this user and this group of the host's exist inside.
+    pub fn knows(&self, uid: u32, gid: u32) -> bool {
+        let known = |id: u32, map: &[IdRange]| {
+            map.iter().any(|range| id.checked_sub(range.outside).is_some_and(|n| n < range.count))
+        };
+        known(uid, &self.uid_map) && known(gid, &self.gid_map)
+    }
+}
+
 /// One line of a uid_map or gid_map (user_namespaces(7)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IdRange {
@@ -300,6 +310,8 @@ bitflags::bitflags! {
         const LANDLOCK = 1 << 5;
         /// Time namespaces.
         const TIME_NAMESPACES = 1 << 6;
+        /// overlayfs, for `--overlay`.
+        const OVERLAYFS = 1 << 7;
     }
 }
 
@@ -313,6 +325,7 @@ impl Without {
         "process-vm",
         "landlock",
         "time-namespaces",
+        "overlayfs",
     ];
 
     /// The facility of that name; none if there is none.

@@ -40,6 +40,8 @@ bitflags::bitflags! {
         const ROOT = 1 << 22;
         /// Rules are about names that may come to be: a pattern of `--hide`, `--deny`, `--ro`.
         const PATTERNS = 1 << 24;
+        /// Files of overlays get their content when they are first opened: `--overlay` without overlayfs.
+        const TWINS = 1 << 25;
         /// Some hosts may be reached: `--net allow`.
         const NETWORK = 1 << 26;
         /// The guests have no network, and no network namespace for it: `--walls landlock`. Never without NO_NAMESPACES.
@@ -47,6 +49,12 @@ bitflags::bitflags! {
         /// The guests live in the host's namespaces: `--walls landlock`.
         const NO_NAMESPACES = 1 << 30;
     }
+}
+
+impl Features {
+    /// What is found out anew when a run is restored, or has no image.
+    pub const NOT_SAVED: Features =
+        Features::RESTORED.union(Features::LAZY).union(Features::PATTERNS).union(Features::TWINS);
 }
 
 impl Default for Features {
