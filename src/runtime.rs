@@ -188,8 +188,8 @@ fn begin(
 
 /// Fetches the content of a program that is about to be executed by a copy of init, if it is one that lacks it.
 fn fetch_program(content: &dyn Content, program: &Program<'_>) -> Result<(), Errno> {
-    let mut places = program.candidates().into_iter().map(|it| program.workdir.join(it));
-    places.try_for_each(|place| content.fetch_program(&place))
+    let mut places = program.candidates().into_iter();
+    places.try_for_each(|place| content.fetch_program(&place, program.workdir))
 }
 
 /// Ends this process and its job by SIGINT, as the key would have without a sandbox. Returns only

@@ -11,6 +11,7 @@ use super::layers::Layer;
 use super::remove::remove_tree;
 use super::store::{Kept, Lock, Store};
 use super::twin::{self, Twins};
+use crate::sys::descriptors;
 
 /// The overlay of a run that is about to start or goes on: nobody else uses it while this lives.
 #[derive(Debug)]
@@ -45,7 +46,8 @@ impl Held {
         let Held { id, store, directory, lock, twins, .. } = self;
         let Ok(mut description) = Description::read(directory.as_fd()) else { return false };
         let twins = twins.as_ref().map(|(twins, _)| &**twins);
-        // (What cannot be gathered was changed.)
+        // (Each level of a tree takes some. What cannot be gathered was changed.)
+        descriptors::raise_limit();
         let gathered = twin::end_all(directory.as_fd(), &mut description, twins);
         let path = store.path.join(&id);
         let kept = Kept { id, path, store, directory, description };
@@ -59,6 +61,7 @@ impl Held {
         let Held { id, store, directory, lock, layers, twins } = self;
         let mut description = Description::read(directory.as_fd()).ok()?;
         let twins = twins.as_ref().map(|(twins, _)| &**twins);
+        descriptors::raise_limit();
         if let Err(error) = twin::end_all(directory.as_fd(), &mut description, twins) {
             return Some(error.to_string());
         }

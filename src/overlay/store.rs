@@ -33,6 +33,7 @@ use super::remove::{is_heap, remove_tree, sweep};
 use super::restoring::{self, is_restoring};
 use super::twin;
 use crate::config::quoted;
+use crate::sys::descriptors;
 
 pub(super) const DIRECTORY: OFlag =
     OFlag::O_DIRECTORY.union(OFlag::O_RDONLY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
@@ -349,6 +350,7 @@ impl Kept {
             return Ok(());
         }
         let Ok(_lock) = self.lock() else { return Ok(()) };
+        descriptors::raise_limit();
         twin::end_all(self.directory.as_fd(), &mut self.description, None)
     }
 

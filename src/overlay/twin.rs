@@ -36,6 +36,7 @@ use super::description::Note;
 use super::entry;
 use super::remove::remove_tree;
 use super::store::open_closed;
+use crate::sys::errno_of;
 
 /// The directory of a layer in which its twin is.
 pub(super) const PLACE: &str = "twin";
@@ -87,6 +88,18 @@ pub(super) fn end(
         }
     }
     remove_tree(layer, PLACE.as_ref()).map_err(fail)
+}
+
+/// Does something that calls itself for each directory in a directory, on a stack that is large enough for the longest
+/// path.
+fn deep<T: Send>(job: impl FnOnce() -> Result<T, Trouble> + Send) -> Result<T, Trouble> {
+    const STACK: usize = 256 << 20;
+    let fail = Trouble::at(Path::new(""));
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, job);
+        let thread = thread.map_err(|error| fail(errno_of(&error)))?;
+        thread.join().unwrap_or_else(|_| Err(fail(Errno::EIO)))
+    })
 }
 
 /// The file in which is written down what was filled, made anew.

@@ -27,6 +27,7 @@ fn what_takes_overlayfs_is_refused_by_name() {
         (&["--overlay", "/"][..], "--overlay /"),
         (&["--overlay", ".", "--root"], "--root"),
         (&["--overlay", ".", "--fake-fsync"], "--fake-fsync"),
+        (&["--overlay", ".", "--record-files", "../record"], "--record-files"),
     ] {
         asked(words).one_line_error(125, &[named, "it takes overlayfs", "--without overlayfs"]);
     }
@@ -90,7 +91,7 @@ fn programs_in_an_overlay_are_executed() {
     inside(&["bash", "-c", "PATH=$PWD/bin:$PATH; linked echo path; script"])
         .success()
         .out_has("path\nscript ");
-    inside(&["./bin/third"]).success().out_has("#!bin/second");
+    inside(&["./bin/third"]).success().expect_out("#!bin/own-env cat\n#!bin/second\nx\n");
     let by_descriptor = "import os\nfd = os.open('bin/own-env', os.O_PATH)\nos.execve(fd, ['env', 'echo', 'fd'], {})";
     inside(&["python3", "-c", by_descriptor]).success().expect_out("fd\n");
     begin(&desk, "later", "true");

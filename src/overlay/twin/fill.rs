@@ -156,8 +156,8 @@ pub(super) fn by_inode(notes: &Notes) -> HashMap<u64, u32> {
 }
 
 impl Content for Twins {
-    fn fetch_program(&self, path: &Path) -> Result<(), Errno> {
-        self.complete_program(path)
+    fn fetch_program(&self, path: &Path, workdir: &Path) -> Result<(), Errno> {
+        self.complete_program(path, workdir)
     }
 
     fn lacks(&self, file: BorrowedFd<'_>, stat: &FileStat, changes: bool) -> bool {

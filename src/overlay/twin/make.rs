@@ -26,9 +26,9 @@ pub(in super::super) struct Ground<'g> {
     /// The directory that it is of.
     pub(in super::super) lower: &'g Path,
     /// Whether something is mounted on a path below it, so that nothing of it need be shown.
-    pub(in super::super) covered: &'g dyn Fn(&Path) -> bool,
+    pub(in super::super) covered: &'g (dyn Fn(&Path) -> bool + Sync),
     /// Whether an owner does not exist inside.
-    pub(in super::super) foreign: &'g dyn Fn(u32, u32) -> bool,
+    pub(in super::super) foreign: &'g (dyn Fn(u32, u32) -> bool + Sync),
 }
 
 /// Makes the twin in the directory of a layer, and gives its notes.

@@ -25,9 +25,10 @@ const MOST_LINKS: usize = 40;
 const MOST_INTERPRETERS: usize = 6;
 
 impl Twins {
-    /// Fills what a path leads to, as guests know it, and what interprets that.
-    pub(super) fn complete_program(&self, path: &Path) -> Result<(), Errno> {
-        let mut path = path.to_owned();
+    /// Fills what a path leads to, as guests know it, and what interprets that (a relative path is one from the working
+    /// directory there, too).
+    pub(super) fn complete_program(&self, path: &Path, workdir: &Path) -> Result<(), Errno> {
+        let mut path = workdir.join(path);
         for _ in 0..MOST_INTERPRETERS {
             let Some(place) = self.follow(&path) else { return Ok(()) };
             let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
@@ -43,7 +44,7 @@ impl Twins {
             let own = descriptor_path(file.as_fd());
             let Ok(file) = open(&*own, flags, Mode::empty()) else { return Ok(()) };
             let Some(next) = interpreter_of(&File::from(file)) else { return Ok(()) };
-            path = path.parent().unwrap_or(Path::new("/")).join(OsString::from_vec(next));
+            path = workdir.join(OsString::from_vec(next));
         }
         Ok(())
     }

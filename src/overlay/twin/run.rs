@@ -15,7 +15,7 @@ use super::super::error::{OverlayError, refuse};
 use super::super::layers::Layer;
 use super::super::places::hidden_places;
 use super::super::store::{OVERLAYFS_SUPER_MAGIC, Store};
-use super::{Ground, Trouble, Twins, end, is_in, make};
+use super::{Ground, Trouble, Twins, deep, end, is_in, make};
 use crate::config::{RunSpec, Without, quoted};
 use crate::sentry::Features;
 use crate::sys::probe::{OverlayPlaces, rehearse_overlays};
@@ -64,6 +64,10 @@ fn check(spec: &RunSpec, cause: &str) -> Result<(), OverlayError> {
         () if spec.features.contains(Features::FAKE_SYNC) => {
             ("--overlay together with --fake-fsync", "leave --fake-fsync out")
         }
+        // What is read is hashed by its name, and may lack its content then.
+        () if spec.features.contains(Features::FILE_LOG) => {
+            ("--overlay together with --record-files", "leave --record-files out")
+        }
         () => return Ok(()),
     };
     Err(refuse!(
@@ -94,7 +98,7 @@ pub(in super::super) fn make_all(
         let fail = |trouble: Trouble| no_twin(&target, &trouble);
         let open = open_layer(directory, layer.number).map_err(Trouble::at(Path::new("")));
         let open = open.map_err(fail)?;
-        let notes = make(open.as_fd(), &ground).map_err(fail)?;
+        let notes = deep(|| make(open.as_fd(), &ground)).map_err(fail)?;
         let places = (target.clone(), place.clone());
         twins.add((layer.number, open.as_fd()), places, notes).map_err(fail)?;
         layer.twin = Some(place);
@@ -113,7 +117,7 @@ pub(in super::super) fn end_all(
         let target = path(&note.path);
         let Ok(layer) = open_layer(directory, number) else { continue };
         let filled = twins.and_then(|twins| twins.filled(number));
-        end(layer.as_fd(), note, filled.as_ref()).map_err(|trouble| {
+        deep(|| end(layer.as_fd(), note, filled.as_ref())).map_err(|trouble| {
             refuse!(
                 "cannot gather what was changed in {}: {}; it is kept, and the next run or verb that uses the \
                  overlay tries again",

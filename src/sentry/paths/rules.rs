@@ -67,10 +67,10 @@ pub trait Content: std::fmt::Debug + Send + Sync {
     /// What the host says of reading it, and of writing it elsewhere.
     fn fetch(&self, file: BorrowedFd<'_>) -> Result<(), Errno>;
 
-    /// Gives it to what a path leads to, as guests know it, and to what interprets that: before an exec whose path the
-    /// sentry cannot read.
+    /// Gives it to what a path leads to from a working directory, as guests know both, and to what interprets that:
+    /// before an exec whose path the sentry cannot read.
     ///
     /// # Errors
     /// As [`Content::fetch`].
-    fn fetch_program(&self, path: &Path) -> Result<(), Errno>;
+    fn fetch_program(&self, path: &Path, workdir: &Path) -> Result<(), Errno>;
 }
