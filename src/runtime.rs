@@ -19,6 +19,7 @@ use crate::overlay::{Layer, Saver};
 use crate::save::pipeline::{Facts, ItsTerminal};
 use crate::save::restore::Grown;
 use crate::save::spec;
+use crate::sentry::asking::Scribe;
 use crate::sentry::file_log::Report;
 use crate::sentry::net::publish::{Doors, Publisher};
 use crate::sentry::{
@@ -30,6 +31,7 @@ use crate::sys::process::{self, exit_status};
 use crate::terminal::Terminal;
 use crate::timekeeping::Namespace;
 
+mod asking;
 mod attend;
 mod error;
 mod files;
@@ -42,6 +44,7 @@ mod network;
 mod restore;
 mod sources;
 
+use asking::Desk;
 use job::{Job, Reaction, Signals};
 use network::{RefusedPackets, join_network};
 use sources::{Next, Sources};
@@ -91,6 +94,8 @@ pub struct Beside<'b> {
     pub saver: Option<Arc<Saver>>,
     /// What its network decides is recorded here.
     pub net_log: Option<File>,
+    /// Writes answers down (`--ask-save`).
+    pub scribe: Option<Scribe>,
     /// Done once the guests have ended, and before anybody is told: who waits for the end finds it done.
     pub at_end: Option<AtEnd<'b>>,
 }
@@ -160,6 +165,7 @@ fn begin(
         if let Some(apart) = &apart {
             kernel.confine(apart.grounds());
         }
+        asking::begin(spec, &kernel, beside.scribe);
         let job = Job::new(terminal.as_ref());
         let starting = kernel.begin_start().await?;
         // Before the program, which may look a name up at once.
@@ -177,7 +183,9 @@ fn begin(
             .flatten();
         let behind = launch.finish()?;
         let supervisor = Supervisor::new(spec, &plan, behind, kernel, job, starting)?;
-        let mut supervisor = Supervisor { packets, publisher, at_end: beside.at_end, ..supervisor };
+        let desk = Desk::new(&supervisor.kernel, terminal.is_some());
+        let mut supervisor =
+            Supervisor { packets, publisher, desk, at_end: beside.at_end, ..supervisor };
         supervisor.serve(control.as_deref_mut(), terminal.as_ref(), beside.saver)?;
         supervisor.run(signals, terminal, image.zip(area)).await
     });
@@ -228,6 +236,8 @@ struct Supervisor<'r> {
     job: Job,
     packets: Option<RefusedPackets>,
     publisher: Option<Publisher>,
+    /// Where the user is asked.
+    desk: Option<Desk>,
     /// Signals that arrived before the program was known to run.
     early: Vec<i32>,
     /// See [`Beside`].
@@ -304,6 +314,7 @@ impl<'r> Supervisor<'r> {
             job,
             packets: None,
             publisher: None,
+            desk: None,
             early: Vec::new(),
             at_end: None,
             noted: None,
@@ -385,6 +396,10 @@ impl<'r> Supervisor<'r> {
                         (next, _) => next?,
                     }
                 }
+                () = asking::asked(&mut self.desk) => {
+                    self.attend()?;
+                    continue;
+                }
                 // (The other end is held here: it is never closed.)
                 Some(call) = self.calls.recv() => {
                     self.start_later(call);
@@ -402,10 +417,14 @@ impl<'r> Supervisor<'r> {
                     // sends to the supervisor is passed on in order.
                     if let (true, Some((terminal, master))) = (started, terminal.take()) {
                         sources.terminal = Some(self.job.carry(terminal, master)?);
+                        self.attend()?;
                     }
                 }
                 Next::Signal(signal) => self.on_signal(&signal)?,
-                Next::TerminalGone => self.job.hang_up(),
+                Next::TerminalGone => {
+                    self.job.hang_up();
+                    self.attend()?;
+                }
                 Next::Nothing => {}
             }
         };
@@ -421,7 +440,10 @@ impl<'r> Supervisor<'r> {
             }
             // Nobody would continue a detached one, and nothing would answer on its socket.
             Event::Stopped(_) if self.control.as_ref().is_some_and(|it| it.is_detached()) => {}
-            Event::Stopped(signal) => self.behind.order(self.job.suspend(signal))?,
+            Event::Stopped(signal) => {
+                self.behind.order(self.job.suspend(signal))?;
+                self.show_anew()?;
+            }
             Event::Ended(end) => return Ok(Some(end)),
             Event::NotExecuted(errno, _) => {
                 return Err(Error::NotExecuted {
@@ -459,6 +481,10 @@ impl<'r> Supervisor<'r> {
 
     fn on_signal(&mut self, signal: &siginfo) -> Result<(), Error> {
         match self.job.on_signal(signal) {
+            Reaction::Order(order) if signal.ssi_signo as i32 == libc::SIGCONT => {
+                self.behind.order(order)?;
+                self.show_anew()?;
+            }
             Reaction::Order(order) => self.behind.order(order)?,
             Reaction::Pass(number) => self.signal(number)?,
             Reaction::Done => {}
@@ -555,6 +581,7 @@ impl<'r> Supervisor<'r> {
             farewell = server.farewell();
             server.close().await;
         }
+        self.desk.take().into_iter().for_each(|desk| desk.close(&mut self.job));
         let interrupted = self.job.finish(status);
         if let Some(packets) = &self.packets {
             let refused = packets.note(self.kernel.refusals());

@@ -89,7 +89,7 @@ fn an_ordinary_user_gets_a_report() {
             || is("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1");
         let as_root = std::env::var_os(ABLE).is_some_and(|able| able == "true");
         assert_eq!(able(&findings), as_root && !restricted, "{}", as_text(&findings, false));
-        assert_ne!(find(&findings, "sub-ids").found, "root may map any id");
+        assert!(!find(&findings, "sub-ids").found.starts_with("root may map any id"));
     });
 }
 

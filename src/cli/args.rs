@@ -136,6 +136,12 @@ pub(super) enum Verb {
     Dmesg(super::dmesg::Command),
     /// Print what has happened in a sandbox, and what happens
     Events(super::events::Command),
+    /// List what a sandbox run with --ask asks, and answer it
+    #[command(
+        after_help = "A line is the number of a question and what is asked. once and no are for those who ask \
+            now, always and never for the rest of the run."
+    )]
+    Ask(super::ask::Command),
     /// Tell whether a path, a host or a system call would be allowed, and by which rule
     #[command(
         override_usage = "sandbox why [RUN OPTIONS] [--] PATH|HOST[:PORT]|SYSCALL",

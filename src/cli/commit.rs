@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 
-use super::diff::{Row, line, notes, sum, words};
+use super::diff::{Row, found, line, notes, sum, words};
 use super::progress::Bar;
 use super::{OWN_ERROR, fail, print};
 use crate::config::quoted;
-use crate::overlay::{Glob, Kept, Options, Outcome};
+use crate::overlay::{Glob, Options, Outcome};
 
 /// The host has changed something meanwhile.
 const CONFLICTS: i32 = 1;
@@ -57,12 +57,13 @@ pub(super) fn run(command: &Command) -> i32 {
     };
     let bar = Bar::new("committing", 0);
     let mut measured: Option<Bar> = None;
-    let done = Kept::find(&command.what, command.overlay_dir.as_deref()).and_then(|mut kept| {
-        kept.settle()?;
-        kept.commit(&options, &mut |progress| {
+    let done = found(&command.what, command.overlay_dir.as_deref()).and_then(|mut kept| {
+        kept.settle().map_err(|error| error.to_string())?;
+        let done = kept.commit(&options, &mut |progress| {
             let bar = measured.get_or_insert_with(|| Bar::new("committing", progress.total));
             bar.at(progress.done, progress.total);
-        })
+        });
+        done.map_err(|error| error.to_string())
     });
     measured.as_ref().unwrap_or(&bar).clear();
     match done {

@@ -14,6 +14,7 @@ use similar::{Algorithm, TextDiff};
 use super::table::columns;
 use super::{fail, print};
 use crate::config::quoted;
+use crate::launch::id_maps;
 use crate::overlay::{Change, Content, Kept, Kind, OverlayError, Store, What};
 
 /// No answer, as diff(1) has it.
@@ -94,10 +95,11 @@ pub(super) fn words(path: &Path) -> (String, Option<Vec<u8>>) {
 /// Lists the changes. Returns the exit status.
 pub(super) fn run(command: &Command) -> i32 {
     let Some(what) = &command.what else { return list(command) };
-    let found = Kept::find(what, command.overlay_dir.as_deref())
-        .and_then(|mut kept| kept.settle().map(|()| kept))
-        .and_then(|kept| sorted(&kept).map(|changes| (kept, changes)));
-    let (kept, changes) = match found {
+    let found = found(what, command.overlay_dir.as_deref()).and_then(|mut kept| {
+        let changes = kept.settle().and_then(|()| sorted(&kept));
+        Ok((changes.map_err(|error| error.to_string())?, kept))
+    });
+    let (changes, kept) = match found {
         Ok(found) => found,
         Err(error) => {
             fail(error);
@@ -122,6 +124,22 @@ pub(super) fn run(command: &Command) -> i32 {
         Ok(()) => i32::from(!changes.is_empty()),
         Err(_) => TROUBLE,
     }
+}
+
+/// The overlay that `word` means. This process has the ids of its files from here on.
+pub(super) fn found(word: &str, place: Option<&Path>) -> Result<Kept, String> {
+    let kept = Kept::find(word, place).map_err(|error| error.to_string())?;
+    if let Some(ids) = kept.ids() {
+        id_maps::take_on(ids).map_err(|error| {
+            format!(
+                "cannot use the overlay {}, which was made with --root=sub-ids: {error}",
+                kept.id
+            )
+        })?;
+        // (What a removal that was killed has left of others can be removed now, too.)
+        return Kept::find(word, place).map_err(|error| error.to_string());
+    }
+    Ok(kept)
 }
 
 /// An overlay that is kept, as JSON; docs/control.md names its fields.

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::diff::found;
 use super::fail;
-use crate::overlay::Kept;
 
 /// The words of `sandbox discard`.
 #[derive(Debug, Args)]
@@ -20,6 +20,8 @@ pub(super) struct Command {
 
 /// Removes the overlay. Returns the exit status.
 pub(super) fn run(command: &Command) -> i32 {
-    let kept = Kept::find(&command.what, command.overlay_dir.as_deref());
-    kept.and_then(Kept::discard).err().map_or(0, fail)
+    match found(&command.what, command.overlay_dir.as_deref()) {
+        Ok(kept) => kept.discard().err().map_or(0, fail),
+        Err(sentence) => fail(sentence),
+    }
 }

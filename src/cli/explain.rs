@@ -5,8 +5,8 @@
 use std::fmt::Write;
 
 use crate::config::{
-    Bytes, IdRange, Identity, Limits, Means, Mount, MountKind, Network, ROOT_CAPABILITIES, RunSpec,
-    Span, View, Walls, Why, Without, quoted,
+    Bytes, IdRange, Identity, Limits, Means, Mount, MountKind, Network, Root, RunSpec, Span, View,
+    Walls, Why, Without, quoted,
 };
 use crate::sentry::net;
 
@@ -26,6 +26,11 @@ pub(super) fn decisions(spec: &RunSpec) -> String {
     }
     let apart = spec.walls == Walls::Landlock;
     text.group("network", network(spec));
+    if !spec.asks.about.is_empty() {
+        let about: Vec<String> =
+            spec.asks.about.iter_names().map(|(name, _)| name.to_lowercase()).collect();
+        text.group("asks", vec![format!("about {} that no rule names", about.join(" and "))]);
+    }
     text.group("files", files(&spec.mounts, apart));
     text.group("idle rules", spec.idle.iter().cloned());
     text.group("environment", environment(spec));
@@ -90,8 +95,12 @@ fn identity(spec: &RunSpec) -> Vec<String> {
     let host =
         format!("on the host: uid {}, gid {}", outside(*uid, uid_map), outside(*gid, gid_map));
     match spec.root {
-        true => vec!["root, and anybody that it becomes (--root)".to_owned(), host],
-        false => vec![format!("uid {uid}, gid {gid}, {groups}"), host],
+        Root::Believed => vec!["root, and anybody that it becomes (--root)".to_owned(), host],
+        Root::Mapped => {
+            let others = "root, and anybody that it becomes, as one of your subordinate ids (--root=sub-ids)";
+            vec![others.to_owned(), host]
+        }
+        Root::No => vec![format!("uid {uid}, gid {gid}, {groups}"), host],
     }
 }
 
@@ -233,6 +242,13 @@ fn limits(limits: &Limits) -> Vec<String> {
         let how = format!("SIGXCPU, SIGKILL at {}; {counted}", Span(budget.hard));
         row("cpu-time", Span(budget.soft).to_string(), &how);
     }
+    if let (Some(inward), Some(outward)) = (limits.network.rate_in, limits.network.rate_out) {
+        let rate = format!("{} in, {} out", Bytes(inward.get()), Bytes(outward.get()));
+        row("net-rate", rate, "a second; the sentry carries what goes out");
+    }
+    if let Some(total) = limits.network.total {
+        row("net-total", Bytes(total.get()).to_string(), "both ways; then connections are reset");
+    }
     if let Some(timeout) = limits.timeout {
         row("timeout", Span(timeout).to_string(), "SIGTERM, SIGKILL 5 s later");
     }
@@ -256,12 +272,12 @@ fn walls(spec: &RunSpec) -> Vec<String> {
     }
     let mut lines = vec![
         format!("namespaces: {}", namespaces.join(" ")),
-        match spec.root {
-            true => {
-                let names = ROOT_CAPABILITIES.map(|(_, name)| name).join(" ");
-                format!("capabilities inside: {names}")
+        match spec.root.capabilities() {
+            [] => "no capabilities".to_owned(),
+            all => {
+                let names: Vec<&str> = all.iter().map(|(_, name)| *name).collect();
+                format!("capabilities inside: {}", names.join(" "))
             }
-            false => "no capabilities".to_owned(),
         } + ", no new privileges, a seccomp filter",
     ];
     if spec.landlock && !lacks(Without::LANDLOCK) {

@@ -73,6 +73,8 @@ struct ImageReport {
     /// Inside.
     user: u32,
     group: u32,
+    /// It takes itself for root (`--root`).
+    root: bool,
     /// What it was allowed beyond a default run.
     network: &'static str,
     shows: Vec<Shown>,
@@ -187,6 +189,7 @@ fn image(path: &Path) -> Result<ImageReport, String> {
         command: saved.argv.iter().map(|word| lossy(word)).collect(),
         workdir: lossy(&saved.workdir),
         user: saved.identity.uid,
+        root: saved.root,
         group: saved.identity.gid,
         network: if saved.host_network { "host" } else { "none" },
         shows: shows(&saved),

@@ -4,6 +4,7 @@
 //! a file of its own.
 
 mod args;
+mod ask;
 mod commit;
 mod diff;
 mod discard;
@@ -95,6 +96,7 @@ fn dispatch(line: CommandLine, words: &[OsString]) -> i32 {
         Some(Verb::Logs(command)) => logs::run(&command),
         Some(Verb::Dmesg(command)) => dmesg::run(&command),
         Some(Verb::Events(command)) => events::run(&command),
+        Some(Verb::Ask(command)) => ask::run(&command),
         Some(Verb::Why(command)) => why::why(command, describe_syscall),
         Some(Verb::Doctor { json, without }) => {
             doctor::run(json, without.iter().map(|name| Without::named(name)).collect())
@@ -157,6 +159,7 @@ const RESERVED: &[&str] = &[
     "sockets",
     "dmesg",
     "events",
+    "ask",
     "logs",
     "diff",
     "commit",

@@ -25,13 +25,13 @@ use crate::config::{Host, RunSpec, Voice, grants, quoted};
 use crate::control::detach::{self, Outcome, Side};
 use crate::control::{Claim, Control};
 use crate::overlay::hidden_places;
-use crate::runtime::{self, Beside, Finished, Restored};
+use crate::runtime::{self, Beside, Fill, Finished, Restored};
 use crate::save::error::RestoreError;
-use crate::save::image::Index;
+use crate::save::image::{Index, Reader};
 use crate::save::opened::{self, Image};
 use crate::save::restore::descriptors::FilesPolicy;
 use crate::save::restore::lazy::Lazy;
-use crate::save::restore::{self, direct, fill};
+use crate::save::restore::{self, Wanted, direct, fill};
 use crate::save::spec;
 use crate::sentry::Features;
 use crate::sentry::file_log::Report;
@@ -270,7 +270,8 @@ fn attempt(
     control: &mut Control,
 ) -> Result<(RunSpec, Finished), Failure> {
     let own = |sentence: String| (OWN_ERROR, sentence);
-    let plain = plain_file(&opened);
+    let file = regular_file(&opened);
+    let plain = file.as_ref().filter(|_| !opened.image.compressed);
     if command.lazy && plain.is_none() {
         return Err(own(refused(
             command,
@@ -299,7 +300,7 @@ fn attempt(
         clocks.monotonic = clocks.monotonic.saturating_add(passed);
         clocks.boottime = clocks.boottime.saturating_add(passed);
     }
-    let content = (plain.as_ref(), &mut reader);
+    let content = (plain, &mut reader);
     let mut overlays = Overlays::make((&sandbox, &mark, &spec), store, control.id(), content)
         .map_err(|error| own(refused(command, error)))?;
     let streams = Streams::redirect(command).map_err(own)?;
@@ -309,18 +310,23 @@ fn attempt(
         layers: overlays.filled.take(),
         ..restore::Options::default()
     };
-    let lazy = match plain.as_ref().filter(|_| command.lazy) {
-        Some(file) => {
+    // (One process that is packed has nobody to have anything in common with.)
+    let is_listed = plain.is_some() || sandbox.processes.len() > 1;
+    let listed = file.filter(|_| is_listed);
+    let index = listed.as_ref().map(Index::open).transpose();
+    let index = index.map_err(|error| own(refused(command, error)))?.map(Arc::new);
+    let listed = listed.zip(index.clone());
+    let lazy = match listed.as_ref().filter(|_| command.lazy) {
+        Some((file, index)) => {
             spec.features.insert(Features::LAZY);
             let lazy = file
                 .try_clone()
                 .map_err(|error| RestoreError::failed("the image", error))
-                .and_then(|file| Lazy::new(file, &sandbox));
+                .and_then(|file| Lazy::new(file, Arc::clone(index), &sandbox));
             Some(Arc::new(lazy.map_err(|error| own(refused(command, error)))?))
         }
         None => None,
     };
-    let mut reader = Some(reader);
     let (mapped, quiet) = (lazy.clone(), command.quiet);
     let restored = Restored {
         sandbox,
@@ -330,21 +336,8 @@ fn attempt(
                 let _ = writeln!(io::stderr(), "sandbox: {why}");
             }
         }),
-        fill: Box::new(move |sinks, all| {
-            let filled = match (reader.take(), &plain) {
-                (Some(_), _) if let (false, Some(lazy)) = (all, &mapped) => {
-                    direct::fill_rest(lazy, sinks, &|bytes| bar.add(bytes))
-                }
-                (Some(_), Some(file)) => Index::open(file)
-                    .map_err(Into::into)
-                    .and_then(|index| direct::fill(file, &index, sinks, &|bytes| bar.add(bytes))),
-                (Some(reader), None) => fill::stream(reader, sinks),
-                (None, _) => Ok(()),
-            };
-            // Before the first word of a program.
-            bar.clear();
-            filled
-        }),
+        index,
+        fill: filler(listed, reader, mapped, bar),
         options,
         passed: command.clock.passed(),
     };
@@ -365,6 +358,39 @@ fn attempt(
     }
 }
 
+/// Brings content into its places: from the image's file by the list of it, or as it comes.
+fn filler(
+    listed: Option<(File, Arc<Index>)>,
+    reader: Reader<Source>,
+    mapped: Option<Arc<Lazy>>,
+    bar: Bar,
+) -> Fill {
+    let mut reader = Some(reader);
+    Box::new(move |sinks, wanted| {
+        let done = |bytes| bar.add(bytes);
+        let filled = match (&listed, wanted) {
+            (Some((file, index)), Wanted::Ahead(pages)) => {
+                return direct::fill_ahead(file, (&**index, pages), sinks, &done);
+            }
+            (Some((file, index)), Wanted::Rest(there)) if !index.is_compressed() => {
+                direct::fill(file, index, (sinks, there), &done)
+            }
+            (_, Wanted::Rest(there)) => {
+                let read = |reader| fill::stream(reader, sinks, there);
+                reader.take().map_or(Ok(()), read)
+            }
+            (_, Wanted::NotMapped) => {
+                mapped.as_ref().map_or(Ok(()), |lazy| direct::fill_rest(lazy, sinks, &done))
+            }
+            // (Nobody asks for pages of what has no list.)
+            (None, Wanted::Ahead(_)) => Ok(()),
+        };
+        // Before the first word of a program.
+        bar.clear();
+        filled
+    })
+}
+
 /// Says what was decided, and what the programs may do.
 fn tell(command: &Command, spec: &RunSpec, host: &Host) {
     if command.verbose {
@@ -381,11 +407,8 @@ fn tell(command: &Command, spec: &RunSpec, host: &Host) {
     }
 }
 
-/// The image's file, if any part of it can be read at any time and is what it is.
-fn plain_file(opened: &Opened) -> Option<File> {
-    if opened.image.compressed {
-        return None;
-    }
+/// The image's file, if any part of it can be read at any time.
+fn regular_file(opened: &Opened) -> Option<File> {
     let file = File::from(files::duplicate(opened.descriptor).ok()?);
     file.metadata().ok().filter(|it| it.is_file()).map(|_| file)
 }

@@ -244,6 +244,8 @@ pub(super) fn attempt(
     }
     let net_log = options.net_log.as_deref().map(super::record::append).transpose();
     let net_log = net_log.map_err(|sentence| (OWN_ERROR, sentence))?;
+    let scribe = options.ask_save.clone().map(super::ask::scribe).transpose();
+    let scribe = scribe.map_err(|sentence| (OWN_ERROR, sentence))?;
     let named = options.id.is_some();
     let mut held = held(&spec, store, named, control.as_deref()).map_err(|error| own(&error))?;
     let content = held.as_ref().and_then(Held::twins).map(|(twins, cause)| {
@@ -264,6 +266,7 @@ pub(super) fn attempt(
         content,
         saver: saver.map(Arc::new),
         net_log,
+        scribe,
         at_end: Some(Box::new(at_end)),
     };
     let done = runtime::run(&spec, beside, control);

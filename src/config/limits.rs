@@ -3,12 +3,14 @@
 //! Owns the words (sizes, durations, counts), what they must not be, and by which means of this host
 //! each limit is kept. Carrying them out is the launch's and the sentry's work.
 
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::cgroups::{Cgroups, Controller};
 use super::error::refuse;
 use super::{ConfigError, Host, Identity};
+use crate::sentry::net::Allowance;
 
 /// The limits as the user wrote them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -27,6 +29,10 @@ pub struct LimitWishes {
     pub cpu_time: Option<String>,
     /// `--timeout DURATION`
     pub timeout: Option<String>,
+    /// `--net-rate IN[:OUT]`
+    pub net_rate: Option<String>,
+    /// `--net-total SIZE`
+    pub net_total: Option<String>,
 }
 
 /// What a run may use. Immutable, part of the [`super::RunSpec`].
@@ -46,6 +52,8 @@ pub struct Limits {
     pub cpu_time: Option<CpuBudget>,
     /// Wall-clock time of the whole run, pauses not counted.
     pub timeout: Option<Duration>,
+    /// What its network may carry.
+    pub network: Allowance,
     /// Where control groups of the run are made, one for each hierarchy that is of use.
     pub cgroups: Vec<CgroupPlan>,
 }
@@ -173,6 +181,7 @@ pub(crate) fn choose(
         file_size,
         cpu_time,
         timeout: wishes.timeout.as_deref().map(timeout).transpose()?,
+        network: allowance(wishes)?,
         cgroups: Vec::new(),
     };
     limits.cgroups = cgroups.plan(&limits);
@@ -181,6 +190,10 @@ pub(crate) fn choose(
 
 const LEAST_MEMORY: u64 = 1 << 20;
 const SIZES: &str = "write bytes, or a number with k, m, g or t behind it, as in 512m";
+/// Bytes a second.
+const LEAST_RATE: u64 = 100;
+const RATES: &str = "write bytes a second, or a number with k, m or g behind it, for what comes in and, behind a colon, for \
+                     what goes out, as in 2m:500k";
 const COUNTS: &str = "write a whole number of at least 1";
 const DURATIONS: &str = "write seconds, or a number with ms, s, m or h behind it, as in 500ms";
 
@@ -203,12 +216,13 @@ pub(crate) fn weigh(key: &str, text: &str) -> Result<[u64; 2], ConfigError> {
     let micros = |span: Duration| span.as_micros() as u64;
     let flag = format!("--{key}");
     let amount = match key {
-        "memory" | "file-size" => amount(&flag, text, size, SIZES)?,
+        "memory" | "file-size" | "net-total" => amount(&flag, text, size, SIZES)?,
         "cpu-time" => {
             let CpuBudget { soft, hard } = cpu_budget(text)?;
             return Ok([micros(soft), micros(hard)]);
         }
         "timeout" => micros(timeout(text)?),
+        "net-rate" => return rates(text),
         _ => amount(&flag, text, count, COUNTS)?,
     };
     Ok([amount; 2])
@@ -284,6 +298,32 @@ fn cpu_budget(text: &str) -> Result<CpuBudget, ConfigError> {
         return Err(bad("the hard limit is below the soft one"));
     }
     Ok(CpuBudget { soft, hard })
+}
+
+fn allowance(wishes: &LimitWishes) -> Result<Allowance, ConfigError> {
+    let rates = wishes.net_rate.as_deref().map(rates).transpose()?;
+    let total = wishes.net_total.as_deref().map(|text| weigh("net-total", text)).transpose()?;
+    Ok(Allowance {
+        rate_in: rates.and_then(|[rate, _]| NonZeroU64::new(rate)),
+        rate_out: rates.and_then(|[_, rate]| NonZeroU64::new(rate)),
+        total: total.and_then(|[total, _]| NonZeroU64::new(total)),
+    })
+}
+
+/// `IN[:OUT]`, bytes a second.
+fn rates(text: &str) -> Result<[u64; 2], ConfigError> {
+    let (inward, outward) = text.split_once(':').unwrap_or((text, text));
+    let read = |part: &str| match size(part) {
+        Some(rate @ LEAST_RATE..) => Ok(rate),
+        Some(_) => Err(refuse!(
+            "cannot use --net-rate {}: it is less than {LEAST_RATE} bytes a second; {RATES}",
+            text.escape_debug()
+        )),
+        None => {
+            Err(refuse!("cannot use --net-rate {}: it is no rate; {RATES}", text.escape_debug()))
+        }
+    };
+    Ok([read(inward)?, read(outward)?])
 }
 
 fn timeout(text: &str) -> Result<Duration, ConfigError> {
@@ -401,6 +441,27 @@ mod tests {
             [1000, 500, 120_000, 3000, 5_400_000, 250].map(|ms| Some(Duration::from_millis(ms)))
         );
         assert_eq!(["", "s", "1y", "-1s", "99999999999d"].map(duration), [None; 5]);
+    }
+
+    #[test]
+    fn rates_are_of_both_ways_unless_two_are_named() {
+        let network = |rate: &str, total: &str| {
+            let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+            limits(|it| (it.net_rate, it.net_total) = (given(rate), given(total)))
+                .map(|limits| limits.network)
+        };
+        let of = |rate_in, rate_out, total| Allowance {
+            rate_in: NonZeroU64::new(rate_in),
+            rate_out: NonZeroU64::new(rate_out),
+            total: NonZeroU64::new(total),
+        };
+        assert_eq!(network("2m", "").unwrap(), of(2 << 20, 2 << 20, 0));
+        assert_eq!(network("2m:500", "1g").unwrap(), of(2 << 20, 500, 1 << 30));
+        for bad in ["", "0", "99", "x", "1m:", ":1m", "1m:1m:1m", "1m/s"] {
+            let error = limits(|it| it.net_rate = Some(bad.into())).unwrap_err();
+            assert!(error.contains("--net-rate"), "{bad:?}: {error}");
+        }
+        assert!(network("", "0").unwrap_err().contains("--net-total"));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! the defaults, and every refusal that can be given before anything is started. It reads the host
 //! through [`Host`] only and changes nothing on it; carrying the description out is `launch`'s work.
 
+mod asking;
 mod cgroups;
 mod deterministic;
 mod environment;
@@ -23,6 +24,7 @@ mod root;
 mod saved;
 mod secrets;
 mod spec;
+mod sub_ids;
 #[cfg(test)]
 pub(crate) mod testing;
 mod view;
@@ -34,6 +36,7 @@ use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+pub use asking::add_answer;
 pub use deterministic::Deterministic;
 pub use error::ConfigError;
 pub(crate) use files::{HOST_SOCKET, absolute};
@@ -42,13 +45,16 @@ pub use host::{Account, Accounts, Host};
 pub use limits::{Bound, Bytes, CgroupPlan, CpuBudget, CpuFile, LimitWishes, Limits, Means, Span};
 pub use options::{Options, Rule, RuleKind};
 pub(crate) use paths::{Found, Kind, quoted, walk};
-pub use root::{ROOT_CAPABILITIES, root_capabilities};
+pub use root::ROOT_CAPABILITIES;
 pub use saved::{SavedKind, SavedSpec, grants};
 pub use spec::{
-    IdRange, Identity, Mount, MountKind, Network, RunSpec, Voice, Walls, Why, Withheld, Without,
+    Asks, IdRange, Identity, Mount, MountKind, Network, Root, RunSpec, Voice, Walls, Why, Withheld,
+    Without,
 };
+pub use sub_ids::{LEAST_SUB_IDS, MAPPED_CAPABILITIES, ranges as sub_id_ranges};
 pub use view::{Shown, View};
 
+use crate::sentry::asking::About;
 use crate::sentry::net::Policy;
 use crate::sentry::{FIRST_CONTAINER, Features};
 use crate::timekeeping::TimeSpec;
@@ -74,7 +80,7 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
     if let Some(account) = account.filter(|_| changes_user) {
         follow_account(&mut environment, &account, &options.env);
     }
-    if options.root {
+    if options.root.is_root() {
         root::follow(&mut environment, &options.env);
     }
     follow_workdir(&mut environment, &workdir, host, &options.env);
@@ -83,12 +89,21 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
     let time = TimeSpec::parse(&options.time).map_err(|error| refuse!("{error}"))?;
     let limits = limits::choose(&options.limits, host, &identity)?;
     let network = network(options)?;
+    if network == Network::Host && limits.network.is_limited() {
+        return Err(refuse!(
+            "cannot use --net-rate or --net-total with --net host, where nothing is looked at; use --allow-net '*' in \
+             place of it"
+        ));
+    }
     let publish = publish::choose(options, network)?;
+    let ask = asking::choose(options, network)?;
     let mut features =
         features(options, network, &limits, time.as_ref(), host) | syncs(options, &view)?;
     // What the sentry opens Landlock does not look at: there, names that are there at the start have to do.
     let coming = coming.filter(|_| options.walls == Walls::Namespaces);
     features.set(Features::PATTERNS, coming.is_some());
+    features.set(Features::ASK_FILES, ask.contains(About::FILES));
+    let asks = asking::asks(ask, &view, options);
     let spec = RunSpec {
         argv: options.argv.clone(),
         environment,
@@ -105,6 +120,7 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
         walls: options.walls,
         landlock: options.landlock,
         reach: options.reach.clone(),
+        asks,
         publish,
         features,
         mounts: view.into_mounts(),
@@ -119,6 +135,10 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
     };
     let spec = spec.with_deterministic(chosen);
     walls::check(&spec, options, host)?;
+    asking::check_file(&spec, options, host)?;
+    if spec.root == Root::Mapped {
+        sub_ids::check(&spec, options)?;
+    }
     Ok(spec)
 }
 
@@ -139,7 +159,7 @@ fn arrange(
     homes: &[PathBuf],
 ) -> Result<files::Arranged, ConfigError> {
     let mut arranged = files::arrange(host, &options.rules, options.workdir.as_deref(), homes)?;
-    if options.root {
+    if options.root.is_root() {
         root::give_proc(&mut arranged.view);
     }
     Ok(arranged)
@@ -147,7 +167,7 @@ fn arrange(
 
 /// Who the guest is, and the account that was chosen for it.
 fn who(options: &Options, host: &Host) -> Result<(Identity, Option<Account>), ConfigError> {
-    match options.root {
+    match options.root.is_root() {
         true => Ok((root::choose(options, host)?, None)),
         false => identity::choose(host, options.user.as_deref()),
     }
@@ -188,8 +208,10 @@ fn features(
     features.set(Features::NO_LOOPBACK, apart && network == Network::None);
     features.set(Features::NETWORK, network == Network::Allow);
     // (Without a user namespace all ids are there.)
-    features.set(Features::FOREIGN_IDS, host.uid != 0 && !apart);
-    features.set(Features::ROOT, options.root);
+    let is_mapped = options.root == Root::Mapped;
+    features.set(Features::FOREIGN_IDS, host.uid != 0 && !apart && !is_mapped);
+    features.set(Features::SUB_IDS, is_mapped);
+    features.set(Features::ROOT, options.root == Root::Believed);
     features.set(Features::FILE_LOG, options.record_files.is_some() || options.learn);
     if options.learn {
         features |= Features::LEARN | Features::CPU_CLOCK;
@@ -209,6 +231,7 @@ pub(crate) fn network(options: &Options) -> Result<Network, ConfigError> {
              place of it"
         )),
         (Network::None, Some(_), ..) => Ok(Network::Allow),
+        (Network::None, ..) if options.ask.contains(About::NET) => Ok(Network::Allow),
         (network @ (Network::None | Network::Host), _, _, Some(path)) => {
             let what = if network == Network::Host { "host" } else { "none" };
             Err(refuse!(

@@ -11,7 +11,8 @@ use std::path::PathBuf;
 use super::limits::LimitWishes;
 use super::paths::{parse_pair, quoted};
 use super::profile::{Origin, Setting};
-use super::{Network, Voice, Walls, Without};
+use super::{Network, Root, Voice, Walls, Without};
+use crate::sentry::asking::About;
 use crate::sentry::net::Policy;
 use crate::sentry::net::publish::Wish;
 
@@ -36,8 +37,8 @@ pub struct Options {
     pub hostname: Option<OsString>,
     /// `UID[:GID]` or the name of a user.
     pub user: Option<OsString>,
-    /// Be root inside.
-    pub root: bool,
+    /// Who is root inside.
+    pub root: Root,
     /// What the sandbox's clock shows (`--time`), word by word.
     pub time: Vec<String>,
     /// Do the same whenever it is done; the seed of random bytes.
@@ -58,6 +59,10 @@ pub struct Options {
     pub landlock: bool,
     /// Record what the network decides, in this file.
     pub net_log: Option<PathBuf>,
+    /// What is asked about.
+    pub ask: About,
+    /// Answers can be written to this profile.
+    pub ask_save: Option<PathBuf>,
     /// What may be reached, and what not whatever else says so.
     pub reach: Policy,
     /// Ports of the host that are to lead inside.
@@ -92,7 +97,7 @@ impl Default for Options {
             container: None,
             hostname: None,
             user: None,
-            root: false,
+            root: Root::No,
             time: Vec::new(),
             deterministic: None,
             kmsg: false,
@@ -103,6 +108,8 @@ impl Default for Options {
             walls: Walls::Namespaces,
             landlock: false,
             net_log: None,
+            ask: About::empty(),
+            ask_save: None,
             reach: Policy::default(),
             publish: Vec::new(),
             descriptors: Vec::new(),

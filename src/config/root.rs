@@ -3,13 +3,15 @@
 //! Decides its ids, its variables and what the kernel allows it. That it can become anybody else is the sentry's
 //! work (`sentry::credentials`).
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use super::environment::Variables;
 use super::error::refuse;
 use super::paths::quoted;
-use super::{ConfigError, Host, IdRange, Identity, Mount, MountKind, Options, View, replace};
+use super::{
+    ConfigError, Host, IdRange, Identity, Mount, MountKind, Options, Root, View, replace, sub_ids,
+};
 use crate::sentry::credentials::Capability;
 
 /// What root inside is allowed by the kernel, in the sandbox's user namespace. docs/root.md says why these, and
@@ -20,14 +22,23 @@ pub const ROOT_CAPABILITIES: [(Capability, &str); 3] = [
     (Capability::SysChroot, "SYS_CHROOT"),
 ];
 
-/// [`ROOT_CAPABILITIES`] as a set of bits.
-pub fn root_capabilities() -> u64 {
-    ROOT_CAPABILITIES.iter().fold(0, |set, (capability, _)| set | capability.bit())
+/// The word behind `--root=`.
+pub(super) fn wish(word: &OsStr) -> Result<Root, ConfigError> {
+    match word.to_str() {
+        Some("true") => Ok(Root::Believed),
+        Some("false") => Ok(Root::No),
+        Some("sub-ids") => Ok(Root::Mapped),
+        _ => Err(refuse!(
+            "cannot use --root={}: write --root, --root=sub-ids or --root=false",
+            quoted(word)
+        )),
+    }
 }
 
 /// The ids of a run with `--root`.
 pub(super) fn choose(options: &Options, host: &Host) -> Result<Identity, ConfigError> {
     match &options.user {
+        None if options.root == Root::Mapped => sub_ids::identity(host),
         None => Ok(identity(host)),
         Some(user) => Err(refuse!(
             "cannot use --root with --user {}: the program is one user, and --root makes it root; leave \
@@ -39,7 +50,7 @@ pub(super) fn choose(options: &Options, host: &Host) -> Result<Identity, ConfigE
 
 /// Root alone exists inside, and is the caller. For the host's root, too: so that what a guest believes
 /// is the same whoever runs it, and no file of the host gets another owner.
-fn identity(host: &Host) -> Identity {
+pub(super) fn identity(host: &Host) -> Identity {
     let own = |outside| vec![IdRange { inside: 0, outside, count: 1 }];
     Identity {
         uid: 0,
@@ -93,7 +104,7 @@ mod tests {
     #[test]
     fn root_is_the_caller_and_nobody_else_is_there() {
         for (host, id) in [(TestHost::ordinary(), 1000), (TestHost::root(), 0)] {
-            let wishes = Options { root: true, ..options(&[]) };
+            let wishes = Options { root: Root::Believed, ..options(&[]) };
             let spec = host.resolve(&wishes).unwrap();
             assert_eq!((spec.identity.uid, spec.identity.gid), (0, 0));
             let map = [IdRange { inside: 0, outside: id, count: 1 }];
@@ -101,9 +112,9 @@ mod tests {
                 (&spec.identity.uid_map[..], &spec.identity.gid_map[..]),
                 (&map[..], &map[..])
             );
-            assert!(spec.root && spec.features.contains(Features::ROOT));
+            assert!(spec.root == Root::Believed && spec.features.contains(Features::ROOT));
             let plain = host.resolve(&options(&[])).unwrap();
-            assert!(!plain.root && !plain.features.contains(Features::ROOT));
+            assert!(!plain.root.is_root() && !plain.features.contains(Features::ROOT));
         }
     }
 
@@ -111,7 +122,7 @@ mod tests {
     fn variables_follow_and_a_flag_is_stronger() {
         let mut host = TestHost::ordinary();
         host.set("USER", "me");
-        let mut wishes = Options { root: true, ..options(&[]) };
+        let mut wishes = Options { root: Root::Believed, ..options(&[]) };
         let value = |wishes: &Options, name: &str| {
             let environment = host.resolve(wishes).unwrap().environment;
             environment.into_iter().find(|(it, _)| it == name).map(|(_, value)| value)
@@ -136,13 +147,13 @@ mod tests {
             spec.mounts.iter().find(is_it).unwrap().kind.clone()
         };
         assert_eq!(shown(&wishes), MountKind::ReadOnly { source: "/proc".into() });
-        assert_eq!(shown(&Options { root: true, ..wishes }), MountKind::Proc);
+        assert_eq!(shown(&Options { root: Root::Believed, ..wishes }), MountKind::Proc);
     }
 
     #[test]
     fn another_user_is_a_contradiction() {
         let user = Some("5:5".into());
-        let wishes = Options { root: true, user, ..options(&[]) };
+        let wishes = Options { root: Root::Believed, user, ..options(&[]) };
         let error = TestHost::ordinary().resolve(&wishes).unwrap_err();
         assert!(error.contains("--root") && error.contains("--user 5:5"), "{error}");
     }

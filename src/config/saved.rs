@@ -8,6 +8,7 @@
 //! Landlock, since that is a wall.
 
 mod grants;
+mod identity;
 mod wishes;
 
 use std::collections::HashSet;
@@ -23,13 +24,12 @@ use super::error::refuse;
 use super::files::DENIED_BUT;
 use super::paths::{Kind, check, quoted};
 use super::{
-    ConfigError, Host, IdRange, Mount, MountKind, Network, RuleKind, RunSpec, Voice, Why, Without,
+    ConfigError, Host, Mount, MountKind, Network, Root, RuleKind, RunSpec, Voice, Why, Without,
 };
-use super::{check_container, check_hostname, check_program, files, homes, identity};
+use super::{check_container, check_hostname, check_program, files, homes, root};
 use crate::sentry::Features;
-use crate::sentry::credentials::GROUPS_MAX;
-use crate::sentry::net::Policy;
 pub use grants::grants;
+use identity::SavedIdentity;
 use wishes::{SavedLimits, SavedTime};
 
 /// Mounts in a saved run at most: as many as one mount namespace takes (fs.mount-max, proc_sys_fs(5)).
@@ -55,6 +55,9 @@ pub struct SavedSpec {
     pub hostname: Option<ByteBuf>,
     /// Who the guest was.
     pub identity: SavedIdentity,
+    /// It took itself for root (`--root`). Who does not know this word may not go on without it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub root: bool,
     /// The host's network instead of its own.
     pub host_network: bool,
     /// The file view.
@@ -72,22 +75,6 @@ pub struct SavedSpec {
     /// What random bytes are made of, in a run that repeats (`--deterministic`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deterministic: Option<ByteBuf>,
-}
-
-/// [`super::Identity`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SavedIdentity {
-    /// Ids inside.
-    pub uid: u32,
-    /// See `uid`.
-    pub gid: u32,
-    /// Supplementary groups; none where the caller was not root.
-    pub groups: Option<Vec<u32>>,
-    /// Ids that the guest had: first inside, first outside, how many.
-    pub uids: Vec<(u32, u32, u32)>,
-    /// Groups, likewise.
-    pub gids: Vec<(u32, u32, u32)>,
 }
 
 /// [`Mount`].
@@ -153,17 +140,12 @@ impl SavedSpec {
             workdir: bytes(&spec.workdir),
             container: spec.container.clone(),
             hostname: spec.hostname.as_ref().map(bytes),
-            identity: SavedIdentity {
-                uid: spec.identity.uid,
-                gid: spec.identity.gid,
-                groups: spec.identity.groups.clone(),
-                uids: ranges(&spec.identity.uid_map),
-                gids: ranges(&spec.identity.gid_map),
-            },
+            identity: SavedIdentity::of(&spec.identity),
+            root: spec.root == Root::Believed,
             host_network: spec.network == Network::Host,
             mounts: spec.mounts.iter().filter_map(SavedMount::of).collect(),
             limits: SavedLimits::of(&spec.limits),
-            features: spec.features.difference(Features::NOT_SAVED).bits(),
+            features: spec.features.difference(Features::OF_THIS_RUN).bits(),
             without: spec.without.bits(),
             voice: match spec.voice {
                 Voice::Quiet => 0,
@@ -184,7 +166,7 @@ impl SavedSpec {
         check_program(&argv)?;
         let environment = self.environment()?;
         let workdir = path("the working directory", &self.workdir)?;
-        let identity = self.identity.restore(host)?;
+        let identity = self.identity.restore(host, self.root)?;
         let limits = self.limits.restore(host, &identity)?;
         let time = self.time.map(SavedTime::restore).transpose()?;
         let voice = match self.voice {
@@ -199,6 +181,7 @@ impl SavedSpec {
         features.set(Features::KMSG, saved.contains(Features::KMSG));
         features.set(Features::FOREIGN_IDS, host.uid != 0);
         features.insert(Features::RESTORED);
+        features.set(Features::ROOT, self.root);
         features |= super::derived_features(&limits, time.as_ref());
         let mounts = self.view(host, &workdir, identity.uid)?;
         features |= syncs(saved, &mounts);
@@ -220,13 +203,14 @@ impl SavedSpec {
                 None => None,
             },
             identity,
-            root: false,
+            root: if self.root { Root::Believed } else { Root::No },
             time,
             deterministic: None,
             network: if self.host_network { Network::Host } else { Network::None },
             walls: super::Walls::Namespaces,
             landlock: false,
-            reach: Policy::default(),
+            reach: Default::default(),
+            asks: Default::default(),
             publish: Vec::new(),
             descriptors: Vec::new(),
             limits,
@@ -280,6 +264,14 @@ impl SavedSpec {
         }
     }
 
+    /// What a flag has asked for that shows this: `--ro /proc:DST` means another thing to root inside.
+    fn asked_for(&self, kind: MountKind) -> MountKind {
+        match kind {
+            MountKind::Proc if self.root => MountKind::ReadOnly { source: "/proc".into() },
+            kind => kind,
+        }
+    }
+
     fn features(&self) -> Result<Features, ConfigError> {
         Features::from_bits(self.features).ok_or_else(|| unknown("the features", self.features))
     }
@@ -312,7 +304,9 @@ impl SavedSpec {
                 return Err(wrong(&target, "is mounted twice"));
             }
             match (mount.by, mount.kind.restore()?) {
-                (SavedRule::Flag, kind) => again.rules.push(rule(host, target, kind)?),
+                (SavedRule::Flag, kind) => {
+                    again.rules.push(rule(host, target, self.asked_for(kind))?);
+                }
                 (
                     SavedRule::WorkingDirectory,
                     kind @ (MountKind::Writable { .. } | MountKind::Overlay { .. }),
@@ -349,7 +343,10 @@ impl SavedSpec {
                 (SavedRule::Default, kind) => needed.push((target, kind)),
             }
         }
-        let view = files::arrange_again(host, again, &homes)?;
+        let mut view = files::arrange_again(host, again, &homes)?;
+        if self.root {
+            root::give_proc(&mut view);
+        }
         // Guests may have files there.
         for (target, kind) in needed {
             if view.at(&target).is_none_or(|mount| mount.kind != kind) {
@@ -494,46 +491,6 @@ fn plain_path(what: &str, bytes: &ByteBuf) -> Result<PathBuf, ConfigError> {
         return Err(refuse!("cannot restore {what} {}: it is no such path", quoted(&path)));
     }
     Ok(path)
-}
-
-fn ranges(map: &[IdRange]) -> Vec<(u32, u32, u32)> {
-    map.iter().map(|range| (range.inside, range.outside, range.count)).collect()
-}
-
-impl SavedIdentity {
-    /// The guest keeps its ids inside; outside they are the restoring user's own.
-    fn restore(&self, host: &Host) -> Result<super::Identity, ConfigError> {
-        let by_root = self.groups.is_some();
-        match (by_root, host.uid == 0) {
-            (true, false) => {
-                return Err(refuse!(
-                    "cannot restore it as an ordinary user: root saved it, and its programs may have \
-                     any user's id; restore it as root"
-                ));
-            }
-            (false, true) => {
-                return Err(refuse!(
-                    "cannot restore it as root: an ordinary user saved it, and its files would be \
-                     another user's; restore it as that user, for example with setpriv or su"
-                ));
-            }
-            _ => {}
-        }
-        let groups = self.groups.clone().unwrap_or_default();
-        let ids = [self.uid, self.gid].into_iter().chain(groups.iter().copied());
-        if groups.len() > GROUPS_MAX || ids.clone().any(|id| id == u32::MAX) {
-            return Err(refuse!("cannot restore its user and groups: there can be no such ones"));
-        }
-        let wanted = groups.len();
-        let identity = identity::again(host, self.uid, self.gid, groups)?;
-        if identity.groups.as_ref().is_some_and(|groups| groups.len() < wanted) {
-            return Err(refuse!(
-                "cannot restore its groups: not all of them exist in this user namespace; restore it \
-                 where /proc/self/gid_map covers them"
-            ));
-        }
-        Ok(identity)
-    }
 }
 
 impl SavedMount {

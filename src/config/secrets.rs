@@ -50,9 +50,16 @@ pub(crate) fn places(host: &Host, homes: &[PathBuf]) -> Vec<Secret> {
     }
     found.retain(|secret| secret.path.is_absolute());
     if !homes.iter().any(|home| home == Path::new("/root")) {
-        found.push(Secret { path: "/root".into(), what: "root's home directory" });
+        found.push(Secret { path: "/root".into(), what: ROOTS_HOME });
     }
     found.into_iter().flat_map(|secret| expand(host, secret)).collect()
+}
+
+/// Whether these words tell what a secret holds.
+pub(crate) fn has(what: &str) -> bool {
+    let plain = SYSTEM.iter().chain(HOME).map(|it| it.1);
+    let more = XDG.iter().map(|it| it.2).chain(MOVED.iter().map(|it| it.2));
+    what == ROOTS_HOME || plain.chain(more).any(|it| it == what)
 }
 
 /// The names that a `*` in the last component stands for.
@@ -69,6 +76,8 @@ fn expand(host: &Host, secret: Secret) -> Vec<Secret> {
     let names = listing.names.iter().filter(|name| name.to_str().is_some_and(fits));
     names.map(|name| Secret { path: directory.join(name), what: secret.what }).collect()
 }
+
+const ROOTS_HOME: &str = "root's home directory";
 
 /// The base directories of the XDG specification.
 #[derive(Debug, Clone, Copy)]

@@ -10,7 +10,10 @@ use std::sync::Arc;
 
 use super::deterministic::Deterministic;
 use super::limits::Limits;
+use super::{MAPPED_CAPABILITIES, ROOT_CAPABILITIES};
 use crate::sentry::Features;
+use crate::sentry::asking::{About, Places};
+use crate::sentry::credentials::Capability;
 use crate::sentry::net::publish::Wish;
 use crate::sentry::net::{Policy, UNPRIVILEGED};
 use crate::sentry::paths::Rules;
@@ -34,8 +37,8 @@ pub struct RunSpec {
     pub hostname: Option<OsString>,
     /// Who the guest is.
     pub identity: Identity,
-    /// It is root inside (`--root`).
-    pub root: bool,
+    /// Who is root inside (`--root`).
+    pub root: Root,
     /// The sandbox's own clock; `None` is the host's.
     pub time: Option<TimeSpec>,
     /// It does the same whenever it is done (`--deterministic`).
@@ -48,6 +51,8 @@ pub struct RunSpec {
     pub landlock: bool,
     /// What may be reached from it, with [`Network::Allow`].
     pub reach: Policy,
+    /// What is asked about.
+    pub asks: Asks,
     /// Ports of the host that lead inside; none with [`Network::Host`].
     pub publish: Vec<Wish>,
     /// The file view, in the order in which it is mounted (later entries lie over earlier ones).
@@ -70,6 +75,17 @@ pub struct RunSpec {
     pub voice: Voice,
 }
 
+/// What is asked about (`--ask`).
+#[derive(Debug, Clone, Default)]
+pub struct Asks {
+    /// Names and hosts, or files.
+    pub about: About,
+    /// Which files.
+    pub places: Option<Arc<dyn Places>>,
+    /// Somebody is likely to come who answers: the run has an id that a person knows.
+    pub awaited: bool,
+}
+
 impl RunSpec {
     /// The directories that are overlays by a flag, in ascending order.
     pub fn overlays(&self) -> Vec<PathBuf> {
@@ -80,6 +96,17 @@ impl RunSpec {
             self.mounts.iter().filter(named).map(|mount| mount.target.clone()).collect();
         all.sort();
         all
+    }
+
+    /// Whether this user and this group of the host's exist inside, and the caller can give files to both: not so to
+    /// subordinate ids.
+    pub fn gives_to(&self, uid: u32, gid: u32) -> bool {
+        let count = if self.root == Root::Mapped { 1 } else { usize::MAX };
+        let known = |id: u32, map: &[IdRange]| {
+            let mut own = map.iter().take(count);
+            own.any(|range| id.checked_sub(range.outside).is_some_and(|n| n < range.count))
+        };
+        known(uid, &self.identity.uid_map) && known(gid, &self.identity.gid_map)
     }
 
     /// Whether the sentry needs sockets in the guests' own network.
@@ -121,8 +148,8 @@ pub struct Identity {
     pub uid: u32,
     /// See `uid`.
     pub gid: u32,
-    /// Supplementary groups to set (only where the caller is root: an ordinary user may not change
-    /// them, see user_namespaces(7) on `setgroups`).
+    /// Supplementary groups to set (only where the caller is root, or has subordinate groups: an ordinary user may
+    /// not change them, see user_namespaces(7) on `setgroups`).
     pub groups: Option<Vec<u32>>,
     /// Lines of uid_map.
     pub uid_map: Vec<IdRange>,
@@ -130,13 +157,36 @@ pub struct Identity {
     pub gid_map: Vec<IdRange>,
 }
 
-impl Identity {
-    /// Whether this user and this group of the host's exist inside.
-    pub fn knows(&self, uid: u32, gid: u32) -> bool {
-        let known = |id: u32, map: &[IdRange]| {
-            map.iter().any(|range| id.checked_sub(range.outside).is_some_and(|n| n < range.count))
-        };
-        known(uid, &self.uid_map) && known(gid, &self.gid_map)
+/// Who is root inside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Root {
+    /// Nobody: the program is the user, or another one, without rights.
+    #[default]
+    No,
+    /// The program is, and the kernel knows no other id inside: others are believed (`--root`).
+    Believed,
+    /// The program is, and other ids are the user's subordinate ones (`--root=sub-ids`).
+    Mapped,
+}
+
+impl Root {
+    /// The program is.
+    pub fn is_root(self) -> bool {
+        self != Root::No
+    }
+
+    /// What it is allowed by the kernel, in the sandbox's user namespace, with names.
+    pub fn capabilities(self) -> &'static [(Capability, &'static str)] {
+        match self {
+            Root::No => &[],
+            Root::Believed => &ROOT_CAPABILITIES,
+            Root::Mapped => &MAPPED_CAPABILITIES,
+        }
+    }
+
+    /// The same, as a set of bits.
+    pub fn capability_bits(self) -> u64 {
+        self.capabilities().iter().fold(0, |set, (it, _)| set | it.bit())
     }
 }
 

@@ -36,7 +36,7 @@ fn first_wish(
     let hosts = "a network with some hosts takes a network namespace";
     let names_socket = options.rules.iter().any(|rule| rule.kind == RuleKind::Socket);
     let wishes = [
-        (options.root, "--root", "to be root inside takes a user namespace"),
+        (options.root.is_root(), "--root", "to be root inside takes a user namespace"),
         (by_name, "--allow-net", hosts),
         (reaches, "--net allow", hosts),
         (

@@ -8,6 +8,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_bytes::ByteBuf;
 
+use crate::sentry::asking::{Choice, Outcome, Question};
 use crate::sentry::net::publish::Published;
 use crate::sentry::{ProcessInfo, Record, Sockets, Stats};
 
@@ -52,6 +53,21 @@ pub enum Request {
     Ports,
     /// Its sockets: [`Reply::Sockets`].
     Sockets,
+    /// What it asks (`--ask`): [`Reply::Questions`] once; or as it asks, [`Reply::Question`] for each and
+    /// [`Reply::Settled`] when it is closed, then [`Reply::Done`].
+    Questions {
+        /// Until the sandbox ends. As long as that is followed, somebody is there who answers.
+        follow: bool,
+    },
+    /// Answer a question: [`Reply::Done`].
+    Answer {
+        /// Which.
+        number: u64,
+        /// How.
+        choice: Choice,
+        /// It is written down, too.
+        written: bool,
+    },
     /// Its kernel log: [`Reply::Log`], once or as it grows, then [`Reply::Done`].
     Log {
         /// Until the sandbox ends.
@@ -91,7 +107,9 @@ impl Request {
     pub fn is_followed(&self) -> bool {
         match self {
             Request::Wait | Request::Save(_) => true,
-            Request::Log { follow } | Request::Events { follow } => *follow,
+            Request::Log { follow }
+            | Request::Events { follow }
+            | Request::Questions { follow } => *follow,
             _ => false,
         }
     }
@@ -164,6 +182,17 @@ pub enum Reply {
     Log(String),
     /// Something happened.
     Event(Record),
+    /// The questions that are open.
+    Questions(Vec<Question>),
+    /// One that was asked.
+    Question(Question),
+    /// One is closed.
+    Settled {
+        /// Which.
+        number: u64,
+        /// What became of it; none: that is not known any more.
+        outcome: Option<Outcome>,
+    },
     /// How far a save is, in bytes.
     Progress {
         /// Written.
@@ -313,6 +342,7 @@ mod tests {
 
     use super::*;
     use crate::sentry::Event;
+    use crate::sentry::asking::Subject;
 
     fn body(frame: &[u8], most: usize) -> &[u8] {
         let (prefix, body) = frame.split_at(PREFIX);
@@ -336,6 +366,8 @@ mod tests {
                 compression: Some(-3),
                 name: Some("x".into()),
             })),
+            Request::Questions { follow: true },
+            Request::Answer { number: 1 << 40, choice: Choice::Never, written: true },
             Request::Commit,
         ] {
             let frame = encode_request(&request).unwrap();
@@ -346,6 +378,15 @@ mod tests {
             Reply::Done,
             Reply::Ended { status: 137 },
             Reply::Event(Record { time: 5, event }),
+            Reply::Question(Question {
+                number: 1 << 40,
+                since: 5,
+                subject: Subject::Read { path: "/x".into() },
+                address: None,
+                guest_pid: 2,
+                comm: "x".into(),
+            }),
+            Reply::Settled { number: 1, outcome: Some(Outcome::Answered(Choice::Once)) },
             Reply::Progress { done: 1, total: 1 << 40 },
             Reply::Written(Summary { bytes: 1, processes: 2, threads: 3, pause_us: 4 }),
             Reply::Refused(Refused { reason: "because".into() }),

@@ -4,6 +4,7 @@
 //! how long a request may be incomplete. Its tasks run on the supervisor's main thread; what blocks in
 //! the kernel runs beside it. What requests do to the sandbox is in `service`.
 
+mod asking;
 mod peer;
 mod saving;
 mod service;

@@ -11,13 +11,14 @@ use nix::unistd::Pid;
 
 use super::apart::Others;
 use super::cgroup::{CgroupError, Cgroups};
+use super::id_maps::{self, MapError};
 use super::init;
 use super::outpost::Outpost;
 use super::plan::{Plan, PlanError};
 use super::program::Program;
 use super::protocol::{Event, Later, Order, Stage};
 use super::view::Step;
-use crate::config::{IdRange, RunSpec, View, Without};
+use crate::config::{Identity, RunSpec, View, Without};
 use crate::overlay::fill_fronts;
 use crate::sys::errno_of;
 use crate::sys::memfd::anonymous_file;
@@ -70,7 +71,7 @@ pub enum LaunchError {
     /// The host refuses namespaces.
     Namespaces(Errno),
     /// The ids could not be mapped.
-    Map(&'static str, Errno),
+    Map(MapError),
     /// A stage inside failed.
     Stage {
         /// Which.
@@ -105,9 +106,7 @@ impl std::fmt::Display for LaunchError {
                 f.write_str(&super::host::explain_userns_refusal(*errno))?;
                 f.write_str("; or take the weaker wall that needs none: --walls landlock")
             }
-            LaunchError::Map(file, errno) => {
-                write!(f, "cannot write {file} of the new user namespace: {}", why(*errno))
-            }
+            LaunchError::Map(error) => error.fmt(f),
             LaunchError::Stage { what, errno, .. } => {
                 write!(f, "cannot {what}: {}", why(*errno))
             }
@@ -196,7 +195,9 @@ impl<'p> Launch<'p> {
         let init = Init { pid: Pid::from_raw(pid), pidfd: Some(pidfd), socket, reaped: false };
         let cgroups = Cgroups::make(&spec.limits.cgroups, pid).map_err(LaunchError::Cgroup)?;
         if !plan.apart {
-            init.map_ids(spec)?;
+            let Identity { uid_map, gid_map, groups, .. } = &spec.identity;
+            id_maps::write(init.pid, (uid_map, gid_map), groups.is_none())
+                .map_err(LaunchError::Map)?;
         }
         let outpost = spec.needs_outpost().then(|| Outpost::send(init.pid, spec.lowest_port()));
         let outpost = outpost.transpose();
@@ -241,25 +242,6 @@ impl<'p> Launch<'p> {
 }
 
 impl Init {
-    /// Writes the id maps (user_namespaces(7)). An ordinary user has to give up setgroups(2) first.
-    fn map_ids(&self, spec: &RunSpec) -> Result<(), LaunchError> {
-        if spec.identity.groups.is_none() {
-            self.write_proc("setgroups", b"deny")?;
-        }
-        self.write_proc("uid_map", map_text(&spec.identity.uid_map).as_bytes())?;
-        self.write_proc("gid_map", map_text(&spec.identity.gid_map).as_bytes())
-    }
-
-    fn write_proc(&self, file: &'static str, text: &[u8]) -> Result<(), LaunchError> {
-        std::fs::OpenOptions::new()
-            .write(true)
-            .open(format!("/proc/{}/{file}", self.pid))
-            .and_then(|mut open| open.write_all(text))
-            .map_err(|error| {
-                LaunchError::Map(file, Errno::from_raw(error.raw_os_error().unwrap_or(0)))
-            })
-    }
-
     fn order(&self, order: Order) -> Result<(), LaunchError> {
         match order.send(self.socket.as_fd(), &[]) {
             // Init may have ended over a fault that it reported just before.
@@ -503,13 +485,6 @@ impl Keeper {
         };
         LaunchError::Stage { stage, what, errno: Errno::from_raw(errno) }
     }
-}
-
-fn map_text(ranges: &[IdRange]) -> String {
-    ranges
-        .iter()
-        .map(|range| format!("{} {} {}\n", range.inside, range.outside, range.count))
-        .collect()
 }
 
 fn fault(plan: &Plan, stage: Stage, index: u32, errno: Errno) -> LaunchError {

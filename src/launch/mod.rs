@@ -8,6 +8,7 @@ mod cgroup;
 mod confine;
 mod handshake;
 pub mod host;
+pub mod id_maps;
 mod init;
 mod keep;
 mod landing;

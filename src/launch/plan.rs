@@ -17,7 +17,7 @@ use super::apart::Apart;
 use super::confine::{self, Confinement};
 use super::program::Program;
 use super::view::{Step, View};
-use crate::config::{Limits, Means, Network, RunSpec, Without, root_capabilities};
+use crate::config::{Limits, Means, Network, Root, RunSpec, Without};
 use crate::overlay::Layer;
 use crate::sentry::{Randomness, Time};
 use crate::sys::fdinfo::FdInfo;
@@ -173,10 +173,10 @@ impl Plan {
             uid: spec.identity.uid,
             gid: spec.identity.gid,
             groups: spec.identity.groups.clone(),
-            capabilities: if spec.root { root_capabilities() } else { 0 },
+            capabilities: spec.root.capability_bits(),
             keep_addresses: spec.deterministic.is_some(),
             cpus: spec.limits.cpus.as_deref().map(CpuMask::new),
-            rlimits: resource_limits(&spec.limits, spec.root),
+            rlimits: resource_limits(&spec.limits, spec.root == Root::Believed),
             confinement: Confinement::of(spec, apart, terminals)?,
             apart: is_apart,
             confined: Cell::new(false),
@@ -234,9 +234,9 @@ fn vdso(spec: &RunSpec, time: &Time) -> Result<Option<Patch>, PlanError> {
 const UNTOUCHED: u64 = 4 << 30;
 
 /// The resource limits (getrlimit(2)) of the program and all that it makes.
-fn resource_limits(limits: &Limits, root: bool) -> Vec<(u32, u64)> {
+fn resource_limits(limits: &Limits, believes: bool) -> Vec<(u32, u64)> {
     let mut all = Vec::new();
-    if root {
+    if believes {
         // The distance of the two tells who a process believes to be (sentry::credentials): none, to begin with.
         all.push((libc::RLIMIT_LOCKS, u64::MAX));
     }

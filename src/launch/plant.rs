@@ -24,6 +24,9 @@ struct Seed<'s> {
     first: BorrowedFd<'s>,
     /// Says why it could not be executed; closes by itself when it could.
     report: BorrowedFd<'s>,
+    /// It is root inside: an exec gives it all that may be inherited (cap_bprm_creds_from_file in security/commoncap.c), and
+    /// calls about capabilities are the sentry's to answer.
+    is_root: bool,
 }
 
 /// What was planted has grown.
@@ -60,7 +63,8 @@ pub(super) fn serve(plan: &Plan, socket: BorrowedFd<'_>) -> Result<Option<Grown>
 fn plant(plan: &Plan, pid: i32, first: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     let seed = plan.seed.as_ref().ok_or(Errno::EINVAL)?;
     let (result, report) = files::pipe()?;
-    let task = Seed { seed: seed.as_fd(), first, report: report.as_fd() };
+    let is_root = plan.capabilities != 0;
+    let task = Seed { seed: seed.as_fd(), first, report: report.as_fd(), is_root };
     let pidfd = spawn::spawn_as(pid, &task, become_seed)?;
     drop(report);
     let mut failure = [0; 4];
@@ -77,7 +81,9 @@ fn become_seed(task: &Seed<'_>) -> ! {
 }
 
 fn execute(task: &Seed<'_>) -> Result<std::convert::Infallible, Errno> {
-    spawn::pass_capabilities_on()?;
+    if !task.is_root {
+        spawn::pass_capabilities_on()?;
+    }
     // The first descriptor must not be one that is still needed.
     let seed = files::duplicate_above(task.seed.as_raw_fd(), FIRST + 1)?;
     let report = files::duplicate_above(task.report.as_raw_fd(), FIRST + 1)?;

@@ -16,6 +16,7 @@ use libc::c_ulong;
 use super::plan::{PlanError, c_path, c_string};
 use crate::config::{Mount, MountKind, Network, RunSpec};
 use crate::overlay::Layer;
+use crate::sentry::asking::About;
 use crate::sys::mount::{ATTR_NODEV, ATTR_NOSUID, ATTR_RDONLY};
 
 /// Whether a step may fail.
@@ -193,7 +194,8 @@ impl View {
                 files.extend(text.map(|text| (mount.target.join("cpuinfo"), text)));
             }
         }
-        files.extend(self.resolver(spec.network)?);
+        let asks = spec.asks.about.contains(About::NET);
+        files.extend(self.resolver(spec.network, asks)?);
         if !files.is_empty() {
             self.cover(&files)?;
         }
@@ -377,13 +379,18 @@ impl View {
     /// Where names are looked up: by the sentry, where it lets some through, else as on the host. Where the host keeps
     /// that in a place that is empty inside (/run, with systemd-resolved), it is made there; else it has to be
     /// covered.
-    fn resolver(&mut self, network: Network) -> Result<Option<(PathBuf, String)>, PlanError> {
+    fn resolver(
+        &mut self,
+        network: Network,
+        asks: bool,
+    ) -> Result<Option<(PathBuf, String)>, PlanError> {
         if network == Network::None {
             return Ok(None);
         }
         let Ok(place) = std::fs::canonicalize("/etc/resolv.conf") else { return Ok(None) };
         let text = std::fs::read_to_string(&place).unwrap_or_default();
-        let text = if network == Network::Allow { super::resolver::text(&text) } else { text };
+        let text =
+            if network == Network::Allow { super::resolver::text(&text, asks) } else { text };
         match self.ground(&place) {
             Ground::Memory(_) if self.placed.contains_key(&place) => Ok(None),
             Ground::Memory(root) => {

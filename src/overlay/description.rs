@@ -15,6 +15,8 @@ use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
+use crate::config::{IdRange, Identity, Root, RunSpec};
+
 /// The first line of the file, without its version.
 const MAGIC: &str = "sandbox overlay ";
 const VERSION: u32 = 1;
@@ -44,6 +46,52 @@ pub(super) struct Description {
     /// The mark of the image that holds all that is in it, if no run has used it since ([`super::saving`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) saved: Option<ByteBuf>,
+    /// Its files may be of others: subordinate ids of the user's (`--root=sub-ids`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) ids: Option<Ids>,
+}
+
+/// Maps of a user namespace, the lines of a user namespace's uid_map and gid_map: first id inside, first id outside,
+/// count.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ids {
+    users: Vec<(u32, u32, u32)>,
+    groups: Vec<(u32, u32, u32)>,
+}
+
+impl Ids {
+    /// Those of a run, if its guests are more users than one, who are others outside.
+    pub(super) fn of(spec: &RunSpec) -> Option<Ids> {
+        let lines = |map: &[IdRange]| {
+            map.iter().map(|it| (it.inside, it.outside, it.count)).collect::<Vec<_>>()
+        };
+        let Identity { uid_map, gid_map, .. } = &spec.identity;
+        let is_mapped = spec.root == Root::Mapped;
+        is_mapped.then(|| Ids { users: lines(uid_map), groups: lines(gid_map) })
+    }
+
+    /// Why a run with the ids `now` cannot go on with what was made with those `before`.
+    pub(super) fn difference(before: Option<&Ids>, now: Option<&Ids>) -> Option<String> {
+        let how = |ids: Option<&Ids>| if ids.is_some() { "with" } else { "without" };
+        match (before, now) {
+            _ if before == now => None,
+            (Some(_), Some(_)) => {
+                Some("your subordinate ids were others (/etc/subuid, /etc/subgid)".to_owned())
+            }
+            _ => Some(format!(
+                "it was made {} --root=sub-ids, and this run is {}",
+                how(before),
+                how(now)
+            )),
+        }
+    }
+
+    /// As the maps of a namespace: users, and groups.
+    pub fn maps(&self) -> (Vec<IdRange>, Vec<IdRange>) {
+        let range = |&(inside, outside, count): &_| IdRange { inside, outside, count };
+        (self.users.iter().map(range).collect(), self.groups.iter().map(range).collect())
+    }
 }
 
 /// What is written down about a layer.
@@ -150,6 +198,7 @@ mod tests {
                 scaffold: vec![ByteBuf::from(*b""), ByteBuf::from(*b"b/c")],
             }],
             saved: None,
+            ids: None,
         }
     }
 
@@ -159,6 +208,10 @@ mod tests {
         assert_eq!(Description::parse(&text), Ok(description()));
         let saved = Description { saved: Some(ByteBuf::from(*b"7")), ..description() };
         assert_eq!(Description::parse(&saved.text()), Ok(saved));
+        let lines = vec![(0, 1000, 1), (1, 100_000, 65_536)];
+        let ids = Some(Ids { users: lines.clone(), groups: lines });
+        let mapped = Description { ids, ..description() };
+        assert_eq!(Description::parse(&mapped.text()), Ok(mapped));
         assert!(Description::parse(&text[..text.len() - 1]).is_err());
         assert!(Description::parse(&[&text[..], b"x"].concat()).is_err());
         let later = [b"sandbox overlay 2\n", &text[18..]].concat();

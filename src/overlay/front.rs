@@ -144,7 +144,11 @@ impl Walk<'_> {
         let mut listing = Dir::from_fd(host)?;
         let host = openat(listing.as_fd(), ".", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
         for entry in listing.iter() {
-            let entry = entry?;
+            let entry = match entry {
+                // It has been removed meanwhile (iterate_dir in fs/readdir.c).
+                Err(Errno::ENOENT) => break,
+                entry => entry?,
+            };
             let name = OsStr::from_bytes(entry.file_name().to_bytes());
             if name == "."
                 || name == ".."

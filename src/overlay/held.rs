@@ -91,9 +91,11 @@ fn count(kept: &Kept) -> Option<String> {
         match change.map(|change| change.kind) {
             Ok(Kind::Added) => added += 1,
             Ok(Kind::Deleted) => deleted += 1,
+            // What belongs to others inside is closed to this process.
+            Err(_) if kept.ids().is_some() => more = " and more",
             _ => others += 1,
         }
-        if begin.elapsed() > LONGEST {
+        if begin.elapsed() > LONGEST || !more.is_empty() {
             more = " and more";
             break;
         }
@@ -101,7 +103,10 @@ fn count(kept: &Kept) -> Option<String> {
     let words = [(added, "added"), (others, "modified"), (deleted, "deleted")];
     let words = words.iter().filter(|(number, _)| *number > 0);
     let words: Vec<String> = words.map(|(number, what)| format!("{number} {what}")).collect();
-    (!words.is_empty()).then(|| words.join(", ") + more)
+    match words.is_empty() {
+        true => (!more.is_empty()).then(|| "of files of others".to_owned()),
+        false => Some(words.join(", ") + more),
+    }
 }
 
 /// Removes what was made for a run alone.

@@ -220,6 +220,7 @@ mod tests {
             starts: vec![start],
             layers: vec![note],
             saved: None,
+            ids: None,
         };
         let kept = Kept { id: "id".into(), path: place.join("id"), store, directory, description };
         let name = |text: &str| bytes(Path::new(text));

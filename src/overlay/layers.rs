@@ -24,7 +24,7 @@ use nix::unistd::{AccessFlags, Gid, Uid, eaccess, fchown};
 
 use super::apply::Upper;
 use super::changes::open_host;
-use super::description::{Description, Note, Stamp, bytes, path};
+use super::description::{Description, Ids, Note, Stamp, bytes, path};
 use super::entry;
 use super::error::{OverlayError, refuse};
 use super::front;
@@ -33,7 +33,7 @@ use super::remove::remove_tree;
 use super::restoring;
 use super::store::{self, OVERLAYFS_SUPER_MAGIC, Store, make_directory, open_closed};
 use super::twin;
-use crate::config::{Mount, MountKind, RunSpec, View, quoted};
+use crate::config::{Mount, MountKind, Root, RunSpec, View, quoted};
 use crate::sys::errno_of;
 use crate::sys::{beneath, files};
 
@@ -85,8 +85,9 @@ pub fn prepare(
             starts: Vec::new(),
             layers: Vec::new(),
             saved: None,
+            ids: Ids::of(spec),
         },
-        false => found_again(id, &store, directory.as_fd(), &overlays)?,
+        false => found_again(id, &store, directory.as_fd(), &overlays, Ids::of(spec).as_ref())?,
     };
     twin::end_all(directory.as_fd(), &mut description, None)?;
     let mut twins = None;
@@ -155,6 +156,7 @@ fn found_again(
     store: &Store,
     directory: BorrowedFd<'_>,
     overlays: &[PathBuf],
+    ids: Option<&Ids>,
 ) -> Result<Description, OverlayError> {
     let word = store::word(store, id);
     let description = Description::read(directory).map_err(|cause| {
@@ -168,6 +170,11 @@ fn found_again(
              {word} removes it, or choose another --id",
             list(&before),
             list(overlays)
+        ));
+    }
+    if let Some(cause) = Ids::difference(description.ids.as_ref(), ids) {
+        return Err(refuse!(
+            "cannot go on with the overlay {id}: {cause}; sandbox discard {word} removes it, or choose another --id"
         ));
     }
     if matches!(entry::look(directory, "journal".as_ref()), Ok(Some(_))) {
@@ -276,7 +283,7 @@ impl Maker<'_> {
 
     /// Guests take themselves for root, and have no ids but their own.
     fn is_believed(&self) -> bool {
-        self.spec.root
+        self.spec.root == Root::Believed
     }
 
     fn failed(&self, errno: Errno) -> OverlayError {
@@ -381,7 +388,7 @@ impl Maker<'_> {
     }
 
     fn is_foreign(&self, found: &Metadata) -> bool {
-        !self.spec.identity.knows(found.uid(), found.gid())
+        !self.spec.gives_to(found.uid(), found.gid())
     }
 
     /// Gives a directory of the store the attributes of one of the host; false: but for its owner, who does

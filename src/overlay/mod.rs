@@ -33,6 +33,7 @@ pub use crate::config::Glob;
 pub use changes::{Change, Changes, Kind, What};
 pub use commit::{Committed, Options, Outcome, Progress};
 pub use content::{Content, SHOWN};
+pub use description::Ids;
 pub use entry::Type;
 pub use error::OverlayError;
 pub use front::fill_fronts;

@@ -411,6 +411,7 @@ fn description(wanted: &Wanted) -> Description {
         starts: wanted.starts.iter().map(stamp).collect(),
         layers: wanted.layers.iter().map(note).collect(),
         saved: None,
+        ids: None,
     }
 }
 

@@ -25,7 +25,7 @@ use nix::sys::stat::{Mode, fchmod, fstat, mkdirat};
 use nix::unistd::{AccessFlags, Uid, eaccess};
 
 use super::changes::set_mode;
-use super::description::{Description, path};
+use super::description::{Description, Ids, path};
 use super::entry::{look, names, open_path};
 use super::error::{OverlayError, refuse};
 use super::places::{default_place, remember, stores};
@@ -324,6 +324,11 @@ impl Kept {
     /// The directories that it is of.
     pub fn directories(&self) -> Vec<PathBuf> {
         self.description.overlays.iter().map(|it| path(it)).collect()
+    }
+
+    /// The ids that its files may have besides the user's own: who is to read or to remove all of it has to have them.
+    pub fn ids(&self) -> Option<&Ids> {
+        self.description.ids.as_ref()
     }
 
     /// Whether a run, or a verb, uses it now.

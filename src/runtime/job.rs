@@ -3,7 +3,7 @@
 //! What the supervisor of a run and the client of a later program have in common. It decides, and its
 //! user carries out: orders go to whoever keeps the program.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
@@ -57,6 +57,49 @@ impl Job {
         let own = |error| Error::Own("carry the terminal", error);
         let relay = self.relay.insert(terminal.relay(master).map_err(own)?);
         watch_readable(relay.notice()).map_err(own)
+    }
+
+    /// Shows a question in place of the guest's output. `None`: there is no terminal; `Some(false)`: it is somebody else's
+    /// at the moment.
+    pub(super) fn ask(&mut self, words: String) -> Option<bool> {
+        // (That it is gone is told by another way.)
+        self.relay.as_mut()?.ask(words).ok()
+    }
+
+    /// Shows more of it.
+    pub(super) fn show_more(&mut self, words: String) {
+        if let Some(relay) = &mut self.relay {
+            relay.ask_on(words);
+        }
+    }
+
+    /// The question is closed: the guest's output goes on, behind these words.
+    pub(super) fn resume_screen(&mut self, words: String) {
+        if let Some(relay) = &mut self.relay {
+            relay.resume(words);
+        }
+    }
+
+    /// Readable when there are keys of who is asked.
+    pub(super) fn asked(&self) -> Option<BorrowedFd<'_>> {
+        self.relay.as_ref().map(Relay::asked)
+    }
+
+    /// These keys.
+    pub(super) fn answers(&self) -> Vec<u8> {
+        self.relay.as_ref().map(Relay::answers).unwrap_or_default()
+    }
+
+    /// Whether the guest fills the screen, as far as can be told.
+    pub(super) fn is_drawn_on(&self) -> bool {
+        self.relay.as_ref().is_some_and(Relay::is_drawn_on)
+    }
+
+    /// Stops this process as a job that wants its terminal, until it is continued. `None`: nobody could bring it to the
+    /// foreground.
+    pub(super) fn wait_for_foreground(&mut self) -> Option<Order> {
+        let resume = self.relay.as_mut()?.suspend(Signal::SIGTTIN).ok()?;
+        Some(Order::Resume { foreground: resume.foreground })
     }
 
     /// Whether a terminal is carried.

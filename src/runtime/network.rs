@@ -13,7 +13,7 @@ use std::sync::Arc;
 use super::Error;
 use crate::config::{Network, RunSpec};
 use crate::sentry::net::publish::{Doors, Publisher};
-use crate::sentry::net::{self, Inside, NetLog, Resolver};
+use crate::sentry::net::{self, Inside, Metered, NetLog, Resolver};
 use crate::sentry::{Kernel, Refusals};
 
 /// Lets the guests reach what they may, and be reached where they are to be.
@@ -25,11 +25,29 @@ pub(super) fn join_network(
     log: Option<File>,
 ) -> Result<Option<Publisher>, Error> {
     let inside = Arc::new(Inside::new(outpost));
+    let allowance = spec.limits.network;
+    let (metered, limits) =
+        allowance.is_limited().then(|| Metered::new(allowance, Arc::clone(&inside))).unzip();
+    if let Some(meter) = metered.as_ref().map(|metered| Arc::clone(metered.meter())) {
+        let kernel = Arc::downgrade(kernel);
+        tokio::spawn(async move {
+            meter.used_up().await;
+            if let (Some(kernel), Some(total)) = (kernel.upgrade(), allowance.total) {
+                kernel.limit_reached(
+                    "net-total",
+                    format!(
+                        "{total} bytes were carried; connections are reset, and no more are made"
+                    ),
+                    format!("the traffic limit of {total} bytes was reached (--net-total)"),
+                );
+            }
+        });
+    }
     if spec.network == Network::Allow {
         let log = log.map(NetLog::start).transpose();
         let log = log.map_err(|error| Error::Own("start the thread of --net-log", error))?;
-        let network =
-            net::Network::new(spec.reach.clone(), Arc::clone(&inside), spec.lowest_port(), log);
+        let (reach, lowest) = (spec.reach.clone(), spec.lowest_port());
+        let network = net::Network::new(reach, Arc::clone(&inside), lowest, metered, log);
         let joined = network.map(Arc::new).and_then(|network| {
             Resolver::start(kernel, &network)?;
             kernel.connect(network);
@@ -37,14 +55,14 @@ pub(super) fn join_network(
         });
         joined.map_err(|errno| Error::Own("join the sandbox's network", errno.into()))?;
     }
-    if doors.is_empty() {
+    if doors.is_empty() && limits.is_none() {
         return Ok(None);
     }
     // Once it answers, the guests' network is there.
     let reached = inside.socket(libc::AF_INET, libc::SOCK_DGRAM, 0);
     reached.map_err(|errno| Error::Own("reach the sandbox's network", errno.into()))?;
     kernel.publish(doors.published());
-    let publisher = Publisher::start(doors, inside);
+    let publisher = Publisher::start(doors, inside, limits);
     publisher.map(Some).map_err(|error| Error::Own("publish ports", error))
 }
 

@@ -10,23 +10,26 @@ use super::{Error, lazy};
 use crate::config::RunSpec;
 use crate::launch::{Behind, Plan};
 use crate::save::error::RestoreError;
+use crate::save::image::Index;
 use crate::save::restore::lazy::Lazy;
 use crate::save::restore::maker::Sink;
-use crate::save::restore::{self, Grown, Options, ptys, seed};
+use crate::save::restore::{self, Content, Grown, Options, Wanted, ptys, seed};
 use crate::save::state::Sandbox;
 use crate::sentry::{Features, Kernel, KernelError, Level, RecordedFilter, Time};
 use crate::sys::memfd::anonymous_file;
 use crate::timekeeping::{Namespace, Passed};
 
-/// Brings the content of the memory section into its places: all of it, or what is not mapped.
-pub type Fill = Box<dyn FnMut(&HashMap<u32, Sink>, bool) -> Result<(), RestoreError> + Send>;
+/// Brings content of the memory section into its places.
+pub type Fill = Box<dyn FnMut(&HashMap<u32, Sink>, Wanted<'_>) -> Result<(), RestoreError> + Send>;
 
 /// An image, opened and checked as far as that goes before anything is made.
 pub struct Restored {
     /// What it says.
     pub sandbox: Sandbox,
-    /// Its content. Told whether all of it is wanted, or what is not mapped.
+    /// Its content.
     pub fill: Fill,
+    /// The list of it, if it can be had in any order.
+    pub index: Option<Arc<Index>>,
     /// What is mapped, if that can be, and not filled.
     pub lazy: Option<Arc<Lazy>>,
     /// Tells the user why nothing is mapped after all.
@@ -74,7 +77,7 @@ impl Restored {
         behind: &Behind,
         kernel: &Arc<Kernel>,
     ) -> Result<Grown, Error> {
-        let Restored { sandbox, mut fill, mut options, lazy, tell, .. } = self;
+        let Restored { sandbox, mut fill, index, mut options, lazy, tell, .. } = self;
         ptys::require_terminal(&sandbox, behind.master.is_some())?;
         if let (Some(own), Some(master)) = (&sandbox.terminal, &behind.master) {
             ptys::restore_own(master.as_fd(), own)?;
@@ -89,6 +92,11 @@ impl Restored {
         }
         if sandbox.repeat.is_some() != kernel.features().contains(Features::DETERMINISTIC) {
             return Err(RestoreError::refused("the image is damaged: what it repeats").into());
+        }
+        let root = sandbox.root.as_ref();
+        let is_root = kernel.features().contains(Features::ROOT);
+        if root.is_some() != is_root || root.is_some_and(|root| !root.is_sound()) {
+            return Err(RestoreError::refused("the image is damaged: what root believes").into());
         }
         kernel.begin_cpu_time_at(Duration::from_micros(sandbox.run.cpu_us));
         let mut mapped = None;
@@ -116,9 +124,8 @@ impl Restored {
         let grown = tokio::task::spawn_blocking(move || {
             let grow = move |_: &mut _| {
                 let _context = context.enter();
-                let lazy = of_image.as_deref();
-                let mut fill = |sinks: &HashMap<u32, Sink>| fill(sinks, lazy.is_none());
-                let content = (&mut fill as &mut restore::Fill<'_>, lazy);
+                let pages = index.as_deref().map(Index::runs);
+                let content = Content { fill: &mut *fill, lazy: of_image.as_deref(), pages };
                 restore::grow(&planter, &gate, area, &sandbox, &options, content, &whole)
             };
             own.tracer().run(grow).map_err(KernelError::Tracer)

@@ -57,7 +57,11 @@ fn open<R: Read>(from: R, here: Option<&Features>) -> Result<Image<R>, RestoreEr
     Ok(Image { features, compressed, state_bytes, sandbox, mark, reader })
 }
 
-fn decode(mut bytes: &[u8]) -> Result<Sandbox, RestoreError> {
+/// What the state section of an image says.
+///
+/// # Errors
+/// It says nothing.
+pub fn decode(mut bytes: &[u8]) -> Result<Sandbox, RestoreError> {
     let malformed =
         |what: &str| RestoreError::refused(format!("the image is malformed: its state {what}"));
     let sandbox = ciborium::de::from_reader_with_recursion_limit(&mut bytes, DEPTH)

@@ -86,8 +86,8 @@ pub struct Facts {
 
 impl Facts {
     /// The caller's standard streams, which are the supervisor's own, and the terminal in place of some in
-    /// the view of guest `pid`, as the host numbers it.
-    pub fn streams(&self, pid: i32) -> Result<Streams, SaveError> {
+    /// the guests' view, which lies there.
+    pub fn streams(&self, view: &str) -> Result<Streams, SaveError> {
         use std::os::unix::fs::MetadataExt;
         let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
         let all = [(0, stdin.as_fd()), (1, stdout.as_fd()), (2, stderr.as_fd())];
@@ -98,7 +98,7 @@ impl Facts {
         let mut streams = Streams::new(&open)
             .map_err(|error| SaveError::failed("the standard streams cannot be read", error))?;
         if self.terminal.is_some() {
-            let terminal = std::fs::metadata(format!("/proc/{pid}/root/dev/pts/0"));
+            let terminal = std::fs::metadata(format!("{view}/dev/pts/0"));
             streams.terminal = terminal.ok().map(|found| (found.dev(), found.ino()));
         }
         Ok(streams)
@@ -213,8 +213,8 @@ fn refuse_early(kernel: &Kernel) -> Result<(), SaveError> {
              is restored; run it without",
         ),
         (
-            Features::ROOT,
-            "its programs are root inside (--root), and whom they have become is not in an image; run it without",
+            Features::SUB_IDS,
+            "its ids are subordinate ones (--root=sub-ids), which an image does not carry; run it without",
         ),
         (
             Features::FILE_LOG,
@@ -225,6 +225,12 @@ fn refuse_early(kernel: &Kernel) -> Result<(), SaveError> {
     let features = kernel.features();
     if let Some((_, why)) = reasons.into_iter().find(|(feature, _)| features.contains(*feature)) {
         return Err(SaveError::refused(why));
+    }
+    if kernel.network().is_some_and(|network| network.is_limited()) {
+        return Err(SaveError::refused(
+            "what it carries is limited (--net-rate, --net-total), and connections are carried for that, which an image \
+             does not; run it without",
+        ));
     }
     if !kernel.published().is_empty() {
         return Err(SaveError::refused(
@@ -322,11 +328,13 @@ fn captured(
     let groups: Vec<(i32, i32)> = guests.iter().map(|it| (it.pid, it.guest_pid)).collect();
     let (own, later) = (facts.clone(), kernel.later_programs());
     let log = Arc::clone(kernel);
+    let view = kernel.whole_view().map_err(|it| SaveError::failed("its file view", it))?;
     let work = move |tracees: &mut _| {
         let before = filter_count(log.init_pid()).unwrap_or(0);
         let filters = Filters { log: log.filters(), before, gate: &gate };
         let mut found = Found::new(earlier, options.strict);
         found.collector.known.devices = devices;
+        found.collector.known.view = view.map(Arc::new);
         found.later = later;
         let done = capture::sandbox(tracees, filters, &guests, &own, live.as_ref(), &mut found);
         if done.is_err() {
@@ -339,6 +347,7 @@ fn captured(
     drop(still);
     let mut found = found?;
     let repeat = repeat(kernel, &groups, &found.collector);
+    let root = capture::believed::capture(kernel, &groups, &found)?;
     let collector = &mut found.collector;
     let own_clocks = kernel.time().saved(found.clocks.realtime);
     let own_clocks = own_clocks.map_err(|_| {
@@ -358,6 +367,7 @@ fn captured(
         clocks: found.clocks,
         own_clocks,
         repeat,
+        root,
         spaces: std::mem::take(&mut found.spaces),
         processes: std::mem::take(&mut found.processes),
         keepers: std::mem::take(&mut found.keepers),

@@ -23,7 +23,7 @@ pub enum Resource {
     Handlers,
     /// The descriptor table.
     Descriptors,
-    /// Working directory and umask. (The root is the same for all guests.)
+    /// Working directory, root directory and umask.
     Directory,
     /// What the end undoes of System V semaphores.
     Adjustments,
@@ -105,6 +105,9 @@ impl Apart {
 pub struct Place {
     /// Working directory as the guest names it.
     pub directory: ByteBuf,
+    /// Root directory, where it is not that of all (chroot(2)).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<ByteBuf>,
     /// umask(2).
     pub umask: u32,
 }

@@ -8,9 +8,10 @@
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
+use crate::config::Root;
 use crate::save::sharing::{Apart, Sharing};
 use crate::save::timers::Timer;
-use crate::sentry::SavedRepeat;
+use crate::sentry::{SavedRepeat, SavedRoot};
 use crate::timekeeping::SavedClocks;
 
 mod trees;
@@ -33,6 +34,9 @@ pub struct Sandbox {
     /// What a run with `--deterministic` goes on with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub repeat: Option<SavedRepeat>,
+    /// What a run with `--root` believes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<SavedRoot>,
     /// The address spaces.
     pub spaces: Vec<Space>,
     /// The processes; a parent comes before its children.
@@ -62,6 +66,13 @@ pub struct Sandbox {
     pub terminals: Vec<crate::save::ptys::Pty>,
     /// The terminal of the run's program, if it has one.
     pub terminal: Option<crate::save::ptys::OwnTerminal>,
+}
+
+impl Sandbox {
+    /// The capabilities that its guests have in their user namespace, as a set of bits.
+    pub fn capabilities(&self) -> u64 {
+        self.root.as_ref().map_or(0, |_| Root::Believed.capability_bits())
+    }
 }
 
 /// What the run was asked for. Kept as the run specification's own saved form.
@@ -279,6 +290,9 @@ pub struct Process {
     pub directory: ByteBuf,
     /// Whether that has been removed.
     pub directory_gone: bool,
+    /// Root directory, where it is not that of all (chroot(2)).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<ByteBuf>,
     /// umask(2).
     pub umask: u32,
     /// Resource limits: (soft, hard) by number.
@@ -510,6 +524,17 @@ impl FileKind {
     /// Whether it is a standard stream of somebody outside: what takes its place is shared with others.
     pub fn is_stream(&self) -> bool {
         matches!(self, FileKind::Stream { .. } | FileKind::LaterStream(_))
+    }
+
+    /// Whether it is one of the guests' own that no name leads to.
+    pub fn is_nameless(&self) -> bool {
+        matches!(
+            self,
+            FileKind::Deleted { .. }
+                | FileKind::Memory(_)
+                | FileKind::Pipe(_)
+                | FileKind::Socket(_)
+        )
     }
 }
 

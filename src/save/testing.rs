@@ -25,6 +25,7 @@ pub(crate) fn empty() -> Sandbox {
         clocks: Clocks::default(),
         own_clocks: None,
         repeat: None,
+        root: None,
         spaces: Vec::new(),
         processes: Vec::new(),
         keepers: Vec::new(),

@@ -57,6 +57,28 @@ pub enum Event {
         /// What the address is known by, if anything.
         name: Option<String>,
     },
+    /// It is asked whether a guest may do what no rule names (`--ask`).
+    Asked {
+        /// By which the question is answered.
+        number: u64,
+        /// The thread that was the first to ask; 0 where nobody knows.
+        tid: i32,
+        /// Its name.
+        comm: String,
+        /// What it wants to do.
+        what: String,
+    },
+    /// Such a question is closed.
+    Answered {
+        /// Which.
+        number: u64,
+        /// What it was about.
+        what: String,
+        /// `once`, `always`, `no`, `never`; `nobody` was there to answer; `withdrawn` by who had asked.
+        answer: String,
+        /// Who has answered: `terminal`, `control`; empty: nobody.
+        by: String,
+    },
     /// A program was started by the sandbox: the run's own, or one of `sandbox exec`.
     Started {
         /// Its process; 0 where the host gave no number.
@@ -97,7 +119,7 @@ pub enum Event {
     Resumed,
     /// A limit of the run was reached.
     Limit {
-        /// Which, as its flag names it: `cpu-time`, `timeout`, `memory`, `pids`.
+        /// Which, as its flag names it: `cpu-time`, `timeout`, `memory`, `pids`, `net-total`.
         limit: String,
         /// What that meant, in words.
         consequence: String,
@@ -113,6 +135,8 @@ impl Event {
                 | Event::Refused { .. }
                 | Event::Exec { .. }
                 | Event::Connected { .. }
+                | Event::Asked { .. }
+                | Event::Answered { .. }
         )
     }
 
@@ -121,6 +145,8 @@ impl Event {
             Event::Started { .. }
             | Event::Exec { .. }
             | Event::Connected { .. }
+            | Event::Asked { .. }
+            | Event::Answered { .. }
             | Event::Exited { .. }
             | Event::Paused { .. }
             | Event::Resumed => Level::Info,
@@ -156,6 +182,15 @@ impl std::fmt::Display for Event {
                 let name =
                     name.as_ref().map(|name| format!(" ({})", Plain(name))).unwrap_or_default();
                 write!(f, "connected: {} ({tid}) to {address}/{transport}{name}", Plain(comm))
+            }
+            Event::Asked { number, tid, comm, what } => {
+                write!(f, "asked: {number}: {} ({tid}) wants to {}", Plain(comm), Plain(what))
+            }
+            Event::Answered { number, what, answer, by } if by.is_empty() => {
+                write!(f, "answered: {number}: {answer}: {}", Plain(what))
+            }
+            Event::Answered { number, what, answer, by } => {
+                write!(f, "answered: {number}: {answer}, by {by}: {}", Plain(what))
             }
             Event::Started { path, container, .. } => {
                 write!(f, "started: {}{}", Plain(path), In(container))
@@ -277,7 +312,7 @@ impl Events {
 
 /// A token bucket.
 #[derive(Debug)]
-struct RateLimit {
+pub(super) struct RateLimit {
     interval: Duration,
     burst: u32,
     tokens: u32,
@@ -287,7 +322,7 @@ struct RateLimit {
 }
 
 impl RateLimit {
-    fn new(per_second: u32, burst: u32) -> Self {
+    pub(super) fn new(per_second: u32, burst: u32) -> Self {
         RateLimit {
             interval: Duration::from_secs(1) / per_second,
             burst,
@@ -298,7 +333,7 @@ impl RateLimit {
     }
 
     /// `Some(how many were suppressed since the last admitted one)`, or `None`.
-    fn admit(&mut self, now: Instant) -> Option<u64> {
+    pub(super) fn admit(&mut self, now: Instant) -> Option<u64> {
         let since = *self.refilled.get_or_insert(now);
         let earned = now.saturating_duration_since(since).as_nanos() / self.interval.as_nanos();
         if u128::from(self.tokens) + earned >= u128::from(self.burst) {

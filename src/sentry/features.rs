@@ -38,12 +38,16 @@ bitflags::bitflags! {
         const DETERMINISTIC = 1 << 21;
         /// The guests are root and believe in ids and owners that the kernel does not have: `--root`.
         const ROOT = 1 << 22;
+        /// Other ids inside are the user's subordinate ones, and the kernel's business: `--root=sub-ids`. Never with ROOT.
+        const SUB_IDS = 1 << 23;
         /// Rules are about names that may come to be: a pattern of `--hide`, `--deny`, `--ro`.
         const PATTERNS = 1 << 24;
         /// Files of overlays get their content when they are first opened: `--overlay` without overlayfs.
         const TWINS = 1 << 25;
         /// Some hosts may be reached: `--net allow`.
         const NETWORK = 1 << 26;
+        /// Files that no rule names are asked about: `--ask files`.
+        const ASK_FILES = 1 << 27;
         /// The guests have no network, and no network namespace for it: `--walls landlock`. Never without NO_NAMESPACES.
         const NO_LOOPBACK = 1 << 29;
         /// The guests live in the host's namespaces: `--walls landlock`.
@@ -52,9 +56,12 @@ bitflags::bitflags! {
 }
 
 impl Features {
-    /// What is found out anew when a run is restored, or has no image.
-    pub const NOT_SAVED: Features =
-        Features::RESTORED.union(Features::LAZY).union(Features::PATTERNS).union(Features::TWINS);
+    /// What is found anew, or is not there, where a run is restored.
+    pub const OF_THIS_RUN: Features = Features::RESTORED
+        .union(Features::LAZY)
+        .union(Features::PATTERNS)
+        .union(Features::TWINS)
+        .union(Features::ASK_FILES);
 }
 
 impl Default for Features {

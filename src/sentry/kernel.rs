@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use tokio::sync::watch;
 
 use super::accounting::Accounting;
+use super::asking::{Asking, Places};
 use super::carried::Carried;
 use super::census::Keepers;
 use super::credentials::Beliefs;
@@ -87,6 +88,10 @@ pub struct Kernel {
     network: OnceLock<Arc<Network>>,
     /// Set before the first guest is served.
     published: OnceLock<Vec<Published>>,
+    /// With `--ask`; set before the first guest is served.
+    asking: OnceLock<Arc<Asking>>,
+    /// With [`Features::ASK_FILES`]: what follows paths, and which files can be asked for.
+    askable: OnceLock<(Paths, Arc<dyn Places>)>,
     pub(super) keepers: Keepers,
     pub(super) later: super::later::LaterPrograms,
     /// Where files may be changed, in a run without a file view. Set once, before anything runs.
@@ -146,6 +151,8 @@ impl Kernel {
             repeatable: Repeatable::default(),
             network: OnceLock::new(),
             published: OnceLock::new(),
+            asking: OnceLock::new(),
+            askable: OnceLock::new(),
             keepers,
             later: super::later::LaterPrograms::default(),
             grounds: OnceLock::new(),
@@ -246,6 +253,24 @@ impl Kernel {
     /// What some hosts can be reached by, if that is so.
     pub fn network(&self) -> Option<&Arc<Network>> {
         self.network.get()
+    }
+
+    /// What no rule names is asked about. Once, before there are guests. `places`: of files, these.
+    pub fn ask_through(&self, asking: Arc<Asking>, places: Option<Arc<dyn Places>>) {
+        let _ = self.asking.set(asking);
+        if let Some(places) = places {
+            let _ = self.askable.set((Paths::new(Arc::new(NoRules), None, false), places));
+        }
+    }
+
+    /// The questions of the run, if anything is asked about.
+    pub fn asking(&self) -> Option<&Arc<Asking>> {
+        self.asking.get()
+    }
+
+    /// What is needed to ask about files, if that is done.
+    pub(super) fn askable(&self) -> Option<&(Paths, Arc<dyn Places>)> {
+        self.askable.get()
     }
 
     /// These ports of the host lead inside. Once, before there are guests.

@@ -5,10 +5,12 @@
 //! above, as arguments of [`Kernel::new`].
 
 mod accounting;
+pub mod asking;
 mod block;
 mod budget;
 pub mod call;
 pub mod beliefs;
+mod believing;
 mod carried;
 mod census;
 pub mod credentials;
@@ -57,6 +59,7 @@ mod tracer;
 mod vdso;
 
 pub use accounting::{Limits, MemoryLimit};
+pub use believing::SavedRoot;
 pub use block::Interrupted;
 pub use carried::{Brought, Carried, Used};
 pub use census::ProcessInfo;

@@ -7,7 +7,8 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -20,12 +21,16 @@ use crate::sys::terminal as sys;
 use super::outer::Outer;
 
 /// What the supervisor's main thread can ask of the carrier.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) enum Order {
     /// Carry output, and keys as well if `keys`.
     Carry { keys: bool },
     /// The errand of that number: carry what the guest has written so far, then rest.
     Settle { errand: u64 },
+    /// Show these words, and then carry nothing but the answer: a key at a time, to whoever asks.
+    Ask { words: String },
+    /// Show these words, between what the guest has written and what it writes from here on.
+    Say { words: String },
     /// End the errand as soon as the outer terminal takes nothing more.
     Hurry,
 }
@@ -44,6 +49,8 @@ pub(super) struct Link {
     pub(super) done: EventFd,
     /// Readable, for good, once the carrier ended by itself: the outer terminal is gone.
     pub(super) notice: EventFd,
+    /// Readable when there are keys for whoever asks.
+    pub(super) asked: EventFd,
     /// The last errand that ended.
     completed: AtomicU64,
     /// Whether that one ended in a hurry, with bytes left.
@@ -65,6 +72,7 @@ impl Link {
             wake: event()?,
             done: event()?,
             notice: event()?,
+            asked: event()?,
             completed: AtomicU64::new(0),
             cut_short: AtomicBool::new(false),
             ended: AtomicBool::new(false),
@@ -111,12 +119,14 @@ pub(super) fn lower(event: &EventFd) {
 
 /// The body of the carrier's thread: ends when told to, when the other end of `orders` is dropped,
 /// or when the outer terminal is gone.
-pub(super) fn carry(link: Arc<Link>, orders: Receiver<Order>, keys: bool) {
+pub(super) fn carry(link: Arc<Link>, orders: Receiver<Order>, answers: Sender<u8>, keys: bool) {
     // Also on a panic: the main thread must never wait for a carrier that is no more.
     let _ending = Ending(&link);
     let mut carrier = Carrier {
         link: &link,
         orders,
+        answers,
+        words: Words::default(),
         keys,
         stage: Stage::Carrying,
         hurried: false,
@@ -161,6 +171,8 @@ enum Stage {
     Carrying,
     /// Until the guest's pty is dry and the user has it all; at most `left` bytes more.
     Settling { errand: u64, left: usize },
+    /// Somebody is asked: keys are for whoever asks, and what the guest writes waits.
+    Asking,
     /// Nothing at all, until told otherwise.
     Resting,
 }
@@ -168,6 +180,10 @@ enum Stage {
 struct Carrier<'a> {
     link: &'a Link,
     orders: Receiver<Order>,
+    /// Takes the keys of who is asked.
+    answers: Sender<u8>,
+    /// What is to be shown between the guest's output.
+    words: Words,
     /// Whether keys are read from the outer terminal: only in the foreground.
     keys: bool,
     stage: Stage,
@@ -217,6 +233,15 @@ impl Carrier<'_> {
                 Ok(Order::Settle { errand }) => {
                     self.stage = Stage::Settling { errand, left: LEFTOVERS };
                 }
+                Ok(Order::Ask { words }) => {
+                    // What was typed before was not typed for this.
+                    self.stage = Stage::Asking;
+                    self.words.add(&words);
+                }
+                Ok(Order::Say { words }) => {
+                    self.words.add(&words);
+                    continue;
+                }
                 Ok(Order::Hurry) => {
                     self.hurried = true;
                     continue;
@@ -232,7 +257,7 @@ impl Carrier<'_> {
     /// hurry and the outer terminal has just taken less than there was.
     fn settle(&mut self) {
         let Stage::Settling { errand, left } = self.stage else { return };
-        let stuck = !self.to_outer.is_empty();
+        let stuck = !self.to_outer.is_empty() || !self.words.is_empty();
         if (left == 0 && !stuck) || (self.hurried && stuck) {
             self.stage = Stage::Resting;
             self.link.complete(errand, stuck);
@@ -241,10 +266,13 @@ impl Carrier<'_> {
 
     /// Waits until something can be done.
     fn wait(&mut self) -> Result<Ready, HungUp> {
-        let reading_keys = self.keys && self.stage == Stage::Carrying && self.to_guest.has_room();
+        let reading_keys = match self.stage {
+            Stage::Carrying => self.keys && self.to_guest.has_room(),
+            stage => stage == Stage::Asking,
+        };
         let reading_output = self.stage == Stage::Carrying && self.to_outer.has_room();
         let outer = when(reading_keys, PollFlags::POLLIN)
-            | when(!self.to_outer.is_empty(), PollFlags::POLLOUT);
+            | when(!self.to_outer.is_empty() || !self.words.is_empty(), PollFlags::POLLOUT);
         let guest = when(reading_output, PollFlags::POLLIN)
             | when(!self.to_guest.is_empty(), PollFlags::POLLOUT);
         let mut fds = [
@@ -253,10 +281,16 @@ impl Carrier<'_> {
             PollFd::new(self.link.master.as_fd(), guest),
         ];
         // POLLHUP cannot be masked: a guest's pty that is dead must not be asked, or we spin.
-        let watched = if self.guest_gone || self.stage == Stage::Resting { 2 } else { 3 };
+        let rests =
+            self.stage == Stage::Resting || self.stage == Stage::Asking && self.to_guest.is_empty();
+        let watched = if self.guest_gone || rests { 2 } else { 3 };
         let timeout = match self.stage {
             // The pty is read until it is dry rather than until it is announced to be.
-            Stage::Settling { left: 1.., .. } if self.to_outer.has_room() => PollTimeout::ZERO,
+            Stage::Settling { left: 1.., .. }
+                if self.to_outer.has_room() && self.words.is_empty() =>
+            {
+                PollTimeout::ZERO
+            }
             _ => PollTimeout::NONE,
         };
         match poll(&mut fds[..watched], timeout) {
@@ -278,6 +312,9 @@ impl Carrier<'_> {
 
     /// From the outer terminal to the guest's pty.
     fn carry_keys(&mut self, ready: Ready) -> Result<(), HungUp> {
+        if ready.keys && self.stage == Stage::Asking {
+            self.take_answer()?;
+        }
         if ready.keys && self.keys && self.stage == Stage::Carrying {
             match self.to_guest.fill(self.link.outer.as_fd()) {
                 Ok(0) => self.carry_end_of_file()?,
@@ -294,8 +331,43 @@ impl Carrier<'_> {
             return Ok(());
         }
         match self.to_guest.drain(self.link.master.as_fd(), usize::MAX) {
-            Ok(()) | Err(Errno::EAGAIN | Errno::EINTR) => {}
+            Ok(_) | Err(Errno::EAGAIN | Errno::EINTR) => {}
             Err(_) => self.guest_is_gone(),
+        }
+        Ok(())
+    }
+
+    /// What is typed while somebody is asked. What came too soon after the question was shown to be an answer to it, and
+    /// what is more than one key, was meant for the guest; so are the keys that stop or end it.
+    fn take_answer(&mut self) -> Result<(), HungUp> {
+        const STOP: u8 = 0x1a;
+        const QUIT: u8 = 0x1c;
+        let mut typed = [0; 256];
+        let count = match read(self.link.outer.as_fd(), &mut typed) {
+            Ok(0) => return sys::attributes(self.link.outer.as_fd()).map(drop).map_err(|_| HungUp),
+            Ok(count) => count,
+            Err(Errno::EAGAIN | Errno::EINTR) => return Ok(()),
+            // As in `carry_keys`. Whoever asks shows the question again when this is in the foreground once more.
+            Err(Errno::EIO) if self.link.outer.is_foreground() == Ok(false) => {
+                self.stage = Stage::Carrying;
+                self.keys = false;
+                return Ok(());
+            }
+            Err(_) => return Err(HungUp),
+        };
+        match typed[..count] {
+            [key] if self.words.were_read() && ![STOP, QUIT].contains(&key) => {
+                let _ = self.answers.send(key);
+                raise(&self.link.asked);
+            }
+            ref keys if self.keys => {
+                for key in keys {
+                    if self.to_guest.has_room() {
+                        self.to_guest.push(*key);
+                    }
+                }
+            }
+            _ => {}
         }
         Ok(())
     }
@@ -317,9 +389,9 @@ impl Carrier<'_> {
         let wanted = match self.stage {
             Stage::Carrying => ready.output,
             Stage::Settling { left, .. } => left > 0,
-            Stage::Resting => false,
+            Stage::Asking | Stage::Resting => false,
         };
-        if wanted && self.to_outer.has_room() {
+        if wanted && self.to_outer.has_room() && self.words.is_empty() {
             match self.to_outer.fill(self.link.master.as_fd()) {
                 Ok(0) => self.guest_is_gone(),
                 Ok(count) => self.count_down(count),
@@ -329,10 +401,18 @@ impl Carrier<'_> {
                 Err(_) => self.guest_is_gone(),
             }
         }
-        if self.to_outer.is_empty() || (self.link.outer.blocks() && !ready.room) {
+        let is_dry = self.to_outer.is_empty() && self.words.is_empty();
+        if is_dry || (self.link.outer.blocks() && !ready.room) {
             return Ok(());
         }
-        match self.to_outer.drain(self.link.outer.as_fd(), self.link.outer.write_limit()) {
+        let (outer, limit) = (self.link.outer.as_fd(), self.link.outer.write_limit());
+        let done = match self.to_outer.is_empty() {
+            true => self.words.drain(outer, limit),
+            false => {
+                self.to_outer.drain(outer, limit).inspect(|last| self.words.after(*last)).map(drop)
+            }
+        };
+        match done {
             Ok(()) | Err(Errno::EAGAIN | Errno::EINTR) => Ok(()),
             Err(_) => Err(HungUp),
         }
@@ -396,16 +476,71 @@ impl Buffer {
         Ok(count)
     }
 
-    /// Writes once, at most `limit` bytes.
-    fn drain(&mut self, to: BorrowedFd, limit: usize) -> nix::Result<()> {
+    /// Writes once, at most `limit` bytes. Gives the last byte that was taken.
+    fn drain(&mut self, to: BorrowedFd, limit: usize) -> nix::Result<Option<u8>> {
         let end = self.end.min(self.start.saturating_add(limit));
         if self.start == end {
-            return Ok(());
+            return Ok(None);
         }
         self.start += write(to, &self.bytes[self.start..end])?;
+        let last = self.start.checked_sub(1).map(|at| self.bytes[at]);
         if self.is_empty() {
             self.clear();
         }
+        Ok(last)
+    }
+}
+
+/// Words of the supervisor's, shown on lines of their own.
+#[derive(Default)]
+struct Words {
+    /// What has not been written yet.
+    bytes: Vec<u8>,
+    /// The cursor is not at the beginning of a line.
+    in_line: bool,
+    /// Words that begin go on with a line.
+    begun: bool,
+    /// Since when all of it has been written.
+    shown: Option<Instant>,
+}
+
+/// Nobody reads a question and answers it in less.
+const REACTION: Duration = Duration::from_millis(300);
+
+impl Words {
+    fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    fn add(&mut self, words: &str) {
+        self.bytes.extend_from_slice(words.as_bytes());
+        self.shown = None;
+    }
+
+    /// The guest's output ends with this byte.
+    fn after(&mut self, last: Option<u8>) {
+        if let Some(last) = last {
+            self.in_line = last != b'\n';
+            self.begun = false;
+        }
+    }
+
+    /// Writes once, at most `limit` bytes.
+    fn drain(&mut self, to: BorrowedFd, limit: usize) -> nix::Result<()> {
+        if !std::mem::replace(&mut self.begun, true) && self.in_line {
+            self.bytes.splice(..0, *b"\r\n");
+        }
+        let end = self.bytes.len().min(limit);
+        let count = write(to, &self.bytes[..end])?;
+        self.bytes.drain(..count);
+        if self.bytes.is_empty() {
+            self.shown = Some(Instant::now());
+        }
         Ok(())
+    }
+
+    /// Whether there has been time to read them.
+    fn were_read(&self) -> bool {
+        self.shown.is_some_and(|shown| shown.elapsed() >= REACTION)
     }
 }

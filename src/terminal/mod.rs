@@ -19,6 +19,7 @@
 //! | the guest's program stopped | [`Relay::suspend`], then continue it as [`Resume`] says |
 //! | SIGCONT | [`Relay::continued`], then place it as [`Resume`] says |
 //! | SIGINT, SIGQUIT, SIGTSTP | send the same to the guest: it is in the background of its pty |
+//! | a question for the user | [`Relay::ask`], [`Relay::answers`] as [`Relay::asked`] is readable, [`Relay::resume`] |
 //! | [`Relay::notice`] readable, or an error from `suspend` or `continued` | drop the relay: that hangs the guest's pty up |
 //! | the guest ended | [`Relay::finish`] |
 //! | dying without unwinding | [`restore_now`] |

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{Builder, JoinHandle};
 
 use nix::errno::Errno;
@@ -31,6 +31,8 @@ pub struct Relay {
     /// `None` once dropped: that ends the carrier.
     orders: Option<Sender<Order>>,
     carrier: Option<JoinHandle<()>>,
+    /// Keys of who is asked.
+    answers: Receiver<u8>,
     /// Readable while a signal that is to end the supervisor is pending. Never read.
     ending: SignalFd,
     errands: u64,
@@ -66,17 +68,19 @@ impl Relay {
         }
 
         let (orders, received) = channel();
+        let (answer, answers) = channel();
         let shared = Arc::clone(&link);
         // The thread inherits this mask: no signal of the supervisor's may end up in it.
         let former = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
         let thread = Builder::new().name("terminal".into());
-        let carrier = thread.spawn(move || carry(shared, received, keys));
+        let carrier = thread.spawn(move || carry(shared, received, answer, keys));
         former.thread_set_mask()?;
 
         let relay = Relay {
             link,
             orders: Some(orders),
             carrier: Some(carrier?),
+            answers,
             ending,
             errands: 0,
             foreground,
@@ -99,6 +103,51 @@ impl Relay {
     /// relay carries nothing any more; drop it to pass the hang-up on to the guest.
     pub fn notice(&self) -> BorrowedFd<'_> {
         self.link.notice.as_fd()
+    }
+
+    /// Shows a question: what the guest writes waits from then on, and single keys come to [`Relay::answers`], until
+    /// [`Relay::resume`]. (A stop ends it, too.) `false`: the supervisor is in the background, and nothing is shown.
+    ///
+    /// # Errors
+    /// EIO: the outer terminal is gone.
+    pub fn ask(&mut self, words: String) -> io::Result<bool> {
+        if !self.link.outer.is_foreground()? {
+            return Ok(false);
+        }
+        // (In a pipeline it need not be so.)
+        self.link.outer.make_raw()?;
+        self.order(Order::Ask { words });
+        Ok(true)
+    }
+
+    /// Shows more words, while somebody is asked.
+    pub fn ask_on(&mut self, words: String) {
+        self.order(Order::Say { words });
+    }
+
+    /// Shows words, and goes on carrying.
+    pub fn resume(&mut self, words: String) {
+        self.order(Order::Say { words });
+        if !self.foreground {
+            self.link.outer.restore();
+        }
+        self.order(Order::Carry { keys: self.foreground });
+    }
+
+    /// Becomes readable when there are keys of who is asked.
+    pub fn asked(&self) -> BorrowedFd<'_> {
+        self.link.asked.as_fd()
+    }
+
+    /// These keys.
+    pub fn answers(&self) -> Vec<u8> {
+        lower(&self.link.asked);
+        self.answers.try_iter().collect()
+    }
+
+    /// Whether the guest takes keys as they come, as programs do that fill the screen.
+    pub fn is_drawn_on(&self) -> bool {
+        sys::attributes(self.link.master.as_fd()).is_ok_and(|it| it.c_lflag & libc::ICANON == 0)
     }
 
     /// The guest's program stopped by `signal` (SIGTSTP, SIGSTOP, SIGTTIN, SIGTTOU): says how it is

@@ -5,6 +5,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod asking;
 mod desk;
 mod guests;
 mod hostile;

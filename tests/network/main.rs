@@ -6,9 +6,11 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod metered;
 mod publish;
 mod unix;
 mod accounts;
+mod asking;
 
 use std::path::{Path, PathBuf};
 

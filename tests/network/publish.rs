@@ -196,6 +196,25 @@ fn streams_are_what_they_are_natively() {
 }
 
 #[test]
+fn what_is_bounded_is_what_it_is_natively_until_it_is_used_up() {
+    let Some(served) = Served::new("publish-bounded") else { return };
+    let (native, at) = Native::start(&served.workspace);
+    let expected = talk(at);
+    drop(native);
+    let flags = ["--publish", "0:8080", "--net-rate", "1g", "--net-total", "1t"];
+    served.serve(&flags, "127.0.0.1", 8080);
+    assert_eq!(talk(served.at("8080")), expected);
+    drop(served);
+    let Some(served) = Served::new("publish-used-up") else { return };
+    served.serve(&["--publish", "0:8080", "--net-total", "100k"], "127.0.0.1", 8080);
+    let at = served.at("8080");
+    let words = "send 10\n";
+    let left = (100 << 10) - words.len();
+    assert_eq!(rest(open(at, words)), format!("ConnectionReset after {left} bytes"));
+    assert_eq!(rest(open(at, words)), "ConnectionReset after 0 bytes");
+}
+
+#[test]
 fn it_goes_with_hosts_that_are_reached_and_with_ports_of_root() {
     let Some(served) = Served::new("publish-allow") else { return };
     let flags = ["--net", "allow", "--publish", "80", "--publish", "[::1]::80"];

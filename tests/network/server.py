@@ -85,6 +85,27 @@ async def peer(reader, writer):
     writer.close()
 
 
+async def bulk(reader, writer):
+    """"down COUNT": sends so many bytes; "up": says how many came."""
+    try:
+        word, *count = (await reader.readline()).split()
+        if word == b"down":
+            left = int(count[0])
+            while left:
+                writer.write(b"x" * min(left, 65536))
+                left -= min(left, 65536)
+                await writer.drain()
+        else:
+            came = 0
+            while some := await reader.read(65536):
+                came += len(some)
+            writer.write(b"%d" % came)
+            await writer.drain()
+        writer.close()
+    except ConnectionError:
+        pass
+
+
 async def main():
     loop = asyncio.get_running_loop()
     await loop.create_datagram_endpoint(Names, (ADDRESS, 53))
@@ -93,6 +114,7 @@ async def main():
         await loop.create_datagram_endpoint(Echo, (address, 7))
         await asyncio.start_server(pages, address, 80, backlog=512)
         await asyncio.start_server(peer, address, 79)
+        await asyncio.start_server(bulk, address, 82)
     print("ready", flush=True)
     await asyncio.Event().wait()
 

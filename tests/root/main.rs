@@ -5,6 +5,7 @@ mod files;
 mod identity;
 mod programs;
 mod rules;
+mod sub_ids;
 mod systems;
 
 #[path = "../common/mod.rs"]

@@ -42,6 +42,7 @@ impl Desk {
     pub(crate) fn command(&self, words: &[&str]) -> Command {
         let mut command = self.workspace.sandbox();
         command.args(words).env("XDG_RUNTIME_DIR", self.runtime.path());
+        command.env("XDG_STATE_HOME", self.runtime.path().join("state"));
         command
     }
 

@@ -10,12 +10,13 @@ use crate::cli::table::{bytes, columns, cpu, plain, span};
 pub(super) fn image(report: &ImageReport) -> String {
     let mut text = String::new();
     let packed = if report.compressed { ", compressed" } else { "" };
+    let root = if report.root { ", root inside (--root)" } else { "" };
     let lines = [
         ("image", format!("version {}, {}{packed}", report.format, bytes(report.bytes))),
         ("id", plain(&report.id)),
         ("program", plain(&report.command.join(" "))),
         ("directory", plain(&report.workdir)),
-        ("user", format!("{}:{}", report.user, report.group)),
+        ("user", format!("{}:{}{root}", report.user, report.group)),
         ("network", report.network.to_owned()),
         ("ran", span(report.ran_us)),
         ("saved", moment(report.saved)),

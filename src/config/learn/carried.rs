@@ -155,7 +155,7 @@ fn variable(word: &OsStr, setting: &Setting) -> Result<String, ConfigError> {
 }
 
 /// A path, and no pattern, as one half of `PATH[:DST]`.
-pub(super) fn pair(path: &Path) -> OsString {
+pub(in super::super) fn pair(path: &Path) -> OsString {
     half(&escaped(path))
 }
 

@@ -77,7 +77,12 @@ fn set(document: &mut DocumentMut, key: &str, text: &str) -> Result<(), String> 
 }
 
 /// Adds to a list, which may be one value, unless it is there.
-fn add(document: &mut DocumentMut, key: &str, text: &str, why: &str) -> Result<(), String> {
+pub(in super::super) fn add(
+    document: &mut DocumentMut,
+    key: &str,
+    text: &str,
+    why: &str,
+) -> Result<(), String> {
     let value = parsed(text)?;
     let item = document.entry(key).or_insert(Item::Value(Value::Array(Array::new())));
     let Some(old) = item.as_value_mut() else { return Err(format!("{key} is no list")) };

@@ -25,8 +25,10 @@ use crate::sentry::Measured;
 use crate::sentry::file_log::Report;
 
 use carried::Carried;
+pub(super) use carried::pair;
 use fold::Learned;
 use headroom::Bound;
+pub(super) use merge::add;
 use needs::Needs;
 
 /// A run in which is learned.

@@ -67,6 +67,8 @@ impl<'h> Judge<'h> {
             "file-size" => &limits.file_size,
             "cpu-time" => &limits.cpu_time,
             "timeout" => &limits.timeout,
+            "net-rate" => &limits.net_rate,
+            "net-total" => &limits.net_total,
             _ => return Ok(false),
         };
         let Some(own) = own else { return Ok(true) };

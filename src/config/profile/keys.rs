@@ -10,11 +10,13 @@ use super::super::environment;
 use super::super::error::refuse;
 use super::super::limits;
 use super::super::paths::{check, parse_pair};
+use super::super::root;
 use super::super::{
     ConfigError, Network, Options, Rule, RuleKind, Voice, Walls, Without, check_container,
     check_hostname, quoted,
 };
 use super::setting::Setting;
+use crate::sentry::asking::About;
 use crate::sentry::net;
 use crate::timekeeping::TimeSpec;
 
@@ -275,11 +277,15 @@ pub static KEYS: &[Key] = &[
         Ok(())
     })
     .help("UID[:GID]|NAME", "Be this user inside"),
-    Key::new("root", Form::Switch, Project::LeftOut, Group::Who, "false", |o, s| {
-        o.root = s.is_on();
+    Key::new("root", Form::Choice, Project::LeftOut, Group::Who, "false", |o, s| {
+        o.root = root::wish(s.word())?;
         Ok(())
     })
-    .help("", "Be root inside, who may own files as anybody and become any user"),
+    .help(
+        "sub-ids",
+        "Be root inside, who may own files as anybody and become any user; with sub-ids these are your \
+         subordinate ids (subuid(5)), to the kernel as well",
+    ),
     Key::new("time", Form::Words, Project::Taken, Group::Who, "the host's", |o, s| {
         let word = s.text()?;
         TimeSpec::parse(&[word]).map_err(|error| refuse!("{error}"))?;
@@ -350,6 +356,25 @@ pub static KEYS: &[Key] = &[
         Ok(())
     })
     .help("FILE", "Add a line of JSON to FILE for every name and host that it was let or refused to reach"),
+    Key::new("ask", Form::Words, Project::LeftOut, Group::Network, "none", |o, s| {
+        o.ask |= match s.text()? {
+            "net" => About::NET,
+            "files" => About::FILES,
+            _ => About::empty(),
+        };
+        Ok(())
+    })
+    .one_of(&["none", "net", "files"])
+    .merged(Merge::Source)
+    .help(
+        "net,files",
+        "Ask you, at the terminal or by sandbox ask, about hosts and files that no rule names, while the program waits",
+    ),
+    Key::new("ask-save", Form::Path, Project::LeftOut, Group::Network, "none", |o, s| {
+        o.ask_save = Some(PathBuf::from(s.word()));
+        Ok(())
+    })
+    .help("FILE", "Let answers be written to this profile, as rules"),
     Key::new("walls", Form::Word, Project::LeftOut, Group::Network, "namespaces", |o, s| {
         o.walls = if s.word() == "landlock" { Walls::Landlock } else { Walls::Namespaces };
         Ok(())
@@ -417,6 +442,20 @@ pub static KEYS: &[Key] = &[
         "DURATION",
         "End all processes after this much time: SIGTERM, and SIGKILL five seconds later",
     ),
+    Key::new("net-rate", Form::Number, Project::Lower, Group::Limits, "none", |o, s| {
+        o.limits.net_rate = limit(s)?;
+        Ok(())
+    })
+    .help(
+        "IN[:OUT]",
+        "Let no more bytes a second come from the network's hosts and published ports, and go there (the same, if no OUT is \
+         named)",
+    ),
+    Key::new("net-total", Form::Number, Project::Lower, Group::Limits, "none", |o, s| {
+        o.limits.net_total = limit(s)?;
+        Ok(())
+    })
+    .help("SIZE", "Let no more than this come and go in all; then connections are broken off"),
     Key::new("without", Form::Words, Project::LeftOut, Group::Command, "", |o, s| {
         o.without |= Without::named(s.text()?);
         Ok(())

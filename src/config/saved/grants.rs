@@ -9,11 +9,14 @@ use super::super::{MountKind, Network, RunSpec, Why};
 /// decide by it whether they trust an image.
 pub fn grants(spec: &RunSpec, cwd: Option<&Path>) -> Vec<String> {
     let mut grants = Vec::new();
+    if spec.root.is_root() {
+        grants.push("--root".to_owned());
+    }
     for mount in &spec.mounts {
         match (&mount.why, &mount.kind) {
             (
                 Why::Flag(flag) | Why::Derived(flag),
-                MountKind::ReadOnly { .. } | MountKind::Writable { .. },
+                MountKind::ReadOnly { .. } | MountKind::Writable { .. } | MountKind::Proc,
             ) => {
                 grants.push(flag.clone());
             }

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::config::testing::{TestHost, options};
-use crate::config::{LimitWishes, Options, Shown, View};
+use crate::config::{IdRange, LimitWishes, Options, Shown, View};
 
 fn saved(host: &TestHost, options: &Options) -> SavedSpec {
     SavedSpec::of(&host.resolve(options).unwrap())
@@ -78,6 +78,9 @@ fn a_run_with_everything_comes_back() {
         file_size: Some("1g".into()),
         cpu_time: Some("1.5s:2m".into()),
         timeout: Some("1h".into()),
+        // (These are about a network of its own.)
+        net_rate: None,
+        net_total: None,
     };
     let spec = host.resolve(&options).unwrap();
     let image = encoded(&SavedSpec::of(&spec));
@@ -93,6 +96,43 @@ fn a_run_with_everything_comes_back() {
         ["--rw /data", "--ro /data/in:/srv/work", "--ro /home/me/.ssh", "--net host"]
     );
     assert!(grants(&back, None).contains(&"--workdir /home/me/project".to_owned()));
+}
+
+#[test]
+fn limits_of_the_network_come_back() {
+    let host = TestHost::ordinary();
+    let mut options = options(&[]);
+    options.limits.net_rate = Some("2m:500k".into());
+    options.limits.net_total = Some("1g".into());
+    let spec = host.resolve(&options).unwrap();
+    let back = restored(&host, &decoded(&encoded(&SavedSpec::of(&spec))).unwrap()).unwrap();
+    assert_eq!(back.limits, spec.limits);
+    assert!(back.limits.network.is_limited());
+}
+
+#[test]
+fn root_inside_is_no_more_than_a_run_of_the_same_user_has() {
+    for (host, outside) in [(TestHost::ordinary(), 1000), (TestHost::root(), 0)] {
+        host.directory("/home/me/project/tree/proc");
+        let words = ["--overlay /", "--ro /proc:/home/me/project/tree/proc"];
+        let wishes = Options { root: Root::Believed, ..options(&words) };
+        let spec = host.resolve(&wishes).unwrap();
+        let image = SavedSpec::of(&spec);
+        let back = restored(&host, &decoded(&encoded(&image)).unwrap()).unwrap();
+        assert_eq!(SavedSpec::of(&back), image);
+        assert_eq!((&back.identity, &back.mounts), (&spec.identity, &spec.mounts));
+        assert!(back.root == Root::Believed && back.features.contains(Features::ROOT));
+        assert_eq!(back.identity.uid_map, [IdRange { inside: 0, outside, count: 1 }]);
+        assert!(grants(&back, None).contains(&"--root".to_owned()));
+        // Features alone make nobody root, and nobody else is.
+        let plain = SavedSpec { root: false, ..image.clone() };
+        let plain = SavedSpec { mounts: saved(&host, &options(&["--overlay /"])).mounts, ..plain };
+        assert!(!restored(&host, &plain).unwrap().features.contains(Features::ROOT));
+        let identity = SavedIdentity { uid: 7, ..image.identity.clone() };
+        refused(&host, &SavedSpec { identity, ..image.clone() }, "root inside");
+        // A procfs at another place is root's alone.
+        refused(&host, &SavedSpec { root: false, ..image }, "no flag asks for");
+    }
 }
 
 #[test]

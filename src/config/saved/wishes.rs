@@ -3,6 +3,7 @@
 //! Limits are saved as what was wished for and become wishes again, read and checked as those of a
 //! command line; a clock is checked as if its words had been read.
 
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -13,6 +14,7 @@ use super::super::{
     Bound, ConfigError, CpuBudget, Deterministic, Host, Identity, LimitWishes, Limits,
 };
 use super::SavedSpec;
+use crate::sentry::net::Allowance;
 use crate::timekeeping::{Pace, Rate, Start, TimeSpec};
 
 /// [`Limits`], as they were wished for: who keeps them is decided anew. Durations in microseconds.
@@ -33,6 +35,12 @@ pub struct SavedLimits {
     pub cpu_time: Option<(u64, u64)>,
     /// Of the whole run.
     pub timeout: Option<u64>,
+    /// Bytes a second that come in, and that go out, of its network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub net_rate: Option<(u64, u64)>,
+    /// Bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub net_total: Option<u64>,
 }
 
 /// [`TimeSpec`].
@@ -63,6 +71,8 @@ impl SavedLimits {
             file_size: limits.file_size,
             cpu_time: limits.cpu_time.map(|CpuBudget { soft, hard }| (micros(soft), micros(hard))),
             timeout: limits.timeout.map(micros),
+            net_rate: rate(limits.network),
+            net_total: limits.network.total.map(NonZeroU64::get),
         }
     }
 
@@ -77,6 +87,8 @@ impl SavedLimits {
             file_size: number(self.file_size),
             cpu_time: self.cpu_time.map(|(soft, hard)| format!("{soft}us:{hard}us")),
             timeout: self.timeout.map(|timeout| format!("{timeout}us")),
+            net_rate: self.net_rate.map(|(inward, outward)| format!("{inward}:{outward}")),
+            net_total: number(self.net_total),
         };
         let mut limits = limits::choose(&wishes, host, identity)?;
         // The same processors, where this user has them: the guests know their numbers.
@@ -88,6 +100,11 @@ impl SavedLimits {
         }
         Ok(limits)
     }
+}
+
+/// Both rates: a flag names them together.
+fn rate(allowance: Allowance) -> Option<(u64, u64)> {
+    Some((allowance.rate_in?.get(), allowance.rate_out?.get()))
 }
 
 impl SavedTime {

@@ -24,7 +24,7 @@ const BLOCKING_MAX: usize = 4;
 /// Serves the requests of one sandbox.
 #[derive(Debug)]
 pub(super) struct Service {
-    kernel: Arc<Kernel>,
+    pub(super) kernel: Arc<Kernel>,
     /// Who starts programs.
     programs: mpsc::Sender<ExecCall>,
     blocking: Arc<Semaphore>,
@@ -72,6 +72,7 @@ impl Service {
             Request::Wait => self.wait(stream).await,
             Request::Log { follow } => self.log(follow, stream).await,
             Request::Events { follow } => self.events(follow, stream).await,
+            Request::Questions { follow: true } => self.questions(stream).await,
             request => {
                 let reply = self
                     .once(request)
@@ -100,6 +101,11 @@ impl Service {
                     kernel.sockets().map(Reply::Sockets).map_err(|error| error.to_string())
                 };
                 run(&self.listing, &self.kernel, list).await
+            }
+            Request::Questions { .. } => Ok(Reply::Questions(self.asking()?.open())),
+            Request::Answer { number, choice, written } => {
+                let answered = self.kernel.answer(number, choice, written, "control");
+                answered.map(|_| Reply::Done)
             }
             Request::Pause => {
                 let held = Arc::clone(&self.held);

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use nix::unistd::{AccessFlags, User, faccessat, geteuid, isatty};
 
 use super::refusal::Container;
+use crate::config::sub_id_ranges;
+use crate::launch::id_maps;
 
 /// The kernel's release as it names itself, and its first two numbers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -270,7 +272,7 @@ pub(super) struct SubIds {
     pub(super) uids: u64,
     /// Count of ids in /etc/subgid.
     pub(super) gids: u64,
-    /// newuidmap(1), found on the search path or in the usual places.
+    /// newuidmap(1), if it is there.
     pub(super) newuidmap: Option<PathBuf>,
     /// The caller's login name, or its number.
     pub(super) user: String,
@@ -284,45 +286,17 @@ impl SubIds {
         let number = uid.to_string();
         let user =
             User::from_uid(uid).ok().flatten().map_or_else(|| number.clone(), |user| user.name);
-        let count = |path| count_sub_ids(&read(path).unwrap_or_default(), &user, &number);
+        let count = |path| {
+            let ranges = sub_id_ranges(&read(path).unwrap_or_default(), &user, &number);
+            ranges.iter().map(|(_, count)| u64::from(*count)).sum()
+        };
         SubIds {
             uids: count("/etc/subuid"),
             gids: count("/etc/subgid"),
-            newuidmap: find_program("newuidmap"),
+            newuidmap: id_maps::program("newuidmap"),
             user,
         }
     }
-}
-
-/// How many ids a file such as /etc/subuid (subuid(5)) gives a user.
-#[must_use]
-pub(super) fn count_sub_ids(text: &str, name: &str, number: &str) -> u64 {
-    text.lines()
-        .filter_map(|line| {
-            let mut fields = line.trim().split(':');
-            let owner = fields.next()?;
-            let count = fields.nth(1)?.parse::<u64>().ok()?;
-            (owner == name || owner == number).then_some(count)
-        })
-        .sum()
-}
-
-fn find_program(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .chain(["/usr/bin".into(), "/bin".into()])
-        .filter(|directory| directory.is_absolute())
-        .map(|directory| directory.join(name))
-        .find(|candidate| {
-            candidate.is_file()
-                && faccessat(
-                    nix::fcntl::AT_FDCWD,
-                    candidate,
-                    AccessFlags::X_OK,
-                    nix::fcntl::AtFlags::AT_EACCESS,
-                )
-                .is_ok()
-        })
 }
 
 /// Where the state of running sandboxes can be kept.
@@ -494,12 +468,5 @@ mod tests {
         assert_eq!(locate(&[mount("/")], "/a/b"), Some("/sys/fs/cgroup/a/b".into()));
         assert_eq!(locate(&[mount("/a")], "/a/b"), Some("/sys/fs/cgroup/b".into()));
         assert_eq!(locate(&[], "/a"), None);
-    }
-
-    #[test]
-    fn sub_ids_are_counted_by_name_and_number() {
-        let text = "ada:100000:65536\n1000:300000:10\nbob:1:1\nbroken\n";
-        assert_eq!(count_sub_ids(text, "ada", "1000"), 65546);
-        assert_eq!(count_sub_ids(text, "eve", "7"), 0);
     }
 }

@@ -60,7 +60,7 @@ fn check(spec: &RunSpec, cause: &str) -> Result<(), OverlayError> {
     let everything = spec.overlays().iter().any(|it| it == Path::new("/"));
     let (wish, remedy) = match () {
         () if everything => ("--overlay /", "name the directories that are to change"),
-        () if spec.root => ("--overlay together with --root", "leave --root out"),
+        () if spec.root.is_root() => ("--overlay together with --root", "leave --root out"),
         () if spec.features.contains(Features::FAKE_SYNC) => {
             ("--overlay together with --fake-fsync", "leave --fake-fsync out")
         }
@@ -92,7 +92,7 @@ pub(in super::super) fn make_all(
             let path = target.join(below);
             targets.contains(path.as_path()) || is_one_of(&hidden, &path)
         };
-        let foreign = |uid, gid| !spec.identity.knows(uid, gid);
+        let foreign = |uid, gid| !spec.gives_to(uid, gid);
         let ground = Ground { lower: &layer.lower, covered: &covered, foreign: &foreign };
         let place = layer.upper.with_file_name(super::PLACE);
         let fail = |trouble: Trouble| no_twin(&target, &trouble);

@@ -2,11 +2,11 @@
 
 use super::collector::Subject;
 use super::status::Status;
-use super::{Found, Streams, Whose, descriptors, kin};
+use super::{Found, Streams, Whose, descriptors, kin, roots};
 use crate::save::error::SaveError;
 use crate::save::hand::Area;
 use crate::save::restore::commons;
-use crate::save::sharing::{Apart, Classes, Resource};
+use crate::save::sharing::{Apart, Classes, Place, Resource};
 use crate::sentry::Tracees;
 
 impl Whose<'_> {
@@ -26,7 +26,8 @@ impl Whose<'_> {
             ..Apart::default()
         };
         if found.kin.is_apart(tid, Resource::Directory) {
-            apart.place = Some(kin::place(tid, &status, self.who)?);
+            let root = roots::of(tid, &found.collector.known, self.who)?;
+            apart.place = Some(Place { root, ..kin::place(tid, &status, self.who)? });
         }
         if !found.kin.is_apart(tid, Resource::Descriptors) {
             return Ok(apart);

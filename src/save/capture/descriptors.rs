@@ -27,6 +27,7 @@ use nix::sys::stat::Mode;
 pub use streams::Streams;
 
 use super::collector::{Collector, Subject};
+use super::known::Known;
 use crate::save::error::SaveError;
 use crate::save::state::{Descriptor, FileKind, Identity, Lock, OpenFile, Table};
 use crate::sys::fdinfo::{FdInfo, Held, Locked};
@@ -103,7 +104,7 @@ pub fn capture_table(
     streams: &Streams,
     collector: &mut Collector,
 ) -> Result<Table, SaveError> {
-    let holder = Holder::of(subject)?;
+    let holder = Holder::of(subject, &collector.known)?;
     let mut capture = Capture { subject, streams, collector, holder: &holder };
     let mut table = Table::default();
     for fd in holder.numbers()? {
@@ -139,7 +140,7 @@ pub fn capture_held(
     streams: &Streams,
     collector: &mut Collector,
 ) -> Result<u32, SaveError> {
-    let holder = Holder::sentry(subject)?;
+    let holder = Holder::sentry(subject, &collector.known)?;
     let found = holder.look_at(held.as_raw_fd())?;
     let file = Capture { subject, streams, collector, holder: &holder }.description(&found)?;
     collector.known.held.push(held);
@@ -156,30 +157,30 @@ pub fn finish(collector: &mut Collector) -> Result<(), SaveError> {
 }
 
 impl Holder {
-    fn of(subject: &Subject<'_>) -> Result<Holder, SaveError> {
+    fn of(subject: &Subject<'_>, known: &Known) -> Result<Holder, SaveError> {
         let tid = subject.hand.tid();
         // (A leader that has ended has no table any more, its threads have.)
         let pidfd = process::pidfd_open(tid, tid != subject.pid);
-        Holder::new(subject, tid, pidfd)
+        Holder::new((subject, known), tid, pidfd)
     }
 
     /// The sentry itself, as far as its descriptors came from `subject`.
-    fn sentry(subject: &Subject<'_>) -> Result<Holder, SaveError> {
+    fn sentry(subject: &Subject<'_>, known: &Known) -> Result<Holder, SaveError> {
         let pid = std::process::id() as i32;
-        let mut holder = Holder::new(subject, pid, process::pidfd_open(pid, false))?;
+        let mut holder = Holder::new((subject, known), pid, process::pidfd_open(pid, false))?;
         holder.name = format!("a message to {}", holder.name);
         Ok(holder)
     }
 
     fn new(
-        subject: &Subject<'_>,
+        (subject, known): (&Subject<'_>, &Known),
         tid: i32,
         pidfd: Result<OwnedFd, Errno>,
     ) -> Result<Holder, SaveError> {
         let name = subject.name();
         let pidfd = pidfd
             .map_err(|errno| SaveError::failed(format!("cannot hold {name}"), errno.desc()))?;
-        let path = format!("/proc/{}/root", subject.hand.tid());
+        let path = known.view_of(subject.hand.tid());
         let root = open(path.as_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty());
         let root = root.map_err(|errno| {
             SaveError::failed(format!("cannot open the root of {name}"), errno.desc())

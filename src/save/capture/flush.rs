@@ -23,12 +23,16 @@ impl Synced {
     }
 }
 
-/// Brings a file to the disk that `pid` has mapped writable, by name.
-pub fn sync_mapped(pid: i32, path: &[u8], who: &str, synced: &mut Synced) -> Result<(), SaveError> {
+/// Brings a file to the disk that a guest has mapped writable, by name. `view`: where the guests' file view is.
+pub fn sync_mapped(
+    view: &str,
+    path: &[u8],
+    who: &str,
+    synced: &mut Synced,
+) -> Result<(), SaveError> {
     use std::os::unix::ffi::OsStrExt;
-    let root = format!("/proc/{pid}/root");
     let relative = path.strip_prefix(b"/").unwrap_or(path);
-    let name = std::path::Path::new(&root).join(std::ffi::OsStr::from_bytes(relative));
+    let name = std::path::Path::new(view).join(std::ffi::OsStr::from_bytes(relative));
     let shown = String::from_utf8_lossy(path);
     let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
     let read = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(&name);

@@ -127,7 +127,7 @@ pub fn capture(
     for status in messages {
         ipc.messages.push(copies(subject, &status)?);
     }
-    let noticed = queues(subject.pid, &mut ipc.queues)?;
+    let noticed = queues((subject.pid, &collector.known.view_of(subject.pid)), &mut ipc.queues)?;
     Ok((ipc, noticed))
 }
 
@@ -300,10 +300,10 @@ fn copies(subject: &mut Subject<'_>, status: &Status) -> Result<Messages, SaveEr
     Ok(Messages { permissions: status.permissions, capacity, messages })
 }
 
-/// POSIX message queues that have names. Gives those that are not complete yet.
-fn queues(pid: i32, queues: &mut Vec<Queue>) -> Result<Vec<Noticed>, SaveError> {
+/// POSIX message queues that have names; `view`: where the guests' file view is. Gives those that are not complete yet.
+fn queues((pid, view): (i32, &str), queues: &mut Vec<Queue>) -> Result<Vec<Noticed>, SaveError> {
     const MQUEUE_MAGIC: i64 = 0x1980_0202;
-    let path = format!("/proc/{pid}/root/dev/mqueue");
+    let path = format!("{view}/dev/mqueue");
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     // None is mounted where the host's kernel has no such thing.
     let mut noticed = Vec::new();

@@ -168,5 +168,6 @@ pub fn place(tid: i32, status: &Status, who: &str) -> Result<Place, SaveError> {
     let directory = std::fs::read_link(format!("/proc/{tid}/cwd")).map_err(failed)?;
     let umask = status.umask;
     let umask = umask.ok_or_else(|| failed(std::io::Error::from_raw_os_error(libc::ENODATA)))?;
-    Ok(Place { directory: ByteBuf::from(directory.into_os_string().into_vec()), umask })
+    let directory = ByteBuf::from(directory.into_os_string().into_vec());
+    Ok(Place { directory, root: None, umask })
 }

@@ -6,7 +6,8 @@
 
 use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 
@@ -45,6 +46,8 @@ pub struct Known {
     pub(super) watchers: Vec<Waiting<crate::sys::fdinfo::Watch>>,
     /// Where files of guests were found: where to look for what is watched first.
     pub(super) directories: Vec<Vec<u8>>,
+    /// The root of the guests' whole file view, where some of them may have another one (chroot(2)).
+    pub(in crate::save) view: Option<Arc<OwnedFd>>,
     /// Descriptors of the sentry's own that stand for a description nobody else may hold.
     pub(super) held: Vec<OwnedFd>,
 }
@@ -73,11 +76,24 @@ pub(super) struct Waiting<T> {
     /// Who holds it, for complaints.
     pub(super) holder: String,
     /// The root of its file view.
-    pub(super) root: std::sync::Arc<OwnedFd>,
+    pub(super) root: Arc<OwnedFd>,
     pub(super) items: Vec<T>,
 }
 
 impl Known {
+    /// The path by which the sentry knows the root of the guests' whole file view; `pid`: any of them.
+    pub(in crate::save) fn view_of(&self, pid: i32) -> String {
+        match &self.view {
+            Some(view) => format!("/proc/self/fd/{}", view.as_raw_fd()),
+            None => format!("/proc/{pid}/root"),
+        }
+    }
+
+    /// All descriptions, each by a descriptor of it.
+    pub(super) fn descriptions(&self) -> impl Iterator<Item = (Place, u32)> {
+        self.groups.values().flatten().copied()
+    }
+
     /// The random devices that guests have open.
     pub(in crate::save) fn open_devices(&self) -> Vec<SavedDevice> {
         let open = self.devices.iter().filter_map(|(inode, device)| {

@@ -243,7 +243,8 @@ fn kind(
     let file = mapped_file(subject, line, collector)?;
     if line.shared && line.has("mw") {
         let who = subject.to_string();
-        super::flush::sync_mapped(subject.pid, &line.name, &who, &mut collector.synced)?;
+        let view = collector.known.view_of(subject.pid);
+        super::flush::sync_mapped(&view, &line.name, &who, &mut collector.synced)?;
     }
     Ok(if line.shared {
         MappingKind::FileShared { file, offset: line.offset, writable: line.has("mw") }
@@ -269,17 +270,16 @@ pub fn known_identity(pid: i32, path: &[u8], known: &mut Known) -> std::io::Resu
     if let Some(identity) = known.identities.get(path) {
         return Ok(*identity);
     }
-    let identity = identity(pid, path)?;
+    let identity = identity(&known.view_of(pid), path)?;
     known.identities.insert(path.to_vec(), identity);
     Ok(identity)
 }
 
-/// What a file of the guest's view is like.
-fn identity(pid: i32, path: &[u8]) -> std::io::Result<Identity> {
+/// What a file of the guests' view is like. `view`: where that is.
+fn identity(view: &str, path: &[u8]) -> std::io::Result<Identity> {
     use std::os::unix::ffi::OsStrExt;
     let relative = path.strip_prefix(b"/").unwrap_or(path);
-    let root = format!("/proc/{pid}/root");
-    let found = std::fs::metadata(Path::new(&root).join(std::ffi::OsStr::from_bytes(relative)))?;
+    let found = std::fs::metadata(Path::new(view).join(std::ffi::OsStr::from_bytes(relative)))?;
     Ok(Identity {
         inode: (found.dev(), found.ino()),
         size: found.size(),

@@ -24,6 +24,7 @@ use crate::sys::ptrace::{Stop, signal_bytes};
 
 pub mod adjustments;
 mod apart;
+pub mod believed;
 pub mod collector;
 pub mod descriptors;
 pub mod filters;
@@ -40,6 +41,7 @@ pub mod notices;
 pub mod overruns;
 pub mod process;
 pub mod ptys;
+mod roots;
 pub mod shared;
 pub mod snapshot;
 pub mod sockets;
@@ -155,7 +157,7 @@ fn all_of(
         return Err(SaveError::refused("nothing runs in it any more"));
     };
     found.kin = kin::Kin::find(guests)?;
-    let mut streams = facts.streams(any.pid)?;
+    let mut streams = facts.streams(&found.collector.known.view_of(any.pid))?;
     streams.later = found.later.iter().flat_map(LaterProgram::given).collect();
     if let Some(saver) = &facts.overlay {
         // The first, so that whoever restores has it before anything else is made.
@@ -458,6 +460,7 @@ fn leader(
         found.collector.moment = now.map(|now| now.tv_sec() * 1_000_000_000 + now.tv_nsec());
     }
     process::capture(&mut subject, process)?;
+    process.root = roots::of(subject.hand.tid(), &found.collector.known, &subject.to_string())?;
     // The hand has taken these away.
     process.pending.extend(waited);
     if let Some(action) = action {

@@ -75,7 +75,7 @@ pub fn capture_copy(
         |errno: Errno| SaveError::failed(format!("{who}: a terminal ({held})"), errno.desc());
     let status = fstat(&copy).map_err(failed)?;
     let device = (major(status.st_rdev), minor(status.st_rdev));
-    let pts = std::fs::metadata(format!("/proc/{}/root/dev/pts", subject.pid));
+    let pts = std::fs::metadata(format!("{}/dev/pts", collector.known.view_of(subject.pid)));
     let inside = pts.is_ok_and(|pts| pts.dev() == status.st_dev) || device == TERMINAL;
     if !inside {
         return Err(SaveError::refused(format!(

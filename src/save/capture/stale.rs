@@ -44,7 +44,7 @@ pub(super) fn look(
     if !may_be(kind, known) {
         return Vec::new();
     }
-    let root = format!("/proc/{pid}/root");
+    let root = known.view_of(pid);
     let relative = path.strip_prefix(b"/").unwrap_or(path);
     let place = Path::new(&root).join(std::ffi::OsStr::from_bytes(relative));
     // Whatever is there by now: nothing is waited for.

@@ -48,7 +48,7 @@ pub fn capture(
     collector: &mut Collector,
 ) -> Result<Vec<Tree>, SaveError> {
     let ids = Ids::of(pid)?;
-    let view = PathBuf::from(format!("/proc/{pid}/root"));
+    let view = PathBuf::from(collector.known.view_of(pid));
     let capture_one = |target: &PathBuf| {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let path = view.join(target.strip_prefix("/").unwrap_or(target));

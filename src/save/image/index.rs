@@ -55,6 +55,20 @@ pub struct Run {
 }
 
 impl Run {
+    /// The part of it between two addresses in it, which are those of pages.
+    pub fn part(&self, (start, end): (u64, u64)) -> Run {
+        let first = start.saturating_sub(self.address) / PAGE_BYTES;
+        let source = match self.source {
+            Source::File(at) => Source::File(at + first * PAGE_BYTES),
+            Source::Zero => Source::Zero,
+            Source::Packed { block, first: begin } => {
+                Source::Packed { block, first: begin + first }
+            }
+        };
+        let pages = end.saturating_sub(start) / PAGE_BYTES;
+        Run { address: start, pages, source, ..*self }
+    }
+
     /// The run of both, if the other one goes on where this ends.
     fn joined(&self, next: &Run) -> Option<Run> {
         let length = self.pages * PAGE_BYTES;

@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::os::fd::OwnedFd;
 
 use super::courier::Courier;
-use super::{Plant, adjustments, descriptors};
+use super::{Plant, adjustments, descriptors, process as whole};
 use crate::save::error::RestoreError;
 use crate::save::hand::Hand;
 use crate::save::sharing::Place;
@@ -21,7 +21,7 @@ fn lost(who: &str) -> RestoreError {
 /// They enter their working directories.
 pub(super) fn enter(others: &mut [Hand], process: &Process, who: &str) -> Result<(), RestoreError> {
     for (at, tid, apart) in process.apart() {
-        let Some(Place { directory, umask }) = &apart.place else { continue };
+        let Some(Place { directory, umask, .. }) = &apart.place else { continue };
         let hand = others.get_mut(at).ok_or_else(|| lost(who))?;
         let show = String::from_utf8_lossy(directory);
         hand.call_path(libc::SYS_chdir, directory, |path| [path]).map_err(RestoreError::of(
@@ -69,6 +69,21 @@ pub(super) fn close_couriers(
         let mut table = hand.table();
         descriptors::close_courier(&mut table, *number);
         hand.run(&table).map_err(RestoreError::of(who))?;
+    }
+    Ok(())
+}
+
+/// Those at these places among them get root directories that nobody else gives them.
+pub(super) fn change_roots(
+    others: &mut [Hand],
+    places: &[usize],
+    process: &Process,
+    who: &str,
+) -> Result<(), RestoreError> {
+    for (at, _, apart) in process.apart().filter(|it| places.contains(&it.0)) {
+        let root = apart.place.as_ref().and_then(|place| place.root.as_ref());
+        let Some(root) = root else { continue };
+        whole::change_root(others.get_mut(at).ok_or_else(|| lost(who))?, root, who)?;
     }
     Ok(())
 }

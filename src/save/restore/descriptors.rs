@@ -1,7 +1,7 @@
 //! Open file descriptions, made again, each once, and the tables of processes that hold them.
 //!
 //! The maker makes them by calls that the guest could have made itself: it has put its capabilities
-//! away meanwhile, so that an image opens nothing that the guest's user may not. What they have in
+//! away meanwhile but for those of the guest's, so that an image opens nothing that the guest's user may not. What they have in
 //! common (offset, flags, locks) the sentry sets through its own copy. Sockets, terminals and message
 //! queues are other modules'.
 
@@ -122,9 +122,10 @@ pub fn make_late_files(maker: &mut Maker<'_>, policy: FilesPolicy) -> Result<(),
 fn is_late(file: &OpenFile) -> bool {
     match &file.kind {
         FileKind::Pid(..) | FileKind::Epoll(_) | FileKind::Namespace(_) => true,
-        FileKind::Path { path, .. } => path
-            .strip_prefix(b"/proc/")
-            .is_some_and(|rest| rest.first().is_some_and(u8::is_ascii_digit)),
+        // (Such a file system may be shown at other places, too.)
+        FileKind::Path { path, .. } => {
+            path.windows(7).any(|it| it.starts_with(b"/proc/") && it[6].is_ascii_digit())
+        }
         _ => false,
     }
 }
@@ -207,7 +208,9 @@ impl Maker<'_> {
         let done = self.hand.run(&table).map_err(RestoreError::of("the maker"))?;
         let permitted = [done.half(sets, 1), done.half(sets, 4)];
         let inheritable = [done.half(sets, 2), done.half(sets, 5)];
-        self.set_capabilities([0; 2], permitted, inheritable)?;
+        let kept = self.sandbox.capabilities();
+        let effective = [kept as u32 & permitted[0], (kept >> 32) as u32 & permitted[1]];
+        self.set_capabilities(effective, permitted, inheritable)?;
         Ok(Privileges(permitted))
     }
 

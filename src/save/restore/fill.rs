@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::io::Read;
 use std::os::unix::fs::FileExt;
 
+use super::heritage::There;
 use super::maker::Sink;
 use crate::save::error::RestoreError;
 use crate::save::hand;
@@ -17,18 +18,30 @@ impl From<ImageError> for RestoreError {
     }
 }
 
-/// Reads all frames of an image, from a pipe or a file, and puts them where they belong.
+/// Reads all frames of an image, from a pipe or a file, and puts what is not there where it belongs.
 pub fn stream<R: Read>(
     mut reader: Reader<R>,
     sinks: &HashMap<u32, Sink>,
+    there: &There,
 ) -> Result<(), RestoreError> {
+    let left = |object, address, count: u64| {
+        there.left(object, address, address.saturating_add(count.saturating_mul(PAGE)))
+    };
     while let Some(frame) = reader.next_frame()? {
         match frame {
-            Frame::Data { object, address, pages } => put(sinks, object, address, pages)?,
+            Frame::Data { object, address, pages } => {
+                for (start, end) in left(object, address, pages.len() as u64 / PAGE) {
+                    let part = (start - address) as usize..(end - address) as usize;
+                    put(sinks, object, start, &pages[part])?;
+                }
+            }
             Frame::Bytes { object, offset, bytes } => put(sinks, object, offset, bytes)?,
             Frame::Zero { object, address, count } => zero(sinks, object, address, count)?,
             Frame::Same { object, address, count, from_object, from_address } => {
-                copy(sinks, (object, address), (from_object, from_address), count)?;
+                for (start, end) in left(object, address, count) {
+                    let from = (from_object, from_address + (start - address));
+                    copy(sinks, (object, start), from, (end - start) / PAGE)?;
+                }
             }
         }
     }

@@ -1,4 +1,5 @@
-//! The last steps of a restored process: what runs by itself, signals, no capability any more; then the agent goes,
+//! The last steps of a restored process: what runs by itself, signals, its root directory, no capability any more that its
+//! programs had not; then the agent goes,
 //! and its threads are set to go on where they were.
 
 use super::{
@@ -36,10 +37,10 @@ pub(super) fn complete_all(
     Ok(ready)
 }
 
-/// The last calls: what runs by itself, signals, and no capability any more.
+/// The last calls: what runs by itself, signals, its root directory, and no capability any more.
 fn complete(sandbox: &Sandbox, plant: &mut Plant<'_>) -> Result<(), RestoreError> {
     let space = space_of(sandbox, plant)?;
-    let Plant { process, who, hand, others, courier, couriers, own, .. } = plant;
+    let Plant { process, who, hand, others, courier, couriers, own, roots, kept, .. } = plant;
     for hand in std::iter::once(&mut *hand).chain(others.iter_mut()) {
         threads::block(hand, who)?;
     }
@@ -60,6 +61,11 @@ fn complete(sandbox: &Sandbox, plant: &mut Plant<'_>) -> Result<(), RestoreError
         overruns::queue(hand, (process, Some(thread)), &beginnings, who)?;
     }
     apart::close_couriers(others, couriers, who)?;
+    // No path is looked up any more for anybody who has this root in common with it.
+    apart::change_roots(others, roots, process, who)?;
+    if let Some(root) = process.root.as_ref().filter(|_| own.directory) {
+        process::change_root(hand, root, who)?;
+    }
     let mut last = hand.table();
     if own.table {
         descriptors::close_courier(&mut last, *courier);
@@ -70,7 +76,7 @@ fn complete(sandbox: &Sandbox, plant: &mut Plant<'_>) -> Result<(), RestoreError
         timers::wind(hand, process, &beginnings, who)?;
         last = hand.table();
     }
-    threads::give_up(&mut last, first);
+    threads::give_up(&mut last, first, *kept);
     process::close(&mut last, space);
     process::spare(hand, process);
     hand.post(last).map_err(RestoreError::of(&*who))?;
@@ -83,7 +89,7 @@ fn complete(sandbox: &Sandbox, plant: &mut Plant<'_>) -> Result<(), RestoreError
     let at_once = if process.filters.is_empty() { SLOTS } else { 1 };
     threads::side_by_side((others, rest), at_once, who, |hand: &mut Hand, thread: &Thread| {
         let mut last = hand.table();
-        threads::give_up(&mut last, thread);
+        threads::give_up(&mut last, thread, *kept);
         hand.post(last).map_err(RestoreError::of(&*who))?;
         process::confine(hand, process, who)
     })

@@ -1,6 +1,7 @@
 //! Processes that have been made get their memory, what they have beside that, and their threads.
 
 use super::courier::Courier;
+use super::heritage::Heritage;
 use super::lazy::Lazy;
 use super::space::{self, Sources};
 use super::{
@@ -11,11 +12,12 @@ use crate::save::error::RestoreError;
 use crate::save::hand::{Hand, SLOTS};
 use crate::save::state::{Sandbox, Thread};
 
-/// All get their mappings. Those that are alone open the files meanwhile that they have mapped.
+/// All get their mappings, but for what they have from those that made them. Those that are alone open the files meanwhile that they have mapped.
 pub(super) fn map_all(
     sandbox: &Sandbox,
     plants: &mut [Plant<'_>],
     sources: &Sources<'_>,
+    heritage: &Heritage,
 ) -> Result<(), RestoreError> {
     let mut alone = Vec::with_capacity(plants.len());
     for plant in plants.iter_mut() {
@@ -24,16 +26,17 @@ pub(super) fn map_all(
             continue;
         }
         let space = space_of(sandbox, plant)?;
-        let opening = space::clear(&mut plant.hand, space)?;
+        let stays = heritage.stays(plant.process.pid, space);
+        let opening = space::clear(&mut plant.hand, space, &stays)?;
         if plant.own.alone {
-            alone.push((plant, space, opening));
+            alone.push((plant, space, opening, stays));
             continue;
         }
-        space::map(&mut plant.hand, (space, &opening), sources, &plant.who)?;
+        space::map(&mut plant.hand, (space, &opening), sources, &stays, &plant.who)?;
         plant.take_turns()?;
     }
-    for (plant, space, opening) in alone {
-        space::map(&mut plant.hand, (space, &opening), sources, &plant.who)?;
+    for (plant, space, opening, stays) in alone {
+        space::map(&mut plant.hand, (space, &opening), sources, &stays, &plant.who)?;
     }
     Ok(())
 }
@@ -67,18 +70,18 @@ pub(super) fn furnish_all(
 
 /// Where it works, and its threads.
 fn furnish(plant: &mut Plant<'_>, gate: &Gate) -> Result<(), RestoreError> {
-    let Plant { process, who, hand, others, early, .. } = plant;
+    let Plant { process, who, hand, others, early, kept, .. } = plant;
     process::settle(hand, process, who)?;
     let (first, rest) = first_and_rest(process, who)?;
     *others = threads::make(hand, rest, early, who)?;
     others.iter().for_each(|other| gate.pass(other.tid()));
     apart::enter(others, process, who)?;
     if !rest.is_empty() {
-        threads::equip(hand, first, false, who)?;
+        threads::equip(hand, first, None, who)?;
         rest_unless_alone(hand, process, who)?;
     }
-    let is_last = process::is_furnished_for_good(process);
-    let equip = |hand: &mut Hand, thread: &Thread| threads::equip(hand, thread, is_last, who);
+    let kept = process::is_furnished_for_good(process).then_some(*kept);
+    let equip = |hand: &mut Hand, thread: &Thread| threads::equip(hand, thread, kept, who);
     threads::side_by_side((others, rest), SLOTS, who, equip)?;
     plant.take_turns()
 }

@@ -8,6 +8,7 @@ use nix::errno::Errno;
 
 use crate::config::quoted;
 use crate::launch::{self, Planter};
+use crate::notify::Gate;
 use crate::save::error::RestoreError;
 use crate::save::state::{Keeper, Process, Sandbox};
 use crate::sentry::Kernel;
@@ -89,12 +90,16 @@ fn check(sandbox: &Sandbox, parents: &HashMap<i32, i32>) -> Result<(), RestoreEr
     Ok(())
 }
 
-/// All that they have planted has grown: they keep it from here on. `hosts`: the numbers of processes for the
-/// host, by those for the guest.
+/// All that they and init have planted has grown: they keep it from here on. They give up capabilities by calls that root's
+/// guests have trapped. `hosts`: the numbers of processes for the host, by those for the guest.
 pub(super) fn adopt(
-    shelters: HashMap<i32, Shelter<'_>>,
+    (init, shelters): (&Planter, HashMap<i32, Shelter<'_>>),
+    gate: &Gate,
     hosts: &HashMap<i32, i32>,
+    (sandbox, kernel): (&Sandbox, &Kernel),
 ) -> Result<Vec<Kept>, RestoreError> {
+    let keepers = shelters.values().map(|shelter| shelter.host);
+    keepers.chain([kernel.init_pid()]).for_each(|host| gate.pass(host));
     let mut all = Vec::with_capacity(shelters.len());
     for shelter in shelters.into_values() {
         let Shelter { saved, planter, host, pidfd } = shelter;
@@ -103,6 +108,8 @@ pub(super) fn adopt(
         let program = hosts.get(&saved.program).copied();
         all.push(Kept { keeper, host, pidfd, program, saved: saved.clone() });
     }
+    init.adopt(sandbox.run.program, false)
+        .map_err(|errno| RestoreError::failed("init does not keep the program", errno.desc()))?;
     Ok(all)
 }
 

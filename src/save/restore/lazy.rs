@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use super::courier::Courier;
@@ -42,7 +42,7 @@ pub struct Piece {
 #[derive(Debug)]
 pub struct Lazy {
     file: File,
-    index: Index,
+    index: Arc<Index>,
     image: MappedImage,
     pieces: HashMap<Object, Vec<Piece>>,
     /// What is filled.
@@ -54,12 +54,11 @@ pub struct Lazy {
 }
 
 impl Lazy {
-    /// Chooses what of a plain file is mapped into the processes of `sandbox`.
+    /// Chooses what of a plain file, which this is the list of, is mapped into the processes of `sandbox`.
     ///
     /// # Errors
-    /// The image is damaged, or cannot be mapped.
-    pub fn new(file: File, sandbox: &Sandbox) -> Result<Lazy, RestoreError> {
-        let index = Index::open(&file)?;
+    /// The image cannot be mapped.
+    pub fn new(file: File, index: Arc<Index>, sandbox: &Sandbox) -> Result<Lazy, RestoreError> {
         let image = identity(&file)?;
         let mut pieces: HashMap<Object, Vec<Piece>> = HashMap::new();
         let mut rest = Vec::new();

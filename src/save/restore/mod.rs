@@ -19,6 +19,7 @@ use crate::launch::{FIRST, Planter};
 use crate::notify::Gate;
 use crate::save::error::RestoreError;
 use crate::save::hand::{Hand, HandError};
+use crate::save::image::Run;
 use crate::save::sharing::Classes;
 use crate::save::state::{Process, Sandbox, Space, Table as DescriptorTable, Thread, TreeKind};
 use crate::sentry::{Brought, Kernel, Used};
@@ -28,6 +29,7 @@ use crate::timekeeping::Patch;
 pub mod adjustments;
 mod apart;
 mod batch;
+mod believed;
 mod clock;
 pub mod commons;
 pub mod courier;
@@ -36,6 +38,7 @@ pub mod direct;
 pub mod fill;
 mod finish;
 mod furnish;
+pub mod heritage;
 pub mod ipc;
 pub mod keepers;
 pub mod layers;
@@ -49,6 +52,7 @@ pub mod ptys;
 mod repeat;
 pub mod seed;
 pub mod shared;
+mod skeleton;
 pub mod sockets;
 pub mod space;
 pub mod stops;
@@ -60,11 +64,13 @@ pub mod waits;
 
 use courier::Courier;
 use descriptors::{FilesPolicy, RestoreStreams};
-use keepers::{Kept, Shelter};
+use heritage::{Heritage, There};
+use keepers::Kept;
 use layers::Layers;
 use lazy::Lazy;
 use maker::{Maker, Sink};
 use own::Own;
+use skeleton::{Garden, skeleton};
 use space::Sources;
 use tree::Step;
 
@@ -86,8 +92,39 @@ pub struct Options {
     pub clock: Option<Patch>,
 }
 
-/// Brings content of the memory section into its places. Called once, when all of them are there.
-pub type Fill<'f> = dyn FnMut(&HashMap<u32, Sink>) -> Result<(), RestoreError> + Send + 'f;
+/// Which content of the memory section is wanted.
+#[derive(Debug, Clone, Copy)]
+pub enum Wanted<'w> {
+    /// These pages, before all else. They need not be compared with their checksums yet.
+    Ahead(&'w [Run]),
+    /// All but what is there; that is compared with its checksums as well.
+    Rest(&'w There),
+    /// All that is not mapped ([`lazy`]).
+    NotMapped,
+}
+
+/// Brings content of the memory section into its places. Called once for the rest or what is not mapped, when all of the
+/// places are there.
+pub type Fill<'f> =
+    dyn FnMut(&HashMap<u32, Sink>, Wanted<'_>) -> Result<(), RestoreError> + Send + 'f;
+
+/// The memory section.
+pub struct Content<'c> {
+    /// Brings it into its places.
+    pub fill: &'c mut Fill<'c>,
+    /// What is mapped, and not filled.
+    pub lazy: Option<&'c Lazy>,
+    /// All of its pages, if `fill` can be asked for any of them.
+    pub pages: Option<&'c [Run]>,
+}
+
+impl Content<'_> {
+    /// What processes that are made by these steps can have from each other.
+    fn heritage(&self, sandbox: &Sandbox, steps: &[Step], classes: &Classes) -> Heritage {
+        let pages = self.pages.filter(|_| self.lazy.is_none());
+        pages.map(|pages| Heritage::of(sandbox, steps, classes, pages)).unwrap_or_default()
+    }
+}
 
 /// A process under construction.
 struct Plant<'s> {
@@ -105,6 +142,10 @@ struct Plant<'s> {
     couriers: Vec<(usize, i32)>,
     /// What it has not in common with a process before it.
     own: Own,
+    /// The places, in `others`, of those who have root directories for themselves.
+    roots: Vec<usize>,
+    /// The capabilities that its programs have.
+    kept: u64,
 }
 
 /// What goes on.
@@ -124,8 +165,7 @@ pub fn area(sandbox: &Sandbox) -> Result<u64, RestoreError> {
         .ok_or_else(|| RestoreError::refused("the image is damaged: its mappings leave no room"))
 }
 
-/// Puts all processes together and lets them go. `planter`: see there; `area`: where its seeds lie; `lazy`:
-/// what is mapped, and not filled.
+/// Puts all processes together and lets them go. `planter`: see there; `area`: where its seeds lie.
 /// Gives what there is to be followed.
 pub fn grow(
     planter: &Planter,
@@ -133,7 +173,7 @@ pub fn grow(
     area: u64,
     sandbox: &Sandbox,
     options: &Options,
-    (fill, lazy): (&mut Fill<'_>, Option<&Lazy>),
+    content: Content<'_>,
     kernel: &Kernel,
 ) -> Result<Grown, RestoreError> {
     let (courier, theirs) = courier::pair(FIRST)
@@ -141,6 +181,7 @@ pub fn grow(
     let keepers = keepers::make(planter, sandbox, kernel)?;
     let garden = Garden { planter, keepers, gate, area, theirs, free: free_number(sandbox) };
     let (mut maker_hand, _) = garden.plant(tree::INIT, garden.free, "the maker")?;
+    kernel.note_whole_view(maker_hand.tid());
     let mut maker = Maker {
         hand: &mut maker_hand,
         courier: &courier,
@@ -158,7 +199,12 @@ pub fn grow(
     ptys::restore_files(&mut maker)?;
     let streams = streams(&mut maker, options)?;
     let classes = classes(sandbox)?;
-    let (hands, program) = skeleton(&garden, sandbox, &classes)?;
+    let steps = garden.steps(sandbox, &classes)?;
+    let heritage = content.heritage(sandbox, &steps, &classes);
+    let Content { fill, lazy, .. } = content;
+    let mut giver =
+        skeleton::Giver { heritage: &heritage, courier: &courier, options, fill: &mut *fill };
+    let (hands, program) = skeleton(&garden, sandbox, &steps, &mut giver)?;
     maker.hands = hands;
     descriptors::make_files(&mut maker, &streams, options.files)?;
     drop(streams);
@@ -178,15 +224,12 @@ pub fn grow(
         plants.iter().map(|plant| (plant.process.pid, plant.hand.tid())).collect();
     let (zombies, mut plants): (Vec<_>, Vec<_>) =
         plants.into_iter().partition(|plant| plant.process.zombie.is_some());
-    furnish::map_all(sandbox, &mut plants, &sources)?;
-    for plant in plants.iter().filter(|it| it.own.space) {
-        let space = space_of(sandbox, plant)?;
-        let files = space::files_below(space);
-        maker.sinks.insert(space.object, Sink::Space { pid: plant.hand.tid(), files });
-    }
+    furnish::map_all(sandbox, &mut plants, &sources, &heritage)?;
+    sinks_of(sandbox, &plants, &mut maker.sinks)?;
     own_foreground(sandbox, &mut plants)?;
     rest(&mut plants)?;
-    fill(&maker.sinks)?;
+    let wanted = if lazy.is_some() { Wanted::NotMapped } else { Wanted::Rest(heritage.there()) };
+    fill(&maker.sinks, wanted)?;
     for plant in plants.iter().filter(|it| it.own.space) {
         clock::renew(plant.hand.tid(), space_of(sandbox, plant)?, options, &plant.who)?;
     }
@@ -202,17 +245,17 @@ pub fn grow(
         plant.take_turns()?;
     }
     repeat::resume(&mut maker, &hosts, kernel)?;
+    believed::resume_files(&maker, kernel)?;
     give_tables(sandbox, &mut plants, &courier, &maker.files)?;
     drop(maker);
     end(maker_hand)?;
     zombies.into_iter().try_for_each(die)?;
     kernel.carried().bring(brought(sandbox, &hosts, &plants));
+    let tasks = believed::tasks(&plants);
     let ready = finish::complete_all(sandbox, plants, kernel)?;
+    believed::resume_guests(sandbox, &tasks, kernel)?;
+    let kept = keepers::adopt((planter, garden.keepers), gate, &hosts, (sandbox, kernel))?;
     gate.pass_no_more();
-    let kept = keepers::adopt(garden.keepers, &hosts)?;
-    planter
-        .adopt(sandbox.run.program, false)
-        .map_err(|errno| RestoreError::failed("init does not keep the program", errno.desc()))?;
     let layers = options.layers.as_deref();
     layers.map_or(Ok(()), |layers| layers.take_place(sandbox))?;
     let gone = ready.into_iter().rev().flatten().try_for_each(let_go);
@@ -222,6 +265,20 @@ pub fn grow(
         (_, None) => {}
     }
     gone.map(|()| Grown { program, kept })
+}
+
+/// Content of memory goes to its processes.
+fn sinks_of(
+    sandbox: &Sandbox,
+    plants: &[Plant<'_>],
+    sinks: &mut HashMap<u32, Sink>,
+) -> Result<(), RestoreError> {
+    for plant in plants.iter().filter(|it| it.own.space) {
+        let space = space_of(sandbox, plant)?;
+        let files = space::files_below(space);
+        sinks.insert(space.object, Sink::Space { pid: plant.hand.tid(), files });
+    }
+    Ok(())
 }
 
 /// Content that is where it belongs: that of layers.
@@ -295,54 +352,6 @@ fn free_number(sandbox: &Sandbox) -> i32 {
     processes.chain(threads.map(|thread| thread.tid)).max().unwrap_or(1) + 1
 }
 
-/// What seeds are planted with.
-struct Garden<'g> {
-    planter: &'g Planter,
-    /// By number: who plants what is below it.
-    keepers: HashMap<i32, Shelter<'g>>,
-    gate: &'g Gate,
-    area: u64,
-    /// The other end of the courier's socket.
-    theirs: OwnedFd,
-    /// From here on numbers are nobody's.
-    free: i32,
-}
-
-impl Garden<'_> {
-    /// Init, or a keeper.
-    fn is_planter(&self, pid: i32) -> bool {
-        pid == tree::INIT || self.keepers.contains_key(&pid)
-    }
-
-    /// Whether one process makes both, one after the other.
-    fn are_alike(&self, one: &Step, next: &Step) -> bool {
-        match (one, next) {
-            (Step::Make { parent, pid, .. }, Step::Make { parent: other, .. }) => {
-                !self.is_planter(*parent) && parent == other && next.like(*pid) == *one
-            }
-            _ => false,
-        }
-    }
-
-    /// A seed of init's or of a keeper's, stopped and settled.
-    fn plant(&self, parent: i32, pid: i32, who: &str) -> Result<(Hand, OwnedFd), RestoreError> {
-        use std::os::fd::AsFd;
-        let failed = |what: &'static str| {
-            move |errno: Errno| {
-                RestoreError::failed(format!("{who}: it cannot be {what}"), errno.desc())
-            }
-        };
-        let planter = self.keepers.get(&parent).map_or(self.planter, |it| &it.planter);
-        let (host, pidfd) = planter.plant(pid, self.theirs.as_fd()).map_err(failed("made"))?;
-        self.gate.pass(host);
-        ptrace::seize(host).and_then(|it| it.interrupt()).map_err(failed("stopped"))?;
-        let stopped = ptrace::wait_for(host).map_err(failed("stopped"))?;
-        let hand = space::settle(Hand::new(stopped, self.area), seed::settled(self.area))
-            .map_err(RestoreError::of(who))?;
-        Ok((hand, pidfd))
-    }
-}
-
 /// What is shared, if the image agrees with itself.
 fn classes(sandbox: &Sandbox) -> Result<Classes, RestoreError> {
     Classes::of(&sandbox.processes, &sandbox.sharing).map_err(|it| {
@@ -351,29 +360,6 @@ fn classes(sandbox: &Sandbox) -> Result<Classes, RestoreError> {
             "the image is damaged: task {task} shares {what} and does not"
         ))
     })
-}
-
-/// Makes every process, in its session and group, and threads that are apart, by number. Gives what stands for the
-/// run's program, too.
-fn skeleton(
-    garden: &Garden<'_>,
-    sandbox: &Sandbox,
-    classes: &Classes,
-) -> Result<(HashMap<i32, Hand>, OwnedFd), RestoreError> {
-    let keepers: Vec<i32> = sandbox.keepers.iter().map(|it| it.number).collect();
-    let steps = commons::plan(&sandbox.processes, &keepers, classes, garden.free + 1)
-        .map_err(|it| RestoreError::refused(it.to_string()))?;
-    let mut hands: HashMap<i32, Hand> = HashMap::new();
-    let mut program = None;
-    for steps in steps.chunk_by(|one, next| garden.are_alike(one, next)) {
-        carry_out(garden, steps, &mut hands, |pid, pidfd| {
-            if pid == sandbox.run.program {
-                program = Some(pidfd);
-            }
-        })?;
-    }
-    let missing = "the image is damaged: the run's program is not in it";
-    Ok((hands, program.ok_or_else(|| RestoreError::refused(missing))?))
 }
 
 /// The processes that have been made, in the order of the image.
@@ -397,6 +383,8 @@ fn plants<'s>(
             courier: FIRST,
             couriers: Vec::new(),
             own: Own::of(process, sandbox, classes),
+            roots: own::with_own_directory(process, sandbox, classes),
+            kept: sandbox.capabilities(),
         });
     }
     Ok(plants)
@@ -411,73 +399,6 @@ fn name(process: &Process) -> String {
         }
         None => format!("process {}", process.pid),
     }
-}
-
-/// One step of the plan, or several that are alike. `planted` is told of what init has planted.
-fn carry_out(
-    garden: &Garden<'_>,
-    steps: &[Step],
-    hands: &mut HashMap<i32, Hand>,
-    mut planted: impl FnMut(i32, OwnedFd),
-) -> Result<(), RestoreError> {
-    let of = |pid: i32| RestoreError::of(format!("process {pid}"));
-    fn hand(hands: &mut HashMap<i32, Hand>, pid: i32) -> Result<&mut Hand, RestoreError> {
-        let lost = || RestoreError::refused(format!("the image is damaged: process {pid}"));
-        hands.get_mut(&pid).ok_or_else(lost)
-    }
-    let Some(step) = steps.first() else { return Ok(()) };
-    match *step {
-        Step::Make { parent, pid, .. } if garden.is_planter(parent) => {
-            let (made, pidfd) = garden.plant(parent, pid, &format!("process {pid}"))?;
-            // (The run's program is init's: none of a keeper's is ever taken for it.)
-            if parent == tree::INIT {
-                planted(pid, pidfd);
-            }
-            hands.insert(pid, made);
-        }
-        Step::Make { parent, beside, exit_signal, flags, .. } => {
-            let pids: Vec<i32> = steps.iter().filter_map(Step::makes).collect();
-            // Who has the parent of its maker gets its signal as well (copy_process in kernel/fork.c).
-            let (flags, exit_signal) = match beside {
-                true => (flags | libc::CLONE_PARENT as u64, 0),
-                false => (flags, exit_signal),
-            };
-            let made = threads::children(hand(hands, parent)?, flags, exit_signal, &pids);
-            let made = made.map_err(|(pid, error)| of(pid)(error))?;
-            made.iter().for_each(|made| garden.gate.pass(made.tid()));
-            hands.extend(pids.into_iter().zip(made));
-        }
-        Step::Thread { pid, tid, flags } => {
-            let made = threads::apart(hand(hands, pid)?, flags, tid).map_err(of(tid))?;
-            garden.gate.pass(made.tid());
-            hands.insert(tid, made);
-        }
-        Step::Leave { task, flags } => {
-            hand(hands, task)?.call(libc::SYS_unshare, [flags]).map_err(of(task))?;
-        }
-        Step::Lead(pid) => {
-            hand(hands, pid)?.call(libc::SYS_setsid, []).map_err(of(pid))?;
-        }
-        Step::Join { pid, group } => {
-            let arguments = [0, group as u64];
-            hand(hands, pid)?.call(libc::SYS_setpgid, arguments).map_err(of(pid))?;
-        }
-        Step::Adopt(pid) => {
-            let arguments = [libc::PR_SET_CHILD_SUBREAPER as u64, 1];
-            hand(hands, pid)?.call(libc::SYS_prctl, arguments).map_err(of(pid))?;
-        }
-        Step::End { parent, pid } => {
-            let ending =
-                hands.remove(&pid).ok_or_else(|| RestoreError::refused("a stand-in is lost"))?;
-            end(ending)?;
-            // (Init and keepers wait for whatever they are left.)
-            if !garden.is_planter(parent) {
-                let arguments = [pid as u64, 0, libc::__WALL as u64, 0];
-                hand(hands, parent)?.call(libc::SYS_wait4, arguments).map_err(of(pid))?;
-            }
-        }
-    }
-    Ok(())
 }
 
 fn space_of<'s>(sandbox: &'s Sandbox, plant: &Plant<'_>) -> Result<&'s Space, RestoreError> {

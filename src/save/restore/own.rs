@@ -15,6 +15,8 @@ pub(super) struct Own {
     pub(super) table: bool,
     /// What signals do.
     pub(super) handlers: bool,
+    /// Its root directory.
+    pub(super) directory: bool,
     /// No other one works in its memory, where tables of calls lie in the same place, or with its descriptors.
     pub(super) alone: bool,
 }
@@ -33,11 +35,31 @@ impl Own {
             space: is_first(Resource::Memory),
             table: is_first(Resource::Descriptors),
             handlers: is_first(Resource::Handlers),
+            directory: is_first(Resource::Directory),
             alone: [Resource::Memory, Resource::Descriptors]
                 .into_iter()
                 .all(|what| classes.class(what, process.pid).is_none()),
         }
     }
+}
+
+/// The places, among the threads beside the first, of those whose directories are no business of a process or of another
+/// thread.
+pub(super) fn with_own_directory(
+    process: &Process,
+    sandbox: &Sandbox,
+    classes: &Classes,
+) -> Vec<usize> {
+    let is_own = |tid: i32| {
+        let class = classes.class(Resource::Directory, tid);
+        let Some((_, members)) = class.and_then(|class| classes.all().get(class)) else {
+            return true;
+        };
+        let with_process = sandbox.processes.iter().any(|it| members.contains(&it.pid));
+        !with_process && members.iter().min() == Some(&tid)
+    };
+    let apart = process.apart().filter(|(.., apart)| apart.place.is_some());
+    apart.filter(|(_, tid, _)| is_own(*tid)).map(|(at, ..)| at).collect()
 }
 
 impl Plant<'_> {

@@ -57,6 +57,14 @@ pub fn settle(hand: &mut Hand, process: &Process, who: &str) -> Result<(), Resto
     })
 }
 
+/// Its root directory, by its path in the whole view, becomes its own (chroot(2)).
+pub fn change_root(hand: &mut Hand, root: &[u8], who: &str) -> Result<(), RestoreError> {
+    let show = String::from_utf8_lossy(root);
+    let changed = hand.call_path(libc::SYS_chroot, root, |path| [path]);
+    let what = format!("{who} cannot have {show} for its root directory again");
+    changed.map(drop).map_err(RestoreError::of(what))
+}
+
 /// Flags of the process and its memory as a whole.
 fn flags(table: &mut Table, space: &Space) {
     let [no_huge_pages, merge, deny] = space.flags;

@@ -10,6 +10,7 @@ use nix::errno::Errno;
 
 use super::courier::Courier;
 use super::descriptors::FilesPolicy;
+use super::heritage::Stays;
 use crate::save::capture::maps::{self, Line};
 use crate::save::error::RestoreError;
 use crate::save::hand::{self, AREA, CODE, Hand, HandError};
@@ -40,9 +41,14 @@ pub fn settle(mut hand: Hand, area: u64) -> Result<Hand, HandError> {
     Ok(hand)
 }
 
-/// Empties the address space but for the agent; the kernel's pages go where the image has them. The process opens
-/// the files that it has mapped meanwhile ([`map`]).
-pub fn clear<'s>(hand: &mut Hand, space: &'s Space) -> Result<Opening<'s>, RestoreError> {
+/// Empties the address space but for the agent and what stays; the kernel's pages go where the image has them. The process
+/// opens the files that it has mapped meanwhile ([`map`]).
+pub fn clear<'s>(
+    hand: &mut Hand,
+    space: &'s Space,
+    stays: &Stays,
+) -> Result<Opening<'s>, RestoreError> {
+    let failed = || RestoreError::of("a new process cannot be emptied");
     let lines = maps::list(hand.tid())
         .map_err(|errno| RestoreError::failed("the mappings of a new process", errno.desc()))?;
     let area = hand.area()..hand.area() + AREA;
@@ -51,7 +57,18 @@ pub fn clear<'s>(hand: &mut Hand, space: &'s Space) -> Result<Opening<'s>, Resto
     let mut table = hand.table();
     let outside = |line: &&Line| !area.contains(&line.start) && line.name != b"[vsyscall]";
     for line in lines.iter().filter(outside).filter(|line| !is_kernels(line)) {
-        table.call(libc::SYS_munmap, [line.start, line.end - line.start]);
+        for (start, end) in stays.outside((line.start, line.end)) {
+            make_room(hand, &mut table).map_err(failed())?;
+            table.call(libc::SYS_munmap, [start, end - start]);
+        }
+    }
+    for (start, end) in &stays.drop {
+        make_room(hand, &mut table).map_err(failed())?;
+        table.call(libc::SYS_madvise, [*start, end - start, libc::MADV_DONTNEED as u64]);
+    }
+    if !table.has_room(KERNELS, 0) {
+        hand.run(&table).map_err(failed())?;
+        table.clear();
     }
     // Aside first: where they go may be where another of them is.
     let mut aside = area.end + (1 << 20);
@@ -76,8 +93,7 @@ pub fn clear<'s>(hand: &mut Hand, space: &'s Space) -> Result<Opening<'s>, Resto
     for (from, length, to) in moves {
         table.call(libc::SYS_mremap, [from, length, length, MOVE, to]);
     }
-    let failed = || RestoreError::of("a new process cannot be emptied");
-    let wanted = wanted_of(space);
+    let wanted = wanted_of(space, stays);
     let bytes = wanted.iter().take(AT_ONCE).map(|it| it.path.len() + STAT + 32).sum();
     if !table.has_room(2 * AT_ONCE, bytes) {
         hand.run(&table).map_err(failed())?;
@@ -86,6 +102,18 @@ pub fn clear<'s>(hand: &mut Hand, space: &'s Space) -> Result<Opening<'s>, Resto
     let asked = ask(&mut table, &wanted[..wanted.len().min(AT_ONCE)]);
     hand.post(table).map_err(failed())?;
     Ok(Opening { wanted, asked })
+}
+
+/// Calls that the kernel's own pages take at most.
+const KERNELS: usize = 32;
+
+/// Has the calls of a full table made.
+fn make_room(hand: &mut Hand, table: &mut Table) -> Result<(), HandError> {
+    if !table.has_room(1, 0) {
+        hand.run(table)?;
+        table.clear();
+    }
+    Ok(())
 }
 
 const MOVE: u64 = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
@@ -114,17 +142,18 @@ pub struct Sources<'s> {
     pub files: &'s [Option<OwnedFd>],
 }
 
-/// Maps everything, writable for now; what [`clear`] has the process open among it. Content comes next, then [`protect`].
+/// Maps everything but what `stays`, writable for now; what [`clear`] has the process open among it. Content comes next, then [`protect`].
 pub fn map(
     hand: &mut Hand,
     (space, opening): (&Space, &Opening<'_>),
     sources: &Sources<'_>,
+    stays: &Stays,
     who: &str,
 ) -> Result<(), RestoreError> {
     let files = open_files(hand, (space, opening), sources, who)?;
     let shared = give_shared(hand, space, sources, who)?;
     let mut table = hand.table();
-    for mapping in &space.mappings {
+    for mapping in space.mappings.iter().filter(|it| !stays.has(it)) {
         if !table.has_room(1, 0) {
             flush(hand, &mut table, who)?;
         }
@@ -241,10 +270,10 @@ struct ByPath<'s> {
     identity: &'s Identity,
 }
 
-/// Each mapped file that has a path, once.
-fn wanted_of(space: &Space) -> Vec<ByPath<'_>> {
+/// Each file that has a path and is still to be mapped, once.
+fn wanted_of<'s>(space: &'s Space, stays: &Stays) -> Vec<ByPath<'s>> {
     let mut wanted: Vec<ByPath<'_>> = Vec::new();
-    for mapping in &space.mappings {
+    for mapping in space.mappings.iter().filter(|it| !stays.has(it)) {
         let (file, writable) = match &mapping.kind {
             MappingKind::FilePrivate { file, .. } => (file, false),
             MappingKind::FileShared { file, writable, .. } => (file, *writable),

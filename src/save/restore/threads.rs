@@ -149,18 +149,18 @@ pub fn side_by_side(
 const PR_SET_NAME: u64 = 15;
 const PR_SET_TIMERSLACK: u64 = 29;
 
-/// Gives a thread what it had beside registers and signals. `is_last`: it gives up its capabilities, too, since
+/// Gives a thread what it had beside registers and signals. `kept`: it gives up its capabilities but for those, too, since
 /// nothing comes that needs any.
 pub fn equip(
     hand: &mut Hand,
     thread: &Thread,
-    is_last: bool,
+    kept: Option<u64>,
     who: &str,
 ) -> Result<(), RestoreError> {
     let mut table = hand.table();
     equipment(&mut table, thread);
-    if is_last {
-        give_up(&mut table, thread);
+    if let Some(kept) = kept {
+        give_up(&mut table, thread, kept);
     }
     hand.post(table).map_err(RestoreError::of(format!("{who}: thread {}", thread.tid)))
 }
@@ -276,10 +276,10 @@ pub fn block(hand: &mut Hand, who: &str) -> Result<(), RestoreError> {
         .map_err(|errno| RestoreError::failed(format!("{who}: its signal mask"), errno.desc()))
 }
 
-/// What a thread is told last: what it takes capabilities for, to give up all of those for good, and by which signal
-/// it hears of the end of its parent. (That comes behind: the kernel forgets it whenever capabilities change,
-/// commit_creds in kernel/cred.c.)
-pub fn give_up(table: &mut Table, thread: &Thread) {
+/// What a thread is told last: what it takes capabilities for, to give up all of those for good but for what is `kept`
+/// (a set of bits, in which the bounding set is already), and by which signal it hears of the end of its parent. (That
+/// comes behind: the kernel forgets it whenever capabilities change, commit_creds in kernel/cred.c.)
+pub fn give_up(table: &mut Table, thread: &Thread, kept: u64) {
     if thread.securebits != 0 {
         table.attempt(libc::SYS_prctl, [libc::PR_SET_SECUREBITS as u64, thread.securebits.into()]);
     }
@@ -290,8 +290,11 @@ pub fn give_up(table: &mut Table, thread: &Thread) {
     }
     const VERSION_3: u64 = 0x2008_0522;
     let header = table.data(&VERSION_3.to_ne_bytes());
-    let none = table.room(24);
-    table.call(libc::SYS_capset, [header.address, none.address]);
+    // Effective, permitted, inheritable: lower halves, then the others (capget(2)).
+    let sets = [kept as u32, (kept >> 32) as u32].map(|half| [half, half, 0]);
+    let sets: Vec<u8> = sets.as_flattened().iter().flat_map(|it| it.to_ne_bytes()).collect();
+    let sets = table.data(&sets);
+    table.call(libc::SYS_capset, [header.address, sets.address]);
     if thread.parent_death_signal != 0 {
         let signal = thread.parent_death_signal as u64;
         table.call(libc::SYS_prctl, [libc::PR_SET_PDEATHSIG as u64, signal]);

@@ -10,6 +10,7 @@ mod belief;
 mod copy;
 mod gone;
 mod place;
+mod saved;
 mod table;
 
 use std::collections::HashSet;
@@ -25,6 +26,7 @@ use nix::unistd::{getegid, geteuid};
 
 pub use belief::{Belief, Device, INSTEAD, MODE, NAME};
 pub(super) use place::{Spot, find, find_open, find_spot, flags_of, place_of};
+pub use saved::{FileSearch, SavedBelief, SavedPlace, is_sound};
 
 use self::table::{Key, MOST, Table};
 use crate::sys::disguise::{Disguise, Owner};

@@ -35,6 +35,16 @@ impl Key {
         let born = (found.stx_btime.tv_sec, found.stx_btime.tv_nsec);
         Ok(Key { device, inode: found.stx_ino, born })
     }
+
+    /// That of the file with these numbers.
+    pub(super) fn of_number(device: u64, inode: u64, born: (i64, u32)) -> Key {
+        Key { device, inode, born }
+    }
+
+    /// Its numbers, where no later file can have the same ones.
+    pub(super) fn number(&self) -> Option<(u64, u64, (i64, u32))> {
+        (self.born != (0, 0)).then_some((self.device, self.inode, self.born))
+    }
 }
 
 /// The table.
@@ -62,6 +72,11 @@ impl Table {
 
     pub(super) fn is_empty(&self) -> bool {
         !self.any.load(Ordering::Relaxed)
+    }
+
+    /// All that is in it.
+    pub(super) fn all(&self) -> HashMap<Key, Belief> {
+        self.lock().clone()
     }
 
     pub(super) fn get(&self, key: &Key) -> Option<Belief> {

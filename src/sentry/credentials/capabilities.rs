@@ -96,6 +96,11 @@ impl Securebits {
     const BITS: u32 = 0b0101_0101;
     const LOCKS: u32 = Self::BITS << 1;
 
+    /// These bits, if they are such.
+    pub(super) fn known(bits: u32) -> Option<Securebits> {
+        (bits & !(Self::BITS | Self::LOCKS) == 0).then_some(Securebits(bits))
+    }
+
     pub(super) fn no_root(self) -> bool {
         self.0 & Self::NO_ROOT != 0
     }

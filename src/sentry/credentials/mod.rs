@@ -12,6 +12,7 @@
 
 mod capabilities;
 mod rules;
+mod saved;
 #[cfg(test)]
 mod tests;
 
@@ -23,6 +24,7 @@ use nix::errno::Errno;
 
 pub use capabilities::{ALL, Capability, CapabilitySets};
 pub use rules::{Change, Credentials, GROUPS_MAX, Ids};
+pub use saved::{SavedBeliefs, SavedCredentials};
 
 use super::census::numbers;
 use super::stat::{self, Stat};

@@ -5,7 +5,7 @@
 //! network, connected to that address.
 
 use std::collections::{HashMap, VecDeque};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,8 +16,9 @@ use tokio::net::UdpSocket;
 use tokio::task::JoinHandle;
 
 use super::address::{self, family};
-use super::inside::Inside;
+use super::inside::{Inside, Lent};
 use super::ledger::Datagrams;
+use super::meter::{Meter, Way};
 use crate::sys::{errno_of, socket};
 
 /// Relays that are open at a time: the one that was opened first makes way.
@@ -38,25 +39,34 @@ pub(super) struct Relays {
 
 #[derive(Debug, Default)]
 struct Open {
-    by_address: HashMap<SocketAddr, JoinHandle<()>>,
+    by_address: HashMap<SocketAddr, Relay>,
     order: VecDeque<SocketAddr>,
+}
+
+/// One that was opened.
+#[derive(Debug)]
+struct Relay {
+    task: Ends,
+    _address: Option<Lent>,
 }
 
 impl Relays {
     /// Whether there is a relay for `address`.
     pub(super) fn has(&self, address: SocketAddr) -> bool {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.by_address.contains_key(&address)
+        open.by_address.get(&address).is_some_and(|relay| !relay.task.0.is_finished())
     }
 
     /// Opens a relay for `address`, which may be reached; `false`: there is one. What the host's network refuses, it
     /// refuses with the host's error, and the guests' own network knows no way there. EADDRINUSE: a program inside has
-    /// that port of all addresses, and would get what it sends itself.
+    /// that port of all addresses, and would get what it sends itself. One that `ends` does so when nothing has gone either
+    /// way for a while.
     pub(super) fn open(
         &self,
-        inside: &Inside,
+        inside: &Arc<Inside>,
         address: SocketAddr,
-        counts: &Arc<Datagrams>,
+        counts: &Carried,
+        ends: bool,
     ) -> Result<bool, Errno> {
         if self.has(address) || address.port() == 0 {
             return Ok(false);
@@ -64,34 +74,37 @@ impl Relays {
         drop(flow_to(address)?);
         let listening =
             inside.socket(family(address), libc::SOCK_DGRAM | libc::SOCK_NONBLOCK, 0)?;
-        inside.change_address(address.ip(), true)?;
-        if let Err(errno) = socket::bind(listening.as_fd(), &address::bytes(address)) {
-            self.forget(inside, address.ip());
-            return Err(errno);
-        }
-        let carried = carry(Arc::new(adopt(listening)?), address, Arc::clone(counts));
-        let oldest = {
+        let lent = inside.lend(address.ip())?;
+        socket::bind(listening.as_fd(), &address::bytes(address))?;
+        let carried = carry(Arc::new(adopt(listening)?), address, counts.clone(), ends);
+        let relay = Relay { task: Ends(tokio::spawn(carried)), _address: lent };
+        // (What makes way gives its address back, which is not for under the lock.)
+        let _gone = {
             let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+            // (It may have ended before.)
+            open.order.retain(|it| *it != address);
             open.order.push_back(address);
-            open.by_address.insert(address, tokio::spawn(carried));
+            let replaced = open.by_address.insert(address, relay);
             let oldest = (open.order.len() > MOST_RELAYS).then(|| open.order.pop_front()).flatten();
-            oldest.map(|oldest| (oldest, open.by_address.remove(&oldest)))
+            (replaced, oldest.map(|oldest| open.by_address.remove(&oldest)))
         };
-        if let Some((oldest, task)) = oldest {
-            task.iter().for_each(JoinHandle::abort);
-            self.forget(inside, oldest.ip());
-        }
         Ok(true)
     }
+}
 
-    /// Takes an address from the loopback again that no relay needs any more.
-    fn forget(&self, inside: &Inside, address: IpAddr) {
-        let is_needed = {
-            let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-            open.by_address.keys().any(|it| it.ip() == address)
-        };
-        if !is_needed && !address.is_loopback() {
-            let _ = inside.change_address(address, false);
+/// What is kept of what relays carry.
+#[derive(Debug, Clone)]
+pub(super) struct Carried {
+    pub(super) counts: Arc<Datagrams>,
+    pub(super) meter: Option<Arc<Meter>>,
+}
+
+impl Carried {
+    /// Waits until a datagram may go on; `false`: it may not.
+    async fn admit(&self, way: Way, length: usize) -> bool {
+        match &self.meter {
+            Some(meter) => meter.turn(way).await.pay_whole(length),
+            None => true,
         }
     }
 }
@@ -108,12 +121,26 @@ pub(super) fn flow_to(address: SocketAddr) -> Result<OwnedFd, Errno> {
 }
 
 /// A relay's life.
-async fn carry(inside: Arc<UdpSocket>, address: SocketAddr, counts: Arc<Datagrams>) {
+async fn carry(inside: Arc<UdpSocket>, address: SocketAddr, carried: Carried, ends: bool) {
     let mut flows: HashMap<SocketAddr, Flow> = HashMap::new();
     let mut datagram = vec![0; ROOM];
     loop {
+        let received = inside.recv_from(&mut datagram);
+        let received = match ends {
+            true => match tokio::time::timeout(IDLE, received).await {
+                Ok(received) => received,
+                Err(_) => {
+                    flows.retain(|_, flow| !flow.back.0.is_finished());
+                    if flows.is_empty() {
+                        return;
+                    }
+                    continue;
+                }
+            },
+            false => received.await,
+        };
         // (An error is about one datagram: nobody took what was sent before.)
-        let Ok((length, guest)) = inside.recv_from(&mut datagram).await else { continue };
+        let Ok((length, guest)) = received else { continue };
         flows.retain(|_, flow| !flow.back.0.is_finished());
         if !flows.contains_key(&guest) {
             if flows.len() >= MOST_FLOWS {
@@ -124,15 +151,17 @@ async fn carry(inside: Arc<UdpSocket>, address: SocketAddr, counts: Arc<Datagram
             }
             let Ok(out) = flow_to(address).and_then(adopt) else { continue };
             let (out, last) = (Arc::new(out), Arc::new(Mutex::new(Instant::now())));
-            let (last_back, counts) = (Arc::clone(&last), Arc::clone(&counts));
-            let back = bring_back(Arc::clone(&out), Arc::clone(&inside), guest, last_back, counts);
+            let (last_back, carried) = (Arc::clone(&last), carried.clone());
+            let back = bring_back(Arc::clone(&out), Arc::clone(&inside), guest, last_back, carried);
             flows.insert(guest, Flow { out, last, back: Ends(tokio::spawn(back)) });
         }
         if let Some(flow) = flows.get(&guest) {
             note(&flow.last);
             // (What the host cannot send is lost, as on any way.)
-            if flow.out.send(&datagram[..length]).await.is_ok() {
-                counts.sent.fetch_add(length as u64, Ordering::Relaxed);
+            if carried.admit(Way::Out, length).await
+                && flow.out.send(&datagram[..length]).await.is_ok()
+            {
+                carried.counts.sent.fetch_add(length as u64, Ordering::Relaxed);
             }
         }
     }
@@ -157,6 +186,7 @@ fn note(last: &Mutex<Instant>) {
 }
 
 /// A task that ends with what it is kept in.
+#[derive(Debug)]
 struct Ends(JoinHandle<()>);
 
 impl Drop for Ends {
@@ -171,15 +201,17 @@ async fn bring_back(
     inside: Arc<UdpSocket>,
     guest: SocketAddr,
     last: Arc<Mutex<Instant>>,
-    counts: Arc<Datagrams>,
+    carried: Carried,
 ) {
     let mut datagram = vec![0; ROOM];
     loop {
         match tokio::time::timeout(IDLE, out.recv(&mut datagram)).await {
             Ok(Ok(length)) => {
                 note(&last);
-                counts.received.fetch_add(length as u64, Ordering::Relaxed);
-                let _ = inside.send_to(&datagram[..length], guest).await;
+                if carried.admit(Way::In, length).await {
+                    carried.counts.received.fetch_add(length as u64, Ordering::Relaxed);
+                    let _ = inside.send_to(&datagram[..length], guest).await;
+                }
             }
             // (An error is about one datagram.)
             Ok(Err(_)) => {}

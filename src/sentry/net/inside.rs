@@ -5,9 +5,11 @@
 //! address needs no more than that: the supervisor made the user namespace that owns the network, and has every
 //! capability in it (cap_capable in security/commoncap.c).
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use libc::c_int;
 use nix::errno::Errno;
@@ -19,6 +21,28 @@ use crate::sys::{message, socket};
 pub struct Inside {
     /// One question and its answer at a time. A leaf of the lock order.
     outpost: Mutex<OwnedFd>,
+    /// How many need each of the addresses that the loopback there has been lent. Taken before `outpost`.
+    lent: Mutex<HashMap<IpAddr, usize>>,
+}
+
+/// An address that the loopback there has for as long as somebody needs it.
+#[derive(Debug)]
+pub(super) struct Lent {
+    inside: Arc<Inside>,
+    address: IpAddr,
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let mut lent = self.inside.lent.lock().unwrap_or_else(PoisonError::into_inner);
+        let Entry::Occupied(mut needed) = lent.entry(self.address) else { return };
+        *needed.get_mut() -= 1;
+        if *needed.get() == 0 {
+            needed.remove();
+            // (An address that stays there makes it unreachable by another way only.)
+            let _ = self.inside.change_address(self.address, false);
+        }
+    }
 }
 
 const QUESTION: usize = 12;
@@ -27,7 +51,24 @@ const ANSWER: usize = 4;
 impl Inside {
     /// Speaks to an outpost, which [`serve`]s the other end.
     pub fn new(outpost: OwnedFd) -> Inside {
-        Inside { outpost: Mutex::new(outpost) }
+        Inside { outpost: Mutex::new(outpost), lent: Mutex::default() }
+    }
+
+    /// Gives the loopback there an address, so that what is sent to it stays there and can be taken by a socket that is
+    /// bound to it, until what is returned is dropped. (It has those of its own anyway.)
+    pub(super) fn lend(self: &Arc<Self>, address: IpAddr) -> Result<Option<Lent>, Errno> {
+        if address.is_loopback() {
+            return Ok(None);
+        }
+        let mut lent = self.lent.lock().unwrap_or_else(PoisonError::into_inner);
+        match lent.entry(address) {
+            Entry::Occupied(mut needed) => *needed.get_mut() += 1,
+            Entry::Vacant(needed) => {
+                self.change_address(address, true)?;
+                needed.insert(1);
+            }
+        }
+        Ok(Some(Lent { inside: Arc::clone(self), address }))
     }
 
     /// socket(2) there. EPIPE: the outpost is gone.
@@ -45,9 +86,8 @@ impl Inside {
         }
     }
 
-    /// Gives the loopback there another address, so that what is sent to it stays there and can be taken by a socket
-    /// that is bound to it; or takes it away. Once more does no harm.
-    pub fn change_address(&self, address: IpAddr, add: bool) -> Result<(), Errno> {
+    /// Gives the loopback there another address, or takes it away. Once more does no harm.
+    pub(super) fn change_address(&self, address: IpAddr, add: bool) -> Result<(), Errno> {
         let netlink = self.socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE)?;
         let request = request(address, add);
         socket::send(

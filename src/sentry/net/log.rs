@@ -50,6 +50,9 @@ pub(super) struct Record<'a> {
     /// Why it was refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) reason: Option<&'static str>,
+    /// What was said when it was asked about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) answer: Option<&'static str>,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub(super) who: Option<Who>,
     #[serde(skip_serializing_if = "Option::is_none")]

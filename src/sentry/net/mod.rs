@@ -14,11 +14,14 @@
 //! natively can only reach the guests' own network.
 
 mod address;
+mod asking;
 mod datagrams;
 mod guest_socket;
 mod inside;
 mod ledger;
 mod log;
+mod metered;
+mod meter;
 mod options;
 mod policy;
 pub mod publish;
@@ -26,6 +29,7 @@ mod replace;
 mod resolver;
 mod rule;
 mod tcp;
+mod unreachable;
 mod upstream;
 
 use std::collections::HashSet;
@@ -37,19 +41,24 @@ use std::time::Instant;
 use nix::errno::Errno;
 
 pub use address::{LONGEST, parse as parse_address};
-use datagrams::Relays;
+use datagrams::{Carried, Relays};
 pub use guest_socket::GuestSocket;
 pub use inside::{Inside, serve};
 pub use ledger::HostTraffic;
 use ledger::{Key, Ledger};
 pub use log::NetLog;
 use log::{Record, Who};
+pub use meter::{Allowance, Meter};
+pub use metered::Metered;
 use policy::{Known, is_loopback};
 pub use policy::{Policy, Verdict};
 pub use resolver::{RESOLVERS, Resolver};
 pub use rule::{Rule, Transport};
 pub use tcp::connect;
 
+use super::asking::Choice;
+use super::block::Interrupted;
+use super::call::TaskCall;
 use super::kernel::Kernel;
 use super::task::comm;
 use crate::notify::Trapped;
@@ -75,9 +84,17 @@ pub struct Network {
     /// Made when the first socket is replaced that an epoll instance watches.
     watchers: OnceLock<Option<Watchers>>,
     ledger: Arc<Ledger>,
+    /// Carries what goes out, where that is limited. Immutable.
+    metered: Option<Metered>,
     /// What is decided is written down here. Immutable.
     log: Option<Arc<NetLog>>,
 }
+
+/// Why nothing goes out any more.
+const USED_UP: &str = "all that --net-total allows has been carried";
+
+/// What has allowed something: a rule, or an answer.
+type Said = (Option<String>, Option<Choice>);
 
 /// Who asks for something.
 struct Asked<'k> {
@@ -93,11 +110,12 @@ const OWN_V6: IpAddr = IpAddr::V6(std::net::Ipv6Addr::new(0xfd5b, 0x73a6, 0x0e62
 
 impl Network {
     /// A network under `policy`, whose sockets inside come from `inside`, and in which guests may listen at ports from
-    /// `lowest_port` on.
+    /// `lowest_port` on. `metered`: what it carries is limited.
     pub fn new(
         policy: Policy,
         inside: Arc<Inside>,
         lowest_port: u16,
+        metered: Option<Metered>,
         log: Option<NetLog>,
     ) -> Result<Network, Errno> {
         let outside = guest_socket::own_cookie()?;
@@ -114,10 +132,16 @@ impl Network {
             known: Mutex::default(),
             inside,
             lowest_port,
+            metered,
             outside,
             relays: Relays::default(),
             watchers: OnceLock::new(),
         })
+    }
+
+    /// Whether what it carries is limited.
+    pub fn is_limited(&self) -> bool {
+        self.metered.is_some()
     }
 
     /// What the run was told.
@@ -190,11 +214,12 @@ impl Network {
     }
 
     /// A connection to `address` is about to be made with this socket, which a guest will get.
-    fn begin(&self, tid: i32, address: SocketAddr, rule: Option<String>, fresh: BorrowedFd<'_>) {
+    fn begin(&self, tid: i32, address: SocketAddr, (rule, answer): Said, fresh: BorrowedFd<'_>) {
         let address = address::canonical(address);
         let key = self.key(address, Transport::Tcp);
         self.ledger.allowed(&key);
-        let allowed = Record { decision: Some("allowed"), rule, ..Record::default() };
+        let answer = answer.map(Choice::word);
+        let allowed = Record { decision: Some("allowed"), rule, answer, ..Record::default() };
         self.record(tid, address, Transport::Tcp, allowed);
         if let Some(cookie) = cookie(fresh) {
             self.ledger.opened(cookie, key, address);
@@ -215,10 +240,7 @@ impl Network {
         why: &'static str,
         rule: Option<String>,
     ) {
-        self.ledger.refused(&self.key(address, transport));
-        let refused =
-            Record { decision: Some("refused"), rule, reason: Some(why), ..Record::default() };
-        self.record(asked.tid, address, transport, refused);
+        self.count_refusal(asked.tid, address, transport, why, rule);
         let names = self.names(address.ip());
         let name = names.first().map(|name| format!(" ({name})")).unwrap_or_default();
         asked.kernel.refuse_one_of_many(
@@ -227,6 +249,33 @@ impl Network {
             why,
             "--allow-net HOST:PORT, or ADDRESS:PORT, allows it",
         );
+    }
+
+    /// Tells that nothing goes out any more.
+    fn refuse_more(
+        &self,
+        metered: &Metered,
+        tid: i32,
+        address: SocketAddr,
+        transport: Transport,
+        rule: Option<String>,
+    ) {
+        self.count_refusal(tid, address, transport, USED_UP, rule);
+        metered.meter().tell_of_end();
+    }
+
+    fn count_refusal(
+        &self,
+        tid: i32,
+        address: SocketAddr,
+        transport: Transport,
+        why: &'static str,
+        rule: Option<String>,
+    ) {
+        self.ledger.refused(&self.key(address, transport));
+        let refused =
+            Record { decision: Some("refused"), rule, reason: Some(why), ..Record::default() };
+        self.record(tid, address, transport, refused);
     }
 
     /// A connection or a flow of datagrams was allowed.
@@ -246,33 +295,73 @@ impl Network {
     }
 
     /// Sees to it that datagrams to `address` are carried, if they may be. If not, or if the host has no way there, the
-    /// guests' own network knows none either.
-    pub fn carry(&self, kernel: &Kernel, tid: i32, address: SocketAddr) {
+    /// guests' own network knows none either. `connects`: nothing is sent yet.
+    ///
+    /// # Errors
+    /// Somebody was asked, and the task does not wait any more.
+    pub async fn carry(
+        &self,
+        call: &TaskCall,
+        address: SocketAddr,
+        connects: bool,
+    ) -> Result<(), Interrupted> {
         let address = address::canonical(address);
         if self.relays.has(address) {
-            return;
+            return Ok(());
         }
         let (verdict, rule) = self.judge(address, Transport::Udp);
         match verdict {
-            Verdict::Outside => {
-                let key = self.key(address, Transport::Udp);
-                let counts = self.ledger.datagrams(&key);
-                if self.relays.open(&self.inside, address, &counts) == Ok(true) {
-                    self.ledger.allowed(&key);
-                    let allowed = Record { decision: Some("allowed"), rule, ..Record::default() };
-                    self.record(tid, address, Transport::Udp, allowed);
-                    self.admitted(kernel, tid, address, Transport::Udp);
-                }
-            }
+            Verdict::Outside => self.begin_to_carry(call, address, rule, None),
             Verdict::Inside => {}
             Verdict::Refused(why) => {
-                self.refuse(&Asked { kernel, tid }, address, Transport::Udp, why, rule);
+                match self.ask(call, (address, Transport::Udp), why, connects).await? {
+                    Ok(granted) => {
+                        self.begin_to_carry(call, address, None, Some(granted.choice));
+                        granted.settle();
+                    }
+                    Err(why) => {
+                        let asked = Asked { kernel: &call.kernel, tid: call.received().tid };
+                        self.refuse(&asked, address, Transport::Udp, why, rule);
+                    }
+                }
             }
+        }
+        Ok(())
+    }
+
+    fn begin_to_carry(
+        &self,
+        call: &TaskCall,
+        address: SocketAddr,
+        rule: Option<String>,
+        answer: Option<Choice>,
+    ) {
+        let tid = call.received().tid;
+        let key = self.key(address, Transport::Udp);
+        let full = self.metered.as_ref().filter(|metered| metered.meter().is_used_up());
+        if let Some(full) = full {
+            return self.refuse_more(full, tid, address, Transport::Udp, rule);
+        }
+        let meter = self.metered.as_ref().map(|metered| Arc::clone(metered.meter()));
+        let counts = Carried { counts: self.ledger.datagrams(&key), meter };
+        let ends = answer == Some(Choice::Once);
+        if self.relays.open(&self.inside, address, &counts, ends) == Ok(true) {
+            self.ledger.allowed(&key);
+            let answer = answer.map(Choice::word);
+            let allowed = Record { decision: Some("allowed"), rule, answer, ..Record::default() };
+            self.record(tid, address, Transport::Udp, allowed);
+            self.admitted(&call.kernel, tid, address, Transport::Udp);
         }
     }
 
     /// A name was looked up. `answers`: the message that came, if one did; an error: it was refused, for this reason.
-    fn looked_up(&self, name: &str, answers: Result<Option<&[u8]>, &'static str>) {
+    /// `answer`: what was said when it was asked about.
+    fn looked_up(
+        &self,
+        name: &str,
+        answers: Result<Option<&[u8]>, &'static str>,
+        answer: Option<Choice>,
+    ) {
         let key = Key { host: name.to_owned(), port: None, transport: "dns" };
         match answers {
             Ok(_) => self.ledger.allowed(&key),
@@ -289,6 +378,7 @@ impl Network {
             decision: Some(if found.is_ok() { "allowed" } else { "refused" }),
             rule: rule.map(|rule| format!("{flag} {rule}")),
             reason: found.as_ref().err().copied(),
+            answer: answer.map(Choice::word),
             name: Some(&key.host),
             answers: found.ok(),
             more: (more > 0).then_some(more),

@@ -15,9 +15,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 
+use super::asking::Seeker;
 use super::rule::Transport;
 use super::upstream::Upstream;
 use super::{Network, Verdict, address, policy};
+use crate::sentry::asking::About;
 use crate::sentry::kernel::Kernel;
 use crate::sys::{errno_of, socket};
 
@@ -30,6 +32,8 @@ pub const RESOLVERS: [SocketAddr; 2] = [
 
 /// Questions in datagrams that are being answered at a time.
 const MOST: usize = 128;
+/// The same where some of them wait for a person.
+const MOST_ASKED: usize = 1024;
 /// Streams at a time.
 const MOST_STREAMS: usize = 64;
 /// Answers that are kept.
@@ -48,7 +52,7 @@ const IDLE: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Resolver {
     /// Who is told of refusals. It ends with the run, and with it all this.
-    kernel: Weak<Kernel>,
+    pub(super) kernel: Weak<Kernel>,
     network: Arc<Network>,
     /// What the host's /etc/hosts says of names that may be resolved. Immutable.
     hosts: HashMap<String, Vec<IpAddr>>,
@@ -56,6 +60,8 @@ pub struct Resolver {
     cache: Mutex<HashMap<(String, u16), Cached>>,
     places: Arc<Semaphore>,
     streams: Arc<Semaphore>,
+    /// Who asks is looked for one by one: guests decide how long that takes.
+    pub(super) looking: Semaphore,
 }
 
 #[derive(Debug, Clone)]
@@ -69,9 +75,11 @@ impl Resolver {
     /// Begins to answer in the guests' network. Must be called within a runtime.
     pub fn start(kernel: &Arc<Kernel>, network: &Arc<Network>) -> Result<(), Errno> {
         let hosts = hosts(&std::fs::read_to_string("/etc/hosts").unwrap_or_default());
-        let hosts: HashMap<_, _> =
-            hosts.into_iter().filter(|(name, _)| network.policy().resolves(name)).collect();
-        for (name, addresses) in &hosts {
+        let asks = kernel.asking().is_some_and(|it| it.is_about(About::NET));
+        let may_be = |name: &str| asks || network.policy().resolves(name);
+        let hosts: HashMap<_, _> = hosts.into_iter().filter(|(name, _)| may_be(name)).collect();
+        // (Others are known when they have been asked about.)
+        for (name, addresses) in hosts.iter().filter(|(name, _)| network.policy().resolves(name)) {
             addresses.iter().for_each(|address| network.learn(name, *address, None));
         }
         let resolver = Arc::new(Resolver {
@@ -79,8 +87,9 @@ impl Resolver {
             network: Arc::clone(network),
             hosts,
             cache: Mutex::default(),
-            places: Arc::new(Semaphore::new(MOST)),
+            places: Arc::new(Semaphore::new(if asks { MOST_ASKED } else { MOST })),
             streams: Arc::new(Semaphore::new(MOST_STREAMS)),
+            looking: Semaphore::new(1),
         });
         for place in RESOLVERS {
             let bound = |kind| -> Result<OwnedFd, Errno> {
@@ -113,7 +122,8 @@ impl Resolver {
                 let room =
                     Packet::parse(&query).ok().and_then(|it| Some(it.opt()?.udp_packet_size));
                 let room = room.map_or(SHORT, |room| usize::from(room.min(LONG)).max(SHORT));
-                if let Some(answer) = own.answer(&query, room).await {
+                let seeker = Seeker { address: guest, transport: Transport::Udp };
+                if let Some(answer) = own.answer(&query, room, seeker).await {
                     let _ = socket.send_to(&answer, guest).await;
                 }
                 drop(place);
@@ -126,8 +136,9 @@ impl Resolver {
             // (It is never closed.)
             let Ok(place) = Arc::clone(&self.streams).acquire_owned().await else { return };
             match socket.accept().await {
-                Ok((stream, _)) => {
-                    let served = Arc::clone(&self).serve_stream(stream);
+                Ok((stream, guest)) => {
+                    let seeker = Seeker { address: guest, transport: Transport::Tcp };
+                    let served = Arc::clone(&self).serve_stream(stream, seeker);
                     tokio::spawn(async move {
                         served.await;
                         drop(place);
@@ -139,7 +150,7 @@ impl Resolver {
         }
     }
 
-    async fn serve_stream(self: Arc<Self>, mut stream: TcpStream) {
+    async fn serve_stream(self: Arc<Self>, mut stream: TcpStream, seeker: Seeker) {
         loop {
             let asked = async {
                 let mut query = vec![0; stream.read_u16().await?.into()];
@@ -147,7 +158,8 @@ impl Resolver {
                 std::io::Result::Ok(query)
             };
             let Ok(Ok(query)) = tokio::time::timeout(IDLE, asked).await else { return };
-            let Some(answer) = self.answer(&query, usize::from(u16::MAX)).await else { return };
+            let answer = self.answer(&query, usize::from(u16::MAX), seeker).await;
+            let Some(answer) = answer else { return };
             let mut whole = (answer.len() as u16).to_be_bytes().to_vec();
             whole.extend(answer);
             let written = tokio::time::timeout(IDLE, stream.write_all(&whole)).await;
@@ -158,7 +170,7 @@ impl Resolver {
     }
 
     /// The answer to a message, of `room` bytes at most. `None`: to what is no message there is none.
-    async fn answer(&self, query: &[u8], room: usize) -> Option<Vec<u8>> {
+    async fn answer(&self, query: &[u8], room: usize, seeker: Seeker) -> Option<Vec<u8>> {
         let Ok(query) = Packet::parse(query) else {
             let id = query.get(..2)?.try_into().ok()?;
             let mut reply = Packet::new_reply(u16::from_be_bytes(id));
@@ -182,7 +194,7 @@ impl Resolver {
             return reply.build_bytes_vec().ok();
         };
         let (rcode, upstream) = match query.opcode() {
-            OPCODE::StandardQuery => self.look_up(question).await,
+            OPCODE::StandardQuery => self.look_up(question, seeker).await,
             _ => (RCODE::NotImplemented, None),
         };
         *reply.rcode_mut() = rcode;
@@ -203,21 +215,27 @@ impl Resolver {
     }
 
     /// What is to be answered: a message whose records are the answer's.
-    async fn look_up(&self, question: &Question<'_>) -> (RCODE, Option<Vec<u8>>) {
+    async fn look_up(&self, question: &Question<'_>, seeker: Seeker) -> (RCODE, Option<Vec<u8>>) {
         let Some(name) = plain(&question.qname) else { return (RCODE::NameError, None) };
         if name == "localhost" || name.ends_with(".localhost") {
             let own = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
             return (RCODE::NoError, made(question, &own));
         }
-        let (is_allowed, rule) = self.network.policy().decide_name(&name);
-        if !is_allowed {
-            self.refuse(&name);
-            let why = if rule.is_some() { policy::DENIED } else { policy::UNLISTED };
-            self.network.looked_up(&name, Err(why));
-            return (RCODE::NameError, None);
-        }
+        let said = match self.network.policy().decide_name(&name) {
+            (true, _) => Ok(None),
+            (false, Some(_)) => Err(policy::DENIED),
+            (false, None) => self.ask(&name, seeker).await.map(Some),
+        };
+        let answer = match said {
+            Ok(answer) => answer,
+            Err(why) => {
+                self.refuse(&name, why);
+                self.network.looked_up(&name, Err(why), None);
+                return (RCODE::NameError, None);
+            }
+        };
         let found = self.find(&name, question).await;
-        self.network.looked_up(&name, Ok(found.1.as_deref()));
+        self.network.looked_up(&name, Ok(found.1.as_deref()), answer);
         found
     }
 
@@ -232,6 +250,7 @@ impl Resolver {
         if let Some(addresses) = self.hosts.get(name)
             && matches!(question.qtype, QTYPE::TYPE(TYPE::A | TYPE::AAAA))
         {
+            addresses.iter().for_each(|address| self.network.learn(name, *address, None));
             return (RCODE::NoError, made(question, addresses));
         }
         let Some(cached) = self.fetch(name, question).await else {
@@ -299,10 +318,10 @@ impl Resolver {
         (answer.rcode(), answer.build_bytes_vec().ok())
     }
 
-    fn refuse(&self, name: &str) {
-        // Nobody means to ask for the names of addresses, or for names that a list of domains has made longer.
+    fn refuse(&self, name: &str, why: &'static str) {
+        // Nobody means to ask for the names of addresses.
         if !name.ends_with(".arpa") {
-            self.note(name, "no rule allows it", "--allow-net HOST allows it");
+            self.note(name, why, "--allow-net HOST allows it");
         }
     }
 

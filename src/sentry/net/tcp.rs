@@ -7,8 +7,9 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 use super::guest_socket::GuestSocket;
+use super::metered::{self, Metered};
 use super::rule::Transport;
-use super::{Asked, Network, Verdict, address, options};
+use super::{Asked, Network, Said, Verdict, address, options};
 use crate::notify::Answer;
 use crate::sentry::block::Interrupted;
 use crate::sentry::call::TaskCall;
@@ -19,10 +20,27 @@ pub async fn connect(call: &TaskCall, net: &Network, own: GuestSocket, wanted: &
     let Some(target) = address::parse(wanted) else { return other(call, net, own, wanted) };
     let (verdict, rule) = net.judge(target, Transport::Tcp);
     match verdict {
-        Verdict::Outside => outside(call, net, own, target, rule).await,
+        Verdict::Outside => outside(call, net, own, target, (rule, None)).await,
         Verdict::Inside => inside(call, net, own, target).await,
+        // (What was allowed once is on its way to there, whatever becomes of it.)
+        // (And what is carried goes nowhere by being asked once more.)
+        Verdict::Refused(_)
+            if own.is_taken() && (net.goes_to(&own, target) || net.is_limited()) =>
+        {
+            outside(call, net, own, target, (rule, None)).await
+        }
         Verdict::Refused(_) if own.is_taken() => Answer::Fail(Errno::EISCONN),
         Verdict::Refused(why) => {
+            let why = match net.ask(call, (target, Transport::Tcp), why, true).await {
+                Ok(Ok(granted)) => {
+                    let answer = Some(granted.choice);
+                    let answer = outside(call, net, own, target, (None, answer)).await;
+                    granted.settle();
+                    return answer;
+                }
+                Ok(Err(why)) => why,
+                Err(interrupted) => return interrupted.into(),
+            };
             let who = Asked { kernel: &call.kernel, tid: call.received().tid };
             net.refuse(&who, target, Transport::Tcp, why, rule);
             Answer::Fail(Errno::EACCES)
@@ -70,10 +88,15 @@ async fn outside(
     net: &Network,
     own: GuestSocket,
     target: SocketAddr,
-    rule: Option<String>,
+    said: Said,
 ) -> Answer {
     let waits = waits(own.fd.as_fd());
     let is_outside = net.is_outside(&own);
+    if let Some(metered) = &net.metered
+        && !own.is_taken()
+    {
+        return carried(call, net, metered, own, target, said).await;
+    }
     if own.is_taken() {
         // Already on the way to where it was allowed to go (which is what is recorded of it, whatever is named now); or the
         // kernel says what is wrong with it.
@@ -88,7 +111,7 @@ async fn outside(
         Ok(fresh) => fresh,
         Err(errno) => return Answer::Fail(errno),
     };
-    net.begin(call.received().tid, target, rule, fresh.as_fd());
+    net.begin(call.received().tid, target, said, fresh.as_fd());
     let outcome = match take_over(&own, fresh.as_fd()) {
         Ok(()) => dial(call, fresh.as_fd(), target, waits).await,
         Err(errno) => return Answer::Fail(errno),
@@ -101,6 +124,62 @@ async fn outside(
         net.admitted(&call.kernel, call.received().tid, target, Transport::Tcp);
     }
     answer(outcome)
+}
+
+/// A connection in the host's network that the sentry carries, since what it carries is limited.
+async fn carried(
+    call: &TaskCall,
+    net: &Network,
+    metered: &Metered,
+    own: GuestSocket,
+    target: SocketAddr,
+    said: Said,
+) -> Answer {
+    if metered.meter().is_used_up() {
+        net.refuse_more(metered, call.received().tid, target, Transport::Tcp, said.0);
+        return Answer::Fail(Errno::EACCES);
+    }
+    let waits = waits(own.fd.as_fd());
+    let begun = own_plain(call, net, own).and_then(|own| {
+        if let Some(told) = failure(&own) {
+            return Ok(Err(told));
+        }
+        let place = metered.place()?;
+        let outer = socket::socket(own.family, libc::SOCK_STREAM | libc::SOCK_NONBLOCK, 0)?;
+        net.begin(call.received().tid, target, said, outer.as_fd());
+        metered::prepare(&own, outer.as_fd())?;
+        let bytes = address::bytes(target);
+        match socket::connect(outer.as_fd(), &bytes) {
+            Ok(()) | Err(Errno::EINPROGRESS) => {}
+            Err(errno) => return Err(errno),
+        }
+        let begin = || try_to(own.fd.as_fd(), &bytes);
+        Ok(Ok((metered.begin(own.fd.as_fd(), outer, target, place, begin), own)))
+    });
+    match begun {
+        Ok(Ok((Err(Errno::EINPROGRESS), own))) => {
+            net.admitted(&call.kernel, call.received().tid, target, Transport::Tcp);
+            if waits.is_none() {
+                return Answer::Fail(Errno::EINPROGRESS);
+            }
+            answer(dial(call, own.fd.as_fd(), target, waits).await)
+        }
+        Ok(Ok((other, _))) => other.map(|()| 0).into(),
+        Ok(Err(told)) => told,
+        Err(errno) => Answer::Fail(errno),
+    }
+}
+
+/// The guest's socket if it is one of TCP alone; else, in its place, a new one that is. (MPTCP would ask for more than one way.)
+fn own_plain(call: &TaskCall, net: &Network, own: GuestSocket) -> Result<GuestSocket, Errno> {
+    if own.protocol == libc::IPPROTO_TCP {
+        return Ok(own);
+    }
+    let fresh = net.inside.socket(own.family, libc::SOCK_STREAM, 0)?;
+    take_over(&own, fresh.as_fd())?;
+    net.replace(call.trapped(), &own, fresh.as_fd())?;
+    let inode = crate::sys::files::identity(fresh.as_fd())?.1;
+    Ok(GuestSocket { fd: fresh, protocol: libc::IPPROTO_TCP, inode, ..own })
 }
 
 /// What connect(2) says of a socket without a connection before it begins another one. An address that is too short is
@@ -129,7 +208,7 @@ fn answer(dialled: Dialled) -> Answer {
 }
 
 /// Gives a new socket what the guest has told its own.
-fn take_over(own: &GuestSocket, fresh: BorrowedFd<'_>) -> Result<(), Errno> {
+pub(super) fn take_over(own: &GuestSocket, fresh: BorrowedFd<'_>) -> Result<(), Errno> {
     options::copy(own.fd.as_fd(), fresh);
     // A port below these would say something of who connects (rcmd(3)).
     const LOWEST: u16 = 1024;

@@ -11,6 +11,7 @@
 //! at all in it, are judged besides.
 
 mod change;
+mod granted;
 mod open;
 mod own;
 mod program;
@@ -30,11 +31,11 @@ use nix::fcntl::{OFlag, open as open_file, readlink};
 use nix::sys::stat::Mode;
 
 pub(super) use change::New;
+pub(super) use granted::{could_open, open_granted};
 pub use open::{Opened, Wish};
 pub(crate) use program::interpreter_of;
 pub use resolve::{Landing, Resolver, Start, Thing};
-pub(super) use rules::NoRules;
-pub use rules::{Content, Rules, Verdict};
+pub use rules::{Content, NoRules, Rules, Verdict};
 
 use crate::sys::disguise::{self, Disguise, Owner};
 use crate::sys::{files, generated};

@@ -100,11 +100,40 @@ impl Wish {
         self.flags & libc::O_ACCMODE != libc::O_RDONLY
     }
 
-    fn changes(self) -> bool {
+    /// Whether it is about what is in a file, and not about a directory or a file without a name.
+    pub(in crate::sentry) fn is_plain(self) -> bool {
+        !self.has(libc::O_DIRECTORY) && !self.has(TMPFILE)
+    }
+
+    pub(super) fn reads(self) -> bool {
+        self.flags & libc::O_ACCMODE != libc::O_WRONLY
+    }
+
+    /// Whether there must be nothing yet.
+    pub(super) fn is_exclusive(self) -> bool {
+        self.creates() && self.has(libc::O_EXCL)
+    }
+
+    /// With these a new file is made.
+    pub(super) fn making(self) -> OFlag {
+        // Somebody else's link or file under that name is not ours to open.
+        self.flags(libc::O_NOFOLLOW) | OFlag::O_EXCL
+    }
+
+    pub(super) fn mode(self) -> Mode {
+        Mode::from_bits_retain(self.mode)
+    }
+
+    /// Opens what a handle stands for.
+    pub(super) fn open_again(self, handle: &OwnedFd) -> Result<OwnedFd, Errno> {
+        again(handle, self)
+    }
+
+    pub(in crate::sentry) fn changes(self) -> bool {
         self.writes() || self.has(libc::O_TRUNC) || self.has(TMPFILE)
     }
 
-    fn creates(self) -> bool {
+    pub(in crate::sentry) fn creates(self) -> bool {
         self.has(libc::O_CREAT) && !self.has(TMPFILE)
     }
 
@@ -199,9 +228,7 @@ impl Resolver<'_> {
 
     fn make(&self, parent: &OwnedFd, name: &[u8], wish: Wish) -> Result<OwnedFd, Errno> {
         take_umask(self.tid)?;
-        // Somebody else's link or file under that name is not ours to open.
-        let flags = wish.flags(libc::O_NOFOLLOW) | OFlag::O_EXCL;
-        let how = OpenHow::new().flags(flags).mode(Mode::from_bits_retain(wish.mode));
+        let how = OpenHow::new().flags(wish.making()).mode(wish.mode());
         let how = how.resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
         match patient(|| openat2(parent.as_fd(), os(name), how)) {
             Err(Errno::ELOOP) => Err(Errno::EEXIST),

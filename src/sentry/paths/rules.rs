@@ -32,6 +32,20 @@ impl Verdict {
     }
 }
 
+/// None at all.
+#[derive(Debug)]
+pub struct NoRules;
+
+impl Rules for NoRules {
+    fn verdict(&self, _: &[u8]) -> Verdict {
+        Verdict::Plain
+    }
+
+    fn same_below(&self, _: &[u8], _: &[u8]) -> bool {
+        true
+    }
+}
+
 /// Rules about paths that may come to be. Paths are absolute, as guests know them, without `.`, `..` and links.
 pub trait Rules: std::fmt::Debug + Send + Sync {
     /// What they say of a path.
@@ -39,20 +53,6 @@ pub trait Rules: std::fmt::Debug + Send + Sync {
 
     /// Whether they say the same of whatever lies in these two directories.
     fn same_below(&self, one: &[u8], other: &[u8]) -> bool;
-}
-
-/// There are no rules.
-#[derive(Debug)]
-pub(in crate::sentry) struct NoRules;
-
-impl Rules for NoRules {
-    fn verdict(&self, _path: &[u8]) -> Verdict {
-        Verdict::Plain
-    }
-
-    fn same_below(&self, _one: &[u8], _other: &[u8]) -> bool {
-        true
-    }
 }
 
 /// Files that get their content when they are first opened.

@@ -4,6 +4,7 @@
 //! documentation says. Handlers live in one file per man-page topic.
 
 pub mod apart;
+mod asked;
 pub mod args;
 pub mod attributes;
 pub mod believed;

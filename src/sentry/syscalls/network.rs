@@ -1,6 +1,7 @@
 //! Calls that name an address, where some may be reached (`--net allow`), and what only a socket of the guests' own
 //! network may do.
 
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
 
 use nix::errno::Errno;
@@ -9,6 +10,7 @@ use super::args::{Fd, In, InBuf, InOut, Int, Len, MMsgHdr, MsgFlags, MsgHdr, Soc
 use super::reach;
 use crate::notify::{Answer, GuestMemory};
 use crate::sentry::Features;
+use crate::sentry::block::Interrupted;
 use crate::sentry::call::{Call, TaskCall};
 use crate::sentry::net::{self, GuestSocket};
 use crate::sys::socket;
@@ -36,8 +38,10 @@ pub async fn connect(call: TaskCall, fd: Fd, addr: In<SockAddr>, len: Int) -> An
         return Answer::Fail(Errno::EACCES);
     }
     drop(own);
-    if let Some(target) = net::parse_address(&wanted) {
-        network.carry(&call.kernel, call.received().tid, target);
+    if let Some(target) = net::parse_address(&wanted)
+        && let Err(interrupted) = network.carry(&call, target, true).await
+    {
+        return interrupted.into();
     }
     // No socket of any other kind belongs to the host's network, and one that another thread puts there meanwhile
     // cannot be connected by a guest (the module's words).
@@ -56,8 +60,8 @@ fn read_address(memory: &GuestMemory<'_>, at: u64, length: i32) -> Result<Vec<u8
 }
 
 /// Serves sendto(2) with an address.
-pub fn sendto(
-    call: &Call<'_>,
+pub async fn sendto(
+    call: TaskCall,
     _fd: Fd,
     _buf: InBuf,
     _len: Len,
@@ -66,35 +70,36 @@ pub fn sendto(
     len: Int,
 ) -> Answer {
     if call.kernel.features().contains(Features::LEARN) {
-        reach::note(call.kernel, &call.memory(), addr.address, len.0.into());
+        reach::note(&call.kernel, &call.memory(), addr.address, len.0.into());
     }
-    let Some(network) = call.kernel.network() else { return Answer::Continue };
-    if connects(flags) {
+    if connects_past(&call, flags) {
         return Answer::Fail(Errno::EOPNOTSUPP);
     }
-    if let Ok(wanted) = read_address(&call.memory(), addr.address, len.0)
-        && let Some(target) = net::parse_address(&wanted)
-    {
-        network.carry(call.kernel, call.received().tid, target);
+    let wanted = read_address(&call.memory(), addr.address, len.0).ok();
+    let target = wanted.and_then(|wanted| net::parse_address(&wanted));
+    send_to(&call, target).await.map_or_else(Answer::from, |()| Answer::Continue)
+}
+
+/// Has what is sent to an address carried, if it may be.
+async fn send_to(call: &TaskCall, target: Option<SocketAddr>) -> Result<(), Interrupted> {
+    match call.kernel.network().zip(target) {
+        Some((network, target)) => network.carry(call, target, false).await,
+        None => Ok(()),
     }
-    Answer::Continue
 }
 
 /// Serves sendmsg(2).
-pub fn sendmsg(call: &Call<'_>, _fd: Fd, message: In<MsgHdr>, flags: MsgFlags) -> Answer {
-    let Some(network) = call.kernel.network() else { return Answer::Continue };
-    if connects(flags) {
+pub async fn sendmsg(call: TaskCall, _fd: Fd, message: In<MsgHdr>, flags: MsgFlags) -> Answer {
+    if connects_past(&call, flags) {
         return Answer::Fail(Errno::EOPNOTSUPP);
     }
-    if let Some(target) = reach::of_message(&call.memory(), message.address) {
-        network.carry(call.kernel, call.received().tid, target);
-    }
-    Answer::Continue
+    let target = reach::of_message(&call.memory(), message.address);
+    send_to(&call, target).await.map_or_else(Answer::from, |()| Answer::Continue)
 }
 
 /// Serves sendmmsg(2).
-pub fn sendmmsg(
-    call: &Call<'_>,
+pub async fn sendmmsg(
+    call: TaskCall,
     _fd: Fd,
     messages: InOut<MMsgHdr>,
     count: UInt,
@@ -103,7 +108,7 @@ pub fn sendmmsg(
     /// As many as the kernel takes at once (UIO_MAXIOV in net/socket.c, __sys_sendmmsg).
     const MOST: u32 = 1024;
     const SIZE: u64 = size_of::<libc::mmsghdr>() as u64;
-    if call.kernel.network().is_some() && connects(flags) {
+    if connects_past(&call, flags) {
         return Answer::Fail(Errno::EOPNOTSUPP);
     }
     let mut last = None;
@@ -115,8 +120,8 @@ pub fn sendmmsg(
         if call.kernel.features().contains(Features::LEARN) {
             call.kernel.note_address(target);
         }
-        if let Some(network) = call.kernel.network() {
-            network.carry(call.kernel, call.received().tid, target);
+        if let Err(interrupted) = send_to(&call, Some(target)).await {
+            return interrupted.into();
         }
     }
     Answer::Continue
@@ -124,8 +129,8 @@ pub fn sendmmsg(
 
 /// Whether a call that sends is one that connects, too, past connect(2) (MSG_FASTOPEN in send(2)): it is answered as by
 /// a kernel on which that is switched off (tcp_sendmsg_fastopen in net/ipv4/tcp.c), and programs do it in two steps.
-fn connects(flags: MsgFlags) -> bool {
-    flags.0 as i32 & libc::MSG_FASTOPEN != 0
+fn connects_past(call: &TaskCall, flags: MsgFlags) -> bool {
+    call.kernel.network().is_some() && flags.0 as i32 & libc::MSG_FASTOPEN != 0
 }
 
 /// TCP_ULP (include/uapi/linux/tcp.h): with SMC it makes another socket of one (smc_ulp_init in net/smc/af_smc.c). Programs

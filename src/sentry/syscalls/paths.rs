@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use super::args::{
     AtFlags, Dev, DirFd, Flags, In, LandlockRulesetAttr, Len, Mode, Offset, OpenFlags, Path,
 };
-use super::{creations, machine, modes, own_copies, watch};
+use super::{asked, creations, machine, modes, own_copies, watch};
 use crate::notify::{Answer, Descriptor, hand_over};
 use crate::sentry::Features;
 use crate::sentry::call::{Call, TaskCall};
@@ -63,18 +63,17 @@ async fn perform_open(
         Ok(Some(wish)) => wish,
         Err(errno) => return Answer::Fail(errno),
     };
+    let cloexec = flags & libc::O_CLOEXEC != 0;
+    if let Some(answer) = asked::open(&call, dirfd, pathname, wish, cloexec).await {
+        return answer;
+    }
     let opened = match begin_open(&call.as_call(), dirfd, pathname, wish) {
         Ok(opened) => opened,
         Err(answer) => return answer,
     };
     match arrived(&call, opened).await {
         // A copy that is closed late would hold a lock, an end of a pipe, or a program that is to be executed.
-        Ok(fd) => Answer::Descriptor(Descriptor {
-            fd,
-            place: Place::Lowest,
-            cloexec: flags & libc::O_CLOEXEC != 0,
-            sole: true,
-        }),
+        Ok(fd) => Answer::Descriptor(Descriptor { fd, place: Place::Lowest, cloexec, sole: true }),
         Err(answer) => answer,
     }
 }
@@ -108,7 +107,7 @@ fn begin<'c>(call: &Call<'c>, path: Path) -> Result<(&'c Paths, Vec<u8>), Answer
 }
 
 /// A string of the guest's.
-fn text(call: &Call<'_>, path: Path) -> Result<Vec<u8>, Answer> {
+pub(super) fn text(call: &Call<'_>, path: Path) -> Result<Vec<u8>, Answer> {
     call.memory().read_string(path.0).map_err(|errno| match errno {
         Errno::EPERM | Errno::EACCES if is_init(call) => Answer::Continue,
         errno => Answer::Fail(errno),
@@ -124,7 +123,7 @@ fn is_init(call: &Call<'_>) -> bool {
 }
 
 /// Has something done for the thread that has made the call.
-fn with_guest<T>(
+pub(super) fn with_guest<T>(
     call: &Call<'_>,
     what: impl FnOnce(Guest<'_>) -> Result<T, Errno>,
 ) -> Result<T, Errno> {

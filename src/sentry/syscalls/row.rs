@@ -305,7 +305,7 @@ macro_rules! class {
         }
     };
     ([$($ty:ty),*] refused(
-        $errno:ident, $reason:expr, $remedy:expr, unless sync $($handler:ident)::+, $when:ident
+        $errno:ident, $reason:expr, $remedy:expr, unless sync $($handler:ident)::+, $($when:ident)|+
     )) => {
         $crate::sentry::syscalls::row::Class::Refused {
             errno: nix::errno::Errno::$errno,
@@ -315,7 +315,8 @@ macro_rules! class {
                 $crate::sentry::syscalls::row::Handler::Sync(|call, mut args| {
                     $($handler)::+(call, $(args.take::<$ty>()),*)
                 }),
-                $crate::sentry::Features::$when,
+                $crate::sentry::Features::empty()
+                    $(.union($crate::sentry::Features::$when))+,
             )),
         }
     };

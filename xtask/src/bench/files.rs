@@ -1,8 +1,8 @@
-//! What an overlay costs, and a list of touched files, where files are all that is worked with.
+//! What the walls around files cost where files are all that is worked with.
 //!
-//! Beside a run with `--overlay` are native, and the same overlayfs mounted by hand in a user namespace (the floor).
-//! `sandbox diff` and `sandbox commit` are measured beside rsync(1), which has to find the same files and to bring
-//! them to the same place.
+//! Each work is done in turns by native, bwrap, the same overlayfs mounted by hand in a user namespace (the floor), a run
+//! of ours with each of the flags that change how files are reached, and those who make one root without being root.
+//! One measurement fills a row for each of our flags. Carrying changes over is [`super::carried`]'s.
 
 use std::ffi::OsString;
 use std::fs;
@@ -17,23 +17,52 @@ use super::workload::{Effort, Plan, Reading, Workload};
 use super::{Bench, or_note};
 
 /// The name that `--only` knows.
-pub(super) const NAME: &str = "files/overlays and lists";
+pub(super) const NAME: &str = "files/works";
 
-/// Mounts an overlay over a tree, and runs a command there.
+/// Mounts overlays over the working directory and over /usr, and runs a command there.
 const FLOOR: &str = r#"tree=$1 layers=$2; shift 2
-mkdir -p "$layers/upper" "$layers/work"
-mount -t overlay overlay -o "lowerdir=$tree,upperdir=$layers/upper,workdir=$layers/work,userxattr" "$tree" || exit
+for of in "$tree" /usr; do
+    mkdir -p "$layers$of/upper" "$layers$of/work"
+    mount -t overlay overlay -o "lowerdir=$of,upperdir=$layers$of/upper,workdir=$layers$of/work,userxattr" "$of" || exit
+done
 cd "$tree" && exec "$@"
 "#;
 
-const LIMIT: Duration = Duration::from_secs(120);
+/// What one run may take.
+pub(super) const LIMIT: Duration = Duration::from_secs(120);
+
+/// A run of ours: its contender, the words of its rows, its flags.
+type Flavour = (&'static str, &'static str, &'static [&'static str]);
+
+/// Ours, by what changes how files are reached.
+const OURS: [Flavour; 4] = [
+    ("ours/overlay", "--overlay /", &["--overlay", "/"]),
+    ("ours/patterns", "patterns", &["--hide", "**/.env", "--deny", "*.pem", "--ro", "**/*.lock"]),
+    ("ours/root", "--root", &["--root"]),
+    ("ours/record", "--record-files", &[]),
+];
+
+/// Those whose work a run with `--root` does.
+const PRETENDERS: [&str; 2] = ["proot", "fakeroot"];
+
+/// One thing to do.
+struct Work {
+    title: String,
+    script: &'static str,
+    /// Rounds, of a full run and of a quick one.
+    rounds: (usize, usize),
+    /// Names of files are most of it, not what is in them.
+    is_names: bool,
+    /// It takes root, and so it is nothing for those who have nobody's.
+    of_root: bool,
+}
 
 /// Where all of it happens.
-struct Places {
+pub(super) struct Places {
     /// The working directory of the guests.
-    tree: PathBuf,
+    pub(super) tree: PathBuf,
     /// Our layers.
-    layers: PathBuf,
+    pub(super) layers: PathBuf,
     /// Those of the floor.
     floor: PathBuf,
     list: PathBuf,
@@ -44,177 +73,209 @@ struct Places {
 /// # Errors
 /// Only where the user interrupts.
 pub(super) fn measure(bench: &Bench) -> Result<Vec<Row>, String> {
-    or_note(rows(bench), NAME, |notes| row("untar", "native", Vec::new(), notes))
+    or_note(rows(bench), NAME, |notes| row("works".to_owned(), "native", Target::None, notes))
 }
 
 fn rows(bench: &Bench) -> Result<Vec<Row>, Failure> {
     let places = prepare(bench)?;
-    let ours = bench.contenders.get("ours");
-    let ours = ours.ok_or_else(|| Failure::Failed("there is none".to_owned()))?;
-    let text = |path: &Path| path.to_string_lossy().into_owned();
-    let program = ours.verb(&[])[0].to_string_lossy().into_owned();
-    let (tree, layers) = (text(&places.tree), text(&places.layers));
-    let (script, by_hand) = (text(&bench.workshop.path().join("floor.sh")), text(&places.floor));
-    let floor = ["unshare", "--user", "--map-root-user", "--mount", "sh", &script, &tree, &by_hand];
-    let overlaid =
-        [&program, "--quiet", "--workdir", &tree, "--overlay", &tree, "--overlay-dir", &layers];
-    let overlay = vec![
-        ("native", vec![Contender::new("native", &[])]),
-        ("overlayfs", vec![Contender::new("overlayfs", &floor)]),
-        ("ours", vec![Contender::with_flags("ours", &overlaid)]),
-    ];
-    let recorded = [&program, "--quiet", "--record-files", &text(&places.list)];
-    let record = vec![
-        ("native", vec![Contender::new("native", &[])]),
-        ("ours", vec![Contender::with_flags("ours", &recorded)]),
-    ];
-    let mut rows = works(bench, &places, "--overlay", "overlayfs", overlay)?;
-    rows.extend(works(bench, &places, "--record-files", "native", record)?);
-    rows.extend(carried(bench, &places, &program)?);
+    let contenders = contenders(bench, &places)?;
+    let mut rows = Vec::new();
+    for work in works(bench, &places) {
+        rows.extend(measured(bench, &places, &contenders, &work)?);
+    }
+    if let Some(first) = rows.first_mut() {
+        first.notes.extend(contenders.skipped.iter().map(|why| format!("{why}: files")));
+    }
     Ok(rows)
 }
 
-/// A C project, an archive of small files, and a repository of them.
-fn prepare(bench: &Bench) -> Result<Places, Failure> {
-    let failed = |error: std::io::Error| Failure::Failed(format!("its files: {error}"));
-    project::write(&bench.workshop, "tree/project", bench.pick(60, 8)).map_err(Failure::Failed)?;
-    bench.workshop.write("floor.sh", FLOOR).map_err(Failure::Failed)?;
+/// A C project, an archive of small files, a repository of them, and a package.
+///
+/// # Errors
+/// One of them cannot be made.
+pub(super) fn prepare(bench: &Bench) -> Result<Places, Failure> {
     let here = bench.workshop.path();
+    // (Where removed files are discarded from the disk, many take minutes.)
     let count = bench.pick(5_000, 1_000);
-    for number in 0..count {
-        let name = format!("tree/small/{}/{}/file-{number}.js", number % 40, number / 40 % 25);
-        let content = format!("module.exports = {number};\n").repeat(number % 60 + 1);
-        bench.workshop.write(&name, &content).map_err(Failure::Failed)?;
-    }
-    let script = "tar cf small.tar -C tree small && cd tree/small && git init -q && \
-                  git -c core.safecrlf=false add . && \
-                  git -c user.name=a -c user.email=a@b commit -qm a && git status --short";
-    let script: Vec<OsString> = ["sh", "-c", script].iter().map(Into::into).collect();
-    bench.runner.run(&script, here, LIMIT, Output::Discard)?;
     let at = |name: &str| here.join(name);
-    fs::create_dir(at("layers")).map_err(failed)?;
-    Ok(Places {
+    let places = Places {
         tree: at("tree"),
         layers: at("layers"),
         floor: at("by-hand"),
         list: at("list.json"),
         count,
-    })
+    };
+    // Another group has made them.
+    if places.layers.exists() {
+        return Ok(places);
+    }
+    let failed = |error: std::io::Error| Failure::Failed(format!("its files: {error}"));
+    project::write(&bench.workshop, "tree/project", bench.pick(60, 8)).map_err(Failure::Failed)?;
+    bench.workshop.write("floor.sh", FLOOR).map_err(Failure::Failed)?;
+    for number in 0..count {
+        let name = format!("tree/small/{}/{}/file-{number}.js", number % 40, number / 40 % 25);
+        let content = format!("module.exports = {number};\n").repeat(number % 60 + 1);
+        bench.workshop.write(&name, &content).map_err(Failure::Failed)?;
+    }
+    let control = "Package: small\nVersion: 1\nArchitecture: all\nMaintainer: a <a@b>\nDescription: small files\n";
+    bench.workshop.write("package/DEBIAN/control", control).map_err(Failure::Failed)?;
+    let script = "tar cf small.tar -C tree small && cd tree/small && git init -q && \
+                  git -c core.safecrlf=false add . && \
+                  git -c user.name=a -c user.email=a@b commit -qm a && git status --short && cd ../.. && \
+                  { ! command -v dpkg-deb >/dev/null || { mkdir -p package/opt && \
+                  tar xf small.tar -C package/opt && chmod 755 package package/DEBIAN && \
+                  dpkg-deb --root-owner-group -Znone -b package small.deb >/dev/null && rm -r package; }; }";
+    let script: Vec<OsString> = ["sh", "-c", script].iter().map(Into::into).collect();
+    bench.runner.run(&script, here, LIMIT, Output::Discard)?;
+    fs::create_dir(&places.layers).map_err(failed)?;
+    Ok(places)
 }
 
-/// The same works by all contenders of a set.
-fn works(
-    bench: &Bench,
-    places: &Places,
-    flag: &str,
-    reference: &'static str,
-    candidates: Vec<(&'static str, Vec<Contender>)>,
-) -> Result<Vec<Row>, Failure> {
-    let contenders = Contenders::those_of(candidates, &bench.workshop, &bench.runner)
-        .map_err(|_| Failure::Interrupted)?;
-    let unpack = "mkdir new && tar xf ../small.tar -C new && rm -r new";
-    let unpacked = format!("untar of {} small files, their removal", places.count);
+fn works(bench: &Bench, places: &Places) -> Vec<Work> {
+    let count = places.count;
+    let scattered = bench.pick("20000", "1000");
+    let work = |title: String, script, rounds, is_names| Work {
+        title,
+        script,
+        rounds,
+        is_names,
+        of_root: false,
+    };
+    let scatter =
+        bench.pick("../scatter new 20000 && rm -r new", "../scatter new 1000 && rm -r new");
     let du = "du -s /usr >/dev/null 2>&1 || test $? = 1";
     let find = "find /usr >/dev/null 2>&1 || test $? = 1";
+    let unpack = "mkdir new && tar xf ../small.tar -C new && rm -r new";
+    let owned = "mkdir new && tar xf ../small.tar -C new && chown -R 5:60 new && rm -r new";
+    let install = "mkdir -p new/db/info new/db/updates && touch new/db/status && \
+                   dpkg --admindir=new/db --instdir=new --log=/dev/null --force-unsafe-io -i ../small.deb \
+                   >/dev/null && rm -r new";
+    let mut all = vec![
+        work("make -j2 of C files".to_owned(), "make -B -s -j2 -C project", (5, 1), false),
+        work(format!("{scattered} new files, as npm ci"), scatter, (8, 2), true),
+        work(format!("untar of {count} files"), unpack, (8, 2), true),
+        work("git status".to_owned(), "git -C small status --short", (20, 3), true),
+        work("find /usr".to_owned(), find, (10, 2), true),
+        work("du /usr".to_owned(), du, (10, 2), true),
+    ];
+    let of_root =
+        |title: String, script| Work { of_root: true, ..work(title, script, (6, 2), true) };
+    all.push(of_root(format!("untar, chown of {count} files"), owned));
+    if bench.workshop.path().join("small.deb").exists() {
+        all.push(of_root(format!("dpkg -i of {count} files"), install));
+    }
+    all
+}
+
+fn contenders(bench: &Bench, places: &Places) -> Result<Contenders, Failure> {
+    let ours = bench.contenders.get("ours");
+    let ours = ours.ok_or_else(|| Failure::Failed("there is no sandbox".to_owned()))?;
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    let program = ours.verb(&[])[0].to_string_lossy().into_owned();
+    let (tree, layers, list) = (text(&places.tree), text(&places.layers), text(&places.list));
+    let (script, by_hand) = (text(&bench.workshop.path().join("floor.sh")), text(&places.floor));
+    let floor = ["unshare", "--user", "--map-root-user", "--mount", "sh", &script, &tree, &by_hand];
+    let mut candidates = vec![
+        ("native", vec![Contender::new("native", &[])]),
+        ("overlayfs", vec![Contender::new("overlayfs", &floor)]),
+    ];
+    candidates.extend(bench.contenders.get("bwrap").map(|it| ("bwrap", vec![it.clone()])));
+    for (name, _, flags) in OURS {
+        let mut line = vec![program.as_str(), "--quiet", "--workdir", &tree];
+        line.extend(flags);
+        match name {
+            "ours/overlay" => line.extend(["--overlay-dir", &layers]),
+            "ours/record" => line.extend(["--record-files", &list]),
+            _ => {}
+        }
+        candidates.push((name, vec![Contender::with_flags(name, &line)]));
+    }
+    candidates.push(("proot", vec![Contender::new("proot", &["proot", "-0"])]));
+    candidates.push(("fakeroot", vec![Contender::new("fakeroot", &["fakeroot", "--"])]));
+    Contenders::those_of(candidates, &bench.workshop, &bench.runner)
+        .map_err(|_| Failure::Interrupted)
+}
+
+/// One work by all of them, as a row for each of our flags.
+fn measured(
+    bench: &Bench,
+    places: &Places,
+    contenders: &Contenders,
+    work: &Work,
+) -> Result<Vec<Row>, Failure> {
+    let argv: Vec<OsString> = ["sh", "-c", work.script].iter().map(Into::into).collect();
+    let of_all = ["native", "overlayfs", "bwrap"].into_iter().chain(OURS.map(|(name, ..)| name));
+    let names: Vec<&'static str> = match work.of_root {
+        true => ["native", "ours/root"].into_iter().chain(PRETENDERS).collect(),
+        false => of_all.chain(PRETENDERS).collect(),
+    };
+    let plan = Plan {
+        name: work.title.clone(),
+        key: work.title.clone(),
+        unit: Unit::Nanoseconds,
+        target: Target::None,
+    };
+    let workload = Workload {
+        group: "files",
+        title: work.title.clone(),
+        flags: &[],
+        command: Box::new(move |_| argv.clone()),
+        reading: Reading::WallTime,
+        plans: vec![plan],
+        contenders: names,
+        reference: "native",
+        effort: Effort {
+            rounds: bench.pick(work.rounds.0, work.rounds.1),
+            slow_rounds: 0,
+            budget: Duration::from_secs(bench.pick(150, 8)),
+        },
+        review: |_: &mut Row| {},
+    };
+    let all = workload.measure(contenders, &bench.runner, &places.tree);
+    let all = all.map_err(|_| Failure::Interrupted)?;
+    Ok(all.iter().flat_map(|all| split(all, work)).collect())
+}
+
+/// The row of each of our flags: those flags are "ours" there, and beside them stand those whom they are compared with.
+fn split(all: &Row, work: &Work) -> Vec<Row> {
     let mut rows = Vec::new();
-    for (title, rounds, script) in [
-        ("make -j2 of C files", (6, 1), "make -B -s -j2 -C project"),
-        (&unpacked, (8, 2), unpack),
-        ("git status", (20, 3), "git -C small status --short"),
-        ("find /usr", (10, 2), find),
-        ("du /usr", (10, 2), du),
-    ] {
-        let argv: Vec<OsString> = ["sh", "-c", script].iter().map(Into::into).collect();
-        let title = format!("{title}, {flag}");
-        let workload = Workload {
-            group: "files",
-            title: title.clone(),
-            flags: &[],
-            command: Box::new(move |_| argv.clone()),
-            reading: Reading::WallTime,
-            plans: vec![Plan {
-                name: title.clone(),
-                key: title,
-                unit: Unit::Nanoseconds,
-                target: if reference == "overlayfs" { Target::Ratio(1.05) } else { Target::None },
-            }],
-            contenders: vec!["native", "overlayfs", "ours"],
-            reference,
-            effort: Effort {
-                rounds: bench.pick(rounds.0, rounds.1),
-                slow_rounds: 0,
-                budget: Duration::from_secs(bench.pick(60, 6)),
-            },
-            review: |_: &mut Row| {},
+    for (name, words, _) in OURS {
+        let Some(ours) = all.column(name) else { continue };
+        let (reference, beside, target) = match name {
+            "ours/overlay" => {
+                ("overlayfs", &["native", "bwrap", "overlayfs"][..], Target::Ratio(1.05))
+            }
+            "ours/root" if work.is_names => (
+                "native",
+                &["native", "bwrap", "proot", "fakeroot"][..],
+                Target::Overhead(0.5, &PRETENDERS),
+            ),
+            "ours/root" => {
+                ("native", &["native", "bwrap", "proot", "fakeroot"][..], Target::Ratio(1.5))
+            }
+            "ours/patterns" if !work.is_names => {
+                ("native", &["native", "bwrap"][..], Target::Ratio(1.5))
+            }
+            _ => ("native", &["native", "bwrap"][..], Target::None),
         };
-        let measured = workload.measure(&contenders, &bench.runner, &places.tree);
-        rows.extend(measured.map_err(|_| Failure::Interrupted)?);
+        let mut row = row(format!("{}, {words}", work.title), reference, target, Vec::new());
+        row.columns = beside.iter().filter_map(|name| all.column(name).cloned()).collect();
+        row.columns.push(Column { contender: "ours", ..ours.clone() });
+        rows.push(row);
     }
     if let Some(first) = rows.first_mut() {
-        first.notes.extend(contenders.skipped.iter().map(|why| format!("{why}: files, {flag}")));
+        first.notes.clone_from(&all.notes);
     }
-    Ok(rows)
+    rows
 }
 
-/// Finding and carrying over what was made: ours by diff and commit, rsync by a dry run and a run.
-fn carried(bench: &Bench, places: &Places, program: &str) -> Result<Vec<Row>, Failure> {
-    let (layers, tree) = (places.layers.to_string_lossy(), places.tree.to_string_lossy());
-    let sh = |script: &str| {
-        let argv: Vec<OsString> = ["sh", "-c", script].iter().map(Into::into).collect();
-        bench.runner.run(&argv, &places.tree, LIMIT, Output::Discard)
-    };
-    let run = format!(
-        "{program} run --quiet --id bench --overlay . --overlay-dir {layers} -- \
-         sh -c 'mkdir new && tar xf ../small.tar -C new'"
-    );
-    let diff = format!("{program} diff --overlay-dir {layers} bench >/dev/null || test $? = 1");
-    let commit = format!("{program} commit --overlay-dir {layers} bench >/dev/null");
-    let mut notes = Vec::new();
-    let has_rsync = sh("rsync --version").is_ok();
-    if !has_rsync {
-        notes.push("skipped: no rsync (cannot run it): files, diff and commit".to_owned());
-    }
-    let mut taken: [Vec<(usize, Vec<f64>)>; 4] = Default::default();
-    for round in 0..bench.pick(5, 2) {
-        let mut time = |of: usize, script: &str| -> Result<(), Failure> {
-            let wall = sh(script)?.wall.as_nanos() as f64;
-            taken[of].push((round, vec![wall]));
-            Ok(())
-        };
-        sh(&run)?;
-        time(0, &diff)?;
-        time(1, &commit)?;
-        sh("rm -r new")?;
-        if has_rsync {
-            sh(&format!("mkdir ../from && tar xf ../small.tar -C ../from; test -d {tree}"))?;
-            time(2, "rsync -an --itemize-changes ../from/ new/ >/dev/null")?;
-            time(3, "rsync -a ../from/ new/")?;
-            sh("rm -r new ../from")?;
-        }
-    }
-    let [diffs, commits, dry, copies] = taken;
-    let columns = |ours, theirs: Vec<(usize, Vec<f64>)>| {
-        let column = |contender, rounds| Column { contender, rounds, again: Vec::new() };
-        let mut columns = vec![column("ours", ours)];
-        if !theirs.is_empty() {
-            columns.push(column("rsync", theirs));
-        }
-        columns
-    };
-    let count = places.count;
-    Ok(vec![
-        row(&format!("diff of {count} files"), "rsync", columns(diffs, dry), notes),
-        row(&format!("commit of {count} files"), "rsync", columns(commits, copies), Vec::new()),
-    ])
-}
-
-fn row(name: &str, reference: &'static str, columns: Vec<Column>, notes: Vec<String>) -> Row {
-    Row {
-        name: format!("files/{name}"),
-        unit: Unit::Nanoseconds,
-        reference,
-        target: Target::Ratio(1.0),
-        columns,
-        notes,
-    }
+/// A row without figures.
+pub(super) fn row(
+    name: String,
+    reference: &'static str,
+    target: Target,
+    notes: Vec<String>,
+) -> Row {
+    let name = format!("files/{name}");
+    Row { name, unit: Unit::Nanoseconds, reference, target, columns: Vec::new(), notes }
 }

@@ -6,6 +6,7 @@
 //! measures and reports; it never asserts, and a contender that is missing is reported, not an
 //! error.
 
+mod carried;
 mod clock;
 mod commands;
 mod contender;
@@ -49,7 +50,7 @@ pub(crate) struct Options {
     /// Measure only what has one of these words in its name (with the rows that share its runs).
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     only: Vec<String>,
-    /// Fewer rounds and smaller inputs: about two minutes instead of a quarter of an hour.
+    /// Fewer rounds and smaller inputs: minutes instead of the better part of an hour.
     #[arg(long)]
     quick: bool,
     /// A CRIU binary, whose dumps and restores are measured beside our saves (root only).
@@ -68,11 +69,12 @@ struct Group {
 }
 
 /// All of them, in the order of the table.
-const GROUPS: [Group; 9] = [
+const GROUPS: [Group; 10] = [
     Group { name: exec::NAME, measure: exec::measure },
     Group { name: publish::NAME, measure: publish::measure },
     Group { name: pause::NAME, measure: pause::measure },
     Group { name: files::NAME, measure: files::measure },
+    Group { name: carried::NAME, measure: carried::measure },
     Group { name: save::NAME, measure: save::measure },
     Group { name: cpu::REPORT, measure: cpu::report },
     Group { name: cpu::BUDGET, measure: cpu::budget },

@@ -16,13 +16,14 @@ use super::stats::Summary;
 
 /// The columns of the table in order, each with its head; a contender's variant goes where its peer
 /// does, and `peer` is whoever does a single row's work by other means.
-const COLUMNS: [(&str, &[&str]); 8] = [
+const COLUMNS: [(&str, &[&str]); 9] = [
     ("native", &["native"]),
     ("floor", &["floor", "overlayfs"]),
     ("+session", &["floor+session"]),
     ("bwrap", &["bwrap", "bwrap+time"]),
     ("ours", &["ours"]),
-    ("peer", &["libfaketime", "kill", "nsenter", "criu", "rsync"]),
+    ("peer", &["libfaketime", "kill", "nsenter", "criu", "rsync", "proot"]),
+    ("fakeroot", &["fakeroot"]),
     ("strace", &["strace"]),
     ("runsc", &["runsc"]),
 ];
@@ -171,6 +172,7 @@ impl ReportRow {
         let target = match self.target {
             Target::Ratio(limit) => format!("{limit:.2} x"),
             Target::AtMost(limit) => figure(limit, self.unit),
+            Target::Overhead(limit, _) => format!("{limit:.2} over"),
             Target::None => "-".to_owned(),
         };
         let verdict = match self.verdict {

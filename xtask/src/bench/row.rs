@@ -31,6 +31,8 @@ pub(super) enum Target {
     Ratio(f64),
     /// Ours may take at most so much, in the unit of the row.
     AtMost(f64),
+    /// Ours may take at most so much of what each of these takes longer than the reference.
+    Overhead(f64, &'static [&'static str]),
     /// Published, without a target.
     None,
 }
@@ -121,6 +123,22 @@ impl Row {
         ratio(&reference.again, &reference.rounds)
     }
 
+    /// What ours takes longer than the reference, in parts of what each of `others` does: the largest, and how far off
+    /// it may be. `None` where none of them took part.
+    fn overhead(&self, others: &[&str]) -> Option<(f64, f64)> {
+        let reference = self.reference;
+        let ours = self.ratio("ours", reference)?;
+        let error = ours.error.max(self.noise().map_or(0.0, |noise| noise.error));
+        let share = |other: &&str| {
+            let theirs = self.ratio(other, reference)?.median - 1.0;
+            // Who takes no longer leaves nothing to take a part of.
+            let of = |mine: f64| if theirs > 0.0 { mine / theirs } else { f64::INFINITY };
+            let mine = ours.median - 1.0;
+            Some(if mine <= 0.0 { (0.0, 0.0) } else { (of(mine), of(error)) })
+        };
+        others.iter().filter_map(share).max_by(|one, other| one.0.total_cmp(&other.0))
+    }
+
     /// Whether ours meets the target.
     pub(super) fn verdict(&self) -> Verdict {
         let (value, error, limit) = match self.target {
@@ -135,6 +153,10 @@ impl Row {
             },
             Target::AtMost(limit) => match self.column("ours").and_then(Column::summary) {
                 Some(summary) => (summary.median, summary.median_error(), limit),
+                None => return Verdict::None,
+            },
+            Target::Overhead(limit, others) => match self.overhead(others) {
+                Some((value, error)) => (value, error, limit),
                 None => return Verdict::None,
             },
         };
@@ -226,6 +248,26 @@ mod tests {
         let again = [8.0, 9.0, 12.0, 14.0];
         noisy.columns[0].again = again.iter().map(|&sample| vec![sample]).enumerate().collect();
         assert_eq!(noisy.verdict(), Verdict::Unclear);
+    }
+
+    #[test]
+    fn an_overhead_is_a_part_of_each_others() {
+        let target = Target::Overhead(0.5, &["proot", "fakeroot"]);
+        let mut all = row(target, &[14.0; 4], &[10.0; 4]);
+        assert_eq!(all.verdict(), Verdict::None);
+        all.columns.push(column("proot", &[30.0; 4]));
+        assert_eq!(all.verdict(), Verdict::Met);
+        all.columns.push(column("fakeroot", &[16.0; 4]));
+        assert_eq!(all.verdict(), Verdict::Missed);
+        let faster = Row {
+            columns: vec![
+                column("native", &[10.0; 4]),
+                column("ours", &[9.0; 4]),
+                column("proot", &[8.0; 4]),
+            ],
+            ..all
+        };
+        assert_eq!(faster.verdict(), Verdict::Met);
     }
 
     #[test]

@@ -73,7 +73,17 @@ fn line() -> impl Strategy<Value = (String, String)> {
     let kinds = &["ro", "rw", "hide", "tmpfs", "deny", "allow"][..];
     let rules = (proptest::sample::select(kinds), rule_text());
     let patterns = (proptest::sample::select(&kinds[2..]), pattern_text());
-    let amounts = ["memory", "pids", "cpus", "open-files", "file-size", "cpu-time", "timeout"];
+    let amounts = [
+        "memory",
+        "pids",
+        "cpus",
+        "open-files",
+        "file-size",
+        "cpu-time",
+        "timeout",
+        "net-rate",
+        "net-total",
+    ];
     let amounts = (
         proptest::sample::select(amounts.to_vec()),
         proptest::sample::select(&["2", "1", "2m", "1g", "3:4", "2:9", "100"][..]),

@@ -2,6 +2,7 @@
 
 use super::super::{Host, StateDirectory};
 use super::{Finding, Group, Subject};
+use crate::config::LEAST_SUB_IDS;
 
 /// Appends this group's findings.
 pub(super) fn add(host: &Host, findings: &mut Vec<Finding>) {
@@ -87,17 +88,28 @@ fn freezer(host: &Host) -> Finding {
 fn sub_ids(host: &Host) -> Finding {
     let subject = optional(
         "sub-ids",
-        "guests with several users, as package managers need them",
-        "the guest has one user and one group, its files belong to the caller",
+        "users and owners inside that are the kernel's (--root=sub-ids)",
+        "root inside believes in other users and owners (--root)",
     );
     let ids = &host.sub_ids;
     if host.refusal.privileged && host.refusal.initial_namespace {
-        return subject.ok("root may map any id");
+        return subject.ok("root may map any id; --root=sub-ids is for ordinary users");
     }
     let user = &ids.user;
     if ids.uids == 0 || ids.gids == 0 {
         return subject.missing(
             format!("/etc/subuid and /etc/subgid give {user} nothing"),
+            format!(
+                "run `sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}`"
+            ),
+        );
+    }
+    let fewest = ids.uids.min(ids.gids);
+    if fewest < LEAST_SUB_IDS {
+        return subject.missing(
+            format!(
+                "/etc/subuid and /etc/subgid give {user} {fewest} ids, fewer than {LEAST_SUB_IDS}"
+            ),
             format!(
                 "run `sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}`"
             ),

@@ -127,32 +127,15 @@ fn clocks() -> Clocks {
 }
 
 fn sandbox(table: &Table, collector: &Collector) -> Sandbox {
+    let empty = crate::save::testing::empty();
     Sandbox {
-        run: Run {
-            spec: Default::default(),
-            id: String::new(),
-            log: String::new(),
-            program: 2,
-            ran_us: 0,
-            saved_us: 0,
-            cpu_us: 0,
-        },
+        run: Run { program: 2, ..empty.run.clone() },
         clocks: clocks(),
-        own_clocks: None,
-        repeat: None,
-        spaces: Vec::new(),
-        processes: Vec::new(),
-        keepers: Vec::new(),
-        sharing: Vec::new(),
         files: collector.files.clone(),
         tables: vec![table.clone()],
         shared: collector.shared.clone(),
-        trees: Vec::new(),
-        overlay: None,
-        ipc: Default::default(),
         pipes: collector.pipes.clone(),
-        terminals: Vec::new(),
-        terminal: None,
+        ..empty
     }
 }
 

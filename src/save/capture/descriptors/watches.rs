@@ -33,9 +33,12 @@ pub(super) fn finish(collector: &mut Collector) -> Result<(), SaveError> {
     let mut search =
         Search { root, wanted, found: HashMap::new(), devices: HashMap::new(), left: MOST };
     let mut starts = std::mem::take(&mut collector.known.directories);
-    starts.extend(waiting.iter().filter_map(|it| {
-        let directory = std::fs::read_link(format!("/proc/{}/cwd", it.place.0)).ok()?;
-        Some(std::os::unix::ffi::OsStringExt::into_vec(directory.into_os_string()))
+    // (Of mounts only those are told that lie below a root directory of its own.)
+    let places = waiting.iter().flat_map(|it| ["cwd", "root"].map(|link| (it.place.0, link)));
+    starts.extend(places.filter_map(|(tid, link)| {
+        let place = std::fs::read_link(format!("/proc/{tid}/{link}")).ok()?;
+        let is_whole = place == std::path::Path::new("/");
+        (!is_whole).then(|| std::os::unix::ffi::OsStringExt::into_vec(place.into_os_string()))
     }));
     // What lies near those places, then what lies at the usual ones, then all.
     starts.extend(["/tmp", "/home", "/root", "/var", "/etc"].map(|it| it.as_bytes().to_vec()));

@@ -9,6 +9,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 
 use libc::{AF_INET, AF_INET6, AF_NETLINK, AF_UNIX, SOCK_DGRAM, SOCK_STREAM, SOL_SOCKET};
 use nix::errno::Errno;
@@ -46,8 +47,10 @@ pub struct Gathered {
     namespace: Option<Vec<u8>>,
     /// It is the host's own, so that connections may go outside.
     shares_host: bool,
-    /// The guest's root directory.
+    /// The root of the guests' file view.
     root: Option<std::fs::File>,
+    /// Root directories of guests that are others (chroot(2)), by path.
+    roots: Vec<Vec<u8>>,
     /// A copy of each socket, by its id.
     held: HashMap<u64, Held>,
 }
@@ -97,7 +100,8 @@ pub fn capture(
     copy: OwnedFd,
     collector: &mut Collector,
 ) -> Result<Socket, SaveError> {
-    collector.sockets.get_acquainted(subject)?;
+    let view = collector.known.view_of(subject.pid);
+    collector.sockets.get_acquainted(subject, &view)?;
     take(Whose(who), copy, collector)
 }
 
@@ -170,8 +174,9 @@ fn check_peers(collector: &Collector) -> Result<(), SaveError> {
 }
 
 impl Gathered {
-    /// Asks for what is the same for all sockets, once.
-    fn get_acquainted(&mut self, subject: &mut Subject<'_>) -> Result<(), SaveError> {
+    /// Asks for what is the same for all sockets, once. `view`: where the guests' file view is.
+    fn get_acquainted(&mut self, subject: &mut Subject<'_>, view: &str) -> Result<(), SaveError> {
+        self.know_root(subject.pid);
         if self.ids.is_some() {
             return Ok(());
         }
@@ -195,9 +200,18 @@ impl Gathered {
         let own = socket::socket(AF_UNIX, SOCK_DGRAM, 0).ok();
         let own = own.and_then(|own| namespace(own.as_fd()));
         self.shares_host = own.is_some() && own == self.namespace;
-        self.root = std::fs::File::open(format!("/proc/{}/root", subject.pid)).ok();
+        self.root = std::fs::File::open(view).ok();
         self.ids = Some(ids::Ids::of(subject.pid));
         Ok(())
+    }
+
+    /// Where else than from the root of all names may lead from.
+    fn know_root(&mut self, pid: i32) {
+        let root = std::fs::read_link(format!("/proc/{pid}/root")).unwrap_or_default();
+        let root = root.into_os_string().into_vec();
+        if !matches!(&root[..], b"" | b"/") && !self.roots.contains(&root) {
+            self.roots.push(root);
+        }
     }
 
     fn ids(&self) -> &ids::Ids {

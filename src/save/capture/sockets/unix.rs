@@ -1,7 +1,7 @@
 //! Unix sockets, see unix(7).
 
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 
@@ -39,7 +39,9 @@ pub(super) fn capture(
     let state = state(who, (fd, id), kind, entry, gathered)?;
     let file = match &name {
         Some(path) if path.first().is_some_and(|first| *first != 0) => {
-            Some(bound_file(who, fd, path, entry, gathered)?)
+            let file = bound_file(who, fd, path, entry, gathered)?;
+            can_be_bound(who, path, &file, gathered)?;
+            Some(file)
         }
         _ => None,
     };
@@ -196,27 +198,54 @@ fn found_by_path(
             "a unix socket whose path cannot be found, which cannot be saved; close it first",
         )
     };
-    let root = gathered.root.as_ref().ok_or_else(refuse)?;
-    let inside = path.strip_prefix(b"/").ok_or_else(refuse)?;
-    let how = nix::fcntl::OpenHow::new()
-        .flags(nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_CLOEXEC)
-        .resolve(nix::fcntl::ResolveFlag::RESOLVE_IN_ROOT);
+    if !path.starts_with(b"/") {
+        return Err(refuse());
+    }
     let gone = BoundFile {
         inode: entry.file.map_or((0, 0), |(inode, device)| (device.into(), inode.into())),
         path: None,
         mode: libc::S_IFSOCK | 0o777,
         owner: (0, 0),
     };
-    let Ok(file) = nix::fcntl::openat2(root, OsStr::from_bytes(inside), how) else {
-        return Ok(gone);
-    };
-    let about = std::fs::File::from(file).metadata();
-    let about =
-        about.map_err(|error| SaveError::failed("cannot look at a socket's file", error))?;
-    match entry.file {
-        Some((inode, _)) if u64::from(inode) == about.ino() & 0xffff_ffff => {
-            Ok(describe(&about, Some(path.to_vec()), gathered))
+    let Some((wanted, _)) = entry.file else { return Ok(gone) };
+    let roots = std::iter::once(&[][..]).chain(gathered.roots.iter().map(Vec::as_slice));
+    for path in roots.map(|root| [root, path].concat()) {
+        let Ok(file) = in_view(&path, gathered).ok_or_else(refuse)? else { continue };
+        let about = std::fs::File::from(file).metadata();
+        let about =
+            about.map_err(|error| SaveError::failed("cannot look at a socket's file", error))?;
+        if u64::from(wanted) == about.ino() & 0xffff_ffff {
+            return Ok(describe(&about, Some(path), gathered));
         }
-        _ => Ok(gone),
+    }
+    Ok(gone)
+}
+
+/// Opens what has an absolute path in the guests' view. None: that view is not known.
+fn in_view(path: &[u8], gathered: &Gathered) -> Option<Result<OwnedFd, Errno>> {
+    let how = nix::fcntl::OpenHow::new()
+        .flags(nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_CLOEXEC)
+        .resolve(nix::fcntl::ResolveFlag::RESOLVE_IN_ROOT);
+    let root = gathered.root.as_ref()?;
+    Some(nix::fcntl::openat2(root, OsStr::from_bytes(path), how))
+}
+
+/// Whoever restores it binds it by its name. Of a file that is gone nobody knows from which root directory that led.
+fn can_be_bound(
+    who: &Whose,
+    path: &[u8],
+    file: &BoundFile,
+    gathered: &Gathered,
+) -> Result<(), SaveError> {
+    if file.path.is_some() || gathered.roots.is_empty() || !path.starts_with(b"/") {
+        return Ok(());
+    }
+    let end = path.iter().rposition(|it| *it == b'/').unwrap_or(0).max(1);
+    match in_view(&path[..end], gathered) {
+        Some(Ok(_)) => Ok(()),
+        _ => Err(who.refuse(
+            "a unix socket whose file has been removed, and which a program with a root directory of its own \
+             (chroot(2)) may have bound, which cannot be saved; close it first",
+        )),
     }
 }

@@ -67,7 +67,7 @@ impl World {
             let first = &self.tasks[&task.process].has;
             let differs = |what: Resource| task.has[what as usize] != first[what as usize];
             let table = task.has[Resource::Descriptors as usize];
-            let place = Place { directory: Default::default(), umask: 0 };
+            let place = Place { directory: Default::default(), root: None, umask: 0 };
             let it = Apart {
                 table: differs(Resource::Descriptors).then_some(table),
                 place: differs(Resource::Directory).then_some(place),

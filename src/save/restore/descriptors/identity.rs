@@ -3,8 +3,13 @@
 use std::fs::Metadata;
 use std::os::fd::{AsRawFd, OwnedFd};
 
+use nix::sys::statfs::fstatfs;
+
 use crate::save::error::RestoreError;
 use crate::save::state::{Identity, Sandbox};
+
+/// PROC_SUPER_MAGIC, SYSFS_MAGIC (include/uapi/linux/magic.h).
+const KERNELS: [i64; 2] = [0x9fa0, 0x6265_6572];
 
 /// Whether files that have changed since the save are taken all the same.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -91,8 +96,9 @@ pub(super) fn check_open(
         std::fs::metadata(format!("/proc/self/fd/{}", made.as_raw_fd())).map_err(|error| {
             RestoreError::failed(format!("cannot look at {}", String::from_utf8_lossy(path)), error)
         })?;
-    // Sizes and times of files in /proc and /sys mean nothing.
-    let is_kernels = [&b"/proc/"[..], b"/sys/"].iter().any(|it| path.starts_with(it));
+    // Sizes and times of files in /proc and /sys mean nothing, wherever those are shown.
+    let is_kernels =
+        fstatfs(made).is_ok_and(|system| KERNELS.contains(&system.filesystem_type().0));
     let policy =
         if is_kernels || is_carried(sandbox, path) { FilesPolicy::ChangedOk } else { policy };
     check(path, saved, &identity(&stat), flags, policy)

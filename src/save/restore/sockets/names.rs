@@ -36,6 +36,8 @@ pub(super) struct Naming<'s> {
     aside: Option<Vec<u8>>,
     /// The maker's own directory before it went where a relative name leads from.
     home: Option<OwnedFd>,
+    /// The maker's own root directory before it had that which the name leads from.
+    root: Option<OwnedFd>,
 }
 
 fn at(directory: i32) -> u64 {
@@ -79,7 +81,8 @@ impl<'s> Naming<'s> {
         socket: &'s Socket,
     ) -> Result<Naming<'s>, RestoreError> {
         let name = unix.name.as_ref().map_or(&[][..], |name| name);
-        let mut naming = Naming { name, file: unix.file.as_ref(), socket, aside: None, home: None };
+        let mut naming =
+            Naming { name, file: unix.file.as_ref(), socket, aside: None, home: None, root: None };
         if naming.file.is_some() {
             naming.go_there(maker)?;
             naming.put_aside(maker)?;
@@ -93,13 +96,19 @@ impl<'s> Naming<'s> {
         Ok(naming)
     }
 
-    /// Where a relative name leads from, for who is to go there.
-    pub(super) fn directory(&self, maker: &mut Maker<'_>) -> Result<Option<OwnedFd>, RestoreError> {
-        if self.home.is_none() {
-            return Ok(None);
-        }
-        let directory = maker.open(b".", libc::O_PATH | libc::O_DIRECTORY, 0);
-        directory.map(Some).map_err(|error| self.error(error))
+    /// The name as others than the maker know it, and where it leads from, for who is to go there, if it has to be.
+    pub(super) fn place(
+        &self,
+        maker: &mut Maker<'_>,
+    ) -> Result<(&'s [u8], Option<OwnedFd>), RestoreError> {
+        let (directory, name) = match (&self.root, self.name.iter().rposition(|it| *it == b'/')) {
+            // Its path in the whole view may be longer than a name can be.
+            (Some(_), Some(slash)) => (&self.name[..slash + 1], &self.name[slash + 1..]),
+            _ if self.home.is_some() => (&b"."[..], self.name),
+            _ => return Ok((self.name, None)),
+        };
+        let directory = maker.open(directory, libc::O_PATH | libc::O_DIRECTORY, 0);
+        directory.map(|it| (name, Some(it))).map_err(|error| self.error(error))
     }
 
     fn error(&self, error: HandError) -> RestoreError {
@@ -111,7 +120,7 @@ impl<'s> Naming<'s> {
     /// file ends in it, if it does.
     fn go_there(&mut self, maker: &mut Maker<'_>) -> Result<(), RestoreError> {
         if self.name.starts_with(b"/") {
-            return Ok(());
+            return self.enter_root(maker);
         }
         let known = self.file.and_then(|file| file.path.as_ref());
         let relative = self.name.strip_prefix(b"./").unwrap_or(self.name);
@@ -129,6 +138,34 @@ impl<'s> Naming<'s> {
         self.home = Some(home.map_err(|error| self.error(error))?);
         let gone = maker.hand.call_path(libc::SYS_chdir, directory, |path| [path]);
         gone.map(drop).map_err(|error| self.error(error))
+    }
+
+    /// An absolute name leads from the root directory of who gave it: the one that the path of the file ends in it, if that
+    /// is longer (chroot(2)).
+    fn enter_root(&mut self, maker: &mut Maker<'_>) -> Result<(), RestoreError> {
+        let path = self.file.and_then(|file| file.path.as_ref());
+        let above = path.and_then(|path| path.strip_suffix(self.name)).unwrap_or_default();
+        if above.is_empty() || maker.sandbox.root.is_none() {
+            return Ok(());
+        }
+        let root = maker.open(b"/", libc::O_PATH | libc::O_DIRECTORY, 0);
+        let root = root.map_err(|error| self.error(error))?;
+        let entered = maker.hand.call_path(libc::SYS_chroot, above, |path| [path]);
+        entered.map_err(|error| self.error(error))?;
+        self.root = Some(root);
+        Ok(())
+    }
+
+    /// The maker has its own root directory again. (A working directory outside of it stays so: chroot(2).)
+    fn leave_root(&mut self, maker: &mut Maker<'_>) -> Result<(), HandError> {
+        let Some(root) = self.root.take() else { return Ok(()) };
+        let fd = maker.give(root)?;
+        let mut table = maker.hand.table();
+        let here = table.string(b".");
+        table.call(libc::SYS_fchdir, [fd as u64]);
+        table.call(libc::SYS_chroot, [here.address]);
+        table.call(libc::SYS_close, [fd as u64]);
+        maker.hand.run(&table).map(drop)
     }
 
     fn put_aside(&mut self, maker: &mut Maker<'_>) -> Result<(), RestoreError> {
@@ -152,7 +189,10 @@ impl<'s> Naming<'s> {
                 unlink(maker, self.name).map_err(|error| self.error(error))?;
                 false
             }
-            Some(path) if !self.is_at(maker, path).map_err(|error| self.error(error))? => {
+            Some(path)
+                if self.root.is_none()
+                    && !self.is_at(maker, path).map_err(|error| self.error(error))? =>
+            {
                 rename(maker, self.name, path).map_err(|error| self.error(error))?;
                 false
             }
@@ -165,12 +205,9 @@ impl<'s> Naming<'s> {
             }
             None => {}
         }
+        self.leave_root(maker).map_err(|error| self.error(error))?;
         if let Some(home) = self.home.take() {
-            let fd = maker.give(home).map_err(|error| self.error(error))?;
-            let mut table = maker.hand.table();
-            table.call(libc::SYS_fchdir, [fd as u64]);
-            table.call(libc::SYS_close, [fd as u64]);
-            maker.hand.run(&table).map_err(|error| self.error(error))?;
+            go(maker, &home).map_err(|error| self.error(error))?;
         }
         Ok(())
     }
@@ -202,6 +239,48 @@ impl<'s> Naming<'s> {
         rename(maker, aside, self.name).map_err(|error| self.error(error))?;
         Err(failed(self.socket, "put a file in place of another for")(Errno::EEXIST))
     }
+}
+
+/// How the maker reaches a socket that has its name: an address, and the directory that leads from, if it does. A name
+/// may lead from another directory or root directory than the maker's.
+pub(super) fn reach(
+    maker: &mut Maker<'_>,
+    unix: &Unix,
+) -> Result<(Vec<u8>, Option<OwnedFd>), HandError> {
+    let name = unix.name.as_ref().map_or(&[][..], |name| name);
+    let path = unix.file.as_ref().and_then(|file| file.path.as_ref());
+    let last = |path: &[u8]| path.iter().rposition(|it| *it == b'/').map_or(0, |slash| slash + 1);
+    match path {
+        Some(path) if path != name && path[last(path)..] == name[last(name)..] => {
+            let (directory, name) = path.split_at(last(path));
+            let directory = maker.open(directory, libc::O_PATH | libc::O_DIRECTORY, 0)?;
+            Ok((address(name), Some(directory)))
+        }
+        _ => Ok((address(name), None)),
+    }
+}
+
+/// Has `work` done with the maker in this directory.
+pub(super) fn there<T>(
+    maker: &mut Maker<'_>,
+    directory: Option<&OwnedFd>,
+    work: impl FnOnce(&mut Maker<'_>) -> Result<T, HandError>,
+) -> Result<T, HandError> {
+    let Some(directory) = directory else { return work(maker) };
+    let home = maker.open(b".", libc::O_PATH | libc::O_DIRECTORY, 0)?;
+    go(maker, directory)?;
+    let done = work(maker);
+    go(maker, &home)?;
+    done
+}
+
+/// The maker's working directory becomes this.
+fn go(maker: &mut Maker<'_>, directory: &OwnedFd) -> Result<(), HandError> {
+    let fd = maker.give(directory)?;
+    let mut table = maker.hand.table();
+    table.call(libc::SYS_fchdir, [fd as u64]);
+    table.call(libc::SYS_close, [fd as u64]);
+    maker.hand.run(&table).map(drop)
 }
 
 /// A maker's descriptor, closed there.

@@ -104,10 +104,12 @@ fn fill_from_names(
     socket: &Socket,
     unix: &Unix,
 ) -> Result<(), RestoreError> {
-    let to = unix.name.as_ref().ok_or_else(|| {
-        RestoreError::refused("the image has messages for a unix socket that nobody can name")
-    })?;
-    let to = names::address(to);
+    if unix.name.is_none() {
+        return Err(RestoreError::refused(
+            "the image has messages for a unix socket that nobody can name",
+        ));
+    }
+    let (to, directory) = names::reach(maker, unix).map_err(of_maker("cannot find a socket"))?;
     for message in &unix.queue {
         let sender = sender(maker, message)?;
         let (number, naming) = match sender {
@@ -128,7 +130,9 @@ fn fill_from_names(
             Some(unix) => Some(Naming::begin(maker, number, unix, socket)?),
             None => None,
         };
-        let sent = send_by_maker(maker, number, message, &to);
+        let sent = names::there(maker, directory.as_ref(), |maker| {
+            send_by_maker(maker, number, message, &to)
+        });
         if let Some(naming) = naming {
             naming.settle(maker)?;
         }

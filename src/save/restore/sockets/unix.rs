@@ -231,8 +231,8 @@ impl<'p, 'm> Plan<'p, 'm> {
         let holder = holder.map_err(|error| RestoreError::failed("cannot copy a socket", error))?;
         let number = maker.give(&holder).map_err(of_maker("cannot give a socket"))?;
         let naming = Naming::begin(maker, number, unix, socket)?;
-        let address = names::address(unix.name.as_ref().map_or(&[], |name| name));
-        let from = naming.directory(maker)?;
+        let (name, from) = naming.place(maker)?;
+        let address = names::address(name);
         let address = Address { bytes: &address, from: from.as_ref() };
         for (from, to) in &group.accepted {
             // What a connection remembers of the socket that listens is who had it listen last.
@@ -399,18 +399,20 @@ pub(super) fn connect_datagrams(
         if socket.kind != SOCK_DGRAM || is_pair(socket, peer) {
             continue;
         }
-        let name = other.name.as_ref().ok_or_else(|| {
-            RestoreError::refused(
+        if other.name.is_none() {
+            return Err(RestoreError::refused(
                 "the image has a unix socket connected to one without a name that is connected elsewhere",
-            )
-        })?;
+            ));
+        }
         let fd = made(maker, *index)?.try_clone_to_owned();
         let fd = fd.map_err(|error| RestoreError::failed("cannot copy a socket", error))?;
         let number = maker.give(fd).map_err(of_maker("cannot give a socket"))?;
-        let address = names::address(name);
-        let length = address.len() as u64;
-        let done =
-            maker.hand.call_with(libc::SYS_connect, &address, |at| [number as u64, at, length]);
+        let done = names::reach(maker, other).and_then(|(address, directory)| {
+            let length = address.len() as u64;
+            names::there(maker, directory.as_ref(), |maker| {
+                maker.hand.call_with(libc::SYS_connect, &address, |at| [number as u64, at, length])
+            })
+        });
         done.map_err(|error| {
             RestoreError::failed(format!("cannot connect to {}", super::name(socket)), error)
         })?;

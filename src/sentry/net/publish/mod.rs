@@ -2,12 +2,13 @@
 //!
 //! The sentry listens on the host ([`Doors`]). For each connection that comes it makes one in the guests' own network, to
 //! the loopback there, and the kernel moves the bytes from one to the other (`pump`): but for what splice(2) stops at, they
-//! do not come into a program's memory on the way. All of that is done by one thread, "publish", with a runtime of its own, so that no traffic
-//! holds the sentry up. No call of a guest is trapped for it.
+//! do not come into a program's memory on the way. All of that is done by one thread, "publish", with a runtime of its own,
+//! so that no traffic holds the sentry up. No call of a guest is trapped for it. The same thread carries the connections out
+//! of a run whose traffic is limited ([`metered`]).
 
 mod doors;
 mod packets;
-mod pump;
+pub(super) mod pump;
 mod streams;
 mod wish;
 
@@ -27,6 +28,8 @@ pub use doors::{DoorError, Doors};
 pub use wish::{MOST, Wish, parse};
 
 use super::inside::Inside;
+use super::meter::{Meter, Turn, Way};
+use super::metered::{self, Order};
 use super::rule::Transport;
 use pump::Pipes;
 
@@ -63,30 +66,46 @@ pub struct Publisher {
 }
 
 /// What all connections have in common. It stays in the thread.
-struct Shared {
-    inside: Arc<Inside>,
+pub(super) struct Shared {
+    pub(super) inside: Arc<Inside>,
+    /// What bounds how much they carry.
+    meter: Option<Arc<Meter>>,
     pipes: Pipes,
     places: Arc<Semaphore>,
     /// Flows of datagrams that each port may have.
     flows: usize,
-    ending: watch::Receiver<bool>,
+    pub(super) ending: watch::Receiver<bool>,
     /// Bytes that were carried, to see whether any are.
     moved: Cell<u64>,
 }
 
+impl Shared {
+    /// Waits until something may be carried, where that is bounded.
+    async fn turn(&self, way: Way) -> Option<Turn<'_>> {
+        match &self.meter {
+            Some(meter) => Some(meter.turn(way).await),
+            None => None,
+        }
+    }
+}
+
 impl Publisher {
-    /// Begins to lead connections from the doors inside.
+    /// Begins to lead connections from the doors inside, and those out that `metered` orders, if the run has limits.
     ///
     /// # Errors
     /// There is no thread for it.
-    pub fn start(doors: Doors, inside: Arc<Inside>) -> io::Result<Publisher> {
+    pub fn start(
+        doors: Doors,
+        inside: Arc<Inside>,
+        limits: Option<Limits>,
+    ) -> io::Result<Publisher> {
         let (ending, seen) = watch::channel(false);
         let (done, over) = oneshot::channel();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let thread = std::thread::Builder::new().name("publish".into()).stack_size(512 << 10);
         thread.spawn(move || {
             let local = LocalSet::new();
-            runtime.block_on(local.run_until(serve(doors, inside, seen)));
+            runtime.block_on(local.run_until(serve(doors, inside, limits, seen)));
             drop(local);
             let _ = done.send(());
         })?;
@@ -101,8 +120,20 @@ impl Publisher {
     }
 }
 
+/// What bounds the traffic of a run, and connections out that are to be carried for that reason.
+#[derive(Debug)]
+pub struct Limits {
+    pub(super) meter: Arc<Meter>,
+    pub(super) orders: mpsc::UnboundedReceiver<Order>,
+}
+
 /// The thread's work.
-async fn serve(doors: Doors, inside: Arc<Inside>, ending: watch::Receiver<bool>) {
+async fn serve(
+    doors: Doors,
+    inside: Arc<Inside>,
+    limits: Option<Limits>,
+    ending: watch::Receiver<bool>,
+) {
     let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE);
     let doors = doors.into_parts();
     let udp = doors.iter().filter(|(_, door)| door.transport == Transport::Udp).count();
@@ -110,8 +141,10 @@ async fn serve(doors: Doors, inside: Arc<Inside>, ending: watch::Receiver<bool>)
     let left = limit.map_or(0, |(soft, _)| soft).saturating_sub(doors.len() as u64);
     let places = (left / 2 / DESCRIPTORS).clamp(8, MOST_CONNECTIONS);
     let flows = (left / 4 / (udp as u64).max(1)).clamp(1, MOST_FLOWS);
+    let (meter, orders) = limits.map(|limits| (limits.meter, limits.orders)).unzip();
     let shared = Rc::new(Shared {
         inside,
+        meter,
         pipes: Pipes::default(),
         places: Arc::new(Semaphore::new(places as usize)),
         flows: flows as usize,
@@ -130,6 +163,9 @@ async fn serve(doors: Doors, inside: Arc<Inside>, ending: watch::Receiver<bool>)
                 open.spawn_local(packets::serve(fd, guest, Rc::clone(&shared)));
             }
         }
+    }
+    if let Some(orders) = orders {
+        open.spawn_local(metered::serve(orders, Rc::clone(&shared), busy.clone()));
     }
     drop(busy);
     let mut told = ending;

@@ -23,6 +23,7 @@ use tokio::task::coop::consume_budget;
 use tokio::time::Instant;
 
 use super::super::address::{self, family};
+use super::super::meter::Way;
 use super::Shared;
 use super::streams::LOOPBACKS;
 use crate::sys::{errno_of, socket};
@@ -74,9 +75,13 @@ pub(super) async fn serve(fd: OwnedFd, guest: u16, shared: Rc<Shared>) {
         if door.readable().await.is_err() {
             return;
         }
+        let turn = shared.turn(Way::In).await;
         let received = door.try_io(Interest::READABLE, || receive(&door, &mut room.borrow_mut()));
         // (An error is about one datagram.)
         let Ok((length, peer)) = received else { continue };
+        if turn.is_some_and(|turn| !turn.pay_whole(length)) {
+            continue;
+        }
         flows.retain(|_, flow| !flow.back.is_finished());
         if !flows.contains_key(&peer) {
             if flows.len() >= shared.flows {
@@ -95,6 +100,7 @@ pub(super) async fn serve(fd: OwnedFd, guest: u16, shared: Rc<Shared>) {
                 peer,
                 Rc::clone(&last),
                 Rc::clone(&room),
+                Rc::clone(&shared),
             );
             let back = tokio::task::spawn_local(back).abort_handle();
             flows.insert(peer, Flow { inner, last, back });
@@ -146,15 +152,20 @@ async fn bring_back(
     peer: Peer,
     last: Rc<Cell<Instant>>,
     room: Room,
+    shared: Rc<Shared>,
 ) {
     loop {
         consume_budget().await;
         match tokio::time::timeout_at(last.get() + IDLE, inner.readable()).await {
             Ok(Ok(())) => {
+                let turn = shared.turn(Way::Out).await;
                 let mut room = room.borrow_mut();
                 // (An error is about one datagram: nobody took what was sent before.)
                 if let Ok(length) = inner.try_recv(&mut room) {
                     last.set(Instant::now());
+                    if turn.is_some_and(|turn| !turn.pay_whole(length)) {
+                        continue;
+                    }
                     let answer = &room[..length];
                     // (What the host cannot send at once is lost.)
                     let _ = door.try_io(Interest::WRITABLE, || send(&door, answer, peer));

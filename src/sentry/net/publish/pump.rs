@@ -18,6 +18,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::task::coop::consume_budget;
 
+use super::super::meter::Way;
 use super::Shared;
 use crate::sys::socket;
 
@@ -82,11 +83,11 @@ enum End {
 }
 
 /// Carries until both sides have ended, and ends the one as the other was.
-pub(super) async fn carry(outer: TcpStream, inner: TcpStream, shared: &Shared) {
+pub(in super::super) async fn carry(outer: TcpStream, inner: TcpStream, shared: &Shared) {
     let guest_is_silent = Notify::new();
-    let up = way(&outer, &inner, shared);
+    let up = way(Way::In, &outer, &inner, shared);
     let down = async {
-        let done = way(&inner, &outer, shared).await;
+        let done = way(Way::Out, &inner, &outer, shared).await;
         // Should the guest be gone altogether, and not just have ended its half, the kernel inside forgets the connection
         // after a while (tcp_fin_timeout in tcp(7)); then only a question shows it.
         let _ = keep_asking(&inner);
@@ -126,13 +127,18 @@ async fn heed(way: impl Future<Output = Result<(), Broken>>) -> Result<bool, ()>
     }
 }
 
-/// One way: until the source has ended, of which the target is told.
-async fn way(source: &TcpStream, target: &TcpStream, shared: &Shared) -> Result<(), Broken> {
+/// One way: until the source has ended, of which the target is told; or until no more may be carried.
+async fn way(
+    way: Way,
+    source: &TcpStream,
+    target: &TcpStream,
+    shared: &Shared,
+) -> Result<(), Broken> {
     loop {
         source.readable().await.map_err(|_| Broken::Source)?;
         let pipe = shared.pipes.take().map_err(|_| Broken::Source)?;
         let ended = loop {
-            match source.try_io(Interest::READABLE, || fill(source, &pipe)) {
+            match source_into(&pipe, way, source, shared).await {
                 Ok(0) => break true,
                 Ok(count) => empty(&pipe, target, count, shared).await?,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break false,
@@ -149,15 +155,41 @@ async fn way(source: &TcpStream, target: &TcpStream, shared: &Shared) -> Result<
     }
 }
 
-/// Takes what the source has into an empty pipe; 0: it has ended.
-fn fill(source: &TcpStream, pipe: &Pipe) -> io::Result<usize> {
+/// Takes what the source has, as far as it may be carried now, into an empty pipe; 0: it has ended.
+async fn source_into(
+    pipe: &Pipe,
+    way: Way,
+    source: &TcpStream,
+    shared: &Shared,
+) -> io::Result<usize> {
+    let Some(turn) = shared.turn(way).await else {
+        return source.try_io(Interest::READABLE, || fill(source, pipe, ROOM));
+    };
+    let most = turn.most().min(ROOM);
+    if most == 0 {
+        // A connection that has said all may still end as it would.
+        let mut byte = [0];
+        let peek = || Ok(recv(source.as_raw_fd(), &mut byte, MsgFlags::MSG_PEEK)?);
+        return match source.try_io(Interest::READABLE, peek) {
+            Ok(1..) => Err(Errno::EDQUOT.into()),
+            other => other,
+        };
+    }
+    let filled = source.try_io(Interest::READABLE, || fill(source, pipe, most));
+    turn.pay(filled.as_ref().map_or(0, |count| *count));
+    filled
+}
+
+/// Takes what the source has, `most` bytes of it, into an empty pipe; 0: it has ended.
+fn fill(source: &TcpStream, pipe: &Pipe, most: usize) -> io::Result<usize> {
     let flags = SpliceFFlags::SPLICE_F_NONBLOCK | SpliceFFlags::SPLICE_F_MOVE;
-    match splice(source.as_fd(), None, &pipe.write, None, ROOM, flags) {
+    match splice(source.as_fd(), None, &pipe.write, None, most, flags) {
         // In front of urgent data it stops for good, as if there were none, or no more (tcp_read_sock and tcp_splice_read
         // in net/ipv4/tcp.c); a reader gets past that.
         Ok(0) | Err(Errno::EAGAIN) => {
             let mut bytes = [0; 4096];
-            let count = recv(source.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT)?;
+            let room = most.min(bytes.len());
+            let count = recv(source.as_raw_fd(), &mut bytes[..room], MsgFlags::MSG_DONTWAIT)?;
             // (So much always goes into an empty pipe, at once: pipe(7).)
             Ok(if count == 0 { 0 } else { write(&pipe.write, &bytes[..count])? })
         }
@@ -203,7 +235,7 @@ fn keep_asking(socket: &TcpStream) -> Result<(), Errno> {
 
 /// Prepares a socket to be one end of a way: nothing is held back that was sent, and urgent data, which has no road of
 /// its own here, is read in its place.
-pub(super) fn prepare(stream: &TcpStream) -> Result<(), Errno> {
+pub(in super::super) fn prepare(stream: &TcpStream) -> Result<(), Errno> {
     let on = 1i32.to_ne_bytes();
     socket::set_option(stream.as_fd(), libc::IPPROTO_TCP, libc::TCP_NODELAY, &on)?;
     socket::set_option(stream.as_fd(), libc::SOL_SOCKET, libc::SO_OOBINLINE, &on)

@@ -126,7 +126,7 @@ syscalls! {
     SYS_read(fd: Fd, buf: OutBuf, count: Len) => native;
     SYS_write(fd: Fd, buf: InBuf, count: Len) => native;
     SYS_open(pathname: Path, flags: OpenFlags, mode: Mode)
-        => handled(async paths::open, MACHINE_VIEW | KMSG | FILE_LOG | DETERMINISTIC | PATTERNS | TWINS), except {
+        => handled(async paths::open, MACHINE_VIEW | KMSG | FILE_LOG | DETERMINISTIC | PATTERNS | TWINS | ASK_FILES), except {
         flags has CREATES, mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
         flags has CREATES, mode has S_ISGID => handled(async paths::open, ROOT),
         flags has WRITES => handled(async paths::open, ROOT),
@@ -217,8 +217,8 @@ syscalls! {
     SYS_sendto(
         sockfd: Fd, buf: InBuf, len: Len, flags: MsgFlags, dest_addr: In<SockAddr>, addrlen: Int
     ) => native, except {
-        addrlen has u32::MAX => handled(sync network::sendto, LEARN | NETWORK),
-        flags has libc::MSG_FASTOPEN => handled(sync network::sendto, NETWORK),
+        addrlen has u32::MAX => handled(async network::sendto, LEARN | NETWORK),
+        flags has libc::MSG_FASTOPEN => handled(async network::sendto, NETWORK),
     };
     SYS_recvfrom(
         sockfd: Fd, buf: OutBuf, len: Len, flags: MsgFlags, src_addr: Out<SockAddr>,
@@ -226,7 +226,7 @@ syscalls! {
     ) => native;
     // (Init hands the listener over by one with those flags, which say nothing to its kind of socket.)
     SYS_sendmsg(sockfd: Fd, msg: In<MsgHdr>, flags: MsgFlags) => native, except {
-        flags differs Own::Number(OWN_MESSAGE) => handled(sync network::sendmsg, NETWORK),
+        flags differs Own::Number(OWN_MESSAGE) => handled(async network::sendmsg, NETWORK),
     };
     SYS_recvmsg(sockfd: Fd, msg: InOut<MsgHdr>, flags: MsgFlags) => native;
     SYS_shutdown(sockfd: Fd, how: Operation) => native;
@@ -299,7 +299,8 @@ syscalls! {
     SYS_rename(oldpath: Path, newpath: Path) => handled(sync paths::rename, FILE_LOG | ROOT | PATTERNS);
     SYS_mkdir(pathname: Path, mode: Mode) => handled(sync paths::mkdir, FILE_LOG | ROOT | PATTERNS);
     SYS_rmdir(pathname: Path) => handled(sync paths::rmdir, FILE_LOG | PATTERNS);
-    SYS_creat(pathname: Path, mode: Mode) => handled(async paths::creat, FILE_LOG | ROOT | PATTERNS | TWINS), except {
+    SYS_creat(pathname: Path, mode: Mode)
+        => handled(async paths::creat, FILE_LOG | ROOT | PATTERNS | TWINS | ASK_FILES), except {
         mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
     };
     SYS_link(oldpath: Path, newpath: Path) => handled(sync paths::link, FILE_LOG | ROOT | PATTERNS);
@@ -413,7 +414,7 @@ syscalls! {
     SYS_adjtimex(buf: InOut<Timex>) => handled(sync clocks::adjtimex, VIRTUAL_TIME);
     SYS_setrlimit(resource: Resource, rlim: In<Rlimit>) => native;
     SYS_chroot(path: Path)
-        => refused(EPERM, FIXED_VIEW, CHROOT_FLAG, unless sync identity::chroot, ROOT);
+        => refused(EPERM, FIXED_VIEW, CHROOT_FLAG, unless sync identity::chroot, ROOT | SUB_IDS);
     SYS_sync() => handled(sync sync::sync, FAKE_SYNC_ALL);
     SYS_acct(filename: Path) => refused(EPERM, "switches the host's process accounting", OUTSIDE);
     SYS_settimeofday(tv: In<Timeval>, tz: In<Timezone>)
@@ -574,7 +575,7 @@ syscalls! {
     SYS_migrate_pages(pid: Pid, maxnode: ULong, old_nodes: In<NodeMask>, new_nodes: In<NodeMask>)
         => native;
     SYS_openat(dirfd: DirFd, pathname: Path, flags: OpenFlags, mode: Mode)
-        => handled(async paths::openat, MACHINE_VIEW | KMSG | FILE_LOG | DETERMINISTIC | PATTERNS | TWINS), except {
+        => handled(async paths::openat, MACHINE_VIEW | KMSG | FILE_LOG | DETERMINISTIC | PATTERNS | TWINS | ASK_FILES), except {
         flags has CREATES, mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
         flags has CREATES, mode has S_ISGID => handled(async paths::openat, ROOT),
         flags has WRITES => handled(async paths::openat, ROOT),
@@ -676,7 +677,7 @@ syscalls! {
         => handled(sync clocks::clock_adjtime, VIRTUAL_TIME);
     SYS_syncfs(fd: Fd) => handled(sync sync::syncfs, FAKE_SYNC);
     SYS_sendmmsg(sockfd: Fd, msgvec: InOut<MMsgHdr>, vlen: UInt, flags: MsgFlags)
-        => handled(sync network::sendmmsg, LEARN | NETWORK);
+        => handled(async network::sendmmsg, LEARN | NETWORK);
     SYS_setns(fd: Fd, nstype: CloneFlags) => refused(EPERM, "enters other namespaces", OUTSIDE);
     SYS_getcpu(cpu: Out<UIntCell>, node: Out<UIntCell>, tcache: Addr) => native;
     SYS_process_vm_readv(

@@ -1,0 +1,251 @@
+//! How fast the guests' network may be, and how much it may carry (`--net-rate`, `--net-total`).
+//!
+//! Whoever carries something for a guest takes a *turn* first, carries as much as that says, and pays for what it was.
+//! Where there is a rate, turns of one direction come one after the other, in the order in which they were asked for, so
+//! that no connection is kept from its share.
+
+use std::num::NonZeroU64;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{Mutex, MutexGuard, Notify};
+use tokio::time::Instant;
+
+/// What a run's network may carry. Headers do not count, nor do lookups of names.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Allowance {
+    /// Bytes a second that come in; `None`: as many as there are.
+    pub rate_in: Option<NonZeroU64>,
+    /// Bytes a second that go out.
+    pub rate_out: Option<NonZeroU64>,
+    /// Bytes of the whole run, both ways together.
+    pub total: Option<NonZeroU64>,
+}
+
+impl Allowance {
+    /// Whether it limits anything.
+    pub fn is_limited(&self) -> bool {
+        *self != Allowance::default()
+    }
+}
+
+/// Which way bytes go, as guests see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    In,
+    Out,
+}
+
+/// After a silence as much may go at once as the rate allows in this time; and a turn is at most half of that.
+const BURST: Duration = Duration::from_millis(100);
+/// A turn is never for less than this: one packet or two.
+const LEAST: u64 = 2 << 10;
+/// Where nothing bounds the rate: as much as is ever carried at once.
+const MOST: u64 = 1 << 20;
+
+/// What has been carried in a run.
+#[derive(Debug)]
+pub struct Meter {
+    inward: Option<Rate>,
+    outward: Option<Rate>,
+    /// Bytes that may still be carried.
+    left: AtomicU64,
+    /// Something was asked for that may not be carried any more.
+    used_up: Notify,
+}
+
+#[derive(Debug)]
+struct Rate {
+    /// Bytes a second.
+    limit: NonZeroU64,
+    /// When what was carried so far is paid for. Held by whose turn it is.
+    paid: Mutex<Instant>,
+}
+
+/// The right to carry something now.
+pub(super) struct Turn<'m> {
+    meter: &'m Meter,
+    rate: Option<(MutexGuard<'m, Instant>, NonZeroU64)>,
+    /// As much was taken from what is left.
+    reserved: u64,
+}
+
+impl Meter {
+    pub(super) fn new(allowance: Allowance) -> Meter {
+        let rate = |limit: Option<NonZeroU64>| {
+            limit.map(|limit| Rate { limit, paid: Mutex::new(Instant::now()) })
+        };
+        Meter {
+            inward: rate(allowance.rate_in),
+            outward: rate(allowance.rate_out),
+            left: AtomicU64::new(allowance.total.map_or(u64::MAX, NonZeroU64::get)),
+            used_up: Notify::new(),
+        }
+    }
+
+    /// Waits for a turn.
+    pub(super) async fn turn(&self, way: Way) -> Turn<'_> {
+        let rate = match way {
+            Way::In => self.inward.as_ref(),
+            Way::Out => self.outward.as_ref(),
+        };
+        let Some(rate) = rate else { return self.take(MOST, None) };
+        let mut paid = rate.paid.lock().await;
+        let now = Instant::now();
+        *paid = (*paid).max(now.checked_sub(BURST).unwrap_or(now));
+        tokio::time::sleep_until(*paid).await;
+        let share = rate.limit.get().saturating_mul(BURST.as_millis() as u64) / 1000 / 2;
+        self.take(share.clamp(LEAST, MOST), Some((paid, rate.limit)))
+    }
+
+    /// Whether nothing may be carried any more. (A moment in which somebody else's turn holds the rest counts as that.)
+    pub(super) fn is_used_up(&self) -> bool {
+        self.left.load(Ordering::Relaxed) == 0
+    }
+
+    /// Something was asked for that may not be carried any more.
+    pub(super) fn tell_of_end(&self) {
+        self.used_up.notify_one();
+    }
+
+    /// Returns when something was asked for that may not be carried any more.
+    pub async fn used_up(&self) {
+        self.used_up.notified().await;
+    }
+
+    fn take<'m>(
+        &'m self,
+        most: u64,
+        rate: Option<(MutexGuard<'m, Instant>, NonZeroU64)>,
+    ) -> Turn<'m> {
+        let reserved = self.reserve(1, most);
+        if reserved == 0 {
+            self.tell_of_end();
+        }
+        Turn { meter: self, rate, reserved }
+    }
+
+    /// Takes as much as there is, `most` at most; 0: there is less than `least`.
+    fn reserve(&self, least: u64, most: u64) -> u64 {
+        let mut got = 0;
+        let _ = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+            got = if left < least { 0 } else { left.min(most) };
+            // (Without a limit none of it is ever used.)
+            (left != u64::MAX && got > 0).then(|| left - got)
+        });
+        got
+    }
+
+    fn give_back(&self, count: u64) {
+        let _ = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+            (left != u64::MAX && count > 0).then(|| left.saturating_add(count))
+        });
+    }
+}
+
+impl Turn<'_> {
+    /// How many bytes may be carried; 0: none any more, ever.
+    pub(super) fn most(&self) -> usize {
+        self.reserved as usize
+    }
+
+    /// Ends the turn: so many were carried.
+    pub(super) fn pay(mut self, count: usize) {
+        let count = (count as u64).min(self.reserved);
+        self.reserved -= count;
+        if let Some((paid, limit)) = &mut self.rate {
+            let nanos = u128::from(count) * 1_000_000_000 / u128::from(limit.get());
+            **paid += Duration::from_nanos(nanos.try_into().unwrap_or(u64::MAX));
+        }
+    }
+
+    /// Ends the turn with a datagram, which goes whole or not at all. `false`: it is not to go, since too little is left.
+    pub(super) fn pay_whole(mut self, length: usize) -> bool {
+        let whole = length as u64;
+        self.put_back();
+        self.reserved = self.meter.reserve(whole, whole);
+        let is_there = self.reserved == whole;
+        if !is_there {
+            self.meter.tell_of_end();
+        }
+        self.pay(length);
+        is_there
+    }
+
+    fn put_back(&mut self) {
+        self.meter.give_back(std::mem::take(&mut self.reserved));
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.put_back();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn meter(rate: Option<u64>, total: Option<u64>) -> Meter {
+        let rate = rate.and_then(NonZeroU64::new);
+        Meter::new(Allowance {
+            rate_in: rate,
+            rate_out: None,
+            total: total.and_then(NonZeroU64::new),
+        })
+    }
+
+    #[tokio::test]
+    async fn a_rate_is_kept_by_all_connections_together() {
+        const EACH: usize = 256 << 10;
+        let meter = meter(Some(1 << 20), None);
+        let begun = Instant::now();
+        let one = || async {
+            let mut carried = 0;
+            while carried < EACH {
+                let turn = meter.turn(Way::In).await;
+                let most = turn.most();
+                carried += most;
+                turn.pay(most);
+            }
+        };
+        tokio::join!(one(), one(), one(), one());
+        // A second's worth, without the last turn, which nobody waits for, and a burst.
+        let took = begun.elapsed();
+        assert!(took >= Duration::from_millis(800), "{took:?}");
+    }
+
+    #[tokio::test]
+    async fn a_silence_saves_no_more_than_a_moments_worth() {
+        let meter = meter(Some(1_000_000), None);
+        let rate = meter.inward.as_ref().unwrap();
+        *rate.paid.lock().await = Instant::now() - Duration::from_secs(60);
+        let begun = Instant::now();
+        let mut carried = 0;
+        while carried < 500_000 {
+            let turn = meter.turn(Way::In).await;
+            let most = turn.most();
+            carried += most;
+            turn.pay(most);
+        }
+        let took = begun.elapsed();
+        assert!(took >= Duration::from_millis(300), "{took:?}");
+    }
+
+    #[tokio::test]
+    async fn a_total_is_never_exceeded_and_what_was_not_carried_is_left() {
+        let meter = meter(None, Some(1000));
+        let turn = meter.turn(Way::In).await;
+        assert_eq!(turn.most(), 1000);
+        turn.pay(400);
+        drop(meter.turn(Way::Out).await);
+        assert!(!meter.turn(Way::Out).await.pay_whole(601));
+        assert!(meter.turn(Way::Out).await.pay_whole(500));
+        assert!(!meter.is_used_up());
+        meter.turn(Way::In).await.pay(100);
+        assert!(meter.is_used_up());
+        assert_eq!(meter.turn(Way::In).await.most(), 0);
+        meter.used_up().await;
+    }
+}

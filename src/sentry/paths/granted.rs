@@ -1,0 +1,219 @@
+//! Files of the host that somebody has let a guest have (`--ask files`), opened past the file view.
+//!
+//! Found by the host's own path, over no link, and with no more rights than the guest has. A descriptor is of the
+//! host's mount, through which its owner could do more to the file than was asked for. So one that is to be read is
+//! copied; and nothing but plain files is ever given, since a directory would lead on.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2};
+use nix::sys::stat::{Mode, fchmod, fstat};
+use nix::unistd::{AccessFlags, faccessat};
+
+use super::open::Wish;
+use super::resolve::{Landing, Resolver, Start, patient};
+use super::{HANDLE, joined, take_umask};
+use crate::sys::{errno_of, files, memfd};
+
+/// Bytes of a file that is copied.
+const MOST: u64 = 64 << 20;
+
+impl Resolver<'_> {
+    /// By which path of the view a guest's path is known, whether or not there is anything. The first of those that are
+    /// given is that of a link at its end itself.
+    pub(in crate::sentry) fn known_as(&self, start: Start, path: &[u8]) -> Vec<Vec<u8>> {
+        let mut found = Vec::new();
+        match self.walk(start, path, false) {
+            Ok(landing) => {
+                let is_link =
+                    matches!(&landing, Landing::Name { found: Some(it), .. } if it.is_link());
+                found.extend(self.path_of_landing(&landing));
+                if is_link && let Ok(landing) = self.walk(start, path, true) {
+                    found.extend(self.path_of_landing(&landing));
+                }
+            }
+            Err(_) => found.extend(self.below_what_is_there(start, path)),
+        }
+        found
+    }
+
+    fn path_of_landing(&self, landing: &Landing) -> Option<Vec<u8>> {
+        match landing {
+            Landing::Name { parent, name, slash: false, .. } => {
+                Some(joined(&self.view.path_of(parent).ok()?, name))
+            }
+            Landing::Name { .. } | Landing::Thing(_) => None,
+        }
+    }
+
+    /// The same of a path that leads nowhere: as far as there is something, and what is behind that as it was written.
+    fn below_what_is_there(&self, start: Start, path: &[u8]) -> Option<Vec<u8>> {
+        let mut end = path.len();
+        loop {
+            let slash = path[..end].iter().rposition(|byte| *byte == b'/')?;
+            let rest = &path[slash + 1..];
+            if rest.split(|byte| *byte == b'/').any(|name| [&b""[..], b".", b".."].contains(&name))
+            {
+                return None;
+            }
+            let directory = if slash == 0 { &b"/"[..] } else { &path[..slash] };
+            if let Ok(landing) = self.walk(start, directory, true) {
+                let above = match &landing {
+                    Landing::Thing(thing) => self.view.path_of(&thing.handle).ok()?,
+                    Landing::Name { found: Some(_), .. } => self.path_of_landing(&landing)?,
+                    Landing::Name { found: None, .. } => {
+                        end = slash;
+                        continue;
+                    }
+                };
+                return above.starts_with(b"/").then(|| joined(&above, rest));
+            }
+            end = slash;
+        }
+    }
+}
+
+/// Whether it makes sense to ask for this file of the host: the guest could open it so if it were in its view.
+pub(in crate::sentry) fn could_open(path: &Path, wish: Wish) -> bool {
+    let mode = match (wish.reads(), wish.changes()) {
+        (true, true) => AccessFlags::R_OK | AccessFlags::W_OK,
+        (_, true) => AccessFlags::W_OK,
+        _ => AccessFlags::R_OK,
+    };
+    match find(path) {
+        Ok(found) => {
+            let is_plain = fstat(&found).is_ok_and(|it| it.st_mode & libc::S_IFMT == libc::S_IFREG);
+            let path = files::descriptor_path(found.as_fd());
+            is_plain && !wish.is_exclusive() && may(&path, mode)
+        }
+        Err(Errno::ENOENT) => {
+            let above = path.parent().map(find_directory);
+            wish.creates()
+                && above.and_then(Result::ok).is_some_and(|above| {
+                    let path = files::descriptor_path(above.as_fd());
+                    may(&path, AccessFlags::W_OK | AccessFlags::X_OK)
+                })
+        }
+        Err(_) => false,
+    }
+}
+
+fn may(path: &std::ffi::CStr, mode: AccessFlags) -> bool {
+    faccessat(nix::fcntl::AT_FDCWD, path, mode, AtFlags::AT_EACCESS).is_ok()
+}
+
+/// Opens such a file.
+///
+/// # Errors
+/// What open(2) says. EFBIG: it is too large to be copied.
+pub(in crate::sentry) fn open_granted(path: &Path, wish: Wish, tid: i32) -> Result<OwnedFd, Errno> {
+    match find(path) {
+        Err(Errno::ENOENT) if wish.creates() => make(path, wish, tid),
+        Err(errno) => Err(errno),
+        Ok(found) => {
+            let stat = fstat(&found)?;
+            if stat.st_mode & libc::S_IFMT != libc::S_IFREG {
+                return Err(Errno::EACCES);
+            }
+            if wish.is_exclusive() {
+                return Err(Errno::EEXIST);
+            }
+            if wish.changes() {
+                return wish.open_again(&found);
+            }
+            // (Nobody's lease is waited for: fcntl(2), F_SETLEASE.)
+            let file = files::open_descriptor(found.as_fd(), libc::O_RDONLY | libc::O_NONBLOCK)?;
+            copy(File::from(file), stat.st_mode)
+        }
+    }
+}
+
+/// A handle of what has this path on the host.
+fn find(path: &Path) -> Result<OwnedFd, Errno> {
+    opened(path, HANDLE | OFlag::O_NOFOLLOW)
+}
+
+fn find_directory(path: &Path) -> Result<OwnedFd, Errno> {
+    opened(path, HANDLE | OFlag::O_DIRECTORY)
+}
+
+/// A guest may have put links where it can write: what was asked about is what has this path.
+fn opened(path: &Path, flags: OFlag) -> Result<OwnedFd, Errno> {
+    let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
+    patient(|| openat2(nix::fcntl::AT_FDCWD, path, how))
+}
+
+fn make(path: &Path, wish: Wish, tid: i32) -> Result<OwnedFd, Errno> {
+    let (parent, name) = path.parent().zip(path.file_name()).ok_or(Errno::EISDIR)?;
+    let parent = find_directory(parent)?;
+    take_umask(tid)?;
+    let how = OpenHow::new().flags(wish.making()).mode(wish.mode());
+    let how = how.resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
+    patient(|| openat2(parent.as_fd(), name, how))
+}
+
+/// What a file holds now, in one of the guest's own.
+fn copy(file: File, mode: u32) -> Result<OwnedFd, Errno> {
+    let mut content = Vec::new();
+    let read = (&file).take(MOST + 1).read_to_end(&mut content);
+    read.map_err(|error| errno_of(&error))?;
+    if content.len() as u64 > MOST {
+        return Err(Errno::EFBIG);
+    }
+    let mut own = memfd::anonymous_file(c"granted")?;
+    own.write_all(&content).map_err(|error| errno_of(&error))?;
+    // Programs look whether a key is for its owner alone.
+    fchmod(&own, Mode::from_bits_truncate(mode & 0o777 | 0o400))?;
+    files::open_descriptor(own.as_fd(), libc::O_RDONLY)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    #[test]
+    fn a_plain_file_alone_is_given_and_over_no_link() {
+        let place = std::env::temp_dir().canonicalize().unwrap();
+        let place = place.join(format!("sandbox-granted-{}", std::process::id()));
+        std::fs::create_dir(&place).unwrap();
+        let at = |name: &str| place.join(name);
+        std::fs::write(at("key"), "secret").unwrap();
+        std::fs::set_permissions(at("key"), PermissionsExt::from_mode(0o600)).unwrap();
+        std::fs::create_dir(at("directory")).unwrap();
+        symlink("key", at("link")).unwrap();
+        symlink("directory", at("way")).unwrap();
+        nix::unistd::mkfifo(&at("fifo"), Mode::S_IRWXU).unwrap();
+        let wish = |flags| Wish::of(flags, 0o640).unwrap().unwrap();
+        let read = wish(libc::O_RDONLY);
+        let own = open_granted(&at("key"), read, 0).unwrap();
+        assert_eq!(fstat(&own).unwrap().st_mode & 0o777, 0o600);
+        let mut text = String::new();
+        File::from(own).read_to_string(&mut text).unwrap();
+        assert_eq!(text, "secret");
+        for (name, errno) in [
+            ("link", Errno::ELOOP),
+            ("directory", Errno::EACCES),
+            ("fifo", Errno::EACCES),
+            ("nothing", Errno::ENOENT),
+        ] {
+            assert!(!could_open(&at(name), read), "{name}");
+            assert_eq!(open_granted(&at(name), read, 0).unwrap_err(), errno, "{name}");
+        }
+        let new = wish(libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL);
+        assert!(could_open(&at("directory/new"), new) && !could_open(&at("key"), new));
+        let way = open_granted(&at("way/new"), new, std::process::id() as i32);
+        assert_eq!(way.unwrap_err(), Errno::ELOOP);
+        let write = wish(libc::O_WRONLY | libc::O_TRUNC);
+        assert!(could_open(&at("key"), write));
+        drop(open_granted(&at("key"), write, 0).unwrap());
+        assert_eq!(std::fs::read(at("key")).unwrap(), b"");
+        std::fs::remove_dir_all(place).unwrap();
+    }
+}
