@@ -10,7 +10,7 @@ use nix::sys::signalfd::siginfo;
 use nix::unistd::Pid;
 use tokio::sync::mpsc;
 
-use crate::config::{Network, RunSpec, Voice, Walls, Without};
+use crate::config::{Network, RunSpec, Walls, Without};
 use crate::control::{Control, ExecCall, Server};
 use crate::launch::{Apart, Behind, End, Event, Launch, LaunchError, Order, Plan, Program};
 use crate::notify::filter;
@@ -22,9 +22,7 @@ use crate::save::spec;
 use crate::sentry::asking::Scribe;
 use crate::sentry::file_log::Report;
 use crate::sentry::net::publish::{Doors, Publisher};
-use crate::sentry::{
-    self, Content, Kernel, KernelArgs, KernelError, Measured, Randomness, Starting, Time,
-};
+use crate::sentry::{self, Content, Kernel, KernelError, Measured, Starting, Time};
 use crate::sys::descriptors;
 use crate::sys::message::Descriptors;
 use crate::sys::process::{self, exit_status};
@@ -33,6 +31,7 @@ use crate::timekeeping::Namespace;
 
 mod asking;
 mod attend;
+mod beginning;
 mod error;
 mod files;
 mod job;
@@ -45,17 +44,15 @@ mod restore;
 mod sources;
 
 use asking::Desk;
+use beginning::{NO_CONTENT, fetch_program, make_kernel};
 use job::{Job, Reaction, Signals};
-use network::{RefusedPackets, join_network};
+use network::{Entrance, RefusedPackets, answer_lookups, make_network};
 use sources::{Next, Sources};
 
 pub use attend::Caller;
 pub use error::Error;
 pub use later::{Later, Started, Wish};
 pub use restore::{Fill, Restored};
-
-/// What could not be done where [`fetch_program`] fails.
-const NO_CONTENT: &str = "fetch the content of the program for its overlay";
 
 /// How a run ended.
 #[derive(Debug, Default)]
@@ -96,6 +93,8 @@ pub struct Beside<'b> {
     pub net_log: Option<File>,
     /// Writes answers down (`--ask-save`).
     pub scribe: Option<Scribe>,
+    /// Its published ports, where these are taken already.
+    pub doors: Option<Doors>,
     /// Done once the guests have ended, and before anybody is told: who waits for the end finds it done.
     pub at_end: Option<AtEnd<'b>>,
 }
@@ -138,7 +137,10 @@ fn begin(
         }
     };
     // Whoever cannot have a port is told before anything is made.
-    let doors = Doors::open(&spec.publish)?;
+    let doors = match beside.doors {
+        Some(doors) => doors,
+        None => Doors::open(&spec.publish)?,
+    };
     let mut plan = Plan::new(spec, beside.layers, settings, signals.before, &time, apart.as_ref())?;
     if let (Some(content), None) = (&beside.content, &image) {
         let program =
@@ -168,11 +170,16 @@ fn begin(
         asking::begin(spec, &kernel, beside.scribe);
         let job = Job::new(terminal.as_ref());
         let starting = kernel.begin_start().await?;
-        // Before the program, which may look a name up at once.
-        let publisher = match launch.behind().take_outpost() {
-            Some(outpost) => join_network(spec, &kernel, outpost, doors, beside.net_log)?,
+        let mut entrance = match launch.behind().take_outpost() {
+            Some(outpost) => Some(make_network(spec, &kernel, outpost, doors, beside.net_log)?),
             None => None,
         };
+        // Before the program, which may look a name up at once. Sockets of an image come before both.
+        let mut publisher = None;
+        if image.is_none() {
+            answer_lookups(&kernel)?;
+            publisher = entrance.take().map(|it| it.open(&kernel)).transpose()?.flatten();
+        }
         // Init need not wait for the supervisor once more: what a guest asks before somebody receives
         // is kept by the kernel, and the guest waits.
         if image.is_none() {
@@ -184,20 +191,15 @@ fn begin(
         let behind = launch.finish()?;
         let supervisor = Supervisor::new(spec, &plan, behind, kernel, job, starting)?;
         let desk = Desk::new(&supervisor.kernel, terminal.is_some());
+        let at_end = beside.at_end;
         let mut supervisor =
-            Supervisor { packets, publisher, desk, at_end: beside.at_end, ..supervisor };
+            Supervisor { packets, entrance, publisher, desk, at_end, ..supervisor };
         supervisor.serve(control.as_deref_mut(), terminal.as_ref(), beside.saver)?;
         supervisor.run(signals, terminal, image.zip(area)).await
     });
     // A parked future of a task that was killed has nobody to answer.
     runtime.shutdown_background();
     finished
-}
-
-/// Fetches the content of a program that is about to be executed by a copy of init, if it is one that lacks it.
-fn fetch_program(content: &dyn Content, program: &Program<'_>) -> Result<(), Errno> {
-    let mut places = program.candidates().into_iter();
-    places.try_for_each(|place| content.fetch_program(&place, program.workdir))
 }
 
 /// Ends this process and its job by SIGINT, as the key would have without a sandbox. Returns only
@@ -235,6 +237,8 @@ struct Supervisor<'r> {
     starting: Option<Starting>,
     job: Job,
     packets: Option<RefusedPackets>,
+    /// Published ports that nobody is let in at yet, and those that lead inside.
+    entrance: Option<Entrance>,
     publisher: Option<Publisher>,
     /// Where the user is asked.
     desk: Option<Desk>,
@@ -244,34 +248,6 @@ struct Supervisor<'r> {
     at_end: Option<AtEnd<'r>>,
     /// The program is being noted ([`files`]).
     noted: Option<tokio::task::JoinHandle<()>>,
-}
-
-/// The kernel, with the limits in force.
-fn make_kernel(
-    spec: &RunSpec,
-    behind: &mut Behind,
-    time: Time,
-    content: Option<Arc<dyn Content>>,
-) -> Result<Arc<Kernel>, Error> {
-    let kernel = Kernel::new(KernelArgs {
-        features: spec.features,
-        init: behind.take_init(),
-        init_pid: behind.init_pid(),
-        container: spec.container.clone(),
-        banner: format!("sandbox {} started", env!("CARGO_PKG_VERSION")),
-        announce: spec.voice == Voice::Verbose,
-        time,
-    })?;
-    if spec.coming.is_some() || content.is_some() {
-        kernel.perform_paths(spec.coming.clone(), content);
-    }
-    if let Some(chosen) = &spec.deterministic {
-        kernel.draw_from(Randomness::new(&chosen.seed, spec.workdir.clone()));
-    }
-    kernel
-        .limit(limits::of(spec, behind))
-        .map_err(|error| Error::Own("put the limits in force", error))?;
-    Ok(kernel)
 }
 
 impl<'r> Supervisor<'r> {
@@ -313,6 +289,7 @@ impl<'r> Supervisor<'r> {
             starting: Some(starting),
             job,
             packets: None,
+            entrance: None,
             publisher: None,
             desk: None,
             early: Vec::new(),
@@ -363,6 +340,8 @@ impl<'r> Supervisor<'r> {
     ) -> Result<Finished, Error> {
         if let Some((image, area)) = image {
             let Grown { program, kept } = image.grow(area, &self.behind, &self.kernel).await?;
+            let entrance = self.entrance.take();
+            self.publisher = entrance.map(|it| it.open(&self.kernel)).transpose()?.flatten();
             self.started(Some(program))?;
             for kept in kept {
                 let followed = self.later.resume(kept);

@@ -77,6 +77,9 @@ struct ImageReport {
     root: bool,
     /// What it was allowed beyond a default run.
     network: &'static str,
+    /// As `--allow-net` and `--publish` are written.
+    allowed: Vec<String>,
+    published: Vec<String>,
     shows: Vec<Shown>,
     overlays: Vec<OverlayRow>,
     /// Microseconds.
@@ -191,7 +194,13 @@ fn image(path: &Path) -> Result<ImageReport, String> {
         user: saved.identity.uid,
         root: saved.root,
         group: saved.identity.gid,
-        network: if saved.host_network { "host" } else { "none" },
+        network: match (saved.host_network, &saved.reach) {
+            (true, _) => "host",
+            (false, Some(_)) => "allow",
+            (false, None) => "none",
+        },
+        allowed: saved.reach.as_ref().map(|it| it.allow.clone()).unwrap_or_default(),
+        published: saved.publish.clone(),
         shows: shows(&saved),
         overlays: overlays(&saved, &sandbox),
         ran_us: sandbox.run.ran_us,

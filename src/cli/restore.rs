@@ -4,6 +4,7 @@
 //! image's run was allowed. An image decides nothing that this user could not ask for: see
 //! [`crate::config::SavedSpec`].
 
+mod networks;
 mod overlays;
 
 use std::fs::File;
@@ -25,7 +26,7 @@ use crate::config::{Host, RunSpec, Voice, grants, quoted};
 use crate::control::detach::{self, Outcome, Side};
 use crate::control::{Claim, Control};
 use crate::overlay::hidden_places;
-use crate::runtime::{self, Beside, Fill, Finished, Restored};
+use crate::runtime::{self, AtEnd, Beside, Fill, Finished, Restored};
 use crate::save::error::RestoreError;
 use crate::save::image::{Index, Reader};
 use crate::save::opened::{self, Image};
@@ -33,6 +34,7 @@ use crate::save::restore::descriptors::FilesPolicy;
 use crate::save::restore::lazy::Lazy;
 use crate::save::restore::{self, Wanted, direct, fill};
 use crate::save::spec;
+use crate::save::state::Sandbox;
 use crate::sentry::Features;
 use crate::sentry::file_log::Report;
 use crate::sys::files;
@@ -68,6 +70,12 @@ pub(super) struct Command {
     /// Keep its overlays in PATH, instead of the usual place
     #[arg(long, value_name = "PATH")]
     overlay_dir: Option<PathBuf>,
+    /// Lead these ports of the host inside, instead of those that its run was given
+    #[arg(long, value_name = "[[ADDRESS:]PORT:]PORT")]
+    publish: Vec<String>,
+    /// Record in FILE what its network decides, instead of where its run did
+    #[arg(long, value_name = "FILE")]
+    net_log: Option<PathBuf>,
     /// Map memory from the image instead of reading it all first; the image must lie in a file, not
     /// compressed
     #[arg(long)]
@@ -293,13 +301,10 @@ fn attempt(
         (_, true) => spec.voice = Voice::Verbose,
         _ => {}
     }
+    let (doors, net_log) = networks::open(command, &mut spec, &host)
+        .map_err(|sentence| own(refused(command, sentence)))?;
     tell(command, &spec, &host);
-    if command.clock == Clock::Elapsed {
-        let passed = elapsed(sandbox.clocks.realtime).max(0);
-        let clocks = &mut sandbox.clocks;
-        clocks.monotonic = clocks.monotonic.saturating_add(passed);
-        clocks.boottime = clocks.boottime.saturating_add(passed);
-    }
+    advance(command, &mut sandbox);
     let content = (plain, &mut reader);
     let mut overlays = Overlays::make((&sandbox, &mark, &spec), store, control.id(), content)
         .map_err(|error| own(refused(command, error)))?;
@@ -343,8 +348,9 @@ fn attempt(
     };
     let (layers, saver) = (std::mem::take(&mut overlays.layers), overlays.saver.take());
     let at_end = |_: Option<&Report>| Ok(overlays.end().into_iter().collect());
-    let beside =
-        Beside { layers: &layers, saver, at_end: Some(Box::new(at_end)), ..Beside::default() };
+    let at_end = Some(Box::new(at_end) as AtEnd<'_>);
+    let (layers, doors) = (&layers, Some(doors));
+    let beside = Beside { layers, saver, net_log, doors, at_end, ..Beside::default() };
     let done = runtime::restore(&spec, restored, beside, Some(control));
     // What has never run leaves the store as it was.
     overlays.end();
@@ -389,6 +395,16 @@ fn filler(
         bar.clear();
         filled
     })
+}
+
+/// Lets the clocks of the programs have gone on, where that is wished for.
+fn advance(command: &Command, sandbox: &mut Sandbox) {
+    if command.clock == Clock::Elapsed {
+        let passed = elapsed(sandbox.clocks.realtime).max(0);
+        let clocks = &mut sandbox.clocks;
+        clocks.monotonic = clocks.monotonic.saturating_add(passed);
+        clocks.boottime = clocks.boottime.saturating_add(passed);
+    }
 }
 
 /// Says what was decided, and what the programs may do.

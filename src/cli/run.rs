@@ -242,7 +242,7 @@ pub(super) fn attempt(
     if spec.voice == Voice::Verbose {
         let _ = write!(std::io::stderr(), "{}", explain::decisions(&spec));
     }
-    let net_log = options.net_log.as_deref().map(super::record::append).transpose();
+    let net_log = spec.net_log.as_deref().map(super::record::append).transpose();
     let net_log = net_log.map_err(|sentence| (OWN_ERROR, sentence))?;
     let scribe = options.ask_save.clone().map(super::ask::scribe).transpose();
     let scribe = scribe.map_err(|sentence| (OWN_ERROR, sentence))?;
@@ -267,15 +267,22 @@ pub(super) fn attempt(
         saver: saver.map(Arc::new),
         net_log,
         scribe,
+        doors: None,
         at_end: Some(Box::new(at_end)),
     };
     let done = runtime::run(&spec, beside, control);
+    let refused = done.as_ref().is_err_and(runtime::Error::is_overlay_refused);
+    let once_more = refused && held.as_ref().is_some_and(Held::doubt);
     // What has never run has changed nothing.
     held.and_then(Held::finish);
     match done {
         // Whoever wanted the list of files must not take the run for a success without.
         Ok(Finished { undone: Some(sentence), .. }) => Err((OWN_ERROR, sentence)),
         Ok(finished) => Ok((spec, finished)),
+        Err(error) if once_more => Err((
+            error.status(),
+            format!("{error}; run it once more, and it does without overlayfs"),
+        )),
         Err(error) => Err((error.status(), error.to_string())),
     }
 }

@@ -39,7 +39,7 @@ pub(super) struct Command {
     /// Let the sandbox go on afterwards, instead of ending it
     #[arg(long)]
     leave_running: bool,
-    /// Refuse connections in the host's network (--net host), which a restored program finds reset
+    /// Refuse TCP connections with the host, or through published ports, which a restored program finds reset
     #[arg(long)]
     strict: bool,
     /// Pack memory and files; such an image is smaller, and slower to go on from

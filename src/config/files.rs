@@ -33,6 +33,7 @@ use patterns::Pattern;
 pub(super) use again::{Again, arrange_again};
 pub(super) use exceptions::DENIED_BUT;
 pub(crate) use objects::HOST_SOCKET;
+pub(super) use sockets::{check_socket, is_socket};
 
 /// Mounts in one mount namespace at most, by default (fs.mount-max, proc_sys_fs(5)).
 const MOUNTS_MAX: usize = 100_000;

@@ -45,6 +45,7 @@ pub use host::{Account, Accounts, Host};
 pub use limits::{Bound, Bytes, CgroupPlan, CpuBudget, CpuFile, LimitWishes, Limits, Means, Span};
 pub use options::{Options, Rule, RuleKind};
 pub(crate) use paths::{Found, Kind, quoted, walk};
+pub use publish::choose as chosen_ports;
 pub use root::ROOT_CAPABILITIES;
 pub use saved::{SavedKind, SavedSpec, grants};
 pub use spec::{
@@ -95,7 +96,7 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
              place of it"
         ));
     }
-    let publish = publish::choose(options, network)?;
+    let publish = publish::choose(&options.publish, options.walls, network)?;
     let ask = asking::choose(options, network)?;
     let mut features =
         features(options, network, &limits, time.as_ref(), host) | syncs(options, &view)?;
@@ -121,6 +122,7 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
         landlock: options.landlock,
         reach: options.reach.clone(),
         asks,
+        net_log: options.net_log.as_deref().map(|log| absolute(host, log)).transpose()?,
         publish,
         features,
         mounts: view.into_mounts(),

@@ -1,23 +1,24 @@
 //! Which ports of the host lead inside (`--publish`).
 
 use super::error::refuse;
-use super::{ConfigError, Network, Options, Walls};
+use super::{ConfigError, Network, Walls};
 use crate::sentry::net::RESOLVERS;
-use crate::sentry::net::publish::{MOST, Wish};
+use crate::sentry::net::publish::MOST;
+pub(super) use crate::sentry::net::publish::Wish;
 
-/// The ports of a run that lives in `network`, each once, in the order in which they were wished for.
+/// The ports of a run with these walls that lives in `network`, each once, in the order in which they were wished for.
 ///
 /// # Errors
 /// There are none to publish in such a run, or one port of the host is to lead to two inside.
-pub(super) fn choose(options: &Options, network: Network) -> Result<Vec<Wish>, ConfigError> {
-    let Some(first) = options.publish.first() else { return Ok(Vec::new()) };
+pub fn choose(wishes: &[Wish], walls: Walls, network: Network) -> Result<Vec<Wish>, ConfigError> {
+    let Some(first) = wishes.first() else { return Ok(Vec::new()) };
     if network == Network::Host {
         return Err(refuse!(
             "cannot use --publish {first} with --net host: what the program listens at is the host's already; leave one \
              of them out"
         ));
     }
-    if options.walls == Walls::Landlock {
+    if walls == Walls::Landlock {
         return Err(refuse!(
             "cannot use --publish {first} with --walls landlock: a port of the program's own takes a network namespace; \
              leave one of them out"
@@ -25,14 +26,14 @@ pub(super) fn choose(options: &Options, network: Network) -> Result<Vec<Wish>, C
     }
     let resolver = RESOLVERS[0].port();
     let is_resolver = |it: &&Wish| network == Network::Allow && it.guest == resolver;
-    if let Some(wish) = options.publish.iter().find(is_resolver) {
+    if let Some(wish) = wishes.iter().find(is_resolver) {
         return Err(refuse!(
             "cannot use --publish {wish} with --net allow, where the sandbox itself answers at port {resolver}; let the \
              program listen at another"
         ));
     }
     let mut chosen: Vec<Wish> = Vec::new();
-    for wish in &options.publish {
+    for wish in wishes {
         let is_same = |it: &&Wish| {
             wish.host.port() != 0 && (it.host, it.transport) == (wish.host, wish.transport)
         };
@@ -55,14 +56,13 @@ pub(super) fn choose(options: &Options, network: Network) -> Result<Vec<Wish>, C
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::options;
     use super::*;
     use crate::sentry::net::publish::parse;
 
     fn chosen(wishes: &[&str], network: Network) -> Result<Vec<String>, String> {
-        let mut options = options(&[]);
-        options.publish = wishes.iter().flat_map(|wish| parse(wish).unwrap()).collect();
-        let chosen = choose(&options, network).map_err(|error| error.to_string())?;
+        let wishes: Vec<Wish> = wishes.iter().flat_map(|wish| parse(wish).unwrap()).collect();
+        let chosen =
+            choose(&wishes, Walls::Namespaces, network).map_err(|error| error.to_string())?;
         Ok(chosen.iter().map(ToString::to_string).collect())
     }
 

@@ -9,6 +9,8 @@
 
 mod grants;
 mod identity;
+mod mounts;
+mod network;
 mod wishes;
 
 use std::collections::HashSet;
@@ -30,6 +32,7 @@ use super::{check_container, check_hostname, check_program, files, homes, root};
 use crate::sentry::Features;
 pub use grants::grants;
 use identity::SavedIdentity;
+use network::SavedReach;
 use wishes::{SavedLimits, SavedTime};
 
 /// Mounts in a saved run at most: as many as one mount namespace takes (fs.mount-max, proc_sys_fs(5)).
@@ -60,6 +63,12 @@ pub struct SavedSpec {
     pub root: bool,
     /// The host's network instead of its own.
     pub host_network: bool,
+    /// Which hosts might be reached from its own, if any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reach: Option<SavedReach>,
+    /// Ports of the host that led inside, as `--publish` is written.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub publish: Vec<String>,
     /// The file view.
     pub mounts: Vec<SavedMount>,
     /// What it might use.
@@ -143,6 +152,8 @@ impl SavedSpec {
             identity: SavedIdentity::of(&spec.identity),
             root: spec.root == Root::Believed,
             host_network: spec.network == Network::Host,
+            reach: SavedReach::of(spec),
+            publish: spec.publish.iter().map(ToString::to_string).collect(),
             mounts: spec.mounts.iter().filter_map(SavedMount::of).collect(),
             limits: SavedLimits::of(&spec.limits),
             features: spec.features.difference(Features::OF_THIS_RUN).bits(),
@@ -183,6 +194,9 @@ impl SavedSpec {
         features.insert(Features::RESTORED);
         features.set(Features::ROOT, self.root);
         features |= super::derived_features(&limits, time.as_ref());
+        let (network, reach, net_log) = self.network()?;
+        features.set(Features::NETWORK, network == Network::Allow);
+        let publish = self.published(network)?;
         let mounts = self.view(host, &workdir, identity.uid)?;
         features |= syncs(saved, &mounts);
         let without = match host.time_namespaces {
@@ -206,12 +220,13 @@ impl SavedSpec {
             root: if self.root { Root::Believed } else { Root::No },
             time,
             deterministic: None,
-            network: if self.host_network { Network::Host } else { Network::None },
+            network,
             walls: super::Walls::Namespaces,
             landlock: false,
-            reach: Default::default(),
+            reach,
+            net_log,
             asks: Default::default(),
-            publish: Vec::new(),
+            publish,
             descriptors: Vec::new(),
             limits,
             features,
@@ -388,6 +403,8 @@ fn rule(host: &Host, target: PathBuf, kind: MountKind) -> Result<Mount, ConfigEr
         MountKind::DeniedDirectory | MountKind::DeniedFile => (RuleKind::Deny, None),
         _ => return Err(wrong(&target, "is mounted in a way that no flag asks for")),
     };
+    let is_socket = source.is_some_and(|it| *it == target && files::is_socket(host, it));
+    let flag = if is_socket && flag == RuleKind::ReadOnly { RuleKind::Socket } else { flag };
     let mut words = OsString::from(flag.flag());
     words.push(" ");
     let pair = match source {
@@ -411,7 +428,9 @@ fn rule(host: &Host, target: PathBuf, kind: MountKind) -> Result<Mount, ConfigEr
             Kind::File => AccessFlags::R_OK,
             Kind::Missing => return Err(wrong(source, "does not exist any more; put it back")),
         };
-        if let Err(errno) = host.access(source, needed) {
+        if flag == RuleKind::Socket {
+            files::check_socket(host, "cannot restore its file view", source)?;
+        } else if let Err(errno) = host.access(source, needed) {
             return Err(wrong(
                 source,
                 &format!("may not be read by you ({}); ask its owner for access", errno.desc()),
@@ -491,63 +510,6 @@ fn plain_path(what: &str, bytes: &ByteBuf) -> Result<PathBuf, ConfigError> {
         return Err(refuse!("cannot restore {what} {}: it is no such path", quoted(&path)));
     }
     Ok(path)
-}
-
-impl SavedMount {
-    /// None: it follows from an overlay, and how the host's directories are mounted.
-    fn of(mount: &Mount) -> Option<SavedMount> {
-        let part = matches!(mount.kind, MountKind::ReadOnly { .. } | MountKind::Overlay { .. });
-        if part && matches!(mount.why, Why::Default(_)) {
-            return None;
-        }
-        Some(SavedMount {
-            target: bytes(&mount.target),
-            kind: match &mount.kind {
-                MountKind::ReadOnly { source } => SavedKind::ReadOnly(bytes(source)),
-                MountKind::Overlay { source, .. } => SavedKind::Overlay(bytes(source)),
-                MountKind::Writable { source } => SavedKind::Writable(bytes(source)),
-                MountKind::Tmpfs { mode } => SavedKind::Tmpfs(*mode),
-                MountKind::HiddenDirectory => SavedKind::HiddenDirectory,
-                MountKind::HiddenFile => SavedKind::HiddenFile,
-                MountKind::DeniedDirectory => SavedKind::DeniedDirectory,
-                MountKind::DeniedFile => SavedKind::DeniedFile,
-                MountKind::Proc => SavedKind::Proc,
-                MountKind::Sys => SavedKind::Sys,
-                MountKind::Dev => SavedKind::Dev,
-            },
-            by: match mount.why {
-                Why::Default(_) => SavedRule::Default,
-                Why::WorkingDirectory => SavedRule::WorkingDirectory,
-                // What a pattern hides may have gone when it is restored.
-                Why::Derived(_) if mount.kind.hides() => SavedRule::Default,
-                // A layer of its own, which is a part of the one around it.
-                Why::Derived(_) if matches!(mount.kind, MountKind::Overlay { .. }) => {
-                    SavedRule::Exception
-                }
-                Why::Derived(_) | Why::Flag(_) => SavedRule::Flag,
-            },
-        })
-    }
-}
-
-impl SavedKind {
-    fn restore(&self) -> Result<MountKind, ConfigError> {
-        Ok(match self {
-            SavedKind::ReadOnly(source) => MountKind::ReadOnly { source: place(source)? },
-            SavedKind::Writable(source) => MountKind::Writable { source: place(source)? },
-            SavedKind::Tmpfs(mode) => MountKind::Tmpfs { mode: *mode },
-            SavedKind::HiddenDirectory => MountKind::HiddenDirectory,
-            SavedKind::HiddenFile => MountKind::HiddenFile,
-            SavedKind::DeniedDirectory => MountKind::DeniedDirectory,
-            SavedKind::DeniedFile => MountKind::DeniedFile,
-            SavedKind::Proc => MountKind::Proc,
-            SavedKind::Sys => MountKind::Sys,
-            SavedKind::Dev => MountKind::Dev,
-            SavedKind::Overlay(source) => {
-                MountKind::Overlay { source: place(source)?, skeleton: false }
-            }
-        })
-    }
 }
 
 #[cfg(test)]

@@ -53,6 +53,8 @@ pub struct RunSpec {
     pub reach: Policy,
     /// What is asked about.
     pub asks: Asks,
+    /// Where what is decided of that is recorded; absolute.
+    pub net_log: Option<PathBuf>,
     /// Ports of the host that lead inside; none with [`Network::Host`].
     pub publish: Vec<Wish>,
     /// The file view, in the order in which it is mounted (later entries lie over earlier ones).

@@ -36,6 +36,11 @@ impl Held {
         self.twins.as_ref().map(|(twins, cause)| (twins, cause.as_str()))
     }
 
+    /// The kernel has refused one of the overlays after all. Gives whether another run would do without.
+    pub fn doubt(&self) -> bool {
+        self.twins.is_none() && twin::doubt(&self.store, &self.layers)
+    }
+
     /// No run before this one has used it.
     pub fn is_new(&self) -> bool {
         Description::read(self.directory.as_fd()).is_ok_and(|it| it.starts.len() <= 1)

@@ -96,7 +96,7 @@ pub fn prepare(
         .make(&mut description)
         .and_then(|mut layers| {
             description.starts.push(now());
-            cause = cause.take().or_else(|| twin::refused(&layers));
+            cause = cause.take().or_else(|| twin::refused(&store, &layers));
             if let Some(cause) = cause.take() {
                 let made = twin::make_all((spec, &cause), directory.as_fd(), &mut layers)?;
                 twins = Some((Arc::new(made), cause));

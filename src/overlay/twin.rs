@@ -17,6 +17,7 @@ mod notes;
 mod program;
 mod run;
 mod tree;
+mod tried;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -30,7 +31,7 @@ pub(super) use fill::Filled;
 pub use fill::Twins;
 use make::{Ground, make};
 use notes::Notes;
-pub(super) use run::{cause, end_all, is_used, make_all, refused};
+pub(super) use run::{cause, doubt, end_all, is_used, make_all, refused};
 
 use super::description::Note;
 use super::entry;

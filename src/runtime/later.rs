@@ -18,7 +18,7 @@ use serde_bytes::ByteBuf;
 use tokio::io::unix::AsyncFd;
 use tokio::time::{sleep, timeout};
 
-use super::{NO_CONTENT, fetch_program};
+use super::beginning::{NO_CONTENT, fetch_program};
 use crate::config::{RunSpec, check_container};
 
 use crate::control::protocol::Exec;

@@ -12,18 +12,25 @@ use std::sync::Arc;
 
 use super::Error;
 use crate::config::{Network, RunSpec};
-use crate::sentry::net::publish::{Doors, Publisher};
+use crate::sentry::net::publish::{Doors, Limits, Publisher};
 use crate::sentry::net::{self, Inside, Metered, NetLog, Resolver};
 use crate::sentry::{Kernel, Refusals};
 
-/// Lets the guests reach what they may, and be reached where they are to be.
-pub(super) fn join_network(
+/// The doors to the guests, before anybody goes in or out.
+pub(super) struct Entrance {
+    inside: Arc<Inside>,
+    doors: Doors,
+    limits: Option<Limits>,
+}
+
+/// Makes the network of a run that may reach some hosts or be reached.
+pub(super) fn make_network(
     spec: &RunSpec,
     kernel: &Arc<Kernel>,
     outpost: OwnedFd,
     doors: Doors,
     log: Option<File>,
-) -> Result<Option<Publisher>, Error> {
+) -> Result<Entrance, Error> {
     let inside = Arc::new(Inside::new(outpost));
     let allowance = spec.limits.network;
     let (metered, limits) =
@@ -48,22 +55,37 @@ pub(super) fn join_network(
         let log = log.map_err(|error| Error::Own("start the thread of --net-log", error))?;
         let (reach, lowest) = (spec.reach.clone(), spec.lowest_port());
         let network = net::Network::new(reach, Arc::clone(&inside), lowest, metered, log);
-        let joined = network.map(Arc::new).and_then(|network| {
-            Resolver::start(kernel, &network)?;
-            kernel.connect(network);
-            Ok(())
-        });
-        joined.map_err(|errno| Error::Own("join the sandbox's network", errno.into()))?;
+        kernel.connect(Arc::new(network.map_err(unreached)?));
     }
-    if doors.is_empty() && limits.is_none() {
-        return Ok(None);
+    if !doors.is_empty() {
+        // Once it answers, the guests' network is there.
+        inside.socket(libc::AF_INET, libc::SOCK_DGRAM, 0).map_err(unreached)?;
+        kernel.publish(doors.published());
     }
-    // Once it answers, the guests' network is there.
-    let reached = inside.socket(libc::AF_INET, libc::SOCK_DGRAM, 0);
-    reached.map_err(|errno| Error::Own("reach the sandbox's network", errno.into()))?;
-    kernel.publish(doors.published());
-    let publisher = Publisher::start(doors, inside, limits);
-    publisher.map(Some).map_err(|error| Error::Own("publish ports", error))
+    Ok(Entrance { inside, doors, limits })
+}
+
+/// Begins to answer the lookups of programs.
+pub(super) fn answer_lookups(kernel: &Arc<Kernel>) -> Result<(), Error> {
+    let Some(network) = kernel.network() else { return Ok(()) };
+    Resolver::start(kernel, network).map_err(unreached)
+}
+
+impl Entrance {
+    /// Lets in who comes to a published port, if there is one. (Who has come before waits at the door.)
+    pub(super) fn open(self, kernel: &Kernel) -> Result<Option<Publisher>, Error> {
+        if self.doors.is_empty() && self.limits.is_none() {
+            return Ok(None);
+        }
+        let publisher = Publisher::start(self.doors, self.inside, self.limits);
+        let publisher = publisher.map_err(|error| Error::Own("publish ports", error))?;
+        kernel.lead_inside(publisher.breaker());
+        Ok(Some(publisher))
+    }
+}
+
+fn unreached(errno: nix::errno::Errno) -> Error {
+    Error::Own("reach the sandbox's network", errno.into())
 }
 
 /// The counters of one network namespace, held open beyond its last process.

@@ -13,7 +13,7 @@ use crate::save::error::RestoreError;
 use crate::save::image::Index;
 use crate::save::restore::lazy::Lazy;
 use crate::save::restore::maker::Sink;
-use crate::save::restore::{self, Content, Grown, Options, Wanted, ptys, seed};
+use crate::save::restore::{self, Content, Grown, Options, Wanted, network, ptys, seed};
 use crate::save::state::Sandbox;
 use crate::sentry::{Features, Kernel, KernelError, Level, RecordedFilter, Time};
 use crate::sys::memfd::anonymous_file;
@@ -97,6 +97,9 @@ impl Restored {
         let is_root = kernel.features().contains(Features::ROOT);
         if root.is_some() != is_root || root.is_some_and(|root| !root.is_sound()) {
             return Err(RestoreError::refused("the image is damaged: what root believes").into());
+        }
+        if let Some(network) = kernel.network() {
+            network::prepare(&sandbox, network)?;
         }
         kernel.begin_cpu_time_at(Duration::from_micros(sandbox.run.cpu_us));
         let mut mapped = None;

@@ -14,6 +14,7 @@ use nix::errno::Errno;
 
 use crate::overlay::CONTENT_SUM;
 use crate::save::capture::collector::Content;
+use crate::save::capture::zeros;
 use crate::save::content_sum::ContentSum;
 use crate::save::error::SaveError;
 use crate::save::hand;
@@ -97,17 +98,34 @@ impl Content {
         )
     }
 
-    /// Which pages those are that are read so.
+    /// Which pages those are that are read so, and those that need not be.
     fn runs<'f>(&self, fetch: &'f Fetch<'f>) -> Vec<Pages<'f>> {
-        let of = |object: Object, start: u64, end: u64| Pages {
+        let pages = |object: Object, start: u64, end: u64, fetch| Pages {
             object,
             address: start,
             count: (end - start) / PAGE,
             fetch,
         };
+        let of = |object, start, end| pages(object, start, end, Some(fetch));
         match *self {
-            Content::Pages { object, ref ranges, .. }
-            | Content::Read { object, ref ranges, .. } => {
+            Content::Pages { object, ref ranges, ref zeros, .. } => {
+                let mut runs = Vec::with_capacity(ranges.len() + 2 * zeros.len());
+                for (start, end) in ranges {
+                    let mut at = *start;
+                    for (zero, behind) in zeros::cut(zeros, *start, *end) {
+                        if at < zero {
+                            runs.push(of(object, at, zero));
+                        }
+                        runs.push(pages(object, zero, behind, None));
+                        at = behind;
+                    }
+                    if at < *end {
+                        runs.push(of(object, at, *end));
+                    }
+                }
+                runs
+            }
+            Content::Read { object, ref ranges, .. } => {
                 ranges.iter().map(|(start, end)| of(object, *start, *end)).collect()
             }
             Content::Mapping { object, start, end, offset, .. } => {
@@ -309,7 +327,7 @@ pub fn keep(contents: &mut Vec<Content>) -> Result<(), SaveError> {
             }
         };
         match content {
-            Content::Pages { object, pid, ranges } => {
+            Content::Pages { object, pid, ranges, .. } => {
                 for (start, end) in ranges {
                     kept(object, start, end - start, true, &mut memory(pid, start))?;
                 }
@@ -335,7 +353,7 @@ pub fn read_pages(contents: &mut [Content]) -> Result<(), SaveError> {
     const FEW: u64 = 4 << 20;
     for content in contents {
         let size = content.bytes();
-        let Content::Pages { object, pid, ranges } = content else { continue };
+        let Content::Pages { object, pid, ranges, .. } = content else { continue };
         if size > FEW {
             continue;
         }

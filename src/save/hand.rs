@@ -224,6 +224,25 @@ impl Hand {
         self.follow(table, why)
     }
 
+    /// The same, but ETIME when it has taken so long: others may be able to keep it from coming to the end.
+    pub fn run_within(&mut self, table: &Table, limit: Duration) -> Result<Done, HandError> {
+        let until = Instant::now() + limit;
+        self.begin(table)?;
+        loop {
+            let stopped = self.stopped.take().ok_or(HandError::Killed)?;
+            let running = stopped.because(Stop::Asked).go_on().map_err(own("let it go on"))?;
+            let stopped = ptrace::wait_until(&running, until).map_err(own("wait for it"))?;
+            match self.arrive(stopped)? {
+                Stop::Signal(libc::SIGTRAP) => return self.done(table),
+                Stop::Signal(signal) if is_fault(signal) => return Err(HandError::Astray(signal)),
+                _ if Instant::now() >= until => {
+                    return Err(HandError::Own("wait for it any longer", Errno::ETIME));
+                }
+                _ => {}
+            }
+        }
+    }
+
     /// Has the calls of a table made while hands of other processes make theirs. Whatever is asked of this one
     /// next waits for them, and fails as they did.
     pub fn post(&mut self, table: Table) -> Result<(), HandError> {

@@ -24,6 +24,7 @@ pub mod sharing;
 pub mod sockets;
 pub mod spec;
 pub mod state;
+mod strict;
 pub mod timers;
 #[cfg(test)]
 mod testing;

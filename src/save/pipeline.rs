@@ -16,6 +16,7 @@ use crate::overlay::Saver;
 use crate::save::capture::collector::{Collector, Content};
 use crate::save::capture::filters::Filters;
 use crate::save::capture::snapshot::{self, Live};
+use crate::save::capture::sockets::Around;
 use crate::save::capture::waits::Asleep;
 use crate::save::capture::{self, Earlier, Found, Streams};
 use crate::save::content;
@@ -25,6 +26,7 @@ use crate::save::out::Out;
 use crate::save::patience::patiently;
 use crate::save::ptys::OwnTerminal;
 use crate::save::state::{FileKind, OpenFile, Overlay, Run, Sandbox};
+use crate::save::strict;
 use crate::sentry::{
     self, Kernel, KernelError, Level, SavedListing, SavedRepeat, Unsettled, filter_count,
 };
@@ -129,6 +131,9 @@ pub fn save(
 ) -> Result<Saved, SaveError> {
     let features = Features::of_this_machine()?;
     refuse_early(kernel)?;
+    if options.strict {
+        strict::refuse_early(kernel)?;
+    }
     if let Some(lazy) = kernel.lazy() {
         lazy.settle(kernel, &Unsettled::Everything).map_err(SaveError::refused)?;
     }
@@ -157,7 +162,11 @@ pub fn save(
         Ok(saved)
     })();
     match saved {
-        Ok(_) => kernel.kill(libc::SIGKILL).inspect_err(|_| note_overlay(kernel, facts, None))?,
+        Ok(_) => {
+            // (The end of the programs is not that of what they had to say.)
+            kernel.break_connections_off();
+            kernel.kill(libc::SIGKILL).inspect_err(|_| note_overlay(kernel, facts, None))?;
+        }
         Err(_) => kernel.unpause()?,
     }
     saved
@@ -204,10 +213,6 @@ fn refuse_early(kernel: &Kernel) -> Result<(), SaveError> {
     use sentry::Features;
     let reasons = [
         (
-            Features::NETWORK,
-            "it reaches hosts outside (--net allow), whose connections an image does not carry; run it without",
-        ),
-        (
             Features::NO_NAMESPACES,
             "it runs with --walls landlock in the host's namespaces, where its process numbers may be taken when it \
              is restored; run it without",
@@ -230,11 +235,6 @@ fn refuse_early(kernel: &Kernel) -> Result<(), SaveError> {
         return Err(SaveError::refused(
             "what it carries is limited (--net-rate, --net-total), and connections are carried for that, which an image \
              does not; run it without",
-        ));
-    }
-    if !kernel.published().is_empty() {
-        return Err(SaveError::refused(
-            "ports of the host lead to it (--publish), whose connections an image does not carry; run it without",
         ));
     }
     Ok(())
@@ -327,12 +327,15 @@ fn captured(
     let devices = kernel.saved_devices(&still);
     let groups: Vec<(i32, i32)> = guests.iter().map(|it| (it.pid, it.guest_pid)).collect();
     let (own, later) = (facts.clone(), kernel.later_programs());
+    let network = kernel.network().cloned();
+    let takes_part = network.is_some() || !kernel.published().is_empty();
+    let around = Around { strict: options.strict, network, takes_part };
     let log = Arc::clone(kernel);
     let view = kernel.whole_view().map_err(|it| SaveError::failed("its file view", it))?;
     let work = move |tracees: &mut _| {
         let before = filter_count(log.init_pid()).unwrap_or(0);
         let filters = Filters { log: log.filters(), before, gate: &gate };
-        let mut found = Found::new(earlier, options.strict);
+        let mut found = Found::new(earlier, around);
         found.collector.known.devices = devices;
         found.collector.known.view = view.map(Arc::new);
         found.later = later;
@@ -368,6 +371,7 @@ fn captured(
         own_clocks,
         repeat,
         root,
+        network: kernel.network().map(|network| network.saved()),
         spaces: std::mem::take(&mut found.spaces),
         processes: std::mem::take(&mut found.processes),
         keepers: std::mem::take(&mut found.keepers),

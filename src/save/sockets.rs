@@ -123,6 +123,13 @@ pub struct Tcp {
     pub remote: Option<ByteBuf>,
     /// How far its connection is.
     pub state: TcpState,
+    /// It belonged to the host's network (`--net allow`).
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub outside: bool,
+}
+
+fn is_false(it: &bool) -> bool {
+    !it
 }
 
 /// How far a TCP connection is.
@@ -139,7 +146,7 @@ pub enum TcpState {
     /// There is one.
     Connected(Box<Connection>),
     /// It is over: what was not read of it, and whether it was broken off (or cannot be kept, because
-    /// it goes outside).
+    /// its other side is outside, or the sandbox itself).
     Ended(ByteBuf, bool),
 }
 

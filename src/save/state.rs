@@ -11,7 +11,7 @@ use serde_bytes::ByteBuf;
 use crate::config::Root;
 use crate::save::sharing::{Apart, Sharing};
 use crate::save::timers::Timer;
-use crate::sentry::{SavedRepeat, SavedRoot};
+use crate::sentry::{SavedNetwork, SavedRepeat, SavedRoot};
 use crate::timekeeping::SavedClocks;
 
 mod trees;
@@ -37,6 +37,9 @@ pub struct Sandbox {
     /// What a run with `--root` believes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root: Option<SavedRoot>,
+    /// What a network of allowed hosts goes on with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<SavedNetwork>,
     /// The address spaces.
     pub spaces: Vec<Space>,
     /// The processes; a parent comes before its children.

@@ -26,6 +26,7 @@ pub(crate) fn empty() -> Sandbox {
         own_clocks: None,
         repeat: None,
         root: None,
+        network: None,
         spaces: Vec::new(),
         processes: Vec::new(),
         keepers: Vec::new(),
@@ -57,6 +58,7 @@ pub(crate) fn with_maker<T>(sandbox: &Sandbox, work: impl FnOnce(&mut Maker<'_>)
         hands: Default::default(),
         gate: &gate,
         devices: Vec::new(),
+        kernel: None,
     };
     let result = work(&mut maker);
     child.kill().unwrap();

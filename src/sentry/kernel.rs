@@ -19,7 +19,7 @@ use super::file_log::FileLog;
 use super::kernel_error::KernelError;
 use super::log::{KernelLog, Level};
 use super::net::Network;
-use super::net::publish::Published;
+use super::net::publish::{Breaker, Published};
 use super::paths::{Content, NoRules, Paths, Rules};
 use super::pause::Pause;
 use super::refusals::Refusals;
@@ -92,6 +92,8 @@ pub struct Kernel {
     asking: OnceLock<Arc<Asking>>,
     /// With [`Features::ASK_FILES`]: what follows paths, and which files can be asked for.
     askable: OnceLock<(Paths, Arc<dyn Places>)>,
+    /// Breaks their connections off; set when they lead inside.
+    breaker: OnceLock<Breaker>,
     pub(super) keepers: Keepers,
     pub(super) later: super::later::LaterPrograms,
     /// Where files may be changed, in a run without a file view. Set once, before anything runs.
@@ -153,6 +155,7 @@ impl Kernel {
             published: OnceLock::new(),
             asking: OnceLock::new(),
             askable: OnceLock::new(),
+            breaker: OnceLock::new(),
             keepers,
             later: super::later::LaterPrograms::default(),
             grounds: OnceLock::new(),
@@ -281,6 +284,16 @@ impl Kernel {
     /// Which ports of the host lead inside.
     pub fn published(&self) -> &[Published] {
         self.published.get().map_or(&[], Vec::as_slice)
+    }
+
+    /// From here on connections that come to them lead inside.
+    pub fn lead_inside(&self, breaker: Breaker) {
+        let _ = self.breaker.set(breaker);
+    }
+
+    /// Resets the connections that lead inside, for both of their sides, and lets nobody in any more. Blocks.
+    pub fn break_connections_off(&self) {
+        self.breaker.get().into_iter().for_each(Breaker::break_off);
     }
 
     /// What guests believe of files, if they take themselves for root.

@@ -75,7 +75,7 @@ pub use lazy::{Lazy, MappedImage, Unsettled};
 pub use listings::SavedListing;
 pub use log::{KernelLog, Level};
 pub use measure::Measured;
-pub use net::HostTraffic;
+pub use net::{HostTraffic, SavedNetwork};
 pub use paths::Content;
 pub use pids::PidsLimit;
 pub use random_device::{SavedDevice, StandingDevices};
@@ -83,7 +83,7 @@ pub use randomness::{Begin, Randomness, SavedOrigin, SavedRandomness, SavedStrea
 pub use refusals::{Refusal, Refusals};
 pub use remade::InterruptedWait;
 pub use repeatable::SavedRepeat;
-pub use sockets::{Holder, SocketInfo, Sockets};
+pub use sockets::{HeldSide, Holder, SocketInfo, Sockets, held_sides};
 pub use starts::Starting;
 pub use stat::Stat;
 pub use stats::{LimitState, Stats};

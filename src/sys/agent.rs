@@ -15,13 +15,18 @@ const ENTRY: usize = 80;
 const HEAD: usize = 64;
 /// In the word of the number: the agent goes on although the call fails.
 const MAY_FAIL: u64 = 1 << 32;
+/// In the word of the number: no call, but a look at pages ([`Table::look`]).
+const LOOK: u64 = 1 << 33;
 
 // r15: the table. Its head: [0] how many entries are left. An entry: [0] number and flags, [8..56]
 // arguments, [56] result, [64] where else the result goes (0: nowhere).
 // A call clobbers rax, rcx and r11 (the x86-64 ABI, appendix A.2.1).
+// A look goes over rsi pages, the first at rdi and the next ones r10 bytes further each, and sets bit rcx behind rdx
+// where page rcx is zero. It reads at the speed of memory, in general registers only: those of the FPU are the guest's.
 global_asm!(
     ".pushsection .rodata.sandbox_agent, \"a\", @progbits",
     ".global sandbox_agent_begin",
+    ".global sandbox_agent_behind",
     ".global sandbox_agent_end",
     "sandbox_agent_begin:",
     "2:",
@@ -30,14 +35,17 @@ global_asm!(
     "cmp qword ptr [r15], 0",
     "je 5f",
     "mov r13, [r14]",
-    "mov eax, r13d",
     "mov rdi, [r14 + 8]",
     "mov rsi, [r14 + 16]",
     "mov rdx, [r14 + 24]",
     "mov r10, [r14 + 32]",
+    "bt r13, 33",
+    "jc 20f",
+    "mov eax, r13d",
     "mov r8, [r14 + 40]",
     "mov r9, [r14 + 48]",
     "syscall",
+    "7:",
     "mov [r14 + 56], rax",
     "mov rbx, [r14 + 64]",
     "test rbx, rbx",
@@ -52,8 +60,34 @@ global_asm!(
     "add r14, 80",
     "dec qword ptr [r15]",
     "jmp 3b",
+    "20:",
+    "xor ecx, ecx",
+    "22:",
+    "xor eax, eax",
+    "cmp rcx, rsi",
+    "jae 7b",
+    "lea r8, [rdi + 4096]",
+    "lea r9, [rdi + r10]",
+    "23:",
+    "mov rax, [rdi]",
+    "mov rbx, [rdi + 8]",
+    ".irp place, 16, 32, 48, 64, 80, 96, 112",
+    "or rax, [rdi + \\place]",
+    "or rbx, [rdi + \\place + 8]",
+    ".endr",
+    "or rax, rbx",
+    "jnz 24f",
+    "sub rdi, -128",
+    "cmp rdi, r8",
+    "jb 23b",
+    "bts [rdx], rcx",
+    "24:",
+    "mov rdi, r9",
+    "inc rcx",
+    "jmp 22b",
     "5:",
     "int3",
+    "sandbox_agent_behind:",
     "jmp 2b",
     "sandbox_agent_end:",
     ".popsection",
@@ -61,6 +95,7 @@ global_asm!(
 
 unsafe extern "C" {
     static sandbox_agent_begin: u8;
+    static sandbox_agent_behind: u8;
     static sandbox_agent_end: u8;
 }
 
@@ -72,9 +107,10 @@ pub fn code() -> &'static [u8] {
     unsafe { std::slice::from_raw_parts(begin, end.addr() - begin.addr()) }
 }
 
-/// Where in them a thread is that has come to the breakpoint: two bytes of a jump are left.
+/// Where in them a thread is that has come to the breakpoint.
 pub fn behind_breakpoint() -> u64 {
-    code().len() as u64 - 2
+    let (begin, behind) = (&raw const sandbox_agent_begin, &raw const sandbox_agent_behind);
+    (behind.addr() - begin.addr()) as u64
 }
 
 /// A table under construction, for a place in the memory of the guest.
@@ -158,6 +194,14 @@ impl Table {
         self.push(number as u64 | MAY_FAIL, &arguments)
     }
 
+    /// Adds a look at so many pages, the first at `start`, the next ones `step` bytes further each; all can be read.
+    /// `map` has a bit for each, from the lowest of each byte on, and is a multiple of 8 bytes, which are 0: bits of
+    /// pages that are all zeros are set.
+    pub fn look(&mut self, (start, step): (u64, u64), pages: u64, map: Data) -> Place {
+        debug_assert!(pages <= map.length as u64 * 8 && map.length.is_multiple_of(8));
+        self.push(LOOK, &[start, pages, map.address, step])
+    }
+
     fn push(&mut self, number: u64, arguments: &[u64]) -> Place {
         let mut entry = [0; ENTRY / 8];
         entry[0] = number;
@@ -217,7 +261,7 @@ impl Table {
 
     /// The calls: number and arguments.
     pub fn calls(&self) -> impl Iterator<Item = (u32, [u64; 6])> + '_ {
-        self.entries.iter().map(|entry| {
+        self.entries.iter().filter(|entry| entry[0] & LOOK == 0).map(|entry| {
             let [number, a, b, c, d, e, f, ..] = *entry;
             (number as u32, [a, b, c, d, e, f])
         })
@@ -299,7 +343,7 @@ mod tests {
     #[test]
     fn the_instructions_are_there_and_end_with_a_breakpoint_and_a_jump() {
         let code = code();
-        assert!(code.len() > 40 && code.len() < 256, "{}", code.len());
+        assert!(code.len() > 40 && code.len() < 512, "{}", code.len());
         assert_eq!(code[behind_breakpoint() as usize - 1], 0xcc);
     }
 

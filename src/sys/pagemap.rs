@@ -110,6 +110,11 @@ pub fn guards(pagemap: &File, start: u64, end: u64) -> Result<Ranges, Errno> {
     }
 }
 
+/// Whether the kernel tells of guards.
+pub fn tells_of_guards(pagemap: &File) -> bool {
+    scanned(pagemap, 0, PAGE, (0, PAGE_IS_GUARD, 0)).is_ok()
+}
+
 /// The ranges of [`scan`].
 fn scanned(pagemap: &File, start: u64, end: u64, wanted: (u64, u64, u64)) -> Result<Ranges, Errno> {
     let mut found = Vec::new();

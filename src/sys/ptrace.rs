@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use libc::{c_int, c_long, c_uint, c_void, pid_t};
 use nix::errno::Errno;
+use nix::sys::time::TimeSpec;
 
 /// What the tracer is told of beside stops and ends: new threads and processes, which are traced from
 /// their first instruction on, and execs. Stops at calls are told from those for SIGTRAP.
@@ -142,6 +143,40 @@ pub fn wait_for(tid: pid_t) -> Result<Stopped, Errno> {
     }
 }
 
+/// The same of one that runs; when the time has come it is asked to stop, and stops for that if for nothing else.
+/// SIGCHLD is blocked in all threads: it tells when to look.
+pub fn wait_until(running: &Running, time: Instant) -> Result<Stopped, Errno> {
+    let tid = running.tid;
+    loop {
+        let mut status = 0;
+        // SAFETY: the kernel writes one int.
+        let done = unsafe { libc::waitpid(tid, &mut status, libc::__WALL | libc::WNOHANG) };
+        match Errno::result(done) {
+            Ok(0) => {}
+            Ok(_) if libc::WIFSTOPPED(status) => {
+                return Ok(Stopped { tid, why: Stop::of(tid, status), of: PhantomData });
+            }
+            Ok(_) => return Err(Errno::ESRCH),
+            Err(errno) => return Err(errno),
+        }
+        let left = time.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            running.interrupt()?;
+            return wait_for(tid);
+        }
+        let left = TimeSpec::from_duration(left);
+        // SAFETY: an all-zero set is valid, and sigaddset changes it only.
+        let signals = unsafe {
+            let mut signals: libc::sigset_t = std::mem::zeroed();
+            libc::sigaddset(&raw mut signals, libc::SIGCHLD);
+            signals
+        };
+        // SAFETY: the kernel reads a set and a time. (What is taken is known to have come: whoever waits for such a
+        // signal looks at all tracees before.)
+        unsafe { libc::sigtimedwait(&signals, std::ptr::null_mut(), left.as_ref()) };
+    }
+}
+
 /// Kills a tracee and waits for its end.
 pub fn end(stopped: Stopped) -> Result<(), Errno> {
     // SAFETY: no pointers; the number is its own until it is waited for.
@@ -220,6 +255,11 @@ impl Running {
 }
 
 impl Stopped {
+    /// A tracee of the calling thread that was left when it had stopped. Whatever is asked of another one is ESRCH.
+    pub fn still(tid: pid_t) -> Stopped {
+        Stopped { tid, why: Stop::Asked, of: PhantomData }
+    }
+
     /// The thread's number.
     pub fn tid(&self) -> pid_t {
         self.tid

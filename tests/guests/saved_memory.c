@@ -14,7 +14,9 @@
 #include <unistd.h>
 #include <errno.h>
 
-enum { PAGE = 4096 };
+enum { PAGE = 4096, ZEROS = 4 << 20 };
+/* What is not zero where all else is: the first and the last byte of a page, one in it, and the last of all. */
+static const int marks[] = {5 * PAGE, 9 * PAGE - 1, 300 * PAGE + 128, ZEROS - 1};
 static int wrong;
 
 static void check(int holds, const char *what) {
@@ -40,6 +42,18 @@ static int readable(const char *at) {
     return done;
 }
 
+static int has_marks_alone(const char *zeros) {
+    int found = 0;
+    for (int at = 0; at < ZEROS; at++) {
+        if (zeros[at] == 0)
+            continue;
+        if (found == 4 || at != marks[found] || zeros[at] != 1)
+            return 0;
+        found++;
+    }
+    return found == 4;
+}
+
 static int load_filter(void) {
     struct sock_filter program[] = {
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
@@ -59,6 +73,7 @@ int main(int count, char **names) {
     char *guarded = map(4 * PAGE, both, private, -1, 0);
     char *sparse = map(64ul << 30, both, private | MAP_NORESERVE, -1, 0);
     char *reserved = map(200ul << 30, PROT_NONE, private, -1, 0);
+    char *zeros = map(ZEROS, both, private, -1, 0);
     char *shared = map(PAGE, both, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     int memory = memfd_create("memory", 0);
     if (ftruncate(memory, 2 * PAGE) != 0)
@@ -73,13 +88,16 @@ int main(int count, char **names) {
     char *removed = map(3 * PAGE, both, MAP_PRIVATE, file, 0);
     close(file);
     unlink("/tmp/removed");
-    if (!hidden || !guarded || !sparse || !shared || !half || !whole || !own || !removed)
+    if (!hidden || !guarded || !sparse || !zeros || !shared || !half || !whole || !own || !removed)
         return 2;
     strcpy(hidden, "hidden");
     mprotect(hidden, PAGE, PROT_NONE);
     memset(guarded, 3, 4 * PAGE);
     int guards = madvise(guarded + PAGE, PAGE, 102 /* MADV_GUARD_INSTALL */) == 0;
     sparse[40ul << 30] = 5;
+    memset(zeros, 0, ZEROS);
+    for (int i = 0; i < 4; i++)
+        zeros[marks[i]] = 1;
     strcpy(whole, "whole");
     strcpy(half, "half");
     strcpy(own + PAGE, "own");
@@ -117,6 +135,7 @@ int main(int count, char **names) {
     check(!guards || !readable(guarded + PAGE), "a guard");
     check(guarded[0] == 3 && guarded[2 * PAGE] == 3, "beside a guard");
     check(sparse[40ul << 30] == 5 && sparse[PAGE] == 0, "sparse memory");
+    check(has_marks_alone(zeros), "written zeros with something between them");
     check(!reserved || !readable(reserved), "reserved memory");
     errno = 0;
     check(syscall(SYS_getppid) == -1 && errno == 77, "the filter holds");

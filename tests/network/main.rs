@@ -8,6 +8,7 @@ mod common;
 
 mod metered;
 mod publish;
+mod saves;
 mod unix;
 mod accounts;
 mod asking;

@@ -10,6 +10,7 @@ mod forks;
 mod ipc;
 mod later;
 mod lazy;
+mod network;
 mod passing;
 mod programs;
 mod repeats;

@@ -30,6 +30,11 @@ pub(super) fn image(report: &ImageReport) -> String {
         let repeats = if report.deterministic { ", deterministic" } else { "" };
         let _ = writeln!(text, "{:<10}{}{repeats}", "clock", moment(clock));
     }
+    for (name, each) in [("reaches", &report.allowed), ("published", &report.published)] {
+        for words in each {
+            let _ = writeln!(text, "{name:<10}{}", plain(words));
+        }
+    }
     for shown in &report.shows {
         let how = if shown.writable { "writable" } else { "read-only" };
         let at = match shown.at == shown.path {

@@ -8,7 +8,7 @@ use nix::unistd::AccessFlags;
 
 use super::super::error::refuse;
 use super::super::paths::{Kind, check, quoted};
-use super::super::{ConfigError, Mount, MountKind, Why};
+use super::super::{ConfigError, Host, Mount, MountKind, Why};
 use super::Plan;
 
 impl Plan<'_> {
@@ -28,25 +28,38 @@ impl Plan<'_> {
                 "cannot use {flag}: there is no {words}; start what listens at it first, or correct the path"
             ));
         }
-        let real = self.host.real(&place.path);
-        if !std::fs::symlink_metadata(real).is_ok_and(|it| it.file_type().is_socket()) {
+        if !is_socket(self.host, &place.path) {
             return Err(refuse!(
                 "cannot use {flag}: {words} is no socket; --ro or --rw shows files and directories"
             ));
         }
-        let own = self.host.private.iter().chain(&self.host.stores);
-        if own.into_iter().any(|own| place.path.starts_with(own)) {
-            return Err(refuse!(
-                "cannot use {flag}: {words} controls a sandbox of yours, which no program inside may"
-            ));
-        }
-        self.host.access(&place.path, AccessFlags::W_OK).map_err(|errno| {
-            refuse!(
-                "cannot use {flag}: you may not connect to {words} ({}); ask its owner for access or leave the flag out",
-                errno.desc()
-            )
-        })?;
+        check_socket(self.host, &format!("cannot use {flag}"), &place.path)?;
         let kind = MountKind::ReadOnly { source: place.path.clone() };
         Ok(Mount { target: place.path, kind, why: Why::Flag(flag.to_owned()) })
     }
+}
+
+/// Whether there is a socket of this name.
+pub(in crate::config) fn is_socket(host: &Host, path: &Path) -> bool {
+    std::fs::symlink_metadata(host.real(path)).is_ok_and(|it| it.file_type().is_socket())
+}
+
+/// Refuses a socket that the program may not connect to, in a sentence with this beginning.
+pub(in crate::config) fn check_socket(
+    host: &Host,
+    beginning: &str,
+    path: &Path,
+) -> Result<(), ConfigError> {
+    let words = quoted(path);
+    if host.private.iter().chain(&host.stores).any(|own| path.starts_with(own)) {
+        return Err(refuse!(
+            "{beginning}: {words} controls a sandbox of yours, which no program inside may"
+        ));
+    }
+    host.access(path, AccessFlags::W_OK).map_err(|errno| {
+        refuse!(
+            "{beginning}: you may not connect to {words} ({}); ask its owner for access or leave the flag out",
+            errno.desc()
+        )
+    })
 }

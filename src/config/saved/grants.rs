@@ -31,5 +31,8 @@ pub fn grants(spec: &RunSpec, cwd: Option<&Path>) -> Vec<String> {
     if spec.network == Network::Host {
         grants.push("--net host".to_owned());
     }
+    grants.extend(spec.reach.allow.iter().map(|rule| format!("--allow-net {rule}")));
+    grants.extend(spec.net_log.iter().map(|log| format!("--net-log {}", quoted(log))));
+    grants.extend(spec.publish.iter().map(|wish| format!("--publish {wish}")));
     grants
 }

@@ -136,6 +136,51 @@ fn root_inside_is_no_more_than_a_run_of_the_same_user_has() {
 }
 
 #[test]
+fn what_was_reached_and_published_comes_back() {
+    use crate::sentry::net::{Rule, publish};
+    let host = TestHost::ordinary();
+    let mut options = options(&[]);
+    let rules = |texts: &[&str]| texts.iter().map(|text| Rule::parse(text).unwrap()).collect();
+    options.reach.allow = rules(&["pypi.org:443", "*.crates.io", "[2001:db8::7]:80-81/tcp", "*"]);
+    options.reach.deny = rules(&["192.0.2.0/24"]);
+    options.net_log = Some("net.json".into());
+    options.publish = ["8080:80", "5353:54/udp", "90"]
+        .iter()
+        .flat_map(|wish| publish::parse(wish).unwrap())
+        .collect();
+    let spec = host.resolve(&options).unwrap();
+    let saved = decoded(&encoded(&SavedSpec::of(&spec))).unwrap();
+    let back = restored(&host, &saved).unwrap();
+    assert_eq!(
+        (&back.reach, &back.publish, &back.net_log),
+        (&spec.reach, &spec.publish, &spec.net_log)
+    );
+    assert_eq!((back.network, back.lowest_port()), (Network::Allow, 54));
+    assert!(back.features.contains(Features::NETWORK));
+    let granted = grants(&back, Some(Path::new("/home/me/project")));
+    assert!(granted.contains(&"--allow-net pypi.org:443".to_owned()), "{granted:?}");
+    assert!(granted.contains(&"--publish 127.0.0.1:8080:80/tcp".to_owned()), "{granted:?}");
+    assert!(granted.contains(&"--net-log /home/me/project/net.json".to_owned()), "{granted:?}");
+    // What no run has.
+    let with = |change: fn(&mut SavedSpec)| {
+        let mut changed = saved.clone();
+        change(&mut changed);
+        changed
+    };
+    refused(&host, &with(|it| it.host_network = true), "no run has two");
+    refused(&host, &with(|it| it.publish.push("80:0".into())), "--publish 80:0: it names port 0");
+    refused(&host, &with(|it| it.publish = vec!["53:53".into()]), "answers at port 53");
+    refused(&host, &with(|it| it.publish = vec!["1-512:1-512".into(); 513]), "too many");
+    let rule =
+        |it: &mut SavedSpec, rule: &str| it.reach.as_mut().unwrap().allow = vec![rule.into()];
+    let mut wrong = saved.clone();
+    rule(&mut wrong, "http://x");
+    refused(&host, &wrong, "--allow-net http://x: it is the address of a page");
+    wrong.reach.as_mut().unwrap().allow = vec!["x".into(); 10_001];
+    refused(&host, &wrong, "too many rules");
+}
+
+#[test]
 fn overlays_are_laid_out_anew_and_hide_what_they_hid() {
     let mut host = TestHost::ordinary();
     host.host.mounts.push(("/data/in".into(), "xfs".into()));

@@ -15,6 +15,7 @@ use super::super::error::{OverlayError, refuse};
 use super::super::layers::Layer;
 use super::super::places::hidden_places;
 use super::super::store::{OVERLAYFS_SUPER_MAGIC, Store};
+use super::tried::Tried;
 use super::{Ground, Trouble, Twins, deep, end, is_in, make};
 use crate::config::{RunSpec, Without, quoted};
 use crate::sentry::Features;
@@ -41,18 +42,38 @@ pub(in super::super) fn cause(spec: &RunSpec, store: &Store) -> Option<String> {
 }
 
 /// The same where it has to be tried.
-pub(in super::super) fn refused(layers: &[Layer]) -> Option<String> {
+pub(in super::super) fn refused(store: &Store, layers: &[Layer]) -> Option<String> {
+    let mut tried = Tried::read(store);
+    if tried.as_ref().is_some_and(|tried| tried.has(layers)) {
+        return None;
+    }
     let places: Vec<OverlayPlaces> = layers
         .iter()
         .filter_map(|layer| OverlayPlaces::new(&layer.lower, &layer.upper, &layer.work))
         .collect();
-    let errno = rehearse_overlays(&places).err()?;
+    let errno = match (rehearse_overlays(&places), &mut tried) {
+        (Ok(true), Some(tried)) => {
+            tried.add(store.directory.as_fd(), layers);
+            return None;
+        }
+        (Ok(_), _) => return None,
+        (Err(errno), _) => errno,
+    };
     let why = match errno {
         Errno::EPERM => "before Linux 5.11, and where somebody forbids it, users may not",
         Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ELOOP => "a file system takes no part in one",
         _ => "that is what it says",
     };
     Some(format!("the kernel makes no overlay of it ({}): {why}", errno.desc()))
+}
+
+/// The kernel has refused an overlay that [`refused`] had not been told of. Gives whether another run would try first.
+pub(in super::super) fn doubt(store: &Store, layers: &[Layer]) -> bool {
+    let Some(mut tried) = Tried::read(store).filter(|tried| tried.has(layers)) else {
+        return false;
+    };
+    tried.doubt(store.directory.as_fd());
+    true
 }
 
 /// Refuses what a run cannot have with twins, by name.

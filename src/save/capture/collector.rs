@@ -59,6 +59,8 @@ pub enum Content {
         pid: i32,
         /// (start, end), page-aligned, in order.
         ranges: Vec<(u64, u64)>,
+        /// Those of them that are known to be zero ([`super::zeros`]), likewise.
+        zeros: Vec<(u64, u64)>,
     },
     /// Mappings of a copy of a process ([`super::snapshot`]), whose pages are looked for and read while
     /// the process itself goes on.

@@ -131,6 +131,18 @@ pub fn capture(
     Ok((ipc, noticed))
 }
 
+/// Whether there is anything of System V. Mostly there is nothing; then [`capture_queues`] is all.
+pub fn is_any(subject: &mut Subject<'_>) -> Result<bool, SaveError> {
+    Ok(find(subject)?.iter().any(|all| !all.is_empty()))
+}
+
+/// The POSIX queues alone, which nobody has to be asked about.
+pub fn capture_queues(pid: i32) -> Result<(Ipc, Vec<Noticed>), SaveError> {
+    let mut ipc = Ipc::default();
+    let noticed = queues(pid, &mut ipc.queues)?;
+    Ok((ipc, noticed))
+}
+
 fn failed(what: impl std::fmt::Display) -> impl FnOnce(hand::HandError) -> SaveError {
     move |error| SaveError::failed(format!("cannot read {what}"), error)
 }

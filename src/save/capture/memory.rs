@@ -12,6 +12,7 @@ use super::maps::{self, Line};
 use super::shared;
 use super::snapshot::{self, Live};
 use super::stale;
+use super::zeros::{self, cut};
 use crate::save::error::SaveError;
 use crate::save::hand::AREA;
 use crate::save::state::{Identity, Layout, MappedFile, Mapping, MappingKind, Object, Space};
@@ -44,6 +45,7 @@ pub fn capture(
     let area = subject.hand.area();
     let mut mappings = Vec::with_capacity(lines.len());
     let object = collector.object();
+    let first_content = collector.contents.len();
     let mut lock_new = 0;
     // Of one that has a copy only few mappings are asked about.
     let (all_own, all_guards) = match live {
@@ -63,7 +65,7 @@ pub fn capture(
                 && !stale::may_be(&kind, &collector.known);
             let guards = match (&kind, &all_guards) {
                 (MappingKind::Vvar(_) | MappingKind::Vdso, _) => Vec::new(),
-                (_, Some(all)) => cut(all, piece.start, piece.end),
+                (_, Some(all)) => cut(all, piece.start, piece.end).collect(),
                 _ if is_left => Vec::new(),
                 _ => pagemap::guards(&pagemap, piece.start, piece.end)
                     .map_err(failed("its pages cannot be found"))?,
@@ -76,7 +78,7 @@ pub fn capture(
                 add_pages(collector, object, pid, &stale);
             } else if has_own_pages(&kind) {
                 if let Some(all) = &all_own {
-                    own = cut(all, piece.start, piece.end);
+                    own = cut(all, piece.start, piece.end).collect();
                 } else if copy.is_none() || matches!(kind, MappingKind::Shared { .. }) {
                     own = pagemap::own_pages(&pagemap, piece.start, piece.end)
                         .map_err(failed("its pages cannot be found"))?;
@@ -105,6 +107,10 @@ pub fn capture(
             lock_new = (libc::MCL_FUTURE | on_fault) as u32;
         }
     }
+    // A guard that nobody tells of would be a fault of the process's own.
+    if live.is_none() && pagemap::tells_of_guards(&pagemap) {
+        find_zeros(subject, &mappings, &mut collector.contents[first_content..]);
+    }
     let mut space = attributes(subject, object, mappings)?;
     space.lock_new = lock_new;
     let exe = space.exe.as_slice();
@@ -113,6 +119,18 @@ pub fn capture(
     space.exe_memory =
         line.and_then(|line| collector.known.shared_by_inode((line.device, line.inode)));
     Ok(space)
+}
+
+/// Has a process that stands still until its memory is read look which of its pages are zero.
+fn find_zeros(subject: &mut Subject<'_>, mappings: &[Mapping], contents: &mut [Content]) {
+    for content in contents {
+        let Content::Pages { ranges, zeros, .. } = content else { continue };
+        let pieces = zeros::worth_a_look(ranges, mappings);
+        match zeros::look(subject.hand, &pieces) {
+            Ok(found) => *zeros = found,
+            Err(error) => tracing::debug!(%error, "zeros of a process are not looked for"),
+        }
+    }
 }
 
 /// Ranges of addresses, where they have been found.
@@ -137,7 +155,8 @@ fn add_pages(collector: &mut Collector, object: Object, pid: i32, own: &[(u64, u
     {
         own.iter().for_each(|range| join(ranges, *range));
     } else {
-        collector.contents.push(Content::Pages { object, pid, ranges: own.to_vec() });
+        let (ranges, zeros) = (own.to_vec(), Vec::new());
+        collector.contents.push(Content::Pages { object, pid, ranges, zeros });
     }
 }
 
@@ -157,13 +176,6 @@ pub fn join(ranges: &mut Vec<(u64, u64)>, range: (u64, u64)) {
         Some(last) if last.1 == range.0 => last.1 = range.1,
         _ => ranges.push(range),
     }
-}
-
-/// The parts of ranges, which are in order, that lie within one.
-fn cut(ranges: &[(u64, u64)], start: u64, end: u64) -> Vec<(u64, u64)> {
-    let first = ranges.partition_point(|range| range.1 <= start);
-    let inside = ranges[first..].iter().take_while(|range| range.0 < end);
-    inside.map(|range| (range.0.max(start), range.1.min(end))).collect()
 }
 
 /// What is left of a mapping outside a range.

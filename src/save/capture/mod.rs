@@ -52,12 +52,14 @@ pub mod threads;
 pub mod timers;
 pub mod trees;
 pub mod waits;
+pub mod zeros;
 
 use collector::{Collector, Subject};
 pub use descriptors::Streams;
 use filters::Filters;
 pub(in crate::save) use instruction::instruction_of;
 use snapshot::{Copied, Live};
+use sockets::Around;
 use status::Status;
 
 /// What was found.
@@ -77,6 +79,8 @@ pub struct Found {
     pub overlay: Option<crate::save::state::Overlay>,
     /// System V and POSIX IPC.
     pub ipc: crate::save::ipc::Ipc,
+    /// Whether there is anything of System V, as soon as somebody could be asked.
+    system_v: Option<bool>,
     /// Everything shared, and where content is.
     pub collector: Collector,
     /// Programs that were started later, as the sentry knows them.
@@ -109,10 +113,10 @@ pub struct Earlier {
 }
 
 impl Found {
-    /// Nothing yet. `strict`: connections that go outside are refused.
-    pub fn new(earlier: Earlier, strict: bool) -> Found {
+    /// Nothing yet.
+    pub fn new(earlier: Earlier, around: Around) -> Found {
         let mut found = Found { earlier, ..Found::default() };
-        found.collector.sockets.strict = strict;
+        found.collector.sockets.around = around;
         found
     }
 
@@ -196,13 +200,18 @@ fn all_of(
     }
 }
 
-/// What no process holds: asked for by one of them. Gives queues that are not complete yet.
+/// What no process holds: asked for by one of them, if there is anything. Gives queues that are not complete yet.
 fn ipc_of(
     tracees: &mut Tracees,
     gate: &Gate,
     (guest, programs): (&ProcessInfo, Vec<Vec<u8>>),
     found: &mut Found,
 ) -> Result<Vec<ipc::Noticed>, SaveError> {
+    if found.system_v == Some(false) {
+        let (ipc, noticed) = ipc::capture_queues(guest.pid)?;
+        found.ipc = ipc;
+        return Ok(noticed);
+    }
     let who = guest.words();
     let instruction = instruction_of(guest.pid, &who)?;
     let (mut borrowed, _) = lend(tracees, gate, (guest.pid, &who), None, instruction)?;
@@ -458,6 +467,9 @@ fn leader(
         found.clocks = clocks(&mut subject)?;
         let now = clock_gettime(ClockId::CLOCK_MONOTONIC).ok();
         found.collector.moment = now.map(|now| now.tv_sec() * 1_000_000_000 + now.tv_nsec());
+    }
+    if found.system_v.is_none() && process.filters.is_empty() {
+        found.system_v = Some(ipc::is_any(&mut subject)?);
     }
     process::capture(&mut subject, process)?;
     process.root = roots::of(subject.hand.tid(), &found.collector.known, &subject.to_string())?;

@@ -1,7 +1,8 @@
 //! Copies of stopped processes, from which memory is read while the processes go on.
 //!
 //! A copy is a process with the same pages, copy-on-write, which never runs an instruction of its program: it
-//! stays stopped by the tracer from its first moment on, and is killed when it has been read ([`Copied`]). Owns making it so
+//! stays stopped by the tracer from its first moment on but for looking at its own memory, and is killed when it has been
+//! read ([`Copied`]). Owns making it so
 //! that the guest does not notice, and what a copy lacks ([`is_lost`]).
 //!
 //! The guest must not find a child that it has not made. So a process in between makes the copy and
@@ -27,6 +28,7 @@ use super::Found;
 use super::collector::{Content, Subject};
 use super::maps::{self, Line};
 use super::memory::join;
+use super::zeros;
 use crate::notify::Gate;
 use crate::save::error::SaveError;
 use crate::save::hand::{AREA, Hand, HandError, first_stop};
@@ -51,6 +53,8 @@ pub struct Copied {
     pid: i32,
     pidfd: OwnedFd,
     kernel: Arc<Kernel>,
+    /// Where the agent lies in it, if it may look at its memory itself: no guest can have it make calls.
+    area: Option<u64>,
     /// The entry of [`Found::spaces`].
     space: usize,
 }
@@ -105,9 +109,10 @@ impl Live {
         }
         let who = subject.to_string();
         match copy(subject.hand, gate, &self.kernel) {
-            Ok((pid, pidfd)) => {
+            Ok(Made { pid, pidfd, is_confined }) => {
                 let (kernel, space) = (Arc::clone(&self.kernel), found.spaces.len());
-                found.copies.push(Copied { pid, pidfd, kernel, space });
+                let area = is_confined.then(|| subject.hand.area());
+                found.copies.push(Copied { pid, pidfd, kernel, area, space });
                 Ok(Some(pid))
             }
             Err(HandError::Killed) => Err(SaveError::of(who)(HandError::Killed)),
@@ -147,8 +152,14 @@ fn locked_pages(pid: i32) -> u64 {
     kilobytes.map_or(u64::MAX, |kilobytes| kilobytes * 1024)
 }
 
-/// A copy, which has stopped: its number, and what tells of its end.
-type Made = (i32, OwnedFd);
+/// A copy, which has stopped.
+struct Made {
+    pid: i32,
+    /// Tells of its end.
+    pidfd: OwnedFd,
+    /// It can make no calls any more ([`confine`]).
+    is_confined: bool,
+}
 
 /// Makes the process in between, and has it make the copy.
 fn copy(hand: &mut Hand, gate: &Gate, kernel: &Kernel) -> Result<Made, HandError> {
@@ -191,7 +202,7 @@ fn unless_lost(
 ) -> Result<Made, HandError> {
     match (done, copy) {
         (Ok(()), copy) => copy,
-        (Err(error), Ok((pid, pidfd))) => {
+        (Err(error), Ok(Made { pid, pidfd, .. })) => {
             discard(kernel, pid, &pidfd);
             Err(error)
         }
@@ -209,15 +220,15 @@ fn discard(kernel: &Kernel, pid: i32, pidfd: &OwnedFd) {
 fn copy_by(tid: i32, parent: &Hand, gate: &Gate, kernel: &Kernel) -> Result<Made, HandError> {
     kernel.add_keeper(tid, "");
     gate.pass(tid);
-    let copy = in_between(tid, parent, kernel);
+    let copy = in_between(tid, parent, gate, kernel);
     kernel.remove_keeper(tid);
     copy
 }
 
-fn in_between(tid: i32, parent: &Hand, kernel: &Kernel) -> Result<Made, HandError> {
+fn in_between(tid: i32, parent: &Hand, gate: &Gate, kernel: &Kernel) -> Result<Made, HandError> {
     let mut hand = Hand::beside(first_stop(tid)?, parent.area());
     hand.respect(parent.filters().to_vec());
-    let copy = copy_and_end(&mut hand, kernel);
+    let copy = copy_and_end(&mut hand, gate, kernel);
     let mut ended = Ok(());
     if hand.stopped().is_ok() {
         ended = hand.release().and_then(|stopped| {
@@ -227,7 +238,7 @@ fn in_between(tid: i32, parent: &Hand, kernel: &Kernel) -> Result<Made, HandErro
     unless_lost(kernel, ended, copy)
 }
 
-fn copy_and_end(hand: &mut Hand, kernel: &Kernel) -> Result<Made, HandError> {
+fn copy_and_end(hand: &mut Hand, gate: &Gate, kernel: &Kernel) -> Result<Made, HandError> {
     let mut table = hand.table();
     table.call(libc::SYS_close_range, [0, u64::from(u32::MAX), 0]);
     // Not of the guest's process group, whose end may be waited for.
@@ -237,7 +248,7 @@ fn copy_and_end(hand: &mut Hand, kernel: &Kernel) -> Result<Made, HandError> {
     table.call(libc::SYS_exit_group, [0]);
     hand.begin(&table)?;
     let mut copy = Err(HandError::Killed);
-    let done = to_the_end(hand, &table, |_, pid| copy = made(pid, kernel));
+    let done = to_the_end(hand, &table, |hand, pid| copy = made(pid, hand, gate, kernel));
     match done {
         // It has ended.
         Err(HandError::Killed) => copy,
@@ -246,12 +257,19 @@ fn copy_and_end(hand: &mut Hand, kernel: &Kernel) -> Result<Made, HandError> {
 }
 
 /// A copy that has just been made.
-fn made(pid: i32, kernel: &Kernel) -> Result<Made, HandError> {
+fn made(pid: i32, by: &Hand, gate: &Gate, kernel: &Kernel) -> Result<Made, HandError> {
     kernel.add_keeper(pid, "");
+    gate.pass(pid);
     let pidfd = process::pidfd_open(pid, false);
+    let confined = first_stop(pid).map(|stopped| {
+        let mut hand = Hand::new(stopped, by.area());
+        hand.respect(by.filters().to_vec());
+        // (One that has been killed is missed when it is read.)
+        confine(&mut hand).is_ok()
+    });
     // It stays where it is.
-    match first_stop(pid).map(|_| pidfd) {
-        Ok(Ok(pidfd)) => Ok((pid, pidfd)),
+    match confined.map(|is_confined| pidfd.map(|pidfd| Made { pid, pidfd, is_confined })) {
+        Ok(Ok(made)) => Ok(made),
         failed => {
             // (Its number is its own as long as its tracer has not heard of its end.)
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
@@ -265,8 +283,21 @@ fn made(pid: i32, kernel: &Kernel) -> Result<Made, HandError> {
     }
 }
 
-/// Finds the pages of the copies. `taken`: flags of mappings were taken for granted. Gives whether they are
-/// so; if not, all has to be captured anew.
+/// Takes all system calls away from a copy, by a seccomp filter: it is going to run while guests do, which may write to
+/// its memory as to one another's.
+fn confine(hand: &mut Hand) -> Result<(), HandError> {
+    const REFUSE: u32 = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
+    let mut table = hand.table();
+    // struct sock_filter and sock_fprog.
+    let [code, none] = [(libc::BPF_RET | libc::BPF_K) as u16, 0].map(u16::to_ne_bytes);
+    let program = table.data(&[&code[..], &none, &REFUSE.to_ne_bytes()].concat());
+    let whole = table.data(&[1, program.address].map(u64::to_ne_bytes).concat());
+    table.call(libc::SYS_seccomp, [libc::SECCOMP_SET_MODE_FILTER.into(), 0, whole.address]);
+    hand.run(&table).map(drop)
+}
+
+/// Finds the pages of the copies, and which are zero. `taken`: flags of mappings were taken for granted. Gives whether
+/// they are so; if not, all has to be captured anew.
 pub fn settle(found: &mut Found, spaces: &mut [Space], taken: bool) -> Result<bool, SaveError> {
     let Found { copies, collector, .. } = found;
     // Both take their time, by the kernel's walks through page tables.
@@ -274,6 +305,7 @@ pub fn settle(found: &mut Found, spaces: &mut [Space], taken: bool) -> Result<bo
         let read = || copies.iter().map(|it| maps::read(it.pid)).collect::<Vec<_>>();
         let reading = taken.then(|| scope.spawn(read));
         let pages = find_pages(&mut collector.contents, spaces);
+        find_zeros(copies, &mut collector.contents, spaces);
         let Some(reading) = reading else { return pages.map(|()| true) };
         let lines = reading.join().unwrap_or_else(|panic| resume_unwind(panic));
         // (If there is none of them any more, its pages cannot be found either.)
@@ -308,9 +340,26 @@ fn find_pages(contents: &mut [Content], spaces: &mut [Space]) -> Result<(), Save
                 mapping.guards = guards;
             }
         }
-        *content = Content::Pages { object: *object, pid: *pid, ranges };
+        *content = Content::Pages { object: *object, pid: *pid, ranges, zeros: Vec::new() };
     }
     Ok(())
+}
+
+/// Has the copies look which of their pages are zero.
+fn find_zeros(copies: &[Copied], contents: &mut [Content], spaces: &[Space]) {
+    let of_copy: HashMap<_, _> = copies.iter().map(|it| (it.pid, it)).collect();
+    for content in contents {
+        let Content::Pages { pid, ranges, zeros, .. } = content else { continue };
+        let Some(copied) = of_copy.get(pid) else { continue };
+        let (Some(area), Some(space)) = (copied.area, spaces.get(copied.space)) else { continue };
+        let pieces = zeros::worth_a_look(ranges, &space.mappings);
+        if pieces.is_empty() {
+            continue;
+        }
+        let pid = *pid;
+        let looked = copied.kernel.tracer().run(move |_| zeros::look_in_copy(pid, area, &pieces));
+        *zeros = looked.unwrap_or_default();
+    }
 }
 
 /// Whether the mappings of the copies, with their flags, are those of the spaces.

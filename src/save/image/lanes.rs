@@ -11,7 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use super::error::ImageError;
-use super::format::{MOST_DATA_PAGES, PAGE, PAGE_BYTES, Record};
+use super::format::{Kind, MOST_DATA_PAGES, PAGE, PAGE_BYTES, Record};
 use super::frames::Frames;
 use super::hash::{Class, Key, checksum, classify};
 use super::output::{AT_ONCE, Piece, Place, thread_died, write_slices_at};
@@ -22,7 +22,8 @@ const BUFFER: usize = 256 << 10;
 /// Fewer bytes than this are not worth another thread.
 const WORTH: u64 = 2 << 20;
 
-/// Pages that come one behind the other, into one part of a buffer.
+/// Pages that come one behind the other, into one part of a buffer; no part, if they are known to be zero, all of an
+/// entry's.
 struct Part {
     /// The entry of what is to be fetched.
     entry: usize,
@@ -80,7 +81,8 @@ impl<'a> Lanes<'a> {
 
     /// Does all of it, with at most so many threads.
     pub(super) fn run(self, threads: usize) -> Result<(), ImageError> {
-        let bytes: u64 = self.pages.iter().map(|it| it.count * PAGE_BYTES).sum();
+        let fetched = self.pages.iter().filter(|it| it.fetch.is_some());
+        let bytes: u64 = fetched.map(|it| it.count * PAGE_BYTES).sum();
         let threads = threads.min((bytes / WORTH) as usize + 1);
         thread::scope(|scope| {
             let start = |_| {
@@ -134,9 +136,12 @@ impl<'a> Lanes<'a> {
         while used < BUFFER
             && let Some(pages) = self.pages.get(feed.entry)
         {
-            let rest = pages.count * PAGE_BYTES - feed.before;
+            let rest = match pages.fetch {
+                Some(_) => pages.count * PAGE_BYTES - feed.before,
+                None => 0,
+            };
             let size = rest.min((BUFFER - used) as u64);
-            if size > 0 {
+            if size > 0 || pages.fetch.is_none() && pages.count > 0 {
                 let (entry, address) = (feed.entry, pages.address + feed.before);
                 room.parts.push(Part { entry, address, room: used..used + size as usize });
             }
@@ -146,7 +151,7 @@ impl<'a> Lanes<'a> {
                 (feed.entry, feed.before) = (feed.entry + 1, 0);
             }
         }
-        if used == 0 {
+        if room.parts.is_empty() {
             return None;
         }
         feed.taken += 1;
@@ -159,8 +164,9 @@ impl<'a> Lanes<'a> {
         classes.clear();
         sums.clear();
         for part in &*parts {
+            let Some(fetch) = self.pages[part.entry].fetch else { continue };
             let pages = &mut buffer[part.room.clone()];
-            (self.pages[part.entry].fetch)(part.address, pages)?;
+            fetch(part.address, pages)?;
             let first = classes.len();
             classes.resize(first + pages.len() / PAGE, Class::Unknown);
             let classes = &mut classes[first..];
@@ -192,7 +198,11 @@ impl<'a> Lanes<'a> {
         for part in &room.parts {
             let (start, end) = (part.room.start, part.room.end);
             let classes = &room.classes[start / PAGE..end / PAGE];
-            let object = self.pages[part.entry].object;
+            let Pages { object, count, fetch, .. } = self.pages[part.entry];
+            if fetch.is_none() {
+                turns.frames.push_pages(Kind::Zero, object, part.address, count);
+                continue;
+            }
             let most = MOST_DATA_PAGES as usize * PAGE;
             turns.frames.sort(object, part.address, classes, most, |frames, run| {
                 let place = start + run.start..start + run.end;

@@ -48,8 +48,8 @@ pub struct Pages<'f> {
     pub address: u64,
     /// How many.
     pub count: u64,
-    /// Gets an address and the place for some of them.
-    pub fetch: &'f Fetch<'f>,
+    /// Gets an address and the place for some of them. None: they are known to be zero.
+    pub fetch: Option<&'f Fetch<'f>>,
 }
 
 /// Writes one image. Pages of one object have to come in ascending order, and so have the bytes of one
@@ -153,9 +153,10 @@ impl<W: Write> Writer<W> {
     /// Pages of several places that the caller fetches. Those of one object are in order.
     pub fn many(&mut self, pages: &[Pages<'_>]) -> Result<(), ImageError> {
         let Some(place) = self.place.clone().filter(|_| self.packer.is_none()) else {
-            return pages
-                .iter()
-                .try_for_each(|it| self.pages_with(it.object, it.address, it.count, it.fetch));
+            return pages.iter().try_for_each(|it| match it.fetch {
+                Some(fetch) => self.pages_with(it.object, it.address, it.count, fetch),
+                None => self.zeros(it.object, it.address, it.count),
+            });
         };
         for Pages { object, address, count, .. } in pages {
             self.frames.claim_pages(*object, *address, count.saturating_mul(PAGE_BYTES))?;

@@ -14,7 +14,7 @@ use crate::save::error::RestoreError;
 use crate::save::hand::{Hand, HandError};
 use crate::save::restore::courier::Courier;
 use crate::save::state::{Object, Sandbox};
-use crate::sentry::SavedDevice;
+use crate::sentry::{Kernel, SavedDevice};
 use crate::sys::beneath;
 
 /// Where content of the memory section goes.
@@ -83,6 +83,8 @@ pub struct Maker<'m> {
     pub gate: &'m Gate,
     /// Random devices that go on, each with its writing end, which nobody else has.
     pub devices: Vec<(SavedDevice, OwnedFd)>,
+    /// The sentry's, which has connections of its own with the host's network. (None in tests.)
+    pub kernel: Option<&'m Kernel>,
 }
 
 impl Maker<'_> {

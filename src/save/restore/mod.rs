@@ -44,6 +44,7 @@ pub mod keepers;
 pub mod layers;
 pub mod lazy;
 pub mod maker;
+pub mod network;
 pub mod notices;
 pub mod overruns;
 mod own;
@@ -174,7 +175,7 @@ pub fn grow(
     sandbox: &Sandbox,
     options: &Options,
     content: Content<'_>,
-    kernel: &Kernel,
+    kernel: &Arc<Kernel>,
 ) -> Result<Grown, RestoreError> {
     let (courier, theirs) = courier::pair(FIRST)
         .map_err(|errno| RestoreError::failed("a socket to the new processes", errno.desc()))?;
@@ -193,6 +194,7 @@ pub fn grow(
         hands: HashMap::new(),
         gate,
         devices: Vec::new(),
+        kernel: Some(kernel),
     };
     trees::restore(&mut maker, &options.trees)?;
     ipc::restore(&mut maker)?;
@@ -208,6 +210,7 @@ pub fn grow(
     maker.hands = hands;
     descriptors::make_files(&mut maker, &streams, options.files)?;
     drop(streams);
+    network::go_on(sandbox, kernel)?;
     let shared = shared::make(&mut maker)?;
 
     let plants = plants(sandbox, std::mem::take(&mut maker.hands), &classes)?;

@@ -22,7 +22,7 @@ use super::meter::{Meter, Way};
 use crate::sys::{errno_of, socket};
 
 /// Relays that are open at a time: the one that was opened first makes way.
-const MOST_RELAYS: usize = 128;
+pub(super) const MOST_RELAYS: usize = 128;
 /// Flows of a relay at a time.
 const MOST_FLOWS: usize = 64;
 /// A flow that has carried nothing for so long ends; what is sent later begins another (RFC 4787, REQ-5).
@@ -55,6 +55,12 @@ impl Relays {
     pub(super) fn has(&self, address: SocketAddr) -> bool {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         open.by_address.get(&address).is_some_and(|relay| !relay.task.0.is_finished())
+    }
+
+    /// Where there are relays, the one that was opened first in front.
+    pub(super) fn addresses(&self) -> Vec<SocketAddr> {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.order.iter().copied().collect()
     }
 
     /// Opens a relay for `address`, which may be reached; `false`: there is one. What the host's network refuses, it

@@ -29,7 +29,7 @@ use super::address::{self, family};
 use super::guest_socket::GuestSocket;
 use super::inside::{Inside, Lent};
 use super::meter::{Allowance, Meter};
-use super::publish::{Limits, Shared, pump};
+use super::publish::{Course, Limits, Shared, pump};
 use super::{OWN_V4, OWN_V6, unreachable};
 use crate::sys::{descriptors, errno_of, socket};
 
@@ -219,10 +219,10 @@ pub(super) async fn serve(
 /// Leads one connection out, until it ends.
 async fn lead(order: Order, shared: &Shared) {
     let Order { outer, target, dark, waiting, _place } = order;
-    let mut ending = shared.ending.clone();
+    let mut course = shared.course.clone();
     let reached = tokio::select! {
         reached = reach(outer) => reached,
-        _ = ending.wait_for(|ending| *ending) => return,
+        _ = course.wait_for(|course| *course != Course::Open) => return,
     };
     match reached {
         Ok(outer) => {
@@ -235,7 +235,7 @@ async fn lead(order: Order, shared: &Shared) {
             }
         }
         Err(Errno::ETIMEDOUT) => {
-            let ended = ending.wait_for(|ending| *ending);
+            let ended = course.wait_for(|course| *course != Course::Open);
             let _ = tokio::time::timeout(LATER, ended).await;
         }
         // (Should it not be heard, the address is not dark any more, and the guest is refused when it asks again.)

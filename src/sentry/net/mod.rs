@@ -28,6 +28,7 @@ pub mod publish;
 mod replace;
 mod resolver;
 mod rule;
+mod saved;
 mod tcp;
 mod unreachable;
 mod upstream;
@@ -54,6 +55,7 @@ use policy::{Known, is_loopback};
 pub use policy::{Policy, Verdict};
 pub use resolver::{RESOLVERS, Resolver};
 pub use rule::{Rule, Transport};
+pub use saved::{SavedName, SavedNetwork};
 pub use tcp::connect;
 
 use super::asking::Choice;
@@ -100,6 +102,12 @@ type Said = (Option<String>, Option<Choice>);
 struct Asked<'k> {
     kernel: &'k Kernel,
     tid: i32,
+}
+
+impl<'k> Asked<'k> {
+    fn by(call: &'k TaskCall) -> Asked<'k> {
+        Asked { kernel: &call.kernel, tid: call.received().tid }
+    }
 }
 
 /// The only address that a guest's interfaces have beside the loopback's: programs that ask whether there is a network
@@ -311,17 +319,16 @@ impl Network {
         }
         let (verdict, rule) = self.judge(address, Transport::Udp);
         match verdict {
-            Verdict::Outside => self.begin_to_carry(call, address, rule, None),
+            Verdict::Outside => self.begin_to_carry(&Asked::by(call), address, rule, None),
             Verdict::Inside => {}
             Verdict::Refused(why) => {
                 match self.ask(call, (address, Transport::Udp), why, connects).await? {
                     Ok(granted) => {
-                        self.begin_to_carry(call, address, None, Some(granted.choice));
+                        self.begin_to_carry(&Asked::by(call), address, None, Some(granted.choice));
                         granted.settle();
                     }
                     Err(why) => {
-                        let asked = Asked { kernel: &call.kernel, tid: call.received().tid };
-                        self.refuse(&asked, address, Transport::Udp, why, rule);
+                        self.refuse(&Asked::by(call), address, Transport::Udp, why, rule);
                     }
                 }
             }
@@ -331,12 +338,12 @@ impl Network {
 
     fn begin_to_carry(
         &self,
-        call: &TaskCall,
+        asked: &Asked<'_>,
         address: SocketAddr,
         rule: Option<String>,
         answer: Option<Choice>,
     ) {
-        let tid = call.received().tid;
+        let tid = asked.tid;
         let key = self.key(address, Transport::Udp);
         let full = self.metered.as_ref().filter(|metered| metered.meter().is_used_up());
         if let Some(full) = full {
@@ -350,7 +357,7 @@ impl Network {
             let answer = answer.map(Choice::word);
             let allowed = Record { decision: Some("allowed"), rule, answer, ..Record::default() };
             self.record(tid, address, Transport::Udp, allowed);
-            self.admitted(&call.kernel, tid, address, Transport::Udp);
+            self.admitted(asked.kernel, tid, address, Transport::Udp);
         }
     }
 

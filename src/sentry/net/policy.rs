@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::rule::{Net, Rule, Target, Transport};
+use super::saved::SavedName;
 
 /// What was asked for by flags. Immutable.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -213,6 +214,18 @@ impl Known {
         live.map(|(name, _)| name.clone()).collect()
     }
 
+    /// What is known, and for how long still. (More than there may be addresses are not kept.)
+    pub(super) fn saved(&self, now: Instant) -> Vec<SavedName> {
+        let all =
+            self.names.iter().flat_map(|(address, names)| names.iter().map(|it| (*address, it)));
+        let live = all.filter(|(_, (_, until))| until.is_none_or(|until| now < until));
+        let saved = live.map(|(address, (name, until))| {
+            let left = until.map_or(Duration::ZERO, |until| until.duration_since(now));
+            SavedName { name: name.clone(), address, seconds: left.as_secs() }
+        });
+        saved.take(MOST).collect()
+    }
+
     /// Drops what has expired; if that is nothing, all that expires at all.
     fn forget(&mut self, now: Instant) {
         let before = self.names.len();
@@ -310,7 +323,15 @@ mod tests {
         known.learn("b.org", address, None, now);
         assert_eq!(known.names(address, now + LEAST / 2), ["a.org", "b.org"]);
         assert_eq!(known.names(address, now + LEAST), ["b.org"]);
+        let saved = |known: &Known, now| {
+            let mut saved = known.saved(now);
+            saved.sort_by(|one, other| one.name.cmp(&other.name));
+            saved.into_iter().map(|it| (it.name, it.seconds)).collect::<Vec<_>>()
+        };
+        let both = [("a.org".to_owned(), 100), ("b.org".to_owned(), 0)];
+        assert_eq!(saved(&known, now + LEAST - Duration::from_secs(100)), both);
         known.forget(now + LEAST);
         assert_eq!(known.names(address, now), ["b.org"]);
+        assert_eq!(saved(&known, now + LEAST), [("b.org".to_owned(), 0)]);
     }
 }

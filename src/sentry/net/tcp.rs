@@ -41,8 +41,7 @@ pub async fn connect(call: &TaskCall, net: &Network, own: GuestSocket, wanted: &
                 Ok(Err(why)) => why,
                 Err(interrupted) => return interrupted.into(),
             };
-            let who = Asked { kernel: &call.kernel, tid: call.received().tid };
-            net.refuse(&who, target, Transport::Tcp, why, rule);
+            net.refuse(&Asked::by(call), target, Transport::Tcp, why, rule);
             Answer::Fail(Errno::EACCES)
         }
     }

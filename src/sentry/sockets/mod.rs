@@ -8,6 +8,7 @@ mod holders;
 mod visit;
 
 use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::errno::Errno;
@@ -107,6 +108,34 @@ impl Kernel {
         listing.add_unlisted(if has_own_network { "inside" } else { "outside" });
         Ok(listing.finish())
     }
+}
+
+/// One side of a TCP connection that some process holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeldSide {
+    /// The number in /proc/PID/fd.
+    pub inode: u64,
+    /// Its own address.
+    pub local: SocketAddr,
+    /// That of the other side.
+    pub peer: SocketAddr,
+}
+
+/// All sides of TCP connections in one network that processes hold, whichever these are. `netlink`: of that network
+/// (NETLINK_SOCK_DIAG).
+///
+/// # Errors
+/// ENOENT: the host's kernel cannot list them.
+pub fn held_sides(netlink: BorrowedFd<'_>) -> Result<Vec<HeldSide>, Errno> {
+    let mut sides = Vec::new();
+    for class in diag::CONNECTIONS {
+        diag::dump(netlink, class, |it| {
+            if let (1.., End::Address(local), End::Address(peer)) = (it.inode, it.local, it.peer) {
+                sides.push(HeldSide { inode: it.inode, local, peer });
+            }
+        })?;
+    }
+    Ok(sides)
 }
 
 /// What is being put together.

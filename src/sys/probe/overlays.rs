@@ -32,11 +32,11 @@ impl OverlayPlaces {
 const NAMESPACES: usize = 0;
 const OVERLAYS: usize = 1;
 
-/// Makes the overlays, which go at once. Where there are no namespaces for it, nothing is said.
+/// Makes the overlays, which go at once. `false`: there are no namespaces for it.
 ///
 /// # Errors
 /// What the kernel says of the first that it refuses.
-pub fn rehearse_overlays(all: &[OverlayPlaces]) -> Result<(), Errno> {
+pub fn rehearse_overlays(all: &[OverlayPlaces]) -> Result<bool, Errno> {
     // Written out before the fork: the child must not allocate.
     let uid_map = format!("0 {} 1\n", nix::unistd::geteuid());
     let gid_map = format!("0 {} 1\n", nix::unistd::getegid());
@@ -47,9 +47,9 @@ pub fn rehearse_overlays(all: &[OverlayPlaces]) -> Result<(), Errno> {
             board.put(OVERLAYS, all.iter().try_for_each(make));
         }
     });
-    match outcomes.at(OVERLAYS) {
-        Tried::Refused(errno) if outcomes.at(NAMESPACES) == Tried::Works => Err(errno),
-        _ => Ok(()),
+    match (outcomes.at(NAMESPACES), outcomes.at(OVERLAYS)) {
+        (Tried::Works, Tried::Refused(errno)) => Err(errno),
+        (_, overlays) => Ok(overlays.works()),
     }
 }
 

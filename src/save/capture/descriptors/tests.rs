@@ -17,7 +17,7 @@ use crate::save::restore::descriptors::{
 };
 use crate::save::restore::maker::{Maker, Sink};
 use crate::save::restore::seed::tests::plant;
-use crate::save::state::{Clocks, Run, Sandbox};
+use crate::save::state::{Clocks, Sandbox};
 use crate::sys::ptrace;
 
 /// A program that has set its descriptors up and stands still.
@@ -127,15 +127,15 @@ fn clocks() -> Clocks {
 }
 
 fn sandbox(table: &Table, collector: &Collector) -> Sandbox {
-    let empty = crate::save::testing::empty();
+    let mut sandbox = crate::save::testing::empty();
+    sandbox.run.program = 2;
     Sandbox {
-        run: Run { program: 2, ..empty.run.clone() },
         clocks: clocks(),
         files: collector.files.clone(),
         tables: vec![table.clone()],
         shared: collector.shared.clone(),
         pipes: collector.pipes.clone(),
-        ..empty
+        ..sandbox
     }
 }
 
@@ -193,14 +193,14 @@ fn restore(
         hands: Default::default(),
         gate: &gate,
         devices: Vec::new(),
+        kernel: None,
     };
     let _ended = Ended(maker_child);
     make_files(&mut maker, &restore_streams, FilesPolicy::Strict)?;
     make_late_files(&mut maker, FilesPolicy::Strict)?;
     pour(contents, &mut maker.sinks);
-    for finish in std::mem::take(&mut maker.finishes) {
-        finish(&mut maker)?;
-    }
+    let finishes = std::mem::take(&mut maker.finishes);
+    finishes.into_iter().try_for_each(|finish| finish(&mut maker))?;
     let files = std::mem::take(&mut maker.files);
     drop(maker);
     let (child, mut hand, courier) = plant();

@@ -10,6 +10,7 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
+use std::sync::Arc;
 
 use libc::{AF_INET, AF_INET6, AF_NETLINK, AF_UNIX, SOCK_DGRAM, SOCK_STREAM, SOL_SOCKET};
 use nix::errno::Errno;
@@ -19,11 +20,13 @@ use crate::save::capture::collector::{Collector, Passed, Subject};
 use crate::save::error::SaveError;
 use crate::save::sockets::{Detail, Message, Socket, UnixState, options};
 use crate::save::state::FileKind;
+use crate::sentry::net::Network;
 use crate::sys::{files, socket};
 
 mod diag;
 mod ids;
 mod netlink;
+mod outside;
 mod queue;
 mod tcp;
 mod udp;
@@ -32,21 +35,35 @@ mod unix;
 #[cfg(test)]
 mod tests;
 
+/// What a run's network is like.
+#[derive(Debug, Clone, Default)]
+pub struct Around {
+    /// Connections that would be lost are refused; else they are saved as broken off.
+    pub strict: bool,
+    /// By which guests may hold connections of the host's network besides (`--net allow`).
+    pub network: Option<Arc<Network>>,
+    /// The sentry has sockets in the guests' own network (that, and `--publish`).
+    pub takes_part: bool,
+}
+
 /// What is remembered of sockets while they are gone through.
 #[derive(Debug, Default)]
 pub struct Gathered {
-    /// Connections that go outside are refused; else they are saved as broken off.
-    pub strict: bool,
+    /// What is known of the network before anything is looked at.
+    pub around: Around,
     /// How the guest's namespaces number things.
     ids: Option<ids::Ids>,
     /// Unix sockets of the guest's network namespace.
     listing: diag::Listing,
     /// Those whose connections nobody has accepted.
     unaccepted: HashSet<u64>,
-    /// SO_NETNS_COOKIE of it.
+    /// SO_NETNS_COOKIE of it, and of the host's own.
     namespace: Option<Vec<u8>>,
-    /// It is the host's own, so that connections may go outside.
+    of_host: Option<Vec<u8>>,
+    /// They are one, so that connections may go outside.
     shares_host: bool,
+    /// Lists sockets of it (NETLINK_SOCK_DIAG).
+    lister: Option<OwnedFd>,
     /// The root of the guests' file view.
     root: Option<std::fs::File>,
     /// Root directories of guests that are others (chroot(2)), by path.
@@ -201,6 +218,8 @@ impl Gathered {
         let own = own.and_then(|own| namespace(own.as_fd()));
         self.shares_host = own.is_some() && own == self.namespace;
         self.root = std::fs::File::open(view).ok();
+        self.of_host = own;
+        self.lister = Some(copy);
         self.ids = Some(ids::Ids::of(subject.pid));
         Ok(())
     }
@@ -230,7 +249,15 @@ fn take(who: Whose, copy: OwnedFd, collector: &mut Collector) -> Result<Socket, 
     let (family, kind, protocol) =
         (of(libc::SO_DOMAIN)?, of(libc::SO_TYPE)?, of(libc::SO_PROTOCOL)?);
     let (_, id) = files::identity(fd).map_err(who.failed("ask the socket"))?;
-    if namespace(fd) != collector.sockets.namespace {
+    let belongs_to = namespace(fd);
+    let is_inside = belongs_to == collector.sockets.namespace;
+    let is_tcp = matches!(family, AF_INET | AF_INET6)
+        && (kind, protocol) == (SOCK_STREAM, libc::IPPROTO_TCP);
+    let is_outside = !is_inside
+        && is_tcp
+        && collector.sockets.around.network.is_some()
+        && belongs_to == collector.sockets.of_host;
+    if !is_inside && !is_outside {
         return Err(who.refuse(
             "a socket of another network namespace, which cannot be saved; close it first",
         ));
@@ -254,7 +281,10 @@ fn take(who: Whose, copy: OwnedFd, collector: &mut Collector) -> Result<Socket, 
             Detail::Unix(unix)
         }
         (AF_INET | AF_INET6, SOCK_STREAM, libc::IPPROTO_TCP | libc::IPPROTO_MPTCP) => {
-            let (tcp, shutdown) = tcp::capture(&who, fd, protocol)?;
+            let (tcp, shutdown) = match is_outside {
+                true => outside::capture(&who, fd, &gathered.around)?,
+                false => tcp::capture(&who, fd, protocol)?,
+            };
             saved.shutdown = shutdown;
             Detail::Tcp(tcp)
         }

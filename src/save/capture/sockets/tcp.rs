@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use serde_bytes::ByteBuf;
 
 use super::queue::Meanwhile;
-use super::{Gathered, Held, Whose};
+use super::{Gathered, Held, Whose, outside};
 use crate::save::error::SaveError;
 use crate::save::sockets::{
     Connection, Detail, Endpoint, Ends, Socket, Tcp, TcpState, endpoint, options,
@@ -33,18 +33,18 @@ const SEND_QUEUE: i32 = 2;
 
 /// include/net/tcp_states.h.
 const ESTABLISHED: u8 = 1;
-const SYN_SENT: u8 = 2;
+pub(super) const SYN_SENT: u8 = 2;
 const FIN_WAIT1: u8 = 4;
 const FIN_WAIT2: u8 = 5;
-const CLOSE: u8 = 7;
-const CLOSE_WAIT: u8 = 8;
-const LAST_ACK: u8 = 9;
-const LISTEN: u8 = 10;
-const CLOSING: u8 = 11;
+pub(super) const CLOSE: u8 = 7;
+pub(super) const CLOSE_WAIT: u8 = 8;
+pub(super) const LAST_ACK: u8 = 9;
+pub(super) const LISTEN: u8 = 10;
+pub(super) const CLOSING: u8 = 11;
 
 /// The fields of struct tcp_info that matter here.
-struct Info {
-    state: u8,
+pub(super) struct Info {
+    pub(super) state: u8,
     options: u8,
     scales: (u8, u8),
     /// Of one that listens: connections that nobody has accepted, and its backlog.
@@ -54,7 +54,7 @@ struct Info {
 }
 
 impl Info {
-    fn of(fd: BorrowedFd<'_>) -> Result<Info, Errno> {
+    pub(super) fn of(fd: BorrowedFd<'_>) -> Result<Info, Errno> {
         let bytes = socket::option(fd, IPPROTO_TCP, libc::TCP_INFO, 256)?;
         let word = |at: usize| bytes.get(at..at + 4).and_then(|it| it.try_into().ok());
         let word = |at: usize| word(at).map_or(0, u32::from_ne_bytes);
@@ -114,7 +114,7 @@ pub(super) fn capture(
         TcpState::Connected(connection) => over && !connection.received_end,
         _ => false,
     };
-    Ok((Tcp { local, remote, state }, u8::from(closed_by_itself)))
+    Ok((Tcp { local, remote, state, outside: false }, u8::from(closed_by_itself)))
 }
 
 fn refuse_urgent(who: &Whose, fd: BorrowedFd<'_>) -> Result<(), SaveError> {
@@ -127,7 +127,7 @@ fn refuse_urgent(who: &Whose, fd: BorrowedFd<'_>) -> Result<(), SaveError> {
     }
 }
 
-fn unread(who: &Whose, fd: BorrowedFd<'_>) -> Result<ByteBuf, SaveError> {
+pub(super) fn unread(who: &Whose, fd: BorrowedFd<'_>) -> Result<ByteBuf, SaveError> {
     let failed = who.failed("look at what waits in the socket");
     let count = socket::to_read(fd).map_err(&failed)? as usize;
     if count == 0 {
@@ -173,6 +173,7 @@ fn held<'g>(socket: &Socket, gathered: &'g Gathered) -> Result<&'g Held, SaveErr
 /// side was closed, or it is outside.
 fn settle_pending(sockets: &mut [&mut Socket], gathered: &Gathered) -> Result<(), SaveError> {
     let sides = sides(sockets);
+    let of_sentry = outside::sides_of_sentry(gathered)?;
     let mut listeners = Vec::new();
     for socket in sockets.iter() {
         let Detail::Tcp(Tcp { local: Some(local), state: TcpState::Listening(_), .. }) =
@@ -197,6 +198,12 @@ fn settle_pending(sockets: &mut [&mut Socket], gathered: &Gathered) -> Result<()
             continue;
         };
         connection.inside = sides.contains_key(&(remote, local));
+        if of_sentry.contains(&(remote, local)) {
+            outside::refuse_if_strict(&it.who, gathered, remote)?;
+            tcp.state =
+                TcpState::Ended(unread(&it.who, it.copy.as_fd())?, !connection.received_end);
+            continue;
+        }
         // The repair mode is not for the sockets of the host's own network namespace. What has been
         // received to its end has had all that the other side ever sent.
         if !gathered.shares_host && (connection.inside || connection.received_end) {
@@ -213,13 +220,20 @@ fn settle_pending(sockets: &mut [&mut Socket], gathered: &Gathered) -> Result<()
                 "a TCP connection whose other side was closed while data was on its way, which cannot be \
                  saved; read it to its end first",
             ));
-        } else if gathered.strict {
-            return Err(it.who.refuse(
-                "a TCP connection in the host's network, which cannot be saved; close it first, or save \
-                 without --strict",
-            ));
+        } else if gathered.around.strict {
+            return Err(outside::refuse(&it.who, it.copy.as_fd()));
         } else {
-            tcp.state = TcpState::Ended(unread(&it.who, it.copy.as_fd())?, true);
+            // What the other side has ended is read to its end.
+            tcp.state =
+                TcpState::Ended(unread(&it.who, it.copy.as_fd())?, !connection.received_end);
+        }
+    }
+    // What the sentry has led inside and nobody has accepted yet is broken off: no listener knows it any more.
+    let accepted = |(theirs, ours): &&Ends| sides.contains_key(&(*ours, *theirs));
+    for (_, to) in of_sentry.iter().filter(|it| !accepted(it)) {
+        let waits = listeners.iter().any(|(at, count, _)| *count > 0 && takes(at, to));
+        if waits {
+            *found.entry(to.1).or_default() += 1;
         }
     }
     let mut expected = HashMap::<u16, u32>::new();

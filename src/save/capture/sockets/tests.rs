@@ -214,6 +214,7 @@ fn restored(files: Vec<OpenFile>, check: impl FnOnce(Vec<OwnedFd>)) {
         hands: Default::default(),
         gate: &gate,
         devices: Vec::new(),
+        kernel: None,
     };
     for (index, file) in sandbox.files.iter().enumerate() {
         if matches!(file.kind, FileKind::Event(..)) {

@@ -252,7 +252,7 @@ pub(super) fn write(steps: &[Step], compression: Option<Level>, how: How) -> (Ve
                         object: *object,
                         address: at + from * PAGE as u64,
                         count: to - from,
-                        fetch: &fetch,
+                        fetch: Some(&fetch),
                     };
                     let some = [pages(0, count.min(3)), pages(count.min(3), count)];
                     match how {
@@ -268,8 +268,12 @@ pub(super) fn write(steps: &[Step], compression: Option<Level>, how: How) -> (Ve
                 let end = ends.entry((*object, false)).or_insert(0);
                 let at = *end + gap * PAGE as u64;
                 *end = at + count * PAGE as u64;
-                writer.zeros(*object, at, *count).unwrap();
-                content.put_pages(*object, at, &vec![0; *count as usize * PAGE]);
+                let (object, address, count) = (*object, at, *count);
+                match how {
+                    How::Direct => writer.zeros(object, address, count).unwrap(),
+                    _ => writer.many(&[Pages { object, address, count, fetch: None }]).unwrap(),
+                }
+                content.put_pages(object, at, &vec![0; count as usize * PAGE]);
             }
             Step::Bytes { object, gap, bytes } => {
                 let end = ends.entry((*object, true)).or_insert(0);

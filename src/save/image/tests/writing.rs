@@ -71,7 +71,7 @@ fn a_thread_that_cannot_fetch_or_write_ends_all_of_them() {
     };
     let attempt = |place, fetch: &Fetch<'_>| {
         let mut writer = Writer::begin_in(io::sink(), Some(place), &features(), b"", None).unwrap();
-        let done = writer.many(&[Pages { object: 1, address: 0, count: 4096, fetch }]);
+        let done = writer.many(&[Pages { object: 1, address: 0, count: 4096, fetch: Some(fetch) }]);
         assert!(writer.finish().is_err());
         done
     };

@@ -2,15 +2,15 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use libc::{AF_INET, AF_INET6, IPPROTO_TCP, SO_LINGER, SO_REUSEADDR, SOCK_STREAM, SOL_SOCKET};
+use libc::{IPPROTO_TCP, SO_REUSEADDR, SOL_SOCKET};
 use nix::errno::Errno;
 
-use super::{Entry, failed, finish, make as make_one, plain, put, tcp_connections};
+use super::{Entry, ended, failed, finish, make as make_one, put, tcp_connections};
 use crate::save::error::RestoreError;
 use crate::save::restore::maker::Maker;
-use crate::save::sockets::options::{self, When};
+use crate::save::sockets::options;
 use crate::save::sockets::{Detail, Socket, Tcp, TcpState};
-use crate::sys::socket::{self, Sent};
+use crate::sys::socket;
 
 /// include/uapi/linux/tcp.h.
 pub(super) const TCP_REPAIR: i32 = 19;
@@ -44,8 +44,13 @@ pub(super) fn make(maker: &mut Maker<'_>, all: &[Entry<'_>]) -> Result<(), Resto
     for (index, socket, tcp) in &all {
         let fd = match &tcp.state {
             TcpState::Pending(end) => connect(maker, socket, tcp, *end)?,
+            TcpState::Connecting if tcp.outside => {
+                let fd = ended::begin_again(maker, socket, tcp)?;
+                put(maker, *index, fd);
+                continue;
+            }
             TcpState::Connecting => connect(maker, socket, tcp, false)?,
-            TcpState::Ended(received, broken) => ended(maker, socket, received, *broken)?,
+            TcpState::Ended(received, broken) => ended::make(maker, socket, received, *broken)?,
             _ => continue,
         };
         finish(fd.as_fd(), socket)?;
@@ -116,62 +121,4 @@ fn without_waiting<T>(
     let done = what(fd);
     fcntl(fd, FcntlArg::F_SETFL(flags))?;
     done
-}
-
-/// A connection that is over: what can be read of it, and whether it was broken off. Its addresses are
-/// those of a connection of the loopback, which was made for it.
-fn ended(
-    maker: &mut Maker<'_>,
-    socket: &Socket,
-    received: &[u8],
-    broken: bool,
-) -> Result<OwnedFd, RestoreError> {
-    let error = failed(socket, "make an ended connection of");
-    let listener = plain(maker, socket.family, SOCK_STREAM, IPPROTO_TCP)?;
-    socket::bind(listener.as_fd(), &loopback(socket.family)).map_err(&error)?;
-    socket::listen(listener.as_fd(), 1).map_err(&error)?;
-    let address = socket::name(listener.as_fd()).map_err(&error)?;
-    let fd = plain(maker, socket.family, SOCK_STREAM, IPPROTO_TCP)?;
-    options::apply(fd.as_fd(), &socket.options, When::Early).map_err(|(_, errno)| error(errno))?;
-    socket::connect(fd.as_fd(), &address).map_err(&error)?;
-    let other = socket::accept(listener.as_fd()).map_err(&error)?;
-    super::unix::raise(&other);
-    let count = match received.is_empty() {
-        true => 0,
-        false => {
-            let sent = Sent { bytes: received, ..Sent::default() };
-            socket::send(other.as_fd(), &sent).map_err(&error)?
-        }
-    };
-    if count < received.len() {
-        return Err(error(Errno::ENOBUFS));
-    }
-    if broken {
-        // struct linger: closing breaks the connection off.
-        let at_once = [1i32.to_ne_bytes(), 0i32.to_ne_bytes()].concat();
-        socket::set_option(other.as_fd(), SOL_SOCKET, SO_LINGER, &at_once).map_err(&error)?;
-    } else {
-        socket::shut_down(other.as_fd(), libc::SHUT_WR).map_err(&error)?;
-        socket::shut_down(fd.as_fd(), libc::SHUT_WR).map_err(&error)?;
-    }
-    drop(other);
-    Ok(fd)
-}
-
-/// The loopback's address, any port.
-fn loopback(family: i32) -> Vec<u8> {
-    let mut address = (family as u16).to_ne_bytes().to_vec();
-    address.extend([0, 0]);
-    match family {
-        AF_INET => {
-            address.extend([127, 0, 0, 1]);
-            address.resize(16, 0);
-        }
-        _ => {
-            debug_assert_eq!(family, AF_INET6);
-            address.resize(28, 0);
-            address[23] = 1;
-        }
-    }
-    address
 }

@@ -16,7 +16,7 @@ use std::cell::Cell;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -56,13 +56,42 @@ const DESCRIPTORS: u64 = 6;
 /// Flows of datagrams of a port at a time, where descriptors allow that.
 const MOST_FLOWS: u64 = 256;
 
+/// What becomes of connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Course {
+    /// They are let in.
+    Open,
+    /// The guests have ended: those that there are come to their end.
+    Ending,
+    /// They are reset, since the guests go on elsewhere without them.
+    BrokenOff,
+}
+
 /// The published ports of a run, while they lead inside. Dropping it ends them at once.
 #[derive(Debug)]
 pub struct Publisher {
-    /// Set to true when the guests have ended.
-    ending: watch::Sender<bool>,
+    breaker: Breaker,
     /// The thread has ended.
     over: oneshot::Receiver<()>,
+}
+
+/// Breaks connections off, from any thread.
+#[derive(Debug, Clone)]
+pub struct Breaker {
+    course: Arc<watch::Sender<Course>>,
+    /// Whether the thread has done all. A leaf of the lock order.
+    is_over: Arc<(Mutex<bool>, Condvar)>,
+}
+
+impl Breaker {
+    /// Closes the doors, and resets all connections for both of their sides. Blocks until that is done.
+    pub fn break_off(&self) {
+        self.course.send_replace(Course::BrokenOff);
+        let (is_over, told) = &*self.is_over;
+        let is_over = is_over.lock().unwrap_or_else(PoisonError::into_inner);
+        // (A thread that is stuck holds nobody up for ever.)
+        let _ = told.wait_timeout_while(is_over, PATIENCE, |is_over| !*is_over);
+    }
 }
 
 /// What all connections have in common. It stays in the thread.
@@ -74,7 +103,7 @@ pub(super) struct Shared {
     places: Arc<Semaphore>,
     /// Flows of datagrams that each port may have.
     flows: usize,
-    pub(super) ending: watch::Receiver<bool>,
+    pub(super) course: watch::Receiver<Course>,
     /// Bytes that were carried, to see whether any are.
     moved: Cell<u64>,
 }
@@ -99,7 +128,9 @@ impl Publisher {
         inside: Arc<Inside>,
         limits: Option<Limits>,
     ) -> io::Result<Publisher> {
-        let (ending, seen) = watch::channel(false);
+        let (course, seen) = watch::channel(Course::Open);
+        let breaker = Breaker { course: Arc::new(course), is_over: Arc::default() };
+        let is_over = Arc::clone(&breaker.is_over);
         let (done, over) = oneshot::channel();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let thread = std::thread::Builder::new().name("publish".into()).stack_size(512 << 10);
@@ -108,15 +139,35 @@ impl Publisher {
             runtime.block_on(local.run_until(serve(doors, inside, limits, seen)));
             drop(local);
             let _ = done.send(());
+            *is_over.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+            is_over.1.notify_all();
         })?;
-        Ok(Publisher { ending, over })
+        Ok(Publisher { breaker, over })
+    }
+
+    /// What breaks its connections off.
+    pub fn breaker(&self) -> Breaker {
+        self.breaker.clone()
     }
 
     /// The guests have ended: nobody is let in any more, and returns when what they had sent is on its way, or
     /// after a dozen seconds.
-    pub async fn finish(self) {
-        let _ = self.ending.send(true);
-        let _ = tokio::time::timeout(LONGEST + PATIENCE, self.over).await;
+    pub async fn finish(mut self) {
+        // (What is broken off stays so.)
+        self.breaker.course.send_if_modified(|course| {
+            let is_open = *course == Course::Open;
+            if is_open {
+                *course = Course::Ending;
+            }
+            is_open
+        });
+        let _ = tokio::time::timeout(LONGEST + PATIENCE, &mut self.over).await;
+    }
+}
+
+impl Drop for Publisher {
+    fn drop(&mut self) {
+        self.breaker.course.send_replace(Course::BrokenOff);
     }
 }
 
@@ -132,7 +183,7 @@ async fn serve(
     doors: Doors,
     inside: Arc<Inside>,
     limits: Option<Limits>,
-    ending: watch::Receiver<bool>,
+    course: watch::Receiver<Course>,
 ) {
     let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE);
     let doors = doors.into_parts();
@@ -148,7 +199,7 @@ async fn serve(
         pipes: Pipes::default(),
         places: Arc::new(Semaphore::new(places as usize)),
         flows: flows as usize,
-        ending: ending.clone(),
+        course: course.clone(),
         moved: Cell::new(0),
     });
     // Whoever has one of these is not done; nothing is ever sent.
@@ -168,8 +219,8 @@ async fn serve(
         open.spawn_local(metered::serve(orders, Rc::clone(&shared), busy.clone()));
     }
     drop(busy);
-    let mut told = ending;
-    if told.wait_for(|ending| *ending).await.is_err() {
+    let mut told = course;
+    if told.wait_for(|course| *course != Course::Open).await.is_err() {
         return;
     }
     open.shutdown().await;

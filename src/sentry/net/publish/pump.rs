@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 use tokio::task::coop::consume_budget;
 
 use super::super::meter::Way;
-use super::Shared;
+use super::{Course, Shared};
 use crate::sys::socket;
 
 /// Pipes that are kept for the next who needs one, and that may be large: all pipes of a user share what they may
@@ -102,15 +102,25 @@ pub(in super::super) async fn carry(outer: TcpStream, inner: TcpStream, shared: 
     };
     let lost = async {
         guest_is_silent.notified().await;
-        let mut ending = shared.ending.clone();
+        let mut course = shared.course.clone();
         // Nobody inside hears any more, and all that was said is passed on: the kernel still brings it to the other side
         // behind a close, where a reset would throw it away, and itself resets who goes on to speak.
         tokio::select! {
             _ = inner.ready(Interest::ERROR) => End::Whole,
-            _ = ending.wait_for(|ending| *ending) => End::Whole,
+            _ = course.wait_for(|course| *course == Course::Ending) => End::Whole,
         }
     };
-    let end = tokio::select! { biased; end = both => end, end = lost => end };
+    let mut course = shared.course.clone();
+    let broken_off = async {
+        let _ = course.wait_for(|course| *course == Course::BrokenOff).await;
+        End::Broken
+    };
+    let end = tokio::select! {
+        biased;
+        end = broken_off => end,
+        end = both => end,
+        end = lost => end,
+    };
     if end == End::Broken {
         reset(outer);
         reset(inner);

@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::super::address::family;
-use super::{Shared, pump};
+use super::{Course, Shared, pump};
 use crate::sys::{errno_of, socket};
 
 /// Where programs inside listen: at one of these, or at all addresses.
@@ -47,10 +47,10 @@ async fn lead(
     shared: Rc<Shared>,
     held: (OwnedSemaphorePermit, mpsc::Sender<()>),
 ) {
-    let mut ending = shared.ending.clone();
+    let mut course = shared.course.clone();
     let reached = tokio::select! {
         reached = reach(guest, &shared) => reached.ok(),
-        _ = ending.wait_for(|ending| *ending) => None,
+        _ = course.wait_for(|course| *course != Course::Open) => None,
     };
     match reached {
         Some(inner) if prepare(&outer, &inner).is_ok() => {

@@ -1,0 +1,134 @@
+//! What the network of a saved run goes on with: names that were looked up, and where datagrams go.
+//!
+//! Nothing of it is trusted when it comes back: a name counts only if the rules, which were granted anew, are about it, and
+//! an address is judged as if a guest had just sent something there. Connections of TCP are not carried: `save` says what
+//! becomes of them.
+
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
+
+use super::datagrams::MOST_RELAYS;
+use super::policy::is_loopback;
+use super::resolver::Resolver;
+use super::rule::Transport;
+use super::{Asked, Network, OWN_V4, OWN_V6, Verdict, address, options};
+use crate::sentry::kernel::Kernel;
+use crate::sys::socket;
+
+/// What is saved of a network of allowed hosts.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedNetwork {
+    /// What names were found to stand for.
+    pub known: Vec<SavedName>,
+    /// Where datagrams were carried to, in the order in which that began.
+    pub relays: Vec<SocketAddr>,
+}
+
+/// A name that was looked up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedName {
+    /// In lower case.
+    pub name: String,
+    /// What it stands for.
+    pub address: IpAddr,
+    /// For how many seconds that still held; 0: for the least that an answer does.
+    pub seconds: u64,
+}
+
+impl Network {
+    /// What there is to be saved.
+    pub fn saved(&self) -> SavedNetwork {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        SavedNetwork { known: known.saved(Instant::now()), relays: self.relays.addresses() }
+    }
+
+    /// Where a connection goes that was begun with this socket, as connect(2) wants it. `None`: that is not known any more.
+    pub fn destination(&self, socket: BorrowedFd<'_>) -> Option<Vec<u8>> {
+        self.recorded(socket).map(address::bytes)
+    }
+
+    /// Remembers what names stand for, and gives the guests' loopback these addresses, which sockets of an image have or
+    /// had datagrams from. Before these are made.
+    pub fn remember(&self, saved: &SavedNetwork, addresses: impl Iterator<Item = IpAddr>) {
+        for SavedName { name, address, seconds } in &saved.known {
+            if self.policy.resolves(name) {
+                self.learn(name, *address, Some(Duration::from_secs(*seconds)));
+            }
+        }
+        for address in addresses.filter(|it| !is_loopback(*it) && ![OWN_V4, OWN_V6].contains(it)) {
+            // (One that cannot be an address is found out when a socket is to have it.)
+            let _ = self.inside.change_address(address, true);
+        }
+    }
+
+    /// Begins to answer lookups, and to carry datagrams where they were carried, as far as the rules and the host's network
+    /// let that be. When the sockets of the image have been made, and before any guest runs. Needs a tokio context.
+    ///
+    /// # Errors
+    /// There is no place for the resolver.
+    pub fn go_on(
+        self: &Arc<Self>,
+        kernel: &Arc<Kernel>,
+        saved: &SavedNetwork,
+    ) -> Result<(), Errno> {
+        Resolver::start(kernel, self)?;
+        let relays = saved.relays.iter().take(MOST_RELAYS);
+        let asked = Asked { kernel, tid: NOBODY };
+        for address in relays.map(|address| address::canonical(*address)) {
+            match self.judge(address, Transport::Udp) {
+                (Verdict::Outside, rule) => self.begin_to_carry(&asked, address, rule, None),
+                (Verdict::Inside, _) => {}
+                (Verdict::Refused(why), rule) => {
+                    self.refuse(&asked, address, Transport::Udp, why, rule);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins a connection to `target` once more, which a socket of an image was under way to: with a new socket of the host's
+    /// network, which has the options of `own`, one of the guests' own. It is not waited for. Needs a tokio context.
+    ///
+    /// # Errors
+    /// No rule allows it any more (EACCES), or as connect(2).
+    pub fn begin_again(
+        &self,
+        kernel: &Kernel,
+        own: BorrowedFd<'_>,
+        family: i32,
+        target: &[u8],
+    ) -> Result<OwnedFd, Errno> {
+        let target = address::parse(target).ok_or(Errno::EAFNOSUPPORT)?;
+        let (verdict, rule) = self.judge(target, Transport::Tcp);
+        if verdict != Verdict::Outside {
+            return Err(Errno::EACCES);
+        }
+        let fresh = socket::socket(family, libc::SOCK_STREAM | libc::SOCK_NONBLOCK, 0)?;
+        options::copy(own, fresh.as_fd());
+        self.begin(NOBODY, target, (rule, None), fresh.as_fd());
+        match socket::connect(fresh.as_fd(), &address::bytes(of_family(family, target))) {
+            Ok(()) | Err(Errno::EINPROGRESS) => {}
+            Err(errno) => return Err(errno),
+        }
+        self.admitted(kernel, NOBODY, target, Transport::Tcp);
+        Ok(fresh)
+    }
+}
+
+/// An address as sockets of this family are given it.
+fn of_family(family: i32, address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V4(v4) if family == libc::AF_INET6 => {
+            SocketAddr::new(v4.to_ipv6_mapped().into(), address.port())
+        }
+        _ => address,
+    }
+}
+
+/// No thread of a guest has asked for it just now.
+const NOBODY: i32 = 0;
