@@ -137,9 +137,10 @@ pub fn is_any(subject: &mut Subject<'_>) -> Result<bool, SaveError> {
 }
 
 /// The POSIX queues alone, which nobody has to be asked about.
-pub fn capture_queues(pid: i32) -> Result<(Ipc, Vec<Noticed>), SaveError> {
+/// `guest`: the number of one, and where the guests' file view is.
+pub fn capture_queues(guest: (i32, &str)) -> Result<(Ipc, Vec<Noticed>), SaveError> {
     let mut ipc = Ipc::default();
-    let noticed = queues(pid, &mut ipc.queues)?;
+    let noticed = queues(guest, &mut ipc.queues)?;
     Ok((ipc, noticed))
 }
 

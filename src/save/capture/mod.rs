@@ -208,7 +208,8 @@ fn ipc_of(
     found: &mut Found,
 ) -> Result<Vec<ipc::Noticed>, SaveError> {
     if found.system_v == Some(false) {
-        let (ipc, noticed) = ipc::capture_queues(guest.pid)?;
+        let view = found.collector.known.view_of(guest.pid);
+        let (ipc, noticed) = ipc::capture_queues((guest.pid, &view))?;
         found.ipc = ipc;
         return Ok(noticed);
     }
