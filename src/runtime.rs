@@ -1,6 +1,5 @@
 //! The story of one run: plan, launch, take the listener, serve, reap, status.
 
-use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
@@ -15,14 +14,12 @@ use crate::control::{Control, ExecCall, Server};
 use crate::launch::{Apart, Behind, End, Event, Launch, LaunchError, Order, Plan, Program};
 use crate::notify::filter;
 use crate::notify::{Engine, Listener, Options};
-use crate::overlay::{Layer, Saver};
+use crate::overlay::Saver;
 use crate::save::pipeline::{Facts, ItsTerminal};
 use crate::save::restore::Grown;
 use crate::save::spec;
-use crate::sentry::asking::Scribe;
-use crate::sentry::file_log::Report;
 use crate::sentry::net::publish::{Doors, Publisher};
-use crate::sentry::{self, Content, Kernel, KernelError, Measured, Starting, Time};
+use crate::sentry::{self, Kernel, KernelError, Measured, Starting, Time};
 use crate::sys::descriptors;
 use crate::sys::message::Descriptors;
 use crate::sys::process::{self, exit_status};
@@ -32,6 +29,7 @@ use crate::timekeeping::Namespace;
 mod asking;
 mod attend;
 mod beginning;
+mod beside;
 mod error;
 mod files;
 mod job;
@@ -50,6 +48,7 @@ use network::{Entrance, RefusedPackets, answer_lookups, make_network};
 use sources::{Next, Sources};
 
 pub use attend::Caller;
+pub use beside::{AtEnd, Beside};
 pub use error::Error;
 pub use later::{Later, Started, Wish};
 pub use restore::{Fill, Restored};
@@ -79,28 +78,6 @@ pub fn run(
 ) -> Result<Finished, Error> {
     begin(spec, beside, None, control)
 }
-
-/// What a run has beside its specification.
-#[derive(Default)]
-pub struct Beside<'b> {
-    /// Layers of its overlays.
-    pub layers: &'b [Layer],
-    /// What fetches content of files in them, where the kernel makes no overlays.
-    pub content: Option<Arc<dyn Content>>,
-    /// What a save needs of them.
-    pub saver: Option<Arc<Saver>>,
-    /// What its network decides is recorded here.
-    pub net_log: Option<File>,
-    /// Writes answers down (`--ask-save`).
-    pub scribe: Option<Scribe>,
-    /// Its published ports, where these are taken already.
-    pub doors: Option<Doors>,
-    /// Done once the guests have ended, and before anybody is told: who waits for the end finds it done.
-    pub at_end: Option<AtEnd<'b>>,
-}
-
-/// Gets the list of the touched files, if that was recorded. Gives sentences for the user; an error is one.
-pub type AtEnd<'b> = Box<dyn FnOnce(Option<&Report>) -> Result<Vec<String>, String> + 'b>;
 
 /// Brings up what an image holds, under `spec`, and follows it to its end. As [`run`] otherwise.
 pub fn restore(

@@ -79,7 +79,8 @@ pub fn prepare(
     restoring::sweep(store.directory.as_fd(), OsStr::new(""));
     let directory = store.make_entry(id)?;
     let lock = store::lock(directory.as_fd(), id)?;
-    let mut description = match is_new(directory.as_fd()) {
+    let new = is_new(directory.as_fd());
+    let mut description = match new {
         true => Description {
             overlays: overlays.iter().map(|it| bytes(it)).collect(),
             starts: Vec::new(),
@@ -113,10 +114,11 @@ pub fn prepare(
     match made {
         Ok(layers) => Ok(Some(Held { id: id.to_owned(), store, directory, lock, layers, twins })),
         Err(error) => {
-            let _ = twin::end_all(directory.as_fd(), &mut description, None);
-            if is_new(directory.as_fd()) {
-                let _ = remove_tree(store.directory.as_fd(), id.as_ref());
-            }
+            let _ = match new {
+                // No guest has been there: all in it was made just now.
+                true => remove_tree(store.directory.as_fd(), id.as_ref()).is_ok(),
+                false => twin::end_all(directory.as_fd(), &mut description, None).is_ok(),
+            };
             Err(error)
         }
     }

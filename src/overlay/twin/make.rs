@@ -36,6 +36,7 @@ pub(in super::super) fn make(layer: BorrowedFd<'_>, ground: &Ground<'_>) -> Resu
     let top = Trouble::at(Path::new(""));
     let twin = make_directory(layer, PLACE).map_err(&top)?;
     let upper = open_closed(layer, "upper").map_err(&top)?;
+    let stat = fstat(&upper).map_err(&top)?;
     let lower = open_lower(ground.lower).map_err(&top)?;
     // What is said of this file will be said of the others; an overlay has another number for its directories
     // (Documentation/filesystems/overlayfs.rst, inode properties).
@@ -45,8 +46,11 @@ pub(in super::super) fn make(layer: BorrowedFd<'_>, ground: &Ground<'_>) -> Resu
     let mut notes = Notes::new(ground.lower, device);
     notes.add(Noted::new(0, OsStr::new(""), Made::Directory));
     let mut maker = Maker { ground, notes, names: HashMap::new(), moves: Vec::new() };
-    maker.fill(0, Path::new(""), Some(&lower), Some(&upper), &twin)?;
-    let stat = fstat(&upper).map_err(&top)?;
+    // An earlier run may have taken the rights from it.
+    set_mode(upper.as_fd(), stat.st_mode | libc::S_IRWXU).map_err(&top)?;
+    let filled = maker.fill(0, Path::new(""), Some(&lower), Some(&upper), &twin);
+    set_mode(upper.as_fd(), stat.st_mode).map_err(&top)?;
+    filled?;
     dress(twin.as_fd(), (upper.as_fd(), &stat), false).map_err(&top)?;
     set_times(layer, PLACE.as_ref(), &stat).map_err(&top)?;
     maker.note(0, twin.as_fd()).map_err(&top)?;

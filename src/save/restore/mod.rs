@@ -259,15 +259,25 @@ pub fn grow(
     believed::resume_guests(sandbox, &tasks, kernel)?;
     let kept = keepers::adopt((planter, garden.keepers), gate, &hosts, (sandbox, kernel))?;
     gate.pass_no_more();
-    let layers = options.layers.as_deref();
-    layers.map_or(Ok(()), |layers| layers.take_place(sandbox))?;
-    let gone = ready.into_iter().rev().flatten().try_for_each(let_go);
-    match (&gone, layers) {
-        (Ok(()), Some(layers)) => layers.settle(),
-        (Err(_), Some(layers)) => layers.give_back(),
-        (_, None) => {}
+    let let_all_go = || ready.into_iter().rev().flatten().try_for_each(let_go);
+    with_layers(sandbox, options, let_all_go)?;
+    Ok(Grown { program, kept })
+}
+
+/// Does what lets the guests run, with the layers of their overlays in place, which have it if that can be done.
+fn with_layers(
+    sandbox: &Sandbox,
+    options: &Options,
+    let_all_go: impl FnOnce() -> Result<(), RestoreError>,
+) -> Result<(), RestoreError> {
+    let Some(layers) = options.layers.as_deref() else { return let_all_go() };
+    layers.take_place(sandbox)?;
+    let gone = let_all_go();
+    match &gone {
+        Ok(()) => layers.settle(),
+        Err(_) => layers.give_back(),
     }
-    gone.map(|()| Grown { program, kept })
+    gone
 }
 
 /// Content of memory goes to its processes.
