@@ -9,9 +9,9 @@ use nix::sys::signalfd::siginfo;
 use nix::unistd::Pid;
 use tokio::sync::mpsc;
 
-use crate::config::{Network, RunSpec, Voice, Walls, Without};
+use crate::config::{Network, RunSpec, Walls, Without};
 use crate::control::{Control, ExecCall, Server};
-use crate::launch::{Apart, Behind, End, Event, Launch, LaunchError, Order, Plan};
+use crate::launch::{Apart, Behind, End, Event, Launch, LaunchError, Order, Plan, Program};
 use crate::notify::filter;
 use crate::notify::{Engine, Listener, Options};
 use crate::overlay::Saver;
@@ -19,7 +19,7 @@ use crate::save::pipeline::{Facts, ItsTerminal};
 use crate::save::restore::Grown;
 use crate::save::spec;
 use crate::sentry::net::publish::{Doors, Publisher};
-use crate::sentry::{self, Kernel, KernelArgs, KernelError, Measured, Randomness, Starting, Time};
+use crate::sentry::{self, Kernel, KernelError, Measured, Starting, Time};
 use crate::sys::descriptors;
 use crate::sys::message::Descriptors;
 use crate::sys::process::{self, exit_status};
@@ -28,6 +28,7 @@ use crate::timekeeping::Namespace;
 
 mod asking;
 mod attend;
+mod beginning;
 mod beside;
 mod error;
 mod files;
@@ -41,6 +42,7 @@ mod restore;
 mod sources;
 
 use asking::Desk;
+use beginning::{NO_CONTENT, fetch_program, make_kernel};
 use job::{Job, Reaction, Signals};
 use network::{Entrance, RefusedPackets, answer_lookups, make_network};
 use sources::{Next, Sources};
@@ -117,6 +119,11 @@ fn begin(
         None => Doors::open(&spec.publish)?,
     };
     let mut plan = Plan::new(spec, beside.layers, settings, signals.before, &time, apart.as_ref())?;
+    if let (Some(content), None) = (&beside.content, &image) {
+        let program =
+            Program { argv: &spec.argv, environment: &spec.environment, workdir: &spec.workdir };
+        fetch_program(&**content, &program).map_err(|e| Error::Own(NO_CONTENT, e.into()))?;
+    }
     let mut image = image;
     if let Some(image) = &mut image {
         image.options.terminal = terminal.as_ref().map(Terminal::streams);
@@ -133,7 +140,7 @@ fn begin(
         .build()
         .map_err(|error| Error::Own("start the runtime", error))?;
     let finished = runtime.block_on(async {
-        let kernel = make_kernel(spec, launch.behind(), time)?;
+        let kernel = make_kernel(spec, launch.behind(), time, beside.content)?;
         if let Some(apart) = &apart {
             kernel.confine(apart.grounds());
         }
@@ -218,29 +225,6 @@ struct Supervisor<'r> {
     at_end: Option<AtEnd<'r>>,
     /// The program is being noted ([`files`]).
     noted: Option<tokio::task::JoinHandle<()>>,
-}
-
-/// The kernel, with the limits in force.
-fn make_kernel(spec: &RunSpec, behind: &mut Behind, time: Time) -> Result<Arc<Kernel>, Error> {
-    let kernel = Kernel::new(KernelArgs {
-        features: spec.features,
-        init: behind.take_init(),
-        init_pid: behind.init_pid(),
-        container: spec.container.clone(),
-        banner: format!("sandbox {} started", env!("CARGO_PKG_VERSION")),
-        announce: spec.voice == Voice::Verbose,
-        time,
-    })?;
-    if let Some(rules) = &spec.coming {
-        kernel.judge_names(Arc::clone(rules));
-    }
-    if let Some(chosen) = &spec.deterministic {
-        kernel.draw_from(Randomness::new(&chosen.seed, spec.workdir.clone()));
-    }
-    kernel
-        .limit(limits::of(spec, behind))
-        .map_err(|error| Error::Own("put the limits in force", error))?;
-    Ok(kernel)
 }
 
 impl<'r> Supervisor<'r> {

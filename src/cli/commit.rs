@@ -57,7 +57,8 @@ pub(super) fn run(command: &Command) -> i32 {
     };
     let bar = Bar::new("committing", 0);
     let mut measured: Option<Bar> = None;
-    let done = found(&command.what, command.overlay_dir.as_deref()).and_then(|kept| {
+    let done = found(&command.what, command.overlay_dir.as_deref()).and_then(|mut kept| {
+        kept.settle().map_err(|error| error.to_string())?;
         let done = kept.commit(&options, &mut |progress| {
             let bar = measured.get_or_insert_with(|| Bar::new("committing", progress.total));
             bar.at(progress.done, progress.total);

@@ -95,8 +95,10 @@ pub(super) fn words(path: &Path) -> (String, Option<Vec<u8>>) {
 /// Lists the changes. Returns the exit status.
 pub(super) fn run(command: &Command) -> i32 {
     let Some(what) = &command.what else { return list(command) };
-    let found = found(what, command.overlay_dir.as_deref())
-        .and_then(|kept| Ok((sorted(&kept).map_err(|error| error.to_string())?, kept)));
+    let found = found(what, command.overlay_dir.as_deref()).and_then(|mut kept| {
+        let changes = kept.settle().and_then(|()| sorted(&kept));
+        Ok((changes.map_err(|error| error.to_string())?, kept))
+    });
     let (changes, kept) = match found {
         Ok(found) => found,
         Err(error) => {

@@ -16,6 +16,7 @@ use crate::control::{Claim, Control, Verdict};
 use crate::overlay::{self, Held, OverlayError, Store, hidden_places, is_above_places};
 use crate::runtime::{self, Beside, Finished};
 use crate::sentry::file_log::Report;
+use crate::sentry::{Content, Features};
 
 /// An exit status and why, in a sentence.
 pub(super) type Failure = (i32, String);
@@ -237,7 +238,7 @@ pub(super) fn attempt(
     host.private.extend(control.iter().map(|control| control.base().to_owned()));
     make_places(options, host).map_err(|sentence| (OWN_ERROR, sentence))?;
     let store = store(options, host).map_err(|error| own(&error))?;
-    let spec = config::resolve(options, host).map_err(|error| own(&error))?;
+    let mut spec = config::resolve(options, host).map_err(|error| own(&error))?;
     if spec.voice == Voice::Verbose {
         let _ = write!(std::io::stderr(), "{}", explain::decisions(&spec));
     }
@@ -247,11 +248,22 @@ pub(super) fn attempt(
     let scribe = scribe.map_err(|sentence| (OWN_ERROR, sentence))?;
     let named = options.id.is_some();
     let mut held = held(&spec, store, named, control.as_deref()).map_err(|error| own(&error))?;
+    let content = held.as_ref().and_then(Held::twins).map(|(twins, cause)| {
+        if spec.voice == Voice::Verbose {
+            let _ = writeln!(
+                std::io::stderr(),
+                "sandbox: overlays are kept without overlayfs: {cause}"
+            );
+        }
+        spec.features.insert(Features::TWINS);
+        Arc::clone(twins) as Arc<dyn Content>
+    });
     let layers = held.as_ref().map_or_else(Vec::new, |held| held.layers().to_vec());
     let saver = held.as_ref().map(Held::saver).transpose().map_err(|error| own(&error))?;
     let at_end = |report: Option<&Report>| ending.come(held.take(), report);
     let beside = Beside {
         layers: &layers,
+        content,
         saver: saver.map(Arc::new),
         net_log,
         scribe,
@@ -259,12 +271,18 @@ pub(super) fn attempt(
         at_end: Some(Box::new(at_end)),
     };
     let done = runtime::run(&spec, beside, control);
+    let refused = done.as_ref().is_err_and(runtime::Error::is_overlay_refused);
+    let once_more = refused && held.as_ref().is_some_and(Held::doubt);
     // What has never run has changed nothing.
     held.and_then(Held::finish);
     match done {
         // Whoever wanted the list of files must not take the run for a success without.
         Ok(Finished { undone: Some(sentence), .. }) => Err((OWN_ERROR, sentence)),
         Ok(finished) => Ok((spec, finished)),
+        Err(error) if once_more => Err((
+            error.status(),
+            format!("{error}; run it once more, and it does without overlayfs"),
+        )),
         Err(error) => Err((error.status(), error.to_string())),
     }
 }

@@ -294,7 +294,7 @@ impl SavedSpec {
     fn without(&self) -> Result<Without, ConfigError> {
         let saved = Without::from_bits(self.without);
         let saved = saved.ok_or_else(|| unknown("the facilities", self.without))?;
-        Ok(saved - Without::LANDLOCK)
+        Ok(saved - Without::LANDLOCK - Without::OVERLAYFS)
     }
 
     /// The file view, arranged anew of the user's rules; with what was hidden besides.

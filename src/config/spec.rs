@@ -100,6 +100,17 @@ impl RunSpec {
         all
     }
 
+    /// Whether this user and this group of the host's exist inside, and the caller can give files to both: not so to
+    /// subordinate ids.
+    pub fn gives_to(&self, uid: u32, gid: u32) -> bool {
+        let count = if self.root == Root::Mapped { 1 } else { usize::MAX };
+        let known = |id: u32, map: &[IdRange]| {
+            let mut own = map.iter().take(count);
+            own.any(|range| id.checked_sub(range.outside).is_some_and(|n| n < range.count))
+        };
+        known(uid, &self.identity.uid_map) && known(gid, &self.identity.gid_map)
+    }
+
     /// Whether the sentry needs sockets in the guests' own network.
     pub fn needs_outpost(&self) -> bool {
         self.network == Network::Allow || !self.publish.is_empty()
@@ -351,6 +362,8 @@ bitflags::bitflags! {
         const LANDLOCK = 1 << 5;
         /// Time namespaces.
         const TIME_NAMESPACES = 1 << 6;
+        /// overlayfs, for `--overlay`.
+        const OVERLAYFS = 1 << 7;
     }
 }
 
@@ -364,6 +377,7 @@ impl Without {
         "process-vm",
         "landlock",
         "time-namespaces",
+        "overlayfs",
     ];
 
     /// The facility of that name; none if there is none.

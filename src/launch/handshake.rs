@@ -503,7 +503,8 @@ fn fault(plan: &Plan, stage: Stage, index: u32, errno: Errno) -> LaunchError {
         stage => generic(stage).into(),
     };
     let guard = plan.steps.iter().position(|step| matches!(step, Step::Guard));
-    let layered = plan.steps.iter().any(|step| matches!(step, Step::Overlay { .. }));
+    let layer = |step: &Step| matches!(step, Step::Overlay { .. } | Step::Twin { .. });
+    let layered = plan.steps.iter().any(layer);
     let guarded = stage == Stage::Files && guard.is_some_and(|guard| index as usize > guard);
     if guarded && layered && matches!(errno, Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) {
         return LaunchError::Replaced(what, errno);

@@ -99,7 +99,10 @@ impl Host {
     pub fn probe(without: Without) -> Self {
         let release = Release::read();
         let mounts = parse_mountinfo(&facts::read("/proc/self/mountinfo").unwrap_or_default());
-        let (walls, kinds) = try_walls(without);
+        let (mut walls, kinds) = try_walls(without);
+        if without.contains(Without::OVERLAYFS) {
+            walls.overlay = Tried::Refused(Errno::EPERM);
+        }
         let notify = try_notify(without);
         let errno = first_refusal(&walls).unwrap_or(Errno::EPERM);
         Host {

@@ -206,14 +206,9 @@ fn build(plan: &Plan, step: &Step, way: Way) -> Result<(), Errno> {
     match step {
         Step::Private => mount::make_all_private(),
         Step::Clone { tree, source, recursive, attributes } => {
-            // A guest of another run may write to a directory on the way: no link that has come there since
-            // `config` looked is followed.
-            let place = beneath::mounted(source)?;
-            let fd = mount::clone_tree(place.as_fd(), *recursive)?;
-            mount::set_tree_attributes(fd.as_fd(), *attributes)?;
-            plan.trees[*tree].set(Some(fd));
-            Ok(())
+            copy(plan, *tree, source, (*recursive, *attributes))
         }
+        Step::Twin { tree, source, attributes } => copy(plan, *tree, source, (false, *attributes)),
         Step::Overlay { tree, layer } => overlay(plan, *tree, layer),
         // (Needs the supervisor: `live`.)
         Step::Front { .. } => Err(Errno::EINVAL),
@@ -281,6 +276,21 @@ fn front(place: &CStr) -> Result<OwnedFd, Errno> {
     let at = files::descriptor_path(open.as_fd());
     mount::mount(Some(c"front"), &at, Some(c"tmpfs"), flags, Some(c"mode=0700,nr_inodes=0"))?;
     beneath::directory(place)
+}
+
+/// Detaches a copy of a mount. A guest of another run may write to a directory on the way: no link that has come there
+/// since `config` looked is followed.
+fn copy(
+    plan: &Plan,
+    tree: usize,
+    source: &CStr,
+    (recursive, attributes): (bool, u64),
+) -> Result<(), Errno> {
+    let place = beneath::mounted(source)?;
+    let fd = mount::clone_tree(place.as_fd(), recursive)?;
+    mount::set_tree_attributes(fd.as_fd(), attributes)?;
+    plan.trees[tree].set(Some(fd));
+    Ok(())
 }
 
 /// Only the very directory that the supervisor meant is shown.

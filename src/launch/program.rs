@@ -43,8 +43,8 @@ impl Program<'_> {
         Ok(lists)
     }
 
-    /// Where execvp(3) would look, in order.
-    fn candidates(&self) -> Vec<PathBuf> {
+    /// Where execvp(3) would look, in order; relative paths are below the working directory.
+    pub fn candidates(&self) -> Vec<PathBuf> {
         let name = &self.argv[0];
         if name.as_bytes().contains(&b'/') {
             return vec![PathBuf::from(name)];

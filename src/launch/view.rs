@@ -4,6 +4,7 @@
 //! Carries nothing out: `init` does.
 
 mod hiding;
+mod layers;
 mod words;
 
 use std::collections::{HashMap, HashSet};
@@ -13,10 +14,10 @@ use std::path::{Path, PathBuf};
 use libc::c_ulong;
 
 use super::plan::{PlanError, c_path, c_string};
-use crate::config::{Mount, MountKind, Network, RunSpec, Why};
+use crate::config::{Mount, MountKind, Network, RunSpec};
 use crate::overlay::Layer;
 use crate::sentry::asking::About;
-use crate::sys::mount::{ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY};
+use crate::sys::mount::{ATTR_NODEV, ATTR_NOSUID, ATTR_RDONLY};
 
 /// Whether a step may fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +40,8 @@ pub(super) enum Step {
     Private,
     /// Detaches a copy of the tree at `source`, with attributes added, as tree `tree`.
     Clone { tree: usize, source: CString, recursive: bool, attributes: u64 },
+    /// Detaches a copy of the mount at `source`, as tree `tree`: what takes the place of an overlay.
+    Twin { tree: usize, source: CString, attributes: u64 },
     /// Makes a detached overlay, as tree `tree`.
     Overlay { tree: usize, layer: Box<OverlayStep> },
     /// Mounts memory at `place`, for the supervisor to fill: directories that lie in front of layers.
@@ -126,6 +129,8 @@ pub(super) struct View {
     bound: HashMap<PathBuf, PathBuf>,
     /// Every mount so far: where, and what of the host can be written to there, if anything.
     placed: HashMap<PathBuf, Option<PathBuf>>,
+    /// Those of them that only keep what leads to another one in its place.
+    pinned: HashSet<PathBuf>,
 }
 
 /// Where a mount point lies.
@@ -278,52 +283,11 @@ impl View {
         self.clone_and_attach(step, source, target, Need::Required)
     }
 
-    /// An overlay is made of the host's own directories, before anything lies over them or is read-only:
-    /// what it writes to keeps the attributes that the mount has now (ovl_get_upper in
-    /// fs/overlayfs/super.c).
-    fn overlay(&mut self, mount: &Mount) -> Result<(), PlanError> {
-        let target = mount.target.as_path();
-        let Some(layer) = self.layers.iter().find(|layer| layer.target == target) else {
-            return Err(PlanError::new(format!("there is no layer for {}", target.display())));
-        };
-        let no_exec = if layer.no_exec { ATTR_NOEXEC } else { 0 };
-        if let Some(place) = layer.front.as_deref().and_then(Path::parent)
-            && self.front.is_none()
-        {
-            self.front = Some(c_path(place)?);
-            self.clones.push(Step::Front { place: c_path(place)? });
-        }
-        let step = OverlayStep {
-            target: c_path(target)?,
-            lower: c_path(&layer.lower)?,
-            front: layer.front.as_deref().map(c_path).transpose()?,
-            identity: layer.identity,
-            upper: c_path(&layer.upper)?,
-            work: c_path(&layer.work)?,
-            attributes: ATTR_NOSUID | ATTR_NODEV | no_exec,
-        };
-        let tree = self.new_tree();
-        self.clones.push(Step::Overlay { tree, layer: Box::new(step) });
-        if target == Path::new("/") {
-            self.root = Some(tree);
-            return Ok(());
-        }
-        self.make_directory(target)?;
-        // A part of one may have gone from it in an earlier run.
-        let need = match mount.why {
-            Why::Default(_) => Need::UnlessReplaced,
-            _ => Need::Required,
-        };
-        if let MountKind::Overlay { source, .. } = &mount.kind {
-            self.bound.insert(target.to_owned(), source.clone());
-        }
-        self.mounts.push(Step::Attach { tree, target: c_path(target)?, need });
-        Ok(())
-    }
-
     /// What hiding `target` asks for: in an overlay there may be something else by now.
     fn unless_gone(&self, target: &Path) -> Need {
-        let nearest = target.ancestors().skip(1).find(|above| self.placed.contains_key(*above));
+        let is_own =
+            |above: &&Path| self.placed.contains_key(*above) && !self.pinned.contains(*above);
+        let nearest = target.ancestors().skip(1).find(is_own);
         match nearest {
             Some(root) if self.layers.iter().any(|layer| layer.target == root) => {
                 Need::UnlessReplaced
@@ -344,8 +308,13 @@ impl View {
         for component in between.into_iter().flatten() {
             place.push(component);
             path.push(component);
+            // In a twin a guest of an earlier run may have put something else there.
+            if self.is_twin(root) && !path.symlink_metadata().is_ok_and(|found| found.is_dir()) {
+                break;
+            }
             self.bind(&path, &place, 0)?;
             self.placed.insert(place.clone(), Some(path.clone()));
+            self.pinned.insert(place.clone());
         }
         Ok(())
     }

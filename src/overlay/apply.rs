@@ -98,6 +98,7 @@ impl Drop for Upper {
 }
 
 /// A directory of the host, from which everything below it is reached.
+#[derive(Debug)]
 pub(super) struct Root(pub(super) OwnedFd);
 
 impl Root {

@@ -18,7 +18,7 @@ use super::description::path;
 use super::entry::{self, Type};
 use super::error::{OverlayError, refuse};
 use super::store::Kept;
-use super::{believed, compare, store};
+use super::{believed, compare, store, twin};
 use crate::config::quoted;
 use crate::sys::{descriptors, files};
 
@@ -199,6 +199,13 @@ impl<'k> Changes<'k> {
         let note = &self.kept.description.layers[layer];
         let place = note.path();
         let fail = |errno: Errno| trouble(&place, errno);
+        if twin::is_used(self.kept.directory.as_fd(), &self.kept.description) {
+            return Err(refuse!(
+                "cannot tell what has changed in the overlay {}: a run uses it, and where there is no overlayfs \
+                 that is known when it has ended; wait for that",
+                self.kept.id
+            ));
+        }
         let upper = self.kept.layer(layer, "upper")?;
         let host = match open_host(&place) {
             Ok(host) => Some(host),

@@ -204,6 +204,16 @@ pub(super) fn strip(fd: BorrowedFd<'_>) -> Result<(), Errno> {
     Ok(())
 }
 
+/// Takes the attributes that mean something to overlayfs from what is none of a layer's for the time being, or was made
+/// by a guest.
+pub(super) fn strip_marks(fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    let path = files::descriptor_path(fd);
+    for name in attribute_names(fd)?.into_iter().filter(|name| name.starts_with(OWN)) {
+        beneath::remove_attribute(&path, &c_name(OsStr::from_bytes(&name))?)?;
+    }
+    Ok(())
+}
+
 /// One of overlayfs's own attributes of what a descriptor stands for.
 pub(super) fn own_attribute(fd: BorrowedFd<'_>, name: &CStr) -> Option<Vec<u8>> {
     beneath::attribute(&files::descriptor_path(fd), name).ok()

@@ -10,7 +10,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
@@ -22,15 +23,17 @@ use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{AccessFlags, Gid, Uid, eaccess, fchown};
 
 use super::apply::Upper;
-use super::changes::{Changes, Kind, open_host};
+use super::changes::open_host;
 use super::description::{Description, Ids, Note, Stamp, bytes, path};
 use super::entry;
 use super::error::{OverlayError, refuse};
 use super::front;
+use super::held::Held;
 use super::remove::remove_tree;
 use super::restoring;
-use super::store::{self, Kept, Lock, OVERLAYFS_SUPER_MAGIC, Store, make_directory, open_closed};
-use crate::config::{IdRange, Identity, Mount, MountKind, Root, RunSpec, View, quoted};
+use super::store::{self, OVERLAYFS_SUPER_MAGIC, Store, make_directory, open_closed};
+use super::twin;
+use crate::config::{Mount, MountKind, Root, RunSpec, View, quoted};
 use crate::sys::errno_of;
 use crate::sys::{beneath, files};
 
@@ -51,18 +54,12 @@ pub struct Layer {
     pub work: PathBuf,
     /// Nothing can be executed in the host's directory.
     pub no_exec: bool,
+    /// What is shown in place of an overlay, where the kernel makes none ([`super::twin`]).
+    pub twin: Option<PathBuf>,
+    /// Its number.
+    pub(super) number: usize,
     /// The number of the layer, if what it shows is a skeleton, which was made for this run alone.
     pub(super) skeleton: Option<usize>,
-}
-
-/// The overlay of a run that is about to start or goes on: nobody else uses it while this lives.
-#[derive(Debug)]
-pub struct Held {
-    pub(super) id: String,
-    pub(super) store: Store,
-    pub(super) directory: OwnedFd,
-    pub(super) lock: Lock,
-    pub(super) layers: Vec<Layer>,
 }
 
 /// Makes the layers of `spec`, or finds those of an earlier run of the same id again. None where it has no
@@ -77,12 +74,13 @@ pub fn prepare(
 ) -> Result<Option<Held>, OverlayError> {
     let overlays = spec.overlays();
     let Some(store) = store.filter(|_| !overlays.is_empty()) else { return Ok(None) };
-    check_kernel()?;
     check_distance(&store, &overlays)?;
+    let mut cause = twin::cause(spec, &store);
     restoring::sweep(store.directory.as_fd(), OsStr::new(""));
     let directory = store.make_entry(id)?;
     let lock = store::lock(directory.as_fd(), id)?;
-    let mut description = match is_new(directory.as_fd()) {
+    let new = is_new(directory.as_fd());
+    let mut description = match new {
         true => Description {
             overlays: overlays.iter().map(|it| bytes(it)).collect(),
             starts: Vec::new(),
@@ -92,10 +90,18 @@ pub fn prepare(
         },
         false => found_again(id, &store, directory.as_fd(), &overlays, Ids::of(spec).as_ref())?,
     };
-    let made = Maker { store: &store, id, name: id, spec, directory: directory.as_fd() }
+    twin::end_all(directory.as_fd(), &mut description, None)?;
+    let mut twins = None;
+    let by_kernel = cause.is_none();
+    let made = Maker { store: &store, id, name: id, spec, directory: directory.as_fd(), by_kernel }
         .make(&mut description)
-        .and_then(|layers| {
+        .and_then(|mut layers| {
             description.starts.push(now());
+            cause = cause.take().or_else(|| twin::refused(&store, &layers));
+            if let Some(cause) = cause.take() {
+                let made = twin::make_all((spec, &cause), directory.as_fd(), &mut layers)?;
+                twins = Some((Arc::new(made), cause));
+            }
             // From here on it may have what no image has.
             description.saved = None;
             let written = description.write(directory.as_fd());
@@ -106,11 +112,13 @@ pub fn prepare(
             Ok(layers)
         });
     match made {
-        Ok(layers) => Ok(Some(Held { id: id.to_owned(), store, directory, lock, layers })),
+        Ok(layers) => Ok(Some(Held { id: id.to_owned(), store, directory, lock, layers, twins })),
         Err(error) => {
-            if is_new(directory.as_fd()) {
-                let _ = remove_tree(store.directory.as_fd(), id.as_ref());
-            }
+            let _ = match new {
+                // No guest has been there: all in it was made just now.
+                true => remove_tree(store.directory.as_fd(), id.as_ref()).is_ok(),
+                false => twin::end_all(directory.as_fd(), &mut description, None).is_ok(),
+            };
             Err(error)
         }
     }
@@ -196,9 +204,13 @@ pub(super) fn wait_for_the_next_tick() {
 }
 
 /// The file system can hold upper layers (ovl_make_workdir in fs/overlayfs/super.c says what it needs).
-pub(super) fn check_place(store: &Store, layers: BorrowedFd<'_>) -> Result<(), OverlayError> {
+pub(super) fn check_place(
+    store: &Store,
+    layers: BorrowedFd<'_>,
+    by_kernel: bool,
+) -> Result<(), OverlayError> {
     let cause = match fstatfs(layers) {
-        Ok(stat) if stat.filesystem_type().0 == OVERLAYFS_SUPER_MAGIC => {
+        Ok(stat) if by_kernel && stat.filesystem_type().0 == OVERLAYFS_SUPER_MAGIC => {
             "it lies on an overlay itself, which cannot take another one's changes".to_owned()
         }
         _ => {
@@ -227,6 +239,8 @@ pub(super) struct Maker<'a> {
     pub(super) name: &'a str,
     pub(super) spec: &'a RunSpec,
     pub(super) directory: BorrowedFd<'a>,
+    /// The kernel is to make overlays of them.
+    pub(super) by_kernel: bool,
 }
 
 impl Maker<'_> {
@@ -234,7 +248,7 @@ impl Maker<'_> {
     pub(super) fn make(&self, description: &mut Description) -> Result<Vec<Layer>, OverlayError> {
         let view = View::of(&self.spec.mounts);
         let layers = make_directory(self.directory, "layers").map_err(|e| self.failed(e))?;
-        check_place(self.store, layers.as_fd())?;
+        check_place(self.store, layers.as_fd(), self.by_kernel)?;
         let mut made = Vec::new();
         for mount in &self.spec.mounts {
             let MountKind::Overlay { source, skeleton } = &mount.kind else { continue };
@@ -257,7 +271,7 @@ impl Maker<'_> {
                 }
                 false => source.clone(),
             };
-            let mut layer = layer_of(mount, source, lower, &place)?;
+            let mut layer = layer_of(mount, source, lower, (&place, number))?;
             if self.is_believed() && !skeleton {
                 make_directory(self.directory, front::PLACE).map_err(|e| self.failed(e))?;
                 let place = self.store.path.join(self.name).join(front::PLACE);
@@ -376,15 +390,7 @@ impl Maker<'_> {
     }
 
     fn is_foreign(&self, found: &Metadata) -> bool {
-        let Identity { uid_map, gid_map, .. } = &self.spec.identity;
-        // (Subordinate ids are there inside, and this process can give nothing to them.)
-        let count = if self.spec.root == Root::Mapped { 1 } else { usize::MAX };
-        let known = |id: u32, map: &[IdRange]| {
-            map.iter()
-                .take(count)
-                .any(|range| id.checked_sub(range.outside).is_some_and(|n| n < range.count))
-        };
-        !known(found.uid(), uid_map) || !known(found.gid(), gid_map)
+        !self.spec.gives_to(found.uid(), found.gid())
     }
 
     /// Gives a directory of the store the attributes of one of the host; false: but for its owner, who does
@@ -500,7 +506,7 @@ fn layer_of(
     mount: &Mount,
     source: &Path,
     lower: PathBuf,
-    place: &Path,
+    (place, number): (&Path, usize),
 ) -> Result<Layer, OverlayError> {
     let found = lower.metadata().map_err(|error| {
         refuse!("cannot make an overlay of {}: {error}; leave it out", quoted(source))
@@ -514,86 +520,8 @@ fn layer_of(
         work: place.join("work"),
         front: None,
         no_exec: flags.contains(FsFlags::ST_NOEXEC),
+        twin: None,
+        number,
         skeleton: None,
     })
-}
-
-impl Held {
-    /// The layers, in the order in which they are mounted.
-    pub fn layers(&self) -> &[Layer] {
-        &self.layers
-    }
-
-    /// No run before this one has used it.
-    pub fn is_new(&self) -> bool {
-        Description::read(self.directory.as_fd()).is_ok_and(|it| it.starts.len() <= 1)
-    }
-
-    /// The run has ended, and nothing of it is kept. Gives whether it had changed anything.
-    pub fn discard(self) -> bool {
-        let Held { id, store, directory, lock, .. } = self;
-        let Ok(description) = Description::read(directory.as_fd()) else { return false };
-        let path = store.path.join(&id);
-        let kept = Kept { id, path, store, directory, description };
-        let has_changed = Changes::of(&kept, true).next().is_some();
-        let _ = kept.remove(lock);
-        has_changed
-    }
-
-    /// The run has ended: says what is kept, and how to look at it; what nobody has changed is not kept.
-    pub fn finish(self) -> Option<String> {
-        let Held { id, store, directory, lock, layers } = self;
-        remove_skeletons(directory.as_fd(), &layers);
-        let description = Description::read(directory.as_fd()).ok()?;
-        let path = store.path.join(&id);
-        let kept = Kept { id, path, store, directory, description };
-        let word = kept.word();
-        match count(&kept) {
-            None => {
-                let _ = kept.remove(lock);
-                None
-            }
-            Some(count) => Some(format!(
-                "the overlay has changes ({count}), and the host has none of them: sandbox diff {word} lists \
-                 them, sandbox commit {word} applies them, sandbox discard {word} drops them"
-            )),
-        }
-    }
-}
-
-/// How many paths were changed, in words; none if none was. Counts no longer than nobody minds.
-fn count(kept: &Kept) -> Option<String> {
-    const LONGEST: Duration = Duration::from_millis(300);
-    let begin = Instant::now();
-    let (mut added, mut deleted, mut others, mut more) = (0, 0, 0, "");
-    for change in Changes::of(kept, true) {
-        match change.map(|change| change.kind) {
-            Ok(Kind::Added) => added += 1,
-            Ok(Kind::Deleted) => deleted += 1,
-            // What belongs to others inside is closed to this process.
-            Err(_) if kept.ids().is_some() => more = " and more",
-            _ => others += 1,
-        }
-        if begin.elapsed() > LONGEST || !more.is_empty() {
-            more = " and more";
-            break;
-        }
-    }
-    let words = [(added, "added"), (others, "modified"), (deleted, "deleted")];
-    let words = words.iter().filter(|(number, _)| *number > 0);
-    let words: Vec<String> = words.map(|(number, what)| format!("{number} {what}")).collect();
-    match words.is_empty() {
-        true => (!more.is_empty()).then(|| "of files of others".to_owned()),
-        false => Some(words.join(", ") + more),
-    }
-}
-
-/// Removes what was made for a run alone.
-fn remove_skeletons(directory: BorrowedFd<'_>, layers: &[Layer]) {
-    let Ok(all) = entry::open_directory(directory, "layers".as_ref()) else { return };
-    for number in layers.iter().filter_map(|layer| layer.skeleton) {
-        if let Ok(layer) = entry::open_directory(all.as_fd(), number.to_string().as_ref()) {
-            let _ = remove_tree(layer.as_fd(), "lower".as_ref());
-        }
-    }
 }

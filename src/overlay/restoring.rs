@@ -25,7 +25,8 @@ use super::changes::Changes;
 use super::description::{Description, Note, Stamp, bytes};
 use super::entry;
 use super::error::{OverlayError, refuse};
-use super::layers::{Held, Layer, Maker, check_distance, check_kernel, check_place, is_new, now};
+use super::held::Held;
+use super::layers::{Layer, Maker, check_distance, check_kernel, check_place, is_new, now};
 use super::remove::remove_tree;
 use super::store::{self, Kept, Lock, Store, make_directory};
 use crate::config::{MountKind, RunSpec, quoted};
@@ -250,7 +251,7 @@ impl Restoring {
         };
         let guard = Guard { place: Arc::new(place), _before: before };
         let layers = make_directory(directory.as_fd(), "layers").map_err(fail)?;
-        check_place(&store, layers.as_fd())?;
+        check_place(&store, layers.as_fd(), true)?;
         for number in 0..wanted.layers.len() {
             let layer = make_directory(layers.as_fd(), &number.to_string()).map_err(fail)?;
             make_directory(layer.as_fd(), "upper").map_err(fail)?;
@@ -283,7 +284,8 @@ impl Restoring {
         let place = &self.guard.place;
         let name = place.name.to_string_lossy().into_owned();
         let (store, directory) = (&self.store, self.directory.as_fd());
-        let maker = Maker { store, id: &place.id, name: &name, spec, directory };
+        let (id, by_kernel) = (place.id.as_str(), true);
+        let maker = Maker { store, id, name: &name, spec, directory, by_kernel };
         let layers = maker.make(&mut self.description)?;
         self.description.write(directory).map_err(|error| {
             refuse!("cannot write the description of the overlay {}: {error}", place.id)
@@ -305,7 +307,7 @@ impl Restoring {
         let id = self.id().to_owned();
         let Restoring { store, directory, lock, layers, guard, .. } = self;
         drop(guard);
-        Some(Held { id, store, directory, lock, layers })
+        Some(Held { id, store, directory, lock, layers, twins: None })
     }
 
     /// What a save needs of it.

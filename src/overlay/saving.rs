@@ -19,7 +19,8 @@ use serde_bytes::ByteBuf;
 use super::description::{Description, path};
 use super::entry;
 use super::error::{OverlayError, refuse};
-use super::layers::{Held, Layer};
+use super::held::Held;
+use super::layers::Layer;
 use super::store::open_closed;
 use crate::sys::copy::copy_content;
 use crate::sys::errno_of;
@@ -34,6 +35,8 @@ pub struct Saver {
     directory: OwnedFd,
     /// The directories of its layers that are mounted, and whether each is a skeleton.
     mounted: Vec<(PathBuf, bool)>,
+    /// It is made by the kernel.
+    by_kernel: bool,
 }
 
 /// A layer.
@@ -86,7 +89,8 @@ pub(super) fn saver(
     let directory =
         directory.try_clone().map_err(|error| refuse!("cannot hold the overlay {id}: {error}"))?;
     let mounted = layers.iter().map(|it| (it.target.clone(), it.skeleton.is_some()));
-    Ok(Saver { id: id.to_owned(), directory, mounted: mounted.collect() })
+    let by_kernel = layers.iter().all(|it| it.twin.is_none());
+    Ok(Saver { id: id.to_owned(), directory, mounted: mounted.collect(), by_kernel })
 }
 
 impl Saver {
@@ -95,6 +99,13 @@ impl Saver {
     /// # Errors
     /// It is damaged.
     pub fn whole(&self) -> Result<Whole, OverlayError> {
+        if !self.by_kernel {
+            return Err(refuse!(
+                "cannot save a sandbox whose overlay is made without overlayfs; let it end: what it has changed is \
+                 kept (sandbox diff {})",
+                self.id
+            ));
+        }
         let unreadable = |cause: &str| refuse!("cannot read the overlay {}: {cause}", self.id);
         let description =
             Description::read(self.directory.as_fd()).map_err(|cause| unreadable(&cause))?;

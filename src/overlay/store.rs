@@ -9,6 +9,7 @@
 //!     layers/N/upper                   what was changed
 //!     layers/N/work                    overlayfs's own
 //!     layers/N/lower                   of a skeleton: the names (during a run)
+//!     layers/N/twin, notes, filled     what is shown where there is no overlayfs (during a run): see `twin`
 //! ```
 //!
 //! Owns the making, finding, locking and removing of that. Which directories are stores: see `places`.
@@ -21,7 +22,6 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag, open, openat};
 use nix::sys::stat::{Mode, fchmod, fstat, mkdirat};
-use nix::sys::statfs::statfs;
 use nix::unistd::{AccessFlags, Uid, eaccess};
 
 use super::changes::set_mode;
@@ -31,7 +31,9 @@ use super::error::{OverlayError, refuse};
 use super::places::{default_place, remember, stores};
 use super::remove::{is_heap, remove_tree, sweep};
 use super::restoring::{self, is_restoring};
+use super::twin;
 use crate::config::quoted;
+use crate::sys::descriptors;
 
 pub(super) const DIRECTORY: OFlag =
     OFlag::O_DIRECTORY.union(OFlag::O_RDONLY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
@@ -79,13 +81,7 @@ pub fn usual_place() -> Result<PathBuf, String> {
     if eaccess(there, AccessFlags::W_OK | AccessFlags::X_OK).is_err() {
         return Err(format!("{} cannot be written", there.display()));
     }
-    match statfs(there) {
-        Ok(stat) if stat.filesystem_type().0 == OVERLAYFS_SUPER_MAGIC => Err(format!(
-            "{} lies on an overlay itself, which cannot take another one's changes",
-            there.display()
-        )),
-        _ => Ok(place),
-    }
+    Ok(place)
 }
 
 impl Store {
@@ -348,6 +344,19 @@ impl Kept {
     /// Has it for itself.
     pub(super) fn lock(&self) -> Result<Lock, OverlayError> {
         lock(self.directory.as_fd(), &self.id)
+    }
+
+    /// Gathers what a run without overlayfs has left that was killed. While one goes on, nothing is done.
+    ///
+    /// # Errors
+    /// It cannot be gathered.
+    pub fn settle(&mut self) -> Result<(), OverlayError> {
+        if !twin::is_used(self.directory.as_fd(), &self.description) {
+            return Ok(());
+        }
+        let Ok(_lock) = self.lock() else { return Ok(()) };
+        descriptors::raise_limit();
+        twin::end_all(self.directory.as_fd(), &mut self.description, None)
     }
 
     /// Opens a directory of a layer.

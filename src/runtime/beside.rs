@@ -4,6 +4,7 @@ use std::fs::File;
 use std::sync::Arc;
 
 use crate::overlay::{Layer, Saver};
+use crate::sentry::Content;
 use crate::sentry::asking::Scribe;
 use crate::sentry::file_log::Report;
 use crate::sentry::net::publish::Doors;
@@ -13,6 +14,8 @@ use crate::sentry::net::publish::Doors;
 pub struct Beside<'b> {
     /// Layers of its overlays.
     pub layers: &'b [Layer],
+    /// What fetches content of files in them, where the kernel makes no overlays.
+    pub content: Option<Arc<dyn Content>>,
     /// What a save needs of them.
     pub saver: Option<Arc<Saver>>,
     /// What its network decides is recorded here.

@@ -37,6 +37,12 @@ pub enum Error {
 }
 
 impl Error {
+    /// The kernel makes no overlay of a directory that is what was meant.
+    pub fn is_overlay_refused(&self) -> bool {
+        let Error::Launch(LaunchError::Overlay(_, errno)) = self else { return false };
+        !matches!(errno, Errno::ESTALE | Errno::ENOENT)
+    }
+
     /// The exit status that stands for this error: 127 not found, 126 found but not executable,
     /// 125 otherwise.
     pub fn status(&self) -> i32 {

@@ -18,7 +18,9 @@ use serde_bytes::ByteBuf;
 use tokio::io::unix::AsyncFd;
 use tokio::time::{sleep, timeout};
 
+use super::beginning::{NO_CONTENT, fetch_program};
 use crate::config::{RunSpec, check_container};
+
 use crate::control::protocol::Exec;
 use crate::launch::{Behind, End, Event, Keeper, LaunchError, Order, Program};
 use crate::save::restore::keepers::Kept;
@@ -138,7 +140,9 @@ impl Later {
         let terminal = wish.terminal.map(|(_, streams)| streams).unwrap_or_default();
         let program =
             Program { argv: &wish.argv, environment: &wish.environment, workdir: &workdir };
-        let kept = self.enter(&wish).and_then(|place| {
+        let fetched = self.kernel.content().map_or(Ok(()), |it| fetch_program(&**it, &program));
+        let fetched = fetched.map_err(|errno| format!("cannot {NO_CONTENT}: {}", errno.desc()));
+        let kept = fetched.and_then(|()| self.enter(&wish)).and_then(|place| {
             let keeper = behind.keep(&program, &wish.streams, terminal);
             Ok((keeper.map_err(|error| error.to_string())?, place))
         });

@@ -42,6 +42,8 @@ bitflags::bitflags! {
         const SUB_IDS = 1 << 23;
         /// Rules are about names that may come to be: a pattern of `--hide`, `--deny`, `--ro`.
         const PATTERNS = 1 << 24;
+        /// Files of overlays get their content when they are first opened: `--overlay` without overlayfs.
+        const TWINS = 1 << 25;
         /// Some hosts may be reached: `--net allow`.
         const NETWORK = 1 << 26;
         /// Files that no rule names are asked about: `--ask files`.
@@ -58,6 +60,7 @@ impl Features {
     pub const OF_THIS_RUN: Features = Features::RESTORED
         .union(Features::LAZY)
         .union(Features::PATTERNS)
+        .union(Features::TWINS)
         .union(Features::ASK_FILES);
 }
 

@@ -20,7 +20,7 @@ use super::kernel_error::KernelError;
 use super::log::{KernelLog, Level};
 use super::net::Network;
 use super::net::publish::{Breaker, Published};
-use super::paths::{NoRules, Paths, Rules};
+use super::paths::{Content, NoRules, Paths, Rules};
 use super::pause::Pause;
 use super::refusals::Refusals;
 use super::repeatable::Repeatable;
@@ -81,7 +81,7 @@ pub struct Kernel {
     overlays: super::overlays::Overlays,
     /// With [`Features::ROOT`].
     beliefs: Option<super::beliefs::FileBeliefs>,
-    /// With [`Features::PATTERNS`].
+    /// With [`Features::PATTERNS`] or [`Features::TWINS`].
     paths: OnceLock<Paths>,
     pub(super) repeatable: Repeatable,
     /// With [`Features::NETWORK`]; set before the first guest is served.
@@ -226,9 +226,16 @@ impl Kernel {
         self.grounds.get()
     }
 
-    /// Rules are about names that may come to be. Once, before there are guests.
-    pub fn judge_names(&self, rules: Arc<dyn Rules>) {
-        let _ = self.paths.set(Paths::new(rules, self.features().contains(Features::ROOT)));
+    /// Rules are about names that may come to be, or files get their content later. Once, before there are guests.
+    pub fn perform_paths(&self, rules: Option<Arc<dyn Rules>>, content: Option<Arc<dyn Content>>) {
+        let apart = self.features().contains(Features::ROOT);
+        let rules = rules.unwrap_or_else(|| Arc::new(NoRules));
+        let _ = self.paths.set(Paths::new(rules, content, apart));
+    }
+
+    /// What fetches content of files, where they get it later.
+    pub fn content(&self) -> Option<&Arc<dyn Content>> {
+        self.paths.get().and_then(Paths::content)
     }
 
     /// What performs calls on paths, if that is the sentry.
@@ -255,7 +262,7 @@ impl Kernel {
     pub fn ask_through(&self, asking: Arc<Asking>, places: Option<Arc<dyn Places>>) {
         let _ = self.asking.set(asking);
         if let Some(places) = places {
-            let _ = self.askable.set((Paths::new(Arc::new(NoRules), false), places));
+            let _ = self.askable.set((Paths::new(Arc::new(NoRules), None, false), places));
         }
     }
 

@@ -76,6 +76,7 @@ pub use listings::SavedListing;
 pub use log::{KernelLog, Level};
 pub use measure::Measured;
 pub use net::{HostTraffic, SavedNetwork};
+pub use paths::Content;
 pub use pids::PidsLimit;
 pub use random_device::{SavedDevice, StandingDevices};
 pub use randomness::{Begin, Randomness, SavedOrigin, SavedRandomness, SavedStream};

@@ -11,6 +11,7 @@
 
 mod calls;
 mod notify;
+mod overlays;
 mod walls;
 
 use std::ptr::NonNull;
@@ -24,6 +25,7 @@ pub use calls::{
     user_notify_known,
 };
 pub use notify::{Notify, rehearse_notify};
+pub use overlays::{OverlayPlaces, rehearse_overlays};
 pub use walls::{EVERY_KIND, Kind, Walls, rehearse_walls};
 
 /// What came of trying one facility.

@@ -32,6 +32,7 @@ static const struct {
 	unsigned int number;
 } calls[] = {
 	{ "clone3", SYS_clone3 },
+	{ "fsopen", SYS_fsopen },
 	{ "keyctl", SYS_keyctl },
 	{ "mount", SYS_mount },
 	{ "open_tree", SYS_open_tree },

@@ -1,5 +1,6 @@
 //! A tree of the host, a copy of it for the same work natively, and ways to compare them.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -25,6 +26,34 @@ const SEED: &str = r#"
     truncate -s 300000 sparse; printf x | dd of=sparse bs=1 seek=200000 conv=notrunc status=none
     find . -exec touch -h -d '2001-02-03 04:05:06' {} +
 "#;
+
+/// How overlays are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// By the kernel.
+    Overlayfs,
+    /// By the sandbox, as where the kernel makes none.
+    Twins,
+}
+
+thread_local! {
+    /// How this test has them made.
+    static WAY: Cell<Way> = const { Cell::new(Way::Overlayfs) };
+}
+
+/// Does a test both ways.
+pub(crate) fn both(test: impl Fn()) {
+    for way in [Way::Overlayfs, Way::Twins] {
+        println!("{way:?}");
+        WAY.set(way);
+        test();
+    }
+}
+
+/// Whether it is being done without overlayfs.
+pub(crate) fn by_twins() -> bool {
+    WAY.get() == Way::Twins
+}
 
 pub(crate) struct Desk {
     pub(crate) space: Workspace,
@@ -88,7 +117,14 @@ impl Desk {
     /// A verb or a run, with these words.
     pub(crate) fn words<S: AsRef<OsStr>>(&self, words: &[S]) -> Outcome {
         let mut command = self.sandbox();
-        command.args(words);
+        let words: Vec<&OsStr> = words.iter().map(AsRef::as_ref).collect();
+        let at = usize::from(words.first().is_some_and(|word| *word == "run"));
+        let own: &[&str] = if by_twins() && words.contains(&"--overlay".as_ref()) {
+            &["--without", "overlayfs"]
+        } else {
+            &[]
+        };
+        command.args(&words[..at]).args(own).args(&words[at..]);
         run(command, b"", LIMIT)
     }
 

@@ -11,6 +11,7 @@ mod likeness;
 mod places;
 mod saves;
 mod syncs;
+mod twins;
 mod verbs;
 
 #[path = "../common/mod.rs"]

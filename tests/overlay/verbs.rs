@@ -2,74 +2,91 @@
 
 use std::fs;
 
-use super::common::{LIMIT, have, is_root, run, sandbox_program, wait_for};
-use super::desk::{Desk, same_trees, tree};
+use super::common::{LIMIT, have, is_root, run, wait_for};
+use super::desk::{Desk, both, same_trees, tree};
 
 #[test]
 fn discard_brings_everything_back() {
-    let desk = Desk::new("discard");
-    let before = tree(&desk.host);
-    desk.inside("gone", "rm -r src; echo x > y; mkdir -m 0 shut; chmod 0 docs").success();
-    desk.words(&["discard", "gone"]).success().expect_out("").expect_err("");
-    same_trees("the host's tree has changed", &tree(&desk.host), &before);
-    desk.nothing_is_kept();
-    desk.words(&["discard", "gone"]).one_line_error(125, &["no overlay is kept", "gone"]);
-    desk.inside("gone", "cat src/f1; test ! -e y").success().expect_out("file 1\n").expect_err("");
+    both(|| {
+        let desk = Desk::new("discard");
+        let before = tree(&desk.host);
+        desk.inside("gone", "rm -r src; echo x > y; mkdir -m 0 shut; chmod 0 docs").success();
+        desk.words(&["discard", "gone"]).success().expect_out("").expect_err("");
+        same_trees("the host's tree has changed", &tree(&desk.host), &before);
+        desk.nothing_is_kept();
+        desk.words(&["discard", "gone"]).one_line_error(125, &["no overlay is kept", "gone"]);
+        desk.inside("gone", "cat src/f1; test ! -e y")
+            .success()
+            .expect_out("file 1\n")
+            .expect_err("");
+    });
 }
 
 #[test]
 fn a_run_that_changes_nothing_keeps_nothing() {
-    let desk = Desk::new("nothing");
-    // What is copied up and stays equal is no change.
-    desk.inside("same", "chmod 755 tool; touch src/f1; cat docs/long >/dev/null; mkdir q; rmdir q")
+    both(|| {
+        let desk = Desk::new("nothing");
+        // What is copied up and stays equal is no change.
+        desk.inside(
+            "same",
+            "chmod 755 tool; touch src/f1; cat docs/long >/dev/null; mkdir q; rmdir q",
+        )
         .success()
         .expect_err("");
-    desk.nothing_is_kept();
-    desk.words(&["diff", "same"]).one_line_error(2, &["no overlay is kept"]);
+        desk.nothing_is_kept();
+        desk.words(&["diff", "same"]).one_line_error(2, &["no overlay is kept"]);
+    });
 }
 
 #[test]
 fn without_an_id_the_end_says_how_to_look() {
-    let desk = Desk::new("unnamed");
-    let outcome = desk.words(&["--overlay", ".", "--", "sh", "-c", "echo x > y"]);
-    outcome.success().err_has("sandbox diff ");
-    let err = outcome.err();
-    let id = err.split("sandbox diff ").nth(1).unwrap().split_whitespace().next().unwrap();
-    let host = desk.host.to_str().unwrap();
-    desk.words(&["diff", id]).expect_status(1).expect_out(&format!("A {host}/y\n"));
-    // The directory is another name of it while there is one.
-    desk.words(&["diff", "."]).expect_status(1).expect_out(&format!("A {host}/y\n"));
-    desk.words(&["--quiet", "--overlay", ".", "--", "sh", "-c", "echo x > z"]).expect_err("");
-    desk.words(&["diff", "."]).one_line_error(2, &["more than one overlay"]);
+    both(|| {
+        let desk = Desk::new("unnamed");
+        let outcome = desk.words(&["--overlay", ".", "--", "sh", "-c", "echo x > y"]);
+        outcome.success().err_has("sandbox diff ");
+        let err = outcome.err();
+        let id = err.split("sandbox diff ").nth(1).unwrap().split_whitespace().next().unwrap();
+        let host = desk.host.to_str().unwrap();
+        desk.words(&["diff", id]).expect_status(1).expect_out(&format!("A {host}/y\n"));
+        // The directory is another name of it while there is one.
+        desk.words(&["diff", "."]).expect_status(1).expect_out(&format!("A {host}/y\n"));
+        desk.words(&["--quiet", "--overlay", ".", "--", "sh", "-c", "echo x > z"]).expect_err("");
+        desk.words(&["diff", "."]).one_line_error(2, &["more than one overlay"]);
+    });
 }
 
 #[test]
 fn a_patch_makes_of_the_host_what_the_overlay_is() {
-    if !have("patch") {
-        return;
-    }
-    let desk = Desk::new("patch");
-    let script = "sed -i 's/^17$/seventeen/; $d' docs/long; rm src/f3; printf 'no end' > src/f1; \
+    both(|| {
+        if !have("patch") {
+            return;
+        }
+        let desk = Desk::new("patch");
+        let script = "sed -i 's/^17$/seventeen/; $d' docs/long; rm src/f3; printf 'no end' > src/f1; \
         mkdir new; echo n > 'new/na me'; printf 'a\\0b' > binary; \
         printf 'a\\rb\\n' > return; printf 'x\\r\\ny\\r\\n' > dos; ln -sfn x docs/link; chmod 600 src/f4";
-    desk.inside("patch", script).success();
-    let outcome = desk.words(&["diff", "--patch", "patch"]);
-    outcome.expect_status(1).out_has("-17\n+seventeen\n").out_has("\\ No newline at end of file");
-    let host = desk.host.to_str().unwrap();
-    outcome.out_has(&format!("Binary files /dev/null and b{host}/binary differ"));
-    // A lone carriage return would end a line for some.
-    outcome.out_has(&format!("Binary files /dev/null and b{host}/return differ"));
-    outcome.out_has("symlink to ../src/f1 -> symlink to x");
-    let depth = desk.host.iter().count();
-    let mut patch = desk.space.command("patch");
-    patch.current_dir(&desk.copy).args(["-s", &format!("-p{depth}")]);
-    run(patch, &outcome.stdout, LIMIT).success();
-    desk.words(&["commit", "patch"]).success();
-    for file in ["docs/long", "src/f1", "new/na me", "dos"] {
-        let (host, copy) = (desk.host.join(file), desk.copy.join(file));
-        assert_eq!(fs::read(host).unwrap(), fs::read(copy).unwrap(), "{file}");
-    }
-    assert!(!desk.copy.join("src/f3").exists());
+        desk.inside("patch", script).success();
+        let outcome = desk.words(&["diff", "--patch", "patch"]);
+        outcome
+            .expect_status(1)
+            .out_has("-17\n+seventeen\n")
+            .out_has("\\ No newline at end of file");
+        let host = desk.host.to_str().unwrap();
+        outcome.out_has(&format!("Binary files /dev/null and b{host}/binary differ"));
+        // A lone carriage return would end a line for some.
+        outcome.out_has(&format!("Binary files /dev/null and b{host}/return differ"));
+        outcome.out_has("symlink to ../src/f1 -> symlink to x");
+        let depth = desk.host.iter().count();
+        let mut patch = desk.space.command("patch");
+        patch.current_dir(&desk.copy).args(["-s", &format!("-p{depth}")]);
+        run(patch, &outcome.stdout, LIMIT).success();
+        desk.words(&["commit", "patch"]).success();
+        for file in ["docs/long", "src/f1", "new/na me", "dos"] {
+            let (host, copy) = (desk.host.join(file), desk.copy.join(file));
+            assert_eq!(fs::read(host).unwrap(), fs::read(copy).unwrap(), "{file}");
+        }
+        assert!(!desk.copy.join("src/f3").exists());
+    });
 }
 
 #[test]
@@ -99,69 +116,76 @@ fn diff_and_only_a_diff_works_while_the_run_goes_on() {
 
 #[test]
 fn a_run_goes_on_with_the_overlay_of_its_id() {
-    let desk = Desk::new("again");
-    desk.inside("again", "echo one > x").success();
-    desk.inside("again", "cat x; echo two > y").success().expect_out("one\n");
-    let other = ["run", "--id", "again", "--overlay", "src", "--", "true"];
-    desk.words(&other).one_line_error(125, &["it is of", "asks for", "sandbox discard again"]);
-    assert_eq!(desk.diff("again").len(), 2);
-    let host = desk.host.display();
-    let listed = format!("ID     STATE  OF\nagain  kept   {host}\n");
-    desk.words(&["diff"]).success().expect_out(&listed);
-    let json = format!("[{{\"id\":\"again\",\"directories\":[\"{host}\"],\"in_use\":false}}]\n");
-    desk.words(&["diff", "--json"]).success().expect_out(&json);
+    both(|| {
+        let desk = Desk::new("again");
+        desk.inside("again", "echo one > x").success();
+        desk.inside("again", "cat x; echo two > y").success().expect_out("one\n");
+        let other = ["run", "--id", "again", "--overlay", "src", "--", "true"];
+        desk.words(&other).one_line_error(125, &["it is of", "asks for", "sandbox discard again"]);
+        assert_eq!(desk.diff("again").len(), 2);
+        let host = desk.host.display();
+        let listed = format!("ID     STATE  OF\nagain  kept   {host}\n");
+        desk.words(&["diff"]).success().expect_out(&listed);
+        let json =
+            format!("[{{\"id\":\"again\",\"directories\":[\"{host}\"],\"in_use\":false}}]\n");
+        desk.words(&["diff", "--json"]).success().expect_out(&json);
+    });
 }
 
 #[test]
 fn a_part_is_committed_and_the_rest_stays() {
-    let desk = Desk::new("only");
-    desk.inside(
-        "only",
-        "mkdir -p out/bin; echo a > out/bin/a; echo b > out/b; rm src/f1; echo c > docs/c.txt; \
+    both(|| {
+        let desk = Desk::new("only");
+        desk.inside(
+            "only",
+            "mkdir -p out/bin; echo a > out/bin/a; echo b > out/b; rm src/f1; echo c > docs/c.txt; \
         rm -r linked; mkdir linked; echo new > linked/new",
-    )
-    .success();
-    let host = desk.host.to_str().unwrap();
-    let dry = desk.words(&["commit", "only", "--dry-run", "--only", "out/bin"]);
-    dry.success().expect_out(&format!("A {host}/out\nA {host}/out/bin\nA {host}/out/bin/a\n"));
-    assert!(!desk.host.join("out").exists());
-    let part = ["commit", "only", "--only", "out/bin", "--only", "*.txt"];
-    desk.words(&part).success().out_has("committed: 4 added; 5 changes are left");
-    assert!(desk.host.join("out/bin/a").exists() && !desk.host.join("out/b").exists());
-    let left = desk.words(&["diff", "only"]).out().replace(host, "");
-    assert_eq!(left, "D /linked/a\nD /linked/b\nA /linked/new\nA /out/b\nD /src/f1\n");
-    // A part of what replaces a directory.
-    desk.words(&["commit", "only", "--only", "linked/a"]).success();
-    desk.inside("only", "ls linked").success().expect_out("new\n");
-    // To take one name of a file away changes the stamp of the other.
-    desk.words(&["commit", "only"]).expect_status(1).err_has("linked/b was changed");
-    desk.words(&["commit", "only", "--force"]).success();
-    assert!(desk.host.join("linked/new").exists() && !desk.host.join("linked/b").exists());
-    desk.nothing_is_kept();
+        )
+        .success();
+        let host = desk.host.to_str().unwrap();
+        let dry = desk.words(&["commit", "only", "--dry-run", "--only", "out/bin"]);
+        dry.success().expect_out(&format!("A {host}/out\nA {host}/out/bin\nA {host}/out/bin/a\n"));
+        assert!(!desk.host.join("out").exists());
+        let part = ["commit", "only", "--only", "out/bin", "--only", "*.txt"];
+        desk.words(&part).success().out_has("committed: 4 added; 5 changes are left");
+        assert!(desk.host.join("out/bin/a").exists() && !desk.host.join("out/b").exists());
+        let left = desk.words(&["diff", "only"]).out().replace(host, "");
+        assert_eq!(left, "D /linked/a\nD /linked/b\nA /linked/new\nA /out/b\nD /src/f1\n");
+        // A part of what replaces a directory.
+        desk.words(&["commit", "only", "--only", "linked/a"]).success();
+        desk.inside("only", "ls linked").success().expect_out("new\n");
+        // To take one name of a file away changes the stamp of the other.
+        desk.words(&["commit", "only"]).expect_status(1).err_has("linked/b was changed");
+        desk.words(&["commit", "only", "--force"]).success();
+        assert!(desk.host.join("linked/new").exists() && !desk.host.join("linked/b").exists());
+        desk.nothing_is_kept();
+    });
 }
 
 #[test]
 fn a_writable_path_in_an_overlay_is_the_hosts_own() {
-    let desk = Desk::new("through");
-    let words = [
-        "run",
-        "--id",
-        "rw",
-        "--overlay",
-        ".",
-        "--rw",
-        "docs",
-        "--hide",
-        "linked",
-        "--tmpfs",
-        "empty",
-    ];
-    let script =
-        "echo through > docs/t; echo kept > k; ls -A empty; echo m > empty/m; cat linked/a";
-    let outcome = desk.words(&[&words[..], &["--", "sh", "-c", script]].concat());
-    outcome.failure().err_has("linked/a");
-    assert_eq!(fs::read_to_string(desk.host.join("docs/t")).unwrap(), "through\n");
-    assert_eq!(desk.diff("rw"), [('A', "k".into())]);
+    both(|| {
+        let desk = Desk::new("through");
+        let words = [
+            "run",
+            "--id",
+            "rw",
+            "--overlay",
+            ".",
+            "--rw",
+            "docs",
+            "--hide",
+            "linked",
+            "--tmpfs",
+            "empty",
+        ];
+        let script =
+            "echo through > docs/t; echo kept > k; ls -A empty; echo m > empty/m; cat linked/a";
+        let outcome = desk.words(&[&words[..], &["--", "sh", "-c", script]].concat());
+        outcome.failure().err_has("linked/a");
+        assert_eq!(fs::read_to_string(desk.host.join("docs/t")).unwrap(), "through\n");
+        assert_eq!(desk.diff("rw"), [('A', "k".into())]);
+    });
 }
 
 #[test]
@@ -179,30 +203,24 @@ fn what_cannot_be_is_named_before_anything_runs() {
         asked(&["--overlay", "src", "--overlay-dir", "/usr"])
             .one_line_error(125, &["/usr", "it is not yours", "--overlay-dir"]);
     }
-    if is_root() {
-        // An overlay is no place for another one's changes.
-        let script = "mkdir u w m; mount -t overlay -o lowerdir=host,upperdir=u,workdir=w none m && \
-            exec \"$0\" --overlay host --overlay-dir m/store -- true";
-        let mut command = desk.space.command("unshare");
-        command.args(["-m", "sh", "-c", script]).arg(sandbox_program());
-        run(command, b"", LIMIT)
-            .one_line_error(125, &["m/store", "lies on an overlay itself", "--overlay-dir"]);
-    }
     assert!(!desk.host.join("ran").exists());
     desk.nothing_is_kept();
 }
 
 #[test]
 fn a_named_place_keeps_it() {
-    let desk = Desk::new("place");
-    let place = desk.space.path().join("else where");
-    let place = place.to_str().unwrap();
-    let words = ["run", "--id", "p", "--overlay", ".", "--overlay-dir", place, "--", "sh", "-c"];
-    let outcome = desk.words(&[&words[..], &["echo x > y; ls '../else where'"]].concat());
-    outcome.success().err_has(&format!("sandbox diff '{place}/p'")).expect_out("");
-    desk.words(&["diff", &format!("{place}/p")]).expect_status(1).out_has("/y");
-    desk.words(&["diff", "p", "--overlay-dir", place]).expect_status(1);
-    desk.words(&["discard", "p", "--overlay-dir", place]).success();
+    both(|| {
+        let desk = Desk::new("place");
+        let place = desk.space.path().join("else where");
+        let place = place.to_str().unwrap();
+        let words =
+            ["run", "--id", "p", "--overlay", ".", "--overlay-dir", place, "--", "sh", "-c"];
+        let outcome = desk.words(&[&words[..], &["echo x > y; ls '../else where'"]].concat());
+        outcome.success().err_has(&format!("sandbox diff '{place}/p'")).expect_out("");
+        desk.words(&["diff", &format!("{place}/p")]).expect_status(1).out_has("/y");
+        desk.words(&["diff", "p", "--overlay-dir", place]).expect_status(1);
+        desk.words(&["discard", "p", "--overlay-dir", place]).success();
+    });
 }
 
 #[test]
@@ -217,38 +235,40 @@ fn what_an_overlay_covers_is_told() {
 
 #[test]
 fn rules_with_patterns_hold_in_an_overlay() {
-    let desk = Desk::new("rules");
-    fs::create_dir_all(desk.host.join("app/tls")).unwrap();
-    for (name, text) in
-        [("app/.env", "secret\n"), ("app/tls/k.pem", "key\n"), ("app/tls/k.pub", "public\n")]
-    {
-        fs::write(desk.host.join(name), text).unwrap();
-    }
-    let words = [
-        "run",
-        "--id",
-        "o",
-        "--overlay",
-        ".",
-        "--hide",
-        "./**/.env",
-        "--deny",
-        "./app/t*",
-        "--allow",
-    ];
-    let script = "cat app/.env; cat app/tls/k.pem; cat app/tls/k.pub; mv app/.env x; mv app/tls x; \
+    both(|| {
+        let desk = Desk::new("rules");
+        fs::create_dir_all(desk.host.join("app/tls")).unwrap();
+        for (name, text) in
+            [("app/.env", "secret\n"), ("app/tls/k.pem", "key\n"), ("app/tls/k.pub", "public\n")]
+        {
+            fs::write(desk.host.join(name), text).unwrap();
+        }
+        let words = [
+            "run",
+            "--id",
+            "o",
+            "--overlay",
+            ".",
+            "--hide",
+            "./**/.env",
+            "--deny",
+            "./app/t*",
+            "--allow",
+        ];
+        let script = "cat app/.env; cat app/tls/k.pem; cat app/tls/k.pub; mv app/.env x; mv app/tls x; \
                   rm -rf app; ln app/.env x; echo new > app/new; ls -A app";
-    let run = |allow: &str| {
-        let words = [&words[..], &[allow, "--", "sh", "-c", script]].concat();
-        desk.words(&words)
-    };
-    let outcome = run("./**/*.pub");
-    outcome.expect_out("public\n.env\nnew\ntls\n");
-    outcome.err_has("app/.env: No such").err_has("k.pem: Permission");
-    assert_eq!(fs::read_to_string(desk.host.join("app/.env")).unwrap(), "secret\n");
-    let kept = fs::read_to_string(desk.host.join("app/tls/k.pem")).unwrap();
-    assert_eq!(kept, "key\n");
-    // What could not be removed is not said to be, and the run can be gone on with by other rules.
-    assert_eq!(desk.diff("o"), [('A', "app/new".into())]);
-    run("./**/none*").expect_out(".env\nnew\ntls\n");
+        let run = |allow: &str| {
+            let words = [&words[..], &[allow, "--", "sh", "-c", script]].concat();
+            desk.words(&words)
+        };
+        let outcome = run("./**/*.pub");
+        outcome.expect_out("public\n.env\nnew\ntls\n");
+        outcome.err_has("app/.env: No such").err_has("k.pem: Permission");
+        assert_eq!(fs::read_to_string(desk.host.join("app/.env")).unwrap(), "secret\n");
+        let kept = fs::read_to_string(desk.host.join("app/tls/k.pem")).unwrap();
+        assert_eq!(kept, "key\n");
+        // What could not be removed is not said to be, and the run can be gone on with by other rules.
+        assert_eq!(desk.diff("o"), [('A', "app/new".into())]);
+        run("./**/none*").expect_out(".env\nnew\ntls\n");
+    });
 }

@@ -24,6 +24,7 @@ impl std::fmt::Display for Step {
         match self {
             Step::Private => write!(f, "make the mounts private"),
             Step::Clone { source, .. } => write!(f, "copy the mount at {}", show(source)),
+            Step::Twin { source, .. } => write!(f, "show the copies in {}", show(source)),
             Step::Overlay { layer, .. } => layer.fmt(f),
             Step::Front { place } => write!(f, "mount memory at {}", show(place)),
             Step::Enter { .. } => write!(f, "make the overlay of / the root"),

@@ -215,7 +215,7 @@ impl Paths {
             return Err(Errno::EINVAL);
         }
         let owner = self.owner(guest)?;
-        self.with(guest, |resolver| {
+        let open = |resolver: &Resolver<'_>| {
             let (thing, verdict) = resolver.thing(start, path, true)?;
             verdict.permit(true)?;
             // A file that grows has a limit, which is the guest's, and the signal that goes with it would be sent to
@@ -228,11 +228,15 @@ impl Paths {
             }
             // (vfs_truncate in fs/open.c.)
             match thing.kind() {
+                libc::S_IFREG if resolver.lacks_content(&thing, true) => {
+                    Ok(Opened::Lacking(thing.handle))
+                }
                 libc::S_IFREG => open_to_cut(thing, owner),
                 libc::S_IFDIR => Err(Errno::EISDIR),
                 _ => Err(Errno::EINVAL),
             }
-        })
+        };
+        self.complete(|| self.with(guest, open))
     }
 
     /// Whether a program may be executed, as far as rules go.

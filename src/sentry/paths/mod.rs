@@ -1,7 +1,8 @@
 //! Calls on paths, performed by the sentry.
 //!
 //! Owns following a guest's path as the host's kernel would for that guest (`resolve`), what that means in procfs
-//! (`own`), and what is done at its end: `open`, `change`. A path is read once from the guest; from there on
+//! (`own`), and what is done at its end: `open`, `change`,
+//! `program`. A path is read once from the guest; from there on
 //! everything is held by descriptors, so that nothing a guest changes meanwhile changes what was decided.
 //! What the rules say of a name is not its own ([`Rules`]).
 //!
@@ -13,6 +14,7 @@ mod change;
 mod granted;
 mod open;
 mod own;
+mod program;
 mod resolve;
 mod rules;
 #[cfg(test)]
@@ -31,19 +33,23 @@ use nix::sys::stat::Mode;
 pub(super) use change::New;
 pub(super) use granted::{could_open, open_granted};
 pub use open::{Opened, Wish};
+pub(crate) use program::interpreter_of;
 pub use resolve::{Landing, Resolver, Start, Thing};
-pub use rules::{NoRules, Rules, Verdict};
+pub use rules::{Content, NoRules, Rules, Verdict};
 
 use crate::sys::disguise::{self, Disguise, Owner};
 use crate::sys::{files, generated};
 
 const HANDLE: OFlag = OFlag::O_PATH.union(OFlag::O_CLOEXEC);
 
-/// What the sentry needs to perform calls on paths, with [`Features::PATTERNS`](super::Features::PATTERNS).
+/// What the sentry needs to perform calls on paths, with [`Features::PATTERNS`](super::Features::PATTERNS) or
+/// [`Features::TWINS`](super::Features::TWINS).
 #[derive(Debug)]
 pub(super) struct Paths {
     /// Immutable.
     rules: Arc<dyn Rules>,
+    /// Of files that get it later, if there are any. Immutable.
+    content: Option<Arc<dyn Content>>,
     /// The root of all guests, which none can change for all; known from the first call on.
     root: OnceLock<Root>,
     /// A guest can have a root of its own. Immutable.
@@ -110,9 +116,18 @@ fn name_of(handle: &OwnedFd) -> Result<Vec<u8>, Errno> {
 
 impl Paths {
     /// `apart`: guests may call chroot(2).
-    pub(super) fn new(rules: Arc<dyn Rules>, apart: bool) -> Paths {
-        let renames = Mutex::new(());
-        Paths { rules, root: OnceLock::new(), apart, owner: OnceLock::new(), renames }
+    pub(super) fn new(
+        rules: Arc<dyn Rules>,
+        content: Option<Arc<dyn Content>>,
+        apart: bool,
+    ) -> Paths {
+        let (root, owner, renames) = (OnceLock::new(), OnceLock::new(), Mutex::new(()));
+        Paths { rules, content, root, apart, owner, renames }
+    }
+
+    /// See [`Content`].
+    pub(super) fn content(&self) -> Option<&Arc<dyn Content>> {
+        self.content.as_ref()
     }
 
     /// The root of all guests. It has to be known before one has another.
@@ -138,7 +153,8 @@ impl Paths {
         }
         let _worn = self.owner(guest)?.map(Disguise::put_on).transpose()?;
         let root = own.as_ref().unwrap_or(view);
-        what(&Resolver::new(tid, root, &*self.rules, is_valid).within(view))
+        let content = self.content.as_deref();
+        what(&Resolver::new(tid, root, &*self.rules, is_valid).within(view, content))
     }
 
     /// Whose rights have to be taken on, if any ([`rights_to_take`]).

@@ -34,6 +34,8 @@ pub enum Opened {
     New(OwnedFd),
     /// It is when this is done.
     Later(Opening),
+    /// It is not: its content has to be fetched before.
+    Lacking(OwnedFd),
 }
 
 /// The flags that openat(2) knows; it takes no notice of others (VALID_OPEN_FLAGS in include/linux/fcntl.h), to
@@ -153,10 +155,26 @@ impl Paths {
         then: impl FnOnce(&OwnedFd) -> Result<(), Errno>,
     ) -> Result<Opened, Errno> {
         let owner = self.owner(guest)?;
-        self.with(guest, |resolver| match resolver.open(start, path, wish, owner)? {
-            Opened::New(made) => then(&made).map(|()| Opened::Now(made)),
+        let opened =
+            self.complete(|| self.with(guest, |resolver| resolver.open(start, path, wish, owner)))?;
+        match opened {
+            // (What has been made, is given away with the guest's rights, too.)
+            Opened::New(made) => self.with(guest, |_| then(&made).map(|()| Opened::Now(made))),
             opened => Ok(opened),
-        })
+        }
+    }
+
+    /// Opens a file, again once its content is there. Every file lacks it once at most.
+    pub(super) fn complete(
+        &self,
+        open: impl Fn() -> Result<Opened, Errno>,
+    ) -> Result<Opened, Errno> {
+        loop {
+            match (open()?, &self.content) {
+                (Opened::Lacking(file), Some(content)) => content.fetch(file.as_fd())?,
+                (opened, _) => return Ok(opened),
+            }
+        }
     }
 }
 
@@ -252,6 +270,9 @@ impl Resolver<'_> {
         if own::is_in_proc(&thing.handle) {
             own::may_look(self, &self.view.path_of(&thing.handle)?)?;
         } else if thing.kind() == libc::S_IFREG {
+            if self.lacks_content(&thing, wish.changes()) {
+                return Ok(Opened::Lacking(thing.handle));
+            }
             return open_unleased(thing, wish, owner);
         }
         if wish.has(TMPFILE) {

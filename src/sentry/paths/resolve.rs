@@ -11,7 +11,7 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2, readlinkat};
 use nix::sys::stat::{FileStat, Mode, fstat};
 
 use super::own::{self, Link};
-use super::{HANDLE, Root, Rules, Verdict, joined, mount_of, os};
+use super::{Content, HANDLE, Root, Rules, Verdict, joined, mount_of, os};
 
 /// Where a relative path starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +67,8 @@ pub struct Resolver<'r> {
     /// The root of all guests, by which rules know names.
     pub(super) view: &'r Root,
     rules: &'r dyn Rules,
+    /// Of files that get it later.
+    content: Option<&'r dyn Content>,
     /// Whether the number still is that thread's.
     is_valid: &'r dyn Fn() -> bool,
 }
@@ -102,12 +104,19 @@ impl<'r> Resolver<'r> {
         rules: &'r dyn Rules,
         is_valid: &'r dyn Fn() -> bool,
     ) -> Resolver<'r> {
-        Resolver { tid, root, view: root, rules, is_valid }
+        Resolver { tid, root, view: root, rules, content: None, is_valid }
     }
 
-    /// The same for one that may have a root of its own (chroot(2)); this is that of all.
-    pub(super) fn within(self, view: &'r Root) -> Resolver<'r> {
-        Resolver { view, ..self }
+    /// The same for one that may have a root of its own (chroot(2)); this is that of all. Some files may still lack
+    /// their content.
+    pub(super) fn within(self, view: &'r Root, content: Option<&'r dyn Content>) -> Resolver<'r> {
+        Resolver { view, content, ..self }
+    }
+
+    /// Whether a file still lacks its content; else notes that it is about to be opened for writing.
+    pub(super) fn lacks_content(&self, thing: &Thing, changes: bool) -> bool {
+        thing.kind() == libc::S_IFREG
+            && self.content.is_some_and(|it| it.lacks(thing.handle.as_fd(), &thing.stat, changes))
     }
 
     /// Follows a path to its end. `follow`: over a symbolic link at its end, too.

@@ -1,6 +1,10 @@
-//! What the sentry is told of names: which of them rules cover.
+//! What the sentry is told of names: which of them rules cover, and which files still lack their content.
+
+use std::os::fd::BorrowedFd;
+use std::path::Path;
 
 use nix::errno::Errno;
+use nix::sys::stat::FileStat;
 
 /// What rules say of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,4 +53,24 @@ pub trait Rules: std::fmt::Debug + Send + Sync {
 
     /// Whether they say the same of whatever lies in these two directories.
     fn same_below(&self, one: &[u8], other: &[u8]) -> bool;
+}
+
+/// Files that get their content when they are first opened.
+pub trait Content: std::fmt::Debug + Send + Sync {
+    /// Whether what a descriptor stands for (O_PATH) is one that still lacks it. If not, and it is about to be opened
+    /// for writing, that is noted.
+    fn lacks(&self, file: BorrowedFd<'_>, stat: &FileStat, changes: bool) -> bool;
+
+    /// Gives it its content. Call it with the sentry's own rights. It takes as long as copying takes.
+    ///
+    /// # Errors
+    /// What the host says of reading it, and of writing it elsewhere.
+    fn fetch(&self, file: BorrowedFd<'_>) -> Result<(), Errno>;
+
+    /// Gives it to what a path leads to from a working directory, as guests know both, and to what interprets that:
+    /// before an exec whose path the sentry cannot read.
+    ///
+    /// # Errors
+    /// As [`Content::fetch`].
+    fn fetch_program(&self, path: &Path, workdir: &Path) -> Result<(), Errno>;
 }

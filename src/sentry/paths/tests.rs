@@ -63,7 +63,7 @@ fn ours(root: &Root, directory: &File, path: &[u8], flags: i32) -> Answer {
     let start = Start::Descriptor(directory.as_raw_fd());
     match resolver(root).open(start, path, wish, Option::None)? {
         Opened::Now(fd) | Opened::New(fd) => seen(Ok(fd)),
-        Opened::Later(_) => panic!("something waits"),
+        Opened::Later(_) | Opened::Lacking(_) => panic!("something waits"),
     }
 }
 

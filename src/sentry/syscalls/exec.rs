@@ -1,7 +1,8 @@
 //! execve(2) and execveat(2) are watched: for exec events, to notice processes where the CPU clock
 //! counts, and to give the program the sandbox's clock (`sentry::vdso`). Where rules are about names
 //! that may come to be, one that they are against is refused; and since the path may be another one
-//! when the kernel reads it, what it has come to execute is looked at before it runs.
+//! when the kernel reads it, what it has come to execute is looked at before it runs. Where files get their
+//! content when they are opened, the program gets its own, and so do its interpreters.
 //!
 //! A shell tries one directory of PATH after another, and whether an exec succeeds is known to the
 //! kernel alone. So an absolute path that leads to no file in the guest's view is left out; the
@@ -45,6 +46,11 @@ fn report(call: &Call<'_>, dirfd: DirFd, pathname: Path, flags: AtFlags) -> Answ
         call.kernel.note_activity();
     }
     if let Some(errno) = paths::refuses_program(call, dirfd, pathname, flags) {
+        return Answer::Fail(errno);
+    }
+    if call.kernel.features().contains(Features::TWINS)
+        && let Err(errno) = paths::complete_program(call, dirfd, pathname, flags)
+    {
         return Answer::Fail(errno);
     }
     if call.kernel.features().intersects(Features::VIRTUAL_TIME | Features::PATTERNS) {

@@ -11,6 +11,7 @@ use super::args::{
 };
 use super::{asked, creations, machine, modes, own_copies, watch};
 use crate::notify::{Answer, Descriptor, hand_over};
+use crate::sentry::Features;
 use crate::sentry::call::{Call, TaskCall};
 use crate::sentry::paths::{Guest, New, Opened, Paths, Start, Wish};
 use crate::sentry::stat::Stat;
@@ -81,6 +82,8 @@ async fn perform_open(
 async fn arrived(call: &TaskCall, opened: Opened) -> Result<OwnedFd, Answer> {
     match opened {
         Opened::Now(fd) | Opened::New(fd) => Ok(fd),
+        // (`Paths` has seen to that.)
+        Opened::Lacking(_) => Err(Answer::Fail(Errno::EIO)),
         Opened::Later(mut opening) => match call.block(opening.done()).await {
             Ok(done) => done.map_err(Answer::Fail),
             Err(interrupted) => Err(interrupted.into()),
@@ -361,9 +364,29 @@ pub(super) fn refuses_program(
     flags: AtFlags,
 ) -> Option<Errno> {
     let (paths, path) = begin(call, path).ok()?;
+    // Where a copy of init is nobody may see (proc_pid_cwd(5)): what it has come to is judged then.
+    if !path.starts_with(b"/") && is_init(call) {
+        return None;
+    }
     let spot = (Start::of(dirfd.0), &path[..]);
     let permitted = with_guest(call, |guest| paths.permit_program(guest, spot, flags.0 as i32));
     permitted.err().filter(|errno| matches!(errno, Errno::ENOENT | Errno::EACCES))
+}
+
+/// Has what a path leads to now ready to be executed, where files get their content later. What cannot be told of it is
+/// the kernel's to say.
+///
+/// # Errors
+/// The content cannot be fetched.
+pub(super) fn complete_program(
+    call: &Call<'_>,
+    dirfd: DirFd,
+    path: Path,
+    flags: AtFlags,
+) -> Result<(), Errno> {
+    let Ok((paths, path)) = begin(call, path) else { return Ok(()) };
+    let spot = (Start::of(dirfd.0), &path[..]);
+    with_guest(call, |guest| paths.complete_program(guest, spot, flags.0 as i32))
 }
 
 /// Serves landlock_create_ruleset(2): what a guest forbids itself so would not hold for what the sentry does in its
@@ -374,11 +397,16 @@ pub fn landlock_create_ruleset(
     _size: Len,
     _flags: Flags,
 ) -> Answer {
-    call.kernel.refuse(
-        call.received().tid,
-        call.row.name,
-        "files are opened by the sandbox, as rules with patterns ask for, and not by the program",
-        "name paths without patterns, or let the program do without Landlock",
-    );
+    let (reason, remedy) = match call.kernel.features().contains(Features::PATTERNS) {
+        true => (
+            "files are opened by the sandbox, as rules with patterns ask for, and not by the program",
+            "name paths without patterns, or let the program do without Landlock",
+        ),
+        false => (
+            "files are opened by the sandbox, as an overlay without overlayfs asks for, and not by the program",
+            "run it on a host with overlayfs, or let the program do without Landlock",
+        ),
+    };
+    call.kernel.refuse(call.received().tid, call.row.name, reason, remedy);
     Answer::Fail(Errno::EOPNOTSUPP)
 }

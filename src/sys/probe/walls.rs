@@ -185,11 +185,24 @@ fn enter(board: &Board, flags: libc::c_int, uid_map: &[u8], gid_map: &[u8]) {
     }
 }
 
+/// The same without a word about each step, in namespaces of these kinds.
+pub(super) fn enter_own(flags: libc::c_int, uid_map: &[u8], gid_map: &[u8]) -> Result<(), Errno> {
+    // SAFETY: plain numbers; concerns only this child.
+    done(unsafe { libc::unshare(flags) })?;
+    write_file(c"/proc/self/setgroups", b"deny")?;
+    write_file(c"/proc/self/uid_map", uid_map)?;
+    write_file(c"/proc/self/gid_map", gid_map)
+}
+
+/// Nothing that is mounted from now on is seen elsewhere.
+pub(super) fn make_private() -> Result<(), Errno> {
+    mount(None, c"/", None, libc::MS_REC | libc::MS_PRIVATE, None)
+}
+
 /// Mounts everything over /proc, the one directory that is known to exist: each mount hides the
 /// one before, and all go with the namespace.
 fn build(board: &Board) {
-    let private = mount(None, c"/", None, libc::MS_REC | libc::MS_PRIVATE, None);
-    if !board.put(slot::PRIVATE, private) {
+    if !board.put(slot::PRIVATE, make_private()) {
         return;
     }
     match copy_of_everything() {

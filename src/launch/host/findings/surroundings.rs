@@ -194,9 +194,6 @@ fn overlay_directory(host: &Host) -> Finding {
     );
     match &host.overlays {
         Ok(place) => subject.ok(place.display().to_string()),
-        Err(why) => subject.missing(
-            why.clone(),
-            "name a directory of yours on another file system (ext4, xfs, btrfs) with --overlay-dir",
-        ),
+        Err(why) => subject.missing(why.clone(), "name a directory of yours with --overlay-dir"),
     }
 }

@@ -134,7 +134,7 @@ fn mounts(host: &Host, findings: &mut Vec<Finding>) {
         optional(
             "overlayfs",
             "writing into a layer that can be inspected, kept or thrown away",
-            "runs that ask for an overlay are refused",
+            "runs with --overlay copy what they use, start later, and --overlay / is refused",
         )
         .tried(walls.overlay, || match walls.overlay.errno() {
             Some(Errno::ENODEV) => "load it with `sudo modprobe overlay`".into(),

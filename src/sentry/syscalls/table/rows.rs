@@ -126,7 +126,7 @@ syscalls! {
     SYS_read(fd: Fd, buf: OutBuf, count: Len) => native;
     SYS_write(fd: Fd, buf: InBuf, count: Len) => native;
     SYS_open(pathname: Path, flags: OpenFlags, mode: Mode)
-        => handled(async paths::open, MACHINE_VIEW | KMSG | FILE_LOG | DETERMINISTIC | PATTERNS | ASK_FILES), except {
+        => handled(async paths::open, MACHINE_VIEW | KMSG | FILE_LOG | DETERMINISTIC | PATTERNS | TWINS | ASK_FILES), except {
         flags has CREATES, mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
         flags has CREATES, mode has S_ISGID => handled(async paths::open, ROOT),
         flags has WRITES => handled(async paths::open, ROOT),
@@ -265,7 +265,7 @@ syscalls! {
     SYS_fork() => native;
     SYS_vfork() => native;
     SYS_execve(pathname: Path, argv: StrArray, envp: StrArray)
-        => handled(sync exec::execve, EXEC_EVENTS | CPU_CLOCK | VIRTUAL_TIME | FILE_LOG | PATTERNS);
+        => handled(sync exec::execve, EXEC_EVENTS | CPU_CLOCK | VIRTUAL_TIME | FILE_LOG | PATTERNS | TWINS);
     SYS_exit(status: Int) => native;
     SYS_wait4(pid: Pid, wstatus: Out<IntCell>, options: WaitOptions, rusage: Out<Rusage>) => native;
     SYS_kill(pid: Pid, sig: Signal) => native;
@@ -289,7 +289,7 @@ syscalls! {
     SYS_flock(fd: Fd, operation: Operation) => native;
     SYS_fsync(fd: Fd) => handled(sync sync::fsync, FAKE_SYNC);
     SYS_fdatasync(fd: Fd) => handled(sync sync::fdatasync, FAKE_SYNC);
-    SYS_truncate(path: Path, length: Offset) => handled(async paths::truncate, FILE_LOG | ROOT | PATTERNS);
+    SYS_truncate(path: Path, length: Offset) => handled(async paths::truncate, FILE_LOG | ROOT | PATTERNS | TWINS);
     SYS_ftruncate(fd: Fd, length: Offset) => native;
     SYS_getdents(fd: Fd, dirp: Out<Dirent>, count: UInt)
         => handled(sync directories::getdents, DETERMINISTIC);
@@ -299,7 +299,8 @@ syscalls! {
     SYS_rename(oldpath: Path, newpath: Path) => handled(sync paths::rename, FILE_LOG | ROOT | PATTERNS);
     SYS_mkdir(pathname: Path, mode: Mode) => handled(sync paths::mkdir, FILE_LOG | ROOT | PATTERNS);
     SYS_rmdir(pathname: Path) => handled(sync paths::rmdir, FILE_LOG | PATTERNS);
-    SYS_creat(pathname: Path, mode: Mode) => handled(async paths::creat, FILE_LOG | ROOT | PATTERNS | ASK_FILES), except {
+    SYS_creat(pathname: Path, mode: Mode)
+        => handled(async paths::creat, FILE_LOG | ROOT | PATTERNS | TWINS | ASK_FILES), except {
         mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
     };
     SYS_link(oldpath: Path, newpath: Path) => handled(sync paths::link, FILE_LOG | ROOT | PATTERNS);
@@ -574,7 +575,7 @@ syscalls! {
     SYS_migrate_pages(pid: Pid, maxnode: ULong, old_nodes: In<NodeMask>, new_nodes: In<NodeMask>)
         => native;
     SYS_openat(dirfd: DirFd, pathname: Path, flags: OpenFlags, mode: Mode)
-        => handled(async paths::openat, MACHINE_VIEW | KMSG | FILE_LOG | DETERMINISTIC | PATTERNS | ASK_FILES), except {
+        => handled(async paths::openat, MACHINE_VIEW | KMSG | FILE_LOG | DETERMINISTIC | PATTERNS | TWINS | ASK_FILES), except {
         flags has CREATES, mode has S_ISUID => refused(EPERM, SETUID, SET_OUTSIDE),
         flags has CREATES, mode has S_ISGID => handled(async paths::openat, ROOT),
         flags has WRITES => handled(async paths::openat, ROOT),
@@ -706,7 +707,7 @@ syscalls! {
     ) => denied(EPERM, REPLACES_KERNEL);
     SYS_bpf(cmd: Operation, attr: InOut<BpfAttr>, size: UInt) => denied(EPERM, LOADS_MODULES);
     SYS_execveat(dirfd: DirFd, pathname: Path, argv: StrArray, envp: StrArray, flags: AtFlags)
-        => handled(sync exec::execveat, EXEC_EVENTS | CPU_CLOCK | VIRTUAL_TIME | FILE_LOG | PATTERNS);
+        => handled(sync exec::execveat, EXEC_EVENTS | CPU_CLOCK | VIRTUAL_TIME | FILE_LOG | PATTERNS | TWINS);
     SYS_userfaultfd(flags: Flags)
         => denied(EPERM, "stops the host kernel in the middle of its work, which exploits rely on");
     SYS_membarrier(cmd: Operation, flags: Flags, cpu_id: Int) => native;
@@ -775,7 +776,7 @@ syscalls! {
         => refused(EPERM, FIXED_VIEW, VIEW_FLAGS);
     SYS_quotactl_fd(fd: Fd, cmd: UInt, id: UInt, addr: Addr) => denied(EPERM, QUOTAS);
     SYS_landlock_create_ruleset(attr: In<LandlockRulesetAttr>, size: Len, flags: Flags)
-        => handled(sync paths::landlock_create_ruleset, PATTERNS);
+        => handled(sync paths::landlock_create_ruleset, PATTERNS | TWINS);
     SYS_landlock_add_rule(ruleset_fd: Fd, rule_type: Operation, rule_attr: In<Struct>, flags: Flags)
         => native;
     SYS_landlock_restrict_self(ruleset_fd: Fd, flags: Flags) => native;

@@ -110,8 +110,9 @@ fn filter_is_small() {
 #[test]
 fn filter_does_what_the_rows_say() {
     let apart = Features::default() | Features::NO_NAMESPACES | Features::NO_LOOPBACK;
-    let other = [Features::FOREIGN_IDS, Features::ROOT, Features::NETWORK, Features::PATTERNS];
-    let other = other.map(|one| Features::default() | one);
+    let other = [Features::FOREIGN_IDS, Features::ROOT, Features::NETWORK];
+    let paths = [Features::PATTERNS, Features::TWINS];
+    let other = other.into_iter().chain(paths).map(|one| Features::default() | one);
     let few = [Features::empty(), Features::default(), apart, Features::all()];
     for features in few.into_iter().chain(other) {
         let program = filter(features);
