@@ -18,11 +18,18 @@ use crate::sentry::asking::{About, Places, Subject};
 /// Which files can be asked for: those that are secrets by default, to read or change; and those of the host that can
 /// only be read by default, to make or change. What somebody has named is as it was named.
 #[derive(Debug)]
-struct Askable(View);
+struct Askable {
+    view: View,
+    /// What somebody has hidden or denied by name, in a place that is hidden anyway maybe.
+    closed: Vec<PathBuf>,
+}
 
 impl Places for Askable {
     fn of(&self, path: &Path, writes: bool) -> Option<PathBuf> {
-        match self.0.shown(path) {
+        if self.closed.iter().any(|closed| path.starts_with(closed)) {
+            return None;
+        }
+        match self.view.shown(path) {
             Shown::Hidden(mount) => {
                 let is_secret = matches!(mount.why, Why::Default(what) if secrets::has(what));
                 (is_secret && !mount.kind.denies()).then(|| path.to_owned())
@@ -39,8 +46,15 @@ impl Places for Askable {
 }
 
 /// What a run asks about, whose file view this is.
-pub(super) fn asks(about: About, view: &View, options: &Options) -> Asks {
-    let askable = || Arc::new(Askable(view.clone())) as Arc<dyn Places>;
+pub(super) fn asks(about: About, view: &View, options: &Options, host: &Host) -> Asks {
+    let askable = || {
+        let closed = options.rules.iter().filter(|rule| rule.kind.closes());
+        let closed = closed.filter_map(|rule| {
+            let path = absolute(host, Path::new(&rule.text)).ok()?;
+            Some(host.walk(&path).map_or(path, |place| place.path))
+        });
+        Arc::new(Askable { view: view.clone(), closed: closed.collect() }) as Arc<dyn Places>
+    };
     let places = about.contains(About::FILES).then(askable);
     Asks { about, places, awaited: options.observed }
 }
@@ -178,6 +192,7 @@ mod tests {
     #[test]
     fn what_nobody_has_named_can_be_asked_for() {
         let host = TestHost::ordinary();
+        host.directory("/home/me/.ssh");
         let places = |rules: &[&str]| {
             let mut options = options(rules);
             options.ask = About::FILES;
@@ -192,5 +207,7 @@ mod tests {
         assert!(!of(&*it, "/home/me/project/x", true));
         let it = places(&["--hide /home/me/.ssh", "--ro /etc"]);
         assert!(!of(&*it, "/home/me/.ssh/id", false) && !of(&*it, "/etc/passwd", true));
+        let it = places(&["--hide /home/me/.ssh/id"]);
+        assert!(!of(&*it, "/home/me/.ssh/id", false) && of(&*it, "/home/me/.ssh/other", false));
     }
 }

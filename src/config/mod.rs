@@ -104,7 +104,7 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
     let coming = coming.filter(|_| options.walls == Walls::Namespaces);
     features.set(Features::PATTERNS, coming.is_some());
     features.set(Features::ASK_FILES, ask.contains(About::FILES));
-    let asks = asking::asks(ask, &view, options);
+    let asks = asking::asks(ask, &view, options, host);
     let spec = RunSpec {
         argv: options.argv.clone(),
         environment,

@@ -208,6 +208,11 @@ impl RuleKind {
         !matches!(self, RuleKind::Tmpfs | RuleKind::Overlay | RuleKind::Socket)
     }
 
+    /// It takes something away, and shows nothing.
+    pub(crate) fn closes(self) -> bool {
+        matches!(self, RuleKind::Hide | RuleKind::Deny)
+    }
+
     /// The flag's name.
     pub fn flag(self) -> &'static str {
         match self {
