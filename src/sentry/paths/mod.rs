@@ -10,6 +10,7 @@
 //! at all in it, are judged besides.
 
 mod change;
+mod copies;
 mod granted;
 mod open;
 mod own;
@@ -29,7 +30,8 @@ use nix::fcntl::{OFlag, open as open_file, readlink};
 use nix::sys::stat::Mode;
 
 pub(super) use change::New;
-pub(super) use granted::{could_open, open_granted};
+pub(super) use copies::Copies;
+pub(super) use granted::could_open;
 pub use open::{Opened, Wish};
 pub use resolve::{Landing, Resolver, Start, Thing};
 pub use rules::{NoRules, Rules, Verdict};
