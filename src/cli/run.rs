@@ -244,7 +244,7 @@ pub(super) fn attempt(
     }
     let net_log = spec.net_log.as_deref().map(super::record::append).transpose();
     let net_log = net_log.map_err(|sentence| (OWN_ERROR, sentence))?;
-    let scribe = options.ask_save.clone().map(super::ask::scribe).transpose();
+    let scribe = spec.asks.save.clone().map(super::ask::scribe).transpose();
     let scribe = scribe.map_err(|sentence| (OWN_ERROR, sentence))?;
     let named = options.id.is_some();
     let mut held = held(&spec, store, named, control.as_deref()).map_err(|error| own(&error))?;

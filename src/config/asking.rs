@@ -14,6 +14,7 @@ use super::{
 };
 use super::{Host, RunSpec};
 use crate::sentry::asking::{About, Places, Subject};
+use crate::sentry::net::{Rule, Target};
 
 /// Which files can be asked for: those that are secrets by default, to read or change; and those of the host that can
 /// only be read by default, to make or change. What somebody has named is as it was named.
@@ -56,7 +57,7 @@ pub(super) fn asks(about: About, view: &View, options: &Options, host: &Host) ->
         Arc::new(Askable { view: view.clone(), closed: closed.collect() }) as Arc<dyn Places>
     };
     let places = about.contains(About::FILES).then(askable);
-    Asks { about, places, awaited: options.observed }
+    Asks { about, places, save: None, awaited: options.observed }
 }
 
 /// What is asked about, as far as it goes together with what else is wished.
@@ -100,26 +101,30 @@ pub(super) fn choose(options: &Options, network: Network) -> Result<About, Confi
     Ok(about)
 }
 
-/// Refuses a file for answers that the program could change: it would widen its next run.
-pub(super) fn check_file(
+/// The file for answers, by a path over no link. One that the program could change is refused, or put another in the place
+/// of: it would widen its next run.
+pub(super) fn find_file(
     spec: &RunSpec,
     options: &Options,
     host: &Host,
-) -> Result<(), ConfigError> {
-    let Some(path) = &options.ask_save else { return Ok(()) };
-    let found = host.walk(&absolute(host, path)?);
+) -> Result<Option<PathBuf>, ConfigError> {
+    let Some(path) = &options.ask_save else { return Ok(None) };
+    let written = absolute(host, path)?;
+    let found = host.walk(&written);
     let place = found.map_err(|trouble| refuse!("cannot use --ask-save: {}", trouble.words()))?;
     let view = View::of(&spec.mounts);
-    let changes = view.covering(&place.path).is_some_and(|mount| {
-        matches!(mount.kind, MountKind::Writable { .. } | MountKind::Overlay { .. })
-    });
-    match changes {
+    let changes = |path: &Path| {
+        view.covering(path).is_some_and(|mount| {
+            matches!(mount.kind, MountKind::Writable { .. } | MountKind::Overlay { .. })
+        })
+    };
+    match changes(&place.path) || changes(&written) {
         true => Err(refuse!(
             "cannot use --ask-save {}: the program can change what lies there, and would answer for you; name a \
              profile elsewhere, as ~/.config/sandbox/NAME.toml",
             quoted(path)
         )),
-        false => Ok(()),
+        false => Ok(Some(place.path)),
     }
 }
 
@@ -128,6 +133,7 @@ pub(super) fn check_file(
 /// # Errors
 /// It is no profile that can be added to: the end of a sentence.
 pub fn add_answer(old: &str, subject: &Subject, allowed: bool) -> Result<String, String> {
+    check_rule(subject)?;
     let mut document: DocumentMut =
         old.parse().map_err(|error: toml_edit::TomlError| error.message().to_owned())?;
     let value = |key: &str, value: String| match key {
@@ -141,6 +147,20 @@ pub fn add_answer(old: &str, subject: &Subject, allowed: bool) -> Result<String,
     let text = toml_edit::Value::from(value(key, text)).to_string();
     add(&mut document, key, &text, "asked and answered")?;
     Ok(document.to_string())
+}
+
+/// Refuses what a profile would read as a rule about something else.
+fn check_rule(subject: &Subject) -> Result<(), String> {
+    let (Subject::Name { name: host } | Subject::Host { host, .. }) = subject else {
+        return Ok(());
+    };
+    let (_, text) = subject.rule(true);
+    let is_meant = match Rule::parse(&text).map(|rule| rule.target) {
+        Ok(Target::Name(name)) => name == *host,
+        Ok(Target::Net(_)) => host.parse::<std::net::IpAddr>().is_ok(),
+        _ => false,
+    };
+    if is_meant { Ok(()) } else { Err(format!("no rule can name {}", quoted(Path::new(host)))) }
 }
 
 /// Takes the opposite of an answer away: in one profile the two would contradict each other.
@@ -187,6 +207,10 @@ mod tests {
         let rule = read["rw"].as_array().unwrap().get(0).unwrap().as_str().unwrap().to_owned();
         assert!(rule.contains("\\:b") && rule.contains("\\*"), "{rule}");
         assert!(add_answer("a = = b", &odd, true).is_err());
+        for name in ["*", "*.org", "a.org:443", "a.org/udp", "1.2.3.4", "a b"] {
+            let odd = Subject::Name { name: name.into() };
+            assert!(add_answer("", &odd, true).is_err(), "{name}");
+        }
     }
 
     #[test]

@@ -135,9 +135,9 @@ pub fn resolve(options: &Options, host: &Host) -> Result<RunSpec, ConfigError> {
         without: without(options, host),
         voice: options.voice,
     };
-    let spec = spec.with_deterministic(chosen);
+    let mut spec = spec.with_deterministic(chosen);
     walls::check(&spec, options, host)?;
-    asking::check_file(&spec, options, host)?;
+    spec.asks.save = asking::find_file(&spec, options, host)?;
     if spec.root == Root::Mapped {
         sub_ids::check(&spec, options)?;
     }

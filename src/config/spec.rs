@@ -84,6 +84,8 @@ pub struct Asks {
     pub about: About,
     /// Which files.
     pub places: Option<Arc<dyn Places>>,
+    /// The profile that answers are written to, by a path over no link.
+    pub save: Option<PathBuf>,
     /// Somebody is likely to come who answers: the run has an id that a person knows.
     pub awaited: bool,
 }

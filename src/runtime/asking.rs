@@ -130,8 +130,8 @@ impl Desk {
         if self.typed.is_none() {
             self.typed = job.asked().and_then(|asked| watch_readable(asked).ok());
         }
-        for key in job.answers() {
-            self.take(kernel, job, key);
+        for (question, key) in job.answers() {
+            self.take(kernel, job, question, key);
         }
         let open = self.asking.open();
         let was_shown = self.shown;
@@ -156,9 +156,11 @@ impl Desk {
         }
     }
 
-    /// A key was typed.
-    fn take(&mut self, kernel: &Kernel, job: &mut Job, key: u8) {
-        let Some(number) = self.shown else { return };
+    /// A key was typed for a question, which may not be the one on the screen any more.
+    fn take(&mut self, kernel: &Kernel, job: &mut Job, number: u64, key: u8) {
+        if self.shown != Some(number) {
+            return;
+        }
         let choice = match key.to_ascii_lowercase() {
             b'o' if !self.writes => Choice::Once,
             b'a' => Choice::Always,
@@ -186,7 +188,7 @@ impl Desk {
 
     fn show(&mut self, question: &Question, job: &mut Job) -> Option<Order> {
         let words = format!("sandbox: {question}\r\n{}", self.keys());
-        match job.ask(words) {
+        match job.ask(question.number, words) {
             Some(true) => {
                 self.shown = Some(question.number);
                 None

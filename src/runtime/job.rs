@@ -61,9 +61,9 @@ impl Job {
 
     /// Shows a question in place of the guest's output. `None`: there is no terminal; `Some(false)`: it is somebody else's
     /// at the moment.
-    pub(super) fn ask(&mut self, words: String) -> Option<bool> {
+    pub(super) fn ask(&mut self, question: u64, words: String) -> Option<bool> {
         // (That it is gone is told by another way.)
-        self.relay.as_mut()?.ask(words).ok()
+        self.relay.as_mut()?.ask(question, words).ok()
     }
 
     /// Shows more of it.
@@ -85,8 +85,8 @@ impl Job {
         self.relay.as_ref().map(Relay::asked)
     }
 
-    /// These keys.
-    pub(super) fn answers(&self) -> Vec<u8> {
+    /// These keys, each with the number of the question that it was read for.
+    pub(super) fn answers(&self) -> Vec<(u64, u8)> {
         self.relay.as_ref().map(Relay::answers).unwrap_or_default()
     }
 

@@ -332,12 +332,14 @@ fn captured(
     let around = Around { strict: options.strict, network, takes_part };
     let log = Arc::clone(kernel);
     let view = kernel.whole_view().map_err(|it| SaveError::failed("its file view", it))?;
+    let changed_files = kernel.asking().map(|it| it.changed_files()).unwrap_or_default();
     let work = move |tracees: &mut _| {
         let before = filter_count(log.init_pid()).unwrap_or(0);
         let filters = Filters { log: log.filters(), before, gate: &gate };
         let mut found = Found::new(earlier, around);
         found.collector.known.devices = devices;
         found.collector.known.view = view.map(Arc::new);
+        found.collector.known.changed_files = changed_files;
         found.later = later;
         let done = capture::sandbox(tracees, filters, &guests, &own, live.as_ref(), &mut found);
         if done.is_err() {

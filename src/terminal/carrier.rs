@@ -8,7 +8,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError};
-use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -19,6 +18,7 @@ use nix::unistd::{read, write};
 use crate::sys::terminal as sys;
 
 use super::outer::Outer;
+use super::words::Words;
 
 /// What the supervisor's main thread can ask of the carrier.
 #[derive(Debug, Clone)]
@@ -27,8 +27,9 @@ pub(super) enum Order {
     Carry { keys: bool },
     /// The errand of that number: carry what the guest has written so far, then rest.
     Settle { errand: u64 },
-    /// Show these words, and then carry nothing but the answer: a key at a time, to whoever asks.
-    Ask { words: String },
+    /// Show these words, and then carry nothing but the answer to the question of that number: a key at a time, to
+    /// whoever asks.
+    Ask { question: u64, words: String },
     /// Show these words, between what the guest has written and what it writes from here on.
     Say { words: String },
     /// End the errand as soon as the outer terminal takes nothing more.
@@ -119,13 +120,19 @@ pub(super) fn lower(event: &EventFd) {
 
 /// The body of the carrier's thread: ends when told to, when the other end of `orders` is dropped,
 /// or when the outer terminal is gone.
-pub(super) fn carry(link: Arc<Link>, orders: Receiver<Order>, answers: Sender<u8>, keys: bool) {
+pub(super) fn carry(
+    link: Arc<Link>,
+    orders: Receiver<Order>,
+    answers: Sender<(u64, u8)>,
+    keys: bool,
+) {
     // Also on a panic: the main thread must never wait for a carrier that is no more.
     let _ending = Ending(&link);
     let mut carrier = Carrier {
         link: &link,
         orders,
         answers,
+        question: 0,
         words: Words::default(),
         keys,
         stage: Stage::Carrying,
@@ -180,8 +187,10 @@ enum Stage {
 struct Carrier<'a> {
     link: &'a Link,
     orders: Receiver<Order>,
-    /// Takes the keys of who is asked.
-    answers: Sender<u8>,
+    /// Takes the keys of who is asked, each with the number of the question that it was read for.
+    answers: Sender<(u64, u8)>,
+    /// The number of the last question.
+    question: u64,
     /// What is to be shown between the guest's output.
     words: Words,
     /// Whether keys are read from the outer terminal: only in the foreground.
@@ -233,10 +242,9 @@ impl Carrier<'_> {
                 Ok(Order::Settle { errand }) => {
                     self.stage = Stage::Settling { errand, left: LEFTOVERS };
                 }
-                Ok(Order::Ask { words }) => {
-                    // What was typed before was not typed for this.
-                    self.stage = Stage::Asking;
-                    self.words.add(&words);
+                Ok(Order::Ask { question, words }) => {
+                    (self.stage, self.question) = (Stage::Asking, question);
+                    self.words.ask(&words);
                 }
                 Ok(Order::Say { words }) => {
                     self.words.add(&words);
@@ -337,8 +345,8 @@ impl Carrier<'_> {
         Ok(())
     }
 
-    /// What is typed while somebody is asked. What came too soon after the question was shown to be an answer to it, and
-    /// what is more than one key, was meant for the guest; so are the keys that stop or end it.
+    /// What is typed while somebody is asked. What came too soon after the question was shown, or after another key, to
+    /// be an answer to it, and what is more than one key, was meant for the guest; so are the keys that stop or end it.
     fn take_answer(&mut self) -> Result<(), HungUp> {
         const STOP: u8 = 0x1a;
         const QUIT: u8 = 0x1c;
@@ -355,9 +363,12 @@ impl Carrier<'_> {
             }
             Err(_) => return Err(HungUp),
         };
+        let were_read = self.words.were_read();
+        // Whoever types on does not look at the screen.
+        self.words.read_anew();
         match typed[..count] {
-            [key] if self.words.were_read() && ![STOP, QUIT].contains(&key) => {
-                let _ = self.answers.send(key);
+            [key] if were_read && ![STOP, QUIT].contains(&key) => {
+                let _ = self.answers.send((self.question, key));
                 raise(&self.link.asked);
             }
             ref keys if self.keys => {
@@ -488,59 +499,5 @@ impl Buffer {
             self.clear();
         }
         Ok(last)
-    }
-}
-
-/// Words of the supervisor's, shown on lines of their own.
-#[derive(Default)]
-struct Words {
-    /// What has not been written yet.
-    bytes: Vec<u8>,
-    /// The cursor is not at the beginning of a line.
-    in_line: bool,
-    /// Words that begin go on with a line.
-    begun: bool,
-    /// Since when all of it has been written.
-    shown: Option<Instant>,
-}
-
-/// Nobody reads a question and answers it in less.
-const REACTION: Duration = Duration::from_millis(300);
-
-impl Words {
-    fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
-    }
-
-    fn add(&mut self, words: &str) {
-        self.bytes.extend_from_slice(words.as_bytes());
-        self.shown = None;
-    }
-
-    /// The guest's output ends with this byte.
-    fn after(&mut self, last: Option<u8>) {
-        if let Some(last) = last {
-            self.in_line = last != b'\n';
-            self.begun = false;
-        }
-    }
-
-    /// Writes once, at most `limit` bytes.
-    fn drain(&mut self, to: BorrowedFd, limit: usize) -> nix::Result<()> {
-        if !std::mem::replace(&mut self.begun, true) && self.in_line {
-            self.bytes.splice(..0, *b"\r\n");
-        }
-        let end = self.bytes.len().min(limit);
-        let count = write(to, &self.bytes[..end])?;
-        self.bytes.drain(..count);
-        if self.bytes.is_empty() {
-            self.shown = Some(Instant::now());
-        }
-        Ok(())
-    }
-
-    /// Whether there has been time to read them.
-    fn were_read(&self) -> bool {
-        self.shown.is_some_and(|shown| shown.elapsed() >= REACTION)
     }
 }

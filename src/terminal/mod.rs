@@ -28,6 +28,7 @@ mod carrier;
 mod job;
 mod outer;
 mod relay;
+mod words;
 
 use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

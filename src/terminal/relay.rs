@@ -32,7 +32,7 @@ pub struct Relay {
     orders: Option<Sender<Order>>,
     carrier: Option<JoinHandle<()>>,
     /// Keys of who is asked.
-    answers: Receiver<u8>,
+    answers: Receiver<(u64, u8)>,
     /// Readable while a signal that is to end the supervisor is pending. Never read.
     ending: SignalFd,
     errands: u64,
@@ -105,18 +105,18 @@ impl Relay {
         self.link.notice.as_fd()
     }
 
-    /// Shows a question: what the guest writes waits from then on, and single keys come to [`Relay::answers`], until
+    /// Shows the question of this number: what the guest writes waits from then on, and single keys come to [`Relay::answers`], until
     /// [`Relay::resume`]. (A stop ends it, too.) `false`: the supervisor is in the background, and nothing is shown.
     ///
     /// # Errors
     /// EIO: the outer terminal is gone.
-    pub fn ask(&mut self, words: String) -> io::Result<bool> {
+    pub fn ask(&mut self, question: u64, words: String) -> io::Result<bool> {
         if !self.link.outer.is_foreground()? {
             return Ok(false);
         }
         // (In a pipeline it need not be so.)
         self.link.outer.make_raw()?;
-        self.order(Order::Ask { words });
+        self.order(Order::Ask { question, words });
         Ok(true)
     }
 
@@ -139,8 +139,8 @@ impl Relay {
         self.link.asked.as_fd()
     }
 
-    /// These keys.
-    pub fn answers(&self) -> Vec<u8> {
+    /// These keys, each with the number of the question that it was read for.
+    pub fn answers(&self) -> Vec<(u64, u8)> {
         lower(&self.link.asked);
         self.answers.try_iter().collect()
     }

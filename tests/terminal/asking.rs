@@ -40,7 +40,7 @@ impl User {
             self.wait_for(question);
         }
         self.wait_for("not now? ");
-        std::thread::sleep(Duration::from_millis(400));
+        std::thread::sleep(Duration::from_millis(800));
         self.types(key);
     }
 }

@@ -48,6 +48,8 @@ pub struct Known {
     pub(super) directories: Vec<Vec<u8>>,
     /// The root of the guests' whole file view, where some of them may have another one (chroot(2)).
     pub(in crate::save) view: Option<Arc<OwnedFd>>,
+    /// Files that guests were let change past their file view (`--ask files`).
+    pub(in crate::save) changed_files: HashSet<Inode>,
     /// Descriptors of the sentry's own that stand for a description nobody else may hold.
     pub(super) held: Vec<OwnedFd>,
 }

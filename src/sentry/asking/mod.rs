@@ -11,7 +11,7 @@ mod subject;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -21,6 +21,8 @@ use tokio::sync::{oneshot, watch};
 
 use state::{Open, State};
 pub use subject::{Asker, Question, Subject};
+
+use super::paths::Copies;
 
 bitflags::bitflags! {
     /// What is asked about.
@@ -128,6 +130,10 @@ pub struct Asking {
     scribe: Option<Scribe>,
     /// Until when somebody is expected to come who answers. Immutable.
     expected: Instant,
+    /// Of files that guests were let read.
+    pub(super) copies: Arc<Copies>,
+    /// Files that guests were let change, by device and inode. A leaf of the lock order.
+    changed_files: Mutex<HashSet<(u64, u64)>>,
     /// A leaf of the lock order.
     state: Mutex<State>,
     /// Tells whoever shows questions that some have come or gone.
@@ -142,7 +148,15 @@ impl Asking {
     /// `patience`: for how long from now on a question waits for somebody to come who answers.
     pub fn new(about: About, patience: Duration, scribe: Option<Scribe>) -> Asking {
         let expected = Instant::now() + patience;
-        Asking { about, scribe, expected, state: Mutex::default(), changed: watch::Sender::new(()) }
+        Asking {
+            about,
+            scribe,
+            expected,
+            copies: Arc::default(),
+            changed_files: Mutex::default(),
+            state: Mutex::default(),
+            changed: watch::Sender::new(()),
+        }
     }
 
     /// Whether it is asked about this.
@@ -175,6 +189,16 @@ impl Asking {
     /// Becomes ready when questions come or go.
     pub fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
+    }
+
+    /// A guest was let change this file (device and inode), past its file view.
+    pub(super) fn lets_change(&self, file: (u64, u64)) {
+        self.changed_files.lock().unwrap_or_else(PoisonError::into_inner).insert(file);
+    }
+
+    /// These files.
+    pub fn changed_files(&self) -> HashSet<(u64, u64)> {
+        self.changed_files.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Whether answers can be written down.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::guest_socket::GuestSocket;
 use super::resolver::Resolver;
-use super::rule::Transport;
+use super::rule::{Rule, Target, Transport};
 use super::{Network, Verdict, address, policy};
 use crate::sentry::asking::{About, Asker, Asking, Choice, Denial, Granted, Subject};
 use crate::sentry::block::Interrupted;
@@ -77,6 +77,11 @@ impl Resolver {
         let asking = kernel.asking().filter(|it| it.is_about(About::NET));
         // (Nobody could say anything about the names of addresses.)
         let asking = asking.filter(|_| !name.ends_with(".arpa")).ok_or(policy::UNLISTED)?;
+        // The DNS takes any bytes: what reads as another rule, about a port or every name, could not be answered.
+        let rule = Rule { target: Target::Name(name.to_owned()), ports: None, transport: None };
+        if Rule::parse(name).as_ref() != Ok(&rule) {
+            return Err(policy::UNLISTED);
+        }
         let subject = Subject::Name { name: name.to_owned() };
         match asking.known(&subject) {
             Some(true) => return Ok(Choice::Always),

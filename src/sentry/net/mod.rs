@@ -54,7 +54,7 @@ pub use metered::Metered;
 use policy::{Known, is_loopback};
 pub use policy::{Policy, Verdict};
 pub use resolver::{RESOLVERS, Resolver};
-pub use rule::{Rule, Transport};
+pub use rule::{Rule, Target, Transport};
 pub use saved::{SavedName, SavedNetwork};
 pub use tcp::connect;
 

@@ -4,23 +4,55 @@
 //! host's mount, through which its owner could do more to the file than was asked for. So one that is to be read is
 //! copied; and nothing but plain files is ever given, since a directory would lead on.
 
-use std::fs::File;
-use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2};
-use nix::sys::stat::{Mode, fchmod, fstat};
+use nix::sys::stat::fstat;
 use nix::unistd::{AccessFlags, faccessat};
 
-use super::open::Wish;
-use super::resolve::{Landing, Resolver, Start, patient};
-use super::{HANDLE, joined, take_umask};
-use crate::sys::{errno_of, files, memfd};
+use super::copies::{Copies, Copying};
+use super::open::{Opened, Wish, open_unleased};
+use super::resolve::{Landing, Resolver, Start, Thing, patient};
+use super::{Guest, HANDLE, Paths, joined, take_umask};
+use crate::sys::disguise::{Disguise, Owner};
+use crate::sys::files;
 
-/// Bytes of a file that is copied.
-const MOST: u64 = 64 << 20;
+impl Paths {
+    /// Makes such a file, or opens it to be changed.
+    ///
+    /// # Errors
+    /// What open(2) says.
+    pub(in crate::sentry) fn open_granted(
+        &self,
+        guest: Guest<'_>,
+        path: &Path,
+        wish: Wish,
+    ) -> Result<Opened, Errno> {
+        let owner = self.owner(guest)?;
+        self.with(guest, |_| open_granted(path, wish, guest.tid, owner))
+    }
+
+    /// Begins to copy such a file.
+    ///
+    /// # Errors
+    /// It cannot be begun.
+    pub(in crate::sentry) fn copy_granted(
+        &self,
+        guest: Guest<'_>,
+        path: PathBuf,
+        copies: &std::sync::Arc<Copies>,
+        place: tokio::sync::OwnedSemaphorePermit,
+    ) -> Result<Copying, Errno> {
+        let owner = self.owner(guest)?.cloned();
+        let kept = std::sync::Arc::clone(copies);
+        copies.begin(place, move || {
+            let _worn = owner.as_ref().map(Disguise::put_on).transpose()?;
+            copy_granted(&path, &kept)
+        })
+    }
+}
 
 impl Resolver<'_> {
     /// By which path of the view a guest's path is known, whether or not there is anything. The first of those that are
@@ -106,30 +138,32 @@ fn may(path: &std::ffi::CStr, mode: AccessFlags) -> bool {
     faccessat(nix::fcntl::AT_FDCWD, path, mode, AtFlags::AT_EACCESS).is_ok()
 }
 
-/// Opens such a file.
-///
-/// # Errors
-/// What open(2) says. EFBIG: it is too large to be copied.
-pub(in crate::sentry) fn open_granted(path: &Path, wish: Wish, tid: i32) -> Result<OwnedFd, Errno> {
+fn open_granted(path: &Path, wish: Wish, tid: i32, owner: Option<&Owner>) -> Result<Opened, Errno> {
     match find(path) {
-        Err(Errno::ENOENT) if wish.creates() => make(path, wish, tid),
+        Err(Errno::ENOENT) if wish.creates() => make(path, wish, tid).map(Opened::New),
         Err(errno) => Err(errno),
-        Ok(found) => {
-            let stat = fstat(&found)?;
-            if stat.st_mode & libc::S_IFMT != libc::S_IFREG {
-                return Err(Errno::EACCES);
-            }
+        Ok(handle) => {
+            let stat = fstat(&handle)?;
             if wish.is_exclusive() {
                 return Err(Errno::EEXIST);
             }
-            if wish.changes() {
-                return wish.open_again(&found);
+            // (One that has come just now, and is to be read alone, was not what somebody was asked about.)
+            if stat.st_mode & libc::S_IFMT != libc::S_IFREG || !wish.changes() {
+                return Err(Errno::EACCES);
             }
-            // (Nobody's lease is waited for: fcntl(2), F_SETLEASE.)
-            let file = files::open_descriptor(found.as_fd(), libc::O_RDONLY | libc::O_NONBLOCK)?;
-            copy(File::from(file), stat.st_mode)
+            open_unleased(Thing { handle, stat }, wish, owner)
         }
     }
+}
+
+/// What such a file holds now. It may take its time: another's lease is waited for, and the file system.
+fn copy_granted(path: &Path, copies: &Copies) -> Result<OwnedFd, Errno> {
+    let found = find(path)?;
+    if fstat(&found)?.st_mode & libc::S_IFMT != libc::S_IFREG {
+        return Err(Errno::EACCES);
+    }
+    let file = files::open_descriptor(found.as_fd(), libc::O_RDONLY)?;
+    copies.of(file.into())
 }
 
 /// A handle of what has this path on the host.
@@ -156,25 +190,13 @@ fn make(path: &Path, wish: Wish, tid: i32) -> Result<OwnedFd, Errno> {
     patient(|| openat2(parent.as_fd(), name, how))
 }
 
-/// What a file holds now, in one of the guest's own.
-fn copy(file: File, mode: u32) -> Result<OwnedFd, Errno> {
-    let mut content = Vec::new();
-    let read = (&file).take(MOST + 1).read_to_end(&mut content);
-    read.map_err(|error| errno_of(&error))?;
-    if content.len() as u64 > MOST {
-        return Err(Errno::EFBIG);
-    }
-    let mut own = memfd::anonymous_file(c"granted")?;
-    own.write_all(&content).map_err(|error| errno_of(&error))?;
-    // Programs look whether a key is for its owner alone.
-    fchmod(&own, Mode::from_bits_truncate(mode & 0o777 | 0o400))?;
-    files::open_descriptor(own.as_fd(), libc::O_RDONLY)
-}
-
 #[cfg(test)]
 mod tests {
-    use std::io::Read;
+    use std::fs::File;
+    use std::io::{Read, Write};
     use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use nix::sys::stat::Mode;
 
     use super::*;
 
@@ -192,11 +214,17 @@ mod tests {
         nix::unistd::mkfifo(&at("fifo"), Mode::S_IRWXU).unwrap();
         let wish = |flags| Wish::of(flags, 0o640).unwrap().unwrap();
         let read = wish(libc::O_RDONLY);
-        let own = open_granted(&at("key"), read, 0).unwrap();
-        assert_eq!(fstat(&own).unwrap().st_mode & 0o777, 0o600);
-        let mut text = String::new();
-        File::from(own).read_to_string(&mut text).unwrap();
-        assert_eq!(text, "secret");
+        let copies = Copies::default();
+        for _ in 0..2 {
+            let own = copy_granted(&at("key"), &copies).unwrap();
+            assert_eq!(fstat(&own).unwrap().st_mode & 0o777, 0o600);
+            let mut text = String::new();
+            // Whoever has one copy cannot change another's.
+            let again = files::open_descriptor(own.as_fd(), libc::O_RDWR).unwrap();
+            assert!(File::from(again).write_all(b"x").is_err());
+            File::from(own).read_to_string(&mut text).unwrap();
+            assert_eq!((text.as_str(), copies.count()), ("secret", 1));
+        }
         for (name, errno) in [
             ("link", Errno::EACCES),
             ("directory", Errno::EACCES),
@@ -204,15 +232,15 @@ mod tests {
             ("nothing", Errno::ENOENT),
         ] {
             assert!(!could_open(&at(name), read), "{name}");
-            assert_eq!(open_granted(&at(name), read, 0).unwrap_err(), errno, "{name}");
+            assert_eq!(copy_granted(&at(name), &copies).unwrap_err(), errno, "{name}");
         }
         let new = wish(libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL);
         assert!(could_open(&at("directory/new"), new) && !could_open(&at("key"), new));
-        let way = open_granted(&at("way/new"), new, std::process::id() as i32);
+        let way = open_granted(&at("way/new"), new, std::process::id() as i32, None);
         assert_eq!(way.unwrap_err(), Errno::ELOOP);
         let write = wish(libc::O_WRONLY | libc::O_TRUNC);
         assert!(could_open(&at("key"), write));
-        drop(open_granted(&at("key"), write, 0).unwrap());
+        drop(open_granted(&at("key"), write, 0, None).unwrap());
         assert_eq!(std::fs::read(at("key")).unwrap(), b"");
         std::fs::remove_dir_all(place).unwrap();
     }

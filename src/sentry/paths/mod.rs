@@ -11,6 +11,7 @@
 //! at all in it, are judged besides.
 
 mod change;
+mod copies;
 mod granted;
 mod open;
 mod own;
@@ -31,7 +32,8 @@ use nix::fcntl::{OFlag, open as open_file, readlink};
 use nix::sys::stat::Mode;
 
 pub(super) use change::New;
-pub(super) use granted::{could_open, open_granted};
+pub(super) use copies::Copies;
+pub(super) use granted::could_open;
 pub use open::{Opened, Wish};
 pub(crate) use program::interpreter_of;
 pub use resolve::{Landing, Resolver, Start, Thing};

@@ -124,11 +124,6 @@ impl Wish {
         Mode::from_bits_retain(self.mode)
     }
 
-    /// Opens what a handle stands for.
-    pub(super) fn open_again(self, handle: &OwnedFd) -> Result<OwnedFd, Errno> {
-        again(handle, self)
-    }
-
     pub(in crate::sentry) fn changes(self) -> bool {
         self.writes() || self.has(libc::O_TRUNC) || self.has(TMPFILE)
     }
@@ -316,7 +311,11 @@ fn again(handle: &OwnedFd, wish: Wish) -> Result<OwnedFd, Errno> {
 /// A plain file. If somebody holds a lease on it (fcntl(2), F_SETLEASE) the kernel waits until that is given up, 45
 /// seconds at most; with O_NONBLOCK, which says nothing else about such a file, it asks for it and does not wait
 /// (break_lease in include/linux/filelock.h).
-fn open_unleased(thing: Thing, wish: Wish, owner: Option<&Owner>) -> Result<Opened, Errno> {
+pub(super) fn open_unleased(
+    thing: Thing,
+    wish: Wish,
+    owner: Option<&Owner>,
+) -> Result<Opened, Errno> {
     if wish.has(libc::O_NONBLOCK) {
         return again(&thing.handle, wish).map(Opened::Now);
     }

@@ -2,17 +2,20 @@
 //! question was about (`sentry::paths`). Everything else is the kernel's, and so is a file that nobody gives.
 
 use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path as HostPath, PathBuf};
+use std::sync::Arc;
 
 use nix::errno::Errno;
+use nix::sys::stat::fstat;
 
 use super::args::{DirFd, Path};
-use super::paths::{text, with_guest};
+use super::paths::{arrived, text, with_guest};
 use crate::notify::{Answer, Descriptor, hand_over};
-use crate::sentry::asking::{About, Asker, Subject};
+use crate::sentry::asking::{About, Asker, Asking, Subject};
 use crate::sentry::call::{Call, TaskCall};
-use crate::sentry::paths::{Start, Wish, could_open, open_granted};
+use crate::sentry::paths::{Opened, Start, Wish, could_open};
 use crate::sys::seccomp::Place;
 
 /// Opens what somebody lets the guest have. `None`: nobody is to be asked about it, or the answer was no.
@@ -38,13 +41,51 @@ pub(super) async fn open(
         }
         Err(interrupted) => return Some(interrupted.into()),
     };
-    hand_over();
-    let opened = as_guest(&call.as_call(), || open_granted(&file, wish, tid));
-    granted.settle();
+    let opened = match writes {
+        true => open_to_change(call, asking, &file, wish).await,
+        false => copied(call, asking, file).await,
+    };
+    // A call that is made again has its answer.
+    if !matches!(opened, Err(Answer::Restart(_) | Answer::Fail(Errno::EINTR))) {
+        granted.settle();
+    }
     Some(match opened {
         Ok(fd) => Answer::Descriptor(Descriptor { fd, place: Place::Lowest, cloexec, sole: true }),
-        Err(errno) => Answer::Fail(errno),
+        Err(answer) => answer,
     })
+}
+
+/// Makes a file, or opens it to be changed.
+async fn open_to_change(
+    call: &TaskCall,
+    asking: &Asking,
+    file: &HostPath,
+    wish: Wish,
+) -> Result<OwnedFd, Answer> {
+    hand_over();
+    let (paths, _) = call.kernel.askable().ok_or(Answer::Fail(Errno::EPERM))?;
+    let begun = with_guest(&call.as_call(), |guest| paths.open_granted(guest, file, wish));
+    let opened = match begun.map_err(Answer::Fail)? {
+        Opened::Now(fd) | Opened::New(fd) => fd,
+        later => arrived(call, later).await?,
+    };
+    let stat = fstat(&opened).map_err(Answer::Fail)?;
+    asking.lets_change((stat.st_dev, stat.st_ino));
+    Ok(opened)
+}
+
+/// A copy of what a file holds.
+async fn copied(call: &TaskCall, asking: &Asking, file: PathBuf) -> Result<OwnedFd, Answer> {
+    let done = call.block(async {
+        let place = Arc::clone(&asking.copies.places).acquire_owned();
+        let place = place.await.map_err(|_| Errno::EAGAIN)?;
+        let (paths, _) = call.kernel.askable().ok_or(Errno::EPERM)?;
+        let copying = with_guest(&call.as_call(), |guest| {
+            paths.copy_granted(guest, file, &asking.copies, place)
+        });
+        copying?.done().await
+    });
+    done.await?.map_err(Answer::Fail)
 }
 
 /// Which file of the host is meant, and whether it is to be changed, if that is to be asked about.

@@ -79,7 +79,7 @@ async fn perform_open(
 }
 
 /// Waits for what is not open yet.
-async fn arrived(call: &TaskCall, opened: Opened) -> Result<OwnedFd, Answer> {
+pub(super) async fn arrived(call: &TaskCall, opened: Opened) -> Result<OwnedFd, Answer> {
     match opened {
         Opened::Now(fd) | Opened::New(fd) => Ok(fd),
         // (`Paths` has seen to that.)

@@ -98,6 +98,12 @@ impl Capture<'_, '_> {
     }
 
     fn by_path(&mut self, found: &Found, fifo: Option<u32>) -> Result<FileKind, SaveError> {
+        let is_changed = found.access()[1];
+        if is_changed && self.collector.known.changed_files.contains(&found.inode()) {
+            let shown = String::from_utf8_lossy(&found.link);
+            let what = format!("{shown}, which was opened by an answer to --ask");
+            return Err(self.holder.refused(found.fd, &what));
+        }
         let whole = found.link.as_slice();
         let name = whole.strip_suffix(DELETED);
         // A file may really be called so.
