@@ -263,6 +263,9 @@ async fn meet(inside: &Inside, target: SocketAddr, guest: SocketAddr) -> Result<
 /// Prepares a socket outside for a guest's, to be connected without waiting.
 pub(super) fn prepare(own: &GuestSocket, outer: BorrowedFd<'_>) -> Result<(), Errno> {
     super::tcp::take_over(own, outer)?;
+    // What the guest is ready to wait for at a close it waits for on its own socket; the thread that closes this one, and
+    // carries all others, must not (SO_LINGER in socket(7): struct linger, off).
+    socket::set_option(outer, libc::SOL_SOCKET, libc::SO_LINGER, &[0; 8])?;
     let status = descriptors::status(outer)?;
     descriptors::set_status(outer, status | libc::O_NONBLOCK)
 }

@@ -95,7 +95,7 @@ impl Network {
     /// network, which has the options of `own`, one of the guests' own. It is not waited for. Needs a tokio context.
     ///
     /// # Errors
-    /// No rule allows it any more (EACCES), or as connect(2).
+    /// No rule allows it any more, or what the run carries is limited (EACCES), or as connect(2).
     pub fn begin_again(
         &self,
         kernel: &Kernel,
@@ -103,6 +103,10 @@ impl Network {
         family: i32,
         target: &[u8],
     ) -> Result<OwnedFd, Errno> {
+        // (What is limited goes by no socket of the host's network.)
+        if self.is_limited() {
+            return Err(Errno::EACCES);
+        }
         let target = address::parse(target).ok_or(Errno::EAFNOSUPPORT)?;
         let (verdict, rule) = self.judge(target, Transport::Tcp);
         if verdict != Verdict::Outside {

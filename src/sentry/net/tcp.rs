@@ -25,7 +25,8 @@ pub async fn connect(call: &TaskCall, net: &Network, own: GuestSocket, wanted: &
         // (What was allowed once is on its way to there, whatever becomes of it.)
         // (And what is carried goes nowhere by being asked once more.)
         Verdict::Refused(_)
-            if own.is_taken() && (net.goes_to(&own, target) || net.is_limited()) =>
+            if own.is_taken()
+                && (net.goes_to(&own, target) || net.is_limited() && !net.is_outside(&own)) =>
         {
             outside(call, net, own, target, (rule, None)).await
         }
