@@ -301,9 +301,11 @@ fn attempt(
         (_, true) => spec.voice = Voice::Verbose,
         _ => {}
     }
-    let (doors, net_log) = networks::open(command, &mut spec, &host)
+    let doors = networks::open(command, &mut spec, &host)
         .map_err(|sentence| own(refused(command, sentence)))?;
     tell(command, &spec, &host);
+    let net_log = networks::open_log(command, &spec, &host)
+        .map_err(|sentence| own(refused(command, sentence)))?;
     advance(command, &mut sandbox);
     let content = (plain, &mut reader);
     let mut overlays = Overlays::make((&sandbox, &mark, &spec), store, control.id(), content)

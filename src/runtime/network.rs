@@ -35,6 +35,9 @@ pub(super) fn make_network(
     let allowance = spec.limits.network;
     let (metered, limits) =
         allowance.is_limited().then(|| Metered::new(allowance, Arc::clone(&inside))).unzip();
+    if allowance.is_limited() {
+        kernel.limit_network();
+    }
     if let Some(meter) = metered.as_ref().map(|metered| Arc::clone(metered.meter())) {
         let kernel = Arc::downgrade(kernel);
         tokio::spawn(async move {

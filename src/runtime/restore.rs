@@ -99,7 +99,7 @@ impl Restored {
             return Err(RestoreError::refused("the image is damaged: what root believes").into());
         }
         if let Some(network) = kernel.network() {
-            network::prepare(&sandbox, network)?;
+            network::prepare(&sandbox, kernel, network).await?;
         }
         kernel.begin_cpu_time_at(Duration::from_micros(sandbox.run.cpu_us));
         let mut mapped = None;

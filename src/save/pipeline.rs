@@ -231,10 +231,10 @@ fn refuse_early(kernel: &Kernel) -> Result<(), SaveError> {
     if let Some((_, why)) = reasons.into_iter().find(|(feature, _)| features.contains(*feature)) {
         return Err(SaveError::refused(why));
     }
-    if kernel.network().is_some_and(|network| network.is_limited()) {
+    if kernel.has_limited_network() {
         return Err(SaveError::refused(
-            "what it carries is limited (--net-rate, --net-total), and connections are carried for that, which an image \
-             does not; run it without",
+            "what its network carries is limited (--net-rate, --net-total), and an image carries neither the connections \
+             that are led for that nor what is left; run it without",
         ));
     }
     Ok(())

@@ -86,6 +86,8 @@ pub struct Kernel {
     pub(super) repeatable: Repeatable,
     /// With [`Features::NETWORK`]; set before the first guest is served.
     network: OnceLock<Arc<Network>>,
+    /// What the network carries is limited; set before the first guest is served.
+    limited: OnceLock<()>,
     /// Set before the first guest is served.
     published: OnceLock<Vec<Published>>,
     /// With `--ask`; set before the first guest is served.
@@ -152,6 +154,7 @@ impl Kernel {
             paths: OnceLock::new(),
             repeatable: Repeatable::default(),
             network: OnceLock::new(),
+            limited: OnceLock::new(),
             published: OnceLock::new(),
             asking: OnceLock::new(),
             askable: OnceLock::new(),
@@ -274,6 +277,16 @@ impl Kernel {
     /// What is needed to ask about files, if that is done.
     pub(super) fn askable(&self) -> Option<&(Paths, Arc<dyn Places>)> {
         self.askable.get()
+    }
+
+    /// What the network carries, through published ports too, is limited. Once, before there are guests.
+    pub fn limit_network(&self) {
+        let _ = self.limited.set(());
+    }
+
+    /// Whether what the network carries is limited.
+    pub fn has_limited_network(&self) -> bool {
+        self.limited.get().is_some()
     }
 
     /// These ports of the host lead inside. Once, before there are guests.

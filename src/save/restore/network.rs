@@ -14,11 +14,16 @@ use crate::sentry::net::{Network, parse_address};
 /// Addresses that sockets may bring along at most; more than a program of any use has.
 const MOST_ADDRESSES: usize = 4096;
 
-/// Prepares the guests' network for the sockets of an image: names are known again, and addresses are there.
+/// Prepares the guests' network for the sockets of an image: names are known again, as far as the host's resolvers confirm
+/// what they stand for, and addresses are there.
 ///
 /// # Errors
 /// The image does not agree with itself.
-pub fn prepare(sandbox: &Sandbox, network: &Network) -> Result<(), RestoreError> {
+pub async fn prepare(
+    sandbox: &Sandbox,
+    kernel: &Arc<Kernel>,
+    network: &Arc<Network>,
+) -> Result<(), RestoreError> {
     let saved = sandbox.network.as_ref().ok_or_else(damaged)?;
     let sockets = sandbox.files.iter().filter_map(|file| match &file.kind {
         FileKind::Socket(socket) => Some(&**socket),
@@ -27,7 +32,8 @@ pub fn prepare(sandbox: &Sandbox, network: &Network) -> Result<(), RestoreError>
     let relays = saved.relays.iter().map(|relay| relay.ip().to_canonical());
     let wanted: HashSet<IpAddr> =
         relays.chain(sockets.flat_map(addresses)).take(MOST_ADDRESSES).collect();
-    network.remember(saved, wanted.into_iter());
+    network.lend_again(wanted.into_iter());
+    network.confirm(kernel, saved).await;
     Ok(())
 }
 

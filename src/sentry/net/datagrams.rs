@@ -109,7 +109,7 @@ impl Carried {
     /// Waits until a datagram may go on; `false`: it may not.
     async fn admit(&self, way: Way, length: usize) -> bool {
         match &self.meter {
-            Some(meter) => meter.turn(way).await.pay_whole(length),
+            Some(meter) => meter.turn_of_datagram(way).await.pay_whole(length),
             None => true,
         }
     }

@@ -6,6 +6,7 @@ use libc::c_int;
 use nix::errno::Errno;
 
 use super::address;
+use super::unhurried::Unhurried;
 use crate::notify::Trapped;
 use crate::sentry::task::copy_descriptor;
 use crate::sys::{files, socket};
@@ -20,7 +21,7 @@ const TCP_CLOSE: u8 = 7;
 #[derive(Debug)]
 pub struct GuestSocket {
     /// A copy of it.
-    pub fd: OwnedFd,
+    pub fd: Unhurried,
     /// AF_*
     pub family: c_int,
     /// SOCK_*
@@ -37,7 +38,7 @@ impl GuestSocket {
     /// The socket behind descriptor `number` of the calling thread. EBADF, ENOTSOCK: as the call itself would say;
     /// ESRCH: the thread is gone.
     pub fn of(trapped: &Trapped, number: c_int) -> Result<GuestSocket, Errno> {
-        let fd = copy(trapped, number)?;
+        let fd = Unhurried::from(copy(trapped, number)?);
         let option = |name, room| socket::option(fd.as_fd(), libc::SOL_SOCKET, name, room);
         let number = |name| option(name, 4).map(|bytes| word(&bytes));
         let cookie = option(SO_NETNS_COOKIE, 8)?;

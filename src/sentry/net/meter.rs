@@ -85,17 +85,28 @@ impl Meter {
 
     /// Waits for a turn.
     pub(super) async fn turn(&self, way: Way) -> Turn<'_> {
+        let Some((paid, limit)) = self.wait(way).await else { return self.take(MOST, None) };
+        let share = limit.get().saturating_mul(BURST.as_millis() as u64) / 1000 / 2;
+        self.take(share.clamp(LEAST, MOST), Some((paid, limit)))
+    }
+
+    /// Waits for a turn of a datagram, whose length need not be known yet: nothing is taken from what is left
+    /// before that is ([`Turn::pay_whole`]).
+    pub(super) async fn turn_of_datagram(&self, way: Way) -> Turn<'_> {
+        Turn { meter: self, rate: self.wait(way).await, reserved: 0 }
+    }
+
+    /// Waits until what was carried this way is paid for; `None`: it has no rate.
+    async fn wait(&self, way: Way) -> Option<(MutexGuard<'_, Instant>, NonZeroU64)> {
         let rate = match way {
             Way::In => self.inward.as_ref(),
             Way::Out => self.outward.as_ref(),
-        };
-        let Some(rate) = rate else { return self.take(MOST, None) };
+        }?;
         let mut paid = rate.paid.lock().await;
         let now = Instant::now();
         *paid = (*paid).max(now.checked_sub(BURST).unwrap_or(now));
         tokio::time::sleep_until(*paid).await;
-        let share = rate.limit.get().saturating_mul(BURST.as_millis() as u64) / 1000 / 2;
-        self.take(share.clamp(LEAST, MOST), Some((paid, rate.limit)))
+        Some((paid, rate.limit))
     }
 
     /// Whether nothing may be carried any more. (A moment in which somebody else's turn holds the rest counts as that.)
@@ -159,12 +170,13 @@ impl Turn<'_> {
         }
     }
 
-    /// Ends the turn with a datagram, which goes whole or not at all. `false`: it is not to go, since too little is left.
+    /// Ends the turn with a datagram, which goes whole or not at all. `false`: it is not to go, since too little is left;
+    /// of an empty one, since nothing is.
     pub(super) fn pay_whole(mut self, length: usize) -> bool {
         let whole = length as u64;
         self.put_back();
         self.reserved = self.meter.reserve(whole, whole);
-        let is_there = self.reserved == whole;
+        let is_there = self.reserved == whole && (whole > 0 || !self.meter.is_used_up());
         if !is_there {
             self.meter.tell_of_end();
         }
@@ -240,12 +252,16 @@ mod tests {
         assert_eq!(turn.most(), 1000);
         turn.pay(400);
         drop(meter.turn(Way::Out).await);
-        assert!(!meter.turn(Way::Out).await.pay_whole(601));
-        assert!(meter.turn(Way::Out).await.pay_whole(500));
+        assert!(!meter.turn_of_datagram(Way::Out).await.pay_whole(601));
+        let waits = meter.turn_of_datagram(Way::Out).await;
+        // Who waits with a datagram holds nothing back from others.
+        assert!(meter.turn_of_datagram(Way::Out).await.pay_whole(500));
+        assert!(waits.pay_whole(0));
         assert!(!meter.is_used_up());
         meter.turn(Way::In).await.pay(100);
         assert!(meter.is_used_up());
         assert_eq!(meter.turn(Way::In).await.most(), 0);
+        assert!(!meter.turn_of_datagram(Way::In).await.pay_whole(0));
         meter.used_up().await;
     }
 }

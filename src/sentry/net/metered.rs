@@ -20,6 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::Interest;
 use tokio::net::{TcpSocket, TcpStream};
@@ -33,8 +34,11 @@ use super::publish::{Course, Limits, Shared, pump};
 use super::{OWN_V4, OWN_V6, unreachable};
 use crate::sys::{descriptors, errno_of, socket};
 
-/// Connections at a time: each takes two descriptors, and two more for each way while something is on it.
-const MOST: usize = 1024;
+/// Connections at a time, where descriptors allow that.
+const MOST: u64 = 1024;
+/// Descriptors of a connection at most: two sockets, and a pipe for each way while something is on it; before that one
+/// socket, and two of the address that is dark for it. And one to spare.
+const DESCRIPTORS: u64 = 7;
 /// The guest's kernel gives a connection up when the host's does, and begins a moment later.
 const LATER: Duration = Duration::from_secs(10);
 
@@ -83,7 +87,10 @@ impl Metered {
         let (orders, received) = mpsc::unbounded_channel();
         let meter = Arc::new(Meter::new(allowance));
         let limits = Limits { meter: Arc::clone(&meter), orders: received };
-        let places = Arc::new(Semaphore::new(MOST));
+        let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
+        // (The sentry needs some itself, and published ports take their share.)
+        let places = (limit / 4 / DESCRIPTORS).clamp(8, MOST);
+        let places = Arc::new(Semaphore::new(places as usize));
         let dark = Mutex::default();
         (Metered { meter, inside, orders, places, dark }, limits)
     }
@@ -138,6 +145,14 @@ impl Metered {
 
 impl Dark {
     fn new(inside: &Arc<Inside>, target: SocketAddr) -> Result<Dark, Errno> {
+        match Dark::try_new(inside, target) {
+            // (One of the same address that has just gone may still be on its way out.)
+            Err(Errno::EADDRINUSE) => Dark::try_new(inside, target),
+            made => made,
+        }
+    }
+
+    fn try_new(inside: &Arc<Inside>, target: SocketAddr) -> Result<Dark, Errno> {
         let lent = inside.lend(target.ip())?.map(Arc::new);
         let listening = bound(inside, target)?;
         socket::listen(listening.as_fd(), 0)?;
@@ -263,6 +278,9 @@ async fn meet(inside: &Inside, target: SocketAddr, guest: SocketAddr) -> Result<
 /// Prepares a socket outside for a guest's, to be connected without waiting.
 pub(super) fn prepare(own: &GuestSocket, outer: BorrowedFd<'_>) -> Result<(), Errno> {
     super::tcp::take_over(own, outer)?;
+    // What the guest is ready to wait for at a close it waits for on its own socket; the thread that closes this one, and
+    // carries all others, must not (SO_LINGER in socket(7): struct linger, off).
+    socket::set_option(outer, libc::SOL_SOCKET, libc::SO_LINGER, &[0; 8])?;
     let status = descriptors::status(outer)?;
     descriptors::set_status(outer, status | libc::O_NONBLOCK)
 }

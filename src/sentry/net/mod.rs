@@ -30,6 +30,7 @@ mod resolver;
 mod rule;
 mod saved;
 mod tcp;
+mod unhurried;
 mod unreachable;
 mod upstream;
 

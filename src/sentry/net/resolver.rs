@@ -72,8 +72,8 @@ struct Cached {
 }
 
 impl Resolver {
-    /// Begins to answer in the guests' network. Must be called within a runtime.
-    pub fn start(kernel: &Arc<Kernel>, network: &Arc<Network>) -> Result<(), Errno> {
+    /// One that answers nobody yet.
+    pub(super) fn new(kernel: &Arc<Kernel>, network: &Arc<Network>) -> Arc<Resolver> {
         let hosts = hosts(&std::fs::read_to_string("/etc/hosts").unwrap_or_default());
         let asks = kernel.asking().is_some_and(|it| it.is_about(About::NET));
         let may_be = |name: &str| asks || network.policy().resolves(name);
@@ -82,7 +82,7 @@ impl Resolver {
         for (name, addresses) in hosts.iter().filter(|(name, _)| network.policy().resolves(name)) {
             addresses.iter().for_each(|address| network.learn(name, *address, None));
         }
-        let resolver = Arc::new(Resolver {
+        Arc::new(Resolver {
             kernel: Arc::downgrade(kernel),
             network: Arc::clone(network),
             hosts,
@@ -90,7 +90,12 @@ impl Resolver {
             places: Arc::new(Semaphore::new(if asks { MOST_ASKED } else { MOST })),
             streams: Arc::new(Semaphore::new(MOST_STREAMS)),
             looking: Semaphore::new(1),
-        });
+        })
+    }
+
+    /// Begins to answer in the guests' network. Must be called within a runtime.
+    pub fn start(kernel: &Arc<Kernel>, network: &Arc<Network>) -> Result<(), Errno> {
+        let resolver = Resolver::new(kernel, network);
         for place in RESOLVERS {
             let bound = |kind| -> Result<OwnedFd, Errno> {
                 let fd = network.inside.socket(libc::AF_INET, kind | libc::SOCK_NONBLOCK, 0)?;
@@ -236,6 +241,21 @@ impl Resolver {
         };
         let found = self.find(&name, question).await;
         self.network.looked_up(&name, Ok(found.1.as_deref()), answer);
+        found
+    }
+
+    /// What the host says now of a name that may be resolved, which is remembered.
+    pub(super) async fn look_up_again(&self, name: &str) -> Vec<IpAddr> {
+        let Ok(asked) = Name::new(name) else { return Vec::new() };
+        if plain(&asked).as_deref() != Some(name) {
+            return Vec::new();
+        }
+        let mut found = Vec::new();
+        for kind in [TYPE::A, TYPE::AAAA] {
+            let question = Question::new(asked.clone(), kind.into(), CLASS::IN.into(), false);
+            let (_, answer) = self.find(name, &question).await;
+            found.extend(answer.map(|answer| addresses(&answer)).unwrap_or_default());
+        }
         found
     }
 

@@ -1,9 +1,10 @@
 //! What the network of a saved run goes on with: names that were looked up, and where datagrams go.
 //!
 //! Nothing of it is trusted when it comes back: a name counts only if the rules, which were granted anew, are about it, and
-//! an address is judged as if a guest had just sent something there. Connections of TCP are not carried: `save` says what
-//! becomes of them.
+//! stands only for what the host's resolvers say again; an address is judged as if a guest had just sent something there.
+//! Connections of TCP are not carried: `save` says what becomes of them.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, PoisonError};
@@ -11,6 +12,8 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 
 use super::datagrams::MOST_RELAYS;
 use super::policy::is_loopback;
@@ -19,6 +22,12 @@ use super::rule::Transport;
 use super::{Asked, Network, OWN_V4, OWN_V6, Verdict, address, options};
 use crate::sentry::kernel::Kernel;
 use crate::sys::socket;
+
+/// Names that are looked up at a time at a restore, and in all.
+const AT_A_TIME: usize = 32;
+const MOST_NAMES: usize = 4096;
+/// For so long a restore waits for the host's resolvers.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// What is saved of a network of allowed hosts.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,14 +61,38 @@ impl Network {
         self.recorded(socket).map(address::bytes)
     }
 
-    /// Remembers what names stand for, and gives the guests' loopback these addresses, which sockets of an image have or
-    /// had datagrams from. Before these are made.
-    pub fn remember(&self, saved: &SavedNetwork, addresses: impl Iterator<Item = IpAddr>) {
-        for SavedName { name, address, seconds } in &saved.known {
-            if self.policy.resolves(name) {
-                self.learn(name, *address, Some(Duration::from_secs(*seconds)));
-            }
+    /// Looks the names up again that the rules are about: they stand for what the host's resolvers say now, and what
+    /// they do not say within a moment does not count. Before the sockets of an image are made.
+    pub async fn confirm(self: &Arc<Self>, kernel: &Arc<Kernel>, saved: &SavedNetwork) {
+        let mut claims: HashMap<&str, Vec<SavedName>> = HashMap::new();
+        for claim in saved.known.iter().filter(|it| self.policy.resolves(&it.name)) {
+            claims.entry(&claim.name).or_default().push(claim.clone());
         }
+        if claims.is_empty() {
+            return;
+        }
+        let resolver = Resolver::new(kernel, self);
+        let places = Arc::new(Semaphore::new(AT_A_TIME));
+        let mut asked = JoinSet::new();
+        for (name, claims) in claims.into_iter().take(MOST_NAMES) {
+            let (network, name) = (Arc::clone(self), name.to_owned());
+            let (resolver, places) = (Arc::clone(&resolver), Arc::clone(&places));
+            asked.spawn(async move {
+                let _place = places.acquire().await;
+                let found = resolver.look_up_again(&name).await;
+                for claim in claims.iter().filter(|it| found.contains(&it.address)) {
+                    // (It holds for as long as it did, should that be longer than what is said now.)
+                    network.learn(&name, claim.address, Some(Duration::from_secs(claim.seconds)));
+                }
+            });
+        }
+        let all = async { while asked.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(PATIENCE, all).await;
+    }
+
+    /// Gives the guests' loopback these addresses, which sockets of an image have or had datagrams from. Before these are
+    /// made.
+    pub fn lend_again(&self, addresses: impl Iterator<Item = IpAddr>) {
         for address in addresses.filter(|it| !is_loopback(*it) && ![OWN_V4, OWN_V6].contains(it)) {
             // (One that cannot be an address is found out when a socket is to have it.)
             let _ = self.inside.change_address(address, true);
@@ -95,7 +128,7 @@ impl Network {
     /// network, which has the options of `own`, one of the guests' own. It is not waited for. Needs a tokio context.
     ///
     /// # Errors
-    /// No rule allows it any more (EACCES), or as connect(2).
+    /// No rule allows it any more, or what the run carries is limited (EACCES), or as connect(2).
     pub fn begin_again(
         &self,
         kernel: &Kernel,
@@ -103,6 +136,10 @@ impl Network {
         family: i32,
         target: &[u8],
     ) -> Result<OwnedFd, Errno> {
+        // (What is limited goes by no socket of the host's network.)
+        if self.is_limited() {
+            return Err(Errno::EACCES);
+        }
         let target = address::parse(target).ok_or(Errno::EAFNOSUPPORT)?;
         let (verdict, rule) = self.judge(target, Transport::Tcp);
         if verdict != Verdict::Outside {

@@ -1,7 +1,7 @@
 //! TCP connections, made by the sentry.
 
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use super::guest_socket::GuestSocket;
 use super::metered::{self, Metered};
 use super::rule::Transport;
+use super::unhurried::Unhurried;
 use super::{Asked, Network, Said, Verdict, address, options};
 use crate::notify::Answer;
 use crate::sentry::block::Interrupted;
@@ -25,7 +26,8 @@ pub async fn connect(call: &TaskCall, net: &Network, own: GuestSocket, wanted: &
         // (What was allowed once is on its way to there, whatever becomes of it.)
         // (And what is carried goes nowhere by being asked once more.)
         Verdict::Refused(_)
-            if own.is_taken() && (net.goes_to(&own, target) || net.is_limited()) =>
+            if own.is_taken()
+                && (net.goes_to(&own, target) || net.is_limited() && !net.is_outside(&own)) =>
         {
             outside(call, net, own, target, (rule, None)).await
         }
@@ -71,11 +73,11 @@ async fn inside(call: &TaskCall, net: &Network, own: GuestSocket, target: Socket
 }
 
 /// The guest's socket if it is one of the guests' own network, else a new one, in its place.
-fn own_network(call: &TaskCall, net: &Network, own: GuestSocket) -> Result<OwnedFd, Errno> {
+fn own_network(call: &TaskCall, net: &Network, own: GuestSocket) -> Result<Unhurried, Errno> {
     if !net.is_outside(&own) {
         return Ok(own.fd);
     }
-    let fresh = net.inside.socket(own.family, libc::SOCK_STREAM, 0)?;
+    let fresh = Unhurried::from(net.inside.socket(own.family, libc::SOCK_STREAM, 0)?);
     take_over(&own, fresh.as_fd())?;
     net.replace(call.trapped(), &own, fresh.as_fd())?;
     Ok(fresh)
@@ -107,7 +109,7 @@ async fn outside(
     }
     // (One that has failed does not go elsewhere itself: it stands for what is recorded of it.)
     let fresh = match socket::socket(own.family, libc::SOCK_STREAM, 0) {
-        Ok(fresh) => fresh,
+        Ok(fresh) => Unhurried::from(fresh),
         Err(errno) => return Answer::Fail(errno),
     };
     net.begin(call.received().tid, target, said, fresh.as_fd());
@@ -174,7 +176,7 @@ fn own_plain(call: &TaskCall, net: &Network, own: GuestSocket) -> Result<GuestSo
     if own.protocol == libc::IPPROTO_TCP {
         return Ok(own);
     }
-    let fresh = net.inside.socket(own.family, libc::SOCK_STREAM, 0)?;
+    let fresh = Unhurried::from(net.inside.socket(own.family, libc::SOCK_STREAM, 0)?);
     take_over(&own, fresh.as_fd())?;
     net.replace(call.trapped(), &own, fresh.as_fd())?;
     let inode = crate::sys::files::identity(fresh.as_fd())?.1;

@@ -30,8 +30,9 @@ pub(super) fn make(
     options::apply(fd.as_fd(), &socket.options, When::Early).map_err(|(_, errno)| error(errno))?;
     socket::connect(fd.as_fd(), &address).map_err(&error)?;
     let other = socket::accept(listener.as_fd()).map_err(&error)?;
-    deliver(&other, fd.as_fd(), received).map_err(&error)?;
-    if broken {
+    let all = deliver(&other, fd.as_fd(), received).map_err(&error)?;
+    // (What was cut short must not look as if it were whole.)
+    if broken || !all {
         // struct linger: closing breaks the connection off. What was delivered stays (tcp_reset in net/ipv4/tcp_input.c).
         let at_once = [1i32.to_ne_bytes(), 0i32.to_ne_bytes()].concat();
         socket::set_option(other.as_fd(), SOL_SOCKET, SO_LINGER, &at_once).map_err(&error)?;
@@ -44,10 +45,10 @@ pub(super) fn make(
 }
 
 /// Sends `bytes` and waits until they are there: what is still on its way when a connection is broken off is lost. Of more
-/// than the kernel lets a queue hold (net.ipv4.tcp_rmem in tcp(7)) it is the beginning that comes.
-fn deliver(from: &OwnedFd, to: BorrowedFd<'_>, bytes: &[u8]) -> Result<(), Errno> {
+/// than the kernel lets a queue hold (net.ipv4.tcp_rmem in tcp(7)) it is the beginning that comes. Whether all of it has.
+fn deliver(from: &OwnedFd, to: BorrowedFd<'_>, bytes: &[u8]) -> Result<bool, Errno> {
     if bytes.is_empty() {
-        return Ok(());
+        return Ok(true);
     }
     unix::raise(from);
     // Makes room for as much, which poll(2) waits for then (tcp_set_rcvlowat in net/ipv4/tcp.c).
@@ -63,9 +64,10 @@ fn deliver(from: &OwnedFd, to: BorrowedFd<'_>, bytes: &[u8]) -> Result<(), Errno
             Err(errno) => return Err(errno),
         }
     }
-    is_ready(to, PollFlags::POLLIN)?;
+    let is_there = is_ready(to, PollFlags::POLLIN)?;
     // (The socket's own is set with its other options.)
-    options::put(to, SOL_SOCKET, SO_RCVLOWAT, 1)
+    options::put(to, SOL_SOCKET, SO_RCVLOWAT, 1)?;
+    Ok(is_there && rest.is_empty() && bytes.len() <= most.max(1) as usize)
 }
 
 fn is_ready(fd: BorrowedFd<'_>, what: PollFlags) -> Result<bool, Errno> {
@@ -124,4 +126,25 @@ fn loopback(family: i32) -> Vec<u8> {
         }
     }
     address
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    #[test]
+    fn what_is_cut_short_is_told() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let to = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let from = listener.accept().unwrap().0;
+        from.set_nonblocking(true).unwrap();
+        let from = OwnedFd::from(from);
+        // From here on half of it may be asked for (tcp_set_rcvlowat).
+        options::put(to.as_fd(), SOL_SOCKET, libc::SO_RCVBUF, 32 << 10).unwrap();
+        assert_eq!(deliver(&from, to.as_fd(), &[]), Ok(true));
+        assert_eq!(deliver(&from, to.as_fd(), &[1; 1000]), Ok(true));
+        assert_eq!(deliver(&from, to.as_fd(), &[1; 1 << 20]), Ok(false));
+    }
 }

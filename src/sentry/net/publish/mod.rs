@@ -116,6 +116,14 @@ impl Shared {
             None => None,
         }
     }
+
+    /// Waits until a datagram may be carried, as far as the rate goes, where that is bounded.
+    async fn turn_of_datagram(&self, way: Way) -> Option<Turn<'_>> {
+        match &self.meter {
+            Some(meter) => Some(meter.turn_of_datagram(way).await),
+            None => None,
+        }
+    }
 }
 
 impl Publisher {

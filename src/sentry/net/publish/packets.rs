@@ -75,7 +75,7 @@ pub(super) async fn serve(fd: OwnedFd, guest: u16, shared: Rc<Shared>) {
         if door.readable().await.is_err() {
             return;
         }
-        let turn = shared.turn(Way::In).await;
+        let turn = shared.turn_of_datagram(Way::In).await;
         let received = door.try_io(Interest::READABLE, || receive(&door, &mut room.borrow_mut()));
         // (An error is about one datagram.)
         let Ok((length, peer)) = received else { continue };
@@ -158,7 +158,7 @@ async fn bring_back(
         consume_budget().await;
         match tokio::time::timeout_at(last.get() + IDLE, inner.readable()).await {
             Ok(Ok(())) => {
-                let turn = shared.turn(Way::Out).await;
+                let turn = shared.turn_of_datagram(Way::Out).await;
                 let mut room = room.borrow_mut();
                 // (An error is about one datagram: nobody took what was sent before.)
                 if let Ok(length) = inner.try_recv(&mut room) {
