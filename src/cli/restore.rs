@@ -8,7 +8,7 @@ mod networks;
 mod overlays;
 
 use std::fs::File;
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, IsTerminal, Read, Seek, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -162,11 +162,13 @@ pub(super) fn run(command: Command) -> i32 {
 /// without one.
 fn open(command: &Command) -> Result<Opened, String> {
     let (file, size) = image_file(&command.image)?;
+    // (A file that has been read from, on the standard input, is another one from there on; a pipe has no place.)
+    let is_whole = (&file).stream_position().is_ok_and(|at| at == 0);
     let descriptor = file.as_raw_fd();
     let source = Source { file, bar: Bar::new("restoring", size) };
     let bar = source.bar.clone();
     match opened::check(source) {
-        Ok(image) => Ok(Opened { image, bar, descriptor }),
+        Ok(image) => Ok(Opened { image, bar, descriptor, is_whole }),
         Err(error) => {
             bar.clear();
             Err(format!("cannot restore {}: {error}", named(&command.image)))
@@ -179,6 +181,8 @@ struct Opened {
     bar: Bar,
     /// Where its content is read from.
     descriptor: i32,
+    /// That begins with the image.
+    is_whole: bool,
 }
 
 /// The image's file and size; 0: not known.
@@ -427,7 +431,7 @@ fn tell(command: &Command, spec: &RunSpec, host: &Host) {
 
 /// The image's file, if any part of it can be read at any time.
 fn regular_file(opened: &Opened) -> Option<File> {
-    let file = File::from(files::duplicate(opened.descriptor).ok()?);
+    let file = File::from(files::duplicate(opened.descriptor).ok().filter(|_| opened.is_whole)?);
     file.metadata().ok().filter(|it| it.is_file()).map(|_| file)
 }
 

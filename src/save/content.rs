@@ -23,6 +23,7 @@ use crate::save::state::Object;
 use crate::sys::errno_of;
 use crate::sys::files::next_data;
 use crate::sys::memfd::anonymous_file;
+use crate::sys::process;
 
 const PAGE: u64 = 4096;
 
@@ -46,8 +47,8 @@ impl Content {
     /// How its pages are read; none: it is a stream.
     fn fetch(&self) -> Option<Box<Fetch<'_>>> {
         match self {
-            Content::Pages { pid, .. } => {
-                let memory = Memory::of(*pid);
+            Content::Pages { pid, copy, .. } => {
+                let memory = Memory::of(*pid, copy.as_deref());
                 Some(Box::new(move |address, to| memory.read(address, to).map_err(unreadable)))
             }
             Content::Read { ranges, bytes, .. } => {
@@ -70,7 +71,7 @@ impl Content {
                 }))
             }
             Content::Mapping { pid, start, offset, .. } => {
-                let memory = Memory::of(*pid);
+                let memory = Memory::of(*pid, None);
                 Some(Box::new(move |at, to| {
                     memory.read(start + (at - offset), to).map_err(unreadable)
                 }))
@@ -193,21 +194,28 @@ fn unreadable(errno: Errno) -> ImageError {
 /// By /proc/PID/mem and not by process_vm_readv(2), which pins what it reads: a page that several processes
 /// share until one of them writes to it would be copied for that (gup_must_unshare in mm/internal.h), which
 /// takes longer than to read it, and room for all of it.
-struct Memory {
+struct Memory<'c> {
     pid: i32,
     file: Result<File, Errno>,
+    copy: Option<&'c OwnedFd>,
 }
 
-impl Memory {
-    fn of(pid: i32) -> Memory {
-        Memory { pid, file: hand::memory(pid, false) }
+impl Memory<'_> {
+    /// `copy`: what tells of the end of the process, if that can come.
+    fn of(pid: i32, copy: Option<&OwnedFd>) -> Memory<'_> {
+        Memory { pid, file: hand::memory(pid, false), copy }
     }
 
     fn read(&self, address: u64, to: &mut [u8]) -> Result<(), Errno> {
-        match &self.file {
+        let done = match &self.file {
             Ok(file) => file.read_exact_at(to, address).map_err(|error| errno_of(&error)),
             Err(_) => hand::read(self.pid, address, to),
+        };
+        // It may have been another's, with its number.
+        if self.copy.is_some_and(|copy| process::has_ended(copy.as_fd())) {
+            return Err(Errno::ESRCH);
         }
+        done
     }
 }
 
@@ -320,7 +328,7 @@ pub fn keep(contents: &mut Vec<Content>) -> Result<(), SaveError> {
             Ok::<_, SaveError>(())
         };
         let memory = |pid: i32, start: u64| {
-            let memory = Memory::of(pid);
+            let memory = Memory::of(pid, None);
             move |place: u64, to: &mut [u8]| {
                 memory.read(start + place, to).map_err(unreadable)?;
                 Ok(to.len())
@@ -357,7 +365,7 @@ pub fn read_pages(contents: &mut [Content]) -> Result<(), SaveError> {
         if size > FEW {
             continue;
         }
-        let memory = Memory::of(*pid);
+        let memory = Memory::of(*pid, None);
         let mut bytes = vec![0; size as usize].into_boxed_slice();
         let mut rest = &mut bytes[..];
         for (start, end) in &*ranges {

@@ -224,11 +224,13 @@ impl Hand {
         self.follow(table, why)
     }
 
-    /// The same, but ETIME when it has taken so long: others may be able to keep it from coming to the end.
-    pub fn run_within(&mut self, table: &Table, limit: Duration) -> Result<Done, HandError> {
-        let until = Instant::now() + limit;
+    /// The same, but only until then (ETIME), and while it stops for not too much else (EINTR): others may be able to
+    /// keep it from coming to the end.
+    pub fn run_until(&mut self, table: &Table, until: Instant) -> Result<Done, HandError> {
+        /// Each may be a signal that is kept ([`Hand::strays`]).
+        const STOPS: usize = 1000;
         self.begin(table)?;
-        loop {
+        for _ in 0..STOPS {
             let stopped = self.stopped.take().ok_or(HandError::Killed)?;
             let running = stopped.because(Stop::Asked).go_on().map_err(own("let it go on"))?;
             let stopped = ptrace::wait_until(&running, until).map_err(own("wait for it"))?;
@@ -241,6 +243,7 @@ impl Hand {
                 _ => {}
             }
         }
+        Err(HandError::Own("have it come to the end", Errno::EINTR))
     }
 
     /// Has the calls of a table made while hands of other processes make theirs. Whatever is asked of this one
@@ -300,10 +303,11 @@ impl Hand {
         if let Some(number) = self.denied(table) {
             return Err(HandError::Denied(number));
         }
-        write_two(self.tid, &table.encode()).map_err(own("write to its memory"))?;
         let code = self.area;
         let stopped = self.stopped.as_mut().ok_or(HandError::Killed)?;
+        // (Who is written to by its number is one that this thread traces: the kernel has just said so.)
         let mut registers = stopped.registers().map_err(own("read its registers"))?;
+        write_two(self.tid, &table.encode()).map_err(own("write to its memory"))?;
         registers.rip = code;
         registers.r15 = table.address();
         // No call is under way that the kernel would make again.

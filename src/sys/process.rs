@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use libc::{c_int, c_uint, c_void, iovec, pid_t};
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::generated;
 
@@ -68,6 +69,11 @@ pub fn pidfd_open(pid: pid_t, thread: bool) -> Result<OwnedFd, Errno> {
 pub fn signal_thread(tid: pid_t, signal: c_int) -> Result<(), Errno> {
     // SAFETY: plain numbers.
     Errno::result(unsafe { libc::syscall(libc::SYS_tkill, tid, signal) }).map(drop)
+}
+
+/// Whether the process behind a pidfd has ended, so that its number is another's, or may be soon (pidfd_open(2)).
+pub fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
+    poll(&mut [PollFd::new(pidfd, PollFlags::POLLIN)], PollTimeout::ZERO) != Ok(0)
 }
 
 /// Sends a signal to the process behind a pidfd (pidfd_send_signal(2)).

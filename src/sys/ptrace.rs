@@ -260,6 +260,12 @@ impl Stopped {
         Stopped { tid, why: Stop::Asked, of: PhantomData }
     }
 
+    /// From now on it is killed if the calling thread ends.
+    pub fn end_with_tracer(&mut self) -> Result<(), Errno> {
+        let options = OPTIONS | libc::PTRACE_O_EXITKILL;
+        request(libc::PTRACE_SETOPTIONS, self.tid, 0, options as usize).map(drop)
+    }
+
     /// The thread's number.
     pub fn tid(&self) -> pid_t {
         self.tid

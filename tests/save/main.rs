@@ -18,6 +18,7 @@ mod rooted;
 mod sharing;
 mod soon;
 mod waits;
+mod zeros;
 
 #[path = "../common/mod.rs"]
 mod common;

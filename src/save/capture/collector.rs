@@ -61,6 +61,8 @@ pub enum Content {
         ranges: Vec<(u64, u64)>,
         /// Those of them that are known to be zero ([`super::zeros`]), likewise.
         zeros: Vec<(u64, u64)>,
+        /// What tells of its end, if it is a copy: guests may kill that, and then its number may be another's.
+        copy: Option<Arc<OwnedFd>>,
     },
     /// Mappings of a copy of a process ([`super::snapshot`]), whose pages are looked for and read while
     /// the process itself goes on.

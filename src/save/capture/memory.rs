@@ -156,7 +156,7 @@ fn add_pages(collector: &mut Collector, object: Object, pid: i32, own: &[(u64, u
         own.iter().for_each(|range| join(ranges, *range));
     } else {
         let (ranges, zeros) = (own.to_vec(), Vec::new());
-        collector.contents.push(Content::Pages { object, pid, ranges, zeros });
+        collector.contents.push(Content::Pages { object, pid, ranges, zeros, copy: None });
     }
 }
 

@@ -1,8 +1,8 @@
 //! Copies of stopped processes, from which memory is read while the processes go on.
 //!
-//! A copy is a process with the same pages, copy-on-write, which never runs an instruction of its program: it
+//! A copy is a process with the same pages, copy-on-write, which is made to run nothing of its program: it
 //! stays stopped by the tracer from its first moment on but for looking at its own memory, and is killed when it has been
-//! read ([`Copied`]). Owns making it so
+//! read ([`Copied`]) or its tracer ends. Owns making it so
 //! that the guest does not notice, and what a copy lacks ([`is_lost`]).
 //!
 //! The guest must not find a child that it has not made. So a process in between makes the copy and
@@ -19,6 +19,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::thread;
+use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
@@ -51,7 +52,7 @@ pub struct Live {
 #[derive(Debug)]
 pub struct Copied {
     pid: i32,
-    pidfd: OwnedFd,
+    pidfd: Arc<OwnedFd>,
     kernel: Arc<Kernel>,
     /// Where the agent lies in it, if it may look at its memory itself: no guest can have it make calls.
     area: Option<u64>,
@@ -111,6 +112,7 @@ impl Live {
         match copy(subject.hand, gate, &self.kernel) {
             Ok(Made { pid, pidfd, is_confined }) => {
                 let (kernel, space) = (Arc::clone(&self.kernel), found.spaces.len());
+                let pidfd = Arc::new(pidfd);
                 let area = is_confined.then(|| subject.hand.area());
                 found.copies.push(Copied { pid, pidfd, kernel, area, space });
                 Ok(Some(pid))
@@ -244,7 +246,7 @@ fn copy_and_end(hand: &mut Hand, gate: &Gate, kernel: &Kernel) -> Result<Made, H
     // Not of the guest's process group, whose end may be waited for.
     table.attempt(libc::SYS_setsid, []);
     table.call(libc::SYS_clone, [0, 0, 0, 0, 0]);
-    // Should its tracer die, this is what the copy does.
+    // Should its tracer die before it has seen the copy ([`made`]), this is what that does.
     table.call(libc::SYS_exit_group, [0]);
     hand.begin(&table)?;
     let mut copy = Err(HandError::Killed);
@@ -261,11 +263,13 @@ fn made(pid: i32, by: &Hand, gate: &Gate, kernel: &Kernel) -> Result<Made, HandE
     kernel.add_keeper(pid, "");
     gate.pass(pid);
     let pidfd = process::pidfd_open(pid, false);
-    let confined = first_stop(pid).map(|stopped| {
+    let confined = first_stop(pid).and_then(|mut stopped| {
+        let failed = |errno| HandError::Own("have it end with the sandbox", errno);
+        stopped.end_with_tracer().map_err(failed)?;
         let mut hand = Hand::new(stopped, by.area());
         hand.respect(by.filters().to_vec());
         // (One that has been killed is missed when it is read.)
-        confine(&mut hand).is_ok()
+        Ok(confine(&mut hand).is_ok())
     });
     // It stays where it is.
     match confined.map(|is_confined| pidfd.map(|pidfd| Made { pid, pidfd, is_confined })) {
@@ -304,7 +308,7 @@ pub fn settle(found: &mut Found, spaces: &mut [Space], taken: bool) -> Result<bo
     thread::scope(|scope| {
         let read = || copies.iter().map(|it| maps::read(it.pid)).collect::<Vec<_>>();
         let reading = taken.then(|| scope.spawn(read));
-        let pages = find_pages(&mut collector.contents, spaces);
+        let pages = find_pages(copies, &mut collector.contents, spaces);
         find_zeros(copies, &mut collector.contents, spaces);
         let Some(reading) = reading else { return pages.map(|()| true) };
         let lines = reading.join().unwrap_or_else(|panic| resume_unwind(panic));
@@ -315,7 +319,12 @@ pub fn settle(found: &mut Found, spaces: &mut [Space], taken: bool) -> Result<bo
 }
 
 /// Finds the pages of the copies, and the guards there.
-fn find_pages(contents: &mut [Content], spaces: &mut [Space]) -> Result<(), SaveError> {
+fn find_pages(
+    copies: &[Copied],
+    contents: &mut [Content],
+    spaces: &mut [Space],
+) -> Result<(), SaveError> {
+    let of_copy: HashMap<_, _> = copies.iter().map(|it| (it.pid, &it.pidfd)).collect();
     let mut of_object: HashMap<_, _> = spaces.iter_mut().map(|it| (it.object, it)).collect();
     for content in contents {
         let Content::Copied { object, pid, mappings } = content else { continue };
@@ -326,6 +335,11 @@ fn find_pages(contents: &mut [Content], spaces: &mut [Space]) -> Result<(), Save
         };
         let file = File::open(format!("/proc/{pid}/pagemap"));
         let file = file.map_err(|error| failed(error.to_string()))?;
+        let copy = of_copy.get(pid).map(|pidfd| Arc::clone(pidfd));
+        // (Of another one that has its number by now.)
+        if copy.as_ref().is_none_or(|it| process::has_ended(it.as_fd())) {
+            return Err(failed("it was killed".to_owned()));
+        }
         let mut ranges = Vec::new();
         for (start, end) in mappings {
             let (own, guards) = pagemap::own_pages_and_guards(&file, *start, *end)
@@ -340,7 +354,7 @@ fn find_pages(contents: &mut [Content], spaces: &mut [Space]) -> Result<(), Save
                 mapping.guards = guards;
             }
         }
-        *content = Content::Pages { object: *object, pid: *pid, ranges, zeros: Vec::new() };
+        *content = Content::Pages { object: *object, pid: *pid, ranges, zeros: Vec::new(), copy };
     }
     Ok(())
 }
@@ -348,17 +362,31 @@ fn find_pages(contents: &mut [Content], spaces: &mut [Space]) -> Result<(), Save
 /// Has the copies look which of their pages are zero.
 fn find_zeros(copies: &[Copied], contents: &mut [Content], spaces: &[Space]) {
     let of_copy: HashMap<_, _> = copies.iter().map(|it| (it.pid, it)).collect();
+    // Of all: guests may hold up each of their copies, but the save only once.
+    let until = Instant::now() + zeros::LONGEST;
     for content in contents {
         let Content::Pages { pid, ranges, zeros, .. } = content else { continue };
         let Some(copied) = of_copy.get(pid) else { continue };
         let (Some(area), Some(space)) = (copied.area, spaces.get(copied.space)) else { continue };
         let pieces = zeros::worth_a_look(ranges, &space.mappings);
-        if pieces.is_empty() {
-            continue;
+        for portion in zeros::in_portions(&pieces) {
+            if Instant::now() >= until {
+                return;
+            }
+            let (pid, pidfd) = (*pid, Arc::clone(&copied.pidfd));
+            let looked = copied
+                .kernel
+                .tracer()
+                .run(move |_| zeros::look_in_copy((pid, pidfd.as_fd()), area, &portion, until));
+            match looked {
+                Ok(Ok(found)) => found.into_iter().for_each(|range| join(zeros, range)),
+                Ok(Err(error)) => {
+                    tracing::debug!(pid, %error, "not all zeros of a copy are found");
+                    break;
+                }
+                Err(_) => return,
+            }
         }
-        let pid = *pid;
-        let looked = copied.kernel.tracer().run(move |_| zeros::look_in_copy(pid, area, &pieces));
-        *zeros = looked.unwrap_or_default();
     }
 }
 

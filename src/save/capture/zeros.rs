@@ -5,28 +5,30 @@
 //!
 //! Nothing depends on it: what is not looked at, for whatever reason, is read.
 
-use std::time::Duration;
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
 
 use super::memory::join;
 use crate::save::hand::{Hand, HandError};
 use crate::save::state::{Mapping, MappingKind};
 use crate::sys::pagemap::Ranges;
+use crate::sys::process;
 use crate::sys::ptrace::Stopped;
 
 const PAGE: u64 = 4096;
 /// Fewer bytes in a row are read sooner than looked at.
 const WORTH: u64 = 256 << 10;
-/// A hand looks at so many at once, in so many pieces: whoever waits for the thread that traces gets its turn between
-/// processes, and a guest's page tables are not walked for long.
+/// A hand looks at so many at once, in so many pieces: whoever waits for the thread that traces gets its turn in
+/// between, and a guest's page tables are not walked for long.
 const AT_ONCE: u64 = 256 << 20;
 const MOST: usize = 256;
 /// At first it looks at one page in so many bytes.
 const SAMPLE: u64 = 16 * PAGE;
 /// If fewer of them than one in so many are zero, at no more.
 const RARE: u64 = 16;
-/// It gets so long for that, even if all has to be read from a disk first. Guests that run could change what a copy
-/// does, as they could kill it.
-const LONGEST: Duration = Duration::from_secs(10);
+/// All copies of a save get so long for that together, and each process that stands still, even if all has to be read
+/// from a disk first. Guests that run could change what a copy does, as they could kill it.
+pub const LONGEST: Duration = Duration::from_secs(10);
 
 /// The parts of ranges, which are in order, that lie within one.
 pub fn cut(ranges: &[(u64, u64)], start: u64, end: u64) -> impl Iterator<Item = (u64, u64)> {
@@ -46,26 +48,38 @@ pub fn worth_a_look(own: &[(u64, u64)], mappings: &[Mapping]) -> Ranges {
     pieces.filter(|(start, end)| end - start >= WORTH).collect()
 }
 
-/// Which pages of these are zero, as the hand's process says.
+/// Which pages of these are zero, as the hand's process says, which stands still with all others.
 pub fn look(hand: &mut Hand, pieces: &[(u64, u64)]) -> Result<Ranges, HandError> {
+    let until = Instant::now() + LONGEST;
     let mut zeros = Vec::new();
-    for some in &in_portions(pieces) {
-        // Of most memory nothing is zero: a few of the pages tell.
-        let samples: Vec<_> = some.iter().map(|it| (*it, SAMPLE)).collect();
-        let count: u64 =
-            samples.iter().map(|((start, end), step)| (end - start).div_ceil(*step)).sum();
-        let mut found = 0;
-        look_at(hand, &samples, |_| found += 1)?;
-        if found * RARE >= count {
-            let all: Vec<_> = some.iter().map(|it| (*it, PAGE)).collect();
-            look_at(hand, &all, |page| join(&mut zeros, (page, page + PAGE)))?;
-        }
+    for portion in &in_portions(pieces) {
+        let found = look_at_portion(hand, portion, until)?;
+        found.into_iter().for_each(|range| join(&mut zeros, range));
+    }
+    Ok(zeros)
+}
+
+/// The same of one of the portions.
+fn look_at_portion(
+    hand: &mut Hand,
+    portion: &[(u64, u64)],
+    until: Instant,
+) -> Result<Ranges, HandError> {
+    let mut zeros = Vec::new();
+    // Of most memory nothing is zero: a few of the pages tell.
+    let samples: Vec<_> = portion.iter().map(|it| (*it, SAMPLE)).collect();
+    let count: u64 = samples.iter().map(|((start, end), step)| (end - start).div_ceil(*step)).sum();
+    let mut found = 0;
+    look_at(hand, &samples, until, |_| found += 1)?;
+    if found * RARE >= count {
+        let all: Vec<_> = portion.iter().map(|it| (*it, PAGE)).collect();
+        look_at(hand, &all, until, |page| join(&mut zeros, (page, page + PAGE)))?;
     }
     Ok(zeros)
 }
 
 /// Pieces, cut so that a table has room for each portion of them.
-fn in_portions(pieces: &[(u64, u64)]) -> Vec<Ranges> {
+pub fn in_portions(pieces: &[(u64, u64)]) -> Vec<Ranges> {
     let mut portions = Vec::new();
     let (mut portion, mut bytes) = (Ranges::new(), 0);
     for (start, end) in pieces {
@@ -81,7 +95,9 @@ fn in_portions(pieces: &[(u64, u64)]) -> Vec<Ranges> {
             }
         }
     }
-    portions.push(portion);
+    if !portion.is_empty() {
+        portions.push(portion);
+    }
     portions
 }
 
@@ -90,6 +106,7 @@ fn in_portions(pieces: &[(u64, u64)]) -> Vec<Ranges> {
 fn look_at(
     hand: &mut Hand,
     pieces: &[((u64, u64), u64)],
+    until: Instant,
     mut found: impl FnMut(u64),
 ) -> Result<(), HandError> {
     let mut table = hand.table();
@@ -103,7 +120,7 @@ fn look_at(
     if asked.is_empty() {
         return Ok(());
     }
-    let done = hand.run_within(&table, LONGEST)?;
+    let done = hand.run_until(&table, until)?;
     for (start, step, pages, map) in asked {
         // (It has what is asked for, whatever the process has made of it.)
         let marks = done.bytes(map);
@@ -113,18 +130,28 @@ fn look_at(
     Ok(())
 }
 
-/// The same of a copy of a process, whose agent lies at `area`. On the thread that traces.
-pub fn look_in_copy(pid: i32, area: u64, pieces: &[(u64, u64)]) -> Ranges {
-    let mut hand = Hand::new(Stopped::still(pid), area);
-    look(&mut hand, pieces).unwrap_or_else(|error| {
-        tracing::debug!(pid, %error, "zeros of a copy are not found");
-        Vec::new()
-    })
+/// The same of one of the portions and a copy of a process, whose agent lies at `area`. On the thread that traces.
+pub fn look_in_copy(
+    (pid, pidfd): (i32, BorrowedFd<'_>),
+    area: u64,
+    portion: &[(u64, u64)],
+    until: Instant,
+) -> Result<Ranges, HandError> {
+    // (As long as this thread has not heard of its end its number stays its own.)
+    if process::has_ended(pidfd) {
+        return Err(HandError::Killed);
+    }
+    // What signals it is sent meanwhile is forgotten with the hand.
+    look_at_portion(&mut Hand::new(Stopped::still(pid), area), portion, until)
 }
 
 #[cfg(test)]
 mod tests {
-    use nix::sys::signal::{SigSet, Signal};
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use nix::errno::Errno;
+    use nix::sys::signal::{SigSet, Signal, kill};
+    use nix::unistd::Pid;
 
     use super::*;
     use crate::save::hand;
@@ -198,10 +225,50 @@ mod tests {
         let (mut child, mut hand, _courier) = plant();
         let mut table = hand.table();
         table.call(libc::SYS_pause, []);
-        let given_up = hand.run_within(&table, Duration::from_millis(20)).unwrap_err();
-        assert_eq!(given_up.errno(), Some(nix::errno::Errno::ETIME));
+        let soon = Instant::now() + Duration::from_millis(20);
+        let given_up = hand.run_until(&table, soon).unwrap_err();
+        assert_eq!(given_up.errno(), Some(Errno::ETIME));
         assert_eq!(hand.call(libc::SYS_getpid, []).unwrap(), u64::from(child.id()));
         child.kill().unwrap();
         child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_hand_that_is_sent_signals_all_the_time_is_given_up() {
+        SigSet::from_iter([Signal::SIGCHLD]).thread_block().unwrap();
+        let (mut child, mut hand, _courier) = plant();
+        // (From its first breakpoint on it does not block SIGTRAP.)
+        hand.call(libc::SYS_getpid, []).unwrap();
+        let mut table = hand.table();
+        table.call(libc::SYS_pause, []);
+        let (pid, is_done) = (Pid::from_raw(child.id() as i32), AtomicBool::new(false));
+        let given_up = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_done.load(Ordering::Relaxed) {
+                    kill(pid, Signal::SIGTRAP).unwrap();
+                }
+            });
+            let given_up = hand.run_until(&table, Instant::now() + Duration::from_secs(600));
+            is_done.store(true, Ordering::Relaxed);
+            given_up
+        });
+        assert_eq!(given_up.unwrap_err().errno(), Some(Errno::EINTR));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn nothing_is_asked_of_a_copy_that_has_ended() {
+        use std::os::fd::AsFd;
+        let (mut child, hand, _courier) = plant();
+        let pidfd = process::pidfd_open(hand.tid(), false).unwrap();
+        assert!(!process::has_ended(pidfd.as_fd()));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(process::has_ended(pidfd.as_fd()));
+        // (The number of somebody who lives.)
+        let copy = (std::process::id() as i32, pidfd.as_fd());
+        let until = Instant::now() + LONGEST;
+        assert_eq!(look_in_copy(copy, hand.area(), &[], until), Err(HandError::Killed));
     }
 }

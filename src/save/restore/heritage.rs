@@ -20,6 +20,10 @@ use extents::{Extent, PAGE, Range, Taken, common, extent, minus, most_common, wi
 
 /// A mapping of which less than so many pages are the same is made by each process itself, which is as fast.
 const LEAST: u64 = 4;
+/// To have the kernel copy the entry of a page into a new page table and drop it again, for who keeps none of it, costs
+/// this part of what it takes to fill in a page (copy_page_range and unmap_page_range in mm/memory.c); the table takes
+/// room until then, too.
+const COPIED: u64 = 64;
 
 /// What one process has from its maker, and gives to those that it makes.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -165,6 +169,8 @@ struct Families<'s> {
     children: HashMap<i32, Vec<i32>>,
     /// Those that make others, in the order in which they are made themselves.
     makers: Vec<i32>,
+    /// How many begin with a copy of the memory of each, at most: all that come from it, stand-ins too.
+    copies: HashMap<i32, u64>,
 }
 
 impl<'s> Families<'s> {
@@ -198,7 +204,15 @@ impl<'s> Families<'s> {
         let order = steps.iter().filter_map(Step::makes).enumerate();
         let order: HashMap<i32, usize> = order.map(|(at, pid)| (pid, at)).collect();
         makers.sort_by_key(|maker| order.get(maker).copied());
-        Families { spaces, children, makers }
+        let mut copies: HashMap<i32, u64> = HashMap::new();
+        // Whoever is made comes behind who makes it.
+        for step in steps.iter().rev() {
+            let Step::Make { parent, pid, .. } = *step else { continue };
+            let below = copies.get(&pid).copied().unwrap_or(0);
+            let all = copies.entry(parent).or_default();
+            *all = all.saturating_add(below + 1);
+        }
+        Families { spaces, children, makers, copies }
     }
 }
 
@@ -250,13 +264,14 @@ impl<'f, 's> Planner<'f, 's> {
             let mapping = &space.mappings[at];
             let pages: u64 = extents.iter().map(Extent::pages).sum();
             let is_there = part.inherited.binary_search(&(mapping.start, mapping.end)).is_ok();
-            if pages >= LEAST {
+            let pays = pages >= LEAST && self.pays(maker, at, &pairs, &extents);
+            if pays {
                 ahead.extend(extents);
                 if !is_there {
                     part.ahead.push(at);
                 }
             }
-            if pages >= LEAST || is_there {
+            if pays || is_there {
                 chosen.insert(at);
             }
         }
@@ -276,6 +291,19 @@ impl<'f, 's> Planner<'f, 's> {
             part.content.clear();
         }
         self.parts.insert(maker, part);
+    }
+
+    /// Whether what children keep of a mapping with this content is worth that all have it at first.
+    fn pays(&self, maker: i32, at: usize, pairs: &[Pair], content: &[Extent]) -> bool {
+        let mut content = content.to_vec();
+        content.sort_unstable_by_key(|it| it.start);
+        let kept = pairs.iter().filter(|pair| pair.at == at).map(|pair| {
+            let own: Vec<Extent> = within(self.pages(pair.child), pair.range).collect();
+            common(&content, &own).iter().map(Extent::pages).sum::<u64>()
+        });
+        let pages: u64 = content.iter().map(Extent::pages).sum();
+        let copies = self.families.copies.get(&maker).copied().unwrap_or(0);
+        kept.sum::<u64>() >= pages.saturating_mul(copies) / COPIED
     }
 
     /// A child keeps what it has of a mapping of its maker's, where `there` is, if they have enough in common: all of

@@ -176,6 +176,28 @@ fn nothing_is_shared_that_is_not_worth_it_or_not_alike() {
 }
 
 #[test]
+fn nothing_is_shared_that_most_would_have_in_vain() {
+    let is_shared = |kept: u64, others: i32, grandchildren: i32| {
+        // One child keeps some of the parent's pages; others, children or made by one of those, have their own elsewhere.
+        let mut all = vec![(1, vec![mapping(0, 1000, PLAIN)]), (2, vec![mapping(0, 1000, PLAIN)])];
+        let mut runs = vec![run(2, 0, 1000, 1000), run(3, 0, kept, 1000)];
+        for pid in 4..4 + others {
+            let parent = if (5..5 + grandchildren).contains(&pid) { 4 } else { 2 };
+            all.push((parent, vec![mapping(2000, 10, PLAIN)]));
+            runs.push(run(pid as Object, 2000, 10, 5000 + 10 * pid as u64));
+        }
+        let sandbox = sandbox(&all);
+        let heritage = planned(&sandbox, &runs);
+        assert_eq!(carried_out(&sandbox, &heritage, &runs), wanted(&sandbox, &runs));
+        heritage.ahead(2, &sandbox.spaces[0]).is_some()
+    };
+    let least = 1000 * (1 + 50) / COPIED;
+    assert!(is_shared(least, 50, 0) && is_shared(least, 50, 20));
+    assert!(!is_shared(least - 1, 50, 0) && !is_shared(least - 1, 50, 20));
+    assert!(!is_shared(1000, 100, 0) && !is_shared(1000, 100, 50));
+}
+
+#[test]
 fn a_part_of_the_parents_mapping_is_enough() {
     let sandbox = sandbox(&[(1, vec![mapping(0, 200, PLAIN)]), (2, vec![mapping(50, 50, PLAIN)])]);
     let runs = [run(2, 0, 200, 1000), run(3, 50, 50, 1050)];
