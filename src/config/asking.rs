@@ -9,8 +9,8 @@ use super::error::refuse;
 use super::glob::escaped;
 use super::learn::{add, pair};
 use super::{
-    Asks, ConfigError, MountKind, Network, Options, RuleKind, Shown, View, Walls, Why, absolute,
-    quoted, secrets,
+    Asks, ConfigError, MountKind, Network, Options, Root, RuleKind, Shown, View, Walls, Why,
+    absolute, quoted, secrets,
 };
 use super::{Host, RunSpec};
 use crate::sentry::asking::{About, Places, Subject};
@@ -74,6 +74,12 @@ pub(super) fn choose(options: &Options, network: Network) -> Result<About, Confi
         };
         if options.walls == Walls::Landlock {
             return with("--walls landlock", "what is refused there the sentry does not see");
+        }
+        if options.root == Root::Mapped {
+            return with(
+                "--root=sub-ids",
+                "the sentry, which opens what is allowed, is you alone, and programs there may be others",
+            );
         }
         if options.root.is_root() {
             return with("--root", "owners that are only believed in are noted on files");

@@ -52,7 +52,9 @@ pub use spec::{
     Asks, IdRange, Identity, Mount, MountKind, Network, Root, RunSpec, Voice, Walls, Why, Withheld,
     Without,
 };
-pub use sub_ids::{LEAST_SUB_IDS, MAPPED_CAPABILITIES, ranges as sub_id_ranges};
+pub use sub_ids::{
+    LEAST_SUB_IDS, MAPPED_CAPABILITIES, free_range as free_sub_ids, ranges as sub_id_ranges,
+};
 pub use view::{Shown, View};
 
 use crate::sentry::asking::About;

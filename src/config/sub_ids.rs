@@ -26,8 +26,15 @@ pub const MAPPED_CAPABILITIES: [(Capability, &str); 11] = [
 /// So many take all ids from 1 to that of nobody, which systems give to users.
 pub const LEAST_SUB_IDS: u64 = 65_534;
 
-/// newuidmap(1) and the kernel take at most 340 lines (UID_GID_MAP_MAX_EXTENTS); one is root's.
-const MOST_RANGES: usize = 339;
+/// newuidmap(1) and the kernel take at most so many lines (UID_GID_MAP_MAX_EXTENTS).
+const MOST_LINES: usize = 340;
+
+/// What is written as a map has to be shorter than a page (map_write in kernel/user_namespace.c): bytes of the smallest.
+const MAP_BYTES: usize = 4096;
+
+/// So many ids a user is usually given, and not below [`FIRST_GIVEN`] (SUB_UID_COUNT and SUB_UID_MIN of login.defs(5)).
+const GIVEN: u32 = 65_536;
+const FIRST_GIVEN: u32 = 100_000;
 
 /// Which ids a file of subordinate ones is about.
 #[derive(Debug, Clone, Copy)]
@@ -54,49 +61,103 @@ pub(super) fn identity(host: &Host) -> Result<Identity, ConfigError> {
     let number = host.uid.to_string();
     let account = host.accounts.by_uid(host.uid).ok().flatten();
     let name = account.map_or_else(|| number.clone(), |account| account.name);
-    let map = |own, kind: Kind| {
-        let text = std::fs::read_to_string(host.real(kind.file.as_ref())).unwrap_or_default();
-        map_of(own, &ranges(&text, &name, &number), kind, &name)
+    let read =
+        |kind: Kind| std::fs::read_to_string(host.real(kind.file.as_ref())).unwrap_or_default();
+    let [users, groups] = [USERS, GROUPS].map(read);
+    let free = free_range([&users, &groups]);
+    let map = |own, text: &str, kind: Kind| {
+        map_of(own, &ranges(text, &name, &number, own), kind, (&name, &free))
     };
     Ok(Identity {
         uid: 0,
         gid: 0,
         // Those of the caller have no numbers inside, and root may give them up here.
         groups: Some(Vec::new()),
-        uid_map: map(host.uid, USERS)?,
-        gid_map: map(host.gid, GROUPS)?,
+        uid_map: map(host.uid, &users, USERS)?,
+        gid_map: map(host.gid, &groups, GROUPS)?,
     })
 }
 
 /// Where the ids that a file such as /etc/subuid gives a user begin, and how many they are: lines of a name or a number,
-/// the first id, and a count (subuid(5)).
-pub fn ranges(text: &str, name: &str, number: &str) -> Vec<(u32, u32)> {
-    let range = |line: &str| {
+/// the first id, and a count (subuid(5)). Each id is in one of them, and `own`, which is root's, in none: the kernel takes
+/// no map that has an id twice.
+pub fn ranges(text: &str, name: &str, number: &str, own: u32) -> Vec<(u32, u32)> {
+    let mut known = vec![(own, 1)];
+    let mut new = Vec::new();
+    let is_of_user = |owner: &str| owner == name || owner == number;
+    for (_, first, count) in lines(text).filter(|(owner, ..)| is_of_user(owner)) {
+        let parts = without((first, count), &known);
+        known.extend(&parts);
+        new.extend(parts);
+    }
+    new
+}
+
+/// What the lines of such a file say that make sense: owner, first id, count.
+fn lines(text: &str) -> impl Iterator<Item = (&str, u32, u32)> {
+    text.lines().filter_map(|line| {
         let mut fields = line.trim().split(':');
-        let is_of_user = fields.next().is_some_and(|owner| owner == name || owner == number);
+        let owner = fields.next()?;
         let (first, count) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
         let is_sound = count > 0 && u32::checked_add(first, count).is_some();
-        (is_of_user && is_sound).then_some((first, count))
-    };
-    text.lines().filter_map(range).collect()
+        is_sound.then_some((owner, first, count))
+    })
+}
+
+/// What of a range is in none of these.
+fn without((first, count): (u32, u32), known: &[(u32, u32)]) -> Vec<(u32, u32)> {
+    let end = first + count;
+    let mut known: Vec<(u32, u32)> = known.to_vec();
+    known.sort_unstable();
+    let mut parts = Vec::new();
+    let mut next = first;
+    for (start, count) in known {
+        let start = start.min(end);
+        if next < start {
+            parts.push((next, start - next));
+        }
+        next = next.max(start.saturating_add(count));
+    }
+    if next < end {
+        parts.push((next, end - next));
+    }
+    parts
+}
+
+/// Ids that nobody has been given in these two files, as usermod(8) takes them.
+pub fn free_range(texts: [&str; 2]) -> String {
+    let ends = texts.into_iter().flat_map(lines).map(|(_, first, count)| first + count);
+    let first = ends.max().unwrap_or(0).max(FIRST_GIVEN);
+    match first.checked_add(GIVEN) {
+        Some(end) => format!("{first}-{}", end - 1),
+        // There is none behind all others.
+        None => "FIRST-LAST".to_owned(),
+    }
 }
 
 fn map_of(
     own: u32,
     ranges: &[(u32, u32)],
     kind: Kind,
-    name: &str,
+    (name, free): (&str, &str),
 ) -> Result<Vec<IdRange>, ConfigError> {
     let Kind { file, what, flag } = kind;
     let mut map = vec![IdRange { inside: 0, outside: own, count: 1 }];
     let mut next = 1_u32;
-    for (outside, count) in ranges.iter().take(MOST_RANGES) {
+    let bytes = |it: &IdRange| format!("{} {} {}\n", it.inside, it.outside, it.count).len();
+    let mut length = map.iter().map(bytes).sum::<usize>();
+    for (outside, count) in ranges.iter().take(MOST_LINES - 1) {
         let count = (*count).min(u32::MAX - next);
-        map.push(IdRange { inside: next, outside: *outside, count });
+        let range = IdRange { inside: next, outside: *outside, count };
+        length += bytes(&range);
+        if count == 0 || length >= MAP_BYTES {
+            break;
+        }
+        map.push(range);
         next += count;
     }
     let remedy = format!(
-        "have root run `usermod {flag} 100000-165535 {name}`, with a range that nobody else has, or use --root, \
+        "have root run `usermod {flag} {free} {name}`, with a range that nobody else has, or use --root, \
          which takes none"
     );
     match u64::from(next) - 1 {
@@ -209,13 +270,14 @@ mod tests {
         let host = host("me:100000:65536", "me:100000:65536");
         let refused = |wishes: Options, word: &str| {
             let error = host.resolve(&wishes).unwrap_err();
-            assert!(error.contains("--root=sub-ids with") && error.contains(word), "{error}");
+            assert!(error.contains("--root=sub-ids") && error.contains(word), "{error}");
         };
         refused(Options { time: vec!["+1d".into()], ..wishes() }, "--time");
         refused(Options { deterministic: Some("".into()), ..wishes() }, "--deterministic");
         refused(Options { record_files: Some("list".into()), ..wishes() }, "--record-files");
         let rules = vec![super::super::Rule::new(RuleKind::Hide, "./**/*.pem")];
         refused(Options { rules, ..wishes() }, "patterns");
+        refused(Options { ask: crate::sentry::asking::About::FILES, ..wishes() }, "--ask files");
         let mut pids = wishes();
         pids.limits.pids = Some("9".into());
         refused(pids, "--pids");
@@ -227,6 +289,45 @@ mod tests {
     #[test]
     fn lines_that_are_none_are_left_out() {
         let text = "me:1:2\n\nme:x:2\nme:4294967295:2\nme:7:0\nyou:1:2\nme:9\n 1000:5:6 \n";
-        assert_eq!(ranges(text, "me", "1000"), [(1, 2), (5, 6)]);
+        assert_eq!(ranges(text, "me", "1000", 0), [(1, 2), (5, 6)]);
+    }
+
+    #[test]
+    fn no_id_is_there_twice() {
+        let text = "me:100:50\n1000:100:50\nme:140:20\nme:90:100\nme:1000:1\nme:995:10\nyou:1:9\n";
+        let expected = [(100, 50), (150, 10), (90, 10), (160, 30), (995, 5), (1001, 4)];
+        assert_eq!(ranges(text, "me", "1000", 1000), expected);
+        let spec = host("me:100000:65536\n1000:100000:65536\n", "me:999:65536\n");
+        let identity = spec.resolve(&wishes()).unwrap().identity;
+        let range = |inside, outside, count| IdRange { inside, outside, count };
+        assert_eq!(identity.uid_map, [range(0, 1000, 1), range(1, 100_000, 65_536)]);
+        let groups = [range(0, 1000, 1), range(1, 999, 1), range(2, 1001, 65_534)];
+        assert_eq!(identity.gid_map, groups);
+    }
+
+    #[test]
+    fn a_map_is_shorter_than_a_page() {
+        let many = |count: u32, step: u32| -> Vec<(u32, u32)> {
+            (0..400).map(|at| (4_000_000_000 + at * step, count)).collect()
+        };
+        let map = |ranges: &[(u32, u32)]| map_of(1000, ranges, USERS, ("me", "1-2")).unwrap();
+        let text = |map: &[IdRange]| -> usize {
+            let line = |it: &IdRange| format!("{} {} {}\n", it.inside, it.outside, it.count).len();
+            map.iter().map(line).sum()
+        };
+        let long = map(&many(10_000, 20_000));
+        assert!((100..340).contains(&long.len()) && (4050..4096).contains(&text(&long)));
+        let short: Vec<(u32, u32)> =
+            std::iter::once((1, 65_534)).chain((0..400).map(|at| (70_000 + 2 * at, 1))).collect();
+        assert!(map(&short).len() <= 340);
+    }
+
+    #[test]
+    fn what_is_proposed_nobody_has() {
+        assert_eq!(free_range(["", ""]), "100000-165535");
+        assert_eq!(free_range(["a:100000:65536\n", "b:165536:65536\nc:5:6\n"]), "231072-296607");
+        assert_eq!(free_range(["a:4294901760:65535", ""]), "FIRST-LAST");
+        let error = host("you:100000:65536", "").resolve(&wishes()).unwrap_err();
+        assert!(error.contains("usermod --add-subuids 165536-231071 me"), "{error}");
     }
 }

@@ -307,12 +307,13 @@ impl Maker<'_> {
         note: &mut Note,
     ) -> Result<(), OverlayError> {
         let new = matches!(entry::look(layer, "upper".as_ref()), Ok(None));
-        // An earlier run may have taken the rights from it.
-        let upper = match new {
-            true => make_directory(layer, "upper"),
-            false => open_closed(layer, "upper"),
+        // An earlier run may have taken the rights from it, or given it to one of its ids, for which nothing is prepared.
+        let open = if new { make_directory } else { open_closed };
+        let is_mapped = self.spec.root == Root::Mapped;
+        let upper = match open(layer, "upper") {
+            Err(Errno::EACCES | Errno::EPERM) if is_mapped && !new => return Ok(()),
+            upper => upper.map_err(|errno| self.failed(errno))?,
         };
-        let upper = upper.map_err(|errno| self.failed(errno))?;
         if self.is_believed() {
             if new {
                 let host = open_host(source).map_err(|errno| self.failed(errno))?;

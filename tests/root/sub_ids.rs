@@ -177,6 +177,21 @@ fn an_overlay_is_listed_and_discarded() {
 }
 
 #[test]
+fn a_later_run_has_an_overlay_whose_root_was_given_away() {
+    if lacks_ids() {
+        return;
+    }
+    let workspace = Workspace::new("sub-ids-given-away");
+    workspace.write("d/kept", "kept\n");
+    let words = ["run", FLAG, "--id", "away", "--overlay", "d"];
+    sandbox_sh(&workspace, &words, "chown 33:34 d; chmod 700 d").success();
+    let again = sandbox_sh(&workspace, &words, "stat -c '%u:%g %a' d; cat d/kept; touch d/new");
+    again.success().expect_out("33:34 700\nkept\n");
+    verb(&workspace, &["discard", "away"]).success();
+    assert!(!workspace.has("state/sandbox/overlays/away"));
+}
+
+#[test]
 fn a_commit_gives_the_host_the_owners() {
     if lacks_ids() {
         return;

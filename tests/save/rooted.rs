@@ -81,6 +81,29 @@ fn all_live_in_another_root_directory() {
     }
 }
 
+/// It has become somebody else and ended, and nobody has waited for it yet.
+#[test]
+fn who_has_ended_as_somebody_else_can_still_be_waited_for() {
+    if !have("python3") {
+        return skip("python3");
+    }
+    for way in [Way::LeftRunning, Way::RestoredTwice] {
+        let desk = Desk::new(&format!("rooted-ended-{way:?}"));
+        let script = "import os\nos.mkfifo('fifo')\npid = os.fork()\n\
+            if pid == 0:\n    os.setuid(5)\n    os._exit(7)\n\
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)\nos.setuid(6)\nopen('up', 'w').close()\n\
+            open('fifo').read()\nprint(os.waitpid(pid, 0)[1] >> 8, os.getuid())\n";
+        desk.workspace.write("script", script);
+        let run = ["run", "--detach", "--id", "it", "--root", "--", "sh", "-c"];
+        desk.sandbox(&[&run[..], &["exec python3 script > out 2>&1"]].concat()).success();
+        wait_for("the program", || desk.workspace.has("up"));
+        desk.save(way);
+        fs::write(desk.workspace.path().join("fifo"), "").unwrap();
+        desk.ends_well("7 6\n");
+        desk.is_clean();
+    }
+}
+
 #[test]
 fn a_root_directory_that_is_gone_is_refused_by_name() {
     if !have("python3") {

@@ -6,10 +6,10 @@ use std::fs;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use nix::unistd::{AccessFlags, User, faccessat, geteuid, isatty};
+use nix::unistd::{AccessFlags, User, faccessat, getegid, geteuid, isatty};
 
 use super::refusal::Container;
-use crate::config::sub_id_ranges;
+use crate::config::{free_sub_ids, sub_id_ranges};
 use crate::launch::id_maps;
 
 /// The kernel's release as it names itself, and its first two numbers.
@@ -272,7 +272,9 @@ pub(super) struct SubIds {
     pub(super) uids: u64,
     /// Count of ids in /etc/subgid.
     pub(super) gids: u64,
-    /// newuidmap(1), if it is there.
+    /// Such ids that nobody has been given, as usermod(8) takes them.
+    pub(super) free: String,
+    /// newuidmap(1), if it and newgidmap(1) are there.
     pub(super) newuidmap: Option<PathBuf>,
     /// The caller's login name, or its number.
     pub(super) user: String,
@@ -286,14 +288,17 @@ impl SubIds {
         let number = uid.to_string();
         let user =
             User::from_uid(uid).ok().flatten().map_or_else(|| number.clone(), |user| user.name);
-        let count = |path| {
-            let ranges = sub_id_ranges(&read(path).unwrap_or_default(), &user, &number);
+        let count = |text: &str, own: u32| {
+            let ranges = sub_id_ranges(text, &user, &number, own);
             ranges.iter().map(|(_, count)| u64::from(*count)).sum()
         };
+        let [users, groups] = ["/etc/subuid", "/etc/subgid"].map(|it| read(it).unwrap_or_default());
+        let newgidmap = id_maps::program("newgidmap");
         SubIds {
-            uids: count("/etc/subuid"),
-            gids: count("/etc/subgid"),
-            newuidmap: id_maps::program("newuidmap"),
+            uids: count(&users, uid.as_raw()),
+            gids: count(&groups, getegid().as_raw()),
+            free: free_sub_ids([&users, &groups]),
+            newuidmap: newgidmap.and(id_maps::program("newuidmap")),
             user,
         }
     }

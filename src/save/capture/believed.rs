@@ -1,5 +1,6 @@
 //! What a run with `--root` believes: who its guests are, and whose files are that take no attribute.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -45,7 +46,12 @@ pub fn capture(
         }
     }
     let files = search.finish();
-    let guests = kernel.credentials().saved(guests, guest_number);
+    // (Who has ended does nothing any more, and cannot be made to be somebody.)
+    let ended = found.processes.iter().filter(|process| process.zombie.is_some());
+    let ended: HashSet<i32> = ended.map(|process| process.pid).collect();
+    let living = guests.iter().copied().filter(|(_, guest)| !ended.contains(guest));
+    let living: Vec<(i32, i32)> = living.collect();
+    let guests = kernel.credentials().saved(&living, guest_number);
     Ok(Some(SavedRoot { guests, files }))
 }
 

@@ -1,6 +1,6 @@
 //! What a run with `--root` believes goes on: who its guests are, and whose files are that take no attribute.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::Plant;
 use super::maker::Maker;
@@ -40,6 +40,11 @@ pub(super) fn resume_guests(
     kernel: &Kernel,
 ) -> Result<(), RestoreError> {
     let Some(root) = &sandbox.root else { return Ok(()) };
-    let done = kernel.resume_guests(&root.guests, tasks);
+    let ended = sandbox.processes.iter().filter(|process| process.zombie.is_some());
+    let ended: HashSet<i32> = ended.map(|process| process.pid).collect();
+    let mut guests = root.guests.clone();
+    guests.processes.retain(|(task, _)| !ended.contains(task));
+    guests.threads.retain(|(task, _)| !ended.contains(task));
+    let done = kernel.resume_guests(&guests, tasks);
     done.ok_or_else(|| RestoreError::refused("the image is damaged: who its programs are"))
 }

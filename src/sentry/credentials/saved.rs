@@ -162,7 +162,12 @@ impl Beliefs {
         for process in &saved.processes {
             let (pid, believed) = of(process)?;
             let number = inner.number(&believed).ok()?;
-            set_number(pid, number).ok()?;
+            if set_number(pid, number).is_err() {
+                // Its limit does not hold this number (it held the one from before).
+                for tid in threads_of(pid) {
+                    inner.remember(tid, believed.clone()).ok()?;
+                }
+            }
             self.changed.store(true, Ordering::Release);
         }
         for thread in &saved.threads {
@@ -180,7 +185,7 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::super::Change;
+    use super::super::{CARRIER, Change, process};
     use super::*;
 
     fn credentials() -> impl Strategy<Value = SavedCredentials> {
@@ -237,6 +242,11 @@ mod tests {
         after.resume(&saved, &HashMap::from([(2, pid)])).unwrap();
         assert_eq!(*after.of(pid), *before.of(pid));
         assert_eq!(after.of(pid).uid.saved, 7);
+        // Also where its limit can hold no number.
+        process::set_limit(pid, CARRIER, (0, 0)).unwrap();
+        let third = Beliefs::default();
+        third.resume(&saved, &HashMap::from([(2, pid)])).unwrap();
+        assert_eq!(*third.of(pid), *before.of(pid));
         assert_eq!(Beliefs::default().saved(&[(pid, 2)], Some), SavedBeliefs::default());
         child.kill().unwrap();
         child.wait().unwrap();

@@ -95,14 +95,10 @@ fn sub_ids(host: &Host) -> Finding {
     if host.refusal.privileged && host.refusal.initial_namespace {
         return subject.ok("root may map any id; --root=sub-ids is for ordinary users");
     }
-    let user = &ids.user;
+    let (user, free) = (&ids.user, &ids.free);
+    let give = format!("run `sudo usermod --add-subuids {free} --add-subgids {free} {user}`");
     if ids.uids == 0 || ids.gids == 0 {
-        return subject.missing(
-            format!("/etc/subuid and /etc/subgid give {user} nothing"),
-            format!(
-                "run `sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}`"
-            ),
-        );
+        return subject.missing(format!("/etc/subuid and /etc/subgid give {user} nothing"), give);
     }
     let fewest = ids.uids.min(ids.gids);
     if fewest < LEAST_SUB_IDS {
@@ -110,9 +106,7 @@ fn sub_ids(host: &Host) -> Finding {
             format!(
                 "/etc/subuid and /etc/subgid give {user} {fewest} ids, fewer than {LEAST_SUB_IDS}"
             ),
-            format!(
-                "run `sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}`"
-            ),
+            give,
         );
     }
     match &ids.newuidmap {
@@ -123,7 +117,7 @@ fn sub_ids(host: &Host) -> Finding {
             program.display()
         )),
         None => subject.missing(
-            format!("{} ids, but newuidmap is not installed", ids.uids),
+            format!("{} ids, but newuidmap or newgidmap is not installed", ids.uids),
             "install it: `sudo apt install uidmap` (Debian, Ubuntu), `sudo dnf install \
              shadow-utils` (Fedora)",
         ),
