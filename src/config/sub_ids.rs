@@ -259,7 +259,7 @@ mod tests {
             error.contains("/etc/subuid") && error.contains("usermod --add-subuids"),
             "{error}"
         );
-        let error = host("me:100000:65536", "me:1:1000").resolve(&wishes()).unwrap_err();
+        let error = host("me:100000:65536", "me:2000:1000").resolve(&wishes()).unwrap_err();
         assert!(error.contains("/etc/subgid gives me 1000"), "{error}");
         let error = TestHost::root().resolve(&wishes()).unwrap_err();
         assert!(error.contains("as root"), "{error}");

@@ -243,10 +243,11 @@ mod tests {
         assert_eq!(*after.of(pid), *before.of(pid));
         assert_eq!(after.of(pid).uid.saved, 7);
         // Also where its limit can hold no number.
+        let was = before.of(pid);
         process::set_limit(pid, CARRIER, (0, 0)).unwrap();
         let third = Beliefs::default();
         third.resume(&saved, &HashMap::from([(2, pid)])).unwrap();
-        assert_eq!(*third.of(pid), *before.of(pid));
+        assert_eq!(*third.of(pid), *was);
         assert_eq!(Beliefs::default().saved(&[(pid, 2)], Some), SavedBeliefs::default());
         child.kill().unwrap();
         child.wait().unwrap();
