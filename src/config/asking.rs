@@ -163,7 +163,9 @@ fn check_rule(subject: &Subject) -> Result<(), String> {
     let (_, text) = subject.rule(true);
     let is_meant = match Rule::parse(&text).map(|rule| rule.target) {
         Ok(Target::Name(name)) => name == *host,
-        Ok(Target::Net(_)) => host.parse::<std::net::IpAddr>().is_ok(),
+        Ok(Target::Net(_)) => {
+            matches!(subject, Subject::Host { .. }) && host.parse::<std::net::IpAddr>().is_ok()
+        }
         _ => false,
     };
     if is_meant { Ok(()) } else { Err(format!("no rule can name {}", quoted(Path::new(host)))) }
