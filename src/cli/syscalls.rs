@@ -356,7 +356,7 @@ mod tests {
     fn handled_calls_name_their_features() {
         assert_eq!(
             describe("execve").unwrap().class,
-            "handled, exec events or cpu clock or file log or virtual time or patterns"
+            "handled, exec events or cpu clock or file log or virtual time or patterns or twins"
         );
         assert_eq!(describe("syslog").unwrap().class, "handled, always");
     }

@@ -119,7 +119,7 @@ fn a_refused_word_is_one_line_with_a_suggestion() {
 
 #[test]
 fn every_facility_has_its_bit() {
-    let all = "user-namespaces,seccomp-notify,wait-killable,sync-wake-up,process-vm,landlock,time-namespaces";
+    let all = "user-namespaces,seccomp-notify,wait-killable,sync-wake-up,process-vm,landlock,time-namespaces,overlayfs";
     let (request, _) = parse(&["--without", all, "--", "ls"]).unwrap().run.into_request();
     let options = crate::config::Options::of(&request.flags).unwrap();
     assert_eq!(options.without, crate::config::Without::all());

@@ -225,6 +225,7 @@ mod tests {
     fn what_nobody_has_named_can_be_asked_for() {
         let host = TestHost::ordinary();
         host.directory("/home/me/.ssh");
+        host.file("/home/me/.ssh/id");
         let places = |rules: &[&str]| {
             let mut options = options(rules);
             options.ask = About::FILES;
