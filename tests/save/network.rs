@@ -147,9 +147,12 @@ fn a_client_that_connects_again_counts_on_over_saves() {
     desk.save(Way::Restored);
     desk.touch("go");
     desk.sandbox(&["wait", "it"]).success();
-    assert_eq!(desk.workspace.read("out"), "200 2");
+    // (One that has not looked at its connection in between has missed the first of two.)
+    let out = desk.workspace.read("out");
+    let resets: usize = out.strip_prefix("200 ").and_then(|it| it.parse().ok()).unwrap();
+    assert!((1..=2).contains(&resets), "{out}");
     // It was recorded on in the same file; another one can be named.
-    assert_eq!(fs::read_to_string(&log).unwrap().matches("\"connect\"").count(), 3);
+    assert_eq!(fs::read_to_string(&log).unwrap().matches("\"connect\"").count(), 1 + resets);
     let inspected = desk.sandbox(&["inspect", "image"]);
     inspected.success().out_has(&format!("reaches   {rule}\n"));
     let again = ["restore", "image", "--id", "it", "--files", "changed-ok", "--net-log", "other"];
