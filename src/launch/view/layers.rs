@@ -41,6 +41,23 @@ impl View {
             self.root = Some(tree);
             return Ok(());
         }
+        self.attach(mount, tree)
+    }
+
+    /// Where the kernel makes no overlay, a directory of the sandbox's own is shown as it is.
+    fn twin(&mut self, mount: &Mount, twin: &Path, no_exec: u64) -> Result<(), PlanError> {
+        let (target, source) = (mount.target.as_path(), c_path(twin)?);
+        // What leads to a mount in it must not be moved aside.
+        self.placed.insert(target.to_owned(), Some(twin.to_owned()));
+        let tree = self.new_tree();
+        let attributes = ATTR_NOSUID | ATTR_NODEV | no_exec;
+        self.clones.push(Step::Twin { tree, source, attributes });
+        self.attach(mount, tree)
+    }
+
+    /// Puts what was made for an overlay in its place.
+    fn attach(&mut self, mount: &Mount, tree: usize) -> Result<(), PlanError> {
+        let target = mount.target.as_path();
         self.make_directory(target)?;
         // A part of one may have gone from it in an earlier run.
         let need = match mount.why {
@@ -50,26 +67,6 @@ impl View {
         if let MountKind::Overlay { source, .. } = &mount.kind {
             self.bound.insert(target.to_owned(), source.clone());
         }
-        self.mounts.push(Step::Attach { tree, target: c_path(target)?, need });
-        Ok(())
-    }
-
-    /// Where the kernel makes no overlay, a directory of the sandbox's own is shown as it is.
-    fn twin(&mut self, mount: &Mount, twin: &Path, no_exec: u64) -> Result<(), PlanError> {
-        let (target, source) = (mount.target.as_path(), c_path(twin)?);
-        // What leads to a mount in it must not be moved aside.
-        self.placed.insert(target.to_owned(), Some(twin.to_owned()));
-        self.make_directory(target)?;
-        let need = match mount.why {
-            Why::Default(_) => Need::UnlessReplaced,
-            _ => Need::Required,
-        };
-        if let MountKind::Overlay { source, .. } = &mount.kind {
-            self.bound.insert(target.to_owned(), source.clone());
-        }
-        let tree = self.new_tree();
-        let attributes = ATTR_NOSUID | ATTR_NODEV | no_exec;
-        self.clones.push(Step::Twin { tree, source, attributes });
         self.mounts.push(Step::Attach { tree, target: c_path(target)?, need });
         Ok(())
     }
