@@ -14,7 +14,7 @@ use super::{Asked, Network, Said, Verdict, address, options};
 use crate::notify::Answer;
 use crate::sentry::block::Interrupted;
 use crate::sentry::call::TaskCall;
-use crate::sys::{descriptors, errno_of, ready, socket};
+use crate::sys::{descriptors, errno_of, files, ready, socket};
 
 /// Serves connect(2) of a stream socket of the internet. `wanted`: the address as the guest gave it, copied once.
 pub async fn connect(call: &TaskCall, net: &Network, own: GuestSocket, wanted: &[u8]) -> Answer {
@@ -77,9 +77,14 @@ fn own_network(call: &TaskCall, net: &Network, own: GuestSocket) -> Result<Unhur
     if !net.is_outside(&own) {
         return Ok(own.fd);
     }
+    put_inside(call, net, &own)
+}
+
+/// Puts a new socket of TCP, of the guests' own network, in the place of the guest's.
+fn put_inside(call: &TaskCall, net: &Network, own: &GuestSocket) -> Result<Unhurried, Errno> {
     let fresh = Unhurried::from(net.inside.socket(own.family, libc::SOCK_STREAM, 0)?);
-    take_over(&own, fresh.as_fd())?;
-    net.replace(call.trapped(), &own, fresh.as_fd())?;
+    take_over(own, fresh.as_fd())?;
+    net.replace(call.trapped(), own, fresh.as_fd())?;
     Ok(fresh)
 }
 
@@ -176,11 +181,9 @@ fn own_plain(call: &TaskCall, net: &Network, own: GuestSocket) -> Result<GuestSo
     if own.protocol == libc::IPPROTO_TCP {
         return Ok(own);
     }
-    let fresh = Unhurried::from(net.inside.socket(own.family, libc::SOCK_STREAM, 0)?);
-    take_over(&own, fresh.as_fd())?;
-    net.replace(call.trapped(), &own, fresh.as_fd())?;
-    let inode = crate::sys::files::identity(fresh.as_fd())?.1;
-    Ok(GuestSocket { fd: fresh, protocol: libc::IPPROTO_TCP, inode, ..own })
+    let fd = put_inside(call, net, &own)?;
+    let inode = files::identity(fd.as_fd())?.1;
+    Ok(GuestSocket { fd, protocol: libc::IPPROTO_TCP, inode, ..own })
 }
 
 /// What connect(2) says of a socket without a connection before it begins another one. An address that is too short is
