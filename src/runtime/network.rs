@@ -33,13 +33,12 @@ pub(super) fn make_network(
 ) -> Result<Entrance, Error> {
     let inside = Arc::new(Inside::new(outpost));
     let allowance = spec.limits.network;
-    let (metered, limits) =
-        allowance.is_limited().then(|| Metered::new(allowance, Arc::clone(&inside))).unzip();
+    let (mut metered, mut limits) = (None, None);
     if allowance.is_limited() {
+        let (made, led) = Metered::new(allowance, Arc::clone(&inside));
         kernel.limit_network();
-    }
-    if let Some(meter) = metered.as_ref().map(|metered| Arc::clone(metered.meter())) {
-        let kernel = Arc::downgrade(kernel);
+        let (meter, kernel) = (Arc::clone(made.meter()), Arc::downgrade(kernel));
+        (metered, limits) = (Some(made), Some(led));
         tokio::spawn(async move {
             meter.used_up().await;
             if let (Some(kernel), Some(total)) = (kernel.upgrade(), allowance.total) {

@@ -16,7 +16,7 @@ use tokio::net::UdpSocket;
 use tokio::task::JoinHandle;
 
 use super::address::{self, family};
-use super::inside::{Inside, Lent};
+use super::inside::Inside;
 use super::ledger::Datagrams;
 use super::meter::{Meter, Way};
 use crate::sys::{errno_of, socket};
@@ -39,28 +39,23 @@ pub(super) struct Relays {
 
 #[derive(Debug, Default)]
 struct Open {
-    by_address: HashMap<SocketAddr, Relay>,
+    by_address: HashMap<SocketAddr, Ends>,
     order: VecDeque<SocketAddr>,
-}
-
-/// One that was opened.
-#[derive(Debug)]
-struct Relay {
-    task: Ends,
-    _address: Option<Lent>,
 }
 
 impl Relays {
     /// Whether there is a relay for `address`.
     pub(super) fn has(&self, address: SocketAddr) -> bool {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.by_address.get(&address).is_some_and(|relay| !relay.task.0.is_finished())
+        open.by_address.get(&address).is_some_and(|relay| !relay.0.is_finished())
     }
 
     /// Where there are relays, the one that was opened first in front.
     pub(super) fn addresses(&self) -> Vec<SocketAddr> {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.order.iter().copied().collect()
+        let lives =
+            |it: &SocketAddr| open.by_address.get(it).is_some_and(|relay| !relay.0.is_finished());
+        open.order.iter().copied().filter(lives).collect()
     }
 
     /// Opens a relay for `address`, which may be reached; `false`: there is one. What the host's network refuses, it
@@ -83,8 +78,12 @@ impl Relays {
         let lent = inside.lend(address.ip())?;
         socket::bind(listening.as_fd(), &address::bytes(address))?;
         let carried = carry(Arc::new(adopt(listening)?), address, counts.clone(), ends);
-        let relay = Relay { task: Ends(tokio::spawn(carried)), _address: lent };
-        // (What makes way gives its address back, which is not for under the lock.)
+        // (With its end the address goes back.)
+        let relay = Ends(tokio::spawn(async move {
+            let _lent = lent;
+            carried.await;
+        }));
+        // (What makes way is not ended under the lock.)
         let _gone = {
             let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
             // (It may have ended before.)

@@ -29,7 +29,7 @@ pub async fn connect(call: &TaskCall, net: &Network, own: GuestSocket, wanted: &
             if own.is_taken()
                 && (net.goes_to(&own, target) || net.is_limited() && !net.is_outside(&own)) =>
         {
-            outside(call, net, own, target, (rule, None)).await
+            on_its_way(call, net, own, target).await
         }
         Verdict::Refused(_) if own.is_taken() => Answer::Fail(Errno::EISCONN),
         Verdict::Refused(why) => {
@@ -88,6 +88,20 @@ fn put_inside(call: &TaskCall, net: &Network, own: &GuestSocket) -> Result<Unhur
     Ok(fresh)
 }
 
+/// A socket that is on its way, or has come, to where it was allowed to go (which is what is recorded of it, whatever is named
+/// now); or the kernel says what is wrong with it. What another thread makes of it meanwhile is connected in its own network,
+/// or to what is recorded.
+async fn on_its_way(
+    call: &TaskCall,
+    net: &Network,
+    own: GuestSocket,
+    target: SocketAddr,
+) -> Answer {
+    let recorded = if net.is_outside(&own) { net.recorded(own.fd.as_fd()) } else { None };
+    let waits = waits(own.fd.as_fd());
+    answer(dial(call, own.fd.as_fd(), recorded.unwrap_or(target), waits).await)
+}
+
 /// A connection in the host's network.
 async fn outside(
     call: &TaskCall,
@@ -96,19 +110,13 @@ async fn outside(
     target: SocketAddr,
     said: Said,
 ) -> Answer {
-    let waits = waits(own.fd.as_fd());
-    let is_outside = net.is_outside(&own);
-    if let Some(metered) = &net.metered
-        && !own.is_taken()
-    {
+    if own.is_taken() {
+        return on_its_way(call, net, own, target).await;
+    }
+    if let Some(metered) = &net.metered {
         return carried(call, net, metered, own, target, said).await;
     }
-    if own.is_taken() {
-        // Already on the way to where it was allowed to go (which is what is recorded of it, whatever is named now); or the
-        // kernel says what is wrong with it.
-        let recorded = if is_outside { net.recorded(own.fd.as_fd()) } else { None };
-        return answer(dial(call, own.fd.as_fd(), recorded.unwrap_or(target), waits).await);
-    }
+    let (waits, is_outside) = (waits(own.fd.as_fd()), net.is_outside(&own));
     if is_outside && let Some(told) = failure(&own) {
         return told;
     }
