@@ -190,7 +190,7 @@ impl Desk {
         let words = format!("sandbox: {question}\r\n{}", self.keys());
         match job.ask(question.number, words) {
             Some(true) => {
-                self.shown = Some(question.number);
+                (self.shown, self.writes) = (Some(question.number), false);
                 None
             }
             // Somebody else may answer; if not, the job waits to be brought to the foreground, as one that reads from

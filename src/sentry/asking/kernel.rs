@@ -120,24 +120,18 @@ impl Waiting {
     /// Waits. `None`: nobody will answer.
     async fn answer(&mut self, kernel: &Kernel) -> Option<Choice> {
         let expected = tokio::time::Instant::from_std(self.asking.expected);
-        if Instant::now() < self.asking.expected {
-            tokio::select! {
-                biased;
-                answer = &mut self.answer => return self.come(kernel, answer.ok()),
-                () = tokio::time::sleep_until(expected) => {}
+        let answer = tokio::select! {
+            biased;
+            answer = &mut self.answer => answer,
+            () = tokio::time::sleep_until(expected) => {
+                // Nobody has come.
+                if self.asking.lock().abandon_if_alone() {
+                    self.asking.changed.send_replace(());
+                }
+                (&mut self.answer).await
             }
-            // Nobody has come.
-            let is_alone = self.asking.lock().attending == 0;
-            if is_alone {
-                self.asking.lock().abandon();
-                self.asking.changed.send_replace(());
-            }
-        }
-        let answer = (&mut self.answer).await.ok();
-        self.come(kernel, answer)
-    }
-
-    fn come(&self, kernel: &Kernel, answer: Option<Choice>) -> Option<Choice> {
+        };
+        let answer = answer.ok();
         if answer.is_none() && self.asking.lock().tell(self.number) {
             kernel.tell_of_outcome(self.number, &self.subject, Outcome::Nobody, "");
         }

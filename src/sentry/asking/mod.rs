@@ -245,10 +245,7 @@ impl Drop for Attendance {
     fn drop(&mut self) {
         let mut state = self.0.lock();
         state.attending -= 1;
-        if state.attending == 0 {
-            // Each that waits is told by the end of its channel that there is nobody.
-            state.abandon();
-        }
+        state.abandon_if_alone();
         drop(state);
         self.0.changed.send_replace(());
     }

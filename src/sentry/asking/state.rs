@@ -152,6 +152,16 @@ impl State {
         true
     }
 
+    /// Ends all questions if nobody is there who answers: each that waits is told by the end of its channel. Gives whether
+    /// that is so.
+    pub(super) fn abandon_if_alone(&mut self) -> bool {
+        let is_alone = self.attending == 0;
+        if is_alone {
+            self.abandon();
+        }
+        is_alone
+    }
+
     /// Nobody is there any more who answers.
     pub(super) fn abandon(&mut self) {
         for number in std::mem::take(&mut self.open).into_keys() {

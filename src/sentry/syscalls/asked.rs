@@ -104,18 +104,15 @@ fn wanted(call: &Call<'_>, dirfd: DirFd, path: Path, wish: Wish) -> Option<(Path
         let place = |it: &Vec<u8>| places.of(HostPath::new(OsStr::from_bytes(it)), writes);
         known.iter().find_map(place)
     };
+    let makes = |file: &PathBuf| wish.creates() && !file.exists();
     let (file, writes) = match place(wish.changes()) {
-        Some(file) => (file, wish.changes()),
+        Some(file) => {
+            let writes = wish.changes() || makes(&file);
+            (file, writes)
+        }
         // To make a file changes something, where there is none.
-        None if wish.creates() => (place(true).filter(|file| !file.exists())?, true),
-        None => return None,
+        None => (place(true).filter(makes)?, true),
     };
-    let could = as_guest(call, || Ok(could_open(&file, wish)));
+    let could = with_guest(call, |guest| paths.with(guest, |_| Ok(could_open(&file, wish))));
     could.is_ok_and(|could| could).then_some((file, writes))
-}
-
-/// Does something with the rights of the guest, in the host's view.
-fn as_guest<T>(call: &Call<'_>, what: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
-    let (paths, _) = call.kernel.askable().ok_or(Errno::EPERM)?;
-    with_guest(call, |guest| paths.with(guest, |_| what()))
 }
