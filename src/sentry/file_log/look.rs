@@ -7,7 +7,6 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2, readlink, readlinkat};
@@ -320,37 +319,6 @@ fn clean(path: &[u8]) -> Vec<u8> {
     if parts.is_empty() { b"/".to_vec() } else { all }
 }
 
-/// The interpreter of a program: of a script what its first line names, of an ELF file its PT_INTERP (elf(5)).
-pub(super) fn interpreter(file: &File) -> Option<Vec<u8>> {
-    /// BINPRM_BUF_SIZE of include/uapi/linux/binfmts.h.
-    const HEAD: usize = 256;
-    const PROGRAM_HEADER: usize = 56;
-    const PT_INTERP: u64 = 3;
-    let mut head = [0; HEAD];
-    let count = file.read_at(&mut head, 0).ok()?;
-    let head = &head[..count];
-    if let Some(line) = head.strip_prefix(b"#!") {
-        let line = line.split(|it| *it == b'\n').next().unwrap_or_default();
-        let mut words = line.split(|it| matches!(*it, b' ' | b'\t' | b'\0'));
-        return words.find(|word| !word.is_empty()).map(<[u8]>::to_vec);
-    }
-    if !head.starts_with(b"\x7fELF\x02\x01") {
-        return None;
-    }
-    let number = |bytes: &[u8], at: usize, length: usize| {
-        let bytes = bytes.get(at..at + length)?;
-        Some(bytes.iter().rev().fold(0u64, |sum, byte| sum << 8 | u64::from(*byte)))
-    };
-    let (table, count) = (number(head, 32, 8)?, number(head, 56, 2)?.min(128));
-    let mut headers = vec![0; PROGRAM_HEADER * count as usize];
-    file.read_exact_at(&mut headers, table).ok()?;
-    let header = headers.chunks(PROGRAM_HEADER).find(|it| number(it, 0, 4) == Some(PT_INTERP))?;
-    let (offset, length) = (number(header, 8, 8)?, number(header, 32, 8)?);
-    let mut path = vec![0; length.min(libc::PATH_MAX as u64) as usize];
-    file.read_exact_at(&mut path, offset).ok()?;
-    Some(path.split(|it| *it == 0).next().unwrap_or_default().to_vec())
-}
-
 /// What opening with these flags does (open(2)).
 pub fn touch_of_open(flags: i32) -> (Touch, bool, bool) {
     let creates = flags & libc::O_CREAT != 0;
@@ -374,7 +342,6 @@ pub fn touch_of_open(flags: i32) -> (Touch, bool, bool) {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
 
     use super::*;
 
@@ -404,23 +371,5 @@ mod tests {
         assert_eq!(of(new), (Touch::WRITTEN, false, true));
         assert_eq!(of(libc::O_PATH | libc::O_NOFOLLOW), (Touch::INSPECTED, false, false));
         assert_eq!(of(libc::O_TMPFILE | libc::O_RDWR), (Touch::INSPECTED, true, false));
-    }
-
-    #[test]
-    fn interpreters_are_found_in_scripts_and_programs() {
-        let file = |content: &[u8]| {
-            let mut file = crate::sys::memfd::anonymous_file(c"test").unwrap();
-            file.write_all(content).unwrap();
-            file
-        };
-        let of = |content: &[u8]| interpreter(&file(content));
-        assert_eq!(of(b"#! /usr/bin/env python3\nrest").unwrap(), b"/usr/bin/env");
-        assert_eq!(of(b"#!/bin/sh").unwrap(), b"/bin/sh");
-        assert_eq!(of(b"#!\n"), None);
-        assert_eq!(of(b""), None);
-        assert_eq!(of(b"\x7fELF\x02\x01 cut"), None);
-        let own = File::open("/proc/self/exe").unwrap();
-        let found = interpreter(&own).unwrap();
-        assert!(found.starts_with(b"/lib"), "{}", String::from_utf8_lossy(&found));
     }
 }

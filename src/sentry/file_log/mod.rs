@@ -18,7 +18,7 @@ use look::{Found, There};
 pub use look::{Kind, touch_of_open};
 pub(super) use look::{View, own_descriptor};
 
-use super::paths::Start;
+use super::paths::{Start, interpreter_of};
 
 bitflags::bitflags! {
     /// What was done to a file.
@@ -192,7 +192,7 @@ impl FileLog {
         self.note(caller, start, path, how);
         let Some(view) = self.view(caller) else { return };
         let next = |start, path: &[u8]| {
-            view.open(caller.tid, start, path).and_then(|file| look::interpreter(&file))
+            view.open(caller.tid, start, path).and_then(|file| interpreter_of(&file))
         };
         let mut interpreter = next(start, path);
         for _ in 0..MOST {

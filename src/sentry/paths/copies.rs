@@ -4,6 +4,7 @@
 //! all copies of a run together are bounded.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -108,8 +109,16 @@ impl Copies {
         }
         let copied = copy(file, size).map(Arc::new);
         let mut made = self.lock();
+        let made = &mut *made;
         match copied {
-            Ok(own) => Ok(Arc::clone(made.all.entry(version).or_insert(own))),
+            Ok(own) => match made.all.entry(version) {
+                // (Somebody else has been faster.)
+                Entry::Occupied(there) => {
+                    made.bytes -= size;
+                    Ok(Arc::clone(there.get()))
+                }
+                Entry::Vacant(free) => Ok(Arc::clone(free.insert(own))),
+            },
             Err(errno) => {
                 made.bytes -= size;
                 Err(errno)

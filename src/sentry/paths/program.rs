@@ -88,36 +88,39 @@ fn of_script(line: &[u8]) -> Option<Vec<u8>> {
     (!path.is_empty()).then(|| path.to_vec())
 }
 
-/// The path in the segment of type PT_INTERP (elf(5)), of programs with words of 64 or 32 bits.
+/// The path in the segment of type PT_INTERP (elf(5)), of programs with words of 64 or 32 bits. The kernel takes a table of
+/// its own entries, up to 64 KiB (load_elf_phdrs in fs/binfmt_elf.c).
 fn of_elf(file: &File, head: &[u8]) -> Option<Vec<u8>> {
     const PT_INTERP: u64 = 3;
+    const LONGEST: u64 = 64 << 10;
     let number = |bytes: &[u8], at: usize, size: usize| -> Option<u64> {
         let part = bytes.get(at..at + size)?;
         Some(part.iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte)))
     };
     let wide = *head.get(4)? == 2;
     let (word, offset, size, count) = if wide { (8, 32, 54, 56) } else { (4, 28, 42, 44) };
+    let entry = if wide { 56 } else { 32 };
     let (table, size) = (number(head, offset, word)?, number(head, size, 2)?);
-    for at in 0..number(head, count, 2)? {
-        let mut entry = [0u8; 56];
-        let entry = &mut entry[..if wide { 56 } else { 32 }];
-        let place = at.checked_mul(size).and_then(|it| it.checked_add(table))?;
-        file.read_exact_at(entry, place).ok()?;
-        if number(entry, 0, 4)? != PT_INTERP {
-            continue;
-        }
-        let (from, length) = if wide { (8, 32) } else { (4, 16) };
-        let length = number(entry, length, word)?.min(libc::PATH_MAX as u64);
-        let mut path = vec![0u8; length as usize];
-        file.read_exact_at(&mut path, number(entry, from, word)?).ok()?;
-        path.truncate(path.iter().position(|byte| *byte == 0)?);
-        return (!path.is_empty()).then_some(path);
+    let length = number(head, count, 2)? * size;
+    if size != entry || length > LONGEST {
+        return None;
     }
-    None
+    let mut entries = vec![0u8; length as usize];
+    file.read_exact_at(&mut entries, table).ok()?;
+    let mut entries = entries.chunks_exact(entry as usize);
+    let entry = entries.find(|it| number(it, 0, 4) == Some(PT_INTERP))?;
+    let (from, length) = if wide { (8, 32) } else { (4, 16) };
+    let length = number(entry, length, word)?.min(libc::PATH_MAX as u64);
+    let mut path = vec![0u8; length as usize];
+    file.read_exact_at(&mut path, number(entry, from, word)?).ok()?;
+    path.truncate(path.iter().position(|byte| *byte == 0)?);
+    (!path.is_empty()).then_some(path)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     #[test]
@@ -131,8 +134,23 @@ mod tests {
         ] {
             assert_eq!(of_script(line).as_deref(), path);
         }
+    }
+
+    #[test]
+    fn interpreters_are_found_in_scripts_and_programs() {
+        let file = |content: &[u8]| {
+            let mut file = crate::sys::memfd::anonymous_file(c"test").unwrap();
+            file.write_all(content).unwrap();
+            file
+        };
+        let of = |content: &[u8]| interpreter_of(&file(content));
+        assert_eq!(of(b"#! /usr/bin/env python3\nrest").unwrap(), b"/usr/bin/env");
+        assert_eq!(of(b"#!/bin/sh").unwrap(), b"/bin/sh");
+        assert_eq!(of(b"#!\n"), None);
+        assert_eq!(of(b""), None);
+        assert_eq!(of(b"\x7fELF\x02\x01 cut"), None);
         let own = File::open("/proc/self/exe").unwrap();
-        let found = interpreter_of(&own);
-        assert!(found.is_none_or(|path| path.starts_with(b"/")));
+        let found = interpreter_of(&own).unwrap();
+        assert!(found.starts_with(b"/lib"), "{}", String::from_utf8_lossy(&found));
     }
 }
