@@ -199,7 +199,7 @@ impl<'k> Changes<'k> {
         let note = &self.kept.description.layers[layer];
         let place = note.path();
         let fail = |errno: Errno| trouble(&place, errno);
-        if twin::is_used(self.kept.directory.as_fd(), &self.kept.description) {
+        if twin::has_twin(self.kept.directory.as_fd(), layer) {
             return Err(refuse!(
                 "cannot tell what has changed in the overlay {}: a run uses it, and where there is no overlayfs \
                  that is known when it has ended; wait for that",

@@ -6,12 +6,13 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
-use nix::sys::stat::{FileStat, Mode, fstatat};
+use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
 
 use super::believed;
 use super::description::Stamp;
 use super::store::DIRECTORY;
 use crate::sentry::beliefs::NAME;
+use crate::sys::attributes::set_mode;
 use crate::sys::{beneath, files};
 
 /// Names of overlayfs's own attributes begin so, in a user namespace (OVL_XATTR_USER_PREFIX).
@@ -192,6 +193,24 @@ pub(super) fn withheld(
     Ok(names)
 }
 
+/// Does something to the attributes of a file of the user's own, also where its mode keeps even its owner from writing
+/// (xattr_permission in fs/xattr.c).
+pub(super) fn unlocked(
+    fd: BorrowedFd<'_>,
+    job: impl Fn() -> Result<(), Errno>,
+) -> Result<(), Errno> {
+    match job() {
+        Err(Errno::EACCES) => {
+            let mode = fstat(fd)?.st_mode & 0o7777;
+            set_mode(fd, mode | libc::S_IWUSR)?;
+            let done = job();
+            set_mode(fd, mode)?;
+            done
+        }
+        done => done,
+    }
+}
+
 /// Takes overlayfs's own attributes from what was a layer's file, those of a guest that look like them, and beliefs.
 pub(super) fn strip(fd: BorrowedFd<'_>) -> Result<(), Errno> {
     let path = files::descriptor_path(fd);
@@ -199,7 +218,8 @@ pub(super) fn strip(fd: BorrowedFd<'_>) -> Result<(), Errno> {
     for name in
         names.into_iter().filter(|name| name.starts_with(OWN) || name.starts_with(NAME.to_bytes()))
     {
-        beneath::remove_attribute(&path, &c_name(OsStr::from_bytes(&name))?)?;
+        let name = c_name(OsStr::from_bytes(&name))?;
+        unlocked(fd, || beneath::remove_attribute(&path, &name))?;
     }
     Ok(())
 }
@@ -209,7 +229,8 @@ pub(super) fn strip(fd: BorrowedFd<'_>) -> Result<(), Errno> {
 pub(super) fn strip_marks(fd: BorrowedFd<'_>) -> Result<(), Errno> {
     let path = files::descriptor_path(fd);
     for name in attribute_names(fd)?.into_iter().filter(|name| name.starts_with(OWN)) {
-        beneath::remove_attribute(&path, &c_name(OsStr::from_bytes(&name))?)?;
+        let name = c_name(OsStr::from_bytes(&name))?;
+        unlocked(fd, || beneath::remove_attribute(&path, &name))?;
     }
     Ok(())
 }

@@ -75,7 +75,7 @@ pub fn prepare(
     let overlays = spec.overlays();
     let Some(store) = store.filter(|_| !overlays.is_empty()) else { return Ok(None) };
     check_distance(&store, &overlays)?;
-    let mut cause = twin::cause(spec, &store);
+    let cause = twin::cause(spec, &store);
     restoring::sweep(store.directory.as_fd(), OsStr::new(""));
     let directory = store.make_entry(id)?;
     let lock = store::lock(directory.as_fd(), id)?;
@@ -97,8 +97,7 @@ pub fn prepare(
         .make(&mut description)
         .and_then(|mut layers| {
             description.starts.push(now());
-            cause = cause.take().or_else(|| twin::refused(&store, &layers));
-            if let Some(cause) = cause.take() {
+            if let Some(cause) = cause.or_else(|| twin::refused(&store, &layers)) {
                 let made = twin::make_all((spec, &cause), directory.as_fd(), &mut layers)?;
                 twins = Some((Arc::new(made), cause));
             }

@@ -31,7 +31,7 @@ pub(super) use fill::Filled;
 pub use fill::Twins;
 use make::{Ground, make};
 use notes::Notes;
-pub(super) use run::{cause, doubt, end_all, is_used, make_all, refused};
+pub(super) use run::{cause, doubt, end_all, has_twin, is_used, make_all, refused};
 
 use super::description::Note;
 use super::entry;

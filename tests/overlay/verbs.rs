@@ -1,6 +1,7 @@
 //! `diff`, `commit`, `discard` and the flags: their words and statuses.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
 use super::common::{LIMIT, have, is_root, run, wait_for};
 use super::desk::{Desk, both, same_trees, tree};
@@ -19,6 +20,22 @@ fn discard_brings_everything_back() {
             .success()
             .expect_out("file 1\n")
             .expect_err("");
+    });
+}
+
+#[test]
+fn what_nobody_may_write_to_is_committed() {
+    both(|| {
+        let desk = Desk::new("closed-files");
+        let script = "echo c >> src/f1; chmod 444 src/f1; touch empty; chmod 444 empty; echo x > none; chmod 0 none";
+        desk.inside("closed", script).success();
+        desk.inside("closed", "chmod 444 src/f2; echo more > src/f3").success();
+        desk.words(&["commit", "closed"]).success();
+        desk.nothing_is_kept();
+        let mode =
+            |name: &str| fs::metadata(desk.host.join(name)).unwrap().permissions().mode() & 0o777;
+        assert_eq!(["src/f1", "src/f2", "empty", "none"].map(mode), [0o444, 0o444, 0o444, 0]);
+        assert_eq!(fs::read_to_string(desk.host.join("src/f1")).unwrap(), "file 1\nc\n");
     });
 }
 

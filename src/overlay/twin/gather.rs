@@ -177,10 +177,12 @@ impl Gatherer<'_> {
             },
             _ => None,
         };
-        let (inside, _) = open_up(twin.as_fd(), name).map_err(&fail)?;
+        let (inside, closed) = open_up(twin.as_fd(), name).map_err(&fail)?;
         self.levels.push(Level { name: name.to_owned(), upper });
         let done = self.directory(number, place, &inside, stat);
         self.levels.pop();
+        // (Should it be gathered once more, it has the mode that it had.)
+        closed.map_or(Ok(()), |mode| set_mode(inside.as_fd(), mode)).map_err(&fail)?;
         done
     }
 
@@ -254,7 +256,8 @@ impl Gatherer<'_> {
                 if own && stat.st_nlink == 1 {
                     // It is a copy of what this run has seen (`conflicts`), as an overlay marks it.
                     let path = descriptor_path(file.as_fd());
-                    let _ = beneath::set_attribute(&path, c"user.overlay.origin", b"");
+                    let mark = || beneath::set_attribute(&path, c"user.overlay.origin", b"");
+                    let _ = entry::unlocked(file.as_fd(), mark);
                 }
                 None
             }

@@ -37,9 +37,7 @@ impl Twins {
             if Type::of(&stat) != Type::File {
                 return Ok(());
             }
-            if self.lacks(file.as_fd(), &stat, false) {
-                self.fetch(file.as_fd())?;
-            }
+            self.fetch(file.as_fd())?;
             let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
             let own = descriptor_path(file.as_fd());
             let Ok(file) = open(&*own, flags, Mode::empty()) else { return Ok(()) };

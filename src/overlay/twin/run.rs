@@ -137,6 +137,10 @@ pub(in super::super) fn end_all(
     for (number, note) in description.layers.iter_mut().enumerate() {
         let target = path(&note.path);
         let Ok(layer) = open_layer(directory, number) else { continue };
+        // (Its place is the first thing that is made of a twin, and the last that goes.)
+        if let Ok(None) = entry::look(layer.as_fd(), super::PLACE.as_ref()) {
+            continue;
+        }
         let filled = twins.and_then(|twins| twins.filled(number));
         deep(|| end(layer.as_fd(), note, filled.as_ref())).map_err(|trouble| {
             refuse!(
@@ -159,8 +163,12 @@ pub(in super::super) fn end_all(
 
 /// Whether what was changed in an overlay is still to be gathered.
 pub(in super::super) fn is_used(directory: BorrowedFd<'_>, description: &Description) -> bool {
-    let is_it = |number| open_layer(directory, number).is_ok_and(|layer| is_in(layer.as_fd()));
-    (0..description.layers.len()).any(is_it)
+    (0..description.layers.len()).any(|number| has_twin(directory, number))
+}
+
+/// Whether what was changed in one layer of it is.
+pub(in super::super) fn has_twin(directory: BorrowedFd<'_>, number: usize) -> bool {
+    open_layer(directory, number).is_ok_and(|layer| is_in(layer.as_fd()))
 }
 
 fn open_layer(directory: BorrowedFd<'_>, number: usize) -> Result<std::os::fd::OwnedFd, Errno> {
