@@ -311,7 +311,14 @@ fn attempt(
     let net_log = networks::open_log(command, &spec, &host)
         .map_err(|sentence| own(refused(command, sentence)))?;
     advance(command, &mut sandbox);
-    let content = (plain, &mut reader);
+    // (One process that is packed has nobody to have anything in common with.)
+    let is_listed = plain.is_some() || sandbox.processes.len() > 1;
+    let listed = file.filter(|_| is_listed);
+    let index = listed.as_ref().map(Index::open).transpose();
+    let index = index.map_err(|error| own(refused(command, error)))?.map(Arc::new);
+    let listed = listed.zip(index.clone());
+    let plain = listed.as_ref().filter(|(_, index)| !index.is_compressed());
+    let content = (plain.map(|(file, index)| (file, &**index)), &mut reader);
     let mut overlays = Overlays::make((&sandbox, &mark, &spec), store, control.id(), content)
         .map_err(|error| own(refused(command, error)))?;
     let streams = Streams::redirect(command).map_err(own)?;
@@ -321,12 +328,6 @@ fn attempt(
         layers: overlays.filled.take(),
         ..restore::Options::default()
     };
-    // (One process that is packed has nobody to have anything in common with.)
-    let is_listed = plain.is_some() || sandbox.processes.len() > 1;
-    let listed = file.filter(|_| is_listed);
-    let index = listed.as_ref().map(Index::open).transpose();
-    let index = index.map_err(|error| own(refused(command, error)))?.map(Arc::new);
-    let listed = listed.zip(index.clone());
     let lazy = match listed.as_ref().filter(|_| command.lazy) {
         Some((file, index)) => {
             spec.features.insert(Features::LAZY);

@@ -42,7 +42,7 @@ impl Overlays {
         (sandbox, mark, spec): (&Sandbox, &[u8], &RunSpec),
         store: Option<Store>,
         id: &str,
-        (plain, reader): (Option<&File>, &mut Reader<R>),
+        (plain, reader): (Option<(&File, &Index)>, &mut Reader<R>),
     ) -> Result<Overlays, RestoreError> {
         let overlay: &Overlay = match (&sandbox.overlay, spec.overlays().is_empty()) {
             (None, true) => return Ok(Overlays::default()),
@@ -58,7 +58,7 @@ impl Overlays {
         let mut restoring = Restoring::begin(store, id, wanted(overlay, mark), spec)?;
         let mut filling = Filling::begin(overlay, restoring.uppers()?, &spec.identity)?;
         match plain {
-            Some(file) => filling.take_from_index(file, &Index::open(file)?)?,
+            Some((file, index)) => filling.take_from_index(file, index)?,
             None => filling.take_from_stream(reader)?,
         }
         let filled = Arc::new(filling.finish(restoring.place())?);

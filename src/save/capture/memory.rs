@@ -253,16 +253,13 @@ fn kind(
         return Ok(MappingKind::Shared { index, offset, private });
     }
     let file = mapped_file(subject, line, collector)?;
-    let identity = match &file {
-        MappedFile::Path { identity, .. } => Some(identity.inode),
-        _ => None,
-    };
-    let known = &collector.known.changed_files;
-    if line.shared && line.has("mw") && identity.is_some_and(|inode| known.contains(&inode)) {
-        let shown = String::from_utf8_lossy(name);
-        return refuse(&format!("{shown}, which was opened by an answer to --ask"));
-    }
     if line.shared && line.has("mw") {
+        if let MappedFile::Path { identity, .. } = &file
+            && collector.known.changed_files.contains(&identity.inode)
+        {
+            let shown = String::from_utf8_lossy(name);
+            return refuse(&format!("{shown}, which was opened by an answer to --ask"));
+        }
         let who = subject.to_string();
         let view = collector.known.view_of(subject.pid);
         super::flush::sync_mapped(&view, &line.name, &who, &mut collector.synced)?;

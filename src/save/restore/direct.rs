@@ -139,14 +139,9 @@ fn died() -> RestoreError {
 fn portions(run: &Run) -> impl Iterator<Item = Run> + use<> {
     let run = *run;
     let step = if run.source == Source::Zero { run.pages.max(1) } else { PORTION };
-    (0..run.pages).step_by(step as usize).map(move |first| Run {
-        address: run.address + first * PAGE,
-        pages: step.min(run.pages - first),
-        source: match run.source {
-            Source::File(at) => Source::File(at + first * PAGE),
-            other => other,
-        },
-        ..run
+    (0..run.pages).step_by(step as usize).map(move |first| {
+        let behind = first + step.min(run.pages - first);
+        run.part((run.address + first * PAGE, run.address + behind * PAGE))
     })
 }
 

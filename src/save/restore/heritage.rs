@@ -141,7 +141,8 @@ impl Heritage {
         let is_kernels =
             |kind: &MappingKind| matches!(kind, MappingKind::Vdso | MappingKind::Vvar(_));
         let needed = space.mappings.iter().enumerate();
-        let needed = needed.filter(|(at, it)| is_kernels(&it.kind) || part.ahead.contains(at));
+        let needed =
+            needed.filter(|(at, it)| is_kernels(&it.kind) || part.ahead.binary_search(at).is_ok());
         let mappings = needed.map(|(_, mapping)| mapping.clone()).collect();
         Some(Ahead {
             space: Space { mappings, ..space.clone() },
@@ -258,13 +259,15 @@ impl<'f, 's> Planner<'f, 's> {
         let pairs = self.pairs(maker, &space.mappings);
         let mut part = self.parts.remove(&maker).unwrap_or_default();
         let had = self.had.remove(&maker).unwrap_or_default();
+        let mut by_place: HashMap<usize, Vec<&Pair>> = HashMap::new();
+        pairs.iter().for_each(|pair| by_place.entry(pair.at).or_default().push(pair));
         let mut chosen = HashSet::new();
         let mut ahead = Vec::new();
         for (at, extents) in self.candidates(maker, space, &pairs, &had) {
             let mapping = &space.mappings[at];
             let pages: u64 = extents.iter().map(Extent::pages).sum();
             let is_there = part.inherited.binary_search(&(mapping.start, mapping.end)).is_ok();
-            let pays = pages >= LEAST && self.pays(maker, at, &pairs, &extents);
+            let pays = pages >= LEAST && self.pays(maker, &by_place[&at], &extents);
             if pays {
                 ahead.extend(extents);
                 if !is_there {
@@ -294,10 +297,10 @@ impl<'f, 's> Planner<'f, 's> {
     }
 
     /// Whether what children keep of a mapping with this content is worth that all have it at first.
-    fn pays(&self, maker: i32, at: usize, pairs: &[Pair], content: &[Extent]) -> bool {
+    fn pays(&self, maker: i32, pairs: &[&Pair], content: &[Extent]) -> bool {
         let mut content = content.to_vec();
         content.sort_unstable_by_key(|it| it.start);
-        let kept = pairs.iter().filter(|pair| pair.at == at).map(|pair| {
+        let kept = pairs.iter().map(|pair| {
             let own: Vec<Extent> = within(self.pages(pair.child), pair.range).collect();
             common(&content, &own).iter().map(Extent::pages).sum::<u64>()
         });
@@ -311,7 +314,9 @@ impl<'f, 's> Planner<'f, 's> {
     fn take(&mut self, pairs: &[Pair], there: &[Extent]) -> bool {
         let there: Vec<Extent> = pairs.iter().flat_map(|pair| within(there, pair.range)).collect();
         let Some(child) = pairs.first().map(|pair| pair.child) else { return false };
-        let had = common(&there, self.pages(child));
+        let its: Vec<Extent> =
+            pairs.iter().flat_map(|pair| within(self.pages(child), pair.range)).collect();
+        let had = common(&there, &its);
         if had.iter().map(Extent::pages).sum::<u64>() < LEAST {
             return false;
         }

@@ -199,8 +199,7 @@ fn choose(mappings: &[Mapping], run: &Run, pieces: &mut Vec<Piece>, rest: &mut V
     let mut next = run.address;
     let mut leave = |from: u64, to: u64| {
         if from < to {
-            let source = Source::File(at + (from - run.address));
-            rest.push(Run { address: from, pages: (to - from) / PAGE, source, ..*run });
+            rest.push(run.part((from, to)));
         }
     };
     let first = mappings.partition_point(|mapping| mapping.end <= run.address);

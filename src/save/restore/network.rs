@@ -30,8 +30,13 @@ pub async fn prepare(
         _ => None,
     });
     let relays = saved.relays.iter().map(|relay| relay.ip().to_canonical());
-    let wanted: HashSet<IpAddr> =
-        relays.chain(sockets.flat_map(addresses)).take(MOST_ADDRESSES).collect();
+    let mut wanted: HashSet<IpAddr> = HashSet::new();
+    for address in relays.chain(sockets.flat_map(addresses)) {
+        if wanted.len() == MOST_ADDRESSES {
+            break;
+        }
+        wanted.insert(address);
+    }
     network.lend_again(wanted.into_iter());
     network.confirm(kernel, saved).await;
     Ok(())

@@ -118,6 +118,10 @@ pub fn capture(
     collector: &mut Collector,
 ) -> Result<Socket, SaveError> {
     let view = collector.known.view_of(subject.pid);
+    // (Without a view of its own nobody has been let have another root.)
+    if collector.known.view.is_some() {
+        collector.sockets.know_root(subject.pid);
+    }
     collector.sockets.get_acquainted(subject, &view)?;
     take(Whose(who), copy, collector)
 }
@@ -193,7 +197,6 @@ fn check_peers(collector: &Collector) -> Result<(), SaveError> {
 impl Gathered {
     /// Asks for what is the same for all sockets, once. `view`: where the guests' file view is.
     fn get_acquainted(&mut self, subject: &mut Subject<'_>, view: &str) -> Result<(), SaveError> {
-        self.know_root(subject.pid);
         if self.ids.is_some() {
             return Ok(());
         }
