@@ -67,14 +67,18 @@ struct Inner {
 impl Carried {
     /// Remembers what processes bring, which are there and do not run yet.
     pub fn bring(&self, all: Vec<Brought>) {
-        let start = |id| Stat::read(id).map(|stat| stat.start);
         let mut inner = self.lock();
         for mut process in all {
-            for (tid, used) in std::mem::take(&mut process.threads) {
-                inner.threads.extend(start(tid).map(|start| (tid, (start, used))));
-            }
             let pid = process.pid;
-            inner.processes.extend(start(pid).map(|start| (pid, (start, process))));
+            for (tid, used) in std::mem::take(&mut process.threads) {
+                if used != Used::default() {
+                    let stat = Stat::of_thread(pid, tid);
+                    inner.threads.extend(stat.map(|stat| (tid, (stat.start, used))));
+                }
+            }
+            // (That of its first thread.)
+            let stat = Stat::of_thread(pid, pid);
+            inner.processes.extend(stat.map(|stat| (pid, (stat.start, process))));
         }
     }
 

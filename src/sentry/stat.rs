@@ -38,6 +38,13 @@ impl Stat {
         Stat::parse(&text)
     }
 
+    /// That of a thread: with what only it has used. (Of a thread's number alone the kernel adds up all threads of its
+    /// process: do_task_stat in fs/proc/array.c.)
+    pub(super) fn of_thread(pid: i32, tid: i32) -> Option<Stat> {
+        let text = generated::contents(format!("/proc/{pid}/task/{tid}/stat")).ok()?;
+        Stat::parse(&text)
+    }
+
     /// Whether it was not just about to be gone: it has no parent any more then (pid_alive in
     /// do_task_stat, fs/proc/array.c).
     pub(super) fn is_there(&self) -> bool {

@@ -4,6 +4,7 @@
  *     heap hold MIB random|zero   fills so much, prints `ready PID`, closes stdout and sleeps
  *     heap fork MIB               fills so much and prints how long each of some forks took
  *     heap copy MIB FILE          fills so much and prints how long writing it to the file took
+ *     heap read MIB               fills so much with zeros and prints how long a forked process took to look at all of it
  *     heap map MIB FILE           prints how long it took to map the file privately and touch each page
  *
  * Figures are nanoseconds, one a line. Ends by itself after ten minutes.
@@ -82,6 +83,24 @@ static void time_copy(const char *memory, size_t bytes, const char *name)
 	printf("%lld\n", now() - begin);
 }
 
+static void time_read(const char *memory, size_t bytes)
+{
+	const uint64_t *words = (const uint64_t *)memory;
+	uint64_t found = 0;
+	long long begin;
+
+	fflush(stdout);
+	if (fork()) {
+		wait(NULL);
+		return;
+	}
+	begin = now();
+	for (size_t at = 0; at < bytes / sizeof *words; at += 4)
+		found |= words[at] | words[at + 1] | words[at + 2] | words[at + 3];
+	printf("%lld\n", now() - begin);
+	exit(found != 0);
+}
+
 static void time_map(size_t bytes, const char *name)
 {
 	long long begin = now();
@@ -107,6 +126,8 @@ int main(int argc, char **argv)
 		time_forks();
 	} else if (!strcmp(argv[1], "copy") && argc > 3) {
 		time_copy(fill(bytes, 1), bytes, argv[3]);
+	} else if (!strcmp(argv[1], "read")) {
+		time_read(fill(bytes, 0), bytes);
 	} else if (!strcmp(argv[1], "map") && argc > 3) {
 		time_map(bytes, argv[3]);
 	} else if (!strcmp(argv[1], "hold") && argc > 3) {

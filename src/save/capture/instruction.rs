@@ -15,17 +15,21 @@ static IN_VDSO: OnceLock<u64> = OnceLock::new();
 
 /// Where a `syscall` instruction of the process is, for a save of it.
 pub(in crate::save) fn instruction_of(pid: i32, who: &str) -> Result<u64, SaveError> {
-    let found = find(pid, 0..0)
+    let auxv = generated::contents(format!("/proc/{pid}/auxv")).unwrap_or_default();
+    let found = find(pid, &auxv, 0..0)
         .map_err(|errno| SaveError::failed(format!("{who}: its mappings"), errno.desc()))?;
     found.ok_or_else(|| {
         SaveError::refused(format!("{who} has no code that could make a system call for the save"))
     })
 }
 
-/// Where one is that is not in these mappings.
-pub(in crate::save) fn find(pid: i32, without: Range<u64>) -> Result<Option<u64>, Errno> {
-    // (Where the vDSO of one is that is restored its image says.)
-    if let Some(known) = find_in_vdso(pid).filter(|it| !without.contains(it)) {
+/// Where one is that is not in these mappings. `auxv`: what the process was told of itself at its start.
+pub(in crate::save) fn find(
+    pid: i32,
+    auxv: &[u8],
+    without: Range<u64>,
+) -> Result<Option<u64>, Errno> {
+    if let Some(known) = find_in_vdso(pid, auxv).filter(|it| !without.contains(it)) {
         return Ok(Some(known));
     }
     let executable: Vec<(u64, u64, bool)> = maps::list(pid)?
@@ -43,15 +47,14 @@ pub(in crate::save) fn find(pid: i32, without: Range<u64>) -> Result<Option<u64>
 }
 
 /// Where it is in the vDSO, once that is known of any process.
-fn find_in_vdso(pid: i32) -> Option<u64> {
-    let (offset, vdso) = IN_VDSO.get().zip(vdso_of(pid))?;
+fn find_in_vdso(pid: i32, auxv: &[u8]) -> Option<u64> {
+    let (offset, vdso) = IN_VDSO.get().zip(vdso(auxv))?;
     let at = vdso.checked_add(*offset)?;
     find_instruction(pid, &[(at, at.checked_add(2)?, true)])
 }
 
-/// Where the kernel has put the vDSO of a process (getauxval(3)).
-fn vdso_of(pid: i32) -> Option<u64> {
-    let auxv = generated::contents(format!("/proc/{pid}/auxv")).ok()?;
+/// Where the kernel has put the vDSO (getauxval(3)).
+fn vdso(auxv: &[u8]) -> Option<u64> {
     let (entries, _) = auxv.as_chunks::<16>();
     let words = entries.iter().map(|entry| {
         let (key, value) = entry.split_at(8);

@@ -22,23 +22,29 @@ pub(super) fn complete_all(
 ) -> Result<Vec<Vec<Stopped>>, RestoreError> {
     let mut ready = Vec::with_capacity(plants.len());
     let mut before = None;
+    let spared = plants.first().and_then(|plant| process::spared(plant.hand.tid()));
     for mut plant in plants.into_iter().rev() {
-        complete(sandbox, &mut plant)?;
+        complete(sandbox, &mut plant, spared)?;
         plant.take_turns()?;
         // (This one makes its last calls while the one before is set.)
-        ready.extend(before.take().map(|plant| set(plant, kernel)).transpose()?);
+        ready.extend(before.take().map(|plant| set(sandbox, plant, kernel)).transpose()?);
         match plant.process.stopped {
             // Its parent is told of that when it stops.
-            Some(_) => ready.push(set(plant, kernel)?),
+            Some(_) => ready.push(set(sandbox, plant, kernel)?),
             None => before = Some(plant),
         }
     }
-    ready.extend(before.map(|plant| set(plant, kernel)).transpose()?);
+    ready.extend(before.map(|plant| set(sandbox, plant, kernel)).transpose()?);
     Ok(ready)
 }
 
-/// The last calls: what runs by itself, signals, its root directory, and no capability any more.
-fn complete(sandbox: &Sandbox, plant: &mut Plant<'_>) -> Result<(), RestoreError> {
+/// The last calls: what runs by itself, signals, its root directory, and no capability any more. `spared`: what
+/// [`process::spared`] gives of all that nothing else was told.
+fn complete(
+    sandbox: &Sandbox,
+    plant: &mut Plant<'_>,
+    spared: Option<i32>,
+) -> Result<(), RestoreError> {
     let space = space_of(sandbox, plant)?;
     let Plant { process, who, hand, others, courier, couriers, own, roots, kept, .. } = plant;
     for hand in std::iter::once(&mut *hand).chain(others.iter_mut()) {
@@ -78,7 +84,7 @@ fn complete(sandbox: &Sandbox, plant: &mut Plant<'_>) -> Result<(), RestoreError
     }
     threads::give_up(&mut last, first, *kept);
     process::close(&mut last, space);
-    process::spare(hand, process);
+    process::spare(hand, process, spared);
     hand.post(last).map_err(RestoreError::of(&*who))?;
     process::confine(hand, process, who)?;
     rest_unless_alone(hand, process, who)?;
@@ -96,11 +102,13 @@ fn complete(sandbox: &Sandbox, plant: &mut Plant<'_>) -> Result<(), RestoreError
 }
 
 /// Takes the agent out of the process and sets its threads to go on where they were.
-fn set(plant: Plant<'_>, kernel: &Kernel) -> Result<Vec<Stopped>, RestoreError> {
+fn set(sandbox: &Sandbox, plant: Plant<'_>, kernel: &Kernel) -> Result<Vec<Stopped>, RestoreError> {
+    let space = space_of(sandbox, &plant)?;
     let Plant { process, who, mut hand, others, own, .. } = plant;
     hand.rest().map_err(RestoreError::of(&who))?;
     // (Not the agent's, which goes.)
-    let instruction = instruction::find(hand.tid(), hand.area()..hand.area() + AREA)
+    let without = hand.area()..hand.area() + AREA;
+    let instruction = instruction::find(hand.tid(), &space.layout.auxv, without)
         .map_err(|errno| RestoreError::failed(format!("{who}: its mappings"), errno.desc()))?
         .ok_or_else(|| {
             RestoreError::refused(format!("{who} has no code that could make a system call"))

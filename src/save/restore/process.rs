@@ -94,14 +94,21 @@ pub fn limit(table: &mut Table, process: &Process) {
     }
 }
 
-/// How soon it is killed where memory runs out. Less soon than the restoring user's programs it cannot be
-/// made (oom_score_adj_min in proc_pid_oom_score_adj(5)).
-pub fn spare(hand: &Hand, process: &Process) {
-    let name = format!("/proc/{}/oom_score_adj", hand.tid());
-    let wanted = process.oom_score_adj.to_string();
-    if std::fs::read_to_string(&name).is_ok_and(|now| now.trim() != wanted) {
-        let _ = std::fs::write(name, wanted);
+/// How soon it is killed where memory runs out, which all that a restore makes have from init at first. Less soon than the
+/// restoring user's programs it cannot be made (oom_score_adj_min in proc_pid_oom_score_adj(5)).
+pub fn spare(hand: &Hand, process: &Process, spared: Option<i32>) {
+    if spared != Some(process.oom_score_adj) {
+        let _ = std::fs::write(sparing(hand.tid()), process.oom_score_adj.to_string());
     }
+}
+
+/// The same of a process as it is.
+pub fn spared(pid: i32) -> Option<i32> {
+    std::fs::read_to_string(sparing(pid)).ok()?.trim().parse().ok()
+}
+
+fn sparing(pid: i32) -> String {
+    format!("/proc/{pid}/oom_score_adj")
 }
 
 /// Whether others than its user may look into the process. From here on the restoring user may not, if nobody may.

@@ -193,14 +193,22 @@ fn carry_out(
             hand(hands, pid)?.call(libc::SYS_setsid, []).map_err(of(pid))?;
         }
         Step::Join { pid, group } => {
-            let arguments = [0, group as u64];
-            hand(hands, pid)?.call(libc::SYS_setpgid, arguments).map_err(of(pid))?;
+            let hand = hand(hands, pid)?;
+            let mut table = hand.table();
+            table.call(libc::SYS_setpgid, [0, group as u64]);
+            hand.post(table).map_err(of(pid))?;
+            // Others follow a leader.
+            if pid == group {
+                hand.rest().map_err(of(pid))?;
+            }
         }
         Step::Adopt(pid) => {
             let arguments = [libc::PR_SET_CHILD_SUBREAPER as u64, 1];
             hand(hands, pid)?.call(libc::SYS_prctl, arguments).map_err(of(pid))?;
         }
         Step::End { parent, pid } => {
+            // (Some may just be about to join what it leads.)
+            hands.iter_mut().try_for_each(|(pid, hand)| hand.rest().map_err(of(*pid)))?;
             let ending =
                 hands.remove(&pid).ok_or_else(|| RestoreError::refused("a stand-in is lost"))?;
             end(ending)?;

@@ -2,10 +2,11 @@
 //!
 //! The pause is what `sandbox save --leave-running --json` tells; beside it stands a bare fork(2) of a
 //! process with as much memory. A whole save stands beside a process that writes as many bytes to a file
-//! of the same file system in memory; a restore, until the command has returned (detached), beside a
-//! process that maps the image privately and touches each page, which is no restore (memory that is given
-//! away would not be zero afterwards) but the least that reading so much can cost. Other programs that
-//! save and restore take turns with ours where they work.
+//! of the same file system in memory, and that of zeros beside a fork that looks at each of them; a
+//! restore, until the command has returned (detached), beside a process that maps the image privately and
+//! touches each page, which is no restore (memory that is given away would not be zero afterwards) but the
+//! least that reading so much can cost. Other programs that save and restore take turns with ours where
+//! they work.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -198,15 +199,20 @@ fn heap_peers(bench: &Bench, size: u32) -> &'static [Peer] {
 fn zeros(bench: &Bench, size: u32, image: &Image) -> Result<Vec<Row>, Failure> {
     let (size_word, heap) = (size.to_string(), bench.workshop.file("heap"));
     let guest = hold(bench, &[&heap.to_string_lossy(), "hold", &size_word, "zero"])?;
-    let (mut saves, mut bytes) = (Rounds::new(), 0);
+    let (mut forks_and_reads, mut saves, mut bytes) = (Rounds::new(), Rounds::new(), 0);
     for round in 0..bench.pick(5, 3) {
+        let forks = heap_says(bench, &["fork", &size_word])?;
+        let reads = heap_says(bench, &["read", &size_word])?;
+        let least = forks.iter().copied().reduce(f64::min).zip(reads.first());
+        forks_and_reads.push((round, least.map(|(fork, read)| fork + read).into_iter().collect()));
         let (told, wall) = save(bench, image)?;
         bytes = bytes.max(told.bytes);
         saves.push((round, vec![wall]));
     }
     drop(guest);
     let target = Target::AtMost(100.0 * MILLISECOND);
-    let mut row = row(format!("whole, {size} MiB of zeros"), "copy", target, Vec::new(), saves);
+    let name = format!("whole, {size} MiB of zeros");
+    let mut row = row(name, "fork, look", target, forks_and_reads, saves);
     row.notes.push(format!("the image of {size} MiB of zeros has {bytes} bytes"));
     Ok(vec![row])
 }
