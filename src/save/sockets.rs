@@ -123,7 +123,7 @@ pub struct Tcp {
     pub remote: Option<ByteBuf>,
     /// How far its connection is.
     pub state: TcpState,
-    /// It belonged to the host's network (`--net allow`).
+    /// It belonged to the host's network (`--net allow`), or was under way there by way of the sentry.
     #[serde(default, skip_serializing_if = "is_false")]
     pub outside: bool,
 }

@@ -286,7 +286,10 @@ fn take(who: Whose, copy: OwnedFd, collector: &mut Collector) -> Result<Socket, 
         (AF_INET | AF_INET6, SOCK_STREAM, libc::IPPROTO_TCP | libc::IPPROTO_MPTCP) => {
             let (tcp, shutdown) = match is_outside {
                 true => outside::capture(&who, fd, &gathered.around)?,
-                false => tcp::capture(&who, fd, protocol)?,
+                false => {
+                    let (tcp, shutdown) = tcp::capture(&who, fd, protocol)?;
+                    (outside::where_to(tcp, fd, &gathered.around), shutdown)
+                }
             };
             saved.shutdown = shutdown;
             Detail::Tcp(tcp)
