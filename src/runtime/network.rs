@@ -36,7 +36,7 @@ pub(super) fn make_network(
     let (mut metered, mut limits) = (None, None);
     if allowance.is_limited() {
         let (made, led) = Metered::new(allowance, Arc::clone(&inside));
-        kernel.limit_network();
+        kernel.limit_network(Arc::clone(made.meter()));
         let (meter, kernel) = (Arc::clone(made.meter()), Arc::downgrade(kernel));
         (metered, limits) = (Some(made), Some(led));
         tokio::spawn(async move {

@@ -15,6 +15,7 @@ use crate::save::restore::lazy::Lazy;
 use crate::save::restore::maker::Sink;
 use crate::save::restore::{self, Content, Grown, Options, Wanted, network, ptys, seed};
 use crate::save::state::Sandbox;
+use crate::sentry::net::Meter;
 use crate::sentry::{Features, Kernel, KernelError, Level, RecordedFilter, Time};
 use crate::sys::memfd::anonymous_file;
 use crate::timekeeping::{Namespace, Passed};
@@ -98,8 +99,17 @@ impl Restored {
         if root.is_some() != is_root || root.is_some_and(|root| !root.is_sound()) {
             return Err(RestoreError::refused("the image is damaged: what root believes").into());
         }
+        if kernel.meter().and_then(Meter::used).is_some() != sandbox.carried.is_some() {
+            return Err(RestoreError::refused(
+                "the image is damaged: what its network has carried",
+            )
+            .into());
+        }
         if let Some(network) = kernel.network() {
             network::prepare(&sandbox, kernel, network).await?;
+        }
+        if let (Some(meter), Some(carried)) = (kernel.meter(), sandbox.carried) {
+            meter.go_on_from(carried);
         }
         kernel.begin_cpu_time_at(Duration::from_micros(sandbox.run.cpu_us));
         let mut mapped = None;

@@ -27,6 +27,7 @@ use crate::save::patience::patiently;
 use crate::save::ptys::OwnTerminal;
 use crate::save::state::{FileKind, OpenFile, Overlay, Run, Sandbox};
 use crate::save::strict;
+use crate::sentry::net::Meter;
 use crate::sentry::{
     self, Kernel, KernelError, Level, SavedListing, SavedRepeat, Unsettled, filter_count,
 };
@@ -153,7 +154,8 @@ pub fn save(
         ending.wait(kernel);
         return saved;
     }
-    let (sandbox, found, begun) = patiently(|| captured_standing(kernel, facts, options), rest)?;
+    let standing = patiently(|| captured_standing(kernel, facts, options), rest)?;
+    let Standing { sandbox, found, begun, still: _still } = standing;
     let saved = (|| {
         let (mut saved, mark) = write(&sandbox, &found, &features, out, options, progress)?;
         saved.pause = begun.elapsed();
@@ -231,12 +233,6 @@ fn refuse_early(kernel: &Kernel) -> Result<(), SaveError> {
     if let Some((_, why)) = reasons.into_iter().find(|(feature, _)| features.contains(*feature)) {
         return Err(SaveError::refused(why));
     }
-    if kernel.has_limited_network() {
-        return Err(SaveError::refused(
-            "what its network carries is limited (--net-rate, --net-total), and an image carries neither the connections \
-             that are led for that nor what is left; run it without",
-        ));
-    }
     Ok(())
 }
 
@@ -256,18 +252,32 @@ fn stop(kernel: &Kernel) -> Result<(Earlier, Instant), KernelError> {
     Ok((Earlier { asleep, carried: Arc::clone(kernel.carried()), cpu_us }, begun))
 }
 
-/// Captures guests that stand still from then on; since when. An error: they go on.
-fn captured_standing(
-    kernel: &Arc<Kernel>,
+/// Guests that stand still, and what has been captured of them.
+struct Standing<'k> {
+    sandbox: Sandbox,
+    found: Found,
+    /// Since when.
+    begun: Instant,
+    /// What is counted of their traffic stands still, too, so that the image has all of it.
+    still: Option<Still<'k>>,
+}
+
+/// Nothing is carried while it is there.
+type Still<'k> = tokio::sync::RwLockWriteGuard<'k, ()>;
+
+/// Captures guests that stand still from then on. An error: they go on.
+fn captured_standing<'k>(
+    kernel: &'k Arc<Kernel>,
     facts: &Facts,
     options: Options,
-) -> Result<(Sandbox, Found, Instant), SaveError> {
+) -> Result<Standing<'k>, SaveError> {
     let (earlier, begun) = stop(kernel)?;
+    let still = kernel.meter().map(Meter::stand_still);
     let captured = captured(kernel, facts, options, earlier, None);
     if captured.is_err() {
         kernel.unpause()?;
     }
-    captured.map(|(sandbox, found)| (sandbox, found, begun))
+    captured.map(|(sandbox, found)| Standing { sandbox, found, begun, still })
 }
 
 /// Captures guests that go on again at once: what is to be read later is read from copies of them. Gives
@@ -281,12 +291,14 @@ fn captured_live(
     for is_prepared in [true, false] {
         let live = Live::new(kernel, is_prepared)?;
         let (earlier, begun) = stop(kernel)?;
+        let still = kernel.meter().map(Meter::stand_still);
         let captured = captured(kernel, facts, options, earlier, Some(live)).and_then(
             |(sandbox, mut found)| {
                 content::keep(&mut found.collector.contents)?;
                 Ok((sandbox, found))
             },
         );
+        drop(still);
         kernel.unpause()?;
         let pause = begun.elapsed();
         let (mut sandbox, mut found) = captured?;
@@ -374,6 +386,7 @@ fn captured(
         repeat,
         root,
         network: kernel.network().map(|network| network.saved()),
+        carried: kernel.meter().and_then(Meter::used),
         spaces: std::mem::take(&mut found.spaces),
         processes: std::mem::take(&mut found.processes),
         keepers: std::mem::take(&mut found.keepers),

@@ -66,6 +66,9 @@ pub struct Unix {
     pub queue: Vec<Message>,
     /// SO_PEERCRED, of the guest's numbers: process, user, group.
     pub peer: Option<(i32, u32, u32)>,
+    /// Of one whose other end is not in the image, and which has no name to be accepted by: what that is called.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remote: Option<ByteBuf>,
 }
 
 /// The file of a unix socket's name.
@@ -99,6 +102,15 @@ pub enum UnixState {
     Pending,
     /// The one that it was connected to has been closed.
     Abandoned,
+    /// The same, before it had read all that was sent to it; or it cannot be kept, because it is outside.
+    Broken,
+}
+
+impl UnixState {
+    /// Whether what it was connected to is not there any more.
+    pub fn is_over(&self) -> bool {
+        matches!(self, UnixState::Abandoned | UnixState::Broken)
+    }
 }
 
 /// What waits to be received: a message, or of a stream a piece.
@@ -123,7 +135,7 @@ pub struct Tcp {
     pub remote: Option<ByteBuf>,
     /// How far its connection is.
     pub state: TcpState,
-    /// It belonged to the host's network (`--net allow`).
+    /// It belonged to the host's network (`--net allow`), or was under way there by way of the sentry.
     #[serde(default, skip_serializing_if = "is_false")]
     pub outside: bool,
 }

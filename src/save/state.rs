@@ -40,6 +40,9 @@ pub struct Sandbox {
     /// What a network of allowed hosts goes on with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<SavedNetwork>,
+    /// Bytes that its network has carried, of a run that may carry only so many.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub carried: Option<u64>,
     /// The address spaces.
     pub spaces: Vec<Space>,
     /// The processes; a parent comes before its children.

@@ -27,6 +27,7 @@ pub(crate) fn empty() -> Sandbox {
         repeat: None,
         root: None,
         network: None,
+        carried: None,
         spaces: Vec::new(),
         processes: Vec::new(),
         keepers: Vec::new(),

@@ -18,8 +18,8 @@ use super::features::Features;
 use super::file_log::FileLog;
 use super::kernel_error::KernelError;
 use super::log::{KernelLog, Level};
-use super::net::Network;
 use super::net::publish::{Breaker, Published};
+use super::net::{Meter, Network};
 use super::paths::{Content, NoRules, Paths, Rules};
 use super::pause::Pause;
 use super::refusals::Refusals;
@@ -86,8 +86,8 @@ pub struct Kernel {
     pub(super) repeatable: Repeatable,
     /// With [`Features::NETWORK`]; set before the first guest is served.
     network: OnceLock<Arc<Network>>,
-    /// What the network carries is limited; set before the first guest is served.
-    limited: OnceLock<()>,
+    /// Bounds what the network carries, where that is limited; set before the first guest is served.
+    meter: OnceLock<Arc<Meter>>,
     /// Set before the first guest is served.
     published: OnceLock<Vec<Published>>,
     /// With `--ask`; set before the first guest is served.
@@ -154,7 +154,7 @@ impl Kernel {
             paths: OnceLock::new(),
             repeatable: Repeatable::default(),
             network: OnceLock::new(),
-            limited: OnceLock::new(),
+            meter: OnceLock::new(),
             published: OnceLock::new(),
             asking: OnceLock::new(),
             askable: OnceLock::new(),
@@ -279,14 +279,14 @@ impl Kernel {
         self.askable.get()
     }
 
-    /// What the network carries, through published ports too, is limited. Once, before there are guests.
-    pub fn limit_network(&self) {
-        let _ = self.limited.set(());
+    /// What the network carries, through published ports too, is limited by this. Once, before there are guests.
+    pub fn limit_network(&self, meter: Arc<Meter>) {
+        let _ = self.meter.set(meter);
     }
 
-    /// Whether what the network carries is limited.
-    pub fn has_limited_network(&self) -> bool {
-        self.limited.get().is_some()
+    /// What limits that, if it is limited.
+    pub fn meter(&self) -> Option<&Meter> {
+        self.meter.get().map(|it| &**it)
     }
 
     /// These ports of the host lead inside. Once, before there are guests.

@@ -11,6 +11,7 @@ mod ipc;
 mod later;
 mod lazy;
 mod network;
+mod outside;
 mod passing;
 mod programs;
 mod repeats;

@@ -1,5 +1,5 @@
 //! Connections with the host, which an image does not carry, and what goes on without noticing: `--allow-net`,
-//! `--publish`. (Names and a network beside the host's: tests/network/saves.rs.)
+//! `--publish`, limited or not. (Names and a network beside the host's: tests/network/saves.rs.)
 
 use std::fs;
 use std::io::{Read, Write};
@@ -37,7 +37,7 @@ impl Drop for Host {
 }
 
 /// What the program says that was saved or not, natively or inside.
-fn told(desk: &Desk, way: Option<Way>) -> String {
+fn told(desk: &Desk, way: Option<Way>, limits: &[&str]) -> String {
     let (_host, ports) = Host::start(&desk.workspace);
     let [stream, datagrams, slow, slower] = &ports[..] else { panic!("{ports:?}") };
     let rules = [
@@ -46,7 +46,7 @@ fn told(desk: &Desk, way: Option<Way>) -> String {
         format!("127.0.0.1:{slow}"),
         format!("127.0.0.1:{slower}"),
     ];
-    let flags = rules.iter().flat_map(|rule| ["--allow-net", rule]);
+    let flags = rules.iter().flat_map(|rule| ["--allow-net", rule]).chain(limits.iter().copied());
     let words = ["run", "--detach", "--id", "it"].into_iter().chain(flags);
     let script = format!("exec > out 2>&1; exec python3 network.py guest {}", ports.join(" "));
     let words: Vec<&str> = words.chain(["--", "sh", "-c", &script]).collect();
@@ -68,25 +68,117 @@ fn natively(desk: &Desk) -> String {
     crate::common::run(command, b"", LIMIT).success().out()
 }
 
-#[test]
-fn connections_outside_are_found_reset_and_all_else_goes_on() {
+/// What comes of the program, in a run with these limits.
+fn goes_on_but_for_what_is_outside(test: &str, limits: &[&str]) {
     if !have("python3") {
         return;
     }
-    let desk = Desk::new("allowed-network");
+    let desk = Desk::new(test);
     let script = repository().join("tests/save/network.py");
     desk.workspace.write("network.py", fs::read(script).unwrap());
     let native = natively(&desk);
     let lines =
         "epoll []\nshared True 1\nwritten 1\nerror None (0, True, 'end')\nmany 100000 True end\n";
     assert!(native.contains(lines), "{native}");
-    assert_eq!(told(&desk, None), native);
-    assert_eq!(told(&desk, Some(Way::LeftRunning)), native);
+    assert_eq!(told(&desk, None, limits), native);
+    assert_eq!(told(&desk, Some(Way::LeftRunning), limits), native);
     // What was received comes first; what the other side had ended is just at its end.
     let reset = "epoll ['0x2019']\nshared True 1\nwritten ECONNRESET\nerror ECONNRESET (0, True, 'end')\n\
                  many 100000 True ECONNRESET\n";
     let expected = native.replace(lines, reset);
-    assert_eq!(told(&desk, Some(Way::RestoredTwice)), expected);
+    assert_eq!(told(&desk, Some(Way::RestoredTwice), limits), expected);
+    desk.is_clean();
+}
+
+#[test]
+fn connections_outside_are_found_reset_and_all_else_goes_on() {
+    goes_on_but_for_what_is_outside("allowed-network", &[]);
+}
+
+#[test]
+fn connections_that_are_carried_since_they_are_limited_are_found_so_too() {
+    let limits = ["--net-rate", "100m", "--net-total", "100m"];
+    goes_on_but_for_what_is_outside("limited-network", &limits);
+}
+
+/// Asks for 1000 bytes with one, again and again, as long as it gets any; counts how often.
+const ASKER: &str = "
+import os, socket, sys, time
+count = 0
+def ask(connection, most):
+    global count
+    while count < most:
+        connection.sendall(b'x')
+        if len(connection.recv(1000, socket.MSG_WAITALL)) < 1000:
+            return
+        count += 1
+def connect():
+    return socket.create_connection(('127.0.0.1', int(sys.argv[1])))
+connection = connect()
+for most, up, go in (100, 'up', 'go'), (200, 'up2', 'go2'):
+    ask(connection, most)
+    open(up, 'w').close()
+    while not os.path.exists(go):
+        time.sleep(0.01)
+try:
+    connection.sendall(b'x')
+    connection.recv(1)
+    ended = 'whole'
+except OSError as error:
+    ended = type(error).__name__
+begun = time.monotonic()
+connection = connect()
+try:
+    ask(connection, 1000)
+except OSError as error:
+    pass
+time.sleep(0.01)
+fast = (count - 200) * 1000 / (time.monotonic() - begun) > 2 * 200_000
+try:
+    connect()
+    refused = 'connected'
+except OSError as error:
+    refused = type(error).__name__
+open('out', 'w').write(f'{count} {ended} {fast} {refused}')
+";
+
+#[test]
+fn what_a_run_has_carried_counts_on_after_a_restore_and_its_rate_holds() {
+    if !have("python3") {
+        return;
+    }
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = server.local_addr().unwrap().port().to_string();
+    std::thread::spawn(move || {
+        for stream in server.incoming() {
+            std::thread::spawn(move || {
+                let mut stream = stream.unwrap();
+                while let Ok(1..) = stream.read(&mut [0]) {
+                    let _ = stream.write_all(&[0; 1000]);
+                }
+            });
+        }
+    });
+    let desk = Desk::new("counted-network");
+    desk.workspace.write("it.py", ASKER);
+    let rule = format!("127.0.0.1:{port}");
+    // Three hundred rounds, and no byte more.
+    let limits = ["--net-rate", "200k", "--net-total", "300300"];
+    let words = ["run", "--detach", "--id", "it", "--allow-net", &rule];
+    let words = [&words[..], &limits, &["--", "python3", "it.py", &port]].concat();
+    desk.sandbox(&words).success();
+    wait_for("the program", || desk.workspace.has("up"));
+    let strict = desk.sandbox(&["save", "it", "-o", "image", "--strict"]);
+    let words = ["process 2 (python3)", "in the host's network to 127.0.0.1", "--strict"];
+    strict.one_line_error(125, &words);
+    desk.save(Way::LeftRunning);
+    desk.touch("go");
+    wait_for("the program", || desk.workspace.has("up2"));
+    desk.save(Way::RestoredTwice);
+    desk.touch("go2");
+    desk.sandbox(&["wait", "it"]).success();
+    let out = desk.workspace.read("out");
+    assert_eq!(out, "300 ConnectionResetError False PermissionError");
     desk.is_clean();
 }
 

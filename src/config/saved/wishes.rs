@@ -41,6 +41,9 @@ pub struct SavedLimits {
     /// Bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub net_total: Option<u64>,
+    /// The image says what of that has been carried. (Who does not know this word may not begin anew.)
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub net_goes_on: bool,
 }
 
 /// [`TimeSpec`].
@@ -73,6 +76,7 @@ impl SavedLimits {
             timeout: limits.timeout.map(micros),
             net_rate: rate(limits.network),
             net_total: limits.network.total.map(NonZeroU64::get),
+            net_goes_on: limits.network.is_limited(),
         }
     }
 

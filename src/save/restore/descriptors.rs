@@ -200,18 +200,51 @@ struct Privileges([u32; 2]);
 const CAPABILITIES: [u32; 2] = [0x2008_0522, 0];
 
 impl Maker<'_> {
+    /// Has work done with all the capabilities that the maker has in the sandbox's namespaces, also while they are put
+    /// away. It must not touch what an image names in the guest's view.
+    pub(super) fn with_capabilities<T>(
+        &mut self,
+        work: impl FnOnce(&mut Self) -> T,
+    ) -> Result<T, RestoreError> {
+        self.with_effective(|permitted| permitted, work)
+    }
+
+    /// Has work done with those that guests have.
+    pub(super) fn without_capabilities<T>(
+        &mut self,
+        work: impl FnOnce(&mut Self) -> T,
+    ) -> Result<T, RestoreError> {
+        let kept = self.sandbox.capabilities();
+        self.with_effective(|permitted| kept_of(kept, permitted), work)
+    }
+
+    fn with_effective<T>(
+        &mut self,
+        chosen: impl FnOnce([u32; 2]) -> [u32; 2],
+        work: impl FnOnce(&mut Self) -> T,
+    ) -> Result<T, RestoreError> {
+        let [effective, permitted, inheritable] = self.capabilities()?;
+        self.set_capabilities(chosen(permitted), permitted, inheritable)?;
+        let done = work(self);
+        self.set_capabilities(effective, permitted, inheritable)?;
+        Ok(done)
+    }
+
     fn put_capabilities_away(&mut self) -> Result<Privileges, RestoreError> {
+        let [_, permitted, inheritable] = self.capabilities()?;
+        let effective = kept_of(self.sandbox.capabilities(), permitted);
+        self.set_capabilities(effective, permitted, inheritable)?;
+        Ok(Privileges(permitted))
+    }
+
+    /// The maker's: effective, permitted, inheritable.
+    fn capabilities(&mut self) -> Result<[[u32; 2]; 3], RestoreError> {
         let mut table = self.hand.table();
         let head = table.data(&halves(&CAPABILITIES));
         let sets = table.room(24);
         table.call(libc::SYS_capget, [head.address, sets.address]);
         let done = self.hand.run(&table).map_err(RestoreError::of("the maker"))?;
-        let permitted = [done.half(sets, 1), done.half(sets, 4)];
-        let inheritable = [done.half(sets, 2), done.half(sets, 5)];
-        let kept = self.sandbox.capabilities();
-        let effective = [kept as u32 & permitted[0], (kept >> 32) as u32 & permitted[1]];
-        self.set_capabilities(effective, permitted, inheritable)?;
-        Ok(Privileges(permitted))
+        Ok([0, 1, 2].map(|set| [done.half(sets, set), done.half(sets, set + 3)]))
     }
 
     fn take_capabilities_back(&mut self, privileges: Privileges) -> Result<(), RestoreError> {
@@ -287,6 +320,11 @@ impl Maker<'_> {
             ))
         })
     }
+}
+
+/// Of these, what programs keep.
+fn kept_of(kept: u64, permitted: [u32; 2]) -> [u32; 2] {
+    [kept as u32 & permitted[0], (kept >> 32) as u32 & permitted[1]]
 }
 
 fn halves(all: &[u32]) -> Vec<u8> {

@@ -1,6 +1,6 @@
 //! The socket that a trapped call is about.
 
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 use libc::c_int;
 use nix::errno::Errno;
@@ -9,7 +9,7 @@ use super::address;
 use super::unhurried::Unhurried;
 use crate::notify::Trapped;
 use crate::sentry::task::copy_descriptor;
-use crate::sys::{files, socket};
+use crate::sys::{errno_of, files, socket};
 
 /// Since Linux 5.14 (include/uapi/asm-generic/socket.h).
 const SO_NETNS_COOKIE: c_int = 71;
@@ -38,7 +38,16 @@ impl GuestSocket {
     /// The socket behind descriptor `number` of the calling thread. EBADF, ENOTSOCK: as the call itself would say;
     /// ESRCH: the thread is gone.
     pub fn of(trapped: &Trapped, number: c_int) -> Result<GuestSocket, Errno> {
-        let fd = Unhurried::from(copy(trapped, number)?);
+        GuestSocket::of_copy(copy(trapped, number)?)
+    }
+
+    /// A socket that is about to be a guest's.
+    pub(super) fn new(fd: BorrowedFd<'_>) -> Result<GuestSocket, Errno> {
+        GuestSocket::of_copy(fd.try_clone_to_owned().map_err(|error| errno_of(&error))?)
+    }
+
+    fn of_copy(copy: OwnedFd) -> Result<GuestSocket, Errno> {
+        let fd = Unhurried::from(copy);
         let option = |name, room| socket::option(fd.as_fd(), libc::SOL_SOCKET, name, room);
         let number = |name| option(name, 4).map(|bytes| word(&bytes));
         let cookie = option(SO_NETNS_COOKIE, 8)?;

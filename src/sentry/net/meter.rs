@@ -8,7 +8,7 @@ use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{Mutex, MutexGuard, Notify};
+use tokio::sync::{Mutex, MutexGuard, Notify, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use tokio::time::Instant;
 
 /// What a run's network may carry. Headers do not count, nor do lookups of names.
@@ -48,8 +48,12 @@ const MOST: u64 = 1 << 20;
 pub struct Meter {
     inward: Option<Rate>,
     outward: Option<Rate>,
+    /// Bytes that may be carried in all.
+    total: Option<NonZeroU64>,
     /// Bytes that may still be carried.
     left: AtomicU64,
+    /// Held by whose turn it is, for no longer than it takes to carry something at once; and by who has all stand still.
+    moves: RwLock<()>,
     /// Something was asked for that may not be carried any more.
     used_up: Notify,
 }
@@ -62,10 +66,14 @@ struct Rate {
     paid: Mutex<Instant>,
 }
 
-/// The right to carry something now.
+/// When what was carried so far this way is paid for, and bytes a second.
+type Paid<'m> = (MutexGuard<'m, Instant>, NonZeroU64);
+
+/// The right to carry something now. Not kept over an await: who has all stand still waits for it.
 pub(super) struct Turn<'m> {
     meter: &'m Meter,
-    rate: Option<(MutexGuard<'m, Instant>, NonZeroU64)>,
+    rate: Option<Paid<'m>>,
+    _moves: RwLockReadGuard<'m, ()>,
     /// As much was taken from what is left.
     reserved: u64,
 }
@@ -78,6 +86,8 @@ impl Meter {
         Meter {
             inward: rate(allowance.rate_in),
             outward: rate(allowance.rate_out),
+            total: allowance.total,
+            moves: RwLock::new(()),
             left: AtomicU64::new(allowance.total.map_or(u64::MAX, NonZeroU64::get)),
             used_up: Notify::new(),
         }
@@ -85,19 +95,24 @@ impl Meter {
 
     /// Waits for a turn.
     pub(super) async fn turn(&self, way: Way) -> Turn<'_> {
-        let Some((paid, limit)) = self.wait(way).await else { return self.take(MOST, None) };
-        let share = limit.get().saturating_mul(BURST.as_millis() as u64) / 1000 / 2;
-        self.take(share.clamp(LEAST, MOST), Some((paid, limit)))
+        let paid = self.wait(way).await;
+        let most = paid.as_ref().map_or(MOST, |(_, limit)| {
+            let share = limit.get().saturating_mul(BURST.as_millis() as u64) / 1000 / 2;
+            share.clamp(LEAST, MOST)
+        });
+        let moves = self.moves.read().await;
+        self.take(most, paid, moves)
     }
 
     /// Waits for a turn of a datagram, whose length need not be known yet: nothing is taken from what is left
     /// before that is ([`Turn::pay_whole`]).
     pub(super) async fn turn_of_datagram(&self, way: Way) -> Turn<'_> {
-        Turn { meter: self, rate: self.wait(way).await, reserved: 0 }
+        let rate = self.wait(way).await;
+        Turn { meter: self, rate, _moves: self.moves.read().await, reserved: 0 }
     }
 
     /// Waits until what was carried this way is paid for; `None`: it has no rate.
-    async fn wait(&self, way: Way) -> Option<(MutexGuard<'_, Instant>, NonZeroU64)> {
+    async fn wait(&self, way: Way) -> Option<Paid<'_>> {
         let rate = match way {
             Way::In => self.inward.as_ref(),
             Way::Out => self.outward.as_ref(),
@@ -114,6 +129,24 @@ impl Meter {
         self.left.load(Ordering::Relaxed) == 0
     }
 
+    /// Has nothing carried until what is returned is dropped. Blocks until what is being carried just now has been; not
+    /// for asynchronous code.
+    pub fn stand_still(&self) -> RwLockWriteGuard<'_, ()> {
+        self.moves.blocking_write()
+    }
+
+    /// Bytes that were carried, if anything bounds how many may be: of one that stands still.
+    pub fn used(&self) -> Option<u64> {
+        self.total.map(|total| total.get() - self.left.load(Ordering::Relaxed).min(total.get()))
+    }
+
+    /// So many were carried before. Before anything is.
+    pub fn go_on_from(&self, used: u64) {
+        if let Some(total) = self.total {
+            self.left.store(total.get().saturating_sub(used), Ordering::Relaxed);
+        }
+    }
+
     /// Something was asked for that may not be carried any more.
     pub(super) fn tell_of_end(&self) {
         self.used_up.notify_one();
@@ -127,13 +160,14 @@ impl Meter {
     fn take<'m>(
         &'m self,
         most: u64,
-        rate: Option<(MutexGuard<'m, Instant>, NonZeroU64)>,
+        rate: Option<Paid<'m>>,
+        moves: RwLockReadGuard<'m, ()>,
     ) -> Turn<'m> {
         let reserved = self.reserve(1, most);
         if reserved == 0 {
             self.tell_of_end();
         }
-        Turn { meter: self, rate, reserved }
+        Turn { meter: self, rate, _moves: moves, reserved }
     }
 
     /// Takes as much as there is, `most` at most; 0: there is less than `least`.
@@ -226,6 +260,31 @@ mod tests {
         // A second's worth, without the last turn, which nobody waits for, and a burst.
         let took = begun.elapsed();
         assert!(took >= Duration::from_millis(800), "{took:?}");
+    }
+
+    #[tokio::test]
+    async fn who_has_it_stand_still_sees_what_was_carried_and_no_more() {
+        let meter = std::sync::Arc::new(meter(None, Some(1000)));
+        let turn = meter.turn(Way::In).await;
+        let other = std::sync::Arc::clone(&meter);
+        let still = std::thread::spawn(move || {
+            let _still = other.stand_still();
+            let used = other.used();
+            // (Nobody has a turn.)
+            let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+            let turn = std::pin::pin!(other.turn(Way::Out));
+            assert!(turn.poll(&mut context).is_pending());
+            used
+        });
+        turn.pay(400);
+        let used = tokio::task::spawn_blocking(|| still.join().unwrap()).await.unwrap();
+        assert_eq!(used, Some(400));
+        assert_eq!(meter.turn(Way::Out).await.most(), 600);
+        meter.go_on_from(999);
+        assert_eq!(meter.turn(Way::Out).await.most(), 1);
+        meter.go_on_from(u64::MAX);
+        assert!(meter.is_used_up());
+        assert_eq!(super::Meter::new(Allowance::default()).used(), None);
     }
 
     #[tokio::test]

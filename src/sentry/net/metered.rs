@@ -16,7 +16,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -49,6 +49,7 @@ pub struct Metered {
     inside: Arc<Inside>,
     orders: mpsc::UnboundedSender<Order>,
     places: Arc<Semaphore>,
+    led: Arc<Led>,
     /// Those to which connections are on their way. Taken before what is in `inside`.
     dark: Mutex<HashMap<SocketAddr, Weak<Dark>>>,
 }
@@ -60,7 +61,35 @@ pub(super) struct Order {
     target: SocketAddr,
     dark: Arc<Dark>,
     waiting: Waiting,
-    _place: OwnedSemaphorePermit,
+    held: (Listed, OwnedSemaphorePermit),
+}
+
+/// The guests' sockets whose connections are led out, by their cookies, and where to. A leaf of the lock order.
+#[derive(Debug, Default)]
+struct Led(Mutex<HashMap<u64, (Waiting, SocketAddr)>>);
+
+impl Led {
+    fn all(&self) -> MutexGuard<'_, HashMap<u64, (Waiting, SocketAddr)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One of these, until it is dropped.
+#[derive(Debug)]
+struct Listed {
+    led: Arc<Led>,
+    cookie: u64,
+    waiting: Waiting,
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        let mut all = self.led.all();
+        // (A socket whose connection has failed may have begun another one.)
+        if all.get(&self.cookie).is_some_and(|(waiting, _)| *waiting == self.waiting) {
+            all.remove(&self.cookie);
+        }
+    }
 }
 
 /// What tells a guest's socket from others, as segments do.
@@ -91,13 +120,23 @@ impl Metered {
         // (The sentry needs some itself, and published ports take their share.)
         let places = (limit / 4 / DESCRIPTORS).clamp(8, MOST);
         let places = Arc::new(Semaphore::new(places as usize));
-        let dark = Mutex::default();
-        (Metered { meter, inside, orders, places, dark }, limits)
+        let (led, dark) = (Arc::default(), Mutex::default());
+        (Metered { meter, inside, orders, places, led, dark }, limits)
     }
 
     /// What has been carried so far.
     pub fn meter(&self) -> &Arc<Meter> {
         &self.meter
+    }
+
+    /// Where the connection of a guest's socket is led to, which may still be on its way; `None`: it is none of these.
+    pub(super) fn destination(&self, cookie: u64) -> Option<SocketAddr> {
+        self.led.all().get(&cookie).map(|(_, target)| *target)
+    }
+
+    /// The addresses of the guests' sockets whose connections are led out, and where to.
+    pub(super) fn led(&self) -> Vec<(SocketAddr, SocketAddr)> {
+        self.led.all().values().map(|(waiting, target)| (waiting.address, *target)).collect()
     }
 
     /// Room for one more connection. EAGAIN (as where all ports are in use: connect(2)): there is none.
@@ -126,7 +165,10 @@ impl Metered {
         let address = socket::name(own).ok().and_then(|name| address::parse(&name));
         let address = address::canonical(address.ok_or(Errno::EBADMSG)?);
         let waiting = Waiting { address, number: first_number(own)? };
-        let order = Order { outer, target, dark, waiting, _place: place };
+        let cookie = super::cookie(own).ok_or(Errno::EBADMSG)?;
+        self.led.all().insert(cookie, (waiting, target));
+        let listed = Listed { led: Arc::clone(&self.led), cookie, waiting };
+        let order = Order { outer, target, dark, waiting, held: (listed, place) };
         self.orders.send(order).map_err(|_| Errno::ENETDOWN)?;
         Err(Errno::EINPROGRESS)
     }
@@ -233,7 +275,7 @@ pub(super) async fn serve(
 
 /// Leads one connection out, until it ends.
 async fn lead(order: Order, shared: &Shared) {
-    let Order { outer, target, dark, waiting, _place } = order;
+    let Order { outer, target, dark, waiting, held: _held } = order;
     let mut course = shared.course.clone();
     let reached = tokio::select! {
         reached = reach(outer) => reached,

@@ -19,7 +19,10 @@ use super::datagrams::MOST_RELAYS;
 use super::policy::is_loopback;
 use super::resolver::Resolver;
 use super::rule::Transport;
-use super::{Asked, Network, OWN_V4, OWN_V6, Verdict, address, options};
+use super::{
+    Asked, GuestSocket, Metered, Network, OWN_V4, OWN_V6, Verdict, address, cookie, metered,
+    options, tcp,
+};
 use crate::sentry::kernel::Kernel;
 use crate::sys::socket;
 
@@ -59,6 +62,17 @@ impl Network {
     /// Where a connection goes that was begun with this socket, as connect(2) wants it. `None`: that is not known any more.
     pub fn destination(&self, socket: BorrowedFd<'_>) -> Option<Vec<u8>> {
         self.recorded(socket).map(address::bytes)
+    }
+
+    /// The same of a socket of the guests' own network whose connection is carried, since what the run carries is limited.
+    /// `None`: it has no such connection.
+    pub fn carried_to(&self, socket: BorrowedFd<'_>) -> Option<Vec<u8>> {
+        self.metered.as_ref()?.destination(cookie(socket)?).map(address::bytes)
+    }
+
+    /// The connections that are carried for that reason: the address of the guest's socket, and where to.
+    pub fn carried(&self) -> Vec<(SocketAddr, SocketAddr)> {
+        self.metered.as_ref().map(Metered::led).unwrap_or_default()
     }
 
     /// Looks the names up again that the rules are about: they stand for what the host's resolvers say now, and what
@@ -124,36 +138,54 @@ impl Network {
         Ok(())
     }
 
-    /// Begins a connection to `target` once more, which a socket of an image was under way to: with a new socket of the host's
-    /// network, which has the options of `own`, one of the guests' own. It is not waited for. Needs a tokio context.
+    /// Begins a connection to `target` once more, which a socket of an image was under way to, and gives the socket that
+    /// is to be the guest's: a new one of the host's network, which has the options of `own`, one of the guests' own; or
+    /// that itself, where what the run carries is limited. It is not waited for. Needs a tokio context.
     ///
     /// # Errors
-    /// No rule allows it any more, or what the run carries is limited (EACCES), or as connect(2).
+    /// No rule allows it any more, or nothing may be carried any more (EACCES), or as connect(2).
     pub fn begin_again(
         &self,
         kernel: &Kernel,
-        own: BorrowedFd<'_>,
+        own: OwnedFd,
         family: i32,
         target: &[u8],
     ) -> Result<OwnedFd, Errno> {
-        // (What is limited goes by no socket of the host's network.)
-        if self.is_limited() {
-            return Err(Errno::EACCES);
-        }
         let target = address::parse(target).ok_or(Errno::EAFNOSUPPORT)?;
         let (verdict, rule) = self.judge(target, Transport::Tcp);
         if verdict != Verdict::Outside {
             return Err(Errno::EACCES);
         }
+        let bytes = address::bytes(of_family(family, target));
         let fresh = socket::socket(family, libc::SOCK_STREAM | libc::SOCK_NONBLOCK, 0)?;
-        options::copy(own, fresh.as_fd());
-        self.begin(NOBODY, target, (rule, None), fresh.as_fd());
-        match socket::connect(fresh.as_fd(), &address::bytes(of_family(family, target))) {
-            Ok(()) | Err(Errno::EINPROGRESS) => {}
-            Err(errno) => return Err(errno),
+        let is_used_up = self.metered.as_ref().is_some_and(|it| it.meter().is_used_up());
+        if is_used_up {
+            return Err(Errno::EACCES);
         }
+        self.begin(NOBODY, target, (rule, None), fresh.as_fd());
+        let connect = |fd: BorrowedFd<'_>| match socket::connect(fd, &bytes) {
+            Ok(()) | Err(Errno::EINPROGRESS) => Ok(()),
+            Err(errno) => Err(errno),
+        };
+        let begun = match &self.metered {
+            None => {
+                options::copy(own.as_fd(), fresh.as_fd());
+                connect(fresh.as_fd())?;
+                fresh
+            }
+            Some(metered) => {
+                let place = metered.place()?;
+                metered::prepare(&GuestSocket::new(own.as_fd())?, fresh.as_fd())?;
+                connect(fresh.as_fd())?;
+                let begin = || tcp::try_to(own.as_fd(), &bytes);
+                match metered.begin(own.as_fd(), fresh, target, place, begin) {
+                    Ok(()) | Err(Errno::EINPROGRESS) => own,
+                    Err(errno) => return Err(errno),
+                }
+            }
+        };
         self.admitted(kernel, NOBODY, target, Transport::Tcp);
-        Ok(fresh)
+        Ok(begun)
     }
 }
 

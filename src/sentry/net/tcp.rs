@@ -284,7 +284,7 @@ async fn dial(
 
 /// connect(2) that does not wait. The guest's socket is told so for a moment: one that has no connection yet has nothing
 /// that anybody could wait for otherwise.
-fn try_to(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<(), Errno> {
+pub(super) fn try_to(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<(), Errno> {
     let status = descriptors::status(fd)?;
     let waits = status & libc::O_NONBLOCK == 0;
     if waits {

@@ -55,6 +55,9 @@ pub struct Gathered {
     ids: Option<ids::Ids>,
     /// Unix sockets of the guest's network namespace.
     listing: diag::Listing,
+    /// Those of the host's, if any is met: what a guest has accepted belongs to that of who has connected
+    /// (unix_stream_connect in net/unix/af_unix.c).
+    listing_of_host: Option<diag::Listing>,
     /// Those whose connections nobody has accepted.
     unaccepted: HashSet<u64>,
     /// SO_NETNS_COOKIE of it, and of the host's own.
@@ -130,7 +133,7 @@ pub fn capture(
 /// complete. Refuses what cannot be saved.
 pub fn settle(collector: &mut Collector) -> Result<(), SaveError> {
     resolve_rights(collector)?;
-    check_peers(collector)?;
+    part_from_outside(collector)?;
     let Collector { files, sockets, .. } = collector;
     let all = files.iter_mut().filter_map(|file| match &mut file.kind {
         FileKind::Socket(socket) => Some(&mut **socket),
@@ -173,22 +176,25 @@ fn comes_late(kind: &FileKind) -> bool {
     }
 }
 
-/// Whoever a unix socket is connected to must be there.
-fn check_peers(collector: &Collector) -> Result<(), SaveError> {
-    let held = &collector.sockets.held;
-    for file in &collector.files {
-        let FileKind::Socket(socket) = &file.kind else { continue };
-        let Detail::Unix(unix) = &socket.detail else { continue };
-        let (peers, who) = match (&unix.state, held.get(&socket.id)) {
-            (UnixState::Connected(peer), Some(held)) => (std::slice::from_ref(peer), &held.who),
-            (UnixState::Listening { pending, .. }, Some(held)) => (&pending[..], &held.who),
-            _ => continue,
-        };
-        if peers.iter().any(|peer| *peer != 0 && !held.contains_key(peer)) {
-            return Err(who.refuse(
-                "a unix socket that is connected to a process outside the sandbox, which cannot be saved; \
-                 close it first",
-            ));
+/// Whoever a unix socket is connected to is there, or the connection ends.
+fn part_from_outside(collector: &mut Collector) -> Result<(), SaveError> {
+    let Collector { files, sockets: Gathered { held, around, .. }, .. } = collector;
+    for file in files {
+        let FileKind::Socket(socket) = &mut file.kind else { continue };
+        let Some(of_it) = held.get(&socket.id) else { continue };
+        let Detail::Unix(unix) = &mut socket.detail else { continue };
+        match &mut unix.state {
+            UnixState::Connected(peer) if !held.contains_key(peer) => {
+                unix::part(of_it, socket, around)?;
+            }
+            UnixState::Listening { pending, .. } => {
+                let before = pending.len();
+                pending.retain(|peer| held.contains_key(peer));
+                if pending.len() < before {
+                    unix::refuse_if_strict(&of_it.who, None, around)?;
+                }
+            }
+            _ => {}
         }
     }
     Ok(())
@@ -227,6 +233,20 @@ impl Gathered {
         Ok(())
     }
 
+    /// What the kernel says of a unix socket, if it is one of the guest's or of the host's network.
+    fn entry(&self, id: u64) -> Option<&diag::Entry> {
+        let of_host = || self.listing_of_host.as_ref()?.get(&id);
+        self.listing.get(&id).or_else(of_host)
+    }
+
+    fn know_host(&mut self) -> Result<(), Errno> {
+        if self.listing_of_host.is_none() {
+            let own = socket::socket(AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_SOCK_DIAG)?;
+            self.listing_of_host = Some(diag::list(own.as_fd())?);
+        }
+        Ok(())
+    }
+
     /// Where else than from the root of all names may lead from.
     fn know_root(&mut self, pid: i32) {
         let root = std::fs::read_link(format!("/proc/{pid}/root")).unwrap_or_default();
@@ -260,7 +280,14 @@ fn take(who: Whose, copy: OwnedFd, collector: &mut Collector) -> Result<Socket, 
         && is_tcp
         && collector.sockets.around.network.is_some()
         && belongs_to == collector.sockets.of_host;
-    if !is_inside && !is_outside {
+    let is_accepted = !is_inside
+        && (family == AF_UNIX && kind != SOCK_DGRAM)
+        && belongs_to == collector.sockets.of_host
+        && socket::peer_name(fd).is_ok();
+    if is_accepted {
+        collector.sockets.know_host().map_err(who.failed("list the host's unix sockets"))?;
+    }
+    if !is_inside && !is_outside && !is_accepted {
         return Err(who.refuse(
             "a socket of another network namespace, which cannot be saved; close it first",
         ));
@@ -286,7 +313,10 @@ fn take(who: Whose, copy: OwnedFd, collector: &mut Collector) -> Result<Socket, 
         (AF_INET | AF_INET6, SOCK_STREAM, libc::IPPROTO_TCP | libc::IPPROTO_MPTCP) => {
             let (tcp, shutdown) = match is_outside {
                 true => outside::capture(&who, fd, &gathered.around)?,
-                false => tcp::capture(&who, fd, protocol)?,
+                false => {
+                    let (tcp, shutdown) = tcp::capture(&who, fd, protocol)?;
+                    (outside::where_to(tcp, fd, &gathered.around), shutdown)
+                }
             };
             saved.shutdown = shutdown;
             Detail::Tcp(tcp)

@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use serde_bytes::ByteBuf;
 
 use super::tcp::{CLOSE, CLOSE_WAIT, CLOSING, Info, LAST_ACK, LISTEN, SYN_SENT, unread};
-use super::{Around, Gathered, Whose};
+use super::{Around, Gathered, Held, Whose};
 use crate::save::error::SaveError;
 use crate::save::sockets::{Endpoint, Ends, Tcp, TcpState, endpoint};
 use crate::sentry::held_sides;
@@ -54,6 +54,16 @@ pub(super) fn capture(
     Ok((Tcp { local, remote, state, outside: true }, u8::from(closed_by_itself)))
 }
 
+/// A socket of the guests' own network, as it was found. If it is under way to the host's, which it reaches by way of the
+/// sentry, it is to be begun again as those that reach it themselves are.
+pub(super) fn where_to(tcp: Tcp, fd: BorrowedFd<'_>, around: &Around) -> Tcp {
+    let network = around.network.as_ref().filter(|_| tcp.state == TcpState::Connecting);
+    match network.and_then(|it| it.carried_to(fd)) {
+        Some(target) => Tcp { remote: Some(ByteBuf::from(target)), outside: true, ..tcp },
+        None => tcp,
+    }
+}
+
 /// That a connection would be lost is a reason not to save it.
 pub(super) fn refuse(who: &Whose, fd: BorrowedFd<'_>) -> SaveError {
     let peer = socket::peer_name(fd).ok().and_then(|peer| parse_address(&peer));
@@ -63,15 +73,20 @@ pub(super) fn refuse(who: &Whose, fd: BorrowedFd<'_>) -> SaveError {
     ))
 }
 
-/// The same of one whose other side is the sandbox itself, which leads it to a published port. (Whoever asks the resolver
+/// The same of one whose other side is the sandbox itself, which leads it to or from the host. (Whoever asks the resolver
 /// asks again.)
 pub(super) fn refuse_if_strict(
-    who: &Whose,
+    held: &Held,
     gathered: &Gathered,
     remote: Endpoint,
 ) -> Result<(), SaveError> {
+    let Held { copy, who } = held;
     if !gathered.around.strict || RESOLVERS.iter().any(|it| of(*it) == remote) {
         return Ok(());
+    }
+    let network = gathered.around.network.as_ref();
+    if network.is_some_and(|it| it.carried_to(copy.as_fd()).is_some()) {
+        return Err(refuse(who, copy.as_fd()));
     }
     Err(who.refuse(
         "a TCP connection that has come through a published port, which cannot be saved; close it first, or save \

@@ -199,7 +199,7 @@ fn settle_pending(sockets: &mut [&mut Socket], gathered: &Gathered) -> Result<()
         };
         connection.inside = sides.contains_key(&(remote, local));
         if of_sentry.contains(&(remote, local)) {
-            outside::refuse_if_strict(&it.who, gathered, remote)?;
+            outside::refuse_if_strict(it, gathered, remote)?;
             tcp.state =
                 TcpState::Ended(unread(&it.who, it.copy.as_fd())?, !connection.received_end);
             continue;

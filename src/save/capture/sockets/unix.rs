@@ -5,15 +5,15 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 
-use libc::{SOCK_SEQPACKET, SOCK_STREAM, SOL_SOCKET};
+use libc::{SOCK_DGRAM, SOCK_SEQPACKET, SOCK_STREAM, SOL_SOCKET};
 use nix::errno::Errno;
 use serde_bytes::ByteBuf;
 
 use super::ids::Ids;
-use super::{Gathered, Whose, diag, queue, remember};
+use super::{Around, Gathered, Held, Whose, diag, queue, remember};
 use crate::save::capture::collector::Passed;
 use crate::save::error::SaveError;
-use crate::save::sockets::{BoundFile, Message, Unix, UnixState};
+use crate::save::sockets::{BoundFile, Detail, Message, Socket, Unix, UnixState};
 use crate::sys::socket::{self, Received};
 
 /// include/net/tcp_states.h.
@@ -29,7 +29,7 @@ pub(super) fn capture(
     gathered: &Gathered,
     passed: &mut Vec<Passed>,
 ) -> Result<(Unix, u8), SaveError> {
-    let entry = gathered.listing.get(&id).ok_or_else(|| {
+    let entry = gathered.entry(id).ok_or_else(|| {
         who.refuse(
             "a unix socket of another network namespace, which cannot be saved; close it first",
         )
@@ -37,10 +37,12 @@ pub(super) fn capture(
     let address = socket::name(fd).map_err(who.failed("ask the socket for its name"))?;
     let name = address.get(2..).filter(|name| !name.is_empty()).map(path_of);
     let state = state(who, (fd, id), kind, entry, gathered)?;
+    let remote = peer_name(fd).filter(|_| state.is_over() && is_told(kind, name.as_deref()));
     let file = match &name {
         Some(path) if path.first().is_some_and(|first| *first != 0) => {
-            let file = bound_file(who, fd, path, entry, gathered)?;
-            can_be_bound(who, path, &file, gathered)?;
+            let listens = matches!(state, UnixState::Listening { .. } | UnixState::Unconnected);
+            let is_found = listens || kind == SOCK_DGRAM;
+            let file = bound_file((who, fd), path, entry, gathered, is_found)?;
             Some(file)
         }
         _ => None,
@@ -51,7 +53,54 @@ pub(super) fn capture(
     };
     let peer = credentials(fd, gathered).ok();
     let name = name.map(ByteBuf::from);
-    Ok((Unix { name, file, state, queue, peer }, entry.shutdown))
+    Ok((Unix { name, file, state, queue, peer, remote }, entry.shutdown))
+}
+
+/// What the other end is called; `None`: it has no name, or there is none.
+fn peer_name(fd: BorrowedFd<'_>) -> Option<ByteBuf> {
+    let address = socket::peer_name(fd).ok()?;
+    let name = address.get(2..).filter(|name| !name.is_empty())?;
+    Some(ByteBuf::from(path_of(name)))
+}
+
+/// Whether the name of an end that is gone is kept: not of a connection that has been accepted, which is accepted again
+/// from the name that it has itself.
+fn is_told(kind: i32, own: Option<&[u8]>) -> bool {
+    kind == SOCK_DGRAM || own.is_none()
+}
+
+/// A socket whose other end is outside the sandbox: what becomes of it.
+pub(super) fn part(held: &Held, socket: &mut Socket, around: &Around) -> Result<(), SaveError> {
+    let Held { copy, who } = held;
+    let fd = copy.as_fd();
+    let Detail::Unix(unix) = &mut socket.detail else { return Ok(()) };
+    let remote = peer_name(fd);
+    if socket.kind != SOCK_DGRAM {
+        refuse_if_strict(who, remote.as_ref().map(|it| &it[..]), around)?;
+    }
+    // What the other end has closed is read to its end, without an error.
+    let is_ended = socket.kind != SOCK_DGRAM && socket.shutdown & 1 != 0;
+    unix.state = if is_ended { UnixState::Abandoned } else { UnixState::Broken };
+    let own = unix.name.as_ref().map(|it| &it[..]);
+    unix.remote = remote.filter(|_| is_told(socket.kind, own));
+    Ok(())
+}
+
+/// A connection that would be lost is a reason not to save it.
+pub(super) fn refuse_if_strict(
+    who: &Whose,
+    remote: Option<&[u8]>,
+    around: &Around,
+) -> Result<(), SaveError> {
+    if !around.strict {
+        return Ok(());
+    }
+    let to = remote.map(|name| format!(" ({})", String::from_utf8_lossy(name).replace('\0', "@")));
+    Err(who.refuse(format!(
+        "a unix socket that is connected to a process outside the sandbox{}, which cannot be saved; close it first, or \
+         save without --strict",
+        to.unwrap_or_default()
+    )))
 }
 
 /// A path ends at its zero, which is part of the address; an abstract name has its length.
@@ -96,10 +145,32 @@ fn state(
                 )),
             }
         }
+        // Who closes one end closes both directions of the other (unix_release_sock in net/unix/af_unix.c).
+        (ESTABLISHED, Some(0)) if connects && entry.shutdown != 3 => {
+            // So it is one that somebody outside has not accepted yet.
+            let remote = peer_name(fd);
+            refuse_if_strict(who, remote.as_ref().map(|it| &it[..]), &gathered.around)?;
+            Ok(if entry.shutdown & 1 != 0 { UnixState::Abandoned } else { UnixState::Broken })
+        }
+        (_, Some(0)) if connects => broken_off(who, fd, kind),
         (_, Some(0)) => Ok(UnixState::Abandoned),
         (_, Some(peer)) => Ok(UnixState::Connected(u64::from(peer))),
         (ESTABLISHED, None) if connects => Ok(UnixState::Abandoned),
         (_, None) => Ok(UnixState::Unconnected),
+    }
+}
+
+/// A connection whose other end has been closed: in the middle, if an error waits to be told.
+fn broken_off(who: &Whose, fd: BorrowedFd<'_>, kind: i32) -> Result<UnixState, SaveError> {
+    let events = socket::events(fd).map_err(who.failed("ask the socket"))?;
+    match (events & libc::POLLERR, kind) {
+        (0, _) => Ok(UnixState::Abandoned),
+        // Whoever looks at its messages is told of the error, once (__skb_try_recv_datagram in net/core/datagram.c).
+        (_, SOCK_SEQPACKET) => Err(who.refuse_for_now(
+            "a unix socket of messages whose connection was broken off, of which nobody has been told yet, which \
+             cannot be saved; receive from it first",
+        )),
+        _ => Ok(UnixState::Broken),
     }
 }
 
@@ -129,7 +200,7 @@ fn waiting(
 
 fn message(received: Received, ids: &Ids, passed: &mut Vec<Passed>) -> Message {
     let Received { bytes, from, rights, credentials, .. } = received;
-    let translate = |(pid, uid, gid)| (Ids::process(pid), ids.user(uid), ids.group(gid));
+    let translate = |(pid, uid, gid)| (ids.process(pid), ids.user(uid), ids.group(gid));
     let mut message = Message {
         bytes: ByteBuf::from(bytes),
         // Without a name there is only the family.
@@ -148,22 +219,26 @@ fn credentials(fd: BorrowedFd<'_>, gathered: &Gathered) -> Result<(i32, u32, u32
     match number(0) as i32 {
         0 => Err(Errno::ENOTCONN),
         pid => {
-            Ok((Ids::process(pid), gathered.ids().user(number(4)), gathered.ids().group(number(8))))
+            let ids = gathered.ids();
+            Ok((ids.process(pid), ids.user(number(4)), ids.group(number(8))))
         }
     }
 }
 
-/// The file of its name. The kernel leads to it from the socket, whatever lies at that path now.
+/// The file of its name. The kernel leads to it from the socket, whatever lies at that path now. `is_found`: others find it
+/// by that, as nobody does a connection.
 fn bound_file(
-    who: &Whose,
-    fd: BorrowedFd<'_>,
+    (who, fd): (&Whose, BorrowedFd<'_>),
     path: &[u8],
     entry: &diag::Entry,
     gathered: &Gathered,
+    is_found: bool,
 ) -> Result<BoundFile, SaveError> {
     let file = match socket::bound_file(fd) {
         Ok(file) => std::fs::File::from(file),
-        Err(Errno::EPERM | Errno::EACCES) => return found_by_path(who, path, entry, gathered),
+        Err(Errno::EPERM | Errno::EACCES) => {
+            return found_by_path(who, path, entry, gathered, is_found);
+        }
         Err(errno) => return Err(who.failed("find the file of the socket's name")(errno)),
     };
     let about = file.metadata();
@@ -192,15 +267,13 @@ fn found_by_path(
     path: &[u8],
     entry: &diag::Entry,
     gathered: &Gathered,
+    is_found: bool,
 ) -> Result<BoundFile, SaveError> {
     let refuse = || {
         who.refuse(
             "a unix socket whose path cannot be found, which cannot be saved; close it first",
         )
     };
-    if !path.starts_with(b"/") {
-        return Err(refuse());
-    }
     let gone = BoundFile {
         inode: entry.file.map_or((0, 0), |(inode, device)| (device.into(), inode.into())),
         path: None,
@@ -208,6 +281,11 @@ fn found_by_path(
         owner: (0, 0),
     };
     let Some((wanted, _)) = entry.file else { return Ok(gone) };
+    match path.first() {
+        Some(b'/') => {}
+        _ if is_found => return Err(refuse()),
+        _ => return Ok(gone),
+    }
     let roots = std::iter::once(&[][..]).chain(gathered.roots.iter().map(Vec::as_slice));
     for path in roots.map(|root| [root, path].concat()) {
         let Ok(file) = in_view(&path, gathered).ok_or_else(refuse)? else { continue };
@@ -228,24 +306,4 @@ fn in_view(path: &[u8], gathered: &Gathered) -> Option<Result<OwnedFd, Errno>> {
         .resolve(nix::fcntl::ResolveFlag::RESOLVE_IN_ROOT);
     let root = gathered.root.as_ref()?;
     Some(nix::fcntl::openat2(root, OsStr::from_bytes(path), how))
-}
-
-/// Whoever restores it binds it by its name. Of a file that is gone nobody knows from which root directory that led.
-fn can_be_bound(
-    who: &Whose,
-    path: &[u8],
-    file: &BoundFile,
-    gathered: &Gathered,
-) -> Result<(), SaveError> {
-    if file.path.is_some() || gathered.roots.is_empty() || !path.starts_with(b"/") {
-        return Ok(());
-    }
-    let end = path.iter().rposition(|it| *it == b'/').unwrap_or(0).max(1);
-    match in_view(&path[..end], gathered) {
-        Some(Ok(_)) => Ok(()),
-        _ => Err(who.refuse(
-            "a unix socket whose file has been removed, and which a program with a root directory of its own \
-             (chroot(2)) may have bound, which cannot be saved; close it first",
-        )),
-    }
 }

@@ -95,8 +95,12 @@ pub(super) fn begin_again(
             // An image may ask for options that no guest has of the host's network: what a new connection takes over from
             // the guest's socket is chosen there.
             let own = make_one(maker, socket)?;
+            // (Where the sentry carries it, that itself goes on, with its address.)
+            if let Some(local) = tcp.local.as_ref().filter(|_| network.is_limited()) {
+                super::tcp::bind(own.as_fd(), local, socket)?;
+            }
             finish(own.as_fd(), socket)?;
-            network.begin_again(kernel, own.as_fd(), socket.family, remote)
+            network.begin_again(kernel, own, socket.family, remote)
         }
         _ => Err(Errno::EACCES),
     };

@@ -19,6 +19,7 @@ use crate::save::sockets::{Detail, Socket};
 use crate::save::state::FileKind;
 use crate::sys::socket;
 
+mod bygone;
 mod ended;
 mod names;
 mod netlink;

@@ -1,7 +1,8 @@
 //! Names of unix sockets.
 //!
 //! A socket's name is what bind(2) was given, so it is bound by exactly that path, whatever lies there
-//! now: that is put aside meanwhile, and the socket's file is moved to where it was, or removed.
+//! now: that is put aside meanwhile, and the socket's file is moved to where it was. (One whose file has been removed is bound
+//! elsewhere: [`super::bygone`].)
 
 use std::os::fd::OwnedFd;
 
@@ -111,6 +112,15 @@ impl<'s> Naming<'s> {
         directory.map(|it| (name, Some(it))).map_err(|error| self.error(error))
     }
 
+    /// A handle of the socket's file, for the sentry. An abstract name has none.
+    pub(super) fn handle(&self, maker: &mut Maker<'_>) -> Result<Option<OwnedFd>, RestoreError> {
+        if self.file.is_none() {
+            return Ok(None);
+        }
+        let handle = maker.open(self.name, libc::O_PATH | libc::O_NOFOLLOW, 0);
+        handle.map(Some).map_err(|error| self.error(error))
+    }
+
     fn error(&self, error: HandError) -> RestoreError {
         let path = String::from_utf8_lossy(self.name);
         RestoreError::failed(format!("cannot bind a unix socket to {path}"), error)
@@ -129,8 +139,8 @@ impl<'s> Naming<'s> {
             .filter(|directory| directory.ends_with(b"/"))
             .ok_or_else(|| {
                 RestoreError::refused(format!(
-                    "the unix socket {} was bound by a relative path, and its file was removed or moved, \
-                     so nobody knows where; bind it by an absolute path",
+                    "the unix socket {} was bound by a relative path, and its file was moved, so nobody knows \
+                     where; bind it by an absolute path",
                     String::from_utf8_lossy(self.name)
                 ))
             })?;
@@ -184,20 +194,17 @@ impl<'s> Naming<'s> {
     pub(super) fn settle(mut self, maker: &mut Maker<'_>) -> Result<(), RestoreError> {
         let Some(file) = self.file else { return Ok(()) };
         self.change(maker, file).map_err(|error| self.error(error))?;
-        let stays = match &file.path {
-            None => {
-                unlink(maker, self.name).map_err(|error| self.error(error))?;
-                false
+        let moved = match &file.path {
+            Some(path) if self.root.is_none() => {
+                let is_there = self.is_at(maker, path).map_err(|error| self.error(error))?;
+                (!is_there).then_some(path)
             }
-            Some(path)
-                if self.root.is_none()
-                    && !self.is_at(maker, path).map_err(|error| self.error(error))? =>
-            {
-                rename(maker, self.name, path).map_err(|error| self.error(error))?;
-                false
-            }
-            Some(_) => true,
+            _ => None,
         };
+        if let Some(path) = moved {
+            rename(maker, self.name, path).map_err(|error| self.error(error))?;
+        }
+        let stays = moved.is_none();
         match self.aside.take() {
             Some(aside) if stays => self.replace(maker, &aside)?,
             Some(aside) => {

@@ -5,14 +5,14 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use libc::{SOCK_DGRAM, SOCK_STREAM, SOL_SOCKET};
 use nix::errno::Errno;
-use serde_bytes::ByteBuf;
 
-use super::names::{self, Naming};
-use super::{failed, finish, list, made, of_maker, plain, unix};
+use super::names;
+use super::{bygone, failed, finish, list, made, of_maker, plain, unix};
 use crate::save::error::RestoreError;
 use crate::save::hand::HandError;
 use crate::save::restore::maker::Maker;
-use crate::save::sockets::{BoundFile, Detail, Message, Socket, Unix, UnixState};
+use crate::save::sockets::{Detail, Message, Socket, Unix, UnixState};
+use crate::save::state::FileKind;
 use crate::sys::socket::{self, Sent};
 
 /// Bytes of a message that fit into the maker's table beside all else.
@@ -48,13 +48,30 @@ pub(super) fn fill(
             fill_from_names(maker, socket, unix)?;
         }
     }
-    drop(ends);
+    for (index, end) in ends {
+        break_off(maker, index, end)?;
+    }
     unix::connect_datagrams(maker, &all)?;
+    bygone::connect_datagrams(maker, &all)?;
     for (index, socket) in &all {
         if matches!(socket.detail, Detail::Unix(_)) {
             finish(made(maker, *index)?, socket)?;
         }
     }
+    Ok(())
+}
+
+/// Closes the other end of a socket. Who closes what has not been read to its end breaks the connection off
+/// (unix_release_sock in net/unix/af_unix.c).
+fn break_off(maker: &Maker<'_>, index: usize, end: OwnedFd) -> Result<(), RestoreError> {
+    let file = maker.sandbox.files.get(index).map(|it| &it.kind);
+    if let Some(FileKind::Socket(socket)) = file
+        && let Detail::Unix(Unix { state: UnixState::Broken, .. }) = &socket.detail
+    {
+        let unread = Sent { bytes: &[0], ..Sent::default() };
+        socket::send(made(maker, index)?, &unread).map_err(failed(socket, "break off"))?;
+    }
+    drop(end);
     Ok(())
 }
 
@@ -67,7 +84,8 @@ fn fill_from_peer(
     unix::raise(end);
     let error = failed(socket, "fill the queue of");
     for message in queue {
-        if message.credentials.is_some() && message.bytes.len() <= MOST {
+        // (Of who is no process of the sandbox the sentry, which is none either, is told.)
+        if matches!(message.credentials, Some((1.., ..))) && message.bytes.len() <= MOST {
             let number = maker.give(end).map_err(of_maker("cannot give a socket"))?;
             let sent = send_by_maker(maker, number, message, &[]);
             names::close(maker, number)?;
@@ -112,49 +130,37 @@ fn fill_from_names(
     let (to, directory) = names::reach(maker, unix).map_err(of_maker("cannot find a socket"))?;
     for message in &unix.queue {
         let sender = sender(maker, message)?;
-        let (number, naming) = match sender {
+        let fd = match sender {
             Some(index) => {
                 let fd = made(maker, index)?.try_clone_to_owned();
-                let fd = fd.map_err(|error| RestoreError::failed("cannot copy a socket", error))?;
-                unix::raise(&fd);
-                (maker.give(fd).map_err(of_maker("cannot give a socket"))?, None)
+                fd.map_err(|error| RestoreError::failed("cannot copy a socket", error))?
             }
             None => {
                 let fd = plain(maker, socket.family, socket.kind, socket.protocol)?;
-                unix::raise(&fd);
-                let number = maker.give(fd).map_err(of_maker("cannot give a socket"))?;
-                (number, passing_name(message))
+                if let Some(name) = passing_name(message) {
+                    let named = bygone::give_name(maker, &fd, name)?;
+                    named.map_err(of_maker("cannot name the sender of a message"))?;
+                }
+                fd
             }
         };
-        let naming = match &naming {
-            Some(unix) => Some(Naming::begin(maker, number, unix, socket)?),
-            None => None,
-        };
+        unix::raise(&fd);
+        let number = maker.give(fd).map_err(of_maker("cannot give a socket"))?;
         let sent = names::there(maker, directory.as_ref(), |maker| {
             send_by_maker(maker, number, message, &to)
         });
-        if let Some(naming) = naming {
-            naming.settle(maker)?;
-        }
         names::close(maker, number)?;
         sent.map_err(|it| RestoreError::failed("cannot fill the queue of a socket", it))?;
     }
     Ok(())
 }
 
-/// The name of a sender that is gone: its path, if it is one, is removed again.
-fn passing_name(message: &Message) -> Option<Unix> {
-    let name = message.from.as_ref()?.get(2..)?;
+/// The name of a sender that is gone, or outside.
+fn passing_name(message: &Message) -> Option<&[u8]> {
+    let name = message.from.as_ref()?.get(2..).filter(|name| !name.is_empty())?;
     let path = name.first().is_some_and(|first| *first != 0);
     let end = name.iter().position(|byte| path && *byte == 0).unwrap_or(name.len());
-    let file = BoundFile { inode: (0, 0), path: None, mode: 0o600, owner: (0, 0) };
-    Some(Unix {
-        name: Some(ByteBuf::from(&name[..end])),
-        file: path.then_some(file),
-        state: UnixState::Unconnected,
-        queue: Vec::new(),
-        peer: None,
-    })
+    Some(&name[..end])
 }
 
 /// The socket of the image that has the name of a message's sender.

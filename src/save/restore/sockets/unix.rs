@@ -13,7 +13,7 @@ use libc::{SOCK_CLOEXEC, SOCK_DGRAM};
 use serde_bytes::ByteBuf;
 
 use super::names::{self, Naming};
-use super::{Entry, by_id, made, make as make_one, of_maker, put, queue};
+use super::{Entry, by_id, bygone, made, make as make_one, of_maker, put, queue};
 use crate::save::error::RestoreError;
 use crate::save::hand::{Hand, HandError};
 use crate::save::restore::courier::Courier;
@@ -147,7 +147,8 @@ impl<'p, 'm> Plan<'p, 'm> {
             let (name, datagrams) = (self.name_at(place), self.socket(place).kind == SOCK_DGRAM);
             let peer = self.peer(place);
             match (state, peer) {
-                (UnixState::Abandoned, _) => match name {
+                _ if bygone::is_one(self.socket(place)) => {}
+                (UnixState::Abandoned | UnixState::Broken, _) => match name {
                     Some(name) if !datagrams => {
                         accepted.insert(place);
                         self.groups.entry(name).or_default().accepted.push((None, place));
@@ -229,16 +230,45 @@ impl<'p, 'm> Plan<'p, 'm> {
             None => Ok(make_one(maker, socket)?),
         };
         let holder = holder.map_err(|error| RestoreError::failed("cannot copy a socket", error))?;
+        if unix.file.as_ref().is_some_and(|file| file.path.is_none()) {
+            let name = unix.name.as_ref().map_or(&[][..], |name| name);
+            let named = bygone::give_name(maker, &holder, name)?;
+            let nowhere = named.map_err(|error| cannot_bind(socket, error))?;
+            let Some(bygone::Nowhere { file, directory, last }) = nowhere else { return Ok(()) };
+            let bytes = names::address(&last);
+            let address = Address { bytes: &bytes, from: Some(&directory), handle: Some(&file) };
+            return self.come_together(maker, group, place, &holder, &address);
+        }
         let number = maker.give(&holder).map_err(of_maker("cannot give a socket"))?;
         let naming = Naming::begin(maker, number, unix, socket)?;
+        names::close(maker, number)?;
         let (name, from) = naming.place(maker)?;
-        let address = names::address(name);
-        let address = Address { bytes: &address, from: from.as_ref() };
+        let bytes = names::address(name);
+        let handle = match group.accepted.iter().any(|(from, to)| self.is_strangers(*from, *to)) {
+            true => naming.handle(maker)?,
+            false => None,
+        };
+        let address = Address { bytes: &bytes, from: from.as_ref(), handle: handle.as_ref() };
+        self.come_together(maker, group, place, &holder, &address)?;
+        naming.settle(maker)
+    }
+
+    /// Makes the connections to the socket at `place`, which has its name: those that it has accepted, and those that
+    /// wait.
+    fn come_together(
+        &mut self,
+        maker: &mut Maker<'_>,
+        group: &Group,
+        place: usize,
+        holder: &OwnedFd,
+        address: &Address<'_>,
+    ) -> Result<(), RestoreError> {
+        let number = maker.give(holder).map_err(of_maker("cannot give a socket"))?;
         for (from, to) in &group.accepted {
             // What a connection remembers of the socket that listens is who had it listen last.
             let by = from.map_or(0, |from| self.peer_of(from));
-            listen(maker, &holder, MANY, by)?;
-            let from = self.connect(maker, *from, *to, &address, self.peer_of(*to))?;
+            listen(maker, holder, MANY, by)?;
+            let from = self.connect(maker, *from, *to, address, self.peer_of(*to))?;
             let arguments = [number as u64, 0, 0, SOCK_CLOEXEC as u64];
             let accepted = maker.hand.call(libc::SYS_accept4, arguments);
             let accepted = accepted.map_err(of_maker("cannot accept a connection"))?;
@@ -248,22 +278,29 @@ impl<'p, 'm> Plan<'p, 'm> {
                 self.ends.insert(self.all[*to].0, end);
             }
         }
-        if let UnixState::Listening { backlog, pending } = &unix.state {
+        if let Some(UnixState::Listening { backlog, pending }) =
+            self.unix(place).map(|it| &it.state)
+        {
             let by = self.peer_of(place);
-            listen(maker, &holder, MANY, by)?;
+            listen(maker, holder, MANY, by)?;
             for id in pending {
                 let from = self.ids.get(id).and_then(|index| self.places.get(index)).copied();
                 if let Some(from) = from.map(|from| self.peer_of(from)).filter(|it| *it != by) {
-                    listen(maker, &holder, MANY, from)?;
+                    listen(maker, holder, MANY, from)?;
                 }
                 // Of who has made it, nothing is told before it is accepted.
                 let maker_of_it = from.map_or(0, |from| self.holder_of(maker, from));
-                drop(self.connect(maker, from, place, &address, maker_of_it)?);
+                drop(self.connect(maker, from, place, address, maker_of_it)?);
             }
-            listen(maker, &holder, u64::from(*backlog), by)?;
+            listen(maker, holder, u64::from(*backlog), by)?;
         }
-        naming.settle(maker)?;
         names::close(maker, number)
+    }
+
+    /// Whether a connection to be accepted was made by nobody who is there, and who has no number inside: the sentry, which
+    /// has none either, makes it again.
+    fn is_strangers(&self, from: Option<usize>, to: usize) -> bool {
+        from.is_none() && self.unix(to).is_some_and(|it| matches!(it.peer, Some((0, ..))))
     }
 
     /// Has `from` make a connection to an address, in the name of the process `by`. Nobody: gives the end of one
@@ -276,6 +313,14 @@ impl<'p, 'm> Plan<'p, 'm> {
         address: &Address<'_>,
         by: i32,
     ) -> Result<Option<OwnedFd>, RestoreError> {
+        if self.is_strangers(from, to) {
+            let end = make_one(maker, self.socket(to))?;
+            let by_handle = address.handle.map(bygone::by_handle);
+            let to_address = by_handle.as_deref().unwrap_or(address.bytes);
+            let connected = socket::connect(end.as_fd(), to_address);
+            connected.map_err(super::failed(self.socket(to), "connect to"))?;
+            return Ok(Some(end));
+        }
         let mut end = None;
         let fd = match from {
             Some(from) => {
@@ -314,10 +359,19 @@ impl<'p, 'm> Plan<'p, 'm> {
     /// Those without a name that nobody has made yet.
     fn make_rest(&mut self, maker: &mut Maker<'_>) -> Result<(), RestoreError> {
         for (index, socket) in self.all {
+            if bygone::is_one(socket) && socket.kind != SOCK_DGRAM {
+                let (fd, end) = bygone::connected(maker, socket)?;
+                put(maker, *index, fd);
+                self.ends.insert(*index, end);
+            }
             ensure(maker, *index, socket)?;
         }
         Ok(())
     }
+}
+
+fn cannot_bind(socket: &Socket, error: HandError) -> RestoreError {
+    RestoreError::failed(format!("cannot bind {}", super::name(socket)), error)
 }
 
 fn ensure(maker: &mut Maker<'_>, index: usize, socket: &Socket) -> Result<(), RestoreError> {
@@ -334,6 +388,8 @@ struct Address<'a> {
     bytes: &'a [u8],
     /// The directory that it leads from, if it does.
     from: Option<&'a OwnedFd>,
+    /// The file of the socket, for the sentry; of an abstract name there is none.
+    handle: Option<&'a OwnedFd>,
 }
 
 /// Gives a process a descriptor for the time of some calls.
@@ -360,7 +416,7 @@ fn listen(maker: &mut Maker<'_>, fd: &OwnedFd, backlog: u64, by: i32) -> Result<
     done.map(drop).map_err(of_maker("cannot have a unix socket listen"))
 }
 
-fn pair(
+pub(super) fn pair(
     maker: &mut Maker<'_>,
     socket: &Socket,
     by: i32,
