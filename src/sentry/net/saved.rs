@@ -146,7 +146,7 @@ impl Network {
             return Err(Errno::EACCES);
         }
         let fresh = socket::socket(family, libc::SOCK_STREAM | libc::SOCK_NONBLOCK, 0)?;
-        options::copy(own, fresh.as_fd());
+        options::copy_outside(own, fresh.as_fd(), family);
         self.begin(NOBODY, target, (rule, None), fresh.as_fd());
         match socket::connect(fresh.as_fd(), &address::bytes(of_family(family, target))) {
             Ok(()) | Err(Errno::EINPROGRESS) => {}
