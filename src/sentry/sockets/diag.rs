@@ -448,7 +448,7 @@ mod tests {
         use std::net::UdpSocket;
         let inode = |fd: BorrowedFd<'_>| crate::sys::files::identity(fd).unwrap().1;
         let netlink = open().unwrap();
-        let found = |is_tcp, own, other| find(netlink.as_fd(), is_tcp, own, other);
+        let found = |is_tcp, own, other| super::find(netlink.as_fd(), is_tcp, own, other);
         let listening = TcpListener::bind("127.0.0.1:0").unwrap();
         let there = listening.local_addr().unwrap();
         let one = TcpStream::connect(there).unwrap();
