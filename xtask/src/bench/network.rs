@@ -134,16 +134,16 @@ fn workloads(bench: &Bench) -> Vec<Workload> {
         pull(bench),
         requests(bench),
     ];
-    for (flags, with) in [(&[][..], "alone"), (ALLOWED, "--allow-net")] {
-        let title = |what: &str| format!("loopback {with}, {what}");
+    for (flags, with) in [(&[][..], "loopback"), (ALLOWED, "loopback (allow)")] {
+        let title = |what: &str| format!("{with}, {what}");
         let plans = vec![
             plan(
-                &title("a connection"),
+                &title("connect"),
                 "connect",
-                if with == "alone" { CONNECTED } else { Target::None },
+                if flags.is_empty() { CONNECTED } else { Target::None },
             ),
             plan(&title("a GiB"), "pull", CONNECTED),
-            plan(&title("a byte there and back"), "trip", CONNECTED),
+            plan(&title("a byte"), "trip", CONNECTED),
         ];
         all.push(dials(bench, &["loopback"], flags, &["native", "ours"], plans));
     }
