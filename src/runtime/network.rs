@@ -56,7 +56,9 @@ pub(super) fn make_network(
         let log = log.map(NetLog::start).transpose();
         let log = log.map_err(|error| Error::Own("start the thread of --net-log", error))?;
         let (reach, lowest) = (spec.reach.clone(), spec.lowest_port());
-        let network = net::Network::new(reach, Arc::clone(&inside), lowest, metered, log);
+        let name = spec.hostname.clone().or_else(|| nix::unistd::gethostname().ok());
+        let name = name.unwrap_or_default().to_string_lossy().into_owned();
+        let network = net::Network::new(reach, Arc::clone(&inside), lowest, name, metered, log);
         kernel.connect(Arc::new(network.map_err(unreached)?));
     }
     if !doors.is_empty() {

@@ -25,6 +25,9 @@ pub struct Refusals {
     kinds: Mutex<BTreeMap<String, Refusal>>,
 }
 
+/// Kinds that are kept apart, where guests choose them.
+const MOST: usize = 32;
+
 impl Refusals {
     /// Counts a refusal; `comm` is asked only for the first of its kind. Gives whether it was.
     pub fn note(
@@ -54,7 +57,6 @@ impl Refusals {
         remedy: &'static str,
         comm: impl FnOnce() -> Option<String>,
     ) -> bool {
-        const MOST: usize = 32;
         let is_full = {
             let kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
             kinds.len() >= MOST && !kinds.contains_key(what)
@@ -69,6 +71,12 @@ impl Refusals {
             ),
             false => self.note(what, reason, remedy, 1, comm),
         }
+    }
+
+    /// Whether such a refusal has been noted, or could not be for want of room.
+    pub fn has(&self, what: &str) -> bool {
+        let kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
+        kinds.contains_key(what) || kinds.len() >= MOST
     }
 
     /// All of them, by name.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::sys::{descriptors, process};
+use crate::sys::{descriptors, generated, process};
 
 /// One guest thread. Kept only for threads of which something has to be remembered.
 #[derive(Debug)]
@@ -160,7 +160,7 @@ impl Status {
 
 /// The name of a thread, for people.
 pub(super) fn comm(tid: i32) -> Option<String> {
-    let name = std::fs::read(format!("/proc/{tid}/comm")).ok()?;
+    let name = generated::single(format!("/proc/{tid}/comm")).ok()?;
     Some(String::from_utf8_lossy(&name).trim_end_matches('\n').to_owned())
 }
 

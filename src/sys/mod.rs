@@ -21,6 +21,7 @@ pub mod files;
 pub mod generated;
 pub mod id_map;
 pub mod inherited;
+pub mod interface;
 pub mod landlock;
 pub mod lease;
 pub mod listing;

@@ -1,6 +1,6 @@
 //! Sockets as save and restore need them: options, addresses and messages as bytes.
 
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use libc::{c_int, c_void, pid_t, socklen_t};
 use nix::errno::Errno;
@@ -218,6 +218,17 @@ pub fn own_addresses() -> Result<Vec<std::net::IpAddr>, Errno> {
     // SAFETY: the list is the library's, and nothing of it is kept.
     unsafe { libc::freeifaddrs(first) };
     Ok(found)
+}
+
+/// A socket on which the kernel tells when addresses of the caller's network namespace come or go (rtnetlink(7)).
+pub fn address_changes() -> Result<OwnedFd, Errno> {
+    let fd = socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE)?;
+    // struct sockaddr_nl
+    let mut groups = (libc::AF_NETLINK as u16).to_ne_bytes().to_vec();
+    groups.resize(8, 0);
+    groups.extend((libc::RTMGRP_IPV4_IFADDR | libc::RTMGRP_IPV6_IFADDR).to_ne_bytes());
+    bind(fd.as_fd(), &groups)?;
+    Ok(fd)
 }
 
 /// How many bytes can be read (SIOCINQ).

@@ -522,6 +522,14 @@ pub fn have(program: &str) -> bool {
     found
 }
 
+/// The programs of a server of PostgreSQL, which Debian keeps off the search path.
+pub fn postgresql_programs() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let directories = versions.map(|version| version.path().join("bin"));
+    directories.chain(std::env::split_paths(&path)).find(|bin| bin.join("initdb").is_file())
+}
+
 /// Whether the tests run as root.
 pub fn is_root() -> bool {
     nix::unistd::geteuid().is_root()

@@ -36,6 +36,7 @@ fn what_goes_to_which_host_is_counted_listed_and_recorded() {
         assert!(own("table").contains("203.0.113.2:80 (ok.example)"), "{}", own("table"));
         assert!(own("words").contains("host      203.0.113.3:80/tcp 0 allowed, 2 refused"));
         assert!(own("said").contains("the address 203.0.113.3:80/tcp was refused"));
+        assert!(own("said").contains("the name other.example was refused to python3"));
     });
 }
 
@@ -100,6 +101,7 @@ fn recorded(log: &str) {
     let looked_up = find("lookup", "name", "ok.example");
     assert_eq!(looked_up[0]["rule"], "--allow-net ok.example");
     assert_eq!(looked_up[0]["answers"], serde_json::json!(["203.0.113.2"]));
+    assert_eq!((&looked_up[0]["guest_pid"], &looked_up[0]["comm"]), (&2.into(), &"python3".into()));
     let refused = find("lookup", "name", "other.example");
     assert_eq!(
         (&refused[0]["decision"], &refused[0]["reason"]),

@@ -44,7 +44,7 @@ fn what_no_rule_names_is_as_it_is_answered() {
         asked.err_has(
             "the address 203.0.113.3:80/tcp was refused to python3 (2 times): the answer was never",
         );
-        asked.err_has("the name other.example was refused: the answer was no");
+        asked.err_has("the name other.example was refused to python3: the answer was no");
         let log = outside.workspace.read("own/log");
         let lines: Vec<Value> = log.lines().map(|it| serde_json::from_str(it).unwrap()).collect();
         let has = |event: &str, key: &str, value: &str, answer: &str| {
@@ -69,7 +69,9 @@ fn where_nobody_answers_it_is_refused() {
              name no such name no such name\nonce no such name no such name\nno no such name\n\
              near EACCES no such name\n",
         );
-        alone.err_has("the name ok.example was refused (2 times): nobody was there to be asked");
+        alone.err_has(
+            "the name ok.example was refused to python3 (2 times): nobody was there to be asked",
+        );
         // Others go on while one waits; a program that ends takes its question along. (What else it had sent may be asked
         // about before the sandbox reads that it has ended.)
         let waits = outside.sh("mkfifo go

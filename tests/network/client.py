@@ -1,10 +1,13 @@
 # What programs do with a network of which they may reach ok.example alone. Each line of the output is what one of them
 # found; natively every line is what follows it here in brackets.
+import array
 import asyncio
 import errno
+import fcntl
 import os
 import select
 import socket
+import struct
 import sys
 
 ADDRESS, OTHER = "203.0.113.2", "203.0.113.3"
@@ -140,6 +143,30 @@ def refused():
         show("elsewhere", datagram(lambda _: s.sendto(b"a", (OTHER, 7))))
     for spelled in "203.0.113.03", "3405803779", "0xcb007103", "0313.0.0161.03":
         show("spelled", spelled, connect_by_name(spelled))
+
+
+def interfaces():
+    """The names of all interfaces, and one by its number, as a socket tells of them: before it is connected, and after."""
+    with socket.socket() as s:
+        show("interfaces", *names_of_interfaces(s))
+        s.connect((ADDRESS, 80))
+        show("connected", *names_of_interfaces(s))
+        # SIOCGIFHWADDR, SIOCETHTOOL
+        for request in 0x8927, 0x8946:
+            try:
+                show("client", len(fcntl.ioctl(s, request, struct.pack("16s24x", b"client"))))
+            except OSError as error:
+                show("client", errno.errorcode[error.errno])
+
+
+def names_of_interfaces(s):
+    room = array.array("B", bytes(4096))
+    # SIOCGIFCONF, SIOCGIFNAME
+    found = fcntl.ioctl(s, 0x8912, struct.pack("iP", len(room), room.buffer_info()[0]))
+    (length,) = struct.unpack("i12x", found)
+    names = {room[at : at + 16].tobytes().rstrip(b"\0").decode() for at in range(0, length, 40)}
+    first = fcntl.ioctl(s, 0x8910, struct.pack("16si20x", b"", 1))
+    return sorted(names), first[:16].rstrip(b"\0").decode()
 
 
 def connect_by_name(name):

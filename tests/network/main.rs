@@ -7,13 +7,14 @@
 mod common;
 
 mod metered;
+mod programs;
 mod publish;
 mod saves;
 mod unix;
 mod accounts;
 mod asking;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use common::{
     LIMIT, Outcome, Workspace, guest, have, is_root, repository, run, sandbox_program, skip,
@@ -185,66 +186,16 @@ fn a_connection_serves_for_no_other() {
 }
 
 #[test]
-fn programs_of_many_kinds_reach_it() {
-    as_both("programs", |outside| {
-        let both = |script: &str| {
-            let native = outside.sh(script);
-            native.success();
-            outside.sh(&format!("$sandbox --allow-net ok.example -- {script}")).same_as(&native);
-        };
-        if have("curl") {
-            both("curl -sS --max-time 60 http://ok.example/");
-        }
-        if have("node") {
-            both("node -e \"fetch('http://ok.example/').then(r => r.text()).then(console.log)\"");
-        }
-        if have("go") {
-            let program = outside.path("main.go");
-            std::fs::write(&program, GO).unwrap();
-            build_go(&outside.workspace, &program, &outside.path("own/go"));
-            both("./go");
-        }
+fn a_connection_tells_nothing_of_the_hosts_interfaces() {
+    as_both("interfaces", |outside| {
+        let native = outside.sh("python3 client.py interfaces");
+        let all = "['client', 'lo'] lo";
+        native.success().out_has(&format!("interfaces {all}\nconnected {all}\nclient 40\n"));
+        let inside = outside.sh("$sandbox --allow-net 203.0.113.2 -- python3 client.py interfaces");
+        inside
+            .success()
+            .expect_out("interfaces ['lo'] lo\nconnected ['lo'] lo\nclient ENODEV\nclient EPERM\n");
     });
-}
-
-/// A hundred at once, each registered with the runtime's epoll instance before it is connected.
-const GO: &str = r#"package main
-
-import (
-	"fmt"
-	"io"
-	"net"
-)
-
-func main() {
-	lengths := make(chan int)
-	for i := 0; i < 100; i++ {
-		go func() {
-			connection, err := net.Dial("tcp", "ok.example:80")
-			if err != nil {
-				fmt.Println(err)
-				lengths <- 0
-				return
-			}
-			fmt.Fprintf(connection, "GET / HTTP/1.0\r\n\r\n")
-			page, _ := io.ReadAll(connection)
-			lengths <- len(page)
-		}()
-	}
-	sum := 0
-	for i := 0; i < 100; i++ {
-		sum += <-lengths
-	}
-	fmt.Println(sum)
-}
-"#;
-
-fn build_go(workspace: &Workspace, source: &Path, program: &Path) {
-    let mut build = workspace.command("go");
-    build.args(["build", "-o"]).arg(program).arg(source);
-    build.env("GO111MODULE", "off");
-    build.env("GOCACHE", workspace.path().join("cache")).env("HOME", workspace.path());
-    run(build, b"", LIMIT).success();
 }
 
 #[test]

@@ -1,5 +1,6 @@
 # Makes a network of two hosts, serves on the one, and runs a command on the other. In network and mount namespaces of
-# its own. Arguments: the directory of this file, a directory to write to, the command.
+# its own. Arguments: the directory of this file (where `services` names what else is to be served), a directory to write to,
+# the command.
 set -eu
 here=$1 work=$2
 shift 2
@@ -12,8 +13,9 @@ unshare --net sh -c '
     ip addr add 203.0.113.3/24 dev server
     ip addr add 10.9.9.9/32 dev server
     ip link set server up
-    exec python3 "$1/server.py" 203.0.113.2 203.0.113.3
-' sh "$here" <"$work/ready" >"$work/server" 2>"$work/server.err" &
+    # shellcheck disable=SC2046  # words
+    exec python3 "$1/server.py" 203.0.113.2 203.0.113.3 "$2" $(cat "$1/services" 2>/dev/null)
+' sh "$here" "$work" <"$work/ready" >"$work/server" 2>"$work/server.err" &
 server=$!
 trap 'kill $server; wait $server 2>/dev/null || true; rm -f "$work/ready"' EXIT
 exec 3>"$work/ready"
@@ -28,6 +30,10 @@ printf 'nameserver 203.0.113.2\n' >"$work/resolv.conf"
 printf '127.0.0.1 localhost\n203.0.113.2 static.example\n' >"$work/hosts"
 mount --bind "$work/resolv.conf" "$(readlink -f /etc/resolv.conf)"
 mount --bind "$work/hosts" /etc/hosts
+if grep -q ssh "$here/services" 2>/dev/null; then
+    { cat /etc/passwd; echo 'git:*:65534:65534::/:/bin/sh'; } >"$work/passwd"
+    mount --bind "$work/passwd" /etc/passwd
+fi
 while ! grep -q ready "$work/server"; do
     kill -0 $server
 done

@@ -1,11 +1,13 @@
 # The outside, for the tests of the network: names, pages, an echo of datagrams and of streams. Says "ready" when it
-# serves. Arguments: the address that it is at, and another one, which has the same.
+# serves. Arguments: the address that it is at, and another one, which has the same; a directory to work in, and what else is
+# to be served (`services.py`).
 import asyncio
+import signal
 import socket
 import struct
 import sys
 
-ADDRESS, OTHER = sys.argv[1:3]
+ADDRESS, OTHER, WORK = sys.argv[1:4]
 NAMES = {
     "ok.example": [ADDRESS],
     "sub.ok.example": [ADDRESS],
@@ -14,6 +16,7 @@ NAMES = {
     "both.example": ["10.9.9.9", ADDRESS],
     "many.example": ["198.51.100.%d" % n for n in range(1, 120)] + [ADDRESS],
     "alias.example": "ok.example",
+    "_http._tcp.ok.example": [OTHER],
 }
 
 
@@ -41,6 +44,10 @@ def answer(query, room):
         for address in found:
             records += encode(name) + struct.pack(">HHIH", 1, 1, 60, 4) + socket.inet_aton(address)
             count += 1
+    if found and kind == 33:
+        target = encode("ok.example")
+        records += encode(name) + struct.pack(">HHIHHHH", 33, 1, 60, 6 + len(target), 0, 0, 8001) + target
+        count += 1
     if found and kind == 16:
         records += encode(name) + struct.pack(">HHIH", 16, 1, 60, 6) + b"\5words"
         count += 1
@@ -115,8 +122,18 @@ async def main():
         await asyncio.start_server(pages, address, 80, backlog=512)
         await asyncio.start_server(peer, address, 79)
         await asyncio.start_server(bulk, address, 82)
+    ended = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, ended.set)
+    more = sys.argv[4:]
+    if more:
+        import services
+
+        for name in more:
+            services.start(name, ADDRESS, WORK)
     print("ready", flush=True)
-    await asyncio.Event().wait()
+    await ended.wait()
+    if more:
+        services.stop()
 
 
 asyncio.run(main())

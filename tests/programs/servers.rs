@@ -1,12 +1,10 @@
 //! Servers with their clients, on loopback inside.
 
-use std::fs;
 use std::net::TcpListener;
-use std::path::PathBuf;
 
 use nix::unistd::{User, chown};
 
-use crate::common::{LIMIT, Outcome, Workspace, have, is_root, run, skip};
+use crate::common::{LIMIT, Outcome, Workspace, have, is_root, postgresql_programs, run, skip};
 
 /// A port of loopback that was free a moment ago, for the native run; inside all are.
 fn free_port() -> u16 {
@@ -72,14 +70,6 @@ fn postgresql_under_pgbench() {
         workspace.same(&["sh", "-c", &script])
     };
     outcome.out_has("400/400").out_has("\n400\n400\nstopped: 0\n");
-}
-
-/// The server's programs, which Debian keeps off the search path.
-fn postgresql_programs() -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
-    let directories = versions.map(|version| version.path().join("bin"));
-    directories.chain(std::env::split_paths(&path)).find(|bin| bin.join("initdb").is_file())
 }
 
 fn ordinary_user() -> Option<User> {

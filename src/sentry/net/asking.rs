@@ -9,11 +9,11 @@ use std::time::Duration;
 use super::guest_socket::GuestSocket;
 use super::resolver::Resolver;
 use super::rule::{Rule, Target, Transport};
+use super::seeker::Seeker;
 use super::{Network, Verdict, address, policy};
 use crate::sentry::asking::{About, Asker, Asking, Choice, Denial, Granted, Subject};
 use crate::sentry::block::Interrupted;
 use crate::sentry::call::TaskCall;
-use crate::sentry::kernel::Kernel;
 use crate::sys::{process, ready};
 
 impl Network {
@@ -63,16 +63,15 @@ impl Network {
 /// a moment more. One that still wants to know asks again by then.
 const PATIENCE: Duration = Duration::from_secs(35);
 
-/// Where a question about a name has come from.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Seeker {
-    pub(super) address: SocketAddr,
-    pub(super) transport: Transport,
-}
-
 impl Resolver {
     /// Asks about a name that no rule is about. An error says why it is not looked up.
-    pub(super) async fn ask(&self, name: &str, seeker: Seeker) -> Result<Choice, &'static str> {
+    pub(super) async fn ask(
+        self: &Arc<Self>,
+        name: &str,
+        seeker: Seeker,
+    ) -> Result<Choice, &'static str> {
+        // (Who asks for a service is told of the host.)
+        let name = policy::host_of(name);
         let kernel = self.kernel.upgrade().ok_or(policy::UNLISTED)?;
         let asking = kernel.asking().filter(|it| it.is_about(About::NET));
         // (Nobody could say anything about the names of addresses.)
@@ -104,27 +103,6 @@ impl Resolver {
             asking.admit_once(name, &asker);
         }
         Ok(choice)
-    }
-
-    /// Whose socket a question about a name has come from.
-    async fn find_asker(&self, kernel: &Arc<Kernel>, seeker: Seeker) -> Asker {
-        let Ok(_place) = self.looking.acquire().await else { return Asker::unknown() };
-        let kernel = Arc::clone(kernel);
-        let found = tokio::task::spawn_blocking(move || {
-            let kind = seeker.transport.word();
-            let has_port = |local: &String| {
-                local.parse::<SocketAddr>().is_ok_and(|it| it.port() == seeker.address.port())
-            };
-            let sockets = kernel.sockets().ok()?.sockets;
-            let own = sockets.into_iter().find(|it| {
-                it.kind == kind
-                    && it.network == "inside"
-                    && it.held > 0
-                    && it.local.as_ref().is_some_and(has_port)
-            });
-            own.and_then(|it| it.holders.first().map(|holder| Asker::thread(holder.pid)))
-        });
-        found.await.ok().flatten().unwrap_or_else(Asker::unknown)
     }
 }
 

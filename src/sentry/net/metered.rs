@@ -32,7 +32,7 @@ use super::inside::{Inside, Lent};
 use super::meter::{Allowance, Meter};
 use super::publish::{Course, Limits, Shared, pump};
 use super::{OWN_V4, OWN_V6, unreachable};
-use crate::sys::{descriptors, errno_of, socket};
+use crate::sys::{errno_of, socket};
 
 /// Connections at a time, where descriptors allow that.
 const MOST: u64 = 1024;
@@ -317,12 +317,10 @@ async fn meet(inside: &Inside, target: SocketAddr, guest: SocketAddr) -> Result<
     met.map_err(|error| errno_of(&error))
 }
 
-/// Prepares a socket outside for a guest's, to be connected without waiting.
+/// Prepares a socket outside, which does not wait, for a guest's.
 pub(super) fn prepare(own: &GuestSocket, outer: BorrowedFd<'_>) -> Result<(), Errno> {
-    super::tcp::take_over(own, outer)?;
+    super::tcp::take_over(own, outer);
     // What the guest is ready to wait for at a close it waits for on its own socket; the thread that closes this one, and
     // carries all others, must not (SO_LINGER in socket(7): struct linger, off).
-    socket::set_option(outer, libc::SOL_SOCKET, libc::SO_LINGER, &[0; 8])?;
-    let status = descriptors::status(outer)?;
-    descriptors::set_status(outer, status | libc::O_NONBLOCK)
+    socket::set_option(outer, libc::SOL_SOCKET, libc::SO_LINGER, &[0; 8])
 }

@@ -23,12 +23,14 @@ mod log;
 mod metered;
 mod meter;
 mod options;
+mod own;
 mod policy;
 pub mod publish;
 mod replace;
 mod resolver;
 mod rule;
 mod saved;
+mod seeker;
 mod tcp;
 mod unhurried;
 mod unreachable;
@@ -36,7 +38,7 @@ mod upstream;
 
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -52,6 +54,7 @@ pub use log::NetLog;
 use log::{Record, Who};
 pub use meter::{Allowance, Meter};
 pub use metered::Metered;
+use own::OwnAddresses;
 use policy::{Known, is_loopback};
 pub use policy::{Policy, Verdict};
 pub use resolver::{RESOLVERS, Resolver};
@@ -81,9 +84,12 @@ pub struct Network {
     inside: Arc<Inside>,
     /// The first port that guests may listen at. Immutable.
     lowest_port: u16,
+    /// What guests are told that their host is called (uname(2)). Immutable.
+    host_name: String,
     /// What tells sockets of the host's network from those of the guests'. Immutable.
     outside: u64,
     relays: Relays,
+    own: OwnAddresses,
     /// Made when the first socket is replaced that an epoll instance watches.
     watchers: OnceLock<Option<Watchers>>,
     ledger: Arc<Ledger>,
@@ -119,17 +125,18 @@ const OWN_V6: IpAddr = IpAddr::V6(std::net::Ipv6Addr::new(0xfd5b, 0x73a6, 0x0e62
 
 impl Network {
     /// A network under `policy`, whose sockets inside come from `inside`, and in which guests may listen at ports from
-    /// `lowest_port` on. `metered`: what it carries is limited.
+    /// `lowest_port` on. `host_name`: what they are told that their host is called. `metered`: what it carries is limited.
     pub fn new(
         policy: Policy,
         inside: Arc<Inside>,
         lowest_port: u16,
+        host_name: String,
         metered: Option<Metered>,
         log: Option<NetLog>,
     ) -> Result<Network, Errno> {
         let outside = guest_socket::own_cookie()?;
         inside.change_address(OWN_V4, true)?;
-        if has_v6() {
+        if own::has_v6() {
             // (The guests' own kernel may be without: then programs see none.)
             let _ = inside.change_address(OWN_V6, true);
         }
@@ -141,9 +148,11 @@ impl Network {
             known: Mutex::default(),
             inside,
             lowest_port,
+            host_name,
             metered,
             outside,
             relays: Relays::default(),
+            own: OwnAddresses::default(),
             watchers: OnceLock::new(),
         })
     }
@@ -188,7 +197,7 @@ impl Network {
             return (Verdict::Inside, None);
         }
         // (The loopback is the sandbox's own unless a rule says else, whosever else it is.)
-        let own = !is_loopback(ip) && is_own(address);
+        let own = !is_loopback(ip) && self.own.has(address);
         let names = self.names(ip);
         let (verdict, rule) = self.policy.decide(address, transport, &names, own);
         let flag = if verdict == Verdict::Outside { "--allow-net" } else { "--deny-net" };
@@ -362,10 +371,16 @@ impl Network {
         }
     }
 
-    /// A name was looked up. `answers`: the message that came, if one did; an error: it was refused, for this reason.
+    /// Whether what is decided is written down.
+    fn is_recorded(&self) -> bool {
+        self.log.is_some()
+    }
+
+    /// A name was looked up by thread `tid` (0: it is not known). `answers`: the message that came, if one did; an error: it was refused, for this reason.
     /// `answer`: what was said when it was asked about.
     fn looked_up(
         &self,
+        tid: i32,
         name: &str,
         answers: Result<Option<&[u8]>, &'static str>,
         answer: Option<Choice>,
@@ -383,6 +398,7 @@ impl Network {
         let _ = found.as_mut().map(|found| found.truncate(log::MOST_ANSWERS));
         log.write(&Record {
             event: "lookup",
+            who: Who::of(tid),
             decision: Some(if found.is_ok() { "allowed" } else { "refused" }),
             rule: rule.map(|rule| format!("{flag} {rule}")),
             reason: found.as_ref().err().copied(),
@@ -402,6 +418,11 @@ impl Network {
     /// The cookies of the connections that guests were given.
     pub(super) fn flow_cookies(&self) -> HashSet<u64> {
         self.ledger.cookies()
+    }
+
+    /// A socket of the guests' network: AF_*, SOCK_*.
+    pub fn socket_inside(&self, family: i32, kind: i32) -> Result<OwnedFd, Errno> {
+        self.inside.socket(family, kind, 0)
     }
 
     /// A socket that asks about the guests' network (sock_diag(7)).
@@ -436,32 +457,4 @@ impl Network {
 fn cookie(socket: BorrowedFd<'_>) -> Option<u64> {
     let cookie = socket::option(socket, libc::SOL_SOCKET, libc::SO_COOKIE, 8).ok()?;
     cookie.try_into().ok().map(u64::from_ne_bytes)
-}
-
-/// Whether this is an address of the host's own: an interface has it, or what is sent there comes from it, as the kernel
-/// would route it. (A datagram socket sends nothing when it is connected.) What cannot be told counts as one.
-fn is_own(address: SocketAddr) -> bool {
-    let Ok(own) = socket::own_addresses() else { return true };
-    if own.contains(&address.ip()) {
-        return true;
-    }
-    match source_for(address) {
-        Ok(source) => source.ip() == address.ip(),
-        Err(errno) => !matches!(errno, Errno::ENETUNREACH | Errno::EHOSTUNREACH),
-    }
-}
-
-/// Whether the host has a way to addresses of IPv6 at all.
-fn has_v6() -> bool {
-    // An address of the internet that nobody has (RFC 3849 reserves it for documentation).
-    let far = SocketAddr::new(std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into(), 53);
-    source_for(far).is_ok()
-}
-
-fn source_for(mut address: SocketAddr) -> Result<SocketAddr, Errno> {
-    if address.port() == 0 {
-        address.set_port(1);
-    }
-    let probe = datagrams::flow_to(address)?;
-    address::parse(&socket::name(probe.as_fd())?).ok_or(Errno::EBADMSG)
 }

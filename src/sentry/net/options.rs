@@ -1,6 +1,7 @@
 //! What a socket of the sentry's takes over from the guest's that it stands in for.
 
 use std::os::fd::BorrowedFd;
+use std::sync::OnceLock;
 
 use libc::{IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, SOL_SOCKET, c_int};
 
@@ -54,12 +55,34 @@ const COPIED: &[(c_int, c_int)] = &[
 /// Bytes that the longest value has.
 const ROOM: usize = 64;
 
+/// What a new socket has, in the order of [`COPIED`].
+type Defaults = Vec<Option<Vec<u8>>>;
+
+fn read(of: BorrowedFd<'_>) -> Defaults {
+    COPIED.iter().map(|(level, name)| socket::option(of, *level, *name, ROOM).ok()).collect()
+}
+
 /// Gives `to`, which is new, the options of `from` where they are others. What this kernel does not know, or keeps only
 /// within limits, stays as it is.
 pub(super) fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) {
-    for (level, name) in COPIED {
-        let Ok(value) = socket::option(from, *level, *name, ROOM) else { continue };
-        if socket::option(to, *level, *name, ROOM).is_ok_and(|now| now != value) {
+    give(from, to, &read(to));
+}
+
+/// Likewise, of a `to` of TCP that was made in the host's network: what such a one of its `family` has to begin with is
+/// asked of the first.
+pub(super) fn copy_outside(from: BorrowedFd<'_>, to: BorrowedFd<'_>, family: c_int) {
+    static V4: OnceLock<Defaults> = OnceLock::new();
+    static V6: OnceLock<Defaults> = OnceLock::new();
+    let known = if family == libc::AF_INET { &V4 } else { &V6 };
+    give(from, to, known.get_or_init(|| read(to)));
+}
+
+fn give(from: BorrowedFd<'_>, to: BorrowedFd<'_>, defaults: &Defaults) {
+    for ((level, name), default) in COPIED.iter().zip(defaults) {
+        let Some(default) = default else { continue };
+        if let Ok(value) = socket::option(from, *level, *name, ROOM)
+            && value != *default
+        {
             let _ = socket::set_option(to, *level, *name, &value);
         }
     }
@@ -88,17 +111,21 @@ mod tests {
     #[test]
     fn what_was_set_is_set() {
         let make = || socket::socket(libc::AF_INET6, libc::SOCK_STREAM, 0).unwrap();
-        let (from, to) = (make(), make());
+        let (from, to, other) = (make(), make(), make());
         let set = |level, name, value: i32| {
             socket::set_option(from.as_fd(), level, name, &value.to_ne_bytes()).unwrap();
         };
         set(IPPROTO_TCP, libc::TCP_NODELAY, 1);
         set(IPPROTO_IPV6, libc::IPV6_V6ONLY, 1);
         set(SOL_SOCKET, libc::SO_RCVBUF, 20_000);
+        // (What the first one has is not what the second is taken to have.)
+        copy_outside(make().as_fd(), make().as_fd(), libc::AF_INET6);
+        copy_outside(from.as_fd(), other.as_fd(), libc::AF_INET6);
         copy(from.as_fd(), to.as_fd());
         for (level, name) in COPIED.iter().chain(&[(SOL_SOCKET, libc::SO_RCVBUF)]) {
             let value = |fd: BorrowedFd<'_>| socket::option(fd, *level, *name, ROOM);
             assert_eq!(value(from.as_fd()), value(to.as_fd()), "{level} {name}");
+            assert_eq!(value(from.as_fd()), value(other.as_fd()), "{level} {name}");
         }
     }
 }

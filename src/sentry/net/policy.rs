@@ -149,11 +149,22 @@ impl Policy {
 
     /// As [`Policy::resolves`], with the rule that says so, if one does.
     pub fn decide_name(&self, name: &str) -> (bool, Option<&Rule>) {
-        let denies = |rule: &&Rule| rule.is_about_all() && rule.target.takes_name(name);
-        let denied = self.deny.iter().find(denies);
-        let allowed = self.allow.iter().find(|rule| rule.target.takes_name(name));
+        let takes =
+            |rule: &&Rule| [name, host_of(name)].iter().any(|it| rule.target.takes_name(it));
+        let denied = self.deny.iter().find(|rule| rule.is_about_all() && takes(rule));
+        let allowed = self.allow.iter().find(takes);
         (allowed.is_some() && denied.is_none(), denied.or(allowed))
     }
+}
+
+/// The host that a name is about: of a service that is looked up (`_http._tcp.pypi.org`, RFC 8552), who offers that. (What it
+/// stands for is no address of the host's.)
+pub(super) fn host_of(name: &str) -> &str {
+    let mut rest = name;
+    while let Some((_, behind)) = rest.split_once('.').filter(|(first, _)| first.starts_with('_')) {
+        rest = behind;
+    }
+    rest
 }
 
 /// Whether a rule about addresses means this special one, and does not just happen to cover it: it lies in one special
@@ -313,6 +324,22 @@ mod tests {
         assert!(it.resolves("a.org") && it.resolves("x.b.org") && it.resolves("odd.b.org"));
         assert!(!it.resolves("b.org") && !it.resolves("secret.b.org") && !it.resolves("c.org"));
         assert!(!policy(&["8.8.8.8"], &[]).resolves("a.org"));
+    }
+
+    #[test]
+    fn services_are_looked_up_where_their_host_is() {
+        assert_eq!(host_of("_http._tcp.a.example"), "a.example");
+        assert_eq!((host_of("a._b.example"), host_of("_a._b")), ("a._b.example", "_b"));
+        let some = policy(&["a.example:80"], &["b.example"]);
+        assert!(some.resolves("_http._tcp.a.example") && !some.resolves("_http._tcp.c.example"));
+        let all = policy(&["*"], &["b.example"]);
+        assert!(all.resolves("_http._tcp.a.example") && !all.resolves("_http._tcp.b.example"));
+        assert!(policy(&["*.a.example"], &[]).resolves("_http._tcp.a.example"));
+        // What the name of a service stands for is nobody's.
+        assert_eq!(
+            ask(&some, "192.0.2.1:80", &["_http._tcp.a.example"]),
+            Verdict::Refused(UNLISTED)
+        );
     }
 
     #[test]

@@ -3,7 +3,10 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::mpsc;
 
+use nix::dir::Dir;
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, readlinkat};
+use nix::sys::stat::Mode;
 
 use super::guest_socket::{self, GuestSocket};
 use crate::notify::Trapped;
@@ -52,15 +55,19 @@ struct Found {
 impl Found {
     /// Where thread `tid` has the socket of this inode, and its epoll instances (proc_pid_fd(5)).
     fn of(tid: i32, inode: u64) -> Result<Found, Errno> {
-        let path = format!("/proc/{tid}/fd");
         let socket = format!("socket:[{inode}]");
         let mut found = Found::default();
-        for entry in std::fs::read_dir(path).map_err(|error| crate::sys::errno_of(&error))? {
-            let Ok(entry) = entry else { continue };
-            let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
-            let (Some(number), Ok(link)) = (number, std::fs::read_link(entry.path())) else {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let mut listing = Dir::open(format!("/proc/{tid}/fd").as_str(), flags, Mode::empty())?;
+        let directory = listing.as_fd().try_clone_to_owned();
+        let directory = directory.map_err(|error| crate::sys::errno_of(&error))?;
+        for entry in listing.iter() {
+            let name = entry?;
+            let name = name.file_name();
+            let Some(number) = name.to_str().ok().and_then(|name| name.parse().ok()) else {
                 continue;
             };
+            let Ok(link) = readlinkat(&directory, name) else { continue };
             match link.to_str() {
                 Some(link) if link == socket => found.places.push(number),
                 Some("anon_inode:[eventpoll]") => found.epolls.push(number),

@@ -1,6 +1,6 @@
 //! The resolver of the guests: answers for names that a rule is about, and remembers what they stand for.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -15,9 +15,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 
-use super::asking::Seeker;
 use super::rule::Transport;
-use super::upstream::Upstream;
+use super::seeker::{self, Seeker};
+use super::upstream::{self, Upstream};
 use super::{Network, Verdict, address, policy};
 use crate::sentry::asking::About;
 use crate::sentry::kernel::Kernel;
@@ -54,14 +54,16 @@ pub struct Resolver {
     /// Who is told of refusals. It ends with the run, and with it all this.
     pub(super) kernel: Weak<Kernel>,
     network: Arc<Network>,
+    /// What guests' programs call the host that they run on. Immutable.
+    own: HashSet<String>,
     /// What the host's /etc/hosts says of names that may be resolved. Immutable.
     hosts: HashMap<String, Vec<IpAddr>>,
     /// A leaf of the lock order.
     cache: Mutex<HashMap<(String, u16), Cached>>,
     places: Arc<Semaphore>,
     streams: Arc<Semaphore>,
-    /// Who asks is looked for one by one: guests decide how long that takes.
-    pub(super) looking: Semaphore,
+    /// Held while it is looked for who asks.
+    pub(super) askers: Arc<tokio::sync::Mutex<seeker::Known>>,
 }
 
 #[derive(Debug, Clone)]
@@ -85,11 +87,15 @@ impl Resolver {
         Arc::new(Resolver {
             kernel: Arc::downgrade(kernel),
             network: Arc::clone(network),
+            own: own_names(
+                &network.host_name,
+                &std::fs::read_to_string(upstream::PLACE).unwrap_or_default(),
+            ),
             hosts,
             cache: Mutex::default(),
             places: Arc::new(Semaphore::new(if asks { MOST_ASKED } else { MOST })),
             streams: Arc::new(Semaphore::new(MOST_STREAMS)),
-            looking: Semaphore::new(1),
+            askers: Arc::default(),
         })
     }
 
@@ -108,13 +114,13 @@ impl Resolver {
             let streams = TcpListener::from_std(streams.into());
             let datagrams = datagrams.map_err(|error| errno_of(&error))?;
             let streams = streams.map_err(|error| errno_of(&error))?;
-            tokio::spawn(Arc::clone(&resolver).serve_datagrams(datagrams));
-            tokio::spawn(Arc::clone(&resolver).serve_streams(streams));
+            tokio::spawn(Arc::clone(&resolver).serve_datagrams(datagrams, place));
+            tokio::spawn(Arc::clone(&resolver).serve_streams(streams, place));
         }
         Ok(())
     }
 
-    async fn serve_datagrams(self: Arc<Self>, socket: UdpSocket) {
+    async fn serve_datagrams(self: Arc<Self>, socket: UdpSocket, resolver: SocketAddr) {
         let socket = Arc::new(socket);
         let mut query = vec![0; 4096];
         loop {
@@ -127,7 +133,7 @@ impl Resolver {
                 let room =
                     Packet::parse(&query).ok().and_then(|it| Some(it.opt()?.udp_packet_size));
                 let room = room.map_or(SHORT, |room| usize::from(room.min(LONG)).max(SHORT));
-                let seeker = Seeker { address: guest, transport: Transport::Udp };
+                let seeker = Seeker { address: guest, resolver, transport: Transport::Udp };
                 if let Some(answer) = own.answer(&query, room, seeker).await {
                     let _ = socket.send_to(&answer, guest).await;
                 }
@@ -136,13 +142,13 @@ impl Resolver {
         }
     }
 
-    async fn serve_streams(self: Arc<Self>, socket: TcpListener) {
+    async fn serve_streams(self: Arc<Self>, socket: TcpListener, resolver: SocketAddr) {
         loop {
             // (It is never closed.)
             let Ok(place) = Arc::clone(&self.streams).acquire_owned().await else { return };
             match socket.accept().await {
                 Ok((stream, guest)) => {
-                    let seeker = Seeker { address: guest, transport: Transport::Tcp };
+                    let seeker = Seeker { address: guest, resolver, transport: Transport::Tcp };
                     let served = Arc::clone(&self).serve_stream(stream, seeker);
                     tokio::spawn(async move {
                         served.await;
@@ -175,7 +181,12 @@ impl Resolver {
     }
 
     /// The answer to a message, of `room` bytes at most. `None`: to what is no message there is none.
-    async fn answer(&self, query: &[u8], room: usize, seeker: Seeker) -> Option<Vec<u8>> {
+    async fn answer(
+        self: &Arc<Self>,
+        query: &[u8],
+        room: usize,
+        seeker: Seeker,
+    ) -> Option<Vec<u8>> {
         let Ok(query) = Packet::parse(query) else {
             let id = query.get(..2)?.try_into().ok()?;
             let mut reply = Packet::new_reply(u16::from_be_bytes(id));
@@ -220,28 +231,49 @@ impl Resolver {
     }
 
     /// What is to be answered: a message whose records are the answer's.
-    async fn look_up(&self, question: &Question<'_>, seeker: Seeker) -> (RCODE, Option<Vec<u8>>) {
+    async fn look_up(
+        self: &Arc<Self>,
+        question: &Question<'_>,
+        seeker: Seeker,
+    ) -> (RCODE, Option<Vec<u8>>) {
         let Some(name) = plain(&question.qname) else { return (RCODE::NameError, None) };
+        let own = || made(question, &[Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]);
         if name == "localhost" || name.ends_with(".localhost") {
-            let own = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
-            return (RCODE::NoError, made(question, &own));
+            return (RCODE::NoError, own());
         }
         let said = match self.network.policy().decide_name(&name) {
             (true, _) => Ok(None),
+            // (Many programs look up what they run on.)
+            (false, None) if self.own.contains(&name) => return (RCODE::NoError, own()),
             (false, Some(_)) => Err(policy::DENIED),
             (false, None) => self.ask(&name, seeker).await.map(Some),
         };
+        let is_told = said.is_err() && self.is_news(&name);
+        let tid = if is_told || self.network.is_recorded() { self.who(seeker).await } else { 0 };
         let answer = match said {
             Ok(answer) => answer,
             Err(why) => {
-                self.refuse(&name, why);
-                self.network.looked_up(&name, Err(why), None);
+                self.refuse(tid, &name, why);
+                self.network.looked_up(tid, &name, Err(why), None);
                 return (RCODE::NameError, None);
             }
         };
-        let found = self.find(&name, question).await;
-        self.network.looked_up(&name, Ok(found.1.as_deref()), answer);
+        let found = self.resolve(&name, question).await;
+        self.network.looked_up(tid, &name, Ok(found.1.as_deref()), answer);
         found
+    }
+
+    /// A thread of who asks; 0: it is not known.
+    async fn who(self: &Arc<Self>, seeker: Seeker) -> i32 {
+        match self.kernel.upgrade() {
+            Some(kernel) => self.find_asker(&kernel, seeker).await.tid,
+            None => 0,
+        }
+    }
+
+    /// The network that it answers for.
+    pub(super) fn network(&self) -> &Network {
+        &self.network
     }
 
     /// What the host says now of a name that may be resolved, which is remembered.
@@ -253,14 +285,14 @@ impl Resolver {
         let mut found = Vec::new();
         for kind in [TYPE::A, TYPE::AAAA] {
             let question = Question::new(asked.clone(), kind.into(), CLASS::IN.into(), false);
-            let (_, answer) = self.find(name, &question).await;
+            let (_, answer) = self.resolve(name, &question).await;
             found.extend(answer.map(|answer| addresses(&answer)).unwrap_or_default());
         }
         found
     }
 
     /// What is to be answered to a question about a name that may be resolved.
-    async fn find(&self, name: &str, question: &Question<'_>) -> (RCODE, Option<Vec<u8>>) {
+    async fn resolve(&self, name: &str, question: &Question<'_>) -> (RCODE, Option<Vec<u8>>) {
         match question.qtype {
             // Their hints would be addresses that nobody has looked at.
             QTYPE::TYPE(TYPE::HTTPS | TYPE::SVCB) => return (RCODE::NoError, None),
@@ -330,6 +362,7 @@ impl Resolver {
         });
         if refused > 0 {
             self.note(
+                0,
                 name,
                 "it stands for an address of the host or of networks near it, which no name allows",
                 "--allow-net ADDRESS allows it",
@@ -338,17 +371,23 @@ impl Resolver {
         (answer.rcode(), answer.build_bytes_vec().ok())
     }
 
-    fn refuse(&self, name: &str, why: &'static str) {
+    fn refuse(&self, tid: i32, name: &str, why: &'static str) {
         // Nobody means to ask for the names of addresses.
         if !name.ends_with(".arpa") {
-            self.note(name, why, "--allow-net HOST allows it");
+            self.note(tid, name, why, "--allow-net HOST allows it");
         }
     }
 
-    fn note(&self, name: &str, why: &'static str, remedy: &'static str) {
+    fn note(&self, tid: i32, name: &str, why: &'static str, remedy: &'static str) {
         if let Some(kernel) = self.kernel.upgrade() {
-            kernel.refuse_one_of_many(0, &format!("the name {name}"), why, remedy);
+            kernel.refuse_one_of_many(tid, &format!("the name {name}"), why, remedy);
         }
+    }
+
+    /// Whether a refusal of this name has not been noted yet.
+    fn is_news(&self, name: &str) -> bool {
+        let kernel = self.kernel.upgrade();
+        kernel.is_some_and(|it| !it.refusals().has(&format!("the name {name}")))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<(String, u16), Cached>> {
@@ -420,6 +459,20 @@ fn lifetime(answer: &[u8]) -> Option<Duration> {
     Some(if failed { Duration::ZERO } else { records.unwrap_or(NEGATIVE).min(LONGEST) })
 }
 
+/// Names by which programs look up the host that they run on: its name, also below the domains that are searched
+/// (resolv.conf(5)).
+fn own_names(host: &str, resolvers: &str) -> HashSet<String> {
+    if host.is_empty() {
+        return HashSet::new();
+    }
+    let searched = resolvers
+        .lines()
+        .filter_map(|line| line.strip_prefix("search").or_else(|| line.strip_prefix("domain")));
+    let domains = searched.flat_map(str::split_whitespace).map(|it| it.trim_matches('.'));
+    let below = domains.filter(|it| !it.is_empty()).map(|domain| format!("{host}.{domain}"));
+    below.chain([host.to_owned()]).map(|name| name.to_ascii_lowercase()).collect()
+}
+
 /// The names of hosts(5).
 fn hosts(text: &str) -> HashMap<String, Vec<IpAddr>> {
     let mut found: HashMap<String, Vec<IpAddr>> = HashMap::new();
@@ -461,6 +514,14 @@ mod tests {
         assert_eq!(lifetime(&answer), Some(Duration::from_secs(60)));
         assert_eq!(lifetime(&made(&question, &[]).unwrap()), Some(NEGATIVE));
         assert_eq!(lifetime(b"x"), None);
+    }
+
+    #[test]
+    fn the_host_is_known_by_its_name() {
+        let found = own_names("Box", "nameserver 192.0.2.1\nsearch a.example b.\n");
+        let expected = ["box", "box.a.example", "box.b"].map(str::to_owned);
+        assert_eq!(found, expected.into());
+        assert!(own_names("", "search a.example").is_empty());
     }
 
     #[test]

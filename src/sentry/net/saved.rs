@@ -169,7 +169,7 @@ impl Network {
         };
         let begun = match &self.metered {
             None => {
-                options::copy(own.as_fd(), fresh.as_fd());
+                options::copy_outside(own.as_fd(), fresh.as_fd(), family);
                 connect(fresh.as_fd())?;
                 fresh
             }

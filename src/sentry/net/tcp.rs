@@ -83,7 +83,9 @@ fn own_network(call: &TaskCall, net: &Network, own: GuestSocket) -> Result<Unhur
 /// Puts a new socket of TCP, of the guests' own network, in the place of the guest's.
 fn put_inside(call: &TaskCall, net: &Network, own: &GuestSocket) -> Result<Unhurried, Errno> {
     let fresh = Unhurried::from(net.inside.socket(own.family, libc::SOCK_STREAM, 0)?);
-    take_over(own, fresh.as_fd())?;
+    options::copy(own.fd.as_fd(), fresh.as_fd());
+    take_port(own, fresh.as_fd());
+    take_status(own, fresh.as_fd())?;
     net.replace(call.trapped(), own, fresh.as_fd())?;
     Ok(fresh)
 }
@@ -121,18 +123,19 @@ async fn outside(
         return told;
     }
     // (One that has failed does not go elsewhere itself: it stands for what is recorded of it.)
-    let fresh = match socket::socket(own.family, libc::SOCK_STREAM, 0) {
+    let fresh = match socket::socket(own.family, libc::SOCK_STREAM | libc::SOCK_NONBLOCK, 0) {
         Ok(fresh) => Unhurried::from(fresh),
         Err(errno) => return Answer::Fail(errno),
     };
     net.begin(call.received().tid, target, said, fresh.as_fd());
-    let outcome = match take_over(&own, fresh.as_fd()) {
-        Ok(()) => dial(call, fresh.as_fd(), target, waits).await,
-        Err(errno) => return Answer::Fail(errno),
-    };
+    take_over(&own, fresh.as_fd());
+    let first = socket::connect(fresh.as_fd(), &address::bytes(target));
+    let outcome = wait(call, fresh.as_fd(), target, first, waits).await;
     let is_on_its_way = matches!(outcome, Ok(Ok(()) | Err(Errno::EINPROGRESS)) | Err(_));
     if is_on_its_way {
-        if let Err(errno) = net.replace(call.trapped(), &own, fresh.as_fd()) {
+        let placed = take_status(&own, fresh.as_fd())
+            .and_then(|()| net.replace(call.trapped(), &own, fresh.as_fd()));
+        if let Err(errno) = placed {
             return Answer::Fail(errno);
         }
         net.admitted(&call.kernel, call.received().tid, target, Transport::Tcp);
@@ -219,9 +222,14 @@ fn answer(dialled: Dialled) -> Answer {
     }
 }
 
-/// Gives a new socket what the guest has told its own.
-pub(super) fn take_over(own: &GuestSocket, fresh: BorrowedFd<'_>) -> Result<(), Errno> {
-    options::copy(own.fd.as_fd(), fresh);
+/// Gives a new socket of the host's network what the guest has told its own, but for [`take_status`].
+pub(super) fn take_over(own: &GuestSocket, fresh: BorrowedFd<'_>) {
+    options::copy_outside(own.fd.as_fd(), fresh, own.family);
+    take_port(own, fresh);
+}
+
+/// Has a new socket come from the port that the guest has bound its own to.
+fn take_port(own: &GuestSocket, fresh: BorrowedFd<'_>) {
     // A port below these would say something of who connects (rcmd(3)).
     const LOWEST: u16 = 1024;
     let port = own.port();
@@ -229,6 +237,10 @@ pub(super) fn take_over(own: &GuestSocket, fresh: BorrowedFd<'_>) -> Result<(), 
         // (Where the host has it in use, the connection comes from another one.)
         let _ = socket::bind(fresh, &address::bytes(address::any(own.family, port)));
     }
+}
+
+/// Has a new socket wait, or not, as the guest's own does.
+fn take_status(own: &GuestSocket, fresh: BorrowedFd<'_>) -> Result<(), Errno> {
     let status = descriptors::status(own.fd.as_fd())?;
     descriptors::set_status(fresh, status & (libc::O_NONBLOCK | libc::O_APPEND))
 }
@@ -250,26 +262,42 @@ fn waits(fd: BorrowedFd<'_>) -> Option<Duration> {
     }
 }
 
-/// Connects, and waits as long as the guest does. Asked once more, the kernel tells how it went (__inet_stream_connect in
-/// net/ipv4/af_inet.c), which is also what a call that is made again after a signal finds.
+/// Connects, and waits as long as the guest does.
 async fn dial(
     call: &TaskCall,
     fd: BorrowedFd<'_>,
     target: SocketAddr,
     waits: Option<Duration>,
 ) -> Dialled {
+    let first = try_to(fd, &address::bytes(target));
+    wait(call, fd, target, first, waits).await
+}
+
+/// Waits for a connection that was begun, as long as the guest does. Asked once more, the kernel tells how it went
+/// (__inet_stream_connect in net/ipv4/af_inet.c), which is also what a call that is made again after a signal finds.
+async fn wait(
+    call: &TaskCall,
+    fd: BorrowedFd<'_>,
+    target: SocketAddr,
+    first: Result<(), Errno>,
+    waits: Option<Duration>,
+) -> Dialled {
+    let is_begun = |done| matches!(done, Err(Errno::EINPROGRESS | Errno::EALREADY));
+    let Some(longest) = waits.filter(|_| is_begun(first)) else { return Ok(first) };
+    // What is on this machine has answered already, and the kernel looks at it as the first call ends (release_sock in
+    // net/core/sock.c).
     let bytes = address::bytes(target);
-    let first = try_to(fd, &bytes);
-    let (Err(Errno::EINPROGRESS | Errno::EALREADY), Some(longest)) = (first, waits) else {
-        return Ok(first);
-    };
+    let second = try_to(fd, &bytes);
+    if !is_begun(second) {
+        return Ok(second);
+    }
     let connected = async {
         let copy = fd.try_clone_to_owned().map_err(|error| errno_of(&error))?;
         let ready = ready::watch_writable(copy).map_err(|error| errno_of(&error))?;
         loop {
             let mut guard = ready.writable().await.map_err(|error| errno_of(&error))?;
             match try_to(fd, &bytes) {
-                Err(Errno::EINPROGRESS | Errno::EALREADY) => guard.clear_ready(),
+                done if is_begun(done) => guard.clear_ready(),
                 done => return done,
             }
         }

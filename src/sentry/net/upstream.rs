@@ -12,7 +12,7 @@ use super::address;
 use crate::sys::socket;
 
 /// Where the host says which resolvers it has.
-const PLACE: &str = "/etc/resolv.conf";
+pub(super) const PLACE: &str = "/etc/resolv.conf";
 /// As many as the C library takes (MAXNS in resolv.h).
 const MOST_SERVERS: usize = 3;
 /// The longest answer in a datagram.

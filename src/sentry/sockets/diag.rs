@@ -164,6 +164,52 @@ pub(in crate::sentry) fn dump(
     }
 }
 
+/// The inode of the socket of TCP or of UDP that `own` and `other` are the addresses of; one that takes what comes from
+/// anywhere is found, too. ENOENT: there is none.
+pub(in crate::sentry) fn find(
+    netlink: BorrowedFd<'_>,
+    is_tcp: bool,
+    own: SocketAddr,
+    other: SocketAddr,
+) -> Result<u64, Errno> {
+    let protocol = if is_tcp { libc::IPPROTO_TCP } else { libc::IPPROTO_UDP };
+    let family = if own.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    // (Of UDP the kernel takes them the other way round: udp_dump_one in net/ipv4/udp_diag.c.)
+    let (source, target) = if is_tcp { (own, other) } else { (other, own) };
+    // struct inet_diag_req_v2, without a cookie (INET_DIAG_NOCOOKIE)
+    let mut body = vec![family as u8, protocol as u8, 0, 0];
+    body.extend(u32::MAX.to_ne_bytes());
+    body.extend(source.port().to_be_bytes());
+    body.extend(target.port().to_be_bytes());
+    for end in [source, target] {
+        let mut octets = match end.ip() {
+            IpAddr::V4(v4) => v4.octets().to_vec(),
+            IpAddr::V6(v6) => v6.octets().to_vec(),
+        };
+        octets.resize(16, 0);
+        body.extend(octets);
+    }
+    body.extend([0; 4]);
+    body.extend([0xff; 8]);
+    let request = framed(&body, libc::NLM_F_REQUEST);
+    socket::send(netlink, &socket::Sent { bytes: &request, ..socket::Sent::default() })?;
+    let received = socket::receive(netlink, ROOM, 0)?;
+    let mut found = Err(Errno::EBADMSG);
+    messages(&received.bytes, |kind, body| match i32::from(kind) {
+        libc::NLMSG_ERROR => {
+            let errno = word(body, 0).unwrap_or(0).cast_signed();
+            found = Err(Errno::from_raw(errno.wrapping_neg()));
+        }
+        _ if kind == SOCK_DIAG_BY_FAMILY => {
+            let inode = inet(Class::Inet(family, protocol), body).map(|it| it.inode);
+            // (One that nobody holds any more has none.)
+            found = inode.filter(|inode| *inode != 0).ok_or(Errno::ENOENT);
+        }
+        _ => {}
+    });
+    found
+}
+
 /// The TCP sockets that a message of [`ends`] tells of: their cookies and what they have carried.
 pub(in crate::sentry) fn ended(bytes: &[u8], mut each: impl FnMut(u64, Carried)) {
     messages(bytes, |kind, body| {
@@ -204,9 +250,14 @@ fn request(class: Class) -> Vec<u8> {
             body.extend([0; 8]);
         }
     }
+    framed(&body, libc::NLM_F_REQUEST | libc::NLM_F_DUMP)
+}
+
+/// A request behind its header (struct nlmsghdr).
+fn framed(body: &[u8], flags: c_int) -> Vec<u8> {
     let mut request = ((HEADER + body.len()) as u32).to_ne_bytes().to_vec();
     request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-    request.extend(((libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16).to_ne_bytes());
+    request.extend((flags as u16).to_ne_bytes());
     request.extend([0; 8]);
     request.extend(body);
     request
@@ -390,6 +441,34 @@ mod tests {
         let end = end.unwrap();
         assert_eq!(end.sent, 1000);
         assert!(end.received == 7 || end.received == 8, "{end:?}");
+    }
+
+    #[test]
+    fn one_socket_is_found_by_its_addresses() {
+        use std::net::UdpSocket;
+        let inode = |fd: BorrowedFd<'_>| crate::sys::files::identity(fd).unwrap().1;
+        let netlink = open().unwrap();
+        let found = |is_tcp, own, other| super::find(netlink.as_fd(), is_tcp, own, other);
+        let listening = TcpListener::bind("127.0.0.1:0").unwrap();
+        let there = listening.local_addr().unwrap();
+        let one = TcpStream::connect(there).unwrap();
+        let here = one.local_addr().unwrap();
+        assert_eq!(found(true, here, there), Ok(inode(one.as_fd())));
+        let asked = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let there = asked.local_addr().unwrap();
+        // One that is connected, one that is not, and one of IPv6 that speaks IPv4 as well.
+        for (own, is_connected) in [("127.0.0.1:0", true), ("0.0.0.0:0", false), ("[::]:0", false)]
+        {
+            let Ok(one) = UdpSocket::bind(own) else { continue };
+            if is_connected {
+                one.connect(there).unwrap();
+            }
+            let here =
+                SocketAddr::new(Ipv4Addr::LOCALHOST.into(), one.local_addr().unwrap().port());
+            assert_eq!(found(false, here, there), Ok(inode(one.as_fd())), "{own}");
+            drop(one);
+            assert_eq!(found(false, here, there), Err(Errno::ENOENT));
+        }
     }
 
     #[test]

@@ -120,6 +120,13 @@ impl Held {
     }
 }
 
+/// Whether a process holds this socket, as far as can be seen until the deadline.
+pub(in crate::sentry) fn holds(pid: i32, inode: u64, deadline: Instant) -> bool {
+    let has = |tid: i32| sockets_of(&tid.to_string()).iter().any(|(_, it)| *it == inode);
+    // (Mostly there is one table, which is its leader's.)
+    Instant::now() < deadline && (has(pid) || tables(pid, deadline).into_iter().any(has))
+}
+
 /// One thread for each table of descriptors that the threads of a process have: one, mostly. (Its leader may have ended
 /// before the others, and has none then.) Those that were found until the deadline.
 fn tables(pid: i32, deadline: Instant) -> Vec<i32> {

@@ -20,6 +20,7 @@ use super::net::Network;
 use diag::{CLASSES, Class, End, Listed};
 use holders::Held;
 pub use holders::Holder;
+pub(super) use holders::holds;
 
 /// Sockets.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -14,6 +14,7 @@ pub mod directories;
 pub mod exec;
 pub mod filters;
 pub mod identity;
+pub mod interfaces;
 pub mod kept;
 pub mod klog;
 pub mod lazy;

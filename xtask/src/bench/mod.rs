@@ -16,6 +16,7 @@ mod exec;
 mod files;
 mod idle;
 mod machine;
+mod network;
 mod pause;
 mod peers;
 mod process;
@@ -69,9 +70,10 @@ struct Group {
 }
 
 /// All of them, in the order of the table.
-const GROUPS: [Group; 10] = [
+const GROUPS: [Group; 11] = [
     Group { name: exec::NAME, measure: exec::measure },
     Group { name: publish::NAME, measure: publish::measure },
+    Group { name: network::NAME, measure: network::measure },
     Group { name: pause::NAME, measure: pause::measure },
     Group { name: files::NAME, measure: files::measure },
     Group { name: carried::NAME, measure: carried::measure },

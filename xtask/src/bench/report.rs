@@ -22,8 +22,8 @@ const COLUMNS: [(&str, &[&str]); 9] = [
     ("+session", &["floor+session"]),
     ("bwrap", &["bwrap", "bwrap+time"]),
     ("ours", &["ours"]),
-    ("peer", &["libfaketime", "kill", "nsenter", "criu", "rsync", "proot"]),
-    ("fakeroot", &["fakeroot"]),
+    ("peer", &["libfaketime", "kill", "nsenter", "criu", "rsync", "proot", "slirp4netns"]),
+    ("peer 2", &["fakeroot", "tinyproxy"]),
     ("strace", &["strace"]),
     ("runsc", &["runsc"]),
 ];
@@ -172,6 +172,7 @@ impl ReportRow {
         let target = match self.target {
             Target::Ratio(limit) => format!("{limit:.2} x"),
             Target::AtMost(limit) => figure(limit, self.unit),
+            Target::Added(limit) => format!("+{}", figure(limit, self.unit)),
             Target::Overhead(limit, _) => format!("{limit:.2} over"),
             Target::None => "-".to_owned(),
         };

@@ -31,6 +31,8 @@ pub(super) enum Target {
     Ratio(f64),
     /// Ours may take at most so much, in the unit of the row.
     AtMost(f64),
+    /// Ours may take at most so much longer than the reference, in the unit of the row.
+    Added(f64),
     /// Ours may take at most so much of what each of these takes longer than the reference.
     Overhead(f64, &'static [&'static str]),
     /// Published, without a target.
@@ -139,6 +141,12 @@ impl Row {
         others.iter().filter_map(share).max_by(|one, other| one.0.total_cmp(&other.0))
     }
 
+    /// What ours takes longer than the reference, round by round.
+    fn added(&self) -> Option<Summary> {
+        let pairs = pairs(&self.column("ours")?.rounds, &self.column(self.reference)?.rounds);
+        Summary::of(&pairs.iter().map(|(ours, theirs)| ours - theirs).collect::<Vec<_>>())
+    }
+
     /// Whether ours meets the target.
     pub(super) fn verdict(&self) -> Verdict {
         let (value, error, limit) = match self.target {
@@ -155,6 +163,10 @@ impl Row {
                 Some(summary) => (summary.median, summary.median_error(), limit),
                 None => return Verdict::None,
             },
+            Target::Added(limit) => match self.added() {
+                Some(added) => (added.median, added.median_error(), limit),
+                None => return Verdict::None,
+            },
             Target::Overhead(limit, others) => match self.overhead(others) {
                 Some((value, error)) => (value, error, limit),
                 None => return Verdict::None,
@@ -168,6 +180,16 @@ impl Row {
             Verdict::Missed
         }
     }
+}
+
+/// The medians of the rounds in which both took part.
+fn pairs(mine: &[(usize, Vec<f64>)], theirs: &[(usize, Vec<f64>)]) -> Vec<(f64, f64)> {
+    let median = |samples: &[f64]| Summary::of(samples).map(|it| it.median);
+    let pair = |(round, samples): &(usize, Vec<f64>)| {
+        let (_, others) = theirs.iter().find(|(number, _)| number == round)?;
+        Some((median(samples)?, median(others)?))
+    };
+    mine.iter().filter_map(pair).collect()
 }
 
 fn ratio(mine: &[(usize, Vec<f64>)], theirs: &[(usize, Vec<f64>)]) -> Option<Ratio> {
@@ -240,6 +262,9 @@ mod tests {
         assert_eq!(row(Target::AtMost(12.0), &[12.0; 4], &native).verdict(), Verdict::Met);
         assert_eq!(row(Target::AtMost(0.0), &[1.0], &native).verdict(), Verdict::Missed);
         assert_eq!(row(Target::Ratio(1.02), &[], &native).verdict(), Verdict::None);
+        assert_eq!(row(Target::Added(2.0), &[12.0; 4], &native).verdict(), Verdict::Met);
+        assert_eq!(row(Target::Added(1.0), &[12.0; 4], &native).verdict(), Verdict::Missed);
+        assert_eq!(row(Target::Added(1.0), &[], &native).verdict(), Verdict::None);
     }
 
     #[test]

@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The programs under `xtask/bench`.
-const PROGRAMS: [&str; 10] =
-    ["crowd", "floor", "halt", "heap", "loops", "scatter", "served", "spawn", "spin", "storm"];
+const PROGRAMS: [&str; 11] = [
+    "crowd", "dials", "floor", "halt", "heap", "loops", "scatter", "served", "spawn", "spin",
+    "storm",
+];
 
 /// A temporary directory with the C programs built in it. It is the working directory of every
 /// guest and so the one that a sandbox shows writable.

@@ -11,9 +11,9 @@ use libc::*;
 use super::super::args::*;
 use super::super::row::syscalls;
 use super::super::{
-    apart, attributes, believed, clocks, directories, exec, filters, identity, kept, klog, lazy,
-    machine, modes, network, owners, paths, processes, random, sleeps, stamps, sync, timeouts,
-    usage, watch,
+    apart, attributes, believed, clocks, directories, exec, filters, identity, interfaces, kept,
+    klog, lazy, machine, modes, network, owners, paths, processes, random, sleeps, stamps, sync,
+    timeouts, usage, watch,
 };
 use crate::notify::filter::Own;
 use crate::sys::message;
@@ -161,6 +161,9 @@ syscalls! {
         request of 0x97 => handled(sync apart::ioctl, NO_NAMESPACES),
         request of 0xbc => handled(sync apart::ioctl, NO_NAMESPACES),
         request of 0xf5 => handled(sync apart::ioctl, NO_NAMESPACES),
+        request of 0x89 => handled(sync interfaces::ioctl, NETWORK),
+        // Of wireless ones (include/uapi/linux/wireless.h), of which guests' own network has none.
+        request of 0x8b => denied(EOPNOTSUPP, "tells of the host's wireless interfaces", when NETWORK),
     };
     SYS_pread64(fd: Fd, buf: OutBuf, count: Len, offset: Offset) => native;
     SYS_pwrite64(fd: Fd, buf: InBuf, count: Len, offset: Offset) => native;
