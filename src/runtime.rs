@@ -410,7 +410,12 @@ impl<'r> Supervisor<'r> {
             Event::Fault(stage, index, errno) => {
                 return Err(self.behind.fault(self.plan, stage, index, errno).into());
             }
-            Event::Ready | Event::Listening | Event::Made | Event::Planted | Event::Front => {}
+            Event::Ready
+            | Event::Listening
+            | Event::Made
+            | Event::Planted
+            | Event::Front
+            | Event::Confined => {}
         }
         Ok(None)
     }

@@ -1,5 +1,5 @@
-//! Landlock: as a second wall behind the mounts (`--landlock`), which changes nothing that programs see, and as the wall of a run
-//! without namespaces (`--walls landlock`).
+//! Landlock: as a second wall behind the mounts, which changes nothing that programs see, and as the wall of a run without
+//! namespaces (`--walls landlock`).
 
 mod common;
 
@@ -12,8 +12,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use common::{
-    LIMIT, Leftovers, Outcome, Workspace, command_line, finish, guest, run, sandbox_program, skip,
-    start, wait_for,
+    LIMIT, Leftovers, Outcome, Workspace, command_line, finish, guest, have, run, sandbox_program,
+    skip, start, wait_for,
 };
 
 const WEAK: [&str; 2] = ["--walls", "landlock"];
@@ -78,7 +78,82 @@ fn the_second_wall_changes_nothing_that_programs_see() {
     };
     let without = tour(&["--without", "landlock"]);
     without.success().out_has("Read-only file system");
-    tour(&["--landlock"]).same_as(&without);
+    tour(&[]).same_as(&without);
+    tour(&["--landlock=false"]).same_as(&without);
+}
+
+/// Enters the namespaces of a process and makes a mount there writable (MS_REMOUNT | MS_BIND).
+const OPEN_UP: &str = r#"
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+spaces = [os.open(f"/proc/{sys.argv[1]}/ns/{name}", os.O_RDONLY) for name in ("user", "mnt")]
+done = [libc.setns(space, 0) for space in spaces]
+done.append(libc.mount(None, sys.argv[2].encode(), None, 4096 | 32, None))
+assert done == [0, 0, 0], (done, os.strerror(ctypes.get_errno()))
+"#;
+
+/// A mount of a run is made writable by its user from outside.
+#[track_caller]
+fn open_up(id: &str, workspace: &Workspace, place: &Path) {
+    let mut command = workspace.command(sandbox_program());
+    command.args(["ps", id]);
+    let listed = run(command, b"", LIMIT).out();
+    let row = listed.lines().find(|line| line.contains(" sh "));
+    let host = row.and_then(|row| row.split_whitespace().nth(2)).expect("the program");
+    let mut command = workspace.command("python3");
+    command.args(["-c", OPEN_UP, host]).arg(place);
+    run(command, b"", LIMIT).success();
+}
+
+/// What becomes of changes in a place that is shown read-only, once its mount is writable: the errors, and the place.
+fn without_a_mount(name: &str, flags: &[&str], restored: bool) -> (String, Workspace) {
+    let (workspace, victim) = (Workspace::new(name), Workspace::new("second-wall-victim"));
+    let id = workspace.mark().to_owned();
+    victim.write("file", "untouched\n");
+    let place = victim.path().to_str().unwrap();
+    let script =
+        "cd \"$1\"; echo runs; read line; (echo x >file) 2>&1; mkdir new 2>&1; mv file moved 2>&1";
+    let start_with = |words: &[&str]| {
+        let mut command = workspace.sandbox();
+        command.args(words).stdin(Stdio::piped());
+        (command_line(&command), start(command))
+    };
+    let run_it =
+        [&["run", "--id", &id, "--ro", place], flags, &["--", "sh", "-c", script, "sh", place]];
+    let (mut words, mut child) = start_with(&run_it.concat());
+    let mut first = [0; 5];
+    child.stdout.as_mut().expect("a pipe").read_exact(&mut first).expect("it runs");
+    if restored {
+        let verb = |words: &[&str]| {
+            let mut command = workspace.command(sandbox_program());
+            command.args(words);
+            run(command, b"", LIMIT)
+        };
+        let image = workspace.path().join("image");
+        let image = image.to_str().unwrap();
+        verb(&["save", &id, "-o", image]).success();
+        finish(child, words, b"", LIMIT);
+        (words, child) = start_with(&["restore", image]);
+        wait_for("the restored program", || verb(&["ps", &id]).out().contains(" sh "));
+    }
+    open_up(&id, &workspace, victim.path());
+    (finish(child, words, b"\n", LIMIT).out(), victim)
+}
+
+#[test]
+fn the_second_wall_stands_where_a_mount_does_not() {
+    if !is_there() || !have("python3") {
+        return;
+    }
+    let (out, victim) = without_a_mount("second-wall-off", &["--landlock=false"], false);
+    assert!(out.is_empty() && victim.has("new") && victim.read("moved") == "x\n", "{out}");
+    for restored in [false, true] {
+        let name = if restored { "second-wall-again" } else { "second-wall-alone" };
+        let (out, victim) = without_a_mount(name, &[], restored);
+        assert_eq!(out.matches("Permission denied").count(), 3, "{out}");
+        assert_eq!(victim.read("file"), "untouched\n");
+        assert!(!victim.has("new") && !victim.has("moved"));
+    }
 }
 
 #[test]

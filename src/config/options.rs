@@ -106,7 +106,7 @@ impl Default for Options {
             learn: false,
             network: Network::None,
             walls: Walls::Namespaces,
-            landlock: false,
+            landlock: true,
             net_log: None,
             ask: About::empty(),
             ask_save: None,

@@ -222,7 +222,7 @@ impl SavedSpec {
             deterministic: None,
             network,
             walls: super::Walls::Namespaces,
-            landlock: false,
+            landlock: true,
             reach,
             net_log,
             asks: Default::default(),

@@ -26,7 +26,7 @@ use super::plan::{PlanError, c_path};
 use crate::config::{HOST_SOCKET, MountKind, RunSpec, Why, quoted};
 use crate::overlay::remove_directory;
 use crate::sentry::{Grounds, Stat};
-use crate::sys::landlock::{self, Access, Ruleset};
+use crate::sys::landlock::{self, Access};
 use crate::sys::{files, socket, spawn};
 
 /// Landlock with scopes for signals (Linux 6.12). Before, nothing keeps signals in that the kernel sends in a
@@ -262,9 +262,5 @@ pub(super) fn end_all() {
 
 /// Keeps the program from sending signals to its keeper. Child side.
 pub(super) fn below_keeper() -> Result<(), Errno> {
-    // A further layer refuses REFER even where it asks for no right (landlock(7)), so it has to allow that everywhere.
-    let ruleset = Ruleset::new(Access::REFER, 0, landlock::SCOPES)?;
-    let root = files::open(c"/", libc::O_PATH | libc::O_DIRECTORY, 0)?;
-    ruleset.allow(root.as_fd(), Access::REFER)?;
-    ruleset.restrict()
+    confine::below_others(0, landlock::SCOPES)
 }

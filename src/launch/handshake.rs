@@ -410,6 +410,17 @@ impl Planter {
         Ok((pid, pidfd, Planter { socket }))
     }
 
+    /// What was planted so far makes what others only find, and does without the wall for files. Whatever comes after
+    /// this is behind it.
+    pub fn confine(&self) -> Result<(), Errno> {
+        Order::Confine.send(self.socket.as_fd(), &[])?;
+        match self.hear()? {
+            (Event::Confined, _) => Ok(()),
+            (Event::Fault(_, _, errno), _) => Err(Errno::from_raw(errno)),
+            _ => Err(Errno::EBADMSG),
+        }
+    }
+
     /// What has been made: its number on the host, and a descriptor that stands for it.
     fn planted(&self) -> Result<(i32, OwnedFd), Errno> {
         match self.hear()? {

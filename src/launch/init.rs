@@ -21,6 +21,7 @@ use super::plant;
 use super::program::Lists;
 use super::protocol::{Event, Order, Stage};
 use super::view::{Need, OverlayStep, Step};
+use crate::sys::landlock::Ruleset;
 use crate::sys::{beneath, files, mount, pty, seccomp, spawn, terminal};
 
 /// What the child is given besides the plan.
@@ -117,7 +118,7 @@ fn live(plan: &Plan, socket: BorrowedFd<'_>) -> Result<(), Fault> {
         spawn::keep_addresses().at(Stage::Addresses)?;
     }
     let slave = terminal.as_ref().map(|(_, slave)| slave.as_fd());
-    give_up_privileges(plan, slave).at(Stage::Identity)?;
+    let wall = give_up_privileges(plan, slave).at(Stage::Identity)?;
     files::change_directory(&plan.workdir).at(Stage::Workdir)?;
 
     if !load_filter(plan, socket, terminal.as_ref().map(|(master, _)| master.as_fd()))? {
@@ -134,7 +135,7 @@ fn live(plan: &Plan, socket: BorrowedFd<'_>) -> Result<(), Fault> {
         closed: [false; 3],
     };
     if plan.seed.is_some() {
-        return match plant::serve(plan, socket)? {
+        return match plant::serve(plan, socket, wall)? {
             Some(grown) => keeping.adopt(grown.program),
             None => Ok(()),
         };
@@ -347,7 +348,11 @@ fn reopen_read_only(plan: &Plan, reopen: &Reopen) -> Result<(), Errno> {
     files::place(file.as_raw_fd(), reopen.fd)
 }
 
-fn give_up_privileges(plan: &Plan, terminal: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
+/// Gives the wall for files, if that is to be put in force later ([`plant`]).
+fn give_up_privileges(
+    plan: &Plan,
+    terminal: Option<BorrowedFd<'_>>,
+) -> Result<Option<Ruleset>, Errno> {
     match spawn::new_session_keyring() {
         // No keyrings in this kernel, or none allowed here: then there is nothing to leave behind.
         Ok(()) | Err(Errno::ENOSYS | Errno::EPERM | Errno::EDQUOT) => {}
@@ -377,7 +382,7 @@ fn give_up_privileges(plan: &Plan, terminal: Option<BorrowedFd<'_>>) -> Result<(
     } else {
         spawn::limit_capabilities(plan.capabilities)?;
     }
-    plan.confinement.enforce(terminal, plants)?;
+    let wall = plan.confinement.enforce(terminal, plants)?;
     files::close_on_exec_from(3)?;
     for fd in &plan.descriptors {
         files::set_close_on_exec(*fd, false)?;
@@ -389,9 +394,10 @@ fn give_up_privileges(plan: &Plan, terminal: Option<BorrowedFd<'_>>) -> Result<(
         spawn::become_subreaper()?;
         apart::check_scope()?;
         plan.confined.set(true);
-        return Ok(());
+        return Ok(wall);
     }
-    spawn::die_with_parent(libc::SIGKILL)
+    spawn::die_with_parent(libc::SIGKILL)?;
+    Ok(wall)
 }
 
 /// Loads the filter as soon as the supervisor has made it, and hands its listener over, with the master

@@ -177,7 +177,7 @@ impl Plan {
             keep_addresses: spec.deterministic.is_some(),
             cpus: spec.limits.cpus.as_deref().map(CpuMask::new),
             rlimits: resource_limits(&spec.limits, spec.root == Root::Believed),
-            confinement: Confinement::of(spec, apart, terminals)?,
+            confinement: Confinement::of(spec, layers, apart, terminals)?,
             apart: is_apart,
             confined: Cell::new(false),
             wait_killable: !spec.without.contains(Without::WAIT_KILLABLE)

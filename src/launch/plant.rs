@@ -13,6 +13,7 @@ use super::init::{At, Fault};
 use super::plan::Plan;
 use super::protocol::{Event, Order, Stage};
 use super::shelter;
+use crate::sys::landlock::Ruleset;
 use crate::sys::{files, spawn};
 
 /// The first descriptor of a seed beside the standard streams: what came with the order.
@@ -37,8 +38,13 @@ pub(super) struct Grown {
     pub(super) hang_up: bool,
 }
 
-/// Plants until it is told which of them to keep; `None`: the supervisor is gone.
-pub(super) fn serve(plan: &Plan, socket: BorrowedFd<'_>) -> Result<Option<Grown>, Fault> {
+/// Plants until it is told which of them to keep; `None`: the supervisor is gone. `wall`: that for files, which what is
+/// planted first does without.
+pub(super) fn serve(
+    plan: &Plan,
+    socket: BorrowedFd<'_>,
+    mut wall: Option<Ruleset>,
+) -> Result<Option<Grown>, Fault> {
     loop {
         match Order::receive(socket) {
             Ok((Order::Plant(pid), [Some(first), ..])) => {
@@ -50,7 +56,14 @@ pub(super) fn serve(plan: &Plan, socket: BorrowedFd<'_>) -> Result<Option<Grown>
                 let pidfd = pidfd.at_index(Stage::Seed, pid as usize)?;
                 let _ = Event::Planted.send(socket, &[pidfd.as_fd()]);
             }
+            Ok((Order::Confine, _)) => {
+                wall.take().map_or(Ok(()), Ruleset::restrict).at(Stage::Identity)?;
+                let _ = Event::Confined.send(socket, &[]);
+            }
             Ok((Order::Adopt { program, hang_up }, _)) => {
+                if wall.is_some() {
+                    return Err(Errno::EPROTO).at(Stage::Identity);
+                }
                 spawn::limit_capabilities(plan.capabilities).at(Stage::Identity)?;
                 return Ok(Some(Grown { program, hang_up }));
             }

@@ -45,6 +45,9 @@ pub enum Order {
     },
     /// Make a keeper of this number, which plants below itself. Carries its end of a socket.
     Shelter(i32),
+    /// What was planted so far makes what others only find. Have all that is planted from here on behind the walls of the
+    /// run as a whole.
+    Confine,
 }
 
 /// What a keeper is to start, besides what lies in the program's lists.
@@ -84,6 +87,8 @@ pub enum Event {
     Planted,
     /// There is memory for what lies in front of layers. Carries it, to be filled before [`Order::Go`].
     Front,
+    /// Whatever is planted from here on has the walls of the run.
+    Confined,
 }
 
 /// How a program ended.
@@ -204,6 +209,7 @@ impl Order {
             Order::Plant(pid) => words([7, pid as u32]),
             Order::Adopt { program, hang_up } => words([8, program as u32, u32::from(hang_up)]),
             Order::Shelter(pid) => words([9, pid as u32]),
+            Order::Confine => words([10]),
             Order::Keep(Later { words: count, open, terminal }) => {
                 words([5, count, bits(open), bits(terminal)])
             }
@@ -225,6 +231,7 @@ impl Order {
             7 => Order::Plant(a as i32),
             8 => Order::Adopt { program: a as i32, hang_up: b != 0 },
             9 => Order::Shelter(a as i32),
+            10 => Order::Confine,
             _ => return Err(Errno::EBADMSG),
         };
         Ok((order, descriptors))
@@ -244,6 +251,7 @@ impl Event {
             Event::Made => words([7]),
             Event::Planted => words([8]),
             Event::Front => words([9]),
+            Event::Confined => words([10]),
             Event::Ended(End { status, cpu_us, peak_kib }) => [
                 6,
                 status as u32,
@@ -285,6 +293,7 @@ impl Event {
             7 => Event::Made,
             8 => Event::Planted,
             9 => Event::Front,
+            10 => Event::Confined,
             _ => return Err(Errno::EBADMSG),
         };
         Ok((event, descriptors))
@@ -308,6 +317,7 @@ mod tests {
             Order::Plant(7),
             Order::Adopt { program: 2, hang_up: true },
             Order::Shelter(9),
+            Order::Confine,
             Order::Keep(Later {
                 words: 9,
                 open: [true, false, true],
@@ -329,6 +339,7 @@ mod tests {
             Event::Made,
             Event::Planted,
             Event::Front,
+            Event::Confined,
             Event::Ended(End { status: -1, cpu_us: u64::MAX - 5, peak_kib: 1 << 40 }),
         ];
         events.extend(Stage::ALL.map(|stage| Event::Fault(stage, 3, 13)));
@@ -365,7 +376,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn whatever_arrives_is_a_message_or_an_error(
-            tag in 0u32..12,
+            tag in 0u32..13,
             rest: [u32; 5],
             length in proptest::sample::select(vec![LENGTH, LENGTH, LENGTH, LENGTH - 1, 1, 0]),
         ) {
@@ -380,7 +391,7 @@ mod tests {
 
             let (ours, theirs) = arrived();
             let order = Order::receive(theirs.as_fd());
-            assert_eq!(order.is_ok(), tag <= 9 && length == LENGTH);
+            assert_eq!(order.is_ok(), tag <= 10 && length == LENGTH);
             match order {
                 Ok((order, _)) => {
                     order.send(ours.as_fd(), &[]).unwrap();
@@ -392,7 +403,7 @@ mod tests {
             let (ours, theirs) = arrived();
             match Event::receive(theirs.as_fd()) {
                 Ok((event, _)) => {
-                    assert!(tag <= 9 && length == LENGTH);
+                    assert!(tag <= 10 && length == LENGTH);
                     event.send(ours.as_fd(), &[]).unwrap();
                     assert_eq!(Event::receive(theirs.as_fd()).unwrap().0, event);
                 }

@@ -43,7 +43,7 @@ fn keeper(task: &Shelter<'_>) -> ! {
 }
 
 fn keep(task: &Shelter<'_>) -> Result<(), Fault> {
-    let Some(grown) = plant::serve(task.plan, task.socket)? else { return Ok(()) };
+    let Some(grown) = plant::serve(task.plan, task.socket, None)? else { return Ok(()) };
     if grown.hang_up && grown.program > 0 {
         // As it is when whoever held the other end lets go (see `look_around` in keep.rs).
         let _ = spawn::kill(-grown.program, libc::SIGHUP);

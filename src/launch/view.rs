@@ -172,7 +172,8 @@ const PROC_HIDDEN: [&str; 14] = [
     "pagetypeinfo",
     "allocinfo",
 ];
-const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
+/// The devices of every run.
+pub(super) const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 
 impl View {
     /// Fills `steps` in.

@@ -43,6 +43,22 @@ fn set_id(call: c_long, id: u32) -> u32 {
     unsafe { libc::syscall(call, id) as u32 }
 }
 
+/// The calling thread's supplementary groups (getgroups(2)).
+fn groups() -> Result<Vec<u32>, Errno> {
+    // By far the most have fewer. (Who asks how many there can be at most, as nix does, opens a file of procfs for that.)
+    let mut some = [0_u32; 64];
+    // SAFETY: the kernel writes as many numbers as there are, if there is room for them.
+    let count = unsafe { libc::syscall(libc::SYS_getgroups, some.len(), some.as_mut_ptr()) };
+    match Errno::result(count) {
+        Ok(count) => Ok(some[..count as usize].to_vec()),
+        Err(Errno::EINVAL) => {
+            let all = nix::unistd::getgroups()?;
+            Ok(all.into_iter().map(nix::unistd::Gid::as_raw).collect())
+        }
+        Err(errno) => Err(errno),
+    }
+}
+
 fn set_groups(groups: &[u32]) -> Result<(), Errno> {
     // SAFETY: pointer and length are those of a valid slice.
     let done = unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) };
@@ -63,8 +79,7 @@ impl Disguise {
             groups: None,
             _thread: thread,
         };
-        let own = nix::unistd::getgroups()?;
-        let mut own: Vec<u32> = own.into_iter().map(nix::unistd::Gid::as_raw).collect();
+        let mut own = groups()?;
         own.sort_unstable();
         let mut wanted = owner.groups.clone();
         wanted.sort_unstable();
@@ -79,8 +94,10 @@ impl Disguise {
         let uid = set_id(libc::SYS_setfsuid, owner.uid);
         worn.uid = (uid != owner.uid).then_some(uid);
         // (Asked for once more, an id that was refused is still the former one.)
-        if set_id(libc::SYS_setfsuid, owner.uid) != owner.uid
-            || set_id(libc::SYS_setfsgid, owner.gid) != owner.gid
+        let is_refused =
+            |changed: Option<u32>, call, id| changed.is_some() && set_id(call, id) != id;
+        if is_refused(worn.uid, libc::SYS_setfsuid, owner.uid)
+            || is_refused(worn.gid, libc::SYS_setfsgid, owner.gid)
         {
             return Err(Errno::EPERM);
         }

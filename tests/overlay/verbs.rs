@@ -206,6 +206,35 @@ fn a_writable_path_in_an_overlay_is_the_hosts_own() {
 }
 
 #[test]
+fn an_overlay_in_another_one_is_the_same_and_one_behind_a_rule_its_own() {
+    both(|| {
+        let desk = Desk::new("nested");
+        let overlays = |words: &[&str], script: &str| {
+            let words = [&["run", "--id", "in"], words, &["--", "sh", "-c", script]].concat();
+            desk.words(&words).success();
+        };
+        let both = ["--overlay", "src", "--overlay", ".", "--overlay", "src/deep"];
+        overlays(&both, "echo x >> src/f1; mv src/deep/er/g1 docs/moved; rm src/f2");
+        let changes =
+            [('A', "docs/moved"), ('D', "src/deep/er/g1"), ('M', "src/f1"), ('D', "src/f2")];
+        assert_eq!(desk.diff("in"), changes.map(|(kind, path)| (kind, path.into())));
+        same_trees("the host's tree has changed", &tree(&desk.host), &tree(&desk.copy));
+        // They are the same overlay as the outer one alone.
+        overlays(&["--overlay", "."], "test -e docs/moved && rm docs/moved");
+        desk.words(&["discard", "in"]).success();
+
+        let apart = ["--overlay", ".", "--rw", "src", "--overlay", "src/deep"];
+        overlays(&apart, "for d in docs src src/deep; do echo x > $d/new; done");
+        assert_eq!(desk.diff("in"), ["docs/new", "src/deep/new"].map(|path| ('A', path.into())));
+        assert_eq!(fs::read_to_string(desk.host.join("src/new")).unwrap(), "x\n");
+        desk.words(&["commit", "in", "--only", "deep/new"]).success();
+        assert!(desk.host.join("src/deep/new").exists() && !desk.host.join("docs/new").exists());
+        desk.words(&["discard", "in"]).success();
+        desk.nothing_is_kept();
+    });
+}
+
+#[test]
 fn what_cannot_be_is_named_before_anything_runs() {
     let desk = Desk::new("refused");
     let asked = |words: &[&str]| desk.words(&[words, &["--", "touch", "ran"]].concat());

@@ -384,11 +384,11 @@ pub static KEYS: &[Key] = &[
         "namespaces|landlock",
         "What keeps the program in: landlock is the weaker wall, for hosts that refuse user namespaces",
     ),
-    Key::new("landlock", Form::Switch, Project::On, Group::Network, "false", |o, s| {
+    Key::new("landlock", Form::Switch, Project::On, Group::Network, "true", |o, s| {
         o.landlock = s.is_on();
         Ok(())
     })
-    .help("", "Keep files by Landlock as well, behind the mounts, where the host has it"),
+    .help("", "Keep files by Landlock as well, behind the mounts, where the host has it (as ever, unless it is switched off)"),
     Key::new("fd", Form::Numbers, Project::LeftOut, Group::Network, "0 1 2", |o, s| {
         let number = s.text()?.parse().ok().filter(|fd| *fd >= 0);
         o.descriptors.push(number.ok_or_else(|| {

@@ -179,9 +179,13 @@ pub fn grow(
 ) -> Result<Grown, RestoreError> {
     let (courier, theirs) = courier::pair(FIRST)
         .map_err(|errno| RestoreError::failed("a socket to the new processes", errno.desc()))?;
-    let keepers = keepers::make(planter, sandbox, kernel)?;
-    let garden = Garden { planter, keepers, gate, area, theirs, free: free_number(sandbox) };
-    let (mut maker_hand, _) = garden.plant(tree::INIT, garden.free, "the maker")?;
+    let (free, keepers) = (free_number(sandbox), HashMap::new());
+    let mut garden = Garden { planter, keepers, gate, area, theirs, free };
+    let (mut maker_hand, _) = garden.plant(tree::INIT, free, "the maker")?;
+    planter
+        .confine()
+        .map_err(|errno| RestoreError::failed("cannot keep files by Landlock", errno.desc()))?;
+    garden.keepers = keepers::make(planter, sandbox, kernel)?;
     kernel.note_whole_view(maker_hand.tid());
     let mut maker = Maker {
         hand: &mut maker_hand,

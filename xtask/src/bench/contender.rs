@@ -38,6 +38,11 @@ impl Contender {
         Contender { separator: Some("--".into()), ..Contender::new(name, prefix) }
     }
 
+    /// bwrap(1), with the walls and the view of a default run of ours in `directory`.
+    pub(super) fn bwrap(directory: &str) -> Contender {
+        Contender::new("bwrap", &bwrap(directory))
+    }
+
     fn slow(mut self) -> Contender {
         self.slow = true;
         self
@@ -138,14 +143,9 @@ impl Contenders {
     }
 }
 
-/// All contenders by name, with their variants.
-fn candidates(ours: &Path, workshop: &Workshop) -> Vec<(&'static str, Vec<Contender>)> {
-    let ours = ours.to_string_lossy();
-    let floor = workshop.file("floor");
-    let here = workshop.path().to_string_lossy();
-    // The walls and the view of a default run of ours, except for the time namespace, which bwrap
-    // does not know.
-    let bwrap = [
+/// The walls and the view of a default run of ours in `here`, except for the time namespace, which bwrap does not know.
+fn bwrap(here: &str) -> [&str; 21] {
+    [
         "bwrap",
         "--unshare-all",
         "--unshare-user",
@@ -162,12 +162,20 @@ fn candidates(ours: &Path, workshop: &Workshop) -> Vec<(&'static str, Vec<Conten
         "--tmpfs",
         "/run",
         "--bind",
-        &here,
-        &here,
+        here,
+        here,
         "--chdir",
-        &here,
+        here,
         "--",
-    ];
+    ]
+}
+
+/// All contenders by name, with their variants.
+fn candidates(ours: &Path, workshop: &Workshop) -> Vec<(&'static str, Vec<Contender>)> {
+    let ours = ours.to_string_lossy();
+    let floor = workshop.file("floor");
+    let here = workshop.path().to_string_lossy();
+    let bwrap = bwrap(&here);
     let with_time =
         |unshare: &[&str]| Contender::new("bwrap+time", &[unshare, bwrap.as_slice()].concat());
     vec![
@@ -177,7 +185,7 @@ fn candidates(ours: &Path, workshop: &Workshop) -> Vec<(&'static str, Vec<Conten
             "floor+session",
             vec![Contender::new("floor+session", &[&floor.to_string_lossy(), "--session"])],
         ),
-        ("bwrap", vec![Contender::new("bwrap", &bwrap)]),
+        ("bwrap", vec![Contender::bwrap(&here)]),
         (
             "bwrap+time",
             vec![

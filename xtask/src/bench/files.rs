@@ -19,8 +19,13 @@ use super::{Bench, or_note};
 /// The name that `--only` knows.
 pub(super) const NAME: &str = "files/works";
 
-/// Mounts overlays over the working directory and over /usr, and runs a command there.
-const FLOOR: &str = r#"tree=$1 layers=$2; shift 2
+/// What it measures, one after the other.
+pub(super) const PARTS: [&str; 8] =
+    ["make", "scatter", "untar", "git", "find", "du", "owners", "dpkg"];
+
+/// Mounts overlays over the working directory and over /usr, with new layers as a run of ours has, and runs a command
+/// there.
+const FLOOR: &str = r#"tree=$1 layers=$2/$$; shift 2
 for of in "$tree" /usr; do
     mkdir -p "$layers$of/upper" "$layers$of/work"
     mount -t overlay overlay -o "lowerdir=$of,upperdir=$layers$of/upper,workdir=$layers$of/work,userxattr" "$of" || exit
@@ -37,7 +42,12 @@ type Flavour = (&'static str, &'static str, &'static [&'static str]);
 /// Ours, by what changes how files are reached.
 const OURS: [Flavour; 4] = [
     ("ours/overlay", "--overlay /", &["--overlay", "/"]),
-    ("ours/patterns", "patterns", &["--hide", "**/.env", "--deny", "*.pem", "--ro", "**/*.lock"]),
+    (
+        "ours/patterns",
+        "patterns",
+        // (What lies in a home is the machine's, and would be walked through as well.)
+        &["--hide", "./**/.env", "--deny", "./**/*.pem", "--ro", "./**/*.lock"],
+    ),
     ("ours/root", "--root", &["--root"]),
     ("ours/record", "--record-files", &[]),
 ];
@@ -47,6 +57,8 @@ const PRETENDERS: [&str; 2] = ["proot", "fakeroot"];
 
 /// One thing to do.
 struct Work {
+    /// Which of [`PARTS`].
+    part: &'static str,
     title: String,
     script: &'static str,
     /// Rounds, of a full run and of a quick one.
@@ -134,7 +146,8 @@ pub(super) fn prepare(bench: &Bench) -> Result<Places, Failure> {
 fn works(bench: &Bench, places: &Places) -> Vec<Work> {
     let count = places.count;
     let scattered = bench.pick("20000", "1000");
-    let work = |title: String, script, rounds, is_names| Work {
+    let work = |part, title: String, script, rounds, is_names| Work {
+        part,
         title,
         script,
         rounds,
@@ -151,19 +164,22 @@ fn works(bench: &Bench, places: &Places) -> Vec<Work> {
                    dpkg --admindir=new/db --instdir=new --log=/dev/null --force-unsafe-io -i ../small.deb \
                    >/dev/null && rm -r new";
     let mut all = vec![
-        work("make -j2 of C files".to_owned(), "make -B -s -j2 -C project", (5, 1), false),
-        work(format!("{scattered} new files, as npm ci"), scatter, (8, 2), true),
-        work(format!("untar of {count} files"), unpack, (8, 2), true),
-        work("git status".to_owned(), "git -C small status --short", (20, 3), true),
-        work("find /usr".to_owned(), find, (10, 2), true),
-        work("du /usr".to_owned(), du, (10, 2), true),
+        work("make", "make -j2 of C files".to_owned(), "make -B -s -j2 -C project", (5, 1), false),
+        work("scatter", format!("{scattered} new files, as npm ci"), scatter, (8, 2), true),
+        work("untar", format!("untar of {count} files"), unpack, (8, 2), true),
+        work("git", "git status".to_owned(), "git -C small status --short", (20, 3), true),
+        work("find", "find /usr".to_owned(), find, (10, 2), true),
+        work("du", "du /usr".to_owned(), du, (10, 2), true),
     ];
-    let of_root =
-        |title: String, script| Work { of_root: true, ..work(title, script, (6, 2), true) };
-    all.push(of_root(format!("untar, chown of {count} files"), owned));
+    let of_root = |part, title: String, script| Work {
+        of_root: true,
+        ..work(part, title, script, (6, 2), true)
+    };
+    all.push(of_root("owners", format!("untar, chown of {count} files"), owned));
     if bench.workshop.path().join("small.deb").exists() {
-        all.push(of_root(format!("dpkg -i of {count} files"), install));
+        all.push(of_root("dpkg", format!("dpkg -i of {count} files"), install));
     }
+    all.retain(|work| bench.wants(&format!("{NAME}/{}", work.part)));
     all
 }
 
@@ -179,7 +195,7 @@ fn contenders(bench: &Bench, places: &Places) -> Result<Contenders, Failure> {
         ("native", vec![Contender::new("native", &[])]),
         ("overlayfs", vec![Contender::new("overlayfs", &floor)]),
     ];
-    candidates.extend(bench.contenders.get("bwrap").map(|it| ("bwrap", vec![it.clone()])));
+    candidates.push(("bwrap", vec![Contender::bwrap(&tree)]));
     for (name, _, flags) in OURS {
         let mut line = vec![program.as_str(), "--quiet", "--workdir", &tree];
         line.extend(flags);
@@ -245,18 +261,14 @@ fn split(all: &Row, work: &Work) -> Vec<Row> {
             "ours/overlay" => {
                 ("overlayfs", &["native", "bwrap", "overlayfs"][..], Target::Ratio(1.05))
             }
-            "ours/root" if work.is_names => (
-                "native",
-                &["native", "bwrap", "proot", "fakeroot"][..],
-                Target::Overhead(0.5, &PRETENDERS),
-            ),
-            "ours/root" => {
-                ("native", &["native", "bwrap", "proot", "fakeroot"][..], Target::Ratio(1.5))
+            "ours/record" => ("native", &["native", "bwrap"][..], Target::None),
+            _ => {
+                let target = match work.is_names {
+                    true => Target::Overhead(0.5, &PRETENDERS),
+                    false => Target::Ratio(1.5),
+                };
+                ("native", &["native", "bwrap", "proot", "fakeroot"][..], target)
             }
-            "ours/patterns" if !work.is_names => {
-                ("native", &["native", "bwrap"][..], Target::Ratio(1.5))
-            }
-            _ => ("native", &["native", "bwrap"][..], Target::None),
         };
         let mut row = row(format!("{}, {words}", work.title), reference, target, Vec::new());
         row.columns = beside.iter().filter_map(|name| all.column(name).cloned()).collect();

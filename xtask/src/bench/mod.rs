@@ -66,22 +66,36 @@ pub(crate) struct Options {
 /// figures are no times of theirs.
 struct Group {
     name: &'static str,
+    /// What it measures one after the other, where `--only` can choose of that: `NAME/PART`.
+    parts: &'static [&'static str],
     measure: fn(&Bench) -> Result<Vec<Row>, String>,
+}
+
+impl Group {
+    const fn new(name: &'static str, measure: fn(&Bench) -> Result<Vec<Row>, String>) -> Group {
+        Group { name, parts: &[], measure }
+    }
+
+    /// What `--only` can choose it by.
+    fn names(&self) -> Vec<String> {
+        let parts = self.parts.iter().map(|part| format!("{}/{part}", self.name));
+        std::iter::once(self.name.to_owned()).chain(parts).collect()
+    }
 }
 
 /// All of them, in the order of the table.
 const GROUPS: [Group; 11] = [
-    Group { name: exec::NAME, measure: exec::measure },
-    Group { name: publish::NAME, measure: publish::measure },
-    Group { name: network::NAME, measure: network::measure },
-    Group { name: pause::NAME, measure: pause::measure },
-    Group { name: files::NAME, measure: files::measure },
-    Group { name: carried::NAME, measure: carried::measure },
-    Group { name: save::NAME, measure: save::measure },
-    Group { name: cpu::REPORT, measure: cpu::report },
-    Group { name: cpu::BUDGET, measure: cpu::budget },
-    Group { name: idle::ONE, measure: idle::one },
-    Group { name: idle::MANY, measure: idle::many },
+    Group::new(exec::NAME, exec::measure),
+    Group::new(publish::NAME, publish::measure),
+    Group::new(network::NAME, network::measure),
+    Group::new(pause::NAME, pause::measure),
+    Group { parts: &files::PARTS, ..Group::new(files::NAME, files::measure) },
+    Group::new(carried::NAME, carried::measure),
+    Group::new(save::NAME, save::measure),
+    Group::new(cpu::REPORT, cpu::report),
+    Group::new(cpu::BUDGET, cpu::budget),
+    Group::new(idle::ONE, idle::one),
+    Group::new(idle::MANY, idle::many),
 ];
 
 /// What every group of rows works with.
@@ -162,7 +176,7 @@ fn measure(bench: &Bench) -> Result<Vec<Row>, Box<dyn Error>> {
     workloads.extend(syscalls::workloads(bench));
     workloads.extend(clock::workloads(bench));
     workloads.extend(commands::workloads(bench)?);
-    workloads.extend(startup::workloads(bench));
+    workloads.extend(startup::workloads(bench)?);
     workloads.extend(eintr::workloads(bench));
     refuse_unknown(bench, &workloads)?;
 
@@ -172,7 +186,7 @@ fn measure(bench: &Bench) -> Result<Vec<Row>, Box<dyn Error>> {
         rows.extend(workload.measure(&bench.contenders, &bench.runner, bench.workshop.path())?);
         eprintln!("bench: {} took {:.0?}", workload.name(), begin.elapsed());
     }
-    for group in GROUPS.iter().filter(|group| bench.wants(group.name)) {
+    for group in GROUPS.iter().filter(|group| bench.wants_any(&group.names())) {
         let begin = Instant::now();
         rows.extend((group.measure)(bench)?);
         eprintln!("bench: {} took {:.0?}", group.name, begin.elapsed());
@@ -202,7 +216,7 @@ fn or_note(
 /// A mistyped name must not look like a measurement of nothing.
 fn refuse_unknown(bench: &Bench, workloads: &[Workload]) -> Result<(), String> {
     let mut names: Vec<String> = workloads.iter().flat_map(Workload::names).collect();
-    names.extend(GROUPS.iter().map(|group| group.name.to_owned()));
+    names.extend(GROUPS.iter().flat_map(Group::names));
     match bench.only.iter().find(|word| !names.iter().any(|name| name.contains(word.as_str()))) {
         None => Ok(()),
         Some(word) => Err(format!(
