@@ -134,6 +134,7 @@ pub(super) fn carry(
         answers,
         question: 0,
         words: Words::default(),
+        asks: None,
         keys,
         stage: Stage::Carrying,
         hurried: false,
@@ -165,6 +166,8 @@ const OUTPUT: usize = 16 * 1024;
 /// An errand carries at most this much from the guest's pty. The kernel holds far less (8 KiB of
 /// flip buffers and a line discipline's 4 KiB), so only a writer that goes on is cut short.
 const LEFTOVERS: usize = 1024 * 1024;
+/// A question waits for as much: what was written before it was asked lies in the kernel.
+const BEFORE: usize = 16 * 1024;
 
 #[derive(Debug, PartialEq, Eq)]
 enum End {
@@ -178,8 +181,9 @@ enum Stage {
     Carrying,
     /// Until the guest's pty is dry and the user has it all; at most `left` bytes more.
     Settling { errand: u64, left: usize },
-    /// Somebody is asked: keys are for whoever asks, and what the guest writes waits.
-    Asking,
+    /// Somebody is asked: keys are for whoever asks, and what the guest writes waits; but for what it had written before,
+    /// at most `left` bytes more.
+    Asking { left: usize },
     /// Nothing at all, until told otherwise.
     Resting,
 }
@@ -193,6 +197,8 @@ struct Carrier<'a> {
     question: u64,
     /// What is to be shown between the guest's output.
     words: Words,
+    /// The question, as long as what the guest had written before is not all there.
+    asks: Option<String>,
     /// Whether keys are read from the outer terminal: only in the foreground.
     keys: bool,
     stage: Stage,
@@ -243,11 +249,14 @@ impl Carrier<'_> {
                     self.stage = Stage::Settling { errand, left: LEFTOVERS };
                 }
                 Ok(Order::Ask { question, words }) => {
-                    (self.stage, self.question) = (Stage::Asking, question);
-                    self.words.ask(&words);
+                    (self.stage, self.question) = (Stage::Asking { left: BEFORE }, question);
+                    self.asks = Some(words);
                 }
                 Ok(Order::Say { words }) => {
-                    self.words.add(&words);
+                    match &mut self.asks {
+                        Some(asks) => asks.push_str(&words),
+                        None => self.words.add(&words),
+                    }
                     continue;
                 }
                 Ok(Order::Hurry) => {
@@ -262,8 +271,13 @@ impl Carrier<'_> {
     }
 
     /// Ends an errand whose time has come: the pty is dry and the user has it all, or there is a
-    /// hurry and the outer terminal has just taken less than there was.
+    /// hurry and the outer terminal has just taken less than there was. A question comes when the pty is dry.
     fn settle(&mut self) {
+        if !matches!(self.stage, Stage::Asking { left: 1.. })
+            && let Some(words) = self.asks.take()
+        {
+            self.words.ask(&words);
+        }
         let Stage::Settling { errand, left } = self.stage else { return };
         let stuck = !self.to_outer.is_empty() || !self.words.is_empty();
         if (left == 0 && !stuck) || (self.hurried && stuck) {
@@ -276,7 +290,7 @@ impl Carrier<'_> {
     fn wait(&mut self) -> Result<Ready, HungUp> {
         let reading_keys = match self.stage {
             Stage::Carrying => self.keys && self.to_guest.has_room(),
-            stage => stage == Stage::Asking,
+            stage => matches!(stage, Stage::Asking { .. }),
         };
         let reading_output = self.stage == Stage::Carrying && self.to_outer.has_room();
         let outer = when(reading_keys, PollFlags::POLLIN)
@@ -289,12 +303,14 @@ impl Carrier<'_> {
             PollFd::new(self.link.master.as_fd(), guest),
         ];
         // POLLHUP cannot be masked: a guest's pty that is dead must not be asked, or we spin.
-        let rests =
-            self.stage == Stage::Resting || self.stage == Stage::Asking && self.to_guest.is_empty();
+        let rests = match self.stage {
+            Stage::Asking { .. } => self.to_guest.is_empty(),
+            stage => stage == Stage::Resting,
+        };
         let watched = if self.guest_gone || rests { 2 } else { 3 };
         let timeout = match self.stage {
             // The pty is read until it is dry rather than until it is announced to be.
-            Stage::Settling { left: 1.., .. }
+            Stage::Settling { left: 1.., .. } | Stage::Asking { left: 1.. }
                 if self.to_outer.has_room() && self.words.is_empty() =>
             {
                 PollTimeout::ZERO
@@ -320,7 +336,7 @@ impl Carrier<'_> {
 
     /// From the outer terminal to the guest's pty.
     fn carry_keys(&mut self, ready: Ready) -> Result<(), HungUp> {
-        if ready.keys && self.stage == Stage::Asking {
+        if ready.keys && matches!(self.stage, Stage::Asking { .. }) {
             self.take_answer()?;
         }
         if ready.keys && self.keys && self.stage == Stage::Carrying {
@@ -363,7 +379,7 @@ impl Carrier<'_> {
             }
             Err(_) => return Err(HungUp),
         };
-        let were_read = self.words.were_read();
+        let were_read = self.asks.is_none() && self.words.were_read();
         // Whoever types on does not look at the screen.
         self.words.read_anew();
         match typed[..count] {
@@ -399,8 +415,8 @@ impl Carrier<'_> {
     fn carry_output(&mut self, ready: Ready) -> Result<(), HungUp> {
         let wanted = match self.stage {
             Stage::Carrying => ready.output,
-            Stage::Settling { left, .. } => left > 0,
-            Stage::Asking | Stage::Resting => false,
+            Stage::Settling { left, .. } | Stage::Asking { left } => left > 0,
+            Stage::Resting => false,
         };
         if wanted && self.to_outer.has_room() && self.words.is_empty() {
             match self.to_outer.fill(self.link.master.as_fd()) {
@@ -430,7 +446,7 @@ impl Carrier<'_> {
     }
 
     fn count_down(&mut self, count: usize) {
-        if let Stage::Settling { left, .. } = &mut self.stage {
+        if let Stage::Settling { left, .. } | Stage::Asking { left } = &mut self.stage {
             *left = left.saturating_sub(count);
         }
     }
