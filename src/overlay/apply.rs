@@ -134,13 +134,18 @@ impl Old {
 }
 
 /// Whether a file can get another name as it is: in attributes of security modules and capabilities it is like
-/// the file that it replaces there, or where there is none, like the directory.
-fn fits(file: BorrowedFd<'_>, parent: BorrowedFd<'_>, old: Option<&Old>) -> Result<bool, Errno> {
-    let there = match old {
-        Some(old) => old.security.clone(),
-        None => entry::security(parent)?,
-    };
-    Ok(entry::security(file)? == there)
+/// the file that it replaces there, or where there is none, like the directory, whose they are if they are known.
+fn fits(
+    file: BorrowedFd<'_>,
+    parent: (BorrowedFd<'_>, Option<&Attributes>),
+    old: Option<&Old>,
+) -> Result<bool, Errno> {
+    let own = entry::security(file)?;
+    match (old, parent) {
+        (Some(old), _) => Ok(own == old.security),
+        (None, (_, Some(known))) => Ok(own == *known),
+        (None, (parent, None)) => Ok(own == entry::security(parent)?),
+    }
 }
 
 /// What is copied, and what is known of earlier copies.
@@ -159,13 +164,14 @@ pub(super) struct Copier<'c> {
 
 impl Copier<'_> {
     /// Copies `name` of the layer's directory `from` to `temporary` in `to`, which is at `place`'s parent.
-    /// `old` is the file that it will replace.
+    /// `old` is the file that it will replace; `known`: the attributes of security modules that `to` has.
     pub(super) fn copy(
         &mut self,
         upper: &mut Upper,
         from: (BorrowedFd<'_>, &OsStr, &Path),
         to: (BorrowedFd<'_>, &OsStr, Place),
         old: Option<&Old>,
+        known: Option<&Attributes>,
     ) -> Result<(), Errno> {
         let (directory, name, relative) = from;
         let (parent, temporary, place) = to;
@@ -184,7 +190,7 @@ impl Copier<'_> {
             // the file, and the overlay loses its own afterwards.
             Type::File
                 if self.gives
-                    && fits(entry::open_path(directory, name)?.as_fd(), parent, old)?
+                    && fits(entry::open_path(directory, name)?.as_fd(), (parent, known), old)?
                     && linkat(directory, name, parent, temporary, AtFlags::empty()).is_ok() =>
             {
                 (self.tell)(stat.st_size as u64);
@@ -228,7 +234,7 @@ impl Copier<'_> {
         let root = self.roots.get(layer).ok_or(Errno::ENOENT)?;
         let above = root.open(relative.parent().unwrap_or(Path::new("")))?;
         let name = relative.file_name().ok_or(Errno::EINVAL)?;
-        if !fits(entry::open_path(above.as_fd(), name)?.as_fd(), parent, old)? {
+        if !fits(entry::open_path(above.as_fd(), name)?.as_fd(), (parent, None), old)? {
             return Err(Errno::EXDEV);
         }
         linkat(&above, name, parent, temporary, AtFlags::empty())?;
@@ -266,6 +272,7 @@ impl Copier<'_> {
         mkdirat(parent, temporary, Mode::S_IRWXU)?;
         let to = entry::open_directory(parent, temporary)?;
         let from = upper.enter(directory, name)?;
+        let security = entry::security(to.as_fd())?;
         for inner in entry::names(from.as_fd())? {
             let below = relative.join(&inner);
             if below.as_os_str().len() > PATH_MAX {
@@ -280,7 +287,8 @@ impl Copier<'_> {
                 continue;
             }
             let place = (*layer, place.join(&inner));
-            self.copy(upper, (from.as_fd(), &inner, &below), (to.as_fd(), &inner, place), None)?;
+            let (from, to) = ((from.as_fd(), &*inner, &*below), (to.as_fd(), &*inner, place));
+            self.copy(upper, from, to, None, Some(&security))?;
         }
         Ok(())
     }

@@ -20,6 +20,7 @@ use super::error::{OverlayError, refuse};
 use super::store::Kept;
 use super::{believed, compare, store, twin};
 use crate::config::quoted;
+use crate::sentry::beliefs::Belief;
 use crate::sys::{descriptors, files};
 
 /// What was done to a path.
@@ -332,13 +333,18 @@ impl<'k> Changes<'k> {
         if let Some(found) = &mut found
             && matches!(found.now, Some(Type::File | Type::Directory | Type::Fifo))
         {
-            let host = match &frame.host {
-                Some(host) if before.is_some() => Some(entry::open_path(host.as_fd(), name)?),
-                _ => None,
-            };
             let place = entry::open_path(upper, name)?;
-            found.withheld = entry::withheld(place.as_fd(), host.as_ref().map(OwnedFd::as_fd))?;
-            let belief = believed::of(place.as_fd(), &now);
+            // (Most have no attributes, which is found out by one call.)
+            let belief = if entry::attribute_names(place.as_fd())?.is_empty() {
+                Belief::default()
+            } else {
+                let host = match &frame.host {
+                    Some(host) if before.is_some() => Some(entry::open_path(host.as_fd(), name)?),
+                    _ => None,
+                };
+                found.withheld = entry::withheld(place.as_fd(), host.as_ref().map(OwnedFd::as_fd))?;
+                believed::of(place.as_fd(), &now)
+            };
             found.believed = believed::words(&now, &belief);
             found.hollow = belief.hollow;
             if belief.device_of(now.st_mode).is_some() {

@@ -376,6 +376,7 @@ impl<'k> Commit<'k> {
                     (from.as_fd(), name, relative),
                     (parent.as_fd(), &step.temporary, place),
                     old.as_ref(),
+                    None,
                 )
                 .map_err(fail)?;
         }
