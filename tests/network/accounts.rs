@@ -143,9 +143,10 @@ print(socket.socket().connect_ex((\"203.0.113.2\", 80)))'"
         let full = run("/dev/full");
         full.success().expect_out("13\n").err_has("the record of --net-log is not whole: No space");
         // (A pipe of its own: who opens the test's anew must be who made it.)
-        let shown = outside
-            .sh("$sandbox --net allow --net-log /dev/stdout -- python3 -c 'import socket
-print(socket.socket().connect_ex((\"203.0.113.2\", 80)))' | cat");
+        let shown =
+            outside.sh("$sandbox --net allow --net-log /dev/stdout -- python3 -c 'import socket
+# (In one piece, also where output is not buffered.)
+print(str(socket.socket().connect_ex((\"203.0.113.2\", 80))) + chr(10), end=str())' | cat");
         shown.success().out_has("\"decision\":\"refused\"").out_has("13\n");
         // A program that ends with its connection: the kernel tells of that when the program has gone.
         let page = "$sandbox --allow-net 203.0.113.2 --net-log log -- python3 -c 'import socket

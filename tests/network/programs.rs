@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::common::{LIMIT, Outcome, Workspace, have, postgresql_programs, repository, run, skip};
-use crate::{Outside, Who, as_both};
+use crate::{Outside, as_both, as_nobody};
 
 /// What a script of ours finds first on the search path: the host's own programs, which have the host's own libraries.
 const PATH: &str = "PATH=/usr/bin:/bin:$PATH; export PATH\n";
@@ -109,7 +109,7 @@ fn programs_of_go() {
     if !have("go") {
         return;
     }
-    as_both("go", |outside| {
+    as_nobody("go", |outside| {
         let program = outside.path("main.go");
         std::fs::write(&program, GO).unwrap();
         build_go(&outside.workspace, &program, &outside.path("own/go"));
@@ -169,7 +169,7 @@ fn programs_of_java() {
     if !have("java") || !have("javac") {
         return;
     }
-    as_both("java", |outside| {
+    as_nobody("java", |outside| {
         outside.workspace.write("own/Page.java", JAVA);
         outside.workspace.native(&["javac", "-d", "own", "own/Page.java"]).success();
         outside.both(ALLOWED, "run", "java -cp . Page").out_has("page\npage\n");
@@ -240,11 +240,11 @@ fn sshd() -> bool {
 #[test]
 fn managers_of_packages() {
     let (npm, apt) = (have("npm"), have("apt-get"));
-    as_both("packages", |outside| {
+    as_nobody("packages", |outside| {
         outside.serve(&["packages"]);
         if outside.can("python3 -m pip --version") {
             outside.both(ALLOWED, "pip", PIP).out_has("small\n");
-        } else if outside.who == Who::Root {
+        } else {
             skip("pip");
         }
         if npm {
@@ -314,7 +314,7 @@ fn clients_of_databases() {
     if programs.is_none() {
         skip("postgresql");
     }
-    as_both("databases", |outside| {
+    as_nobody("databases", |outside| {
         let (mut services, mut script) = (Vec::new(), String::new());
         if redis {
             services.push("redis");
@@ -335,7 +335,7 @@ fn a_browser_shows_what_is_allowed_of_a_page() {
     if !have("chromium") {
         return;
     }
-    as_both("browser", |outside| {
+    as_nobody("browser", |outside| {
         outside.serve(&["pages"]);
         let native = outside.sh(&format!("{PATH}{CHROMIUM}"));
         native.success().out_has("<title>other came, own came</title>");
