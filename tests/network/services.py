@@ -93,7 +93,11 @@ class Pages(http.server.SimpleHTTPRequestHandler):
 
 def serve_pages(address, work, port):
     handler = lambda *arguments: Pages(*arguments, directory=work)
-    server = http.server.ThreadingHTTPServer((address, port), handler)
+    server = http.server.ThreadingHTTPServer((address, port), handler, bind_and_activate=False)
+    # (Who finds no room in the queue comes again after a second or three.)
+    server.request_queue_size = 128
+    server.server_bind()
+    server.server_activate()
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
 
