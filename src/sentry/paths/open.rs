@@ -12,7 +12,7 @@ use nix::sys::stat::Mode;
 
 use super::own;
 use super::resolve::{Landing, Resolver, Start, Thing, patient};
-use super::{Guest, Paths, Verdict, is_dots, os, plain, take_umask};
+use super::{Guest, Paths, Verdict, os, take_umask};
 use crate::sentry::stat::Stat;
 use crate::sys::disguise::{Disguise, Owner};
 use crate::sys::files::descriptor_path;
@@ -187,25 +187,22 @@ impl Resolver<'_> {
     ) -> Result<Opened, Errno> {
         let exclusive = wish.creates() && wish.has(libc::O_EXCL);
         let follow = !wish.has(libc::O_NOFOLLOW) && !exclusive;
-        if wish.creates() && path.ends_with(b"/") {
-            let (_, name) = self.parent(start, path)?;
-            // Whatever is there (open_last_lookups).
-            if !is_dots(plain(&name)) {
-                return Err(Errno::EISDIR);
-            }
-        }
         for _ in 0..ATTEMPTS {
-            let (parent, name, slash, found) = match self.walk(start, path, follow)? {
+            let landing = match wish.creates() {
+                true => self.walk_to_make(start, path, follow)?,
+                false => self.walk(start, path, follow)?,
+            };
+            let (parent, name, slash, found) = match landing {
                 Landing::Thing(thing) => {
                     let verdict = self.verdict_of(&thing)?;
                     return self.open_thing(None, thing, verdict, wish, owner);
                 }
                 Landing::Name { parent, name, slash, found } => (parent, name, slash, found),
             };
-            let verdict = self.verdict(&parent, &name, found.as_ref())?;
             if wish.creates() && slash {
-                return Err(verdict.permit(true).err().unwrap_or(Errno::EISDIR));
+                return Err(Errno::EISDIR);
             }
+            let verdict = self.verdict(&parent, &name, found.as_ref())?;
             if let Some(thing) = found {
                 return self.open_thing(Some(&parent), thing, verdict, wish, owner);
             }

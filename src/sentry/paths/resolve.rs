@@ -59,6 +59,15 @@ pub enum Landing {
     Thing(Thing),
 }
 
+/// What a path is followed for.
+#[derive(Clone, Copy)]
+struct Goal {
+    /// Over a symbolic link at its end, too.
+    follow: bool,
+    /// To make a file there, if there is none.
+    made: bool,
+}
+
 /// Follows paths of one guest thread for one call.
 pub struct Resolver<'r> {
     pub(super) tid: i32,
@@ -124,11 +133,21 @@ impl<'r> Resolver<'r> {
     /// # Errors
     /// What the kernel says of such a path; ENOENT and EACCES where a rule is about a link on the way.
     pub fn walk(&self, start: Start, path: &[u8], follow: bool) -> Result<Landing, Errno> {
+        self.walk_to(start, path, Goal { follow, made: false })
+    }
+
+    /// The same for open(2) with O_CREAT: a last name with a slash behind it is not looked at, be it the path's or
+    /// that of a link at its end (lookup_fast_for_open in fs/namei.c).
+    pub fn walk_to_make(&self, start: Start, path: &[u8], follow: bool) -> Result<Landing, Errno> {
+        self.walk_to(start, path, Goal { follow, made: true })
+    }
+
+    fn walk_to(&self, start: Start, path: &[u8], goal: Goal) -> Result<Landing, Errno> {
         self.check(path)?;
         let from = self.start(start, path)?;
         match self.shortcut(&from, path)? {
-            Some((parent, last)) => self.step_by_step(parent, last, follow),
-            None => self.step_by_step(from, path, follow),
+            Some((parent, last)) => self.step_by_step(parent, last, goal),
+            None => self.step_by_step(from, path, goal),
         }
     }
 
@@ -145,7 +164,8 @@ impl<'r> Resolver<'r> {
             return Ok((parent, last.to_vec()));
         }
         let directory = if directory.is_empty() { b"." } else { directory };
-        match self.step_by_step(from, &joined(directory, b"."), true)? {
+        let goal = Goal { follow: true, made: false };
+        match self.step_by_step(from, &joined(directory, b"."), goal)? {
             Landing::Thing(thing) if thing.is_directory() => Ok((thing.handle, last.to_vec())),
             _ => Err(Errno::ENOTDIR),
         }
@@ -214,7 +234,7 @@ impl<'r> Resolver<'r> {
         }
     }
 
-    fn step_by_step(&self, from: OwnedFd, path: &[u8], follow: bool) -> Result<Landing, Errno> {
+    fn step_by_step(&self, from: OwnedFd, path: &[u8], goal: Goal) -> Result<Landing, Errno> {
         let mut at = from;
         let mut rest = path.to_vec();
         let mut links = 0;
@@ -233,12 +253,15 @@ impl<'r> Resolver<'r> {
                 continue;
             }
             let found = match look_up(&at, &name) {
+                found if goal.made && last && slash && !matches!(found, Err(Errno::EACCES)) => {
+                    return Ok(Landing::Name { parent: at, name, slash, found: None });
+                }
                 Err(Errno::ENOENT) if last => {
                     return Ok(Landing::Name { parent: at, name, slash, found: None });
                 }
                 found => Thing::of(found?)?,
             };
-            if found.is_link() && (!last || follow || slash) {
+            if found.is_link() && (!last || goal.follow || slash) {
                 links += 1;
                 if links > MOST_LINKS {
                     return Err(Errno::ELOOP);

@@ -87,7 +87,7 @@ fn build(tree: &Path, pieces: &[(String, u8, String)]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
     #[test]
     fn paths_lead_where_the_kernel_says(
@@ -176,6 +176,26 @@ fn listed(tree: &Path) -> Vec<(PathBuf, u32, u64)> {
     }
     all.sort();
     all
+}
+
+#[test]
+fn a_slash_at_the_end_makes_no_file_over_links_either() {
+    let root = Root::of(nix::unistd::gettid().as_raw()).unwrap();
+    let tree = tree("slash");
+    let directory = File::open(&tree.0).unwrap();
+    std::fs::write(tree.0.join("file"), "x").unwrap();
+    for (name, target) in [("self", "self/"), ("none", "new/"), ("both", "file/"), ("up", "../")] {
+        symlink(target, tree.0.join(name)).unwrap();
+    }
+    for path in ["self", "self/", "none", "none/", "both", "both/", "up", "up/", "file/", "new/"] {
+        for flags in [libc::O_CREAT, libc::O_CREAT | libc::O_EXCL, libc::O_CREAT | libc::O_NOFOLLOW]
+        {
+            let flags = flags | libc::O_WRONLY;
+            let kernel = natively(&directory, path.as_bytes(), flags);
+            assert_eq!(kernel, ours(&root, &directory, path.as_bytes(), flags), "{path} {flags:o}");
+        }
+    }
+    assert!(!tree.0.join("new").exists());
 }
 
 #[test]
