@@ -388,7 +388,7 @@ pub static KEYS: &[Key] = &[
         o.landlock = s.is_on();
         Ok(())
     })
-    .help("", "Keep files by Landlock as well, behind the mounts, where the host has it (as ever, unless it is switched off)"),
+    .help("", "Keep files by Landlock as well, behind the mounts, where the host has it; on unless switched off"),
     Key::new("fd", Form::Numbers, Project::LeftOut, Group::Network, "0 1 2", |o, s| {
         let number = s.text()?.parse().ok().filter(|fd| *fd >= 0);
         o.descriptors.push(number.ok_or_else(|| {

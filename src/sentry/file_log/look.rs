@@ -342,7 +342,6 @@ pub fn touch_of_open(flags: i32) -> (Touch, bool, bool) {
 
 #[cfg(test)]
 mod tests {
-
     use super::*;
 
     #[test]

@@ -19,9 +19,9 @@ use super::datagrams::MOST_RELAYS;
 use super::policy::is_loopback;
 use super::resolver::Resolver;
 use super::rule::Transport;
+use super::tcp::{begin_carried, under_way};
 use super::{
-    Asked, GuestSocket, Metered, Network, OWN_V4, OWN_V6, Verdict, address, cookie, metered,
-    options, tcp,
+    Asked, GuestSocket, Metered, Network, OWN_V4, OWN_V6, Verdict, address, cookie, options,
 };
 use crate::sentry::kernel::Kernel;
 use crate::sys::socket;
@@ -157,31 +157,21 @@ impl Network {
             return Err(Errno::EACCES);
         }
         let bytes = address::bytes(of_family(family, target));
-        let fresh = socket::socket(family, libc::SOCK_STREAM | libc::SOCK_NONBLOCK, 0)?;
-        let is_used_up = self.metered.as_ref().is_some_and(|it| it.meter().is_used_up());
-        if is_used_up {
-            return Err(Errno::EACCES);
-        }
-        self.begin(NOBODY, target, (rule, None), fresh.as_fd());
-        let connect = |fd: BorrowedFd<'_>| match socket::connect(fd, &bytes) {
-            Ok(()) | Err(Errno::EINPROGRESS) => Ok(()),
-            Err(errno) => Err(errno),
-        };
+        let said = (rule, None);
         let begun = match &self.metered {
             None => {
+                let fresh = socket::socket(family, libc::SOCK_STREAM | libc::SOCK_NONBLOCK, 0)?;
+                self.begin(NOBODY, target, said, fresh.as_fd());
                 options::copy_outside(own.as_fd(), fresh.as_fd(), family);
-                connect(fresh.as_fd())?;
+                under_way(socket::connect(fresh.as_fd(), &bytes))?;
                 fresh
             }
+            Some(metered) if metered.meter().is_used_up() => return Err(Errno::EACCES),
             Some(metered) => {
-                let place = metered.place()?;
-                metered::prepare(&GuestSocket::new(own.as_fd())?, fresh.as_fd())?;
-                connect(fresh.as_fd())?;
-                let begin = || tcp::try_to(own.as_fd(), &bytes);
-                match metered.begin(own.as_fd(), fresh, target, place, begin) {
-                    Ok(()) | Err(Errno::EINPROGRESS) => own,
-                    Err(errno) => return Err(errno),
-                }
+                let guest = GuestSocket::new(own.as_fd())?;
+                let to = (target, &bytes[..]);
+                under_way(begin_carried((self, metered), NOBODY, &guest, to, said)?)?;
+                own
             }
         };
         self.admitted(kernel, NOBODY, target, Transport::Tcp);

@@ -161,17 +161,10 @@ async fn carried(
         if let Some(told) = failure(&own) {
             return Ok(Err(told));
         }
-        let place = metered.place()?;
-        let outer = socket::socket(own.family, libc::SOCK_STREAM | libc::SOCK_NONBLOCK, 0)?;
-        net.begin(call.received().tid, target, said, outer.as_fd());
-        metered::prepare(&own, outer.as_fd())?;
         let bytes = address::bytes(target);
-        match socket::connect(outer.as_fd(), &bytes) {
-            Ok(()) | Err(Errno::EINPROGRESS) => {}
-            Err(errno) => return Err(errno),
-        }
-        let begin = || try_to(own.fd.as_fd(), &bytes);
-        Ok(Ok((metered.begin(own.fd.as_fd(), outer, target, place, begin), own)))
+        let tid = call.received().tid;
+        let begun = begin_carried((net, metered), tid, &own, (target, &bytes), said)?;
+        Ok(Ok((begun, own)))
     });
     match begun {
         Ok(Ok((Err(Errno::EINPROGRESS), own))) => {
@@ -184,6 +177,32 @@ async fn carried(
         Ok(Ok((other, _))) => other.map(|()| 0).into(),
         Ok(Err(told)) => told,
         Err(errno) => Answer::Fail(errno),
+    }
+}
+
+/// Begins a connection to `target`, which `bytes` are for sockets of this family, that the sentry carries from a guest's
+/// socket of TCP. Gives what connect(2) says to the guest; an error: nothing was begun.
+pub(super) fn begin_carried(
+    (net, metered): (&Network, &Metered),
+    tid: i32,
+    own: &GuestSocket,
+    (target, bytes): (SocketAddr, &[u8]),
+    said: Said,
+) -> Result<Result<(), Errno>, Errno> {
+    let place = metered.place()?;
+    let outer = socket::socket(own.family, libc::SOCK_STREAM | libc::SOCK_NONBLOCK, 0)?;
+    net.begin(tid, target, said, outer.as_fd());
+    metered::prepare(own, outer.as_fd())?;
+    under_way(socket::connect(outer.as_fd(), bytes))?;
+    let begin = || try_to(own.fd.as_fd(), bytes);
+    Ok(metered.begin(own.fd.as_fd(), outer, target, place, begin))
+}
+
+/// A connection that was begun without waiting is no failure.
+pub(super) fn under_way(begun: Result<(), Errno>) -> Result<(), Errno> {
+    match begun {
+        Err(Errno::EINPROGRESS) => Ok(()),
+        done => done,
     }
 }
 
@@ -312,7 +331,7 @@ async fn wait(
 
 /// connect(2) that does not wait. The guest's socket is told so for a moment: one that has no connection yet has nothing
 /// that anybody could wait for otherwise.
-pub(super) fn try_to(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<(), Errno> {
+fn try_to(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<(), Errno> {
     let status = descriptors::status(fd)?;
     let waits = status & libc::O_NONBLOCK == 0;
     if waits {

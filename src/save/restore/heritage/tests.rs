@@ -191,8 +191,12 @@ fn nothing_is_shared_that_most_would_have_in_vain() {
         assert_eq!(carried_out(&sandbox, &heritage, &runs), wanted(&sandbox, &runs));
         heritage.ahead(2, &sandbox.spaces[0]).is_some()
     };
-    assert!(is_shared(1000, 50, 0) && is_shared(1000, 50, 20));
-    assert!(!is_shared(1000, 100, 0) && !is_shared(1000, 100, 50));
+    // What one child keeps is copied for that and for all others: for as many as COPIED it pays, for one more not.
+    let most = COPIED as i32 - 1;
+    for kept in [100, 1000] {
+        assert!(is_shared(kept, most, 0) && is_shared(kept, most, 20), "{kept}");
+        assert!(!is_shared(kept, most + 1, 0) && !is_shared(kept, most + 1, 50), "{kept}");
+    }
 }
 
 #[test]
