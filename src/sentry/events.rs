@@ -265,18 +265,28 @@ impl Events {
 
     /// Records `event`.
     pub fn emit(&self, log: &KernelLog, event: &Event) {
-        if event.is_rate_limited() {
-            let admitted = {
-                let mut limit = self.limit.lock().unwrap_or_else(PoisonError::into_inner);
-                limit.admit(Instant::now())
-            };
-            match admitted {
-                None => return,
-                Some(0) => {}
-                Some(count) => self.record(log, &Event::Suppressed { count }),
-            }
+        if !event.is_rate_limited() || self.admits_one(log) {
+            self.record(log, event);
         }
-        self.record(log, event);
+    }
+
+    /// Records one of the kinds of which there are only so many a second, which is not made if it is too many.
+    pub fn emit_of_many(&self, log: &KernelLog, event: impl FnOnce() -> Event) {
+        if self.admits_one(log) {
+            self.record(log, &event());
+        }
+    }
+
+    /// Whether one more is not too many; records how many were.
+    fn admits_one(&self, log: &KernelLog) -> bool {
+        let admitted = {
+            let mut limit = self.limit.lock().unwrap_or_else(PoisonError::into_inner);
+            limit.admit(Instant::now())
+        };
+        if let Some(count @ 1..) = admitted {
+            self.record(log, &Event::Suppressed { count });
+        }
+        admitted.is_some()
     }
 
     /// The last events, oldest first, and all that follow. A follower that falls too far behind loses
@@ -387,23 +397,25 @@ mod tests {
     fn suppressed_events_are_counted_in_an_event_and_others_are_never_suppressed() {
         let (events, log) = (Events::new(false), KernelLog::new());
         let exec = Event::Exec { tid: 1, path: "/x".into() };
-        (0..2000).for_each(|_| events.emit(&log, &exec));
-        events.emit(&log, &Event::Resumed);
-        assert_eq!(events.follow().0.last().unwrap().event, Event::Resumed);
-        // A token comes back every 10 ms.
-        while events.limit.lock().unwrap().tokens == 0 {
-            std::thread::yield_now();
+        let left = |tokens| {
             let mut limit = events.limit.lock().unwrap();
-            limit.refilled = limit.refilled.map(|at| at - Duration::from_millis(10));
-            limit.tokens = 1;
-        }
+            // (None comes back meanwhile.)
+            limit.refilled = Some(Instant::now() + Duration::from_secs(3600));
+            limit.tokens = tokens;
+        };
+        let recorded =
+            || -> Vec<Event> { events.follow().0.into_iter().map(|record| record.event).collect() };
+        left(1);
+        (0..3).for_each(|_| events.emit(&log, &exec));
+        events.emit_of_many(&log, || unreachable!("nobody would record it"));
+        events.emit(&log, &Event::Resumed);
+        assert_eq!(recorded(), [exec.clone(), Event::Resumed]);
+        left(2);
         events.emit(&log, &exec);
-        let past = events.follow().0;
-        let suppressed = past.iter().find_map(|record| match record.event {
-            Event::Suppressed { count } => Some(count),
-            _ => None,
-        });
-        assert!(suppressed.is_some_and(|count| count > 900), "{suppressed:?}");
+        events.emit_of_many(&log, || exec.clone());
+        let suppressed = Event::Suppressed { count: 3 };
+        let all = [exec.clone(), Event::Resumed, suppressed, exec.clone(), exec.clone()];
+        assert_eq!(recorded(), all);
     }
 
     #[test]

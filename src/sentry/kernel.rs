@@ -406,6 +406,11 @@ impl Kernel {
         self.events.emit(&self.log, event);
     }
 
+    /// Records an event of which there may be too many ([`Events::emit_of_many`]).
+    pub fn emit_of_many(&self, event: impl FnOnce() -> Event) {
+        self.events.emit_of_many(&self.log, event);
+    }
+
     /// What has happened lately, and what will.
     pub fn events(&self) -> &Events {
         &self.events

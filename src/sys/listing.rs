@@ -36,13 +36,15 @@ pub struct Entry {
 /// All entries of an open directory from where it stands; it is left at its end. E2BIG: there are more than
 /// `most`.
 pub fn entries(directory: BorrowedFd<'_>, most: usize) -> Result<Vec<Entry>, Errno> {
-    let mut buffer = vec![0; 1 << 16];
+    // Most are small.
+    let mut buffer = vec![0; 1 << 12];
     let mut all = Vec::new();
     loop {
         let count = read(directory, &mut buffer)?;
         if count == 0 {
             return Ok(all);
         }
+        let is_full = count + MOST_ROOM > buffer.len();
         let mut rest = &buffer[..count];
         while rest.len() >= NAME {
             let length = u16::from_ne_bytes([rest[LENGTH], rest[LENGTH + 1]]) as usize;
@@ -57,6 +59,9 @@ pub fn entries(directory: BorrowedFd<'_>, most: usize) -> Result<Vec<Entry>, Err
             let inode = u64::from_ne_bytes([a, b, c, d, e, f, g, h]);
             all.push(Entry { inode, kind: entry[KIND], name: name.into() });
             rest = &rest[length..];
+        }
+        if is_full {
+            buffer.resize(1 << 16, 0);
         }
     }
 }

@@ -32,6 +32,7 @@ pub mod memfd;
 pub mod message;
 pub mod message_queue;
 pub mod mount;
+pub mod netlink;
 pub mod nudge;
 pub mod numbers;
 pub mod opening;

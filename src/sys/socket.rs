@@ -220,13 +220,23 @@ pub fn own_addresses() -> Result<Vec<std::net::IpAddr>, Errno> {
     Ok(found)
 }
 
-/// A socket on which the kernel tells when addresses of the caller's network namespace come or go (rtnetlink(7)).
-pub fn address_changes() -> Result<OwnedFd, Errno> {
+/// A socket on which the kernel tells when addresses, interfaces, routes or the rules that choose among those change in
+/// the caller's network namespace (rtnetlink(7)).
+pub fn routing_changes() -> Result<OwnedFd, Errno> {
+    // RTNLGRP_IPV6_RULE of include/uapi/linux/rtnetlink.h, which has no name as a bit.
+    const RTMGRP_IPV6_RULE: c_int = 1 << 18;
+    const GROUPS: c_int = libc::RTMGRP_LINK
+        | libc::RTMGRP_IPV4_IFADDR
+        | libc::RTMGRP_IPV4_ROUTE
+        | libc::RTMGRP_IPV4_RULE
+        | libc::RTMGRP_IPV6_IFADDR
+        | libc::RTMGRP_IPV6_ROUTE
+        | RTMGRP_IPV6_RULE;
     let fd = socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE)?;
     // struct sockaddr_nl
     let mut groups = (libc::AF_NETLINK as u16).to_ne_bytes().to_vec();
     groups.resize(8, 0);
-    groups.extend((libc::RTMGRP_IPV4_IFADDR | libc::RTMGRP_IPV6_IFADDR).to_ne_bytes());
+    groups.extend(GROUPS.to_ne_bytes());
     bind(fd.as_fd(), &groups)?;
     Ok(fd)
 }

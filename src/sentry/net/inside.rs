@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use libc::c_int;
 use nix::errno::Errno;
 
-use crate::sys::{message, socket};
+use crate::sys::{message, netlink, socket};
 
 /// The sentry's end.
 #[derive(Debug)]
@@ -95,12 +95,17 @@ impl Inside {
             &socket::Sent { bytes: &request, ..socket::Sent::default() },
         )?;
         let answer = socket::receive(netlink.as_fd(), 4096, 0)?;
-        match acknowledgement(&answer.bytes) {
-            None => Err(Errno::EBADMSG),
-            Some(0) => Ok(()),
-            Some(errno) if add && errno == Errno::EEXIST as i32 => Ok(()),
-            Some(errno) => Err(Errno::from_raw(errno)),
-        }
+        let mut done = Err(Errno::EBADMSG);
+        netlink::messages(&answer.bytes, |kind, body| {
+            if c_int::from(kind) == libc::NLMSG_ERROR {
+                done = match netlink::error(body) {
+                    None => Ok(()),
+                    Some(Errno::EEXIST) if add => Ok(()),
+                    Some(errno) => Err(errno),
+                };
+            }
+        });
+        done
     }
 }
 
@@ -140,27 +145,11 @@ fn request(address: IpAddr, add: bool) -> Vec<u8> {
     let mut body = vec![family as u8, octets.len() as u8 * 8, libc::IFA_F_NODAD as u8, HOST_SCOPE];
     body.extend(LOOPBACK.to_ne_bytes());
     for kind in [libc::IFA_LOCAL, libc::IFA_ADDRESS] {
-        body.extend((4 + octets.len() as u16).to_ne_bytes());
-        body.extend(kind.to_ne_bytes());
-        body.extend(&octets);
+        body.extend(netlink::attribute(kind, &octets));
     }
-    // struct nlmsghdr
     let (kind, more) =
         if add { (libc::RTM_NEWADDR, libc::NLM_F_CREATE) } else { (libc::RTM_DELADDR, 0) };
-    let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK | more;
-    let mut request = (16 + body.len() as u32).to_ne_bytes().to_vec();
-    request.extend(kind.to_ne_bytes());
-    request.extend((flags as u16).to_ne_bytes());
-    request.extend([0; 8]);
-    request.extend(body);
-    request
-}
-
-/// The error in an NLMSG_ERROR, as a positive number; 0 is none.
-fn acknowledgement(answer: &[u8]) -> Option<i32> {
-    let kind = u16::from_ne_bytes(answer.get(4..6)?.try_into().ok()?);
-    let error = i32::from_ne_bytes(answer.get(16..20)?.try_into().ok()?);
-    (i32::from(kind) == libc::NLMSG_ERROR).then_some(error.checked_neg()?)
+    netlink::framed(kind, libc::NLM_F_REQUEST | libc::NLM_F_ACK | more, &body)
 }
 
 #[cfg(test)]

@@ -298,7 +298,7 @@ impl Network {
 
     /// A connection or a flow of datagrams was allowed.
     fn admitted(&self, kernel: &Kernel, tid: i32, address: SocketAddr, transport: Transport) {
-        kernel.emit(&super::events::Event::Connected {
+        kernel.emit_of_many(|| super::events::Event::Connected {
             tid,
             comm: comm(tid).unwrap_or_default(),
             address: address.to_string(),

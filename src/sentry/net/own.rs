@@ -1,5 +1,6 @@
 //! Which addresses are the host's own.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
@@ -7,53 +8,60 @@ use std::sync::{Mutex, PoisonError};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
 
-use super::{address, datagrams};
-use crate::sys::socket;
+use super::datagrams;
+use crate::sys::{netlink, socket};
 
-/// The addresses of the host's interfaces. They are read anew when the kernel says that some have changed: each connection
-/// is judged by them.
+/// So many ways are remembered at a time.
+const MOST_WAYS: usize = 1024;
+
+/// The addresses of the host's interfaces, and which others the host takes for its own. Both are asked for anew when the
+/// kernel says that something has changed: each connection is judged by them.
 #[derive(Debug, Default)]
 pub(super) struct OwnAddresses {
-    /// What was read last. A leaf of the lock order.
+    /// What was found last. A leaf of the lock order.
     last: Mutex<Option<Last>>,
 }
 
 #[derive(Debug)]
 struct Last {
-    /// On which the kernel tells of changes since (rtnetlink(7)).
+    /// On which the kernel tells of changes since.
     changes: OwnedFd,
     addresses: Vec<IpAddr>,
+    /// Whether these are.
+    ways: HashMap<SocketAddr, bool>,
 }
 
 impl OwnAddresses {
-    /// Whether this is an address of the host's own: an interface has it, or what is sent there comes from it, as the
-    /// kernel would route it. (A datagram socket sends nothing when it is connected.) What cannot be told counts as one.
+    /// Whether this is an address of the host's own: an interface has it, or the kernel takes what is sent there for its
+    /// own (ip-route(8), local). What cannot be told counts as one.
     pub(super) fn has(&self, address: SocketAddr) -> bool {
-        if self.of_interfaces(address.ip()).unwrap_or(true) {
-            return true;
-        }
-        match source_for(address) {
-            Ok(source) => source.ip() == address.ip(),
-            Err(errno) => !matches!(errno, Errno::ENETUNREACH | Errno::EHOSTUNREACH),
-        }
-    }
-
-    /// Whether an interface has it.
-    fn of_interfaces(&self, ip: IpAddr) -> Result<bool, Errno> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = last.as_ref().filter(|it| !it.has_changed()) {
-            return Ok(known.addresses.contains(&ip));
+        if last.as_ref().is_none_or(Last::has_changed) {
+            // (What changes while they are read is told, too.)
+            let changes = socket::routing_changes();
+            let Ok(addresses) = socket::own_addresses() else { return true };
+            let ways = HashMap::new();
+            let Ok(changes) = changes else {
+                *last = None;
+                return addresses.contains(&address.ip()) || is_local(address);
+            };
+            *last = Some(Last { changes, addresses, ways });
         }
-        // (What changes while they are read is told, too.)
-        let changes = socket::address_changes();
-        let addresses = socket::own_addresses()?;
-        let has = addresses.contains(&ip);
-        *last = changes.ok().map(|changes| Last { changes, addresses });
-        Ok(has)
+        last.as_mut().is_none_or(|it| it.has(address))
     }
 }
 
 impl Last {
+    fn has(&mut self, address: SocketAddr) -> bool {
+        if self.addresses.contains(&address.ip()) {
+            return true;
+        }
+        if self.ways.len() >= MOST_WAYS {
+            self.ways.clear();
+        }
+        *self.ways.entry(address).or_insert_with(|| is_local(address))
+    }
+
     /// Whether anything was told, or could not be (ENOBUFS in netlink(7)).
     fn has_changed(&self) -> bool {
         let told = recv(self.changes.as_raw_fd(), &mut [0; 16], MsgFlags::MSG_DONTWAIT);
@@ -61,19 +69,19 @@ impl Last {
     }
 }
 
+/// Whether the kernel takes what is sent to an address for its own.
+fn is_local(address: SocketAddr) -> bool {
+    match netlink::route_kind(address) {
+        Ok(kind) => kind == libc::RTN_LOCAL,
+        Err(errno) => !matches!(errno, Errno::ENETUNREACH | Errno::EHOSTUNREACH),
+    }
+}
+
 /// Whether the host has a way to addresses of IPv6 at all.
 pub(super) fn has_v6() -> bool {
     // An address of the internet that nobody has (RFC 3849 reserves it for documentation).
     let far = SocketAddr::new(std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into(), 53);
-    source_for(far).is_ok()
-}
-
-fn source_for(mut address: SocketAddr) -> Result<SocketAddr, Errno> {
-    if address.port() == 0 {
-        address.set_port(1);
-    }
-    let probe = datagrams::flow_to(address)?;
-    address::parse(&socket::name(std::os::fd::AsFd::as_fd(&probe))?).ok_or(Errno::EBADMSG)
+    datagrams::flow_to(far).is_ok()
 }
 
 #[cfg(test)]
@@ -102,8 +110,20 @@ mod tests {
             ip("addr del 192.0.2.7/32 dev lo")?;
             assert!(!has(&own, "192.0.2.7"));
             // What is routed to the host itself is its own, too.
+            assert!(!has(&own, "198.51.100.9"));
+            ip("route add local 198.51.100.0/24 dev lo")?;
+            assert!(has(&own, "198.51.100.9") && has(&own, "198.51.100.9"));
+            ip("route del local 198.51.100.0/24 dev lo")?;
+            assert!(!has(&own, "198.51.100.9"));
             ip("route add local 198.51.100.0/24 dev lo")?;
             assert!(has(&own, "198.51.100.9"));
+            // If a rule says that the table is looked at.
+            ip("rule del pref 0")?;
+            assert!(!has(&own, "198.51.100.9"));
+            ip("rule add pref 0 table local")?;
+            assert!(has(&own, "198.51.100.9"));
+            ip("-6 route add local 2001:db8:7::/64 dev lo")?;
+            assert!(has(&own, "2001:db8:7::1"));
             Some(())
         };
         if std::thread::spawn(in_own_network).join().unwrap().is_none() {

@@ -1,18 +1,19 @@
 //! Another socket in the place of a guest's: under all its numbers, and wherever it is watched.
 
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::sync::mpsc;
 
-use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, readlinkat};
+use nix::fcntl::{OFlag, open, readlinkat};
 use nix::sys::stat::Mode;
 
 use super::guest_socket::{self, GuestSocket};
 use crate::notify::Trapped;
 use crate::sys::fdinfo::{FdInfo, Watched};
 use crate::sys::seccomp::{self, Place};
-use crate::sys::{descriptors, files, process, spawn};
+use crate::sys::{descriptors, files, listing, process, spawn};
 
 /// Puts `new` where the calling thread has `old`. (A process that does not share its descriptors with the caller keeps
 /// `old`: nothing can be installed in it, since it has not asked for anything.)
@@ -58,15 +59,11 @@ impl Found {
         let socket = format!("socket:[{inode}]");
         let mut found = Found::default();
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let mut listing = Dir::open(format!("/proc/{tid}/fd").as_str(), flags, Mode::empty())?;
-        let directory = listing.as_fd().try_clone_to_owned();
-        let directory = directory.map_err(|error| crate::sys::errno_of(&error))?;
-        for entry in listing.iter() {
-            let name = entry?;
-            let name = name.file_name();
-            let Some(number) = name.to_str().ok().and_then(|name| name.parse().ok()) else {
-                continue;
-            };
+        let directory = open(format!("/proc/{tid}/fd").as_str(), flags, Mode::empty())?;
+        // (Their limit of open files bounds them.)
+        for entry in listing::entries(directory.as_fd(), usize::MAX)? {
+            let name = OsStr::from_bytes(&entry.name);
+            let Some(number) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
             let Ok(link) = readlinkat(&directory, name) else { continue };
             match link.to_str() {
                 Some(link) if link == socket => found.places.push(number),

@@ -8,7 +8,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use libc::c_int;
 use nix::errno::Errno;
 
-use crate::sys::socket;
+use crate::sys::netlink::{attributes, framed, messages};
+use crate::sys::{netlink, socket};
 
 /// What is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,7 +90,6 @@ pub(in crate::sentry) struct Carried {
 }
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
-const HEADER: usize = 16;
 /// As much as the kernel puts into one message (netlink_dump in net/netlink/af_netlink.c).
 const ROOM: usize = 32 << 10;
 /// include/uapi/linux/inet_diag.h
@@ -191,15 +191,12 @@ pub(in crate::sentry) fn find(
     }
     body.extend([0; 4]);
     body.extend([0xff; 8]);
-    let request = framed(&body, libc::NLM_F_REQUEST);
+    let request = framed(SOCK_DIAG_BY_FAMILY, libc::NLM_F_REQUEST, &body);
     socket::send(netlink, &socket::Sent { bytes: &request, ..socket::Sent::default() })?;
     let received = socket::receive(netlink, ROOM, 0)?;
     let mut found = Err(Errno::EBADMSG);
     messages(&received.bytes, |kind, body| match i32::from(kind) {
-        libc::NLMSG_ERROR => {
-            let errno = word(body, 0).unwrap_or(0).cast_signed();
-            found = Err(Errno::from_raw(errno.wrapping_neg()));
-        }
+        libc::NLMSG_ERROR => found = Err(netlink::error(body).unwrap_or(Errno::EBADMSG)),
         _ if kind == SOCK_DIAG_BY_FAMILY => {
             let inode = inet(Class::Inet(family, protocol), body).map(|it| it.inode);
             // (One that nobody holds any more has none.)
@@ -250,36 +247,7 @@ fn request(class: Class) -> Vec<u8> {
             body.extend([0; 8]);
         }
     }
-    framed(&body, libc::NLM_F_REQUEST | libc::NLM_F_DUMP)
-}
-
-/// A request behind its header (struct nlmsghdr).
-fn framed(body: &[u8], flags: c_int) -> Vec<u8> {
-    let mut request = ((HEADER + body.len()) as u32).to_ne_bytes().to_vec();
-    request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-    request.extend((flags as u16).to_ne_bytes());
-    request.extend([0; 8]);
-    request.extend(body);
-    request
-}
-
-/// Gives the kind and the body of every message.
-fn messages<'b>(mut bytes: &'b [u8], mut each: impl FnMut(u16, &'b [u8])) {
-    while let (Some(length), Some(kind)) = (word(bytes, 0), half(bytes, 4)) {
-        let Some(body) = bytes.get(HEADER..length as usize) else { return };
-        each(kind, body);
-        bytes = bytes.get((length as usize).next_multiple_of(4)..).unwrap_or_default();
-    }
-}
-
-/// The attributes behind a message: kind and value.
-fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    std::iter::from_fn(move || {
-        let (length, kind) = (half(bytes, 0)?, half(bytes, 2)?);
-        let value = bytes.get(4..length.into())?;
-        bytes = bytes.get(usize::from(length).next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, value))
-    })
+    framed(SOCK_DIAG_BY_FAMILY, libc::NLM_F_REQUEST | libc::NLM_F_DUMP, &body)
 }
 
 fn listed(class: Class, body: &[u8]) -> Option<Listed> {
@@ -369,10 +337,6 @@ fn unix(body: &[u8]) -> Option<Listed> {
         }
     }
     Some(listed)
-}
-
-fn half(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
 }
 
 fn word(bytes: &[u8], at: usize) -> Option<u32> {

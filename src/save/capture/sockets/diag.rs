@@ -5,11 +5,11 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::errno::Errno;
 
+use crate::sys::netlink;
 use crate::sys::socket::{self, Sent};
 
 /// include/uapi/linux/sock_diag.h, netlink.h, unix_diag.h.
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
-const NLM_F_REQUEST_DUMP: u16 = 0x301;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 /// UDIAG_SHOW_NAME, _VFS, _PEER, _ICONS, _RQLEN.
@@ -49,16 +49,13 @@ fn half(bytes: &[u8], at: usize) -> u16 {
 
 /// Asks `diag`, a netlink socket of NETLINK_SOCK_DIAG.
 pub(super) fn list(diag: BorrowedFd<'_>) -> Result<Listing, Errno> {
-    let mut request = Vec::with_capacity(HEADER + 24);
-    request.extend(40u32.to_ne_bytes());
-    request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-    request.extend(NLM_F_REQUEST_DUMP.to_ne_bytes());
-    request.extend([0; 8]);
     // struct unix_diag_req: family, protocol, states, inode, what to show, cookie.
-    request.extend([libc::AF_UNIX as u8, 0, 0, 0]);
+    let mut body = vec![libc::AF_UNIX as u8, 0, 0, 0];
     for word in [u32::MAX, 0, SHOW, u32::MAX, u32::MAX] {
-        request.extend(word.to_ne_bytes());
+        body.extend(word.to_ne_bytes());
     }
+    let request =
+        netlink::framed(SOCK_DIAG_BY_FAMILY, libc::NLM_F_REQUEST | libc::NLM_F_DUMP, &body);
     socket::send(diag.as_fd(), &Sent { bytes: &request, ..Sent::default() })?;
     let mut listing = Listing::default();
     loop {
