@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use nix::sys::socket::{MsgFlags, send, setsockopt, sockopt};
 
+use crate::as_both;
 use crate::common::{LIMIT, Outcome, Workspace, have, repository, run, start, wait_for};
 
 /// A sandbox whose ports are published. When it is dropped, it is killed.
@@ -286,6 +287,70 @@ fn datagrams_find_their_way_back() {
     silent.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
     assert_eq!(silent.recv(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock);
     assert_eq!(talk(served.at("8080/udp")), expected);
+}
+
+/// Natively, and then by way of a port for each of the loopback's addresses inside; `ask`s are the same but for where to.
+const PEERS: &str = r#"
+up() {
+    until [ -e "$1" ]; do sleep 0.01; done
+    rm "$1"
+}
+counted() {
+    until [ "$(cat read 2>/dev/null)" = 1048576 ]; do sleep 0.01; done
+    rm read
+}
+python3 peer.py serve 203.0.113.1 7100 native & up native
+echo natively && python3 peer.py ask 203.0.113.1 203.0.113.1 7100
+kill $! && counted
+for at in 127.0.0.1 ::1 127.0.0.1,::1; do
+    ports='--publish 0.0.0.0:7101:80 --publish 0.0.0.0:7101:80/udp --publish [::]:7101:80 --publish [::]:7101:80/udp'
+    $sandbox run --detach --id seen $ports -- python3 peer.py serve $at 80 inside >id && up inside
+    for address in 203.0.113.1 127.0.0.1 $v6 ::1; do
+        echo "at $at from $address" && python3 peer.py ask $address $address 7101 && counted
+    done
+    $sandbox kill seen KILL
+    $sandbox wait seen || true
+done
+"#;
+
+#[test]
+fn programs_see_who_has_come() {
+    as_both("peers", |outside| {
+        outside.workspace.write(
+            "own/peer.py",
+            std::fs::read(repository().join("tests/network/peer.py")).unwrap(),
+        );
+        // (An address of IPv6 can only be given by root.)
+        let v6 = if outside.is_nobody() { "" } else { "2001:db8:9::1" };
+        let before = if v6.is_empty() {
+            String::new()
+        } else {
+            format!("ip addr add {v6}/128 dev lo nodad\n")
+        };
+        let seen = outside.sh(&format!("set -e\nv6={v6}\n{before}{PEERS}"));
+        let said: Vec<String> = seen
+            .success()
+            .out()
+            .split("at ")
+            .map(|it| it.split_whitespace().collect::<Vec<_>>().join(" "))
+            .collect();
+        let mut wanted = vec!["natively itself itself".to_owned()];
+        // An address that means no host stands for one that a program cannot see where it listens.
+        let (no_v4, no_v6) = ("192.0.0.8", "fd5b:73a6:e62::1");
+        let all = [
+            ("127.0.0.1", ["itself", "127.0.0.1", no_v4, "127.0.0.1"]),
+            ("::1", [no_v6, "::1", "itself", "::1"]),
+            ("127.0.0.1,::1", ["itself", "127.0.0.1", "itself", "::1"]),
+        ];
+        for (at, seen) in all {
+            for (address, seen) in ["203.0.113.1", "127.0.0.1", v6, "::1"].iter().zip(seen) {
+                if !address.is_empty() {
+                    wanted.push(format!("{at} from {address} {seen} {seen}"));
+                }
+            }
+        }
+        assert_eq!(said, wanted);
+    });
 }
 
 #[test]

@@ -5,8 +5,8 @@
 //! address needs no more than that: the supervisor made the user namespace that owns the network, and has every
 //! capability in it (cap_capable in security/commoncap.c).
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,26 +21,59 @@ use crate::sys::{message, netlink, socket};
 pub struct Inside {
     /// One question and its answer at a time. A leaf of the lock order.
     outpost: Mutex<OwnedFd>,
-    /// How many need each of the addresses that the loopback there has been lent. Taken before `outpost`.
-    lent: Mutex<HashMap<IpAddr, usize>>,
+    /// What the loopback there has been lent. Taken before `outpost`.
+    lent: Mutex<Loans>,
 }
 
-/// An address that the loopback there has for as long as somebody needs it.
+#[derive(Debug, Default)]
+struct Loans {
+    /// How many need each.
+    needed: HashMap<(Loan, IpAddr), usize>,
+    /// Routes that nobody needs, which are still there; the oldest comes first.
+    idle: VecDeque<IpAddr>,
+}
+
+/// So many routes stay when nobody needs them: behind a connection that was closed the kernel may still have to bring what
+/// was said, for as long as the other side takes to read it.
+const MOST_IDLE: usize = 1024;
+
+/// What the loopback there can be lent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Loan {
+    /// An address, which programs find among those of its own.
+    Address,
+    /// A route: what is sent to an address stays there.
+    Route,
+}
+
+/// Something that the loopback there has for as long as somebody needs it.
 #[derive(Debug)]
 pub(super) struct Lent {
     inside: Arc<Inside>,
+    loan: Loan,
     address: IpAddr,
 }
 
 impl Drop for Lent {
     fn drop(&mut self) {
         let mut lent = self.inside.lent.lock().unwrap_or_else(PoisonError::into_inner);
-        let Entry::Occupied(mut needed) = lent.entry(self.address) else { return };
+        let lent = &mut *lent;
+        let Entry::Occupied(mut needed) = lent.needed.entry((self.loan, self.address)) else {
+            return;
+        };
         *needed.get_mut() -= 1;
-        if *needed.get() == 0 {
-            needed.remove();
-            // (An address that stays there makes it unreachable by another way only.)
-            let _ = self.inside.change_address(self.address, false);
+        if *needed.get() > 0 {
+            return;
+        }
+        let mut over = Some(self.address);
+        if self.loan == Loan::Route {
+            lent.idle.push_back(self.address);
+            over = if lent.idle.len() > MOST_IDLE { lent.idle.pop_front() } else { None };
+        }
+        if let Some(over) = over {
+            lent.needed.remove(&(self.loan, over));
+            // (What stays there makes an address unreachable by another way only.)
+            let _ = self.inside.change(self.loan, over, false);
         }
     }
 }
@@ -57,18 +90,33 @@ impl Inside {
     /// Gives the loopback there an address, so that what is sent to it stays there and can be taken by a socket that is
     /// bound to it, until what is returned is dropped. (It has those of its own anyway.)
     pub(super) fn lend(self: &Arc<Self>, address: IpAddr) -> Result<Option<Lent>, Errno> {
+        self.borrow(Loan::Address, address)
+    }
+
+    /// The same of an address that programs are not to take for one of their own. It may lead there for longer.
+    pub(super) fn lend_route(self: &Arc<Self>, address: IpAddr) -> Result<Option<Lent>, Errno> {
+        self.borrow(Loan::Route, address)
+    }
+
+    fn borrow(self: &Arc<Self>, loan: Loan, address: IpAddr) -> Result<Option<Lent>, Errno> {
         if address.is_loopback() {
             return Ok(None);
         }
         let mut lent = self.lent.lock().unwrap_or_else(PoisonError::into_inner);
-        match lent.entry(address) {
-            Entry::Occupied(mut needed) => *needed.get_mut() += 1,
+        let lent = &mut *lent;
+        match lent.needed.entry((loan, address)) {
+            Entry::Occupied(mut needed) => {
+                *needed.get_mut() += 1;
+                if loan == Loan::Route && *needed.get() == 1 {
+                    lent.idle.retain(|idle| *idle != address);
+                }
+            }
             Entry::Vacant(needed) => {
-                self.change_address(address, true)?;
+                self.change(loan, address, true)?;
                 needed.insert(1);
             }
         }
-        Ok(Some(Lent { inside: Arc::clone(self), address }))
+        Ok(Some(Lent { inside: Arc::clone(self), loan, address }))
     }
 
     /// socket(2) there. EPIPE: the outpost is gone.
@@ -88,8 +136,12 @@ impl Inside {
 
     /// Gives the loopback there another address, or takes it away. Once more does no harm.
     pub(super) fn change_address(&self, address: IpAddr, add: bool) -> Result<(), Errno> {
+        self.change(Loan::Address, address, add)
+    }
+
+    fn change(&self, loan: Loan, address: IpAddr, add: bool) -> Result<(), Errno> {
         let netlink = self.socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE)?;
-        let request = request(address, add);
+        let request = request(loan, address, add);
         socket::send(
             netlink.as_fd(),
             &socket::Sent { bytes: &request, ..socket::Sent::default() },
@@ -132,23 +184,35 @@ pub fn serve(end: BorrowedFd<'_>) {
     }
 }
 
-/// A request of rtnetlink(7): a whole address of its own for the loopback, which always is device 1
-/// (LOOPBACK_IFINDEX).
-fn request(address: IpAddr, add: bool) -> Vec<u8> {
+/// A request of rtnetlink(7) about a whole address, for the loopback, which always is device 1 (LOOPBACK_IFINDEX).
+fn request(loan: Loan, address: IpAddr, add: bool) -> Vec<u8> {
     const LOOPBACK: u32 = 1;
-    const HOST_SCOPE: u8 = 254;
     let (family, octets) = match address {
-        IpAddr::V4(v4) => (libc::AF_INET, v4.octets().to_vec()),
-        IpAddr::V6(v6) => (libc::AF_INET6, v6.octets().to_vec()),
+        IpAddr::V4(v4) => (libc::AF_INET as u8, v4.octets().to_vec()),
+        IpAddr::V6(v6) => (libc::AF_INET6 as u8, v6.octets().to_vec()),
     };
-    // struct ifaddrmsg
-    let mut body = vec![family as u8, octets.len() as u8 * 8, libc::IFA_F_NODAD as u8, HOST_SCOPE];
-    body.extend(LOOPBACK.to_ne_bytes());
-    for kind in [libc::IFA_LOCAL, libc::IFA_ADDRESS] {
-        body.extend(netlink::attribute(kind, &octets));
-    }
-    let (kind, more) =
-        if add { (libc::RTM_NEWADDR, libc::NLM_F_CREATE) } else { (libc::RTM_DELADDR, 0) };
+    let bits = octets.len() as u8 * 8;
+    let (kinds, body) = match loan {
+        Loan::Address => {
+            // struct ifaddrmsg
+            let mut body = vec![family, bits, libc::IFA_F_NODAD as u8, libc::RT_SCOPE_HOST];
+            body.extend(LOOPBACK.to_ne_bytes());
+            for kind in [libc::IFA_LOCAL, libc::IFA_ADDRESS] {
+                body.extend(netlink::attribute(kind, &octets));
+            }
+            ((libc::RTM_NEWADDR, libc::RTM_DELADDR), body)
+        }
+        Loan::Route => {
+            // struct rtmsg; the protocol tells it from the one that an address has (fib_magic in net/ipv4/fib_frontend.c).
+            let (table, scope) = (libc::RT_TABLE_LOCAL, libc::RT_SCOPE_HOST);
+            let mut body = vec![family, bits, 0, 0, table];
+            body.extend([libc::RTPROT_STATIC, scope, libc::RTN_LOCAL, 0, 0, 0, 0]);
+            body.extend(netlink::attribute(libc::RTA_DST, &octets));
+            body.extend(netlink::attribute(libc::RTA_OIF, &LOOPBACK.to_ne_bytes()));
+            ((libc::RTM_NEWROUTE, libc::RTM_DELROUTE), body)
+        }
+    };
+    let (kind, more) = if add { (kinds.0, libc::NLM_F_CREATE) } else { (kinds.1, 0) };
     netlink::framed(kind, libc::NLM_F_REQUEST | libc::NLM_F_ACK | more, &body)
 }
 
@@ -171,10 +235,12 @@ mod tests {
 
     #[test]
     fn a_request_has_the_length_that_it_says() {
-        for address in ["192.0.2.1", "2001:db8::1"] {
-            let request = request(address.parse().unwrap(), true);
-            assert_eq!(request[..4], (request.len() as u32).to_ne_bytes());
-            assert_eq!(request.len() % 4, 0);
+        for (loan, add) in [(Loan::Address, true), (Loan::Route, true), (Loan::Route, false)] {
+            for address in ["192.0.2.1", "2001:db8::1"] {
+                let request = request(loan, address.parse().unwrap(), add);
+                assert_eq!(request[..4], (request.len() as u32).to_ne_bytes());
+                assert_eq!(request.len() % 4, 0);
+            }
         }
     }
 }

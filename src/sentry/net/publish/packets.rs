@@ -22,10 +22,11 @@ use tokio::task::AbortHandle;
 use tokio::task::coop::consume_budget;
 use tokio::time::Instant;
 
-use super::super::address::{self, family};
+use super::super::address;
+use super::super::inside::Lent;
 use super::super::meter::Way;
 use super::Shared;
-use super::streams::LOOPBACKS;
+use super::peer::{self, Seen};
 use crate::sys::{errno_of, socket};
 
 /// A flow that has carried nothing for so long ends (RFC 4787, REQ-5).
@@ -53,6 +54,8 @@ struct Flow {
     last: Rc<Cell<Instant>>,
     /// Brings answers back.
     back: AbortHandle,
+    /// Gives `inner` its address.
+    _lent: Option<Lent>,
 }
 
 impl Drop for Flow {
@@ -91,8 +94,8 @@ pub(super) async fn serve(fd: OwnedFd, guest: u16, shared: Rc<Shared>) {
                 silent.and_then(|silent| flows.remove(&silent));
             }
             // What nobody takes is lost, as on any way.
-            let first = open(guest, &shared, &room.borrow()[..length]);
-            let Ok(inner) = first else { continue };
+            let first = open(guest, peer.from, &shared, &room.borrow()[..length]);
+            let Ok((inner, lent)) = first else { continue };
             let (inner, last) = (Rc::new(inner), Rc::new(Cell::new(Instant::now())));
             let back = bring_back(
                 Rc::clone(&inner),
@@ -103,7 +106,7 @@ pub(super) async fn serve(fd: OwnedFd, guest: u16, shared: Rc<Shared>) {
                 Rc::clone(&shared),
             );
             let back = tokio::task::spawn_local(back).abort_handle();
-            flows.insert(peer, Flow { inner, last, back });
+            flows.insert(peer, Flow { inner, last, back, _lent: lent });
             continue;
         }
         if let Some(flow) = flows.get(&peer) {
@@ -117,28 +120,35 @@ pub(super) async fn serve(fd: OwnedFd, guest: u16, shared: Rc<Shared>) {
     }
 }
 
-/// A socket that reaches the port inside, from which the first datagram was sent.
-fn open(guest: u16, shared: &Shared, first: &[u8]) -> Result<UdpSocket, Errno> {
+/// A socket that reaches the port inside, from which the first datagram was sent, and what gives it the address of `peer`.
+fn open(
+    guest: u16,
+    peer: SocketAddr,
+    shared: &Shared,
+    first: &[u8],
+) -> Result<(UdpSocket, Option<Lent>), Errno> {
     let mut failed = Errno::ECONNREFUSED;
-    for address in LOOPBACKS {
-        let address = SocketAddr::new(address, guest);
-        let kind = libc::SOCK_DGRAM | libc::SOCK_NONBLOCK;
-        let sent = shared.inside.socket(family(address), kind, 0).and_then(|fd| {
-            socket::connect(fd.as_fd(), &address::bytes(address))?;
+    for place in peer::places(peer, guest) {
+        let seen = peer::socket(&shared.inside, libc::SOCK_DGRAM, peer, place);
+        let sent = seen.and_then(|Seen { fd, lent }| {
+            socket::connect(fd.as_fd(), &address::bytes(place))?;
             // Where nobody listens, it may have that very port itself.
-            if address::parse(&socket::name(fd.as_fd())?) == Some(address) {
+            if address::parse(&socket::name(fd.as_fd())?) == Some(place) {
                 return Err(Errno::ECONNREFUSED);
             }
             socket::send(fd.as_fd(), &socket::Sent { bytes: first, ..Default::default() })?;
             // On a loopback who is not there has said so by now.
             let refused = socket::option(fd.as_fd(), libc::SOL_SOCKET, libc::SO_ERROR, 4)?;
             match refused.try_into().map_or(0, i32::from_ne_bytes) {
-                0 => Ok(fd),
+                0 => Ok((fd, lent)),
                 errno => Err(Errno::from_raw(errno)),
             }
         });
         match sent {
-            Ok(fd) => return UdpSocket::from_std(fd.into()).map_err(|error| errno_of(&error)),
+            Ok((fd, lent)) => {
+                let inner = UdpSocket::from_std(fd.into()).map_err(|error| errno_of(&error))?;
+                return Ok((inner, lent));
+            }
             Err(errno) => failed = errno,
         }
     }

@@ -1,7 +1,7 @@
 //! Connections of TCP that come to a published port.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -11,26 +11,23 @@ use nix::errno::Errno;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
-use super::super::address::family;
+use super::super::inside::Lent;
+use super::peer::{self, Seen};
 use super::{Course, Shared, pump};
 use crate::sys::{errno_of, socket};
-
-/// Where programs inside listen: at one of these, or at all addresses.
-pub(super) const LOOPBACKS: [IpAddr; 2] =
-    [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
 
 /// Lets connections in. `busy`: held for as long as one lasts.
 pub(super) async fn serve(fd: OwnedFd, guest: u16, shared: Rc<Shared>, busy: mpsc::Sender<()>) {
     let Ok(door) = TcpListener::from_std(fd.into()) else { return };
     loop {
         match door.accept().await {
-            Ok((outer, _)) => {
+            Ok((outer, peer)) => {
                 // One waits here and others in the kernel's queue; a port to which nobody comes takes no place. (They
                 // are never closed.)
                 let places = Arc::clone(&shared.places);
                 let Ok(place) = places.acquire_owned().await else { return };
                 let (shared, busy) = (Rc::clone(&shared), busy.clone());
-                tokio::task::spawn_local(lead(outer, guest, shared, (place, busy)));
+                tokio::task::spawn_local(lead((outer, peer), guest, shared, (place, busy)));
             }
             // Who has gone before it was let in.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -42,18 +39,18 @@ pub(super) async fn serve(fd: OwnedFd, guest: u16, shared: Rc<Shared>, busy: mps
 
 /// Leads one connection inside, until it ends. Where nobody listens there, it is reset.
 async fn lead(
-    outer: TcpStream,
+    (outer, peer): (TcpStream, SocketAddr),
     guest: u16,
     shared: Rc<Shared>,
     held: (OwnedSemaphorePermit, mpsc::Sender<()>),
 ) {
     let mut course = shared.course.clone();
     let reached = tokio::select! {
-        reached = reach(guest, &shared) => reached.ok(),
+        reached = reach(guest, peer, &shared) => reached.ok(),
         _ = course.wait_for(|course| *course != Course::Open) => None,
     };
     match reached {
-        Some(inner) if prepare(&outer, &inner).is_ok() => {
+        Some((inner, _lent)) if prepare(&outer, &inner).is_ok() => {
             pump::carry(outer, inner, &shared).await;
         }
         _ => pump::reset(outer),
@@ -69,22 +66,25 @@ fn prepare(outer: &TcpStream, inner: &TcpStream) -> Result<(), Errno> {
     socket::set_option(outer.as_fd(), libc::SOL_SOCKET, libc::SO_KEEPALIVE, &on)
 }
 
-/// A connection to a port inside.
-async fn reach(guest: u16, shared: &Shared) -> Result<TcpStream, Errno> {
+/// A connection to a port inside, and what gives it the address of `peer`.
+async fn reach(
+    guest: u16,
+    peer: SocketAddr,
+    shared: &Shared,
+) -> Result<(TcpStream, Option<Lent>), Errno> {
     let mut failed = Errno::ECONNREFUSED;
-    for address in LOOPBACKS {
-        let address = SocketAddr::new(address, guest);
-        let made =
-            shared.inside.socket(family(address), libc::SOCK_STREAM | libc::SOCK_NONBLOCK, 0);
-        let fd = match made {
-            Ok(fd) => fd,
+    for place in peer::places(peer, guest) {
+        let Seen { fd, lent } = match peer::socket(&shared.inside, libc::SOCK_STREAM, peer, place) {
+            Ok(seen) => seen,
             // A kernel without IPv6.
             Err(Errno::EAFNOSUPPORT) => continue,
             Err(errno) => return Err(errno),
         };
-        match TcpSocket::from_std_stream(fd.into()).connect(address).await {
+        match TcpSocket::from_std_stream(fd.into()).connect(place).await {
             // Where nobody listens, a socket that happens to have that very port would be connected with itself.
-            Ok(stream) if stream.local_addr().is_ok_and(|own| own != address) => return Ok(stream),
+            Ok(stream) if stream.local_addr().is_ok_and(|own| own != place) => {
+                return Ok((stream, lent));
+            }
             Ok(_) => failed = Errno::ECONNREFUSED,
             Err(error) => failed = errno_of(&error),
         }
