@@ -271,7 +271,7 @@ static void mode_killable(void)
 		_exit(1);
 	}
 	wait_until_asleep(child, child);
-	for (int i = 1; i <= 100 && !seen; i++) {
+	for (int i = 1; i <= 3000 && !seen; i++) {
 		kill(child, SIGUSR1);
 		while (shared[1] < i)
 			seen += state_of(child, child) == 'D';

@@ -76,9 +76,11 @@ async fn reach(
     for place in peer::places(peer, guest) {
         let Seen { fd, lent } = match peer::socket(&shared.inside, libc::SOCK_STREAM, peer, place) {
             Ok(seen) => seen,
-            // A kernel without IPv6.
-            Err(Errno::EAFNOSUPPORT) => continue,
-            Err(errno) => return Err(errno),
+            // A network without IPv6, for one.
+            Err(errno) => {
+                failed = errno;
+                continue;
+            }
         };
         match TcpSocket::from_std_stream(fd.into()).connect(place).await {
             // Where nobody listens, a socket that happens to have that very port would be connected with itself.
