@@ -66,17 +66,22 @@ pub fn error(body: &[u8]) -> Option<Errno> {
     }
 }
 
+/// The family (AF_*) and the bytes of an address, as the kernel is told of one.
+pub fn octets(address: IpAddr) -> (u8, Vec<u8>) {
+    match address {
+        IpAddr::V4(v4) => (libc::AF_INET as u8, v4.octets().to_vec()),
+        IpAddr::V6(v6) => (libc::AF_INET6 as u8, v6.octets().to_vec()),
+    }
+}
+
 /// What kind of route (RTN_*) leads from the caller's network namespace to an address, for datagrams to its port.
 ///
 /// # Errors
 /// What connect(2) would say: ENETUNREACH, EHOSTUNREACH.
 pub fn route_kind(address: SocketAddr) -> Result<u8, Errno> {
-    let (family, octets) = match address.ip() {
-        IpAddr::V4(v4) => (libc::AF_INET, v4.octets().to_vec()),
-        IpAddr::V6(v6) => (libc::AF_INET6, v6.octets().to_vec()),
-    };
+    let (family, octets) = octets(address.ip());
     let mut body = vec![0; ROUTE];
-    body[0] = family as u8;
+    body[0] = family;
     body[1] = octets.len() as u8 * 8;
     body.extend(attribute(libc::RTA_DST, &octets));
     body.extend(attribute(RTA_IP_PROTO, &[libc::IPPROTO_UDP as u8]));
@@ -101,7 +106,8 @@ fn half(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
 }
 
-fn word(bytes: &[u8], at: usize) -> Option<u32> {
+/// The number of 32 bits at this place of a message.
+pub fn word(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 

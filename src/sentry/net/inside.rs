@@ -187,10 +187,7 @@ pub fn serve(end: BorrowedFd<'_>) {
 /// A request of rtnetlink(7) about a whole address, for the loopback, which always is device 1 (LOOPBACK_IFINDEX).
 fn request(loan: Loan, address: IpAddr, add: bool) -> Vec<u8> {
     const LOOPBACK: u32 = 1;
-    let (family, octets) = match address {
-        IpAddr::V4(v4) => (libc::AF_INET as u8, v4.octets().to_vec()),
-        IpAddr::V6(v6) => (libc::AF_INET6 as u8, v6.octets().to_vec()),
-    };
+    let (family, octets) = netlink::octets(address);
     let bits = octets.len() as u8 * 8;
     let (kinds, body) = match loan {
         Loan::Address => {
@@ -229,6 +226,51 @@ mod tests {
         let kind = socket::option(made.as_fd(), libc::SOL_SOCKET, libc::SO_TYPE, 4).unwrap();
         assert_eq!(kind, libc::SOCK_DGRAM.to_ne_bytes());
         assert_eq!(inside.socket(-1, 0, 0).unwrap_err(), Errno::EAFNOSUPPORT);
+        drop(inside);
+        outpost.join().unwrap();
+    }
+
+    #[test]
+    fn routes_lead_to_the_loopback_there_until_others_have_come() {
+        let (ours, theirs) = message::pair().unwrap();
+        // (The thread's own network, where no ordinary user may change anything.)
+        let outpost = std::thread::spawn(move || {
+            let made = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).is_ok();
+            let ip = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status();
+            if made && ip.is_ok_and(|it| it.success()) {
+                serve(theirs.as_fd());
+            }
+        });
+        let inside = Arc::new(Inside::new(ours));
+        let leads = |address: IpAddr| {
+            let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+            let probe = inside.socket(family, libc::SOCK_DGRAM, 0).unwrap();
+            let to = super::super::address::bytes((address, 9).into());
+            socket::connect(probe.as_fd(), &to).is_ok()
+        };
+        let number = |at: u32| IpAddr::from(std::net::Ipv4Addr::from(0xc633_6400 + at));
+        if inside.socket(libc::AF_INET, libc::SOCK_DGRAM, 0).is_err() {
+            println!("skipped: no network of a test's own");
+            return;
+        }
+        let held = inside.lend_route(number(0)).unwrap();
+        let v6: IpAddr = "2001:db8::7".parse().unwrap();
+        assert!(leads(number(0)) && !leads(number(1)) && !leads(v6));
+        let both = [v6, number(1)].map(|it| inside.lend_route(it).unwrap());
+        let again = inside.lend_route(number(1)).unwrap();
+        drop(both);
+        assert!(leads(v6) && leads(number(1)));
+        // The one that is still needed does not make way, nor one that is needed again; the oldest does.
+        for at in 2..MOST_IDLE as u32 + 1 {
+            drop(inside.lend_route(number(at)).unwrap());
+        }
+        assert!(leads(v6) && leads(number(2)));
+        drop(inside.lend_route(v6).unwrap());
+        drop(again);
+        assert!(leads(v6) && !leads(number(2)) && leads(number(3)));
+        drop(inside.lend_route(number(2)).unwrap());
+        assert!(leads(number(0)) && leads(v6) && leads(number(2)) && !leads(number(3)));
+        drop(held);
         drop(inside);
         outpost.join().unwrap();
     }

@@ -27,7 +27,7 @@ struct Last {
     /// On which the kernel tells of changes since.
     changes: OwnedFd,
     addresses: Vec<IpAddr>,
-    /// Whether these are.
+    /// Addresses that no interface has, and whether the host takes them for its own all the same.
     ways: HashMap<SocketAddr, bool>,
 }
 

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use libc::c_int;
 use nix::errno::Errno;
 
-use crate::sys::netlink::{attributes, framed, messages};
+use crate::sys::netlink::{attributes, framed, messages, word};
 use crate::sys::{netlink, socket};
 
 /// What is asked for.
@@ -182,10 +182,7 @@ pub(in crate::sentry) fn find(
     body.extend(source.port().to_be_bytes());
     body.extend(target.port().to_be_bytes());
     for end in [source, target] {
-        let mut octets = match end.ip() {
-            IpAddr::V4(v4) => v4.octets().to_vec(),
-            IpAddr::V6(v6) => v6.octets().to_vec(),
-        };
+        let (_, mut octets) = netlink::octets(end.ip());
         octets.resize(16, 0);
         body.extend(octets);
     }
@@ -337,10 +334,6 @@ fn unix(body: &[u8]) -> Option<Listed> {
         }
     }
     Some(listed)
-}
-
-fn word(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
 fn long(bytes: &[u8], at: usize) -> Option<u64> {

@@ -14,8 +14,7 @@ const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 /// UDIAG_SHOW_NAME, _VFS, _PEER, _ICONS, _RQLEN.
 const SHOW: u32 = 0x1f;
-/// struct nlmsghdr, struct unix_diag_msg.
-const HEADER: usize = 16;
+/// struct unix_diag_msg.
 const MESSAGE: usize = 16;
 
 /// A unix socket, as the kernel tells of it.
@@ -39,14 +38,6 @@ pub(super) struct Entry {
 /// net/unix/diag.c).
 pub(super) type Listing = HashMap<u64, Entry>;
 
-fn word(bytes: &[u8], at: usize) -> u32 {
-    bytes.get(at..at + 4).and_then(|it| it.try_into().ok()).map_or(0, u32::from_ne_bytes)
-}
-
-fn half(bytes: &[u8], at: usize) -> u16 {
-    bytes.get(at..at + 2).and_then(|it| it.try_into().ok()).map_or(0, u16::from_ne_bytes)
-}
-
 /// Asks `diag`, a netlink socket of NETLINK_SOCK_DIAG.
 pub(super) fn list(diag: BorrowedFd<'_>) -> Result<Listing, Errno> {
     // struct unix_diag_req: family, protocol, states, inode, what to show, cookie.
@@ -61,30 +52,25 @@ pub(super) fn list(diag: BorrowedFd<'_>) -> Result<Listing, Errno> {
     loop {
         // The kernel answers at once and as long as somebody reads (netlink_dump).
         let answer = socket::receive(diag.as_fd(), 64 << 10, libc::MSG_DONTWAIT)?.bytes;
-        let mut rest = &answer[..];
-        while rest.len() >= HEADER {
-            let length = (word(rest, 0) as usize).clamp(HEADER, rest.len());
-            match half(rest, 4) {
-                NLMSG_DONE => return Ok(listing),
-                NLMSG_ERROR => {
-                    return Err(Errno::from_raw((word(rest, HEADER) as i32).wrapping_neg()));
-                }
-                SOCK_DIAG_BY_FAMILY => add(&mut listing, &rest[HEADER..length]),
-                _ => {}
-            }
-            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        let mut end = None;
+        netlink::messages(&answer, |kind, body| match kind {
+            NLMSG_DONE => end = Some(Ok(())),
+            NLMSG_ERROR => end = Some(Err(netlink::error(body).unwrap_or(Errno::EBADMSG))),
+            SOCK_DIAG_BY_FAMILY => add(&mut listing, body),
+            _ => {}
+        });
+        if let Some(end) = end {
+            return end.map(|()| listing);
         }
     }
 }
 
 fn add(listing: &mut Listing, message: &[u8]) {
+    let word = |bytes: &[u8], at| netlink::word(bytes, at).unwrap_or(0);
     let inode = word(message, 4);
     let mut entry = Entry { state: message.get(2).copied().unwrap_or(0), ..Entry::default() };
-    let mut rest = message.get(MESSAGE..).unwrap_or_default();
-    while rest.len() >= 4 {
-        let length = usize::from(half(rest, 0)).clamp(4, rest.len());
-        let value = &rest[4..length];
-        match half(rest, 2) {
+    for (kind, value) in netlink::attributes(message.get(MESSAGE..).unwrap_or_default()) {
+        match kind {
             1 => entry.file = Some((word(value, 0), word(value, 4))),
             2 => entry.peer = Some(word(value, 0)),
             3 => entry.pending = value.chunks_exact(4).map(|it| word(it, 0)).collect(),
@@ -92,7 +78,6 @@ fn add(listing: &mut Listing, message: &[u8]) {
             6 => entry.shutdown = value.first().copied().unwrap_or(0),
             _ => {}
         }
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
     listing.insert(u64::from(inode), entry);
 }

@@ -1,10 +1,10 @@
 //! Ports of the host that lead to programs inside (`--publish`).
 //!
 //! The sentry listens on the host ([`Doors`]). For each connection that comes it makes one in the guests' own network, to
-//! the loopback there, from the address of who has come (`peer`), and the kernel moves the bytes from one to the other (`pump`): but for what splice(2) stops at, they
-//! do not come into a program's memory on the way. All of that is done by one thread, "publish", with a runtime of its own,
-//! so that no traffic holds the sentry up. No call of a guest is trapped for it. The same thread carries the connections out
-//! of a run whose traffic is limited ([`metered`]).
+//! the loopback there, from the address of who has come (`peer`), and the kernel moves the bytes from one to the other
+//! (`pump`): but for what splice(2) stops at, they do not come into a program's memory on the way. All of that is done by one
+//! thread, "publish", with a runtime of its own, so that no traffic holds the sentry up. No call of a guest is trapped for it.
+//! The same thread carries the connections out of a run whose traffic is limited ([`metered`]).
 
 mod doors;
 mod packets;
