@@ -27,7 +27,7 @@ use super::kernel_error::KernelError;
 use super::kin::Family;
 use super::stat::{Stat, ticks};
 use crate::sys::id_map::IdMap;
-use crate::sys::process;
+use crate::sys::{generated, process};
 
 /// A guest process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -297,7 +297,7 @@ fn container_of(
 /// The parent of a process, as the host numbers it, and what is known of itself; `None`: it has ended.
 fn describe(member: &Member, depth: usize, ids: &IdMap, init: i32) -> Option<(i32, ProcessInfo)> {
     let pid = member.pid;
-    let text = std::fs::read(format!("/proc/{pid}/status")).ok()?;
+    let text = generated::single(format!("/proc/{pid}/status")).ok()?;
     let status = GuestStatus::parse(&String::from_utf8_lossy(&text), depth)?;
     let arguments = arguments(pid);
     let cpu = process::cpu_time(pid).ok();
@@ -325,7 +325,7 @@ fn describe(member: &Member, depth: usize, ids: &IdMap, init: i32) -> Option<(i3
 
 /// The number of a process inside; 0: it has ended.
 fn guest_pid(pid: i32, depth: usize) -> i32 {
-    std::fs::read(format!("/proc/{pid}/status"))
+    generated::single(format!("/proc/{pid}/status"))
         .ok()
         .and_then(|text| GuestStatus::parse(&String::from_utf8_lossy(&text), depth))
         .map_or(0, |status| status.pid)

@@ -36,6 +36,7 @@ pub mod net;
 mod overlays;
 pub mod paths;
 mod pause;
+mod progress;
 mod pids;
 mod random_device;
 mod randomness;

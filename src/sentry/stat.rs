@@ -34,14 +34,14 @@ pub struct Stat {
 impl Stat {
     /// `None`: there is no such process.
     pub fn read(pid: i32) -> Option<Stat> {
-        let text = generated::contents(format!("/proc/{pid}/stat")).ok()?;
+        let text = generated::single(format!("/proc/{pid}/stat")).ok()?;
         Stat::parse(&text)
     }
 
     /// That of a thread: with what only it has used. (Of a thread's number alone the kernel adds up all threads of its
     /// process: do_task_stat in fs/proc/array.c.)
     pub(super) fn of_thread(pid: i32, tid: i32) -> Option<Stat> {
-        let text = generated::contents(format!("/proc/{pid}/task/{tid}/stat")).ok()?;
+        let text = generated::single(format!("/proc/{pid}/task/{tid}/stat")).ok()?;
         Stat::parse(&text)
     }
 
@@ -75,7 +75,7 @@ impl Stat {
 /// The numbers in other fields of `/proc/PID/stat`, by the places that proc_pid_stat(5) tells. `None`: there is no such
 /// process.
 pub(super) fn fields<const N: usize>(pid: i32, places: [usize; N]) -> Option<[u64; N]> {
-    let text = generated::contents(format!("/proc/{pid}/stat")).ok()?;
+    let text = generated::single(format!("/proc/{pid}/stat")).ok()?;
     let (_, fields) = split(&text)?;
     let mut found = [0; N];
     for (into, place) in found.iter_mut().zip(places) {

@@ -9,7 +9,9 @@
 //! between its listing and the look at it, which shows: it is gone, or was not seen ended before. So
 //! a sweep during which all that was known stood still, and which has met nothing new, nothing that
 //! was gone and nothing newly ended, proves that there is nothing else. The one exception is a line
-//! that went past the largest number to the smallest during the sweep.
+//! that went past the largest number to the smallest during the sweep. (What is listed may be looked at later: whoever
+//! has been listed and is gone then is missed. It only takes longer to catch one that ends soon, so a look at anything
+//! makes the list fresh.)
 //!
 //! A sweep that has met something goes back to it and looks again at what comes after: thus it follows a
 //! line, one process after the other, until it has traced one early enough in its life. (That is
@@ -114,11 +116,16 @@ impl Tracees {
         for _ in 0..MOST_TURNS {
             let mut again = None;
             loop {
-                let position = all.position()?;
+                let position = all.position();
                 let Some(pid) = all.next_number()? else { break };
+                if family.is_settled(pid) || seen.contains(&pid) {
+                    continue;
+                }
                 if self.climb(pid, family, seen, new, swept) {
                     again = Some(position);
                 }
+                // That has taken time.
+                all.refresh()?;
             }
             match again {
                 Some(position) => all.seek(position)?,

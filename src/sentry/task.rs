@@ -126,11 +126,12 @@ pub(super) struct Status {
 
 impl Status {
     pub(super) fn read(tid: i32) -> Result<Status, Errno> {
-        let text = std::fs::read(format!("/proc/{tid}/status")).map_err(|error| {
-            match error.raw_os_error().map(Errno::from_raw) {
-                Some(Errno::ENOENT) | None => Errno::ESRCH,
-                Some(errno) => errno,
-            }
+        let text = generated::single(format!("/proc/{tid}/status")).map_err(|error| match error
+            .raw_os_error()
+            .map(Errno::from_raw)
+        {
+            Some(Errno::ENOENT) | None => Errno::ESRCH,
+            Some(errno) => errno,
         })?;
         Status::parse(&String::from_utf8_lossy(&text)).ok_or(Errno::EPROTO)
     }

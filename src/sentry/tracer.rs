@@ -18,8 +18,8 @@
 //! are held it is let go at once.
 
 use std::collections::HashMap;
-use std::os::fd::AsFd;
-use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -28,6 +28,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
+use super::progress::Progress;
 use super::task::Status;
 use crate::sys::process;
 use crate::sys::ptrace::{self, Change, Running, Stop, Stopped};
@@ -64,30 +65,6 @@ struct Thread {
     wake: Arc<EventFd>,
 }
 
-/// How many held tracees have not stopped yet.
-#[derive(Debug, Default)]
-pub(super) struct Progress {
-    /// A leaf of the lock order.
-    running: Mutex<usize>,
-    changed: Condvar,
-}
-
-impl Progress {
-    /// Waits until every held tracee has stopped, but not longer than `limit`.
-    pub(super) fn wait(&self, limit: Duration) -> bool {
-        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self.changed.wait_timeout_while(running, limit, |running| *running > 0);
-        *waited.unwrap_or_else(PoisonError::into_inner).0 == 0
-    }
-
-    fn set(&self, count: usize) {
-        *self.running.lock().unwrap_or_else(PoisonError::into_inner) = count;
-        if count == 0 {
-            self.changed.notify_all();
-        }
-    }
-}
-
 impl Tracer {
     /// Runs `work` on the tracer's thread and gives its result. Blocks.
     pub fn run<R: Send + 'static>(
@@ -102,6 +79,13 @@ impl Tracer {
         });
         thread.work.send(work).map_err(|_| Errno::ESRCH)?;
         thread.wake.write(1)?;
+        let begun = Instant::now();
+        while ptrace::has_second_processor() && begun.elapsed() < ptrace::AWAKE {
+            match result.try_recv() {
+                Err(mpsc::TryRecvError::Empty) => std::hint::spin_loop(),
+                done => return done.map_err(|_| Errno::ESRCH),
+            }
+        }
         result.recv().map_err(|_| Errno::ESRCH)
     }
 
@@ -148,14 +132,7 @@ fn live(work: &mpsc::Receiver<Work>, wake: &EventFd, progress: Arc<Progress>) ->
         progress,
     };
     loop {
-        let mut fds = [
-            PollFd::new(wake.as_fd(), PollFlags::POLLIN),
-            PollFd::new(changes.as_fd(), PollFlags::POLLIN),
-        ];
-        match poll(&mut fds, tracees.patience()) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(errno) => return Err(errno),
-        }
+        await_any([wake.as_fd(), changes.as_fd()], &tracees)?;
         // Emptied first: what comes afterwards wakes the thread once more.
         let _ = wake.read();
         while let Ok(Some(_)) = changes.read_signal() {}
@@ -172,6 +149,21 @@ fn live(work: &mpsc::Receiver<Work>, wake: &EventFd, progress: Arc<Progress>) ->
         }
         tracees.lose_patience();
         tracees.publish();
+    }
+}
+
+/// Waits for work or a change, as long as there is patience. During a pause the next one comes soon.
+fn await_any(from: [BorrowedFd<'_>; 2], tracees: &Tracees) -> Result<(), Errno> {
+    let mut fds = from.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+    let begun = Instant::now();
+    while tracees.held && ptrace::has_second_processor() && begun.elapsed() < ptrace::AWAKE {
+        if poll(&mut fds, PollTimeout::ZERO)? > 0 {
+            return Ok(());
+        }
+    }
+    match poll(&mut fds, tracees.patience()) {
+        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Err(errno) => Err(errno),
     }
 }
 

@@ -1,16 +1,17 @@
-//! Reading a directory: one entry at a time, or all at once.
+//! Reading a directory: some entries at a time, one at a time, or all at once.
 //!
 //! readdir(3) fetches many entries at once, which may be out of date when the caller comes to them:
-//! in /proc that takes microseconds.
+//! in /proc that takes microseconds. Here the caller says when it wants them fresh ([`Listing::refresh`]).
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 
-/// The kernel refuses a buffer that the next entry does not fit in; no name in /proc is longer than
-/// this allows for, and a number needs no more than a struct of 32 bytes.
+/// The kernel refuses a buffer that the next entry does not fit in; a number needs no more than a struct of 32 bytes, so
+/// that two do not fit in this.
 const ROOM: usize = 40;
 
 /// Room for the longest name there can be (NAME_MAX).
@@ -18,6 +19,8 @@ const MOST_ROOM: usize = 280;
 
 /// `struct linux_dirent64` (getdents64(2)): where its length and its name are.
 const LENGTH: usize = 16;
+/// Where the entry behind it is read.
+const NEXT: usize = 8;
 const NAME: usize = 19;
 /// Where its type (DT_*) is; the number of the inode comes first.
 const KIND: usize = 18;
@@ -82,25 +85,46 @@ fn read(directory: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize, Errno> {
 /// TGID_OFFSET in fs/proc/base.c.
 const FIRST_PROCESS: i64 = 258;
 
+/// So many bytes are read at once where entries need not be read as late as can be.
+const PORTION: usize = 1024;
+
 /// An open directory.
 #[derive(Debug)]
-pub struct Listing(File);
+pub struct Listing {
+    directory: File,
+    /// Where the entry behind the last one that was given is read.
+    position: i64,
+    /// Entries that were read and not given yet.
+    portion: [u8; PORTION],
+    read: Range<usize>,
+    /// So many bytes of it are used.
+    room: usize,
+}
 
 impl Listing {
     /// Opens a directory at its beginning.
     pub fn open(path: &str) -> Result<Listing, Errno> {
-        let opened = File::open(path);
-        opened.map(Listing).map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))
+        let directory =
+            File::open(path).map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))?;
+        Ok(Listing { directory, position: 0, portion: [0; PORTION], read: 0..0, room: PORTION })
     }
 
-    /// Where the next entry will be read.
-    pub fn position(&self) -> Result<i64, Errno> {
-        lseek(&self.0, 0, Whence::SeekCur)
+    /// Where the next entry is read.
+    pub fn position(&self) -> i64 {
+        self.position
     }
 
     /// Goes (back) to a [`Listing::position`].
     pub fn seek(&mut self, position: i64) -> Result<(), Errno> {
-        lseek(&self.0, position, Whence::SeekSet).map(drop)
+        self.read = 0..0;
+        self.position = lseek(&self.directory, position, Whence::SeekSet)?;
+        Ok(())
+    }
+
+    /// The next entries are read as they are from now on, and each only when it is asked for, until some have been.
+    pub fn refresh(&mut self) -> Result<(), Errno> {
+        self.room = ROOM;
+        if self.read.is_empty() { Ok(()) } else { self.seek(self.position) }
     }
 
     /// Goes to about where `number` is listed in /proc (proc_pid_readdir in fs/proc/base.c; positions
@@ -109,38 +133,48 @@ impl Listing {
         self.seek(FIRST_PROCESS + i64::from(number))
     }
 
-    /// The next entry whose name is a number, as it is now; `None`: there are no more.
+    /// The next entry whose name is a number, as it was when it was read; `None`: there are no more.
     pub fn next_number(&mut self) -> Result<Option<i32>, Errno> {
         loop {
-            let mut entry = [0; MOST_ROOM];
-            let count = match self.read(&mut entry[..ROOM]) {
-                Err(Errno::EINVAL) => self.read_long(&mut entry)?,
-                done => done?,
-            };
-            if count == 0 {
+            if self.read.is_empty() && !self.read_on()? {
                 return Ok(None);
             }
-            let length = u16::from_ne_bytes([entry[LENGTH], entry[LENGTH + 1]]) as usize;
-            let name = entry.get(NAME..length).unwrap_or_default();
-            let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
-            if let Some(number) = std::str::from_utf8(name).ok().and_then(|it| it.parse().ok()) {
-                return Ok(Some(number));
+            let rest = &self.portion[self.read.clone()];
+            let (length, name) = entry(rest).ok_or(Errno::EIO)?;
+            let number = std::str::from_utf8(name).ok().and_then(|it| it.parse().ok());
+            self.position = word(rest, NEXT);
+            self.read.start += length;
+            if number.is_some() {
+                return Ok(number);
             }
         }
     }
 
-    /// Reads one entry with a long name: those that were read with it are read once more.
-    fn read_long(&mut self, entry: &mut [u8; MOST_ROOM]) -> Result<usize, Errno> {
-        let count = self.read(entry)?;
-        let [_, _, _, _, _, _, _, _, next @ ..] = entry;
-        let [a, b, c, d, e, f, g, h, ..] = next;
-        self.seek(i64::from_ne_bytes([*a, *b, *c, *d, *e, *f, *g, *h]))?;
-        Ok(count)
+    /// Reads a portion. Gives whether there was any.
+    fn read_on(&mut self) -> Result<bool, Errno> {
+        let read =
+            |room: usize, portion: &mut [u8]| read(self.directory.as_fd(), &mut portion[..room]);
+        let count = match read(self.room, &mut self.portion) {
+            // The name of the next one is long.
+            Err(Errno::EINVAL) => read(PORTION, &mut self.portion)?,
+            done => done?,
+        };
+        self.read = 0..count;
+        self.room = (2 * self.room).min(PORTION);
+        Ok(count > 0)
     }
+}
 
-    fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Errno> {
-        read(self.0.as_fd(), buffer)
-    }
+/// The length of the first of these entries, and its name.
+fn entry(entries: &[u8]) -> Option<(usize, &[u8])> {
+    let length = u16::from_ne_bytes(*entries.get(LENGTH..)?.first_chunk()?) as usize;
+    let name = entries.get(NAME..length)?;
+    Some((length, name.split(|byte| *byte == 0).next()?))
+}
+
+fn word(entries: &[u8], at: usize) -> i64 {
+    let bytes = entries.get(at..).and_then(|it| it.first_chunk());
+    bytes.map_or(0, |it| i64::from_ne_bytes(*it))
 }
 
 #[cfg(test)]
@@ -154,7 +188,7 @@ mod tests {
         let mut before = 0;
         let mut last = 0;
         while last != own {
-            before = all.position().unwrap();
+            before = all.position();
             let number = all.next_number().unwrap().expect("its own number");
             assert!(number > last);
             last = number;
@@ -163,6 +197,29 @@ mod tests {
         assert_eq!(all.next_number(), Ok(Some(own)));
         all.seek_number(own).unwrap();
         assert_eq!(all.next_number(), Ok(Some(own)));
+    }
+
+    #[test]
+    fn entries_are_fresh_when_asked_for() {
+        let place = std::env::temp_dir().join(format!("fresh-{}", std::process::id()));
+        std::fs::create_dir(&place).unwrap();
+        let all: Vec<i32> = (0..100).collect();
+        let make = |number: &i32| std::fs::write(place.join(number.to_string()), "").unwrap();
+        all.iter().for_each(make);
+        // Some are in a portion that was read before the rest was removed.
+        for fresh in [false, true] {
+            let mut listing = Listing::open(place.to_str().unwrap()).unwrap();
+            let first = listing.next_number().unwrap().unwrap();
+            for number in all.iter().filter(|it| **it != first) {
+                std::fs::remove_file(place.join(number.to_string())).unwrap();
+            }
+            if fresh {
+                listing.refresh().unwrap();
+            }
+            assert_eq!(listing.next_number().unwrap().is_none(), fresh);
+            all.iter().for_each(make);
+        }
+        std::fs::remove_dir_all(&place).unwrap();
     }
 
     #[test]

@@ -110,11 +110,12 @@ pub fn wait() -> Result<Option<Change>, Errno> {
     }
 }
 
-/// So long is a stop awaited without sleeping: most come sooner than a processor wakes from its sleep.
-const AWAKE: Duration = Duration::from_micros(50);
+/// So long is a stop awaited without sleeping, or what another thread does: most comes sooner than a processor wakes from
+/// its sleep.
+pub const AWAKE: Duration = Duration::from_micros(50);
 
 /// Whether the tracee can run while its tracer does not sleep.
-fn has_second_processor() -> bool {
+pub fn has_second_processor() -> bool {
     static SEVERAL: OnceLock<bool> = OnceLock::new();
     *SEVERAL.get_or_init(|| thread::available_parallelism().is_ok_and(|count| count.get() > 1))
 }

@@ -8,7 +8,7 @@ pub struct Fields(Vec<String>);
 
 /// Reads the fields of a process or thread.
 pub fn read(pid: i32) -> Option<Fields> {
-    parse(&generated::contents(format!("/proc/{pid}/stat")).ok()?)
+    parse(&generated::single(format!("/proc/{pid}/stat")).ok()?)
 }
 
 /// The name, in parentheses, may hold anything.
