@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use common::{LIMIT, Leftovers, Workspace, leftovers, run, start};
+use common::{LIMIT, Leftovers, Workspace, finish_within, leftovers, run, start};
 
 fn shell(script: &str) -> Command {
     let mut command = Command::new("sh");
@@ -60,7 +60,9 @@ fn the_limit_kills_the_whole_group_and_shows_what_was_printed() {
 
 #[test]
 fn a_process_that_holds_the_output_open_is_a_failure() {
-    let message = failure_of(|| run(shell("sleep 1000 & echo done"), b"", LIMIT));
+    let child = start(shell("sleep 1000 & echo done"));
+    let soon = Duration::from_millis(300);
+    let message = failure_of(|| finish_within(child, "sh".into(), b"", LIMIT, soon));
     assert!(message.contains("holds the output open") && message.contains("done"), "{message}");
 }
 

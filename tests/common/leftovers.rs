@@ -6,9 +6,8 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use super::{Workspace, comes_true};
+use super::{LIMIT, Workspace, comes_true};
 
 /// The host before a run; [`Leftovers::check`] compares it with the host after.
 pub struct Leftovers {
@@ -26,12 +25,16 @@ impl Leftovers {
     /// Waits until nothing of the runs since is left, and fails with a list of what is.
     ///
     /// The kernel ends a pid namespace's processes and unmounts its file systems a moment after its
-    /// init has been reaped, so this waits; other tests' own files may come and go meanwhile.
+    /// init has been reaped, so this waits; other tests' own files may come and go meanwhile. What comes to be
+    /// only now is theirs.
     #[track_caller]
     pub fn check(&self) {
+        let (mut mounts, mut files) = (self.new_mounts(), self.new_files());
         let mut left = Vec::new();
-        let nothing = comes_true(Duration::from_secs(20), || {
-            left = self.left();
+        let nothing = comes_true(LIMIT, || {
+            mounts = &mounts & &self.new_mounts();
+            files = &files & &self.new_files();
+            left = self.list(&mounts, &files);
             left.is_empty()
         });
         assert!(nothing, "left over after the run:\n{}", left.join("\n"));
@@ -42,14 +45,23 @@ impl Leftovers {
 
     /// What there is now and was not before.
     pub fn left(&self) -> Vec<String> {
-        let processes = marked_processes(&self.mark);
-        let mounts = mounts();
-        let files = files();
-        processes
+        self.list(&self.new_mounts(), &self.new_files())
+    }
+
+    fn new_mounts(&self) -> BTreeSet<String> {
+        &mounts() - &self.mounts
+    }
+
+    fn new_files(&self) -> BTreeSet<PathBuf> {
+        &files() - &self.files
+    }
+
+    fn list(&self, mounts: &BTreeSet<String>, files: &BTreeSet<PathBuf>) -> Vec<String> {
+        marked_processes(&self.mark)
             .into_iter()
             .map(|pid| format!("process {pid}: {}", describe(pid)))
-            .chain(mounts.difference(&self.mounts).map(|it| format!("mount {it}")))
-            .chain(files.difference(&self.files).map(|it| format!("file {}", it.display())))
+            .chain(mounts.iter().map(|it| format!("mount {it}")))
+            .chain(files.iter().map(|it| format!("file {}", it.display())))
             .collect()
     }
 }

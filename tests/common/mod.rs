@@ -36,6 +36,10 @@ pub use leftovers::Leftovers;
 /// since two busy cores run all of them.
 pub const LIMIT: Duration = Duration::from_secs(120);
 
+/// How long a process may hold a command's output open after the command has ended: what is killed with it may
+/// take a while to be gone on a busy machine.
+const GRACE: Duration = Duration::from_secs(30);
+
 /// How a command ended and what it printed.
 #[derive(Debug, Clone)]
 pub struct Outcome {
@@ -187,7 +191,19 @@ pub fn start(mut command: Command) -> Child {
 
 /// Waits for what [`start`] started; `stdin` is written if its standard input is a pipe.
 #[track_caller]
-pub fn finish(mut child: Child, command: String, stdin: &[u8], limit: Duration) -> Outcome {
+pub fn finish(child: Child, command: String, stdin: &[u8], limit: Duration) -> Outcome {
+    finish_within(child, command, stdin, limit, GRACE)
+}
+
+/// [`finish`] where a process may hold the output open for so long.
+#[track_caller]
+pub fn finish_within(
+    mut child: Child,
+    command: String,
+    stdin: &[u8],
+    limit: Duration,
+    grace: Duration,
+) -> Outcome {
     let deadline = Instant::now() + limit;
     let group = Pid::from_raw(child.id() as i32);
     if let Some(mut pipe) = child.stdin.take() {
@@ -203,7 +219,7 @@ pub fn finish(mut child: Child, command: String, stdin: &[u8], limit: Duration) 
         let _ = child.wait();
     }
     // What the command printed has been written by now; the pipes end when the last holder is gone.
-    let end = Instant::now() + Duration::from_secs(5);
+    let end = Instant::now() + grace;
     let (stdout, out_ended) = stdout.map_or((Vec::new(), true), |it| it.take(end));
     let (stderr, err_ended) = stderr.map_or((Vec::new(), true), |it| it.take(end));
     let status = ended.map_or(128 + 9, shell_status);
@@ -318,11 +334,21 @@ impl Workspace {
     /// A directory below `parent`.
     pub fn below(parent: &Path, test: &str) -> Workspace {
         static SERIAL: AtomicU32 = AtomicU32::new(0);
-        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-        let mark = format!("sandbox-test-{}-{serial}-{test}", std::process::id());
-        let path = parent.join(&mark);
-        fs::create_dir_all(&path)
-            .unwrap_or_else(|error| panic!("cannot create {}: {error}", path.display()));
+        let made = |error: std::io::Error| panic!("cannot create {}: {error}", parent.display());
+        fs::create_dir_all(parent).unwrap_or_else(made);
+        let (mark, path) = loop {
+            let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+            let mark = format!("sandbox-test-{}-{serial}-{test}", std::process::id());
+            let path = parent.join(&mark);
+            match fs::create_dir(&path) {
+                // Left by a test that was killed, whose number this process has now.
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                done => {
+                    done.unwrap_or_else(made);
+                    break (mark, path);
+                }
+            }
+        };
         // The guest sees resolved paths, and a directory above may be a symlink.
         let path = path.canonicalize().expect("resolve a directory just made");
         Workspace { path, mark }
@@ -461,6 +487,33 @@ fn remove_tree(path: &Path) {
         // A directory without write permission: make all of them writable first.
         let _ = Command::new("chmod").args(["-R", "u+rwx"]).arg(path).status();
         let _ = fs::remove_dir_all(path);
+    }
+}
+
+/// Copies a program that will be executed. Another process does it: what this one has open for writing, a child
+/// that another test starts at the same time has open, too, until it executes its own program, and nobody can
+/// execute it meanwhile (ETXTBSY in execve(2)).
+#[track_caller]
+pub fn copy_program(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg(from).arg(to).status().expect("run cp");
+    assert!(status.success(), "cannot copy {}", from.display());
+}
+
+/// A port of loopback that nobody has, for whoever binds it a moment later: one that the kernel gives to nobody
+/// who asks for any (ip_local_port_range in ip(7)), and that no other test is given.
+pub fn free_port() -> u16 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let least = range.split_whitespace().next().and_then(|it| it.parse().ok()).unwrap_or(32_768);
+    let (first, count) = if least > 20_000 { (10_000, least - 10_000) } else { (61_000, 4_000) };
+    // Tests of other processes begin elsewhere.
+    let begin = std::process::id().wrapping_mul(97);
+    loop {
+        let at = begin.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % count;
+        let port = u16::try_from(first + at).expect("a port");
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
     }
 }
 
