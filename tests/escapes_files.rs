@@ -4,13 +4,13 @@
 mod common;
 
 use std::fs::{self, OpenOptions};
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::process::{Command, Stdio};
 
 use common::attack::{Attack, must_be_refused, raw};
 use common::{
-    LIMIT, Workspace, command_line, finish, guest, is_root, run, sandbox_program, skip, start,
-    wait_for,
+    LIMIT, Workspace, command_line, copy_program, finish, guest, is_root, run, sandbox_program,
+    skip, start, wait_for,
 };
 use libc::{O_CREAT, O_RDONLY, O_TRUNC, O_WRONLY};
 
@@ -103,7 +103,7 @@ fn by_opening_a_descriptor_again() {
     // Another process's descriptor, once it is there.
     attack.must_not_change(
         "sleep 100 3< $V/victim & i=0
-         until [ -e /proc/$!/fd/3 ] || [ $i = 2000 ]; do i=$((i + 1)); done
+         until [ -e /proc/$!/fd/3 ] || [ $i = 3000 ]; do i=$((i + 1)); sleep 0.01; done
          echo damage > /proc/$!/fd/3; kill $!",
     );
 }
@@ -236,8 +236,7 @@ fn by_a_device_node() {
 fn by_the_program_of_the_first_process() {
     let attack = Attack::new("exe");
     let program = attack.victim.path().join("sandbox");
-    fs::copy(sandbox_program(), &program).unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    copy_program(&sandbox_program(), &program);
     let mut command = attack.workspace.command(&program);
     let script = "echo damage > /proc/1/exe; exec 3< /proc/1/exe; echo damage > /proc/self/fd/3; \
                   for i in 1 2 3; do echo damage > /proc/$PPID/exe; done";

@@ -8,7 +8,9 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Stdio;
 
 use common::attack::{Attack, REFUSALS, hex, must_be_refused, raw};
-use common::{LIMIT, Workspace, guest, is_root, run, sandbox_program, skip, try_guest};
+use common::{
+    LIMIT, Workspace, copy_program, guest, is_root, run, sandbox_program, skip, try_guest,
+};
 use libc::{O_CREAT, O_RDWR, O_WRONLY};
 
 /// Files of the workspace with the setuid bit.
@@ -113,7 +115,7 @@ fn a_setuid_program_gains_nothing() {
     let workspace = Workspace::new("setuid-run");
     fs::set_permissions(workspace.path(), fs::Permissions::from_mode(0o777)).unwrap();
     let program = workspace.path().join("rights");
-    fs::copy(guest("rights"), &program).unwrap();
+    copy_program(&guest("rights"), &program);
     fs::set_permissions(&program, fs::Permissions::from_mode(0o4755)).unwrap();
     let as_nobody = |words: &[&std::ffi::OsStr]| {
         let mut command = workspace.command("setpriv");

@@ -242,7 +242,7 @@ fn later_programs(who: &str) {
         paths[1].display()
     );
     let outcome = meanwhile(who, &workspace, &script, || {
-        fs::copy("/bin/true", workspace.path().join("true.pem")).unwrap();
+        common::copy_program("/bin/true".as_ref(), &workspace.path().join("true.pem"));
         executable("run.pem", "SECRET");
     });
     outcome.out_lacks("SECRET").out_has("open\n").err_has("run.pem: Permission");

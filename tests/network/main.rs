@@ -19,7 +19,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use common::{
-    LIMIT, Outcome, Workspace, guest, have, is_root, repository, run, sandbox_program, skip,
+    LIMIT, Outcome, Workspace, copy_program, guest, have, is_root, repository, run,
+    sandbox_program, skip,
 };
 
 /// Who runs the sandbox.
@@ -189,7 +190,7 @@ for rules in [], [\"--allow-net\", \"ok.example\"], [\"--allow-net\", \"127.0.0.
 fn a_connection_serves_for_no_other() {
     as_both("escapes", |outside| {
         let program = guest("network_escapes");
-        std::fs::copy(&program, outside.path("own/escapes")).unwrap();
+        copy_program(&program, &outside.path("own/escapes"));
         let arguments = "./escapes 203.0.113.2 203.0.113.3";
         // They are ways to another host where nothing is in their way.
         outside.sh(arguments).success().out_has("ESCAPED by reconnect\n");

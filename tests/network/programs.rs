@@ -3,7 +3,9 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::common::{LIMIT, Outcome, Workspace, have, postgresql_programs, repository, run, skip};
+use crate::common::{
+    LIMIT, Outcome, Workspace, copy_program, have, postgresql_programs, repository, run, skip,
+};
 use crate::{Outside, as_both, as_nobody};
 
 /// What a script of ours finds first on the search path: the host's own programs, which have the host's own libraries.
@@ -114,7 +116,7 @@ fn programs_of_go() {
     let program = built.path().join("go");
     build_go(&built, &built.path().join("main.go"), &program);
     as_both("go", |outside| {
-        std::fs::copy(&program, outside.path("own/go")).unwrap();
+        copy_program(&program, &outside.path("own/go"));
         outside.both(ALLOWED, "run", "./go").out_has(" page\n");
     });
 }

@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use super::common::{Outcome, guest, is_root, wait_for};
+use super::common::{Outcome, copy_program, guest, is_root, wait_for};
 use super::desk::{Desk, Tree, Unmount, expected, same_trees, tree};
 
 /// A desk with the guest program in the tree, and what the program makes of a copy of it natively.
@@ -23,7 +23,7 @@ impl Bench {
     fn new(test: &str) -> Bench {
         let desk = Desk::new(test);
         for place in [&desk.host, &desk.copy] {
-            fs::copy(guest("save_overlay"), place.join("save_overlay")).unwrap();
+            copy_program(&guest("save_overlay"), &place.join("save_overlay"));
             // The kernel does not mark its copy of such a file as one.
             fs::create_dir(place.join("two")).unwrap();
             fs::write(place.join("two/a"), "two names\n").unwrap();

@@ -1,15 +1,10 @@
 //! Servers with their clients, on loopback inside.
 
-use std::net::TcpListener;
-
 use nix::unistd::{User, chown};
 
-use crate::common::{LIMIT, Outcome, Workspace, have, is_root, postgresql_programs, run, skip};
-
-/// A port of loopback that was free a moment ago, for the native run; inside all are.
-fn free_port() -> u16 {
-    TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
-}
+use crate::common::{
+    LIMIT, Outcome, Workspace, free_port, have, is_root, postgresql_programs, run, skip,
+};
 
 #[test]
 fn redis_under_its_benchmark() {

@@ -6,7 +6,9 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::common::leftovers::Leftovers;
-use crate::common::{LIMIT, Outcome, Workspace, guest, run, sandbox_program, wait_for};
+use crate::common::{
+    LIMIT, Outcome, Workspace, copy_program, guest, run, sandbox_program, wait_for,
+};
 
 /// How a program comes to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,7 +72,7 @@ impl Desk {
     #[track_caller]
     pub(crate) fn begin_with(&self, options: &[&str], program: &str, words: &str) {
         let own = self.workspace.path().join(program);
-        fs::copy(guest(program), own).unwrap();
+        copy_program(&guest(program), &own);
         let script = format!("exec > out 2>&1; exec ./{program} {words}");
         let run = ["run", "--detach", "--id", "it"];
         self.sandbox(&[&run, options, &["--", "sh", "-c", &script]].concat()).success();

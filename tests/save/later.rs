@@ -9,7 +9,7 @@ use std::process::{Child, Stdio};
 
 use serde_json::Value;
 
-use crate::common::{LIMIT, finish, guest, have, run, skip, start, wait_for};
+use crate::common::{LIMIT, copy_program, finish, guest, have, run, skip, start, wait_for};
 use crate::desk::{Desk, Way};
 
 /// The run's own program.
@@ -52,7 +52,7 @@ fn ended(desk: &Desk, status: i32) -> usize {
 
 fn begin(test: &str) -> Desk {
     let desk = Desk::new(test);
-    fs::copy(guest("save_later"), desk.workspace.path().join("save_later")).unwrap();
+    copy_program(&guest("save_later"), &desk.workspace.path().join("save_later"));
     desk.start(&["sh", "-c", WAITS]);
     desk
 }
@@ -60,7 +60,7 @@ fn begin(test: &str) -> Desk {
 #[test]
 fn two_programs_of_exec_go_on_with_the_run() {
     let native = Desk::new("later-native");
-    fs::copy(guest("save_later"), native.workspace.path().join("save_later")).unwrap();
+    copy_program(&guest("save_later"), &native.workspace.path().join("save_later"));
     native.touch("go");
     let mut alone = native.workspace.command("./save_later");
     alone.arg("one");
