@@ -33,14 +33,14 @@ impl Place {
 
 impl User {
     /// Reads a question and answers it by a key. (What is typed before it can have been read is not for it, which is
-    /// a matter of time alone.)
+    /// a matter of time alone: of 700 ms, which begin a moment after it is seen here, on a busy machine a longer one.)
     #[track_caller]
     fn answers(&mut self, question: &str, key: &str) {
         if !question.is_empty() {
             self.wait_for(question);
         }
         self.wait_for("not now? ");
-        std::thread::sleep(Duration::from_millis(800));
+        std::thread::sleep(Duration::from_millis(1300));
         self.types(key);
     }
 }

@@ -33,7 +33,7 @@ fn job_control_of_a_shell_inside() {
     user.enters("bg", "cat &");
     user.wait_for("inside> ");
     // A job of the background that reads is stopped.
-    user.enters("sleep 0.3; jobs", "Stopped");
+    user.enters("until jobs | grep Stopped; do sleep 0.05; done; echo so$((1))", "so1");
     user.wait_for("inside> ");
     user.enters("fg", "cat\r\n");
     user.enters("two", "two\r\ntwo\r\n");
@@ -111,7 +111,8 @@ fn a_sandbox_in_the_background_runs_and_prints() {
     let workspace = Workspace::new("background");
     let mut user = User::at_a_shell(&workspace);
     user.enters("$S -- sh -c 'echo printed$((1)); exit 3' &", "printed1");
-    user.enters("wait %1; echo status=$?=", "status=3=");
+    // (By its number: a job whose end was told at a prompt is none any more.)
+    user.enters("wait $!; echo status=$?=", "status=3=");
     user.wait_for(PROMPT);
     // One that reads is stopped until it is in the foreground.
     user.enters("$S -- sh -c 'read -r x; echo got-$x' &", PROMPT);

@@ -1,5 +1,6 @@
 //! A pane of a real tmux: what a screen shows after all escape sequences.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -17,9 +18,18 @@ impl Screen {
     /// A shell in a fresh window, in which `$S` is the program under test.
     pub(crate) fn new(workspace: &Workspace) -> Screen {
         static SERIAL: AtomicU32 = AtomicU32::new(0);
-        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-        let directory = PathBuf::from(format!("/tmp/tmux-test-{}-{serial}", std::process::id()));
-        std::fs::create_dir(&directory).unwrap();
+        let directory = loop {
+            let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+            let name = format!("/tmp/tmux-test-{}-{serial}", std::process::id());
+            match std::fs::create_dir(&name) {
+                // Left by a test that was killed, whose number this process has now.
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                made => {
+                    made.unwrap();
+                    break PathBuf::from(name);
+                }
+            }
+        };
         let screen = Screen { directory };
         let mut server = workspace.command("tmux");
         server.arg("-S").arg(screen.socket()).args(["-f", "/dev/null", "-u"]);
@@ -84,6 +94,13 @@ impl Screen {
     #[track_caller]
     pub(crate) fn shows(&self, text: &str) -> String {
         self.waits(text, |screen| screen.contains(text))
+    }
+
+    /// Waits until a line begins with `text`: with the prompt of a shell inside, which stands in the line that
+    /// starts it, too.
+    #[track_caller]
+    pub(crate) fn shows_a_line(&self, text: &str) {
+        self.waits(text, |screen| screen.lines().any(|line| line.starts_with(text)));
     }
 
     /// Waits until the last line that is not empty is the shell's prompt.

@@ -75,7 +75,7 @@ fn tmux_inside() {
     screen.enters(&format!(
         "clear; TMUX= $S --env PS1='in> ' --env SHELL=/bin/sh -- tmux -f /dev/null new-session '{shell}'"
     ));
-    screen.shows("in>");
+    screen.shows_a_line("in>");
     screen.enters("echo first$((1))");
     screen.shows("first1");
     screen.presses(&["C-b"]);
@@ -102,7 +102,7 @@ fn line_editing_at_a_shell_inside() {
     workspace.write("completed-name", "content of it\n");
     let screen = Screen::new(&workspace);
     screen.enters("clear; $S --env PS1='in> ' -- bash --norc --noprofile");
-    screen.shows("in>");
+    screen.shows_a_line("in>");
     screen.types("cat compl");
     screen.presses(&["Tab", "Enter"]);
     screen.shows("content of it");

@@ -16,13 +16,13 @@ use nix::sys::termios::{SetArg, Termios, tcgetattr, tcsetattr};
 use nix::unistd::Pid;
 use sandbox::sys::terminal::set_window_size;
 
-use crate::common::{Workspace, sandbox_program};
+use crate::common::{LIMIT, Workspace, sandbox_program};
 
 /// The prompt of the user's own shell.
 pub(crate) const PROMPT: &str = "ready> ";
 
 /// How long anything may take before the test gives up.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = LIMIT;
 
 /// Somebody at a terminal.
 pub(crate) struct User {

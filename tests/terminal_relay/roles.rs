@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Stdio, exit};
 
 use nix::errno::Errno;
@@ -56,7 +57,9 @@ pub(crate) fn supervisor() -> ! {
     terminal.settings().apply(slave.as_fd()).unwrap();
     let relay = terminal.relay(OwnedFd::from(master)).unwrap();
 
-    let place = std::env::temp_dir().join(format!("terminal-relay-{}", getpid()));
+    // Beside the log: the directory goes with the test, whatever becomes of this process.
+    let place =
+        Path::new(&std::env::var_os(LOG).unwrap()).with_file_name(format!("control-{}", getpid()));
     let listener = UnixListener::bind(&place).unwrap();
     let stream = |index: usize| match streams[index] {
         true => Stdio::from(slave.try_clone().unwrap()),

@@ -20,7 +20,7 @@ use sandbox::sys::terminal as sys;
 use crate::roles;
 
 /// How long anything may take before the test gives up.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 pub(crate) struct User {
     /// `None` once the terminal was unplugged.
