@@ -51,7 +51,8 @@ impl Desk {
         start(self.command(words))
     }
 
-    /// Starts a shell script in a detached sandbox; it has come to `touch up` when this returns.
+    /// Starts a shell script in a detached sandbox; it has made `up-ID`, if it does, when this returns. (By
+    /// `: > up-ID`: touch(1) would be one process more for a moment longer.)
     #[track_caller]
     pub(crate) fn detach(&self, id: &str, script: &str) {
         let words = ["run", "--detach", "--id", id, "--", "sh", "-c", script];
@@ -65,8 +66,26 @@ impl Desk {
     /// One that does nothing until it is told to end, with status 7.
     #[track_caller]
     pub(crate) fn detach_idle(&self, id: &str) {
-        let script = format!("trap 'exit 7' TERM; sleep 1000 & touch up-{id}; wait");
+        let script = format!("trap 'exit 7' TERM; sleep 1000 & : > up-{id}; wait");
         self.detach(id, &script);
+        self.becomes_idle(id, "main");
+    }
+
+    /// Waits until all that runs in a container is its program and `sleep 1000`.
+    #[track_caller]
+    pub(crate) fn becomes_idle(&self, id: &str, container: &str) {
+        wait_for("the program's child", || {
+            let all = self.processes(id);
+            let own: Vec<_> = all.iter().filter(|it| it["container"] == container).collect();
+            own.len() == 2 && own.iter().any(|it| it["command"] == "sleep 1000")
+        });
+    }
+
+    /// The processes of `id`.
+    #[track_caller]
+    pub(crate) fn processes(&self, id: &str) -> Vec<Value> {
+        let listed = self.sandbox(&["ps", id, "--json"]);
+        serde_json::from_str(listed.success().out().trim()).expect("a JSON list")
     }
 
     /// What `sandbox ps --json` lists.

@@ -4,16 +4,8 @@ use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 
-use serde_json::Value;
-
 use crate::common::{LIMIT, Outcome, finish, run, start, wait_for};
 use crate::desk::Desk;
-
-/// The processes of `id`.
-fn processes(desk: &Desk, id: &str) -> Vec<Value> {
-    let listed = desk.sandbox(&["ps", id, "--json"]);
-    serde_json::from_str(listed.success().out().trim()).expect("a JSON list")
-}
 
 /// A line of a shell that sees the desk's sandboxes.
 fn run_in(desk: &Desk, line: &str) -> Outcome {
@@ -126,10 +118,10 @@ fn closed_streams_are_what_they_are_in_a_run_and_directories_are_refused() {
 fn signals_to_the_caller_reach_a_later_program() {
     let desk = Desk::new("exec-signal");
     desk.detach_idle("x");
-    let script = "trap 'echo got it; exit 3' TERM; echo ready; while :; do sleep 0.05; done";
+    let script =
+        "trap 'echo got it; exit 3' TERM; echo ready; : > up; while :; do sleep 0.05; done";
     let child = desk.begin(&["exec", "x", "--", "sh", "-c", script]);
-    wait_for("the program", || processes(&desk, "x").len() >= 3);
-    // Its trap is set before it prints; the census shows its sleeping child only after that.
+    wait_for("the program", || desk.workspace.has("up"));
     let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
     finish(child, "exec".into(), b"", LIMIT).expect_status(3).expect_out("ready\ngot it\n");
@@ -139,12 +131,13 @@ fn signals_to_the_caller_reach_a_later_program() {
 fn a_caller_that_vanishes_leaves_its_program_and_the_sandbox_alone() {
     let desk = Desk::new("exec-vanish");
     desk.detach_idle("x");
-    let mut child = desk.begin(&["exec", "x", "--", "sh", "-c", "touch up; sleep 1000"]);
-    wait_for("the program", || desk.workspace.has("up"));
+    let mut child = desk.begin(&["exec", "x", "--", "sleep", "1001"]);
+    let runs = || desk.processes("x").iter().any(|it| it["command"] == "sleep 1001");
+    wait_for("the program", runs);
     child.kill().unwrap();
     child.wait().unwrap();
     desk.sandbox(&["exec", "x", "--", "true"]).success();
-    assert!(processes(&desk, "x").iter().any(|it| it["command"] == "sleep 1000"));
+    assert!(runs());
 }
 
 #[test]
@@ -174,21 +167,21 @@ fn a_detached_later_program_prints_where_the_sandbox_does() {
 fn containers_are_addressed_separately_and_end_with_their_program() {
     let desk = Desk::new("containers");
     let words = ["run", "--detach", "--id", "x", "--container", "web", "--", "sh", "-c"];
-    let idle = "trap 'exit 7' TERM; sleep 1000 & touch up-$0; wait";
+    let idle = "trap 'exit 7' TERM; sleep 1000 & wait";
     let begin = |name: &'static str| {
         let mut words = words;
         words[5] = name;
-        desk.sandbox(&[&words[..], &[idle, name]].concat()).success();
-        wait_for("the container's program", || desk.workspace.has(&format!("up-{name}")));
+        desk.sandbox(&[&words[..], &[idle]].concat()).success();
+        desk.becomes_idle("x", name);
     };
     begin("web");
     begin("job");
     desk.sandbox(&["exec", "--container", "job", "--detach", "x", "--", "sleep", "77"]).success();
     let of = |name: &str| {
-        let all = processes(&desk, "x");
+        let all = desk.processes("x");
         all.iter().filter(|it| it["container"] == name).count()
     };
-    assert_eq!((of("web"), of("job")), (2, 3), "{:?}", processes(&desk, "x"));
+    assert_eq!((of("web"), of("job")), (2, 3), "{:?}", desk.processes("x"));
     let listed = desk.sandbox(&["ps", "x"]).success().out();
     let mut lines = listed.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
     assert_eq!(lines.next().unwrap()[6..], ["CONTAINER", "COMMAND"], "{listed}");
@@ -219,14 +212,16 @@ fn what_a_later_program_leaves_behind_holds_no_stream_that_it_has_closed() {
     let desk = Desk::new("exec-streams");
     desk.detach_idle("x");
     // The outcome is there when nobody holds the pipes any more.
-    let script = "sleep 1000 < /dev/null > /dev/null 2>&1 & exit 3";
+    let script = "sleep 1001 < /dev/null > /dev/null 2>&1 & exit 3";
     desk.sandbox(&["exec", "x", "--", "sh", "-c", script]).expect_status(3);
-    assert!(processes(&desk, "x").iter().any(|it| it["command"] == "sleep 1000"));
+    wait_for("what is left behind", || {
+        desk.processes("x").iter().any(|it| it["command"] == "sleep 1001")
+    });
 }
 
 /// The program of a container, as the guest numbers it.
 fn leader(desk: &Desk, container: &str) -> String {
-    let all = processes(desk, "x");
+    let all = desk.processes("x");
     let found = all.iter().find(|it| {
         it["container"] == container
             && it["command"].as_str().is_some_and(|it| it.starts_with("sh "))
@@ -282,15 +277,20 @@ fn no_program_is_started_in_a_paused_sandbox_and_none_escapes_a_pause() {
         assert!(states.iter().all(|state| state == "t"), "round {round}: {states:?}");
         assert_eq!(length(), before, "round {round}");
         desk.sandbox(&["resume", "x"]).success();
+        // It runs, or has been refused.
+        let begun = || desk.workspace.has("pid") && !desk.workspace.read("pid").is_empty();
+        wait_for("the program or its refusal", || begun() || child.try_wait().unwrap().is_some());
         child.kill().unwrap();
         child.wait().unwrap();
         desk.sandbox(&["exec", "x", "--", "sh", "-c", "kill -9 $(cat pid); rm -f pid count"]);
+        // (One that has ended is listed until its keeper has seen that.)
+        desk.becomes_idle("x", "main");
     }
 }
 
 /// The states of all tasks.
 fn states(desk: &Desk) -> Vec<String> {
-    let all = processes(desk, "x");
+    let all = desk.processes("x");
     all.iter().map(|it| it["state"].as_str().unwrap_or_default().to_owned()).collect()
 }
 
@@ -303,7 +303,6 @@ fn a_later_program_has_the_sandboxs_clock_also_after_it_was_set() {
     assert_eq!(year(), "2030");
     desk.sandbox(&["exec", "x", "--", "date", "-u", "-s", "2040-02-03 04:05:06"]).success();
     // It is told of the setting once it runs: what it reads before may be the old clock's.
-    desk.sandbox(&["exec", "x", "--", "sh", "-c", "sleep 0.2; date -u +%Y"])
-        .success()
-        .expect_out("2040\n");
+    let script = "until [ \"$(date -u +%Y)\" = 2040 ]; do sleep 0.01; done; date -u +%Y";
+    desk.sandbox(&["exec", "x", "--", "sh", "-c", script]).success().expect_out("2040\n");
 }

@@ -9,8 +9,10 @@ use crate::desk::{Desk, has_asked};
 fn signals_go_to_whom_they_are_meant_for() {
     let desk = Desk::new("kill");
     // The program, and a child that has pid 3 and ends it in another way.
-    let script = "sh -c 'trap \"touch child; exit\" USR1; touch up-x; while :; do sleep 0.05; done' & \
-                  trap 'touch program; exit 4' USR1 TERM; while :; do sleep 0.05; done";
+    // (A subshell of the program does not have its trap.)
+    let script = "trap 'touch program; exit 4' USR1 TERM; \
+                  sh -c 'trap \"touch child; exit\" USR1; touch up-x; while :; do sleep 0.05; done' & \
+                  while :; do sleep 0.05; done";
     for (words, files, status) in [
         (&["kill", "x"][..], &["program"][..], 4),
         (&["kill", "x", "USR1"], &["program"], 4),
