@@ -27,16 +27,13 @@ fn nothing_wakes_up_while_no_guest_runs() {
     let mut child = start(command);
     let mut line = [0; 3];
     child.stdout.as_mut().expect("a pipe").read_exact(&mut line).expect("a line");
-    // Parked: nothing for much longer than a tick. Three periods in a row would be a ticker that
-    // does not park.
+    // Parked: nothing for much longer than any tick, as soon as a busy machine has let it come to that.
     let mut before = switches(child.id());
-    wait_for("a quarter of a second without a wake-up", || {
-        std::thread::sleep(Duration::from_millis(250));
+    wait_for("more than a second without a wake-up", || {
+        std::thread::sleep(Duration::from_millis(1250));
         let now = switches(child.id());
         std::mem::replace(&mut before, now) == now
     });
-    std::thread::sleep(Duration::from_secs(1));
-    assert_eq!(switches(child.id()) - before, 0, "wake-ups of an idle sandbox");
     // Not SIGKILL, which would leave control groups to the next run.
     let pid = nix::unistd::Pid::from_raw(child.id() as i32);
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("end the program");
