@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use sandbox::notify::{GuestMemory, Options, Trapped};
 use sandbox::sys::spawn;
 
-use crate::common::{is_root, skip, wait_for};
+use crate::common::{LIMIT, comes_true, is_root, skip, wait_for};
 use crate::stage::{FULL, OWN, Served, Stage, now};
 
 const PAGE: u64 = 4096;
@@ -123,7 +123,7 @@ fn another_process_of_the_same_number_is_not_taken_for_the_guest() {
     }
     for process_vm in [true, false] {
         // Somebody else's new process may get the number: then with another guest.
-        assert!((0..50).any(|_| is_not_mistaken(Options { process_vm, ..FULL })));
+        assert!(comes_true(LIMIT, || is_not_mistaken(Options { process_vm, ..FULL })));
     }
 }
 

@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use sandbox::notify::{Answer, Dispatch, Options, Outcome, Received, Trapped, hand_over};
 use sandbox::sentry::{Features, Kernel, KernelArgs, Level};
 
-use crate::common::Workspace;
+use crate::common::{LIMIT, Workspace, comes_true};
 use crate::stage::{FULL, OWN, REPORT, Served, Stage, native_rules, now};
 
 const OLD: Options = Options { wait_killable: false, sync_wake_up: true, process_vm: true };
@@ -97,8 +97,9 @@ impl<F: Fn(&Trapped) -> Outcome + Send + Sync + 'static> Dispatch for Keeping<F>
 fn without_the_flag_a_repeated_call_waits_for_the_first() {
     for parked in [false, true] {
         // The kernel itself loses an answer now and then (see the test of kept results), which
-        // repeats that call in spite of turns. Without turns each storm repeats dozens.
-        assert!((0..5).any(|_| a_storm_is_served_once(parked)), "parked: {parked}");
+        // repeats that call in spite of turns; on a busy machine, in most storms. Without turns each storm repeats
+        // dozens.
+        assert!(comes_true(LIMIT, || a_storm_is_served_once(parked)), "parked: {parked}");
     }
 }
 
@@ -202,6 +203,20 @@ pub(crate) fn kernel() -> Arc<Kernel> {
 
 #[test]
 fn without_the_flag_the_first_result_of_a_repeated_call_is_kept() {
+    // The kernel itself loses an answer that comes while the guest is on its way out of the wait
+    // (seccomp_do_user_notification takes notify_lock after the signal has ended the wait): SEND
+    // succeeds then. Each piece has at most 7 bytes. (On a busy machine that way may take long.)
+    let mut all = Vec::new();
+    let few = comes_true(LIMIT, || {
+        let (undelivered, lost) = cancelled_and_lost();
+        all.push((undelivered, lost));
+        undelivered > 100 && lost <= 7 * (1 + undelivered / 20)
+    });
+    assert!(few, "results cancelled and bytes lost: {all:?}");
+}
+
+/// How many results of a log's reader were cancelled, and how many bytes it has missed.
+fn cancelled_and_lost() -> (u64, u64) {
     let kernel = kernel();
     for line in 0..400 {
         kernel.log().write(Level::Info, &format!("line {line}"));
@@ -216,11 +231,5 @@ fn without_the_flag_the_first_result_of_a_repeated_call_is_kept() {
     let stage = Stage::with_rules(rules, OLD, &["traps", "log", "1000"], Arc::clone(&slow));
     // The guest compares the pieces with the whole: nothing comes twice.
     assert_eq!(stage.finish(), 0);
-    let undelivered = slow.undelivered.load(Ordering::Relaxed);
-    assert!(undelivered > 100, "{undelivered} results were cancelled");
-    // The kernel itself loses an answer that comes while the guest is on its way out of the wait
-    // (seccomp_do_user_notification takes notify_lock after the signal has ended the wait): SEND
-    // succeeds then. Each piece has at most 7 bytes.
-    let lost = slow.lost.load(Ordering::Relaxed);
-    assert!(lost <= 7 * (1 + undelivered / 20), "{lost} bytes lost in {undelivered} cancellations");
+    (slow.undelivered.load(Ordering::Relaxed), slow.lost.load(Ordering::Relaxed))
 }

@@ -5,7 +5,7 @@
  *     interrupts MODE [THREADS [DIRECTED]]
  *
  * THREADS: alone; blocked (another thread, which takes no signals); idle (another one, which could).
- * DIRECTED: thread or process, where the signals of the timers go.
+ * DIRECTED: thread or process, where the signals go.
  * Exits with 0 when the wait ended as it should have; says otherwise what was wrong.
  */
 #define _GNU_SOURCE
@@ -27,8 +27,7 @@ enum { READ = 2, READ_ALL = 3, SIZE_UNREAD = 9, SIZE_BUFFER = 10 };
 
 static const char *threads = "alone", *directed = "thread";
 static char text[1 << 17];
-static volatile sig_atomic_t alarms, others, last_shot;
-static timer_t repeated, once;
+static volatile sig_atomic_t alarms, others;
 static volatile int *shared;
 
 static void fail(const char *what, long got)
@@ -87,10 +86,7 @@ static void set(timer_t timer, long first, long interval)
 static void on_alarm(int signal)
 {
 	(void)signal;
-	if (++alarms == last_shot) {
-		set(repeated, 0, 0);
-		set(once, 30, 0);
-	}
+	shared[1] = ++alarms;
 }
 
 static void on_other(int signal)
@@ -129,76 +125,6 @@ static void start_other_thread(void)
 		pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
-/* A handler without SA_RESTART ends the wait with EINTR. */
-static void mode_interrupted(void)
-{
-	handle(SIGUSR1, on_other, 0);
-	set(timer(SIGUSR1), 30, 0);
-	check("READ", wait_for_text() == -1 && errno == EINTR, errno);
-	/* The other thread takes the signal when it comes to run. */
-	for (int i = 0; i < 100000 && others != 1; i++)
-		usleep(100);
-	check("handled", others == 1, others);
-}
-
-/* One with SA_RESTART goes on waiting, time after time. */
-static void mode_restarted(void)
-{
-	handle(SIGALRM, on_alarm, SA_RESTART);
-	handle(SIGUSR1, on_other, 0);
-	last_shot = 4;
-	repeated = timer(SIGALRM);
-	once = timer(SIGUSR1);
-	set(repeated, 30, 30);
-	check("READ", wait_for_text() == -1 && errno == EINTR, errno);
-	check("handled with SA_RESTART", alarms == 4, alarms);
-	check("handled without", others == 1, others);
-}
-
-/* Signals that nobody handles do not end it. */
-static void mode_ignored(void)
-{
-	sigset_t blocked;
-	pid_t waiting = getpid();
-
-	handle(SIGUSR2, SIG_IGN, 0);
-	handle(SIGUSR1, on_other, 0);
-	sigemptyset(&blocked);
-	sigaddset(&blocked, SIGHUP);
-	sigaddset(&blocked, SIGRTMIN);
-	sigprocmask(SIG_BLOCK, &blocked, NULL);
-	if (!fork()) {
-		for (int i = 0; i < 10; i++) {
-			kill(waiting, SIGUSR2);
-			kill(waiting, SIGCHLD);
-			kill(waiting, SIGURG);
-			kill(waiting, SIGHUP);
-			kill(waiting, SIGRTMIN);
-			syscall(SYS_tgkill, waiting, waiting, SIGUSR2);
-			syscall(SYS_tgkill, waiting, waiting, SIGHUP);
-			usleep(10000);
-			shared[0]++;
-		}
-		kill(waiting, SIGUSR1);
-		_exit(0);
-	}
-	check("READ", wait_for_text() == -1 && errno == EINTR, errno);
-	check("woken too early", shared[0] == 10, shared[0]);
-	check("handled", others == 1, others);
-}
-
-/* Text ends it too. */
-static void mode_text(void)
-{
-	if (!fork()) {
-		usleep(50000);
-		syscall(SYS_io_uring_setup, 8, text);
-		_exit(0);
-	}
-	long count = wait_for_text();
-	check("READ", count > 0 && memmem(text, count, "io_uring_setup", 14), count);
-}
-
 static char state_of(pid_t process, pid_t thread)
 {
 	char path[64], stat[512];
@@ -219,6 +145,109 @@ static void wait_until_asleep(pid_t process, pid_t thread)
 		usleep(100);
 	while (!strchr("DS", state_of(process, thread)))
 		;
+}
+
+static pid_t waits_in_process, waits_in_thread;
+
+/* A child that sends what the calling thread waits for: 0 in the child. */
+static pid_t somebody_else(void)
+{
+	waits_in_process = getpid();
+	waits_in_thread = gettid();
+	return fork();
+}
+
+/* It comes in the wait and not before, however late that begins. */
+static void send_once_asleep(int signal)
+{
+	wait_until_asleep(waits_in_process, waits_in_thread);
+	if (!strcmp(directed, "thread"))
+		syscall(SYS_tgkill, waits_in_process, waits_in_thread, signal);
+	else
+		kill(waits_in_process, signal);
+}
+
+/* A handler without SA_RESTART ends the wait with EINTR. */
+static void mode_interrupted(void)
+{
+	handle(SIGUSR1, on_other, 0);
+	if (!somebody_else()) {
+		send_once_asleep(SIGUSR1);
+		_exit(0);
+	}
+	shared[0] = 1;
+	check("READ", wait_for_text() == -1 && errno == EINTR, errno);
+	/* The other thread takes the signal when it comes to run. */
+	for (int i = 0; i < 100000 && others != 1; i++)
+		usleep(100);
+	check("handled", others == 1, others);
+}
+
+/* One with SA_RESTART goes on waiting, time after time. */
+static void mode_restarted(void)
+{
+	handle(SIGALRM, on_alarm, SA_RESTART);
+	handle(SIGUSR1, on_other, 0);
+	if (!somebody_else()) {
+		for (int i = 1; i <= 4; i++) {
+			send_once_asleep(SIGALRM);
+			while (shared[1] < i)
+				usleep(100);
+		}
+		send_once_asleep(SIGUSR1);
+		_exit(0);
+	}
+	shared[0] = 1;
+	check("READ", wait_for_text() == -1 && errno == EINTR, errno);
+	check("handled with SA_RESTART", alarms == 4, alarms);
+	check("handled without", others == 1, others);
+}
+
+/* Signals that nobody handles do not end it. */
+static void mode_ignored(void)
+{
+	sigset_t blocked;
+	pid_t waiting = getpid();
+
+	handle(SIGUSR2, SIG_IGN, 0);
+	handle(SIGUSR1, on_other, 0);
+	sigemptyset(&blocked);
+	sigaddset(&blocked, SIGHUP);
+	sigaddset(&blocked, SIGRTMIN);
+	sigprocmask(SIG_BLOCK, &blocked, NULL);
+	shared[1] = 0;
+	if (!somebody_else()) {
+		wait_until_asleep(waiting, waiting);
+		for (int i = 0; i < 10; i++) {
+			kill(waiting, SIGUSR2);
+			kill(waiting, SIGCHLD);
+			kill(waiting, SIGURG);
+			kill(waiting, SIGHUP);
+			kill(waiting, SIGRTMIN);
+			syscall(SYS_tgkill, waiting, waiting, SIGUSR2);
+			syscall(SYS_tgkill, waiting, waiting, SIGHUP);
+			usleep(10000);
+			shared[1]++;
+		}
+		kill(waiting, SIGUSR1);
+		_exit(0);
+	}
+	shared[0] = 1;
+	check("READ", wait_for_text() == -1 && errno == EINTR, errno);
+	check("woken too early", shared[1] == 10, shared[1]);
+	check("handled", others == 1, others);
+}
+
+/* Text ends it too. */
+static void mode_text(void)
+{
+	if (!fork()) {
+		usleep(50000);
+		syscall(SYS_io_uring_setup, 8, text);
+		_exit(0);
+	}
+	long count = wait_for_text();
+	check("READ", count > 0 && memmem(text, count, "io_uring_setup", 14), count);
 }
 
 /* Death ends it, and others are served on. */
