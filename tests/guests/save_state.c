@@ -26,7 +26,7 @@
 static int failed;
 #define CHECK(what) do { if (!(what)) { failed = 1; printf("line %d: not so: %s (%s)\n", __LINE__, #what, strerror(errno)); } } while (0)
 
-static volatile sig_atomic_t got[65], value[65], code[65], on_stack, eintr;
+static volatile sig_atomic_t got[65], value[65], code[65], missed[65], on_stack, eintr;
 static char alternate[65536];
 static long tid_of_handler[65];
 static const char *go;
@@ -37,6 +37,7 @@ static void handler(int signal, siginfo_t *information, void *context) {
     got[signal]++;
     value[signal] = information->si_value.sival_int;
     code[signal] = information->si_code;
+    if (information->si_code == SI_TIMER) missed[signal] += information->si_overrun;
     tid_of_handler[signal] = syscall(SYS_gettid);
 }
 static void stays(int signal) {
@@ -166,6 +167,7 @@ int main(int count, char **arguments) {
     idle = make_timer(CLOCK_MONOTONIC, SIGRTMIN + 6, 0, 0);
     cpu = make_timer(CLOCK_PROCESS_CPUTIME_ID, SIGRTMIN + 6, 0, 0);
     for (int at = 0; at < 3; at++) syscall(SYS_timer_delete, (int)(intptr_t)gone[at]);
+    long armed = elapsed();
     set(once, 4000, 0);
     set(of_thread, 3000, 0);
     set(cpu, 100000, 0);
@@ -212,9 +214,10 @@ int main(int count, char **arguments) {
     CHECK(left(idle) == 0);
     CHECK(left(cpu) > 90000 && left(cpu) <= 100000);
     CHECK(left(gone[1]) == -1);
-    CHECK(labs((now - begun) + left(once) - 4000) < 700);
-    printf("after %ld ms the timer has %ld ms left\n", now - begun, left(once));
-    long ticks = got[SIGRTMIN + 7], expected = (now - then) / 200;
+    CHECK(labs((now - armed) + left(once) - 4000) < 700);
+    printf("after %ld ms the timer has %ld ms left\n", now - armed, left(once));
+    /* (On a busy machine one signal may stand for several.) */
+    long expected = (now - then) / 200, ticks = got[SIGRTMIN + 7] + missed[SIGRTMIN + 7];
     CHECK(ticks >= expected - 3 && ticks <= expected + 1);
     while (!got[SIGRTMIN + 7]) usleep(1000);
     CHECK(value[SIGRTMIN + 7] == 77 && code[SIGRTMIN + 7] == SI_TIMER);

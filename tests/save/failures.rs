@@ -93,7 +93,8 @@ fn a_pipe_that_is_cut_leaves_the_guest() {
 
 #[test]
 fn a_supervisor_that_is_killed_leaves_the_image_before() {
-    for step in 0..4 {
+    let mut step = 0;
+    while step < 4 {
         let desk = Desk::new("supervisor-killed");
         begin_counting(&desk);
         desk.sandbox(&["save", "it", "-o", "image", "--leave-running"]).success();
@@ -115,7 +116,15 @@ fn a_supervisor_that_is_killed_leaves_the_image_before() {
         };
         kill(supervisor, Signal::SIGKILL).unwrap();
         let killed = finish(save, "save".into(), b"", LIMIT);
+        if step == 0 && killed.status == 0 {
+            // It was quicker than this test: once more.
+            continue;
+        }
         assert_eq!(killed.status, 125, "{}", killed.report());
+        // (Its init, which ends with it, may hold its state for a moment longer.)
+        wait_for("its state to be seen as stale", || {
+            desk.sandbox(&["ps", "--json"]).success().out() == "[]\n"
+        });
         assert_eq!(fs::read(desk.workspace.path().join("image")).unwrap(), before);
         desk.sandbox(&["wait", "it"]);
         desk.is_clean();
@@ -124,6 +133,7 @@ fn a_supervisor_that_is_killed_leaves_the_image_before() {
         desk.sandbox(&words).success();
         goes_on(&desk);
         end(&desk);
+        step += 1;
     }
 }
 

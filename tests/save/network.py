@@ -82,6 +82,13 @@ def readable(connection):
         time.sleep(0.01)
 
 
+def has_ended(connection):
+    # The end of the other side has come.
+    watch = select.poll()
+    watch.register(connection, select.POLLRDHUP)
+    watch.poll()
+
+
 def guest(port, echoing, *slow):
     def connect(word):
         connection = socket.create_connection(("127.0.0.1", port))
@@ -92,6 +99,7 @@ def guest(port, echoing, *slow):
     quiet.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     for it in (many, end):
         readable(it)
+    has_ended(end)
     shared = os.dup(quiet.fileno())
     watching = select.epoll()
     watching.register(quiet.fileno(), select.EPOLLIN | select.EPOLLRDHUP)

@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::UnixListener;
 use std::process::Child;
 
-use crate::common::{LIMIT, Workspace, have, repository, start, wait_for};
+use crate::common::{LIMIT, Workspace, free_port, have, repository, start, wait_for};
 use crate::desk::{Desk, Way};
 
 /// The host's side of `network.py`, until it is dropped.
@@ -334,13 +334,15 @@ fn published_ports_are_published_again() {
         let broken = hear(stream).unwrap_err();
         assert_eq!(broken.kind(), std::io::ErrorKind::ConnectionReset);
     }
-    wait_for("the server to see it", || desk.workspace.read("out") == "ConnectionResetError\n");
+    wait_for("the server to see it", || {
+        desk.workspace.has("out") && desk.workspace.read("out") == "ConnectionResetError\n"
+    });
     assert_eq!((&*ask(&open(&desk)).unwrap(), &*ask_by_datagram(&desk)), ("4", "5"));
     desk.sandbox(&["save", "it", "-o", "image"]).success();
     desk.sandbox(&["wait", "it"]).expect_status(137);
     // Another place, which somebody else has.
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-    let number = taken.local_addr().unwrap().port();
+    let number = free_port();
+    let taken = TcpListener::bind(("127.0.0.1", number)).unwrap();
     let place = format!("{number}:80");
     let restore = ["restore", "image", "--detach", "--id", "it", "--publish", &place];
     let refused = desk.sandbox(&restore);

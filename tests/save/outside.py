@@ -94,6 +94,9 @@ def guest(place):
         return connection
 
     quiet, silent, end = connect(b"quiet\n"), connect(b"quiet\n"), connect(b"end\n")
+    ending = select.poll()
+    ending.register(end, select.POLLRDHUP)
+    ending.poll()
     waiting = connect(b"", "packets", socket.SOCK_SEQPACKET)
     watching = select.epoll()
     watching.register(quiet.fileno(), select.EPOLLIN | select.EPOLLRDHUP)
