@@ -1,8 +1,12 @@
 //! The host changes what the overlay changes.
 
 use std::fs;
+use std::process::Child;
 
-use super::common::{LIMIT, run, wait_for};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::common::{LIMIT, comes_true, finish, start, wait_for};
 use super::desk::{Desk, both};
 
 #[test]
@@ -95,8 +99,8 @@ fn what_an_earlier_run_had_covered_no_later_run_has_seen() {
     });
 }
 
-#[test]
-fn what_the_host_does_while_copies_are_made_is_kept() {
+/// A commit that was stopped as it made copies; `None`: it was quicker.
+fn caught_as_it_copies() -> Option<(Desk, Child)> {
     let desk = Desk::new("late");
     let work =
         "echo in > src/f1; echo in > made; head -c 200000000 /dev/urandom > a-big; echo k > keeps";
@@ -104,14 +108,41 @@ fn what_the_host_does_while_copies_are_made_is_kept() {
     let mut command = desk.sandbox();
     // With a part of it files are copied and not linked.
     command.args(["commit", "l", "--only", "a-big", "--only", "f1", "--only", "made"]);
-    let commit = std::thread::spawn(move || run(command, b"", LIMIT));
+    let mut commit = start(command);
     wait_for("the first copy", || {
         let mut names = fs::read_dir(&desk.host).unwrap().flatten();
-        names.any(|it| it.file_name().to_string_lossy().starts_with(".sandbox-commit-"))
+        let copies =
+            |it: fs::DirEntry| it.file_name().to_string_lossy().starts_with(".sandbox-commit-");
+        names.any(copies) || commit.try_wait().unwrap().is_some()
     });
+    if commit.try_wait().unwrap().is_none() {
+        kill(Pid::from_raw(commit.id() as i32), Signal::SIGSTOP).unwrap();
+        wait_for("its stop", || {
+            let stat = format!("/proc/{}/stat", commit.id());
+            fs::read_to_string(stat).is_ok_and(|it| it.contains(") T ") || it.contains(") Z "))
+        });
+        if fs::read_to_string(desk.host.join("src/f1")).unwrap() == "file 1\n" {
+            return Some((desk, commit));
+        }
+        kill(Pid::from_raw(commit.id() as i32), Signal::SIGCONT).unwrap();
+    }
+    finish(commit, "commit".into(), b"", LIMIT).success();
+    None
+}
+
+#[test]
+fn what_the_host_does_while_copies_are_made_is_kept() {
+    let mut caught = None;
+    let is_caught = comes_true(LIMIT, || {
+        caught = caught_as_it_copies();
+        caught.is_some()
+    });
+    assert!(is_caught, "no commit was met as it copied");
+    let (desk, commit) = caught.unwrap();
     fs::write(desk.host.join("src/f1"), "out\n").unwrap();
     fs::write(desk.host.join("made"), "out\n").unwrap();
-    let refused = commit.join().unwrap();
+    kill(Pid::from_raw(commit.id() as i32), Signal::SIGCONT).unwrap();
+    let refused = finish(commit, "commit".into(), b"", LIMIT);
     refused.expect_status(1).err_has("/src/f1 was changed").err_has("/made was changed");
     let read = |name| fs::read_to_string(desk.host.join(name)).unwrap();
     assert_eq!((read("src/f1"), read("made")), ("out\n".to_owned(), "out\n".to_owned()));
