@@ -343,9 +343,12 @@ fn a_stop_before_the_program_is_executed_stops_the_job() {
     let line = command_line(&command);
     let supervisor = start(command);
     let pid = supervisor.id() as i32;
-    let program = || children(pid).first().and_then(|init| children(*init).first().copied());
-    wait_for("the program's process", || program().is_some());
-    kill(Pid::from_raw(program().unwrap()), Signal::SIGTSTP).unwrap();
+    let mut program = None;
+    wait_for("the program's process", || {
+        program = children(pid).first().and_then(|init| children(*init).first().copied());
+        program.is_some()
+    });
+    kill(Pid::from_raw(program.unwrap()), Signal::SIGTSTP).unwrap();
     wait_for("the stop of the job", || state(pid) == Some('T'));
     kill(Pid::from_raw(pid), Signal::SIGCONT).unwrap();
     finish(supervisor, line, b"text", LIMIT).success().expect_out("text");

@@ -16,7 +16,10 @@ def records(fd):
         except BlockingIOError:
             return
 fd = open_log()
-found = list(records(fd))
+# The start of the program is logged while it runs already.
+found = []
+while not any(b': python3' in record for record in found):
+    found += records(fd)
 numbers = []
 for record in found:
     head, text = record.split(b';', 1)
