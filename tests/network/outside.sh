@@ -23,6 +23,8 @@ while [ "$(readlink "/proc/$server/ns/net")" = "$(readlink /proc/self/ns/net)" ]
 ip link add client type veth peer name server netns "$server"
 ip addr add 203.0.113.1/24 dev client
 ip link set client up
+# That an address of this network is nobody's is found in less than a second, where it may be set (arp(7)).
+{ echo 250 >/proc/sys/net/ipv4/neigh/client/retrans_time_ms; } 2>/dev/null || true
 ip route add default via 203.0.113.2
 echo go >&3
 exec 3>&-
@@ -36,5 +38,6 @@ if grep -q ssh "$here/services" 2>/dev/null; then
 fi
 while ! grep -q ready "$work/server"; do
     kill -0 $server
+    sleep 0.02
 done
 "$@"
