@@ -114,6 +114,9 @@ pub fn wait() -> Result<Option<Change>, Errno> {
 /// its sleep.
 pub const AWAKE: Duration = Duration::from_micros(50);
 
+/// After so long it is looked again, whether or not a signal has told to.
+const AGAIN: Duration = Duration::from_millis(100);
+
 /// Whether the tracee can run while its tracer does not sleep.
 pub fn has_second_processor() -> bool {
     static SEVERAL: OnceLock<bool> = OnceLock::new();
@@ -145,7 +148,8 @@ pub fn wait_for(tid: pid_t) -> Result<Stopped, Errno> {
 }
 
 /// The same of one that runs; when the time has come it is asked to stop, and stops for that if for nothing else.
-/// SIGCHLD is blocked in all threads: it tells when to look.
+/// SIGCHLD is blocked in all threads: it tells when to look. (Where one has not, as in tests, that thread may take it
+/// away between the look and the wait; so there is another look soon.)
 pub fn wait_until(running: &Running, time: Instant) -> Result<Stopped, Errno> {
     let tid = running.tid;
     loop {
@@ -165,7 +169,7 @@ pub fn wait_until(running: &Running, time: Instant) -> Result<Stopped, Errno> {
             running.interrupt()?;
             return wait_for(tid);
         }
-        let left = TimeSpec::from_duration(left);
+        let left = TimeSpec::from_duration(left.min(AGAIN));
         // SAFETY: an all-zero set is valid, and sigaddset changes it only.
         let signals = unsafe {
             let mut signals: libc::sigset_t = std::mem::zeroed();

@@ -175,7 +175,16 @@ fn plant() -> Planted {
     ));
     std::fs::write(&path, seed::file(area)).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let program = format!("{PRELUDE}os.execv(sys.argv[1], sys.argv[1:])");
+    // What this process had open for writing, a child that another test starts just then has open, too, until it
+    // executes its own program (ETXTBSY in execve(2)).
+    let program = format!(
+        "{PRELUDE}
+while True:
+    try: os.execv(sys.argv[1], sys.argv[1:])
+    except OSError as error:
+        if error.errno != 26: raise
+"
+    );
     let mut command = Command::new("unshare");
     command.args(["-Urn", "/usr/bin/python3", "-c", &program]).arg(&path);
     let child = command.stdin(theirs).spawn().unwrap();
