@@ -96,6 +96,7 @@ pub(super) fn skeleton(
     let mut hands: HashMap<i32, Hand> = HashMap::new();
     let mut program = None;
     let mut have_made = HashSet::new();
+    let crowded = in_one_memory(steps);
     for steps in steps.chunk_by(|one, next| garden.are_alike(one, next)) {
         if let Step::Make { parent, .. } = steps[0]
             && have_made.insert(parent)
@@ -103,7 +104,7 @@ pub(super) fn skeleton(
         {
             giver.give(hand, parent, sandbox)?;
         }
-        carry_out(garden, steps, &mut hands, |pid, pidfd| {
+        carry_out(garden, steps, &crowded, &mut hands, |pid, pidfd| {
             if pid == sandbox.run.program {
                 program = Some(pidfd);
             }
@@ -111,6 +112,18 @@ pub(super) fn skeleton(
     }
     let missing = "the image is damaged: the run's program is not in it";
     Ok((hands, program.ok_or_else(|| RestoreError::refused(missing))?))
+}
+
+/// Those that are in one memory with another one: in it there is one place for tables.
+fn in_one_memory(steps: &[Step]) -> HashSet<i32> {
+    let pairs = steps.iter().filter_map(|step| match *step {
+        Step::Make { parent, pid, flags, .. } if flags & libc::CLONE_VM as u64 != 0 => {
+            Some([parent, pid])
+        }
+        Step::Thread { pid, tid, .. } => Some([pid, tid]),
+        _ => None,
+    });
+    pairs.flatten().collect()
 }
 
 /// Gives processes what those that they make are to have from them.
@@ -151,6 +164,7 @@ impl Giver<'_, '_> {
 fn carry_out(
     garden: &Garden<'_>,
     steps: &[Step],
+    crowded: &HashSet<i32>,
     hands: &mut HashMap<i32, Hand>,
     mut planted: impl FnMut(i32, OwnedFd),
 ) -> Result<(), RestoreError> {
@@ -197,8 +211,8 @@ fn carry_out(
             let mut table = hand.table();
             table.call(libc::SYS_setpgid, [0, group as u64]);
             hand.post(table).map_err(of(pid))?;
-            // Others follow a leader.
-            if pid == group {
+            // Others follow a leader, or put their tables where this one's is.
+            if pid == group || crowded.contains(&pid) {
                 hand.rest().map_err(of(pid))?;
             }
         }
@@ -220,4 +234,29 @@ fn carry_out(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn those_in_one_memory_are_known() {
+        let make = |parent, pid, flags: i32| Step::Make {
+            parent,
+            pid,
+            stands_in: false,
+            beside: false,
+            exit_signal: libc::SIGCHLD,
+            flags: flags as u64,
+        };
+        let steps = [
+            make(1, 2, 0),
+            make(2, 3, libc::CLONE_VM),
+            make(3, 4, libc::CLONE_FILES),
+            Step::Join { pid: 4, group: 2 },
+            Step::Thread { pid: 5, tid: 6, flags: 0 },
+        ];
+        assert_eq!(in_one_memory(&steps), HashSet::from([2, 3, 5, 6]));
+    }
 }
