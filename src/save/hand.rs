@@ -23,7 +23,7 @@ mod borrowed;
 mod remote;
 mod traps;
 
-pub use borrowed::{Area, Borrowed, Refusal};
+pub use borrowed::{Area, Borrowed, Refusal, is_between_calls};
 pub use remote::{find_instruction, remote_call, to_a_signal};
 pub use traps::{Traps, calls_for};
 
@@ -320,6 +320,13 @@ impl Hand {
     pub fn go_on(&mut self) -> Result<Stop, HandError> {
         let stopped = self.stopped.take().ok_or(HandError::Killed)?;
         let stopped = stopped.run().map_err(own("let it go on"))?;
+        self.arrive(stopped)
+    }
+
+    /// Lets the thread run one instruction.
+    fn step(&mut self) -> Result<Stop, HandError> {
+        let stopped = self.stopped.take().ok_or(HandError::Killed)?;
+        let stopped = stopped.step().map_err(own("let it go on"))?;
         self.arrive(stopped)
     }
 

@@ -359,6 +359,14 @@ impl Tracees {
         }
     }
 
+    /// The registers of those that have stopped.
+    pub fn registers(&self) -> impl Iterator<Item = (i32, libc::user_regs_struct)> + '_ {
+        self.all.iter().filter_map(|(tid, tracee)| match &tracee.state {
+            State::Stopped(stopped) => Some((*tid, stopped.registers().ok()?)),
+            State::Running(_) | State::Stopping(_) => None,
+        })
+    }
+
     /// How many have stopped.
     pub(super) fn stopped(&self) -> usize {
         self.all.len() - self.running

@@ -439,6 +439,11 @@ impl Stopped {
         self.go_and_wait(libc::PTRACE_SYSCALL, 0)
     }
 
+    /// One instruction, likewise; that ends in a stop by SIGTRAP, unless the instruction has led to another one.
+    pub fn step(self) -> Result<Stopped, Errno> {
+        self.go_and_wait(libc::PTRACE_SINGLESTEP, 0)
+    }
+
     /// It goes on without the signal that it was about to get, and is waited for until it stops again.
     /// ESRCH: it was killed.
     ///

@@ -9,6 +9,7 @@ use super::maps;
 use crate::save::error::SaveError;
 use crate::save::hand::find_instruction;
 use crate::sys::generated;
+use crate::sys::vdso::own_image;
 
 /// Where in the vDSO a `syscall` instruction is: it is the kernel's, and the same in every process.
 static IN_VDSO: OnceLock<u64> = OnceLock::new();
@@ -44,6 +45,15 @@ pub(in crate::save) fn find(
         let _ = IN_VDSO.set(at - start);
     }
     Ok(found)
+}
+
+/// Where the vDSO of a process is.
+pub(super) fn vdso_of(pid: i32) -> Option<Range<u64>> {
+    static LENGTH: OnceLock<Option<u64>> = OnceLock::new();
+    // (It is the kernel's, and as long in every process.)
+    let length = LENGTH.get_or_init(|| own_image().map(|image| image.len() as u64));
+    let begin = vdso(&generated::contents(format!("/proc/{pid}/auxv")).ok()?)?;
+    Some(begin..begin.checked_add((*length)?)?)
 }
 
 /// Where it is in the vDSO, once that is known of any process.

@@ -25,6 +25,7 @@ use crate::sys::ptrace::{Stop, signal_bytes};
 pub mod adjustments;
 mod apart;
 pub mod believed;
+mod clock_readers;
 pub mod collector;
 pub mod descriptors;
 pub mod filters;
@@ -160,6 +161,7 @@ fn all_of(
     let Some(any) = guests.iter().find(|guest| guest.state != 'Z') else {
         return Err(SaveError::refused("nothing runs in it any more"));
     };
+    clock_readers::finish(tracees, filters, guests)?;
     found.kin = kin::Kin::find(guests)?;
     let mut streams = facts.streams(&found.collector.known.view_of(any.pid))?;
     streams.later = found.later.iter().flat_map(LaterProgram::given).collect();

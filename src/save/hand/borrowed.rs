@@ -3,9 +3,14 @@
 //! Owns what such a thread has to get back: its registers, its mask, the signal that it was about to get, and SIGTRAP
 //! ([`Traps`]).
 
+use std::ops::Range;
+
 use nix::errno::Errno;
 
-use super::{AREA, CODE, Hand, HandError, Traps, force, is_fault, own, remote_call, to_a_signal};
+use super::remote::bit;
+use super::{
+    AREA, CODE, Hand, HandError, Traps, force, is_fault, own, read, remote_call, to_a_signal,
+};
 use crate::save::capture::status::Status;
 use crate::sys::agent;
 use crate::sys::ptrace::{Stop, Stopped};
@@ -142,6 +147,44 @@ impl Borrowed {
         self.before.why
     }
 
+    /// Lets the thread come to the end of these instructions of its own, or to a system call among them, and have it
+    /// stopped there, if it was asked to stop in their midst. It runs nothing else. A fault that it meets (what it was
+    /// to write to is not there) is what it has stopped for, then.
+    pub fn come_out_of(&mut self, code: &Range<u64>) -> Result<(), HandError> {
+        // Some hundred instructions, and again if the kernel changes what they read.
+        const STEPS: usize = 20_000;
+        const FAULTS: [i32; 2] = [libc::SIGSEGV, libc::SIGBUS];
+        let faults = FAULTS.iter().fold(0, |set, signal| set | bit(*signal));
+        let mut registers = self.before.registers;
+        let waits = (self.status.pending | self.status.shared_pending) & faults != 0;
+        if self.before.why != Stop::Asked || !is_between_calls(&registers) || waits {
+            return Ok(());
+        }
+        let stopped = self.hand.stopped()?;
+        stopped.set_registers(&registers).map_err(own("put its registers back"))?;
+        // A fault that is blocked takes the process's action of it away (force_sig_info_to_task in kernel/signal.c).
+        let blocked = !(faults | bit(libc::SIGTRAP));
+        stopped.set_signal_mask(blocked).map_err(own("block its signals"))?;
+        for _ in 0..STEPS {
+            if !code.contains(&registers.rip) || is_call(self.hand.tid(), registers.rip) {
+                break;
+            }
+            let why = self.hand.step()?;
+            let stopped = self.hand.stopped()?;
+            registers = stopped.registers().map_err(own("read its registers"))?;
+            if let Stop::Signal(signal) = why
+                && signal != libc::SIGTRAP
+            {
+                let information = stopped.signal_information().map_err(own("read its signal"))?;
+                self.before.information = Some(information);
+                self.before.why = why;
+                break;
+            }
+        }
+        self.before.registers = registers;
+        self.hand.stopped()?.set_signal_mask(u64::MAX).map_err(own("block its signals"))
+    }
+
     /// Gives the thread back as it was, but for the action of SIGTRAP. The agent stays for other threads.
     pub fn leave(mut self) -> Result<Stopped, HandError> {
         self.traps.add(self.hand.strays());
@@ -165,6 +208,18 @@ impl Borrowed {
         result.map_err(own("unmap memory in it"))?;
         give_back(stopped, &self.before)
     }
+}
+
+/// Whether a thread was stopped at an instruction of its own, not in a call, and does not step itself.
+pub fn is_between_calls(registers: &libc::user_regs_struct) -> bool {
+    const TRAP_FLAG: u64 = 0x100;
+    registers.orig_rax == u64::MAX && registers.eflags & TRAP_FLAG == 0
+}
+
+/// Whether its next instruction is `syscall`.
+fn is_call(tid: i32, at: u64) -> bool {
+    let mut bytes = [0; 2];
+    read(tid, at, &mut bytes).is_ok() && bytes == [0x0f, 0x05]
 }
 
 const MAP: &str = "map memory in it";
