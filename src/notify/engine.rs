@@ -6,20 +6,25 @@
 //! costs three times the trap itself). A handler that is about to do something slow calls
 //! [`hand_over`] first: a follower becomes the leader and the slow thread a follower once it is
 //! done. A future that is not ready at its first poll is parked in the runtime; the leader goes on.
+//!
+//! Where call upon call waits while the leader serves another, a second thread serves those, the *helper*. It never
+//! waits in RECV: it takes what is there already, and is no more when there is nothing for it.
 
 use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::task::{Context, Poll, Waker};
 
 use futures::future::BoxFuture;
 use nix::errno::Errno;
+use nix::poll::PollTimeout;
 use nix::sys::signal::{SigSet, Signal};
 
 use super::gate::{BACKED_OUT, Gate};
 use super::listener::Listener;
 use super::notification::{Answer, Cancelled, Notification, Received, Sequel, Trapped};
 use super::turns::{Turn, Turns};
+use crate::sys::disguise;
 
 /// Who serves notifications.
 pub trait Dispatch: Send + Sync + 'static {
@@ -52,9 +57,13 @@ struct Shared<D> {
     turns: Option<Arc<Turns>>,
     /// Backs calls out whose tasks are to stop.
     gate: Arc<Gate>,
+    /// Held in RECV, so that the helper receives only what nobody else is about to.
+    receiving: Mutex<()>,
+    /// There is a processor for a helper. Immutable.
+    may_help: bool,
     /// Innermost lock of the engine: held for a few instructions, never across a call out of it.
     crew: Mutex<Crew>,
-    /// Signalled when leadership is free or the engine ends.
+    /// Signalled when leadership is free, help is wanted or the engine ends.
     changed: Condvar,
     /// Signalled when a thread has ended.
     left: Condvar,
@@ -65,7 +74,9 @@ struct Shared<D> {
 struct Crew {
     /// Somebody leads, or has been woken to lead.
     led: bool,
-    /// Threads that wait to lead.
+    /// Whether there is a helper.
+    help: Help,
+    /// Threads that wait to lead or to help.
     followers: usize,
     /// No guest is left.
     ended: bool,
@@ -73,8 +84,36 @@ struct Crew {
     threads: usize,
 }
 
+/// Whether there is a helper.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Help {
+    /// There is none.
+    #[default]
+    None,
+    /// A follower is to become it.
+    Wanted,
+    /// There is one.
+    Given,
+}
+
+/// What a thread of the crew does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Lead,
+    Help,
+}
+
 /// More followers than this are not kept waiting for the next slow handler.
 const IDLE_FOLLOWERS: usize = 2;
+
+/// The leader looks at one in so many calls whether others wait already.
+const LOOK: u32 = 4;
+/// When it has found some so many times in a row, it has help.
+const CROWDED: u32 = 4;
+/// A helper that finds nothing for so long, in milliseconds, is not needed any more.
+const PATIENCE: u8 = 20;
+/// Nor is one that has been woken so many times in a row for what the leader took.
+const IN_VAIN: u32 = 16;
 
 thread_local! {
     /// Whether this thread is the leader.
@@ -119,11 +158,13 @@ impl<D: Dispatch> Engine<D> {
             listener,
             dispatch,
             runtime,
+            receiving: Mutex::default(),
+            may_help: std::thread::available_parallelism().is_ok_and(|it| it.get() > 1),
             crew: Mutex::new(Crew { led: true, ..Crew::default() }),
             changed: Condvar::new(),
             left: Condvar::new(),
         });
-        Shared::spawn(&shared)?;
+        Shared::spawn(&shared, Role::Lead)?;
         Ok(Engine { shared })
     }
 
@@ -152,15 +193,16 @@ impl<D: Dispatch> Shared<D> {
         self.crew.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a thread, which leads at once. The caller has already set `led`.
-    fn spawn(shared: &Arc<Self>) -> std::io::Result<()> {
+    /// Adds a thread, which has this role at once. The caller has already noted that somebody has.
+    fn spawn(shared: &Arc<Self>, role: Role) -> std::io::Result<()> {
+        disguise::take_off();
         shared.lock().threads += 1;
         let own = Arc::clone(shared);
         let spawned = std::thread::Builder::new()
             .name("receive".into())
             .stack_size(512 << 10)
             .spawn(move || {
-                Arc::clone(&own).work();
+                Arc::clone(&own).work(role);
                 own.leave();
             });
         // Nobody joins a single thread: one that ends gives its stack back at once.
@@ -172,39 +214,57 @@ impl<D: Dispatch> Shared<D> {
         self.left.notify_all();
     }
 
-    /// A thread's life: lead, and after having given leadership away wait to lead again.
-    fn work(self: Arc<Self>) {
+    /// A thread's life: lead or help, and after that wait to do so again.
+    fn work(self: Arc<Self>, mut role: Role) {
         let _runtime = self.runtime.enter();
         // A file that becomes too large for the caller's limit is an error of the handler's, not the end of all.
         let _ = SigSet::from_iter([Signal::SIGXFSZ]).thread_block();
         CREW.with(|crew| *crew.borrow_mut() = Some(Arc::clone(&self) as Arc<dyn Promote>));
         loop {
-            LEADS.set(true);
-            self.lead();
+            LEADS.set(role == Role::Lead);
+            match role {
+                Role::Lead => self.lead(),
+                Role::Help => self.help(),
+            }
             let mut crew = self.lock();
             if crew.ended || crew.followers >= IDLE_FOLLOWERS {
                 return;
             }
             crew.followers += 1;
-            while crew.led && !crew.ended {
+            while crew.led && crew.help != Help::Wanted && !crew.ended {
                 crew = self.changed.wait(crew).unwrap_or_else(PoisonError::into_inner);
             }
             crew.followers -= 1;
             if crew.ended {
                 return;
             }
-            crew.led = true;
+            if crew.led {
+                (role, crew.help) = (Role::Help, Help::Given);
+            } else {
+                (role, crew.led) = (Role::Lead, true);
+            }
         }
     }
 
     /// Receives and serves until leadership has been given away or no guest is left.
     fn lead(self: &Arc<Self>) {
+        let (mut calls, mut crowded) = (0_u32, 0);
         while LEADS.get() {
-            match self.listener.receive() {
-                // A handler's bug costs its own call: the notification answers as it is dropped,
-                // and this thread, which the other guests need, goes on.
+            let turn = self.receiving.lock().unwrap_or_else(PoisonError::into_inner);
+            let received = self.listener.receive();
+            drop(turn);
+            match received {
                 Ok(Some(notification)) => {
-                    let _ = catch_unwind(AssertUnwindSafe(|| self.serve(notification)));
+                    calls = calls.wrapping_add(1);
+                    if self.may_help && calls % LOOK == 0 {
+                        let others = self.listener.is_ready(PollTimeout::ZERO);
+                        crowded = if others { crowded + 1 } else { 0 };
+                        if crowded >= CROWDED {
+                            crowded = 0;
+                            self.have_help();
+                        }
+                    }
+                    self.serve_safely(notification);
                 }
                 Ok(None) => return self.end(),
                 Err(errno) => {
@@ -213,6 +273,60 @@ impl<D: Dispatch> Shared<D> {
                 }
             }
         }
+    }
+
+    /// Makes somebody the helper, if there is none.
+    fn have_help(self: &Arc<Self>) {
+        let mut crew = self.lock();
+        if crew.help != Help::None || crew.ended {
+            return;
+        }
+        if crew.followers > 0 {
+            crew.help = Help::Wanted;
+            drop(crew);
+            self.changed.notify_one();
+            return;
+        }
+        crew.help = Help::Given;
+        drop(crew);
+        if Shared::spawn(self, Role::Help).is_err() {
+            // It goes on alone.
+            self.lock().help = Help::None;
+        }
+    }
+
+    /// Serves what waits while the leader is busy, as long as there is something.
+    fn help(self: &Arc<Self>) {
+        let mut in_vain = 0;
+        while in_vain < IN_VAIN && self.listener.is_ready(PollTimeout::from(PATIENCE)) {
+            let turn = match self.receiving.try_lock() {
+                Ok(turn) => turn,
+                Err(TryLockError::Poisoned(turn)) => turn.into_inner(),
+                // The leader is about to take it.
+                Err(TryLockError::WouldBlock) => {
+                    in_vain += 1;
+                    std::thread::yield_now();
+                    continue;
+                }
+            };
+            if !self.listener.is_ready(PollTimeout::ZERO) {
+                in_vain += 1;
+                continue;
+            }
+            let received = self.listener.receive();
+            drop(turn);
+            // (If nobody is left the leader is told, too.)
+            let Ok(Some(notification)) = received else { break };
+            in_vain = 0;
+            self.serve_safely(notification);
+        }
+        self.lock().help = Help::None;
+    }
+
+    /// A handler's bug costs its own call: the notification answers as it is dropped, and this thread, which the other
+    /// guests need, goes on.
+    fn serve_safely(self: &Arc<Self>, notification: Notification) {
+        let _ = catch_unwind(AssertUnwindSafe(|| self.serve(notification)));
     }
 
     fn end(&self) {
@@ -310,7 +424,7 @@ impl<D: Dispatch> Promote for Shared<D> {
         };
         if waiting {
             self.changed.notify_one();
-        } else if let Err(error) = Shared::spawn(&self) {
+        } else if let Err(error) = Shared::spawn(&self, Role::Lead) {
             // Without a second thread the slow handler holds the others up, until this thread or
             // one that is done earlier leads again.
             tracing::warn!(%error, "no thread could be added to receive");

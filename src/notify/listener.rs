@@ -69,6 +69,13 @@ impl Listener {
         }
     }
 
+    /// Whether a guest waits to be received, or does within this time.
+    pub fn is_ready(&self, within: PollTimeout) -> bool {
+        let mut fds = [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)];
+        let ready = poll(&mut fds, within);
+        ready == Ok(1) && fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLIN))
+    }
+
     /// Whether no task uses the filter any more (POLLHUP, Linux 5.9).
     fn hung_up(&self) -> bool {
         let mut fds = [PollFd::new(self.fd.as_fd(), PollFlags::empty())];

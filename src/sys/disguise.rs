@@ -3,6 +3,8 @@
 //! To the kernel credentials belong to a thread; it is the C library that gives all threads of a process the same
 //! (nptl(7)). So the calls are made without it, and the other threads keep what they have.
 
+use std::cell::RefCell;
+
 use libc::c_long;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
@@ -107,6 +109,44 @@ impl Disguise {
     }
 }
 
+thread_local! {
+    /// What this thread keeps on when a piece of work is done, and for which it may.
+    static KEPT: RefCell<Option<(u32, Disguise)>> = const { RefCell::new(None) };
+}
+
+/// Puts a disguise on that stays until [`take_off`]: to change back and forth for each of many small pieces of work
+/// costs more than they do. It serves work of this kind alone; whoever begins another one calls [`take_off_unless`]
+/// first. Nothing is done where one of this kind is on.
+///
+/// # Errors
+/// `owner` cannot be told, or the rights cannot be taken on: then none is on.
+pub fn keep_on<'o>(
+    kind: u32,
+    owner: impl FnOnce() -> Result<Option<&'o Owner>, Errno>,
+) -> Result<(), Errno> {
+    if KEPT.with_borrow(|kept| kept.as_ref().is_some_and(|(of, _)| *of == kind)) {
+        return Ok(());
+    }
+    take_off();
+    if let Some(owner) = owner()? {
+        let worn = Disguise::put_on(owner)?;
+        KEPT.set(Some((kind, worn)));
+    }
+    Ok(())
+}
+
+/// This thread has its own rights again, unless what is to be done is of the kind that it has kept a disguise on for.
+pub fn take_off_unless(kind: u32) {
+    if KEPT.with_borrow(|kept| kept.as_ref().is_some_and(|(of, _)| *of != kind)) {
+        take_off();
+    }
+}
+
+/// This thread has its own rights again. Comes before a thread is made, which gets those of its maker (clone(2)).
+pub fn take_off() {
+    drop(KEPT.take());
+}
+
 impl Drop for Disguise {
     fn drop(&mut self) {
         // What was permitted all the time can be made effective again; then the ids may change.
@@ -135,6 +175,31 @@ mod tests {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
     use super::*;
+
+    #[test]
+    fn what_is_kept_on_serves_one_kind_of_work_and_goes_before_another() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let capable = || has_capabilities().unwrap();
+        let own = Owner { uid: 0, gid: 0, groups: vec![0] };
+        keep_on(1, || Ok(Some(&own))).unwrap();
+        assert!(!capable());
+        // It is not asked for again.
+        keep_on(1, || Err(Errno::EIO)).unwrap();
+        take_off_unless(1);
+        assert!(!capable());
+        take_off_unless(2);
+        assert!(capable());
+        keep_on(1, || Ok(Some(&own))).unwrap();
+        assert_eq!(keep_on(2, || Err(Errno::EIO)), Err(Errno::EIO));
+        assert!(capable());
+        keep_on(3, || Ok(None)).unwrap();
+        assert!(capable());
+        keep_on(1, || Ok(Some(&own))).unwrap();
+        take_off();
+        assert!(capable());
+    }
 
     #[test]
     fn only_this_thread_is_somebody_else_and_only_for_a_time() {

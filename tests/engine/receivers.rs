@@ -1,13 +1,14 @@
-//! Who receives: one thread at a time, and never one that does something slow.
+//! Who receives: one thread at a time, and never one that does something slow; and who helps a busy one.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use sandbox::notify::{Answer, Outcome, Trapped, hand_over};
 use tokio::sync::watch;
 
-use crate::common::{LIMIT, wait_for};
+use crate::common::{LIMIT, skip, wait_for};
 use crate::stage::{FULL, OWN, Served, Stage, now, unexpected};
 
 const CROWD: u64 = 100;
@@ -145,6 +146,45 @@ fn handing_over_again_and_again_loses_no_call() {
     wait_for("the guest's end or a leak of threads", || {
         assert!(stage.engine.threads() <= 8 + 3, "{} threads", stage.engine.threads());
         stage.receivers();
+        stage.has_ended()
+    });
+    assert_eq!(stage.finish(), 0);
+}
+
+#[test]
+fn where_call_upon_call_waits_a_second_thread_serves_besides_and_receives_nothing_that_is_still_to_come()
+ {
+    if thread::available_parallelism().is_ok_and(|it| it.get() < 2) {
+        return skip("a second processor");
+    }
+    let (serving, most) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let serve = {
+        let (serving, most) = (Arc::clone(&serving), Arc::clone(&most));
+        move |trapped: &Trapped| {
+            most.fetch_max(serving.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            let begin = Instant::now();
+            while begin.elapsed() < Duration::from_micros(50) {
+                std::hint::spin_loop();
+            }
+            serving.fetch_sub(1, Ordering::SeqCst);
+            now(trapped.received().args[0] as i64 + 1)
+        }
+    };
+    let mut stage = Stage::start(FULL, &["traps", "threads", "8", "2000"], Served::by(serve));
+    wait_for("the guest's end or a leak of threads", || {
+        assert!(stage.engine.threads() <= 3, "{} threads", stage.engine.threads());
+        assert!(stage.receivers() <= 1, "several threads wait in RECV");
+        stage.has_ended()
+    });
+    assert_eq!(stage.finish(), 0);
+    assert_eq!(most.load(Ordering::SeqCst), 2);
+}
+
+#[test]
+fn calls_that_come_one_by_one_are_served_by_one_thread() {
+    let mut stage = Stage::start(FULL, &["traps", "echo", "5000"], Served::by(unexpected));
+    wait_for("the guest's end", || {
+        assert!(stage.engine.threads() <= 1, "{} threads", stage.engine.threads());
         stage.has_ended()
     });
     assert_eq!(stage.finish(), 0);
