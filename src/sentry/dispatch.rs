@@ -13,7 +13,7 @@ use super::syscalls::{Class, Handler, Row, table};
 use super::task::comm;
 use crate::notify::filter::native_arch;
 use crate::notify::{Answer, Dispatch, Outcome, Received, Trapped};
-use crate::sys::process;
+use crate::sys::{disguise, process};
 
 /// Set in the numbers of the x32 entry points (arch/x86/include/uapi/asm/unistd.h).
 const X32_BIT: u32 = 0x4000_0000;
@@ -21,6 +21,7 @@ const X32_BIT: u32 = 0x4000_0000;
 impl Dispatch for Kernel {
     fn dispatch(self: &Arc<Self>, trapped: &Trapped) -> Outcome {
         let received = trapped.received();
+        disguise::take_off_unless(received.number);
         if received.arch != native_arch() || received.number & X32_BIT != 0 {
             return Outcome::Now(self.refuse_foreign(trapped));
         }

@@ -7,6 +7,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use libc::{c_int, c_void};
 use nix::errno::Errno;
 
+use super::numbers::{SYS_getxattrat, SYS_listxattrat};
+
 const NO_LINKS: u64 = libc::RESOLVE_NO_MAGICLINKS | libc::RESOLVE_NO_SYMLINKS;
 
 /// Opens `path` below `directory`, close-on-exec. EXDEV: it leads to another mount or out; ELOOP: over a
@@ -68,8 +70,23 @@ fn openat2(directory: RawFd, path: &CStr, flags: c_int, resolve: u64) -> Result<
 /// Names of the extended attributes of what is at `path` (followed), as far as they can be seen.
 pub fn attribute_names(path: &CStr) -> Result<Vec<Vec<u8>>, Errno> {
     // SAFETY: the kernel writes at most `length` bytes to a buffer of as many.
-    let list = whole(|at, length| unsafe { libc::listxattr(path.as_ptr(), at.cast(), length) })?;
-    Ok(list.split(|byte| *byte == 0).filter(|it| !it.is_empty()).map(<[u8]>::to_vec).collect())
+    whole(|at, length| unsafe { libc::listxattr(path.as_ptr(), at.cast(), length) })
+        .map(|list| names(&list))
+}
+
+/// The same of what has this name in `directory`, itself. ENOSYS before Linux 6.13 (listxattrat(2)).
+pub fn attribute_names_in(directory: BorrowedFd<'_>, name: &CStr) -> Result<Vec<Vec<u8>>, Errno> {
+    let flags = libc::AT_SYMLINK_NOFOLLOW;
+    // SAFETY: `name` is NUL-terminated; the kernel writes at most `length` bytes to a buffer of as many.
+    whole(|at, length| unsafe {
+        libc::syscall(SYS_listxattrat, directory.as_raw_fd(), name.as_ptr(), flags, at, length)
+            as isize
+    })
+    .map(|list| names(&list))
+}
+
+fn names(list: &[u8]) -> Vec<Vec<u8>> {
+    list.split(|byte| *byte == 0).filter(|it| !it.is_empty()).map(<[u8]>::to_vec).collect()
 }
 
 /// The value of an extended attribute of what is at `path` (followed).
@@ -82,6 +99,49 @@ pub fn attribute(path: &CStr, name: &CStr) -> Result<Vec<u8>, Errno> {
 pub fn own_attribute(path: &CStr, name: &CStr) -> Result<Vec<u8>, Errno> {
     // SAFETY: as above.
     whole(|at, length| unsafe { libc::lgetxattr(path.as_ptr(), name.as_ptr(), at, length) })
+}
+
+/// The value of an extended attribute of what has a path from `directory`, read into `room`: how long it is. `follow`:
+/// over a link at its end, too. ENOSYS before Linux 6.13 (getxattrat(2)); ERANGE: there is no room for it.
+pub fn attribute_in(
+    directory: BorrowedFd<'_>,
+    path: &CStr,
+    follow: bool,
+    name: &CStr,
+    room: &mut [u8],
+) -> Result<usize, Errno> {
+    /// struct xattr_args of include/uapi/linux/xattr.h.
+    #[repr(C, align(8))]
+    struct Args {
+        value: u64,
+        size: u32,
+        flags: u32,
+    }
+    let value = room.as_mut_ptr() as u64;
+    let args = Args { value, size: u32::try_from(room.len()).unwrap_or(u32::MAX), flags: 0 };
+    // SAFETY: both strings are NUL-terminated; `args` is of the size that is given, and the kernel writes at most as many
+    // bytes as `room` has.
+    let done = unsafe {
+        libc::syscall(
+            SYS_getxattrat,
+            directory.as_raw_fd(),
+            path.as_ptr(),
+            if follow { 0 } else { libc::AT_SYMLINK_NOFOLLOW },
+            name.as_ptr(),
+            &raw const args,
+            size_of::<Args>(),
+        )
+    };
+    Errno::result(done).map(|length| length as usize)
+}
+
+/// The same of a file that is open, but for O_PATH (EBADF).
+pub fn attribute_of(file: BorrowedFd<'_>, name: &CStr, room: &mut [u8]) -> Result<usize, Errno> {
+    // SAFETY: `name` is NUL-terminated; the kernel writes at most as many bytes as `room` has.
+    let done = unsafe {
+        libc::fgetxattr(file.as_raw_fd(), name.as_ptr(), room.as_mut_ptr().cast(), room.len())
+    };
+    Errno::result(done).map(|length| length as usize)
 }
 
 /// Sets an extended attribute of what is at `path` (followed).

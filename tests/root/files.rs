@@ -21,6 +21,21 @@ fn calls_tell_of_files_what_root_would_be_told() {
     }
 }
 
+/// More at once than threads serve them, and by numbers that mean something else to each of them.
+#[test]
+fn threads_that_look_at_once_are_told_of_their_own_files() {
+    let workspace = Workspace::new("root-looks");
+    let program = guest("root_looks");
+    for place in ["native", "inside"] {
+        workspace.write(&format!("{place}/.keep"), "");
+    }
+    let go = |place: &str| format!("cd {place} && {} 8 300", program.display());
+    as_root_sh(&workspace, &go("inside")).success().expect_out("0 wrong\n");
+    if is_root() {
+        workspace.native(&["sh", "-c", &go("native")]).success().expect_out("0 wrong\n");
+    }
+}
+
 /// What `find` says of a tree.
 const LIST: &str = "find . -printf '%P %y %U %G %m %l\\n' | sort";
 

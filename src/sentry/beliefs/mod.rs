@@ -11,6 +11,7 @@ mod copy;
 mod gone;
 mod place;
 mod saved;
+mod sight;
 mod table;
 
 use std::collections::HashSet;
@@ -25,11 +26,13 @@ use nix::sys::statvfs::{FsFlags, fstatvfs};
 use nix::unistd::{getegid, geteuid};
 
 pub use belief::{Belief, Device, INSTEAD, MODE, NAME};
-pub(super) use place::{Spot, find, find_open, find_spot, flags_of, place_of};
+pub(super) use place::{Spot, base_of, find, find_open, find_spot, flags_of, place_of};
 pub use saved::{FileSearch, SavedBelief, SavedPlace, is_sound};
+pub(super) use sight::{Sight, copy_of};
 
+use self::sight::{ROOM, at_path};
 use self::table::{Key, MOST, Table};
-use crate::sys::disguise::{Disguise, Owner};
+use crate::sys::disguise::{self, Disguise, Owner};
 use crate::sys::{beneath, files};
 
 /// What the kernel says of a file, as far as a belief is about it.
@@ -123,14 +126,27 @@ impl FileBeliefs {
         &self,
         owner: impl FnOnce() -> Result<Option<Owner>, Errno>,
     ) -> Result<Option<Disguise>, Errno> {
-        let owner = match self.owner.get() {
-            Some(owner) => owner,
-            None => {
-                let found = owner()?;
-                self.owner.get_or_init(|| found)
-            }
-        };
-        owner.as_ref().map(Disguise::put_on).transpose()
+        self.owner(owner)?.map(Disguise::put_on).transpose()
+    }
+
+    /// The same for all calls of one kind that follow on this thread, as [`disguise::keep_on`] says.
+    pub(super) fn keep_disguise(
+        &self,
+        kind: u32,
+        owner: impl FnOnce() -> Result<Option<Owner>, Errno>,
+    ) -> Result<(), Errno> {
+        disguise::keep_on(kind, || self.owner(owner))
+    }
+
+    fn owner(
+        &self,
+        owner: impl FnOnce() -> Result<Option<Owner>, Errno>,
+    ) -> Result<Option<&Owner>, Errno> {
+        if let Some(owner) = self.owner.get() {
+            return Ok(owner.as_ref());
+        }
+        let found = owner()?;
+        Ok(self.owner.get_or_init(|| found).as_ref())
     }
 
     /// The owner that a file of the host's number has inside.
@@ -143,28 +159,49 @@ impl FileBeliefs {
     /// What is believed of the file at `path`: where that is a place in procfs, of what it stands for, else of what has
     /// that name itself.
     pub(super) fn of(&self, path: &CStr, real: &Real) -> Belief {
+        let attribute = |room: &mut [u8; ROOM]| at_path(path, room);
+        self.told(real, attribute, || Key::of(path))
+    }
+
+    /// What is believed of a file by what the kernel says of it: the attribute that `attribute` reads, or else the table's
+    /// word on `key`.
+    fn told(
+        &self,
+        real: &Real,
+        attribute: impl FnOnce(&mut [u8; ROOM]) -> Result<usize, Errno>,
+        key: impl FnOnce() -> Result<Key, Errno>,
+    ) -> Belief {
         if real.uid != self.user {
             return Belief::default();
         }
-        if real.takes_attributes()
-            && let Ok(value) = if is_descriptor(path) {
-                beneath::attribute(path, NAME)
-            } else {
-                beneath::own_attribute(path, NAME)
+        let mut room = [0; ROOM];
+        if real.takes_attributes() {
+            match attribute(&mut room) {
+                Ok(length) => return Belief::parse(&room[..length]).unwrap_or_default(),
+                // Nobody has written such a long one.
+                Err(Errno::ERANGE) => return Belief::default(),
+                Err(_) => {}
             }
-        {
-            return Belief::parse(&value).unwrap_or_default();
         }
         if self.table.is_empty() {
             return Belief::default();
         }
-        let Ok(key) = Key::of(path) else { return Belief::default() };
+        let Ok(key) = key() else { return Belief::default() };
         self.table.get(&key).unwrap_or_default()
     }
 
     /// What guests are shown of the file at `path`.
     pub(super) fn shown(&self, path: &CStr, real: &Real) -> Shown {
-        let belief = self.of(path, real);
+        self.shown_with(self.of(path, real), real)
+    }
+
+    /// What they are shown of a file that is looked at.
+    pub(super) fn shown_of(&self, sight: Sight<'_>, real: &Real) -> Shown {
+        let attribute = |room: &mut [u8; ROOM]| sight.attribute(room);
+        self.shown_with(self.told(real, attribute, || sight.key()), real)
+    }
+
+    fn shown_with(&self, belief: Belief, real: &Real) -> Shown {
         let (uid, gid) = self.inside(real);
         Shown {
             uid: belief.uid.unwrap_or(uid),

@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open, openat, openat2, readlink};
 use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
 
-use super::FileBeliefs;
+use super::{FileBeliefs, copy_of};
 use crate::sys::fdinfo::FdInfo;
 use crate::sys::{files, generated};
 
@@ -72,7 +72,12 @@ pub(in crate::sentry) fn find(tid: i32, dirfd: i32, path: &[u8], follow: bool) -
         return in_root(&root(tid)?, path, follow).ok();
     }
     let place = place_of(tid, dirfd);
-    below(tid, handle(&place).ok()?, path, follow, Some(&place))
+    below(tid, base_of(tid, dirfd)?, path, follow, Some(&place))
+}
+
+/// What a relative path begins at. It has to be closed before the call is answered ([`copy_of`]).
+pub(in crate::sentry) fn base_of(tid: i32, dirfd: i32) -> Option<OwnedFd> {
+    copy_of(tid, dirfd).or_else(|_| handle(&place_of(tid, dirfd))).ok()
 }
 
 /// The directory that a guest's path names something in, and the name. `None`: the kernel has to say.

@@ -30,10 +30,17 @@ impl Key {
     /// itself.
     pub(super) fn of(path: &CStr) -> Result<Key, Errno> {
         let flags = if is_descriptor(path) { 0 } else { libc::AT_SYMLINK_NOFOLLOW };
-        let found = look::statx(path, flags, libc::STATX_INO | libc::STATX_BTIME)?;
+        look::statx(path, flags, Key::MASK).map(|found| Key::told_by(&found))
+    }
+
+    /// What statx(2) has to be asked for.
+    pub(super) const MASK: u32 = libc::STATX_INO | libc::STATX_BTIME;
+
+    /// That of the file that statx(2) has told this of.
+    pub(super) fn told_by(found: &libc::statx) -> Key {
         let device = libc::makedev(found.stx_dev_major, found.stx_dev_minor);
         let born = (found.stx_btime.tv_sec, found.stx_btime.tv_nsec);
-        Ok(Key { device, inode: found.stx_ino, born })
+        Key { device, inode: found.stx_ino, born }
     }
 
     /// That of the file with these numbers.

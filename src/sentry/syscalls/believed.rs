@@ -4,23 +4,23 @@
 //! believed of it (`sentry::beliefs`). Where it cannot find what the guest means, the kernel answers, and shows the owner that
 //! it knows.
 
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::sys::stat::{FileStat, lstat, stat};
+use nix::sys::stat::FileStat;
 
 use super::args::{AccessMode, AtFlags, DirFd, Path};
 use super::watch;
 use crate::notify::{Answer, hand_over};
 use crate::sentry::Features;
 use crate::sentry::beliefs::{
-    FileBeliefs, Real, Shown, Spot, find, find_open, find_spot, place_of,
+    FileBeliefs, Real, Shown, Sight, Spot, base_of, copy_of, find, find_open, find_spot, place_of,
 };
 use crate::sentry::call::Call;
 use crate::sentry::credentials::Capability;
 use crate::sentry::paths::{Guest, rights_to_take};
-use crate::sys::disguise::Disguise;
+use crate::sys::disguise::{self, Disguise};
 use crate::sys::{files, look};
 use crate::timekeeping::SECOND;
 
@@ -33,18 +33,26 @@ pub(super) enum Form {
     Statx(u64, u32),
 }
 
-/// What a call is about, by a path of the sentry's own.
+/// What a call is about.
 enum Subject {
-    /// What this leads to.
+    /// What this path of procfs leads to.
     Place(CString),
-    /// What has this name, which leads over no link but at its end; and the name alone.
-    Name(CString, Vec<u8>),
+    /// What has this name in a directory; and the name alone.
+    Name(OwnedFd, CString, Vec<u8>),
+    /// What a descriptor is open for, or stands for.
+    Open(OwnedFd),
     /// What a path leads to.
     At(OwnedFd),
 }
 
 /// Finds what stat(2) and its kin are about. `None`: the kernel has to say.
-fn subject(call: &Call<'_>, dirfd: i32, path: Option<Path>, flags: i32) -> Option<Subject> {
+fn subject(
+    call: &Call<'_>,
+    beliefs: &FileBeliefs,
+    dirfd: i32,
+    path: Option<Path>,
+    flags: i32,
+) -> Option<Subject> {
     let tid = call.received().tid;
     let text = match path {
         None => Vec::new(),
@@ -56,13 +64,17 @@ fn subject(call: &Call<'_>, dirfd: i32, path: Option<Path>, flags: i32) -> Optio
         if path.is_some() && flags & libc::AT_EMPTY_PATH == 0 {
             return None;
         }
+        // (What is elsewhere than on a disk is told of a file that is closed, be it a copy: flush in vfs(7).)
+        if beliefs.is_fast(tid)
+            && let Ok(copy) = copy_of(tid, dirfd)
+        {
+            return Some(Subject::Open(copy));
+        }
         return CString::new(place_of(tid, dirfd)).ok().map(Subject::Place);
     }
     if !text.contains(&b'/') && text != b".." {
-        let mut name = place_of(tid, dirfd).into_bytes();
-        name.push(b'/');
-        name.extend_from_slice(&text);
-        return CString::new(name).ok().map(|name| Subject::Name(name, text));
+        let name = CString::new(&*text).ok()?;
+        return base_of(tid, dirfd).map(|base| Subject::Name(base, name, text));
     }
     find(tid, dirfd, &text, flags & libc::AT_SYMLINK_NOFOLLOW == 0).map(Subject::At)
 }
@@ -75,59 +87,83 @@ pub(super) fn show(
     flags: i32,
     form: Form,
 ) -> Option<Answer> {
+    let shown = look(call, dirfd, path, flags, form);
+    // What else looks at calls like this one does so with the sentry's own rights.
+    if shown.is_none() || call.kernel.features().contains(Features::FILE_LOG) {
+        disguise::take_off();
+    }
+    shown
+}
+
+fn look(call: &Call<'_>, dirfd: i32, path: Option<Path>, flags: i32, form: Form) -> Option<Answer> {
     const SYNC: i32 = libc::AT_STATX_SYNC_TYPE;
     const KNOWN: i32 = libc::AT_SYMLINK_NOFOLLOW | libc::AT_EMPTY_PATH | libc::AT_NO_AUTOMOUNT;
     let known = if matches!(form, Form::Statx(..)) { KNOWN | SYNC } else { KNOWN };
     let beliefs = call.kernel.beliefs().filter(|_| flags & !known == 0)?;
-    beliefs.note_view(call.received().tid, || call.trapped().is_valid());
+    let (tid, is_valid) = (call.received().tid, || call.trapped().is_valid());
+    beliefs.note_view(tid, is_valid);
     may_take_long(call, beliefs);
-    let _worn = worn(call, beliefs).ok()?;
-    let written = match subject(call, dirfd, path, flags)? {
-        Subject::Place(path) => look_at(call, beliefs, &path, flags & SYNC, form)?,
-        Subject::At(file) => {
-            let path = files::descriptor_path(file.as_fd());
-            look_at(call, beliefs, &path, flags & SYNC, form)?
-        }
-        Subject::Name(path, text) => {
-            let itself = flags & SYNC | libc::AT_SYMLINK_NOFOLLOW;
-            let follows = flags & libc::AT_SYMLINK_NOFOLLOW == 0;
-            if follows && lstat(&*path).ok()?.st_mode & libc::S_IFMT == libc::S_IFLNK {
-                let file = find(call.received().tid, dirfd, &text, true)?;
-                let path = files::descriptor_path(file.as_fd());
-                look_at(call, beliefs, &path, flags & SYNC, form)?
-            } else {
-                look_at(call, beliefs, &path, itself, form)?
+    // Such calls come by the thousand.
+    let guest = Guest { tid, is_valid: &is_valid };
+    beliefs.keep_disguise(call.received().number, || rights_to_take(guest)).ok()?;
+    let at = |sight: Sight<'_>| look_at(call, beliefs, sight, flags, form);
+    let seen = match subject(call, beliefs, dirfd, path, flags)? {
+        Subject::Place(path) => at(Sight::Place(&path))?,
+        Subject::Open(file) => at(Sight::Open(file.as_fd()))?,
+        Subject::At(file) => at(Sight::Handle(file.as_fd()))?,
+        Subject::Name(base, name, text) => match at(Sight::Name(base.as_fd(), &name))? {
+            Seen::Link => {
+                let file = find(tid, dirfd, &text, true)?;
+                at(Sight::Handle(file.as_fd()))?
             }
-        }
+            seen => seen,
+        },
     };
-    Some(written.map(|()| 0).into())
+    match seen {
+        Seen::Link => None,
+        Seen::Told(written) => Some(written.map(|()| 0).into()),
+    }
 }
 
-/// Looks at the file at `path` and writes what is believed of it. `None`: it cannot be looked at.
+/// What a look at a file has come to.
+enum Seen {
+    /// What has the name is a link that the call goes on from.
+    Link,
+    /// What is believed of it was written, or could not be.
+    Told(Result<(), Errno>),
+}
+
+/// Looks at a file and writes what is believed of it. `None`: it cannot be looked at.
 fn look_at(
     call: &Call<'_>,
     beliefs: &FileBeliefs,
-    path: &CStr,
+    sight: Sight<'_>,
     flags: i32,
     form: Form,
-) -> Option<Result<(), Errno>> {
-    let itself = flags & libc::AT_SYMLINK_NOFOLLOW != 0;
-    Some(match form {
+) -> Option<Seen> {
+    let follows = flags & libc::AT_SYMLINK_NOFOLLOW == 0 && matches!(sight, Sight::Name(..));
+    let goes_on = |real: &Real| follows && real.mode & libc::S_IFMT == libc::S_IFLNK;
+    Some(Seen::Told(match form {
         Form::Stat(address) => {
-            let mut found = if itself { lstat(path) } else { stat(path) }.ok()?;
-            let shown = beliefs.shown(path, &Real::of(&found));
-            believe(call, &mut found, &shown);
+            let mut found = sight.stat().ok()?;
+            let real = Real::of(&found);
+            if goes_on(&real) {
+                return Some(Seen::Link);
+            }
+            believe(call, &mut found, &beliefs.shown_of(sight, &real));
             call.memory().write(address, look::bytes_of_stat(&found))
         }
         Form::Statx(address, mask) => {
-            let mut found = look::statx(path, flags, mask | WHOLE).ok()?;
+            let mut found = sight.statx(flags & libc::AT_STATX_SYNC_TYPE, mask | WHOLE).ok()?;
             let mode = u32::from(found.stx_mode);
             let real = Real { uid: found.stx_uid, gid: found.stx_gid, mode };
-            let shown = beliefs.shown(path, &real);
-            believe_x(call, &mut found, &shown);
+            if goes_on(&real) {
+                return Some(Seen::Link);
+            }
+            believe_x(call, &mut found, &beliefs.shown_of(sight, &real));
             call.memory().write(address, look::bytes_of_statx(&found))
         }
-    })
+    }))
 }
 
 /// Without these nothing can be said of a belief.
