@@ -199,7 +199,7 @@ pub(super) fn line(change: &Change) -> String {
 
 /// Says what of the changes no commit applies.
 pub(super) fn notes(changes: &[Change]) {
-    for change in changes {
+    for change in changes.iter().filter(|it| it.too_deep || !it.withheld.is_empty()) {
         let path = quoted(&change.path);
         if change.too_deep {
             eprintln!("sandbox: {path} is too deep to be committed, and was not looked into");

@@ -74,18 +74,31 @@ impl Upper {
         Ok(())
     }
 
-    /// What is at a name, with the mode that it had.
-    fn look(&self, at: BorrowedFd<'_>, name: &OsStr) -> Result<Option<FileStat>, Errno> {
-        let mut stat = entry::look(at, name)?;
-        if let Some(stat) = &mut stat
-            && let Some(mode) = self.modes.get(&(stat.st_dev, stat.st_ino))
-        {
+    /// What an entry is to be on the host, with the mode that it had.
+    fn wanted(&self, seen: &Seen) -> FileStat {
+        let mut stat = seen.stat;
+        if let Some(mode) = self.modes.get(&(stat.st_dev, stat.st_ino)) {
             stat.st_mode = *mode;
         }
-        match stat {
-            Some(stat) => Ok(Some(believed::wanted(stat, &believed::look(at, name, &stat)?))),
-            None => Ok(None),
-        }
+        believed::wanted(stat, &seen.belief)
+    }
+}
+
+/// What a layer has at a name.
+pub(super) struct Seen {
+    stat: FileStat,
+    /// The names of its attributes.
+    attributes: Vec<Vec<u8>>,
+    belief: Belief,
+}
+
+impl Seen {
+    /// Looks at it, if there is anything.
+    pub(super) fn of(directory: BorrowedFd<'_>, name: &OsStr) -> Result<Option<Seen>, Errno> {
+        let Some(stat) = entry::look(directory, name)? else { return Ok(None) };
+        let attributes = entry::attribute_names_at(directory, name)?;
+        let belief = believed::look(directory, name, &stat, &attributes)?;
+        Ok(Some(Seen { stat, attributes, belief }))
     }
 }
 
@@ -133,18 +146,17 @@ impl Old {
     }
 }
 
-/// Whether a file can get another name as it is: in attributes of security modules and capabilities it is like
-/// the file that it replaces there, or where there is none, like the directory, whose they are if they are known.
+/// Whether a file with these attributes can get another name as it is: in those of security modules and capabilities it
+/// is like the file that it replaces there, or where there is none, like the directory, whose they are if they are known.
 fn fits(
-    file: BorrowedFd<'_>,
+    own: &Attributes,
     parent: (BorrowedFd<'_>, Option<&Attributes>),
     old: Option<&Old>,
 ) -> Result<bool, Errno> {
-    let own = entry::security(file)?;
     match (old, parent) {
-        (Some(old), _) => Ok(own == old.security),
-        (None, (_, Some(known))) => Ok(own == *known),
-        (None, (parent, None)) => Ok(own == entry::security(parent)?),
+        (Some(old), _) => Ok(*own == old.security),
+        (None, (_, Some(known))) => Ok(own == known),
+        (None, (parent, None)) => Ok(*own == entry::security(parent)?),
     }
 }
 
@@ -163,11 +175,12 @@ pub(super) struct Copier<'c> {
 }
 
 impl Copier<'_> {
-    /// Copies `name` of the layer's directory `from` to `temporary` in `to`, which is at `place`'s parent.
-    /// `old` is the file that it will replace; `known`: the attributes of security modules that `to` has.
+    /// Copies `name` of the layer's directory `from`, which was `seen` there, to `temporary` in `to`, which is at `place`'s
+    /// parent. `old` is the file that it will replace; `known`: the attributes of security modules that `to` has.
     pub(super) fn copy(
         &mut self,
         upper: &mut Upper,
+        seen: Seen,
         from: (BorrowedFd<'_>, &OsStr, &Path),
         to: (BorrowedFd<'_>, &OsStr, Place),
         old: Option<&Old>,
@@ -175,7 +188,7 @@ impl Copier<'_> {
     ) -> Result<(), Errno> {
         let (directory, name, relative) = from;
         let (parent, temporary, place) = to;
-        let stat = upper.look(directory, name)?.ok_or(Errno::ENOENT)?;
+        let stat = upper.wanted(&seen);
         let identity = (stat.st_dev, stat.st_ino);
         let kind = Type::of(&stat);
         if kind == Type::File
@@ -186,28 +199,17 @@ impl Copier<'_> {
             return Ok(());
         }
         match kind {
-            // Where the layer is on the same mount nothing need be copied: the host gets another name of
-            // the file, and the overlay loses its own afterwards.
             Type::File
                 if self.gives
-                    && fits(entry::open_path(directory, name)?.as_fd(), (parent, known), old)?
-                    && linkat(directory, name, parent, temporary, AtFlags::empty()).is_ok() =>
+                    && self.give(
+                        (directory, name),
+                        &seen,
+                        &stat,
+                        (parent, temporary),
+                        old,
+                        known,
+                    )? =>
             {
-                (self.tell)(stat.st_size as u64);
-                let made = entry::open_path(parent, temporary)?;
-                let there = fstat(&made)?;
-                if (there.st_dev, there.st_ino) != identity {
-                    return Err(Errno::ESTALE);
-                }
-                entry::strip(made.as_fd())?;
-                if (stat.st_uid, stat.st_gid) != (there.st_uid, there.st_gid) {
-                    let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
-                    fchownat(&made, "", Some(uid), Some(gid), AtFlags::AT_EMPTY_PATH)?;
-                }
-                let mode = safe_mode(&stat, old.map(|it| it.mode));
-                if mode != there.st_mode {
-                    set_mode(made.as_fd(), mode)?;
-                }
                 return Ok(());
             }
             Type::File => self.file(directory, name, &stat, parent, temporary)?,
@@ -224,6 +226,57 @@ impl Copier<'_> {
         dress(directory, name, &stat, parent, temporary, old)
     }
 
+    /// Gives a file another name, and makes it what `wanted` says. Where the layer is on the same mount nothing need be
+    /// copied: the overlay loses its own name afterwards. `false`: it cannot be.
+    fn give(
+        &mut self,
+        (directory, name): (BorrowedFd<'_>, &OsStr),
+        seen: &Seen,
+        wanted: &FileStat,
+        (parent, temporary): (BorrowedFd<'_>, &OsStr),
+        old: Option<&Old>,
+        known: Option<&Attributes>,
+    ) -> Result<bool, Errno> {
+        let security = match seen.attributes.iter().any(|it| entry::is_security(it)) {
+            true => entry::security(entry::open_path(directory, name)?.as_fd())?,
+            false => Vec::new(),
+        };
+        if !fits(&security, (parent, known), old)?
+            || linkat(directory, name, parent, temporary, AtFlags::empty()).is_err()
+        {
+            return Ok(false);
+        }
+        (self.tell)(wanted.st_size as u64);
+        let identity = (wanted.st_dev, wanted.st_ino);
+        let is_it = |there: &FileStat| match (there.st_dev, there.st_ino) == identity {
+            true => Ok(()),
+            false => Err(Errno::ESTALE),
+        };
+        let there = entry::look(parent, temporary)?.ok_or(Errno::ESTALE)?;
+        is_it(&there)?;
+        let mode = safe_mode(wanted, old.map(|it| it.mode));
+        let owner = (wanted.st_uid, wanted.st_gid);
+        // (Most are as they are to be.)
+        if (there.st_uid, there.st_gid) == owner
+            && there.st_mode == mode
+            && !seen.attributes.iter().any(|it| entry::is_stripped(it))
+        {
+            return Ok(true);
+        }
+        let made = entry::open_path(parent, temporary)?;
+        let there = fstat(&made)?;
+        is_it(&there)?;
+        entry::strip(made.as_fd())?;
+        if owner != (there.st_uid, there.st_gid) {
+            let (uid, gid) = (Uid::from_raw(owner.0), Gid::from_raw(owner.1));
+            fchownat(&made, "", Some(uid), Some(gid), AtFlags::AT_EMPTY_PATH)?;
+        }
+        if mode != there.st_mode {
+            set_mode(made.as_fd(), mode)?;
+        }
+        Ok(true)
+    }
+
     fn link(
         &mut self,
         (layer, relative): &Place,
@@ -234,7 +287,8 @@ impl Copier<'_> {
         let root = self.roots.get(layer).ok_or(Errno::ENOENT)?;
         let above = root.open(relative.parent().unwrap_or(Path::new("")))?;
         let name = relative.file_name().ok_or(Errno::EINVAL)?;
-        if !fits(entry::open_path(above.as_fd(), name)?.as_fd(), (parent, None), old)? {
+        let own = entry::security(entry::open_path(above.as_fd(), name)?.as_fd())?;
+        if !fits(&own, (parent, None), old)? {
             return Err(Errno::EXDEV);
         }
         linkat(&above, name, parent, temporary, AtFlags::empty())?;
@@ -278,17 +332,17 @@ impl Copier<'_> {
             if below.as_os_str().len() > PATH_MAX {
                 return Err(Errno::ENAMETOOLONG);
             }
-            let Some(stat) = entry::look(from.as_fd(), &inner)? else { continue };
-            if entry::is_whiteout(from.as_fd(), &inner, &stat)?
-                || matches!(Type::of(&stat), Type::Socket | Type::Device)
-                || is_left_out(&believed::look(from.as_fd(), &inner, &stat)?, &stat)
+            let Some(seen) = Seen::of(from.as_fd(), &inner)? else { continue };
+            if entry::is_whiteout(from.as_fd(), &inner, &seen.stat)?
+                || matches!(Type::of(&seen.stat), Type::Socket | Type::Device)
+                || is_left_out(&seen.belief, &seen.stat)
                 || !(self.wanted)(*layer, &below)
             {
                 continue;
             }
             let place = (*layer, place.join(&inner));
             let (from, to) = ((from.as_fd(), &*inner, &*below), (to.as_fd(), &*inner, place));
-            self.copy(upper, from, to, None, Some(&security))?;
+            self.copy(upper, seen, from, to, None, Some(&security))?;
         }
         Ok(())
     }

@@ -43,7 +43,7 @@ pub(super) fn wanted(mut stat: FileStat, belief: &Belief) -> FileStat {
     if let Some(mode) = belief.mode {
         stat.st_mode = stat.st_mode & !MODE | mode;
     }
-    if geteuid().is_root() {
+    if (belief.uid.is_some() || belief.gid.is_some()) && geteuid().is_root() {
         stat.st_uid = belief.uid.unwrap_or(stat.st_uid);
         stat.st_gid = belief.gid.unwrap_or(stat.st_gid);
     }
@@ -52,6 +52,9 @@ pub(super) fn wanted(mut stat: FileStat, belief: &Belief) -> FileStat {
 
 /// Owner and permissions in words, where they are such as the kernel did not have.
 pub(super) fn words(stat: &FileStat, belief: &Belief) -> Option<String> {
+    if belief.is_nothing() {
+        return None;
+    }
     let (uid, gid, mode) = seen(stat, belief);
     let mut words = Vec::new();
     if belief.uid.is_some() || belief.gid.is_some() {
@@ -76,13 +79,14 @@ pub(super) fn attributes(fd: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>, Errno> {
     Ok(entry::attribute_names(fd)?.into_iter().filter_map(rest).collect())
 }
 
-/// What is believed of what has a name in a directory of a layer.
+/// The same of what has a name in a directory of a layer, and attributes of these names.
 pub(super) fn look(
     directory: BorrowedFd<'_>,
     name: &OsStr,
     stat: &FileStat,
+    attributes: &[Vec<u8>],
 ) -> Result<Belief, Errno> {
-    if !can_have(stat) {
+    if attributes.iter().all(|it| it != NAME.to_bytes()) || !can_have(stat) {
         return Ok(Belief::default());
     }
     Ok(of(entry::open_path(directory, name)?.as_fd(), stat))

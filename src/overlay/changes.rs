@@ -333,11 +333,11 @@ impl<'k> Changes<'k> {
         if let Some(found) = &mut found
             && matches!(found.now, Some(Type::File | Type::Directory | Type::Fifo))
         {
-            let place = entry::open_path(upper, name)?;
             // (Most have no attributes, which is found out by one call.)
-            let belief = if entry::attribute_names(place.as_fd())?.is_empty() {
+            let belief = if entry::attribute_names_at(upper, name)?.is_empty() {
                 Belief::default()
             } else {
+                let place = entry::open_path(upper, name)?;
                 let host = match &frame.host {
                     Some(host) if before.is_some() => Some(entry::open_path(host.as_fd(), name)?),
                     _ => None,

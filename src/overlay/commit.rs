@@ -6,7 +6,7 @@
 //! whatever interrupts this leaves every path old or new, and nothing that the next commit would not
 //! remove.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -18,7 +18,7 @@ use nix::sys::stat::FileStat;
 use nix::unistd::{AccessFlags, syncfs};
 use serde_bytes::ByteBuf;
 
-use super::apply::{Copier, Old, Root, Upper, own, safe_mode, set_times, temporary};
+use super::apply::{Copier, Old, Root, Seen, Upper, own, safe_mode, set_times, temporary};
 use super::believed;
 use super::changes::{Change, Changes, Kind, What, open_host, set_mode, short};
 use super::conflicts::{conflicts, late_conflicts};
@@ -167,9 +167,14 @@ fn choose(all: &[Change], only: &[Glob]) -> (Vec<Change>, Vec<PathBuf>) {
     };
     let matched =
         |change: &&Change| only.is_empty() || only.iter().any(|glob| glob.matches(&change.path));
-    let mut wanted: BTreeSet<&Path> = BTreeSet::new();
+    // (Paths are many, and to compare two of them is to take both apart: sets of them are by hash.)
+    let mut wanted: HashSet<&Path> = HashSet::new();
     for change in all.iter().filter(matched).filter(carried) {
-        wanted.extend(change.path.ancestors());
+        for above in change.path.ancestors() {
+            if !wanted.insert(above) {
+                break;
+            }
+        }
     }
     let makes_room = |change: &Change| {
         change.now == Some(Type::Directory) && matches!(change.kind, Kind::Added | Kind::Type)
@@ -184,8 +189,8 @@ fn choose(all: &[Change], only: &[Glob]) -> (Vec<Change>, Vec<PathBuf>) {
 
 /// What stays in the overlay, by layer.
 fn pending(all: &[Change], committed: &Committed) -> HashMap<usize, Pending> {
-    let done: BTreeSet<&Path> = committed.changes.iter().map(|it| &*it.path).collect();
-    let skipped: BTreeSet<&Path> = committed.skipped.iter().map(|it| &**it).collect();
+    let done: HashSet<&Path> = committed.changes.iter().map(|it| &*it.path).collect();
+    let skipped: HashSet<&Path> = committed.skipped.iter().map(|it| &**it).collect();
     let mut rest: HashMap<usize, Pending> = HashMap::new();
     for change in all.iter().filter(|it| !done.contains(&*it.path) && !skipped.contains(&*it.path))
     {
@@ -204,8 +209,8 @@ struct Commit<'k> {
     uppers: HashMap<usize, Upper>,
     /// What is put in its place by one step each; what lies in new directories comes with them.
     steps: Vec<Step>,
-    /// Every chosen path.
-    chosen: BTreeSet<(usize, PathBuf)>,
+    /// Every chosen path, by layer.
+    chosen: HashMap<usize, HashSet<PathBuf>>,
     total: u64,
     /// Nothing stays in the overlay: its files can be given to the host as they are.
     whole: bool,
@@ -220,11 +225,14 @@ impl<'k> Commit<'k> {
             roots: HashMap::new(),
             uppers: HashMap::new(),
             steps: Vec::new(),
-            chosen: changes.iter().map(|it| (it.layer, it.relative.clone())).collect(),
+            chosen: HashMap::new(),
             total: changes.iter().map(|change| change.size).sum(),
             whole: false,
             interrupted: false,
         };
+        for change in changes {
+            commit.chosen.entry(change.layer).or_default().insert(change.relative.clone());
+        }
         for (layer, note) in kept.description.layers.iter().enumerate() {
             commit.uppers.insert(layer, Upper::new(kept.layer(layer, "upper")?));
             if changes.iter().any(|change| change.layer == layer) {
@@ -347,7 +355,7 @@ impl<'k> Commit<'k> {
         let mut copier = Copier {
             roots,
             links: links.collect(),
-            wanted: &|layer, relative: &Path| chosen.contains(&(layer, relative.to_owned())),
+            wanted: &|layer, relative| chosen.get(&layer).is_some_and(|it| it.contains(relative)),
             gives: *whole,
             linked: BTreeSet::new(),
             tell: &mut told,
@@ -370,9 +378,11 @@ impl<'k> Commit<'k> {
             let from = upper.open(above).map_err(fail)?;
             let old = Old::of(parent.as_fd(), name).map_err(fail)?;
             let place = (*layer, above.join(&step.temporary));
+            let seen = Seen::of(from.as_fd(), name).and_then(|it| it.ok_or(Errno::ENOENT));
             copier
                 .copy(
                     upper,
+                    seen.map_err(fail)?,
                     (from.as_fd(), name, relative),
                     (parent.as_fd(), &step.temporary, place),
                     old.as_ref(),

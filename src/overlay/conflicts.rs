@@ -57,6 +57,8 @@ fn judge(
 ) -> Result<Vec<PathBuf>, OverlayError> {
     let mut found = Vec::new();
     let mut roots: HashMap<usize, Root> = HashMap::new();
+    // A directory that the host has not: what is new in it need not be looked for, name by name.
+    let mut missing: Option<(usize, &Path)> = None;
     for change in chosen {
         // Its names come and go, and that changes its stamp too.
         if (change.kind, change.now) == (Kind::Attributes, Some(Type::Directory)) {
@@ -65,6 +67,12 @@ fn judge(
         let fail =
             |errno: Errno| refuse!("cannot look at {}: {}", quoted(&change.path), errno.desc());
         let Some(name) = change.relative.file_name() else { continue };
+        if let (Some((layer, above)), None) = (missing, change.before)
+            && layer == change.layer
+            && change.relative.starts_with(above)
+        {
+            continue;
+        }
         let root = match roots.entry(change.layer) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(new) => {
@@ -72,10 +80,14 @@ fn judge(
                 new.insert(Root(open_host(&place).map_err(fail)?))
             }
         };
-        let directory = match root.open(change.relative.parent().unwrap_or(Path::new(""))) {
+        let above = change.relative.parent().unwrap_or(Path::new(""));
+        let directory = match root.open(above) {
             Ok(directory) => directory,
             // It is in a directory that is new itself.
-            Err(_) if change.before.is_none() => continue,
+            Err(errno) if change.before.is_none() => {
+                missing = (errno == Errno::ENOENT).then_some((change.layer, above));
+                continue;
+            }
             Err(errno) => return Err(fail(errno)),
         };
         let newer = match change.before {

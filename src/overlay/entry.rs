@@ -3,6 +3,7 @@
 use std::ffi::{CStr, CString, OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
@@ -122,7 +123,12 @@ pub(super) fn attributes(fd: BorrowedFd<'_>) -> Result<Attributes, Errno> {
 
 /// Those of security modules, and capabilities.
 pub(super) fn security(fd: BorrowedFd<'_>) -> Result<Attributes, Errno> {
-    read_attributes(fd, |name| name.starts_with(b"security."))
+    read_attributes(fd, is_security)
+}
+
+/// Whether an attribute is one of those.
+pub(super) fn is_security(name: &[u8]) -> bool {
+    name.starts_with(b"security.")
 }
 
 /// The capabilities of a file.
@@ -136,6 +142,24 @@ pub(super) fn attribute_names(fd: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>, Errno>
         Err(Errno::EOPNOTSUPP) => Ok(Vec::new()),
         done => done,
     }
+}
+
+/// The same of what has a name in a directory, itself.
+pub(super) fn attribute_names_at(
+    directory: BorrowedFd<'_>,
+    name: &OsStr,
+) -> Result<Vec<Vec<u8>>, Errno> {
+    /// listxattrat(2) is not there (before Linux 6.13), or a filter of the host's is against it.
+    static WITHOUT: AtomicBool = AtomicBool::new(false);
+    if !WITHOUT.load(Ordering::Relaxed) {
+        match beneath::attribute_names_in(directory, &c_name(name)?) {
+            // (To list names is never EPERM: path_listxattrat in fs/xattr.c.)
+            Err(Errno::ENOSYS | Errno::EPERM) => WITHOUT.store(true, Ordering::Relaxed),
+            Err(Errno::EOPNOTSUPP) => return Ok(Vec::new()),
+            done => return done,
+        }
+    }
+    attribute_names(open_path(directory, name)?.as_fd())
 }
 
 fn read_attributes(
@@ -211,13 +235,16 @@ pub(super) fn unlocked(
     }
 }
 
-/// Takes overlayfs's own attributes from what was a layer's file, those of a guest that look like them, and beliefs.
+/// Whether an attribute is overlayfs's own, one of a guest that looks like them, or a belief.
+pub(super) fn is_stripped(name: &[u8]) -> bool {
+    name.starts_with(OWN) || name.starts_with(NAME.to_bytes())
+}
+
+/// Takes such attributes from what was a layer's file.
 pub(super) fn strip(fd: BorrowedFd<'_>) -> Result<(), Errno> {
     let path = files::descriptor_path(fd);
     let names = beneath::attribute_names(&path)?;
-    for name in
-        names.into_iter().filter(|name| name.starts_with(OWN) || name.starts_with(NAME.to_bytes()))
-    {
+    for name in names.into_iter().filter(|name| is_stripped(name)) {
         let name = c_name(OsStr::from_bytes(&name))?;
         unlocked(fd, || beneath::remove_attribute(&path, &name))?;
     }

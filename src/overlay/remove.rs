@@ -81,9 +81,15 @@ pub(super) fn remove_tree(parent: BorrowedFd<'_>, name: &OsStr) -> Result<(), Er
                 Err(errno) => return Err(errno),
             };
             for name in names(inside.as_fd())? {
-                if !is_directory(inside.as_fd(), &name)? {
-                    gone(unlinkat(&inside, name.as_os_str(), UnlinkatFlags::NoRemoveDir))?;
-                } else if unlinkat(&inside, name.as_os_str(), UnlinkatFlags::RemoveDir).is_err() {
+                match gone(unlinkat(&inside, name.as_os_str(), UnlinkatFlags::NoRemoveDir)) {
+                    // It is a directory (may_delete in fs/namei.c).
+                    Err(Errno::EISDIR) => {}
+                    done => {
+                        done?;
+                        continue;
+                    }
+                }
+                if unlinkat(&inside, name.as_os_str(), UnlinkatFlags::RemoveDir).is_err() {
                     gone(heap_up(inside.as_fd(), &name))?;
                 }
             }
