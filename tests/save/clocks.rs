@@ -44,6 +44,16 @@ fn clocks_go_on_after_restores() {
     }
 }
 
+/// So many that one of them may be stopped between the kernel's clock and what is added to it.
+#[test]
+fn a_clock_that_is_being_read_runs_backwards_for_nobody() {
+    let desk = Desk::new("readers");
+    desk.begin("save_readers", "up go 32");
+    desk.save(Way::RestoredTwice);
+    desk.touch("go");
+    desk.ends_well("all so\n");
+}
+
 #[test]
 fn a_clock_that_was_set_goes_on() {
     let words = ["--time", "+0s", "--user", "root"];

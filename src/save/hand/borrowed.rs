@@ -151,8 +151,9 @@ impl Borrowed {
     /// stopped there, if it was asked to stop in their midst. It runs nothing else. A fault that it meets (what it was
     /// to write to is not there) is what it has stopped for, then.
     pub fn come_out_of(&mut self, code: &Range<u64>) -> Result<(), HandError> {
-        // Some hundred instructions, and again if the kernel changes what they read.
-        const STEPS: usize = 20_000;
+        // A hundred or so. (Where steps take so long that the kernel changes meanwhile what they read, they begin again,
+        // as they would after a restore.)
+        const STEPS: usize = 400;
         const FAULTS: [i32; 2] = [libc::SIGSEGV, libc::SIGBUS];
         let faults = FAULTS.iter().fold(0, |set, signal| set | bit(*signal));
         let mut registers = self.before.registers;

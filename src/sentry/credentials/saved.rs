@@ -181,10 +181,9 @@ impl Beliefs {
 
 #[cfg(test)]
 mod tests {
-    use std::process::{Command, Stdio};
-
     use proptest::prelude::*;
 
+    use super::super::tests::{alone, waiting};
     use super::super::{CARRIER, Change, process};
     use super::*;
 
@@ -230,7 +229,8 @@ mod tests {
 
     #[test]
     fn who_somebody_is_goes_on() {
-        let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        let _alone = alone();
+        let mut child = waiting();
         let pid = child.id() as i32;
         let before = Beliefs::default();
         before.change(pid, |it| it.set_users(Change::Three(5, 6, 7))).unwrap();

@@ -1,6 +1,8 @@
 //! Rules of ids and capabilities, and how they are inherited.
 
+use std::io::{Read, Write};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
 use proptest::prelude::*;
@@ -200,9 +202,20 @@ proptest! {
     }
 }
 
-/// A process that waits for its input to end.
-fn waiting() -> Child {
-    Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap()
+/// No other test has processes with numbers meanwhile: whoever looks for those in use looks at all that there are.
+pub(super) fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A process that waits for its input to end. (Its start is over: that of a program is told before all of its memory is
+/// laid out, begin_new_exec in fs/exec.c.)
+pub(super) fn waiting() -> Child {
+    let mut child =
+        Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.as_mut().unwrap().write_all(b"x").unwrap();
+    child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    child
 }
 
 fn become_user(it: &mut Credentials) -> Result<(), Errno> {
@@ -211,6 +224,7 @@ fn become_user(it: &mut Credentials) -> Result<(), Errno> {
 
 #[test]
 fn the_kernel_carries_what_a_process_is() {
+    let _alone = alone();
     let beliefs = Beliefs::default();
     let mut child = waiting();
     let pid = child.id() as i32;
@@ -236,6 +250,7 @@ fn the_kernel_carries_what_a_process_is() {
 
 #[test]
 fn numbers_are_used_again_when_there_are_too_many() {
+    let _alone = alone();
     let beliefs = Beliefs::default();
     let mut child = waiting();
     let pid = child.id() as i32;
