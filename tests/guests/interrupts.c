@@ -27,7 +27,7 @@ enum { READ = 2, READ_ALL = 3, SIZE_UNREAD = 9, SIZE_BUFFER = 10 };
 
 static const char *threads = "alone", *directed = "thread";
 static char text[1 << 17];
-static volatile sig_atomic_t alarms, others;
+static volatile sig_atomic_t alarms, others, other_runs;
 static volatile int *shared;
 
 static void fail(const char *what, long got)
@@ -105,6 +105,7 @@ static void handle(int signal, void (*handler)(int), int flags)
 static void *other_thread(void *argument)
 {
 	(void)argument;
+	other_runs = 1;
 	for (;;)
 		pause();
 	return NULL;
@@ -123,6 +124,9 @@ static void start_other_thread(void)
 		fail("pthread_create", -1);
 	if (strcmp(threads, "idle"))
 		pthread_sigmask(SIG_SETMASK, &before, NULL);
+	/* A thread begins with all signals blocked, and takes what is pending when it unblocks them. */
+	while (!other_runs)
+		usleep(100);
 }
 
 static char state_of(pid_t process, pid_t thread)
