@@ -91,7 +91,7 @@ const GROUPS: [Group; 11] = [
     Group::new(pause::NAME, pause::measure),
     Group { parts: &files::PARTS, ..Group::new(files::NAME, files::measure) },
     Group::new(carried::NAME, carried::measure),
-    Group::new(save::NAME, save::measure),
+    Group { parts: &save::PARTS, ..Group::new(save::NAME, save::measure) },
     Group::new(cpu::REPORT, cpu::report),
     Group::new(cpu::BUDGET, cpu::budget),
     Group::new(idle::ONE, idle::one),

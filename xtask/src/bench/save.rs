@@ -19,6 +19,8 @@ use super::running::Guest;
 
 /// The name that `--only` knows.
 pub(super) const NAME: &str = "save/pause, save and restore";
+/// What of it can be chosen alone.
+pub(super) const PARTS: [&str; 3] = ["memory", "zeros", "crowds"];
 
 const ID: &str = "bench-save";
 const RESTORED: &str = "bench-restored";
@@ -36,13 +38,18 @@ pub(super) fn measure(bench: &Bench) -> Result<Vec<Row>, String> {
     let image = Image::new();
     let mut peers = Peers::probe(bench)?;
     let mut rows = Vec::new();
+    let [memory, zeroed, crowds] = PARTS.map(|part| bench.wants(&format!("{NAME}/{part}")));
     let sizes: &[u32] = bench.pick(&[0, 1024, 4096], &[0, 256]);
-    for size in sizes {
+    for size in sizes.iter().filter(|_| memory) {
         note(heap(bench, *size, &image, &peers), &format!("save of {size} MiB"), &mut rows)?;
     }
-    let size = bench.pick(1024, 256);
-    note(zeros(bench, size, &image), "save of zeros", &mut rows)?;
-    note(crowd(bench, &image, &peers), "save of a crowd", &mut rows)?;
+    if zeroed {
+        let size = bench.pick(1024, 256);
+        note(zeros(bench, size, &image), "save of zeros", &mut rows)?;
+    }
+    if crowds {
+        note(crowd(bench, &image, &peers), "save of a crowd", &mut rows)?;
+    }
     if let Some(first) = rows.first_mut() {
         first.notes.append(&mut peers.notes);
     }
