@@ -10,7 +10,9 @@ use std::ops::AddAssign;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::stat::Stat;
+use nix::time::ClockId;
+
+use super::stat::{self, Stat};
 
 /// CPU time, microseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -57,28 +59,25 @@ pub struct Carried {
     inner: Mutex<Inner>,
 }
 
-/// Protected by `Carried::inner`. Processes and threads are known by their number and their start.
+/// Protected by `Carried::inner`. Processes and threads are known by their number, and by having started no later than
+/// they were brought: all are there then, so that who has such a number later has started later.
 #[derive(Debug, Default)]
 struct Inner {
-    processes: HashMap<i32, (u64, Brought)>,
-    threads: HashMap<i32, (u64, Used)>,
+    /// Ticks since boot, as in [`Stat::start`].
+    brought: u64,
+    processes: HashMap<i32, Brought>,
+    threads: HashMap<i32, Used>,
 }
 
 impl Carried {
     /// Remembers what processes bring, which are there and do not run yet.
     pub fn bring(&self, all: Vec<Brought>) {
         let mut inner = self.lock();
+        inner.brought = ticks_since_boot();
         for mut process in all {
-            let pid = process.pid;
-            for (tid, used) in std::mem::take(&mut process.threads) {
-                if used != Used::default() {
-                    let stat = Stat::of_thread(pid, tid);
-                    inner.threads.extend(stat.map(|stat| (tid, (stat.start, used))));
-                }
-            }
-            // (That of its first thread.)
-            let stat = Stat::of_thread(pid, pid);
-            inner.processes.extend(stat.map(|stat| (pid, (stat.start, process))));
+            let threads = std::mem::take(&mut process.threads).into_iter();
+            inner.threads.extend(threads.filter(|(_, used)| *used != Used::default()));
+            inner.processes.insert(process.pid, process);
         }
     }
 
@@ -89,10 +88,9 @@ impl Carried {
 
     /// What a thread has.
     pub fn thread(&self, tid: i32) -> Used {
-        match self.lock().threads.get(&tid) {
-            Some((start, used)) if is_there(tid, *start) => *used,
-            _ => Used::default(),
-        }
+        let inner = self.lock();
+        let used = inner.threads.get(&tid).filter(|_| inner.is_there(tid));
+        used.copied().unwrap_or_default()
     }
 
     /// What the children have that the process has waited for, before the save or since.
@@ -109,22 +107,27 @@ impl Carried {
 
 impl Inner {
     fn process(&self, pid: i32) -> Option<&Brought> {
-        self.processes.get(&pid).filter(|(start, _)| is_there(pid, *start)).map(|(_, it)| it)
+        self.processes.get(&pid).filter(|_| self.is_there(pid))
+    }
+
+    /// Whether the process or thread is listed, and the same one. A zombie is.
+    fn is_there(&self, id: i32) -> bool {
+        Stat::read(id).is_some_and(|stat| stat.start <= self.brought)
     }
 
     /// Adds to a process what those of its children brought that are gone, and forgets them. What they
     /// had waited for themselves comes to it with them. (A child that nobody waits for, because its parent
     /// ignores SIGCHLD, is counted by this and not by the kernel. Nothing tells the two apart.)
     fn inherit(&mut self, parent: i32) {
-        let of_parent = self.processes.values().filter(|(_, it)| it.parent == parent);
+        let of_parent = self.processes.values().filter(|it| it.parent == parent);
         let gone: Vec<i32> = of_parent
-            .filter(|(start, it)| it.pid != parent && !is_there(it.pid, *start))
-            .map(|(_, it)| it.pid)
+            .filter(|it| it.pid != parent && !self.is_there(it.pid))
+            .map(|it| it.pid)
             .collect();
         for pid in gone {
             self.inherit(pid);
-            let Some((_, child)) = self.processes.remove(&pid) else { continue };
-            if let Some((_, process)) = self.processes.get_mut(&parent) {
+            let Some(child) = self.processes.remove(&pid) else { continue };
+            if let Some(process) = self.processes.get_mut(&parent) {
                 process.children += child.own;
                 process.children += child.children;
             }
@@ -132,9 +135,9 @@ impl Inner {
     }
 }
 
-/// Whether the process or thread is listed, and the same one. A zombie is.
-fn is_there(id: i32, start: u64) -> bool {
-    Stat::read(id).is_some_and(|stat| stat.start == start)
+fn ticks_since_boot() -> u64 {
+    let now = ClockId::CLOCK_BOOTTIME.now().map(Duration::from).unwrap_or_default();
+    stat::in_ticks(now)
 }
 
 #[cfg(test)]
@@ -187,6 +190,22 @@ mod tests {
         assert_eq!(carried.children(own), used(43, 64));
         assert_eq!(carried.children(own), used(43, 64));
         assert_eq!(carried.own(pid), Used::default());
+    }
+
+    #[test]
+    fn who_has_the_number_of_one_that_has_ended_has_brought_nothing() {
+        let mut child = waiting();
+        let (pid, own) = (child.id() as i32, used(1, 2));
+        let carried = Carried::default();
+        let threads = vec![(pid, used(3, 4))];
+        carried.bring(vec![Brought { pid, own, threads, ..Brought::default() }]);
+        assert_eq!((carried.own(pid), carried.thread(pid)), (own, used(3, 4)));
+        let started = Stat::read(pid).unwrap().start;
+        assert!(started <= carried.lock().brought);
+        carried.lock().brought = started - 1;
+        assert_eq!((carried.own(pid), carried.thread(pid)), (Used::default(), Used::default()));
+        drop(child.stdin.take());
+        child.wait().unwrap();
     }
 
     #[test]

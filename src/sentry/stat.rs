@@ -8,8 +8,18 @@ use crate::sys::generated;
 
 /// Time of so many clock ticks of user space.
 pub(super) fn ticks(count: u64) -> Duration {
-    let per_second = sysconf(SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100).max(1) as u64;
-    Duration::from_micros(count.saturating_mul(1_000_000 / per_second))
+    Duration::from_micros(count.saturating_mul(1_000_000 / ticks_per_second()))
+}
+
+/// How many whole ticks of user space it is, as the kernel rounds a start (nsec_to_clock_t in kernel/time/time.c).
+pub(super) fn in_ticks(time: Duration) -> u64 {
+    let per_second = ticks_per_second();
+    let rest = u64::from(time.subsec_nanos()) * per_second / 1_000_000_000;
+    time.as_secs().saturating_mul(per_second).saturating_add(rest)
+}
+
+fn ticks_per_second() -> u64 {
+    sysconf(SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100).max(1) as u64
 }
 
 /// What `/proc/PID/stat` says of a process or thread (proc_pid_stat(5)).
@@ -35,13 +45,6 @@ impl Stat {
     /// `None`: there is no such process.
     pub fn read(pid: i32) -> Option<Stat> {
         let text = generated::single(format!("/proc/{pid}/stat")).ok()?;
-        Stat::parse(&text)
-    }
-
-    /// That of a thread: with what only it has used. (Of a thread's number alone the kernel adds up all threads of its
-    /// process: do_task_stat in fs/proc/array.c.)
-    pub(super) fn of_thread(pid: i32, tid: i32) -> Option<Stat> {
-        let text = generated::single(format!("/proc/{pid}/task/{tid}/stat")).ok()?;
         Stat::parse(&text)
     }
 
