@@ -261,7 +261,11 @@ impl Hand {
 
     /// Waits for what was posted, if anything was.
     pub fn rest(&mut self) -> Result<(), HandError> {
-        if self.posted.is_some() { self.collect().map(drop) } else { Ok(()) }
+        if self.posted.is_none() {
+            return Ok(());
+        }
+        // (Others are under way, too.)
+        self.collect_by(ptrace::wait_for_one_of_several).map(drop)
     }
 
     /// Whether anything was posted that nobody has waited for.
@@ -271,9 +275,13 @@ impl Hand {
 
     /// Waits for what was posted, and gives what has become of it.
     pub fn collect(&mut self) -> Result<Done, HandError> {
+        self.collect_by(ptrace::wait_for)
+    }
+
+    fn collect_by(&mut self, wait: fn(i32) -> Result<Stopped, Errno>) -> Result<Done, HandError> {
         let nothing = || HandError::Own("tell of calls that nobody has asked for", Errno::EINVAL);
         let table = self.posted.take().ok_or_else(nothing)?;
-        let stopped = ptrace::wait_for(self.tid).map_err(own("wait for it"))?;
+        let stopped = wait(self.tid).map_err(own("wait for it"))?;
         let why = self.arrive(stopped)?;
         self.follow(&table, why)
     }

@@ -17,7 +17,7 @@
 //! A thread or process that a tracee makes is traced from its first instruction; unless the tracees
 //! are held it is let go at once.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
@@ -32,6 +32,8 @@ use super::progress::Progress;
 use super::task::Status;
 use crate::sys::process;
 use crate::sys::ptrace::{self, Change, Running, Stop, Stopped};
+
+mod stops;
 
 /// Decides what becomes of one tracee. Lives on the tracer's thread.
 pub trait Handler {
@@ -127,6 +129,7 @@ fn live(work: &mpsc::Receiver<Work>, wake: &EventFd, progress: Arc<Progress>) ->
         taken: HashMap::new(),
         held: false,
         running: 0,
+        asked: VecDeque::new(),
         places: 0,
         patience: None,
         progress,
@@ -144,7 +147,7 @@ fn live(work: &mpsc::Receiver<Work>, wake: &EventFd, progress: Arc<Progress>) ->
                 Err(mpsc::TryRecvError::Disconnected) => return Ok(()),
             }
         }
-        while let Some(change) = ptrace::wait()? {
+        while let Some(change) = tracees.next_change()? {
             tracees.changed(change);
         }
         tracees.lose_patience();
@@ -185,6 +188,8 @@ pub struct Tracees {
     held: bool,
     /// How many of `all` have not stopped.
     running: usize,
+    /// Those that were asked to stop, in that order, and maybe some that have stopped since.
+    asked: VecDeque<i32>,
     /// How many there have been.
     places: u64,
     /// Until then those of processes of which one is late are kept.
@@ -280,51 +285,6 @@ impl Tracees {
         if let Some(tracee) = self.all.get_mut(&tid) {
             tracee.how.place = place;
         }
-    }
-
-    /// Asks all to stop that have not, in their order. Gives whether all were still there: those that
-    /// are not are forgotten.
-    pub(super) fn ask_all(&mut self) -> bool {
-        self.ask_those(|state| state.running().is_some())
-    }
-
-    /// The same of those that were not asked before.
-    ///
-    /// Who is asked again although it has stopped, which its tracer has only not seen yet, stops once more
-    /// when it is first made to go on.
-    pub(super) fn ask_new(&mut self) -> bool {
-        self.ask_those(|state| matches!(state, State::Running(_)))
-    }
-
-    fn ask_those(&mut self, of: impl Fn(&State) -> bool) -> bool {
-        let mut all_there = true;
-        for tid in self.in_order(|it| of(&it.state)) {
-            all_there &= self.ask(tid);
-        }
-        self.publish();
-        all_there
-    }
-
-    /// Asks `tid` to stop, if it is traced, has not and was not asked before. Gives whether it was there, as
-    /// above.
-    pub(super) fn ask_if_new(&mut self, tid: i32) -> bool {
-        let is_asked = |it: &Tracee| matches!(it.state, State::Stopping(_));
-        self.all.get(&tid).is_some_and(is_asked) || self.ask(tid)
-    }
-
-    /// Asks `tid` to stop, if it is traced and has not. Gives whether it was there, as above.
-    pub(super) fn ask(&mut self, tid: i32) -> bool {
-        let Some(tracee) = self.all.get_mut(&tid) else { return true };
-        let Some(running) = tracee.state.running() else { return true };
-        // It is about to be told that it has ended, or nothing will tell: its number went with a
-        // thread that executed and was killed before it stopped.
-        let is_there = running.interrupt().is_ok();
-        if is_there {
-            tracee.state = State::Stopping(Running::made(tid));
-        } else {
-            self.remove(tid);
-        }
-        is_there
     }
 
     /// Whether `tid` is traced.

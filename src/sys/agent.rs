@@ -272,6 +272,13 @@ impl Table {
         self.address
     }
 
+    /// Which call a thread is at, from its register r14.
+    pub fn under_way(&self, r14: u64) -> Option<usize> {
+        let behind = usize::try_from(r14.checked_sub(self.address)?).ok()?.checked_sub(HEAD)?;
+        let at = behind / ENTRY;
+        (behind.is_multiple_of(ENTRY) && at < self.entries.len()).then_some(at)
+    }
+
     /// How many bytes its calls take, and its data (to be read back): (where, how many).
     pub fn extents(&self) -> [(u64, usize); 2] {
         [
@@ -354,6 +361,10 @@ mod tests {
         let first = table.call(libc::SYS_openat, [1, text.address]);
         let second = table.attempt(libc::SYS_dup3, [0, 7, 0]);
         table.forward(first, second, 0);
+        // Who is at its second call, at none of them, and between two.
+        let entry = 0x1000 + HEAD as u64 + ENTRY as u64;
+        let at = [entry, 0x1000, entry + ENTRY as u64, entry + 8].map(|at| table.under_way(at));
+        assert_eq!(at, [Some(1), None, None, None]);
         let pieces = table.encode();
         let word = |at: usize| u64::from_ne_bytes(pieces[0].1[at..at + 8].try_into().unwrap());
         assert_eq!(word(0), 2);

@@ -93,11 +93,16 @@ pub fn seize(tid: pid_t) -> Result<Running, Errno> {
 /// The next change of a tracee of the calling thread, if there is one now. Children of other threads
 /// of this process are left alone.
 pub fn wait() -> Result<Option<Change>, Errno> {
+    change_of(-1)
+}
+
+/// The next change of `tid`, or with -1 of any.
+fn change_of(tid: pid_t) -> Result<Option<Change>, Errno> {
     let mut status = 0;
     let flags = libc::WNOHANG | libc::__WALL | libc::__WNOTHREAD;
     loop {
         // SAFETY: the kernel writes one int.
-        match Errno::result(unsafe { libc::waitpid(-1, &mut status, flags) }) {
+        match Errno::result(unsafe { libc::waitpid(tid, &mut status, flags) }) {
             Ok(0) | Err(Errno::ECHILD) => return Ok(None),
             Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno),
@@ -125,12 +130,18 @@ pub fn has_second_processor() -> bool {
 
 /// Waits until `tid`, which the calling thread traces, stops. ESRCH: it has ended.
 pub fn wait_for(tid: pid_t) -> Result<Stopped, Errno> {
+    wait_in(tid, if has_second_processor() { libc::WNOHANG } else { 0 })
+}
+
+/// The same of one of several that run: those who are to run on this processor do, while this thread sleeps.
+pub fn wait_for_one_of_several(tid: pid_t) -> Result<Stopped, Errno> {
+    wait_in(tid, 0)
+}
+
+fn wait_in(tid: pid_t, way: c_int) -> Result<Stopped, Errno> {
     let mut status = 0;
     let begun = Instant::now();
-    let mut flags = libc::__WALL;
-    if has_second_processor() {
-        flags |= libc::WNOHANG;
-    }
+    let mut flags = libc::__WALL | way;
     loop {
         if flags & libc::WNOHANG != 0 && begun.elapsed() > AWAKE {
             flags = libc::__WALL;
@@ -252,6 +263,11 @@ impl Running {
         self.tid
     }
 
+    /// Its next change, if there is one now.
+    pub fn change(&self) -> Result<Option<Change>, Errno> {
+        change_of(self.tid)
+    }
+
     /// Asks the thread to stop. It does before it runs another instruction of its program, once
     /// nothing in the kernel holds it up.
     pub fn interrupt(&self) -> Result<(), Errno> {
@@ -268,6 +284,14 @@ impl Stopped {
     /// From now on it is killed if the calling thread ends.
     pub fn end_with_tracer(&mut self) -> Result<(), Errno> {
         let options = OPTIONS | libc::PTRACE_O_EXITKILL;
+        request(libc::PTRACE_SETOPTIONS, self.tid, 0, options as usize).map(drop)
+    }
+
+    /// Whether its tracer is told of the threads and processes that it makes, and traces them for that.
+    pub fn tell_of_clones(&mut self, told: bool) -> Result<(), Errno> {
+        const CLONES: c_int =
+            libc::PTRACE_O_TRACECLONE | libc::PTRACE_O_TRACEFORK | libc::PTRACE_O_TRACEVFORK;
+        let options = if told { OPTIONS } else { OPTIONS & !CLONES };
         request(libc::PTRACE_SETOPTIONS, self.tid, 0, options as usize).map(drop)
     }
 

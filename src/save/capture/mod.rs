@@ -562,12 +562,13 @@ fn not_held(who: &str, tid: i32) -> SaveError {
 /// The threads of a process that live, its leader first.
 pub(in crate::save) fn threads_of(pid: i32) -> Result<Vec<i32>, Errno> {
     let mut all = numbers_of(pid)?;
-    all.retain(|tid| !stat::read(*tid).is_none_or(|it| matches!(it.state(), b'Z' | b'X')));
+    let has_ended = |it: stat::Fields| matches!(it.state(), b'Z' | b'X');
+    all.retain(|tid| !stat::read_thread(pid, *tid).is_none_or(has_ended));
     Ok(all)
 }
 
 /// The same with those that have ended.
-fn numbers_of(pid: i32) -> Result<Vec<i32>, Errno> {
+pub(in crate::save) fn numbers_of(pid: i32) -> Result<Vec<i32>, Errno> {
     let directory =
         std::fs::read_dir(format!("/proc/{pid}/task")).map_err(|error| errno_of(&error))?;
     let mut all: Vec<i32> =

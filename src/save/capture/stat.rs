@@ -11,6 +11,12 @@ pub fn read(pid: i32) -> Option<Fields> {
     parse(&generated::single(format!("/proc/{pid}/stat")).ok()?)
 }
 
+/// Those of a thread: with what only it has used. (Of a thread's number alone the kernel adds up all threads of its
+/// process, do_task_stat in fs/proc/array.c, which takes long where they are many.)
+pub fn read_thread(pid: i32, tid: i32) -> Option<Fields> {
+    parse(&generated::single(format!("/proc/{pid}/task/{tid}/stat")).ok()?)
+}
+
 /// The name, in parentheses, may hold anything.
 fn parse(text: &[u8]) -> Option<Fields> {
     let close = text.iter().rposition(|byte| *byte == b')')?;

@@ -1,16 +1,17 @@
 //! Threads, made and given what they had.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use nix::errno::Errno;
 use serde_bytes::ByteBuf;
 
 use super::waits::Begun;
+use crate::save::capture;
 use crate::save::error::RestoreError;
 use crate::save::hand::{Hand, HandError, Traps, first_stop};
 use crate::save::state::{Process, Thread};
 use crate::sys::agent::Table;
-use crate::sys::ptrace::{REGISTERS, Stop, Stopped, place, registers_of, signal_of};
+use crate::sys::ptrace::{self, REGISTERS, Stop, Stopped, place, registers_of, signal_of};
 
 /// Flags of a thread of the same process (pthread_create(3)).
 const THREAD: u64 = (libc::CLONE_VM
@@ -49,12 +50,51 @@ pub fn make(
 ) -> Result<Vec<Hand>, RestoreError> {
     let numbers = threads.iter().map(|thread| thread.tid);
     let numbers: Vec<i32> = numbers.filter(|tid| !early.contains_key(tid)).collect();
-    let made = clone_all(leader, THREAD, 0, &numbers)
+    let made = crowd(leader, &numbers)
         .map_err(|(tid, error)| RestoreError::of(format!("{who}: thread {tid}"))(error))?;
     let mut made = made.into_iter();
     let all = threads.iter().map(|thread| early.remove(&thread.tid).or_else(|| made.next()));
     let lost = || RestoreError::refused(format!("the image is damaged: {who}: its threads"));
     all.map(|it| it.ok_or_else(lost)).collect()
+}
+
+/// Makes threads without a stop for each of them. What is made with CLONE_PTRACE is traced as its maker is
+/// (ptrace_init_task in include/linux/ptrace.h), though the tracer is told of none. All threads of the process are
+/// made by its leader, so who is new is one of these.
+fn crowd(leader: &mut Hand, numbers: &[i32]) -> Result<Vec<Hand>, (i32, HandError)> {
+    /// What a table has room for.
+    const AT_ONCE: usize = 512;
+    let mut all = Vec::with_capacity(numbers.len());
+    for some in numbers.chunks(AT_ONCE) {
+        all.extend(crowd_by_one_table(leader, some).map_err(|error| {
+            let at = if let HandError::Call(failed) = error { failed.at } else { 0 };
+            (some[at.min(some.len() - 1)], error)
+        })?);
+    }
+    Ok(all)
+}
+
+fn crowd_by_one_table(leader: &mut Hand, numbers: &[i32]) -> Result<Vec<Hand>, HandError> {
+    let failed = |errno| HandError::Own("look at its threads", errno);
+    let before = capture::numbers_of(leader.tid()).map_err(failed)?;
+    let table = clones(leader, THREAD | libc::CLONE_PTRACE as u64, 0, numbers);
+    let tell = |leader: &mut Hand, told| leader.stopped()?.tell_of_clones(told).map_err(failed);
+    tell(leader, false)?;
+    leader.run(&table)?;
+    tell(leader, true)?;
+    let mut made: Vec<Option<Hand>> = numbers.iter().map(|_| None).collect();
+    let area = leader.area();
+    let now = capture::numbers_of(leader.tid()).map_err(failed)?;
+    let before: HashSet<i32> = before.into_iter().collect();
+    for tid in now.into_iter().filter(|tid| !before.contains(tid)) {
+        let mut stopped = ptrace::wait_for_one_of_several(tid).map_err(failed)?;
+        stopped.tell_of_clones(true).map_err(failed)?;
+        // Its registers are those that its maker had.
+        let at = table.under_way(stopped.registers().map_err(failed)?.r14);
+        let slot = at.and_then(|at| made.get_mut(at)).ok_or(HandError::Killed)?;
+        *slot = Some(Hand::new(stopped, area));
+    }
+    made.into_iter().collect::<Option<_>>().ok_or(HandError::Killed)
 }
 
 /// Makes threads or processes, likewise.
@@ -86,6 +126,14 @@ fn clone_some(
     exit_signal: i32,
     numbers: &[i32],
 ) -> (Vec<Hand>, Result<(), HandError>) {
+    let table = clones(hand, flags, exit_signal, numbers);
+    let mut made = Vec::with_capacity(numbers.len());
+    let done = run_making(hand, &table, &mut made);
+    (made, done)
+}
+
+/// The calls for that.
+fn clones(hand: &Hand, flags: u64, exit_signal: i32, numbers: &[i32]) -> Table {
     let mut table = hand.table();
     for number in numbers {
         let set_tid = table.data(&number.to_ne_bytes());
@@ -99,9 +147,7 @@ fn clone_some(
         let arguments = table.data(&bytes);
         table.call(libc::SYS_clone3, [arguments.address, bytes.len() as u64]);
     }
-    let mut made = Vec::with_capacity(numbers.len());
-    let done = run_making(hand, &table, &mut made);
-    (made, done)
+    table
 }
 
 /// Runs a table whose calls make threads or processes, which stop.
