@@ -40,6 +40,13 @@ fn tree(name: &str) -> Tree {
     Tree(path.canonicalize().unwrap())
 }
 
+/// A directory below it, so deep that links, which lead up four times each, do not lead out of it one after the other.
+fn deep(place: &Path) -> PathBuf {
+    let deep = (0..20).fold(place.to_owned(), |path, _| path.join("d"));
+    std::fs::create_dir_all(&deep).unwrap();
+    deep
+}
+
 fn resolver(root: &Root) -> Resolver<'_> {
     Resolver::new(nix::unistd::gettid().as_raw(), root, &None, &|| true)
 }
@@ -80,7 +87,7 @@ fn build(tree: &Path, pieces: &[(String, u8, String)]) {
         let _ = match kind {
             0 | 1 => std::fs::create_dir(path),
             2 => std::fs::write(path, "x"),
-            3 if target.starts_with('/') => symlink(tree.join(&target[1..]), path),
+            _ if target.starts_with('/') => symlink(tree.join(&target[1..]), path),
             _ => symlink(target, path),
         };
     }
@@ -103,14 +110,15 @@ proptest! {
             libc::O_WRONLY,
             libc::O_RDWR | libc::O_NOFOLLOW,
         ];
-        let tree = tree("lead");
-        build(&tree.0, &pieces);
+        let place = tree("lead");
+        let tree = deep(&place.0);
+        build(&tree, &pieces);
         let root = Root::of(nix::unistd::gettid().as_raw()).unwrap();
-        let directory = File::open(&tree.0).unwrap();
+        let directory = File::open(&tree).unwrap();
         for path in &paths {
             let mut path = path.clone().into_bytes();
             if absolute {
-                path = joined(tree.0.as_os_str().as_bytes(), &path);
+                path = joined(tree.as_os_str().as_bytes(), &path);
             }
             for flags in FLAGS {
                 let (kernel, own) =
@@ -136,9 +144,8 @@ proptest! {
         let flags = FLAGS[flags];
         let place = tree("made");
         let answers = ["kernel", "ours"].map(|name| {
-            // So deep that no path leads to where the other one is.
-            let tree = place.0.join(name).join("1/2/3/4/5/6/in");
-            std::fs::create_dir_all(&tree).unwrap();
+            // (No path leads to where the other one is.)
+            let tree = deep(&place.0.join(name));
             build(&tree, &pieces);
             let directory = File::open(&tree).unwrap();
             let root = Root::of(nix::unistd::gettid().as_raw()).unwrap();
