@@ -40,7 +40,8 @@ fn tree(name: &str) -> Tree {
     Tree(path.canonicalize().unwrap())
 }
 
-/// A directory below it, so deep that links, which lead up four times each, do not lead out of it one after the other.
+/// A directory below it, so deep that links, which lead up seven times each at most, do not lead out of it one behind the
+/// other: what is made through them is removed with the tree.
 fn deep(place: &Path) -> PathBuf {
     let deep = (0..20).fold(place.to_owned(), |path, _| path.join("d"));
     std::fs::create_dir_all(&deep).unwrap();
@@ -242,6 +243,24 @@ fn magic_links_and_devices_are_those_of_the_caller() {
         ours(&root, &directory, path.as_bytes(), libc::O_RDONLY),
         natively(&directory, path.as_bytes(), libc::O_RDONLY)
     );
+}
+
+#[test]
+fn links_to_the_root_directory_lead_no_higher() {
+    let root = Root::of(nix::unistd::gettid().as_raw()).unwrap();
+    let tree = tree("root");
+    let directory = File::open(&tree.0).unwrap();
+    for (name, target) in [("slash", "/"), ("dot", "/."), ("up", "/.."), ("far", "/../../dev")] {
+        symlink(target, tree.0.join(name)).unwrap();
+        for behind in ["", "/", "/.", "/..", "/null", "/dev/null", "/../dev/null", "/none"] {
+            let path = format!("{name}{behind}");
+            for flags in [libc::O_RDONLY, libc::O_RDONLY | libc::O_NOFOLLOW, libc::O_DIRECTORY] {
+                let kernel = natively(&directory, path.as_bytes(), flags);
+                let own = ours(&root, &directory, path.as_bytes(), flags);
+                assert_eq!(kernel, own, "{path} {flags:o}");
+            }
+        }
+    }
 }
 
 #[test]
